@@ -1,0 +1,152 @@
+"""The device mesh, and the table from logical axes to mesh axes.
+
+A mesh always exists: on one device every axis has size 1, so the laptop and the
+pod run the same program. Layers name their axes logically (`embed`, `heads`,
+`vocab`, ...); only this table says where an axis lives.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxalign.errors import ConfigError, DeviceError
+
+AXES = ("data", "fsdp", "tensor")
+
+# None: replicated. A tuple: the product of several mesh axes.
+DEFAULT_RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "layers": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "rank": None,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices each mesh axis takes.
+
+    Attributes:
+      data: copies of the model, each on its share of the rows; -1 takes the devices that are left.
+      fsdp: devices that share parameters, gradients and optimizer state, and rows.
+      tensor: devices that split each matrix product.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for name in AXES:
+            size = getattr(self, name)
+            if size < 1 and not (name == "data" and size == -1):
+                raise ValueError(f"mesh.{name} must be a positive number of devices, got {size}")
+
+
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with the axes `data`, `fsdp`, `tensor`.
+
+    Args:
+      config: sizes of the axes; all 1 when None.
+      devices: devices to use; all of `jax.devices()` when None.
+
+    Raises:
+      DeviceError: the axes ask for more devices than there are.
+      ConfigError: `data=-1` and the devices do not divide by the other axes.
+    """
+    config = config or MeshConfig()
+    devices = list(jax.devices() if devices is None else devices)
+    data = config.data
+    if data == -1:
+        data, rest = divmod(len(devices), config.fsdp * config.tensor)
+        if rest or not data:
+            raise ConfigError(
+                f"mesh.data=-1: {len(devices)} devices do not divide by "
+                f"fsdp x tensor = {config.fsdp * config.tensor}"
+            )
+    shape = (data, config.fsdp, config.tensor)
+    count = int(np.prod(shape))
+    if count > len(devices):
+        raise DeviceError(
+            f"the mesh data x fsdp x tensor = {shape} needs {count} devices; there are {len(devices)}: "
+            + ", ".join(str(d) for d in devices[:8])
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
+
+
+def partition_spec(
+    logical_axes: Sequence[str | None],
+    shape: Sequence[int],
+    mesh: Mesh,
+    rules: Mapping[str, str | tuple[str, ...] | None] = DEFAULT_RULES,
+) -> PartitionSpec:
+    """The mesh axes of one array; an axis whose size does not divide is replicated."""
+    spec: list[str | tuple[str, ...] | None] = []
+    used: set[str] = set()
+    for name, size in zip(logical_axes, shape, strict=True):
+        target = rules.get(name) if name is not None else None
+        names = () if target is None else (target,) if isinstance(target, str) else tuple(target)
+        width = int(np.prod([mesh.shape[n] for n in names])) if names else 1
+        if width == 1 or size % width or used.intersection(names):
+            spec.append(None)
+            continue
+        used.update(names)
+        spec.append(target)
+    return PartitionSpec(*spec)
+
+
+def tree_shardings(
+    tree: Any,
+    logical_axes: Any,
+    mesh: Mesh,
+    rules: Mapping[str, str | tuple[str, ...] | None] = DEFAULT_RULES,
+) -> Any:
+    """A `NamedSharding` per leaf of `tree`; `logical_axes` has a tuple of names where `tree` has an array."""
+    leaves, treedef = jax.tree.flatten(tree)
+    axes = treedef.flatten_up_to(logical_axes)
+    shardings = [
+        NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, rules))
+        for leaf, names in zip(leaves, axes, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, shardings)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Host arrays onto the mesh, rows (axis 0) split over `data` and `fsdp` where they divide."""
+    axes = ("batch",)
+    placed = {}
+    for name, value in batch.items():
+        array = np.asarray(value)
+        names = axes + (None,) * (array.ndim - 1) if array.ndim else ()
+        placed[name] = jax.device_put(
+            array, NamedSharding(mesh, partition_spec(names, array.shape, mesh))
+        )
+    return placed
+
+
+def devices_of(kind: str) -> list[Any]:
+    """The devices of one kind: `cpu`, `gpu`, `tpu`, or `auto` (JAX's default).
+
+    Raises:
+      DeviceError: no such device here; the message lists what is there.
+    """
+    if kind == "auto":
+        return list(jax.devices())
+    try:
+        return list(jax.devices(kind))
+    except RuntimeError:
+        there = ", ".join(sorted({d.platform for d in jax.devices()}))
+        raise DeviceError(f"--device {kind}: there is no {kind} here; devices: {there}") from None

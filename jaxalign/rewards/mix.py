@@ -1,0 +1,41 @@
+"""A weighted sum of rewards."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxalign.rewards.base import RewardRequest, Rewards, evaluate_reward
+
+
+class WeightedMix:
+    """sum_i weight_i * reward_i, over the rewards that apply to a row.
+
+    A row to which none applies is not valid. Each part's mean is a metric.
+    """
+
+    def __init__(self, rewards: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> None:
+        weights = weights or {}
+        unknown = set(weights) - set(rewards)
+        if unknown:
+            raise ValueError(f"weights for rewards that are not there: {sorted(unknown)}")
+        self.rewards = dict(rewards)
+        self.weights = {name: float(weights.get(name, 1.0)) for name in self.rewards}
+
+    def score(self, request: RewardRequest) -> Rewards:
+        """The mix, in `Rewards` form."""
+        rows = len(request.completions)
+        scores = np.zeros(rows, np.float32)
+        tokens = np.zeros((rows, request.width), np.float32)
+        valid = np.zeros(rows, bool)
+        metrics: dict[str, float] = {}
+        for name, reward in self.rewards.items():
+            part = evaluate_reward(reward, request, name=name)
+            assert part.scores is not None and part.token_rewards is not None and part.valid is not None
+            scores += self.weights[name] * part.scores
+            tokens += self.weights[name] * part.token_rewards
+            valid |= part.valid
+            total = part.scores + part.token_rewards.sum(axis=1)
+            metrics |= {f"{name}/{key}": value for key, value in part.metrics.items()}
+            metrics[name] = float(total[part.valid].mean()) if part.valid.any() else 0.0
+        return Rewards(scores, tokens, valid, metrics)

@@ -1,0 +1,1 @@
+"""Trainers: one file each for SFT, reward models, preference losses and PPO, on shared machinery."""

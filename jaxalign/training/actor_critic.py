@@ -1,0 +1,156 @@
+"""The models of a PPO run: policy, critic, reference and reward, and how they share weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxalign import models
+from jaxalign.errors import ConfigError
+from jaxalign.models.heads import ScalarModel
+from jaxalign.rewards import ModelReward, WeightedMix, load_function
+from jaxalign.training import setup
+from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.ppo_config import PPOConfig
+from jaxalign.training.scoring import CausalPolicy, ScalarPolicy, score_tokens, values_before
+
+
+@dataclass(frozen=True)
+class ActorCritic:
+    """Policy and value function.
+
+    The trained leaves are {"policy": ..., "critic": ...}; the frozen ones have the same
+    keys. With a shared trunk "critic" holds the head alone.
+
+    Attributes:
+      policy: how to score with the policy.
+      critic: how to score with the critic; None where the trunk is shared.
+      reference_definition: the static part of the reference model.
+      head: applies a value head to hidden states, where the trunk is shared.
+    """
+
+    policy: CausalPolicy
+    critic: ScalarPolicy | None
+    reference_definition: Any
+    head: Any = None
+
+    def forward(self, params, frozen, tokens, lengths, mask, *, temperature, with_next: bool = False):
+        """Token scores, and the value before each counted token; `with_next` adds the value after the last."""
+        scores = self.policy.score(
+            params["policy"], frozen["policy"], tokens, lengths, mask, temperature=temperature
+        )
+        if self.critic is None:
+            per_token = self.head(params["critic"], scores.hidden)
+        else:
+            per_token = self.critic.per_token(params["critic"], frozen["critic"], tokens, lengths)
+        values = values_before(per_token, mask)
+        if not with_next:
+            return scores, values
+        after = jnp.take_along_axis(per_token, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
+        return scores, values, after
+
+    def reference_logps(self, reference, tokens, lengths, mask, *, temperature):
+        """Log-probs [B, T] under the frozen reference, at the sampling temperature."""
+        model = models.merge(self.reference_definition, reference)
+        return score_tokens(model, tokens, lengths, mask, temperature=temperature).logps
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What `build` makes: the models, their leaves, the reward and the optimizer."""
+
+    models: ActorCritic
+    trained: Any
+    frozen: Any
+    reference: Any
+    reward: Any
+    optimizer: optax.GradientTransformation
+
+
+def build(config: PPOConfig, policy: Any, reward: Any, mesh: Any, *, key: jax.Array) -> Parts:
+    """Loads what the configuration names beside the policy, and says what is trained.
+
+    Raises:
+      ConfigError: no reward; or a critic from a reward model that is not there.
+    """
+    reference = policy
+    if config.reference.path:
+        reference, _ = setup.load_model(config.reference, mesh, seed=config.run.seed, section="reference")
+    reference_definition, reference_params = models.split(reference)
+    reward_model = reward if isinstance(reward, ScalarModel) else None
+    if reward is None and config.reward.model:
+        reward_model = models.load_reward_model(setup.model_folder(config.reward.model))
+    reward = _reward(config, reward, reward_model, policy.config.vocab_size)
+    scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
+    critic, critic_trained, critic_frozen, head = _critic(config, policy, reward_model, mesh, key)
+    both = {"policy": trained, "critic": critic_trained}
+    return Parts(
+        models=ActorCritic(scorer, critic, reference_definition, head),
+        trained=both,
+        frozen={"policy": frozen, "critic": critic_frozen},
+        reference=reference_params,
+        reward=reward,
+        optimizer=_optimizer(config),
+    )
+
+
+def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: jax.Array):
+    critic, key = config.critic, jax.random.fold_in(key, 2)
+    if critic.shared_trunk or critic.init == "policy":
+        scalar = models.create_scalar_model(policy, critic.head, key=key)
+    elif critic.init == "reward":
+        if reward_model is None:
+            raise ConfigError("critic.init=reward: there is no reward model; set reward.model or critic.init=policy")
+        scalar = reward_model
+    else:
+        if not critic.path:
+            raise ConfigError("critic.path: expected the folder of a scalar model where critic.init=path")
+        scalar = models.load_reward_model(setup.model_folder(critic.path))
+    scorer, trained, frozen = setup.scalar_of(scalar, None, mesh, key=key)
+    if not critic.shared_trunk:
+        return scorer, trained, frozen, None
+    definition = scorer.definition
+
+    def head(params, hidden):
+        # The trunk given here is unused: only the head's leaves are read.
+        return models.apply_head(definition, params["head"], hidden)
+
+    return None, {"head": trained["head"]}, {}, head
+
+
+def _reward(config: PPOConfig, reward: Any, reward_model: Any, vocabulary: int) -> Any:
+    source = config.reward
+    batch = config.train.score_batch_size
+    if isinstance(reward, ScalarModel):
+        return ModelReward(reward, batch_size=batch, vocabulary=vocabulary)
+    if reward is not None:
+        return reward
+    rewards: dict[str, Any] = {}
+    weights: dict[str, float] = {}
+    if reward_model is not None:
+        rewards["model"] = ModelReward(reward_model, batch_size=batch, vocabulary=vocabulary)
+        weights["model"] = source.model_weight
+    for index, name in enumerate(source.functions):
+        label = name.rpartition(":")[2]
+        label = label if label not in rewards else f"{label}_{index}"
+        rewards[label] = load_function(name)
+        weights[label] = source.weights[index] if source.weights else 1.0
+    if not rewards:
+        raise ConfigError("reward: expected reward.model or reward.functions; there is neither")
+    return WeightedMix(rewards, weights)
+
+
+def _optimizer(config: PPOConfig) -> optax.GradientTransformation:
+    """One chain for the policy and one for the critic, each with its own clipping."""
+    train = config.train
+    steps = train.updates * train.epochs * train.minibatches
+    policy, _ = make_optimizer(config.optimizer, steps)
+    if config.critic.shared_trunk:
+        return policy
+    critic, _ = make_optimizer(config.critic.optimizer, steps)
+    return optax.partition(
+        {"policy": policy, "critic": critic},
+        lambda params: {name: jax.tree.map(lambda _, n=name: n, tree) for name, tree in params.items()},
+    )

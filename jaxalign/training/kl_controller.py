@@ -1,0 +1,42 @@
+"""The coefficient of the KL penalty: fixed, or steered to a target KL."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """The KL penalty in the reward.
+
+    Attributes:
+      coefficient: beta, reward taken away per nat of KL to the reference (the start, where adaptive).
+      controller: fixed, or adaptive towards target.
+      target: sequence KL in nats that the adaptive controller steers to.
+      horizon: episodes over which it does so; larger is slower.
+      estimator: k1 (log-ratio), k2 (half its square), k3 (unbiased and positive) or abs, per token.
+    """
+
+    coefficient: float = 0.05
+    controller: Literal["fixed", "adaptive"] = "fixed"
+    target: float = 6.0
+    horizon: int = 10_000
+    estimator: Literal["k1", "k2", "k3", "abs"] = "k1"
+
+    def __post_init__(self) -> None:
+        if self.coefficient < 0:
+            raise ValueError(f"kl.coefficient must not be negative, got {self.coefficient}")
+        if self.target <= 0 or self.horizon < 1:
+            raise ValueError(f"kl.target and kl.horizon must be positive, got {self.target}, {self.horizon}")
+
+
+def next_coefficient(config: KLConfig, coefficient: float, kl: float, episodes: int) -> float:
+    """The coefficient after a batch of `episodes` whose mean sequence KL was `kl` nats.
+
+    beta *= 1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon
+
+    Source: arXiv:1909.08593, section 2.2.
+    """
+    if config.controller == "fixed":
+        return coefficient
+    error = min(max(kl / config.target - 1.0, -0.2), 0.2)
+    return coefficient * (1.0 + error * episodes / config.horizon)

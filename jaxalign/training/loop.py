@@ -1,0 +1,218 @@
+"""The outer loop that supervised and preference training share.
+
+Log, evaluate, sample, save, resume, and stop on a signal. It knows no loss: a trainer
+hands it an update, an evaluation and an iterator.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxalign.checkpoints.orbax_store import CheckpointStore
+from jaxalign.errors import UserError
+from jaxalign.runs import Run, StopFlag
+from jaxalign.training.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and in what batches.
+
+    Attributes:
+      batch_size: rows (pairs, questions) an optimizer step sees.
+      accumulation_steps: micro-batches a step is split into, to save memory.
+      steps: optimizer steps in all; 0 takes epochs.
+      epochs: passes over the training rows, where steps is 0.
+      eval_batch_size: rows in an evaluation batch; 0 takes batch_size.
+      eval_batches: evaluation batches at most; 0 takes all.
+    """
+
+    batch_size: int = 8
+    accumulation_steps: int = 1
+    steps: int = 0
+    epochs: float = 1.0
+    eval_batch_size: int = 0
+    eval_batches: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"train.batch_size must be 1 or more, got {self.batch_size}")
+        if self.accumulation_steps < 1 or self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"train.accumulation_steps must divide train.batch_size = {self.batch_size}, "
+                f"got {self.accumulation_steps}"
+            )
+        if self.steps < 0:
+            raise ValueError(f"train.steps must not be negative, got {self.steps}")
+        if not self.steps and self.epochs <= 0:
+            raise ValueError(f"train.epochs must be positive where train.steps is 0, got {self.epochs}")
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps over `rows` training rows."""
+        return self.steps or max(1, round(self.epochs * rows / self.batch_size))
+
+
+class Interrupted(BaseException):
+    """A signal stopped training after a checkpoint was saved.
+
+    Attributes:
+      signal: its number; the command exits with 128 + signal.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}; --resume goes on from the saved checkpoint")
+        self.signal = signal
+
+
+class Batches(Protocol):
+    """A resumable iterator; see `jaxalign.data.BatchIterator`."""
+
+    def next(self) -> Mapping[str, Any]: ...
+    def state(self) -> Mapping[str, Any]: ...
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class Loop:
+    """One training run over batches.
+
+    Attributes:
+      run: the run folder.
+      store: its checkpoints.
+      batches: training batches.
+      update: `update(state, batch) -> (state, metrics on device)`.
+      evaluate: `evaluate(state) -> {name: value}`, or None.
+      sample: `sample(state) -> rows for samples.jsonl`, or None.
+      total_steps: optimizer steps in all.
+      tokens_in: counts the tokens of a batch, for the log.
+      learning_rate: schedule, for the log.
+    """
+
+    run: Run
+    store: CheckpointStore
+    batches: Batches
+    update: Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]]
+    total_steps: int
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None
+    sample: Callable[[TrainState], list[dict[str, Any]]] | None = None
+    tokens_in: Callable[[Mapping[str, Any]], int] = lambda batch: int(np.sum(batch["lengths"]))
+    learning_rate: Callable[[int], Any] | None = None
+    _last_eval: dict[str, float] = field(default_factory=dict)
+
+    def fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        """Trains to `total_steps`, from the newest checkpoint where the run resumes.
+
+        Returns:
+          The final state and the last logged metrics with the last evaluation.
+
+        Raises:
+          UserError: a loss or gradient that is not finite; nothing was saved over the last good step.
+          Interrupted: SIGINT or SIGTERM, after a checkpoint was saved.
+        """
+        state = self._resume(state)
+        config = self.run.config
+        start = int(state.step)
+        final: dict[str, float] = {}
+        pending: tuple[int, dict[str, Any], Mapping[str, Any], int] | None = None
+        mark = time.perf_counter()
+        if start == 0 and self.evaluate and config.eval_every:
+            self._evaluate(0, state)
+        with StopFlag() as stop:
+            for step in range(start + 1, self.total_steps + 1):
+                batch = self.batches.next()
+                state, metrics = self.update(state, batch)
+                # One step late: the device is already at work on this step while the last is logged.
+                if pending is not None:
+                    final, mark = self._log(*pending, mark)
+                pending = (step, metrics, batch, self.tokens_in(batch))
+                last = step == self.total_steps
+                halted = stop.signal_received is not None
+                if self._due(config.eval_every, step) or self._due(config.save_every, step) or last or halted:
+                    final, mark = self._log(*pending, mark)
+                    pending = None
+                    if self.evaluate and not halted and (last or self._due(config.eval_every, step)):
+                        self._evaluate(step, state)
+                    if last or halted or self._due(config.save_every, step):
+                        self._save(step, state)
+                if self.sample and not halted and (last or self._due(config.sample_every, step)):
+                    self.run.log_samples(step, self.sample(state))
+                if halted and not last:
+                    self.store.wait()
+                    raise Interrupted(stop.signal_received or 15)
+        self.store.wait()
+        return state, final | self._last_eval
+
+    @staticmethod
+    def _due(every: int, step: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def _log(self, step: int, metrics: dict, batch: Mapping, tokens: int, mark: float):
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if values.pop("finite") == 0.0:
+            rows = np.asarray(batch.get("row_ids", [])).ravel()[:16].tolist()
+            self.run.log_metrics(step, {"train/" + k: v for k, v in values.items()})
+            raise UserError(
+                f"step {step}: the loss ({values['loss']}) or the gradient norm ({values['grad_norm']}) is not "
+                f"finite; rows {rows}; the last good checkpoint is step {self.store.latest_step()} "
+                "(a smaller learning rate or float32 compute may help)"
+            )
+        now = time.perf_counter()
+        record = {"train/" + name: value for name, value in values.items()}
+        if self.learning_rate is not None:
+            record["train/learning_rate"] = float(self.learning_rate(step - 1))
+        record["time/tokens_per_second"] = tokens / max(now - mark, 1e-9)
+        record["time/step_seconds"] = now - mark
+        if self._due(self.run.config.log_every, step) or step in (1, self.total_steps):
+            self.run.log_metrics(step, record)
+        self.run.progress(step, self.total_steps, values["loss"], record["time/tokens_per_second"])
+        return record, now
+
+    def _evaluate(self, step: int, state: TrainState) -> None:
+        assert self.evaluate is not None
+        self._last_eval = {"eval/" + name: value for name, value in self.evaluate(state).items()}
+        self.run.log_metrics(step, self._last_eval)
+
+    def _save(self, step: int, state: TrainState) -> None:
+        if self.store.latest_step() == step:
+            return
+        # Written with the step, so that a rewound log and the checkpoint agree.
+        extra = {"batches": dict(self.batches.state()), "last_eval": self._last_eval}
+        self.store.save(step, state, extra, metrics=self._last_eval or None)
+
+    def _resume(self, state: TrainState) -> TrainState:
+        step = self.store.latest_step() if self.run.resumed else None
+        if step is None:
+            if self.run.resumed:
+                self.run.rewind(-1)
+            return state
+        state, extra = self.store.restore(step, state)
+        self.batches.restore(extra["batches"])
+        self._last_eval = dict(extra["last_eval"])
+        self.run.rewind(step)
+        return state
+
+
+def evaluation(
+    evaluate_batch: Callable[[Any, Any, Mapping], dict[str, tuple[Any, Any]]],
+    batches: Callable[[], Any],
+    frozen: Any,
+    place: Callable[[Mapping], Mapping],
+    limit: int = 0,
+) -> Callable[[TrainState], dict[str, float]]:
+    """An evaluation over held-out batches: sums and counts are added, then divided once."""
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        sums: dict[str, np.ndarray] = {}
+        for index, batch in enumerate(batches()):
+            if limit and index >= limit:
+                break
+            part = jax.device_get(evaluate_batch(state.params, frozen, place(batch)))
+            for name, pair in part.items():
+                sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+        return {name: float(s[0] / max(s[1], 1e-9)) for name, s in sums.items()}
+
+    return evaluate

@@ -1,0 +1,109 @@
+"""The Optax chain that a configuration describes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, its schedule and its clipping.
+
+    Attributes:
+      learning_rate: peak learning rate.
+      schedule: shape after warm-up: constant, linear (to final_ratio), cosine (to final_ratio), or
+        cosine_restarts (cycles equal cosines, each from the peak).
+      warmup_steps: optimizer steps of linear warm-up from 0; 0 takes warmup_ratio.
+      warmup_ratio: warm-up as a fraction of all optimizer steps, where warmup_steps is 0.
+      cycles: number of cosines for cosine_restarts.
+      final_ratio: last learning rate divided by the peak, for linear and cosine.
+      beta1: decay of the first moment.
+      beta2: decay of the second moment.
+      epsilon: added to the root of the second moment.
+      weight_decay: decoupled weight decay, on matrices only (norms and biases are left alone).
+      max_grad_norm: global-norm clip; 0 turns it off.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "linear", "cosine", "cosine_restarts"] = "cosine"
+    warmup_steps: int = 0
+    warmup_ratio: float = 0.0
+    cycles: int = 1
+    final_ratio: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate < 0:
+            raise ValueError(f"optimizer.learning_rate must not be negative, got {self.learning_rate}")
+        if not 0 <= self.warmup_ratio < 1:
+            raise ValueError(f"optimizer.warmup_ratio must lie in [0, 1), got {self.warmup_ratio}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
+        if self.cycles < 1:
+            raise ValueError(f"optimizer.cycles must be 1 or more, got {self.cycles}")
+        if self.max_grad_norm < 0:
+            raise ValueError(f"optimizer.max_grad_norm must not be negative, got {self.max_grad_norm}")
+
+
+def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate by optimizer step (0-based), over `total_steps` steps in all."""
+    warmup = config.warmup_steps or round(config.warmup_ratio * total_steps)
+    warmup = min(warmup, max(total_steps - 1, 0))
+    rest = max(total_steps - warmup, 1)
+    peak, last = config.learning_rate, config.learning_rate * config.final_ratio
+    if config.schedule == "constant":
+        body = optax.constant_schedule(peak)
+    elif config.schedule == "linear":
+        body = optax.linear_schedule(peak, last, rest)
+    elif config.schedule == "cosine":
+        body = optax.cosine_decay_schedule(peak, rest, alpha=config.final_ratio)
+    else:
+
+        def body(count):
+            fraction = (count % (rest / config.cycles)) / (rest / config.cycles)
+            return last + (peak - last) * 0.5 * (1.0 + jnp.cos(jnp.pi * fraction))
+
+    if warmup == 0:
+        return body
+    # Step 0 already moves: the first of w warm-up steps takes peak / (w + 1).
+    ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    return optax.join_schedules([ramp, body], [warmup])
+
+
+def make_optimizer(
+    config: OptimizerConfig, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Global-norm clip, then AdamW on the schedule.
+
+    Returns:
+      The transformation and its learning-rate schedule (for the log).
+    """
+    schedule = make_schedule(config, total_steps)
+    parts = [optax.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
+    parts.append(
+        optax.adamw(
+            schedule,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=_decayed,
+        )
+    )
+    return optax.chain(*parts), schedule
+
+
+def _decayed(params):
+    """True at matrices. Stacked layers [L, ...] add one axis, so names tell a vector from a matrix."""
+    def is_matrix(path, leaf) -> bool:
+        name = str(getattr(path[-1], "key", path[-1]))
+        return leaf.ndim >= 2 and "norm" not in jax.tree_util.keystr(path) and "bias" not in name
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -1,0 +1,204 @@
+"""Reward modelling: a scalar per completion from comparisons or best-of-n labels."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign import models
+from jaxalign.data import (
+    BatchIterator,
+    DataConfig,
+    collate_comparisons,
+    collate_rankings,
+    eval_batches,
+    load_dataset,
+)
+from jaxalign.losses import best_of_n_loss, bradley_terry_loss
+from jaxalign.mesh import MeshConfig, shard_batch
+from jaxalign.models.heads import HeadConfig
+from jaxalign.models.lora import LoraConfig
+from jaxalign.runs import Run, RunConfig
+from jaxalign.training import setup
+from jaxalign.training.loop import Loop, TrainConfig, evaluation
+from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
+from jaxalign.training.scoring import ScalarPolicy
+from jaxalign.training.setup import ModelSource, TrainResult
+from jaxalign.training.state import create_state
+from jaxalign.training.step import make_evaluation, make_update, mean_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardLossConfig:
+    """The reward model's loss.
+
+    Attributes:
+      labels: pairs (Bradley-Terry on chosen and rejected) or best_of_n (softmax over candidates).
+      label_smoothing: chance that a label is flipped, in [0, 0.5), for pairs.
+      center_coefficient: weight of (chosen + rejected) squared, which keeps scores near 0, for pairs.
+      use_margin: subtract the data's margin from each difference, for pairs.
+    """
+
+    labels: Literal["pairs", "best_of_n"] = "pairs"
+    label_smoothing: float = 0.0
+    center_coefficient: float = 0.0
+    use_margin: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """Reward-model training.
+
+    Attributes:
+      run: folder, seed, device, and how often to log, evaluate and save.
+      model: the causal language model whose trunk is taken.
+      head: the scalar head.
+      data: comparisons or best-of-n labels.
+      loss: the loss.
+      train: batches and length.
+      optimizer: AdamW and its schedule.
+      lora: train an adapter on the trunk instead of all its weights.
+      mesh: devices by axis.
+      normalize: after training set gain and bias so that scores of the held-out (else the
+        training) completions have mean 0 and variance 1.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelSource = field(default_factory=ModelSource)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: RewardLossConfig = field(default_factory=RewardLossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    normalize: bool = True
+
+
+def reward_loss(policy: ScalarPolicy, config: RewardLossConfig):
+    """Builds the loss function of `make_update`: the mean over pairs (questions) of the whole batch."""
+
+    def pair_terms(rewards, batch):
+        chosen, rejected = rewards[:, 0], rewards[:, 1]
+        per_pair = bradley_terry_loss(
+            chosen,
+            rejected,
+            margin=batch["margin"] if config.use_margin else 0.0,
+            label_smoothing=config.label_smoothing,
+            center_coefficient=config.center_coefficient,
+        )
+        right = (chosen > rejected) + 0.5 * (chosen == rejected)
+        return per_pair, right, chosen - rejected
+
+    def ranking_terms(rewards, batch):
+        per_question = best_of_n_loss(rewards, batch["best"])
+        best = jnp.take_along_axis(rewards, batch["best"][:, None], axis=1)[:, 0]
+        others = jnp.where(jnp.arange(rewards.shape[1]) == batch["best"][:, None], -jnp.inf, rewards).max(1)
+        return per_question, best > others, best - others
+
+    def loss(params, frozen, batch, key, counts):
+        tokens, _, lengths = flatten(batch)
+        flat = policy.last(params, frozen, tokens, lengths, key=key)
+        rewards = flat.reshape(batch["tokens"].shape[:2])
+        terms = pair_terms if config.labels == "pairs" else ranking_terms
+        per_row, right, margin = terms(rewards, batch)
+        valid = batch["valid"]
+        metrics = {
+            "accuracy": mean_of(right.astype(jnp.float32), valid),
+            "margin": mean_of(margin, valid),
+            "score_mean": mean_of(rewards, valid[:, None]),
+            "score_square": mean_of(jnp.square(rewards), valid[:, None]),
+        }
+        return jnp.sum(jnp.where(valid, per_row, 0.0)) / jnp.maximum(counts, 1.0), metrics
+
+    return loss
+
+
+def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = None) -> TrainResult:
+    """Trains a reward model on the trunk of a causal language model.
+
+    Args:
+      config: see `RewardConfig`.
+      model: a live causal model (its trunk is copied) in place of `config.model`; needs `tokenizer`.
+      tokenizer: its tokenizer.
+
+    Returns:
+      The run folder, final metrics (`eval/accuracy` over held-out pairs) and the `ScalarModel`.
+
+    Raises:
+      UserError: anything wrong with configuration, files or rows, in one line.
+    """
+    mesh = setup.start(config.run, config.mesh)
+    key = jax.random.key(config.run.seed)
+    pairs = config.loss.labels == "pairs"
+    collate, arrange = (collate_comparisons, pair_axis) if pairs else (collate_rankings, question_axis)
+    with Run.open(config.run, config, "reward") as run:
+        if model is None:
+            model, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
+        kind = "comparison" if pairs else "ranking"
+        data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
+        run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
+        scalar = models.create_scalar_model(model, config.head, key=jax.random.fold_in(key, 1))
+        policy, trained, frozen = setup.scalar_of(scalar, config.lora, mesh, key=jax.random.fold_in(key, 2))
+        total = config.train.total_steps(len(data.train))
+        optimizer, schedule = make_optimizer(config.optimizer, total)
+        loss = reward_loss(policy, config.loss)
+        update = make_update(
+            loss, valid_rows, optimizer, accumulation_steps=config.train.accumulation_steps
+        )
+        size = config.train.eval_batch_size or config.train.batch_size
+
+        def place(batch):
+            return shard_batch(setup.device_part(arrange(batch)), mesh)
+
+        evaluate_batch = make_evaluation(loss, valid_rows)
+        held_out = evaluation(
+            evaluate_batch,
+            lambda: eval_batches(data.validation, size, collate),
+            frozen,
+            place,
+            config.train.eval_batches,
+        )
+        update_key = jax.random.fold_in(key, 3)
+        loop = Loop(
+            run=run,
+            store=setup.checkpoint_store(run),
+            batches=BatchIterator(
+                data.train, batch_size=config.train.batch_size, seed=config.run.seed, collate=collate
+            ),
+            update=lambda state, batch: update(state, frozen, place(batch), update_key),
+            total_steps=total,
+            evaluate=held_out if data.validation else None,
+            learning_rate=schedule,
+        )
+        state, metrics = loop.fit(create_state(trained, optimizer))
+        if config.normalize:
+            batches = eval_batches(data.validation or data.train, size, collate)
+            gain, bias = normalization(evaluate_batch, state.params, frozen, map(place, batches))
+            frozen = models.with_normalizer(frozen, gain=gain, bias=bias)
+            metrics = {**metrics, "final/gain": gain, "final/bias": bias}
+        scalar = setup.export_scalar(run, policy, state.params, frozen, tokenizer)
+        run.finish(metrics)
+        return TrainResult(run.folder, metrics, scalar, tokenizer)
+
+
+def normalization(
+    evaluate_batch, params: Any, frozen: Any, batches: Iterable[Mapping[str, Any]]
+) -> tuple[float, float]:
+    """(gain, bias) that bring the scores of all completions to mean 0, variance 1.
+
+    In training gain is 1 and bias 0, so the scores seen here are raw.
+    """
+    mean, square = np.zeros(2), np.zeros(2)
+    for batch in batches:
+        part = jax.device_get(evaluate_batch(params, frozen, batch))
+        mean += np.asarray(part["score_mean"], np.float64)
+        square += np.asarray(part["score_square"], np.float64)
+    average = mean[0] / max(mean[1], 1.0)
+    variance = square[0] / max(square[1], 1.0) - average**2
+    gain = 1.0 / float(np.sqrt(max(variance, 1e-12)))
+    return gain, float(-gain * average)

@@ -1,0 +1,169 @@
+"""Teacher-forced log-probs and values of rows of tokens: what every trainer computes.
+
+Column t of a result belongs to token t: the hidden state before it, at t - 1, gives
+its log-prob and the value of the state it was sampled from. Column 0 is never counted.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxalign.logprobs import linear_logprobs
+from jaxalign.models import merge
+
+
+@dataclass(frozen=True)
+class CausalPolicy:
+    """How to score with a causal language model whose parameters may be split in two.
+
+    With LoRA the trained leaves are the adapter and the frozen leaves are the base;
+    without it all leaves are trained and nothing is frozen.
+
+    Attributes:
+      definition: the static part of the model, from `models.split`.
+      adapted: whether the trained leaves are an adapter on frozen leaves.
+    """
+
+    definition: Any
+    adapted: bool = False
+
+    def parts(self, trained: Any, frozen: Any) -> tuple[Any, Any]:
+        """The model and its adapter (or None)."""
+        if self.adapted:
+            return merge(self.definition, frozen), trained
+        return merge(self.definition, trained), None
+
+    def score(
+        self,
+        trained: Any,
+        frozen: Any,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, " B"],
+        mask: Bool[Array, "B T"],
+        *,
+        temperature: float | jax.Array = 1.0,
+        key: jax.Array | None = None,
+    ) -> "TokenScores":
+        """Log-probs of the counted tokens under the model (with its adapter)."""
+        model, adapter = self.parts(trained, frozen)
+        return score_tokens(
+            model, tokens, lengths, mask, adapter=adapter, temperature=temperature, dropout_key=key
+        )
+
+    def reference(self, trained: Any, frozen: Any, reference: Any) -> tuple[Any, None]:
+        """The frozen reference model: the base with its adapter off, or a copy of its own."""
+        return merge(self.definition, frozen if self.adapted else reference), None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenScores:
+    """Per-token statistics [B, T], float32, 0 outside the mask; `hidden` is [B, T, D]."""
+
+    logps: jax.Array
+    entropy: jax.Array
+    is_top1: jax.Array
+    logsumexp: jax.Array
+    mean_logps: jax.Array
+    hidden: jax.Array
+
+
+def score_tokens(
+    model: Any,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    mask: Bool[Array, "B T"],
+    *,
+    adapter: Any = None,
+    temperature: float | jax.Array = 1.0,
+    dropout_key: jax.Array | None = None,
+) -> TokenScores:
+    """Scores right-padded rows.
+
+    Args:
+      model: a `Transformer`.
+      tokens: token ids.
+      lengths: valid tokens a row.
+      mask: True where token t counts.
+      adapter: LoRA adapter, or None.
+      temperature: the sampling temperature; logits are divided by it.
+      dropout_key: for LoRA dropout; None turns it off.
+    """
+    options = {} if dropout_key is None else {"dropout_key": dropout_key}
+    hidden = model.hidden(tokens, lengths=lengths, adapter=adapter, **options)
+    stats = linear_logprobs(
+        hidden[:, :-1],
+        model.head,
+        tokens[:, 1:],
+        mask[:, 1:],
+        temperature=temperature,
+        **model.head_options,
+    )
+
+    def shift(x: Float[Array, "B S"]) -> Float[Array, "B T"]:
+        return jnp.pad(x, ((0, 0), (1, 0)))
+
+    return TokenScores(
+        logps=shift(stats.logps),
+        entropy=shift(stats.entropy),
+        is_top1=shift(stats.is_top1.astype(jnp.float32)),
+        logsumexp=shift(stats.logsumexp),
+        mean_logps=shift(stats.mean_logps),
+        hidden=hidden,
+    )
+
+
+def values_before(per_token: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+    """Scores after each token -> value before each counted token (0 outside the mask)."""
+    shifted = jnp.pad(per_token[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(mask, shifted, 0.0)
+
+
+@dataclass(frozen=True)
+class ScalarPolicy:
+    """How to score with a scalar model (reward or value) whose parameters may be split in two.
+
+    The trained leaves are `{"trunk", "head"}`, or `{"adapter", "head"}` on a frozen trunk
+    with LoRA. The normalizer (gain and bias) is always frozen.
+
+    Attributes:
+      definition: the static part of the model, from `models.split`.
+      adapted: whether the trunk is frozen under an adapter.
+    """
+
+    definition: Any
+    adapted: bool = False
+
+    def parts(self, trained: Any, frozen: Any) -> tuple[Any, Any]:
+        """The scalar model and its adapter (or None)."""
+        params = {**frozen, **{k: v for k, v in trained.items() if k != "adapter"}}
+        return merge(self.definition, params), trained.get("adapter")
+
+    def per_token(
+        self,
+        trained: Any,
+        frozen: Any,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, " B"],
+        *,
+        key: jax.Array | None = None,
+    ) -> Float[Array, "B T"]:
+        """The score after each token."""
+        model, adapter = self.parts(trained, frozen)
+        return model.per_token(tokens, lengths=lengths, adapter=adapter, dropout_key=key)
+
+    def last(
+        self,
+        trained: Any,
+        frozen: Any,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, " B"],
+        *,
+        key: jax.Array | None = None,
+    ) -> Float[Array, " B"]:
+        """The score at each row's last valid token."""
+        scores = self.per_token(trained, frozen, tokens, lengths, key=key)
+        return jnp.take_along_axis(scores, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]

@@ -1,0 +1,221 @@
+"""From a configuration to live objects: devices, seeds, models, adapters, exports."""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxalign import models
+from jaxalign.checkpoints.orbax_store import CheckpointStore
+from jaxalign.errors import ConfigError
+from jaxalign.mesh import MeshConfig, devices_of, make_mesh, replicated, shard_batch, tree_shardings
+from jaxalign.models.lora import LoraConfig, create_adapter
+from jaxalign.rollout import Sampler, SamplingConfig
+from jaxalign.runs import Run, RunConfig
+from jaxalign.training.scoring import CausalPolicy, ScalarPolicy
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where a model comes from and in what precision it runs.
+
+    Attributes:
+      path: a Hugging Face folder, a run folder, or a hub id.
+      tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
+      revision: revision of a hub id; empty takes the newest.
+      param_dtype: dtype the parameters are kept (and updated) in.
+      compute_dtype: dtype of the matrix products; norms, softmax and losses are float32 always.
+      random_init: take only config.json from path and draw the weights from the seed.
+      remat: recompute each layer in the backward pass, to save memory.
+    """
+
+    path: str = ""
+    tokenizer: str = ""
+    revision: str = ""
+    param_dtype: Dtype = "float32"
+    compute_dtype: Dtype = "float32"
+    random_init: bool = False
+    remat: bool = False
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training call returns.
+
+    Attributes:
+      folder: the run folder.
+      metrics: the final metrics by name.
+      model: the trained model, live (adapters merged).
+      tokenizer: its tokenizer.
+    """
+
+    folder: Path
+    metrics: Mapping[str, float]
+    model: Any
+    tokenizer: Any
+
+
+def start(run: RunConfig, mesh: MeshConfig) -> Mesh:
+    """Seeds Python and NumPy, picks the devices, and makes the mesh."""
+    random.seed(run.seed)
+    np.random.seed(run.seed % 2**32)
+    return make_mesh(mesh, devices_of(run.device))
+
+
+def model_folder(path: str) -> str:
+    """A run folder stands for the model it exported; anything else for itself."""
+    export = Path(path) / "export"
+    return str(export) if export.is_dir() else path
+
+
+def load_model(source: ModelSource, mesh: Mesh, *, seed: int, section: str = "model") -> tuple[Any, Any]:
+    """The model and tokenizer that `source` names.
+
+    Raises:
+      ConfigError: no path.
+      ModelError: a folder, tensor or tokenizer that is wrong.
+    """
+    if not source.path:
+        raise ConfigError(f"{section}.path: expected a Hugging Face folder, a run folder or a hub id; it is empty")
+    folder = model_folder(source.path)
+    tokenizer = models.load_tokenizer(source.tokenizer or folder)
+    dtypes = {"param_dtype": jnp.dtype(source.param_dtype), "compute_dtype": jnp.dtype(source.compute_dtype)}
+    if source.random_init:
+        config = models.load_config(folder)
+        model = models.create(config, key=jax.random.key(seed), **dtypes)
+    else:
+        model = models.load_pretrained(folder, revision=source.revision or None, **dtypes)
+    if source.remat:
+        model = models.with_remat(model)
+    models.check_vocabulary(model.config, tokenizer)
+    return place_model(model, mesh), tokenizer
+
+
+def place_model(model: Any, mesh: Mesh) -> Any:
+    """The model with its parameters laid out on the mesh."""
+    definition, params = models.split(model)
+    return models.merge(definition, place_params(params, mesh))
+
+
+def place_params(params: Any, mesh: Mesh) -> Any:
+    """Parameters laid out on the mesh by their logical axes."""
+    return jax.device_put(params, tree_shardings(params, models.param_logical_axes(params), mesh))
+
+
+def policy_of(model: Any, lora: LoraConfig, mesh: Mesh, *, key: jax.Array) -> tuple[CausalPolicy, Any, Any]:
+    """How to score with `model`, its trained leaves, and its frozen leaves.
+
+    Without LoRA everything is trained and the frozen leaves are an empty dict.
+    """
+    definition, params = models.split(model)
+    if not lora.enabled:
+        return CausalPolicy(definition), params, {}
+    adapter = create_adapter(model.config, lora, key=key)
+    return CausalPolicy(definition, adapted=True), jax.device_put(adapter, replicated(mesh)), params
+
+
+def placed(update: Callable, mesh: Mesh, frozen: Any, key: jax.Array) -> Callable:
+    """An update over host batches: rows go to the mesh, the frozen leaves and the key are given."""
+
+    def run(state, batch):
+        return update(state, frozen, shard_batch(device_part(batch), mesh), key)
+
+    return run
+
+
+def device_part(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The numeric arrays of a batch; text columns stay on the host."""
+    return {k: v for k, v in batch.items() if isinstance(v, np.ndarray) and v.dtype.kind in "biuf"}
+
+
+def export_policy(
+    run: Run, policy: CausalPolicy, trained: Any, frozen: Any, tokenizer: Any, lora: LoraConfig
+) -> Any:
+    """Writes `export/` (a Hugging Face folder, adapters merged) and `adapter/` (PEFT) and returns the model."""
+    model, adapter = policy.parts(trained, frozen)
+    if adapter is not None:
+        models.save_adapter(adapter, run.folder / "adapter", lora, model.config)
+        model = models.merge_adapter(model, adapter)
+    models.save_pretrained(model, run.folder / "export", tokenizer=tokenizer)
+    return model
+
+
+@dataclass
+class Generator:
+    """Samples from the policy in training, with one compiled program for all updates."""
+
+    policy: CausalPolicy
+    frozen: Any
+    sampling: SamplingConfig
+    tokenizer: Any
+    key: jax.Array
+    sampler: Sampler | None = None
+
+    def refresh(self, trained: Any) -> Sampler:
+        """The sampler, with the newest parameters."""
+        model, adapter = self.policy.parts(trained, self.frozen)
+        if adapter is not None:
+            model = models.merge_adapter(model, adapter)
+        if self.sampler is None:
+            self.sampler = Sampler(model)
+        else:
+            self.sampler.update(models.split(model)[1])
+        return self.sampler
+
+    def samples(self, trained: Any, prompts: list[list[int]], step: int) -> list[dict[str, Any]]:
+        """One completion a prompt, as rows for samples.jsonl."""
+        if not prompts:
+            return []
+        sampler = self.refresh(trained)
+        done = sampler.generate(
+            prompts, key=jax.random.fold_in(self.key, step), **self.sampling.arguments(num_samples=1)
+        )
+        return [
+            {"prompt": self.tokenizer.decode(p), "completion": text}
+            for p, text in zip(prompts, done.texts(self.tokenizer), strict=True)
+        ]
+
+
+def scalar_of(
+    scalar: Any, lora: LoraConfig | None, mesh: Mesh, *, key: jax.Array
+) -> tuple[ScalarPolicy, Any, Any]:
+    """The same as `policy_of` for a scalar model: trunk (or adapter) and head are trained, the normalizer is not."""
+    definition, params = models.split(scalar)
+    params = place_params(params, mesh)
+    head, normalizer = params["head"], {"normalizer": params["normalizer"]}
+    if lora is None or not lora.enabled:
+        return ScalarPolicy(definition), {"trunk": params["trunk"], "head": head}, normalizer
+    adapter = jax.device_put(create_adapter(scalar.config, lora, key=key), replicated(mesh))
+    return (
+        ScalarPolicy(definition, adapted=True),
+        {"adapter": adapter, "head": head},
+        {"trunk": params["trunk"], **normalizer},
+    )
+
+
+def export_scalar(run: Run, policy: ScalarPolicy, trained: Any, frozen: Any, tokenizer: Any) -> Any:
+    """Writes `export/` in the ...ForSequenceClassification layout (adapters merged); returns the model."""
+    model, adapter = policy.parts(trained, frozen)
+    if adapter is not None:
+        model = models.merge_adapter(model, adapter)
+    models.save_reward_model(model, run.folder / "export", tokenizer=tokenizer)
+    return model
+
+
+def checkpoint_store(run: Run) -> CheckpointStore:
+    """The checkpoints of a run, kept as its configuration says."""
+    config = run.config
+    return CheckpointStore(
+        run.folder / "checkpoints",
+        keep_last=config.keep_last,
+        best_metric=config.best_metric or None,
+        best_mode=config.best_mode,
+    )

@@ -1,0 +1,152 @@
+"""Supervised fine-tuning: the next token of demonstrations, on completion tokens only."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.data import BatchIterator, DataConfig, collate_demonstrations, eval_batches, load_dataset
+from jaxalign.losses import token_mean
+from jaxalign.mesh import MeshConfig, shard_batch
+from jaxalign.models.lora import LoraConfig
+from jaxalign.rollout import SamplingConfig
+from jaxalign.runs import Run, RunConfig
+from jaxalign.training import setup
+from jaxalign.training.loop import Loop, TrainConfig, evaluation
+from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.scoring import CausalPolicy
+from jaxalign.training.setup import ModelSource, TrainResult
+from jaxalign.training.state import create_state
+from jaxalign.training.step import make_evaluation, make_update, mean_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTLossConfig:
+    """The supervised loss.
+
+    Attributes:
+      label_smoothing: weight of the mean of -log p over the vocabulary, in [0, 1).
+      z_loss: weight of logsumexp squared, which keeps logits small.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+        if self.z_loss < 0:
+            raise ValueError(f"loss.z_loss must not be negative, got {self.z_loss}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Supervised fine-tuning.
+
+    Attributes:
+      run: folder, seed, device, and how often to log, evaluate and save.
+      model: the model to start from.
+      data: demonstrations.
+      loss: the loss.
+      train: batches and length.
+      optimizer: AdamW and its schedule.
+      lora: train an adapter instead of all weights.
+      mesh: devices by axis.
+      sampling: how the samples of samples.jsonl are drawn.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelSource = field(default_factory=ModelSource)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: SFTLossConfig = field(default_factory=SFTLossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+def sft_loss(policy: CausalPolicy, config: SFTLossConfig):
+    """Builds the loss function of `make_update`: the token mean over the whole batch."""
+
+    def loss(params, frozen, batch, key, counts):
+        mask = batch["mask"] & batch["valid"][:, None]
+        scores = policy.score(params, frozen, batch["tokens"], batch["lengths"], mask, key=key)
+        # The same terms as losses.cross_entropy_loss, from statistics of the chunked head.
+        smoothing = config.label_smoothing
+        per_token = -(1.0 - smoothing) * scores.logps - smoothing * scores.mean_logps
+        if config.z_loss:
+            per_token += config.z_loss * jnp.square(scores.logsumexp)
+        metrics = {
+            "nll": mean_of(-scores.logps, mask),
+            "entropy": mean_of(scores.entropy, mask),
+            "token_accuracy": mean_of(scores.is_top1, mask),
+        }
+        return token_mean(per_token, mask, count=counts), metrics
+
+    return loss
+
+
+def sft_counts(batch) -> jax.Array:
+    """Counted tokens of the whole batch."""
+    return jnp.sum(batch["mask"] & batch["valid"][:, None], dtype=jnp.float32)
+
+
+def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) -> TrainResult:
+    """Fine-tunes a causal language model on demonstrations.
+
+    Args:
+      config: see `SFTConfig`.
+      model: a live model in place of `config.model`; needs `tokenizer`.
+      tokenizer: its tokenizer.
+
+    Returns:
+      The run folder, final metrics (`eval/loss` in nats a token) and the model.
+
+    Raises:
+      UserError: anything wrong with configuration, files or rows, in one line.
+    """
+    mesh = setup.start(config.run, config.mesh)
+    key = jax.random.key(config.run.seed)
+    with Run.open(config.run, config, "sft") as run:
+        if model is None:
+            model, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
+        data = load_dataset(config.data, "demonstration", tokenizer, seed=config.run.seed)
+        run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
+        policy, trained, frozen = setup.policy_of(model, config.lora, mesh, key=jax.random.fold_in(key, 1))
+        total = config.train.total_steps(len(data.train))
+        optimizer, schedule = make_optimizer(config.optimizer, total)
+        loss = sft_loss(policy, config.loss)
+        update = make_update(
+            loss, sft_counts, optimizer, accumulation_steps=config.train.accumulation_steps
+        )
+        generator = setup.Generator(policy, frozen, config.sampling, tokenizer, jax.random.fold_in(key, 2))
+        prompts = [list(e.prompt_tokens) for e in (data.validation or data.train)[: config.run.sample_rows]]
+        size = config.train.eval_batch_size or config.train.batch_size
+        held_out = evaluation(
+            make_evaluation(loss, sft_counts),
+            lambda: eval_batches(data.validation, size, collate_demonstrations),
+            frozen,
+            lambda batch: shard_batch(setup.device_part(batch), mesh),
+            config.train.eval_batches,
+        )
+        loop = Loop(
+            run=run,
+            store=setup.checkpoint_store(run),
+            batches=BatchIterator(
+                data.train,
+                batch_size=config.train.batch_size,
+                seed=config.run.seed,
+                collate=collate_demonstrations,
+            ),
+            update=setup.placed(update, mesh, frozen, jax.random.fold_in(key, 3)),
+            total_steps=total,
+            evaluate=held_out if data.validation else None,
+            sample=lambda state: generator.samples(state.params, prompts, int(state.step)),
+            learning_rate=schedule,
+        )
+        state, metrics = loop.fit(create_state(trained, optimizer))
+        model = setup.export_policy(run, policy, state.params, frozen, tokenizer, config.lora)
+        run.finish(metrics)
+        return TrainResult(run.folder, metrics, model, tokenizer)

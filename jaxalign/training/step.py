@@ -1,0 +1,123 @@
+"""A loss becomes a jitted update: accumulation, clipping, the optimizer, metrics.
+
+A loss function has the form
+
+    loss(params, frozen, batch, key, counts) -> (loss, metrics)
+
+where `counts` are numbers over the *whole* batch (tokens, rows), so that the losses
+of micro-batches add up to the loss of the batch; and `metrics` maps a name to a pair
+(sum, count), added over micro-batches and divided once at the end (a name that ends
+in `_max` takes the largest instead).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxalign.training.state import TrainState
+
+Batch = Mapping[str, Any]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+LossFunction = Callable[[Any, Any, Batch, jax.Array, Any], tuple[jax.Array, Metrics]]
+CountFunction = Callable[[Batch], Any]
+
+
+def mean_of(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A metric's (sum, count) over the counted slots; masked slots may hold anything."""
+    mask = jnp.broadcast_to(mask, values.shape)
+    total = jnp.sum(jnp.where(mask, values, 0).astype(jnp.float32))
+    return total, jnp.sum(mask.astype(jnp.float32))
+
+
+def make_update(
+    loss_function: LossFunction,
+    count_function: CountFunction,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulation_steps: int = 1,
+) -> Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds `update(state, frozen, batch, key) -> (state, metrics)`, jitted, `state` donated.
+
+    The rows of the batch (axis 0 of every array) are split into `accumulation_steps`
+    micro-batches that run one after another; the result equals one large batch.
+    Where the loss or the gradient norm is not finite the old state is returned and
+    `metrics["finite"]` is 0. The key is folded with the step, so a resumed run
+    repeats itself.
+
+    Raises:
+      ValueError: the rows do not divide by `accumulation_steps` (when traced).
+    """
+    if accumulation_steps < 1:
+        raise ValueError(f"accumulation_steps must be 1 or more, got {accumulation_steps}")
+    gradient = jax.value_and_grad(loss_function, has_aux=True)
+
+    def whole(params, frozen, batch, key, counts):
+        if accumulation_steps == 1:
+            return gradient(params, frozen, batch, key, counts)
+        micro = jax.tree.map(_split(accumulation_steps), dict(batch))
+
+        def body(total, inputs):
+            index, rows = inputs
+            part = gradient(params, frozen, rows, jax.random.fold_in(key, index), counts)
+            return _add(total, part), None
+
+        first = jax.eval_shape(gradient, params, frozen, jax.tree.map(lambda x: x[0], micro), key, counts)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        total, _ = jax.lax.scan(body, zeros, (jnp.arange(accumulation_steps), micro))
+        return total
+
+    def update(state: TrainState, frozen: Any, batch: Batch, key: jax.Array):
+        step_key = jax.random.fold_in(key, state.step)
+        (loss, sums), grads = whole(state.params, frozen, batch, step_key, count_function(batch))
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        new = TrainState(state.step + 1, optax.apply_updates(state.params, changes), opt_state)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        metrics = {name: total / jnp.maximum(count, 1e-9) for name, (total, count) in sums.items()}
+        metrics |= {"loss": loss, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
+        return new, metrics
+
+    return jax.jit(update, donate_argnums=0)
+
+
+def make_evaluation(
+    loss_function: LossFunction, count_function: CountFunction
+) -> Callable[[Any, Any, Batch], dict[str, tuple[jax.Array, jax.Array]]]:
+    """Builds `evaluate(params, frozen, batch) -> {name: (sum, count)}`, jitted, nothing donated.
+
+    The loss itself is weighted by its count, so that means over batches of different
+    sizes are means over tokens (or pairs).
+    """
+
+    def evaluate(params: Any, frozen: Any, batch: Batch):
+        counts = count_function(batch)
+        loss, sums = loss_function(params, frozen, batch, None, counts)  # type: ignore[arg-type]
+        weight = jax.tree.leaves(counts)[0].astype(jnp.float32)
+        return sums | {"loss": (loss * weight, weight)}
+
+    return jax.jit(evaluate)
+
+
+def _add(total, part):
+    """Sums of two micro-batches; metrics named `..._max` take the larger."""
+    ((loss_a, sums_a), grads_a), ((loss_b, sums_b), grads_b) = total, part
+    sums = {
+        name: jax.tree.map(jnp.maximum if name.endswith("_max") else jnp.add, sums_a[name], sums_b[name])
+        for name in sums_a
+    }
+    return (loss_a + loss_b, sums), jax.tree.map(jnp.add, grads_a, grads_b)
+
+
+def _split(parts: int):
+    def split(x):
+        rows, rest = divmod(x.shape[0], parts)
+        if rest:
+            raise ValueError(f"{x.shape[0]} rows do not divide by {parts} accumulation steps")
+        # Strided, so that each device keeps its own rows under a batch-sharded mesh.
+        return x.reshape(rows, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    return split
