@@ -1,0 +1,51 @@
+"""Per-token estimates of the KL divergence from samples."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from jaxalign.arrays import check_shapes, float32
+from jaxalign.masking import as_mask, masked
+
+
+def kl_penalty(
+    logps: Float[Array, "..."],
+    ref_logps: Float[Array, "..."],
+    mask: Shaped[Array, "..."] | None = None,
+    *,
+    estimator: Literal["k1", "k2", "k3", "abs"] = "k1",
+) -> Float[Array, "..."]:
+    """Estimates KL(policy || reference) at tokens sampled from the policy.
+
+    d = logps - ref_logps
+    k1 = d;  k2 = d^2 / 2;  k3 = exp(-d) - 1 + d;  abs = |d|
+
+    k1 and k3 are unbiased, k3 is never negative, k2 has the gradient of the KL.
+
+    Args:
+      logps, ref_logps: log-probs of the same tokens, nats; any float dtype, computed in float32.
+      mask: tokens that count; None for all.
+      estimator: which.
+
+    Returns:
+      float32 nats, the same shape; 0 where masked.
+
+    Raises:
+      AssertionError: shapes differ.
+      ValueError: no such estimator.
+
+    Source: J. Schulman, "Approximating KL divergence" (2020).
+    """
+    check_shapes(logps=logps, ref_logps=ref_logps, mask=mask)
+    mask = as_mask(mask, logps)
+    d = masked(float32(logps), mask) - masked(float32(ref_logps), mask)
+    if estimator == "k1":
+        return d
+    if estimator == "k2":
+        return 0.5 * jnp.square(d)
+    if estimator == "k3":
+        return jnp.expm1(-d) + d
+    if estimator == "abs":
+        return jnp.abs(d)
+    raise ValueError(f"estimator must be k1, k2, k3 or abs, got {estimator!r}")
