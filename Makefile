@@ -1,0 +1,86 @@
+# Every target sets up .venv by itself: nothing is needed but Python >= 3.11 and make.
+#   make demo            the whole pipeline on a tiny model that the project makes (QUICK=1: fewer steps)
+#   make test            the test suite (make test-all: with the long grids)
+#   make lint types      style and types
+# PYTHON=python3.12 chooses the interpreter, ARGS="..." is passed on to the command.
+
+PYTHON ?= python3
+OUTPUT ?= runs/demo
+QUICK ?=
+ARGS ?=
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+CONSTRAINTS := $(if $(filter 3.11,$(VERSION)),constraints-py311.txt,constraints-py312.txt)
+BIN := .venv/bin
+CORE := .venv/core-$(VERSION).stamp
+DEV := .venv/dev-$(VERSION).stamp
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+
+.PHONY: demo test test-all lint types format bench goldens constraints clean venv
+.DEFAULT_GOAL := test
+
+demo: $(CORE)
+	@if [ -e "$(OUTPUT)" ]; then mv "$(OUTPUT)" "$(OUTPUT)-before-$$(date +%Y%m%d-%H%M%S)"; fi
+	$(BIN)/jaxalign demo --output "$(OUTPUT)" $(if $(QUICK),--quick=true) $(ARGS)
+
+test: $(DEV)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(DEV)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)
+	$(BIN)/basedpyright --level error $(ARGS)
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The benchmark scripts come with their own issue; until then this target says so and fails.
+bench: $(CORE)
+	@if [ -f benchmarks/run.py ]; then $(BIN)/python benchmarks/run.py $(ARGS); \
+	else echo "make bench: there is no benchmarks/run.py yet; nothing was measured" >&2; exit 2; fi
+
+# Reference values from other libraries. Needs torch, in a venv of its own: no test does.
+goldens: .venv/parity-$(VERSION).stamp
+	@for script in tests/golden/make_*.py; do \
+	  test -e "$$script" || { echo "make goldens: there is no tests/golden/make_*.py" >&2; exit 2; }; \
+	  echo "$$script"; .venv-parity/bin/python "$$script" $(ARGS) || exit 1; done
+
+venv: $(DEV)
+
+# Removes the environment and caches, never runs/.
+clean:
+	rm -rf .venv .venv-parity .cache build dist *.egg-info .pytest_cache .ruff_cache
+
+.venv/bin/python-$(VERSION).stamp:
+	@test -n "$(VERSION)" || { echo "$(PYTHON) was not found: install Python >= 3.11, or name one by PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "jaxalign needs Python >= 3.11; $(PYTHON) is $(VERSION). Name another by PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+$(CORE): .venv/bin/python-$(VERSION).stamp pyproject.toml $(CONSTRAINTS)
+	@echo "installing the pinned packages into .venv (about 1.1 GB on disk)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(DEV): .venv/bin/python-$(VERSION).stamp pyproject.toml $(CONSTRAINTS)
+	@echo "installing the pinned packages and the test tools into .venv (about 1.3 GB on disk)"
+	@$(PIP) --editable '.[dev]'
+	@touch $(CORE) $@
+
+.venv/parity-$(VERSION).stamp: $(DEV)
+	$(PYTHON) -m venv --clear .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[parity]'
+	@touch $@
+
+# Rewrites the constraints of this Python from the newest versions that pyproject.toml allows.
+constraints: .venv/bin/python-$(VERSION).stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[dev]'
+	@echo "# Versions the tests were run with on Python $(if $(filter 3.11,$(VERSION)),3.11,3.12 and newer): \`make constraints\` writes this file." > $(CONSTRAINTS)
+	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools >> $(CONSTRAINTS)
