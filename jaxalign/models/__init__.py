@@ -1,0 +1,79 @@
+"""Causal language models and scalar models: Hugging Face folders in and out."""
+
+from dataclasses import replace
+from typing import Any
+
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.heads import (
+    HeadConfig,
+    ScalarDefinition,
+    ScalarModel,
+    apply_head,
+    create_scalar_model,
+    with_normalizer,
+)
+from jaxalign.models.huggingface import (
+    check_vocabulary,
+    load_config,
+    load_pretrained,
+    load_reward_model,
+    load_tokenizer,
+    save_pretrained,
+    save_reward_model,
+)
+from jaxalign.models.lora import LoraConfig, attach, create_adapter, merge_adapter
+from jaxalign.models.peft import load_adapter, save_adapter
+from jaxalign.models.sharding import param_logical_axes
+from jaxalign.models.transformer import Definition, Transformer, create, params_count
+
+__all__ = [
+    "Definition",
+    "HeadConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "ScalarDefinition",
+    "ScalarModel",
+    "Transformer",
+    "apply_head",
+    "attach",
+    "check_vocabulary",
+    "create",
+    "create_adapter",
+    "create_scalar_model",
+    "load_adapter",
+    "load_config",
+    "load_pretrained",
+    "load_reward_model",
+    "load_tokenizer",
+    "merge",
+    "merge_adapter",
+    "param_logical_axes",
+    "params_count",
+    "save_adapter",
+    "save_pretrained",
+    "save_reward_model",
+    "split",
+    "with_normalizer",
+    "with_remat",
+]
+
+
+def split(model: Any) -> tuple[Any, Any]:
+    """(definition, parameters): the static part, hashable, and a nested dict of arrays."""
+    if isinstance(model, ScalarModel):
+        return ScalarDefinition(model.config, model.head_config), model.params
+    return Definition(model.config), model.params
+
+
+def merge(definition: Any, params: Any) -> Any:
+    """The inverse of `split`; cheap, also under jit."""
+    if isinstance(definition, ScalarDefinition):
+        return ScalarModel(definition.config, definition.head_config, params)
+    return Transformer(definition.config, params)
+
+
+def with_remat(model: Any, remat: bool = True) -> Any:
+    """The same model that recomputes (or keeps) each layer in the backward pass."""
+    definition, params = split(model)
+    return merge(replace(definition, config=replace(definition.config, remat=remat)), params)
+

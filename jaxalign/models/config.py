@@ -1,0 +1,122 @@
+"""The shape of a decoder, whatever its family."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the trained length.
+
+    Attributes:
+      kind: `none`, `linear` (positions / factor) or `llama3` (by wavelength).
+      factor: stretch.
+      low_frequency_factor, high_frequency_factor, original_positions: llama3's bounds.
+    """
+
+    kind: Literal["none", "linear", "llama3"] = "none"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_positions: int = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One decoder, configured. Hashable: it is the static part of a model.
+
+    Attributes:
+      family: name of the row in `models.families` it came from (and is saved as).
+      vocab_size: V, rows of the embedding.
+      hidden_size: D.
+      intermediate_size: width of the MLP.
+      num_layers: L.
+      num_heads: query heads N.
+      num_kv_heads: key/value heads; divides num_heads.
+      head_dim: H, size of a head.
+      max_positions: longest row the model was made for, in tokens.
+      norm: `rms` or `layer`.
+      norm_eps: added to the variance.
+      norm_offset: the norm multiplies by weight + offset (Gemma: 1).
+      activation: `silu`, `gelu` (exact) or `gelu_tanh`.
+      gated_mlp: gate * up before down; else up alone.
+      positions: `rope` or `learned`.
+      rope_theta: base of the rotary frequencies (global layers).
+      rope_scaling: stretching of them (global layers).
+      rope_theta_local: base in sliding-window layers; None takes rope_theta.
+      rotary_dim: leading dimensions of a head that rotate.
+      sliding_window: keys a sliding layer sees, itself included; 0 for none.
+      sliding_layers: per layer, whether its window slides; empty means all where sliding_window > 0.
+      qk_norm: norm on each query and key head before rotation.
+      qkv_bias, out_bias, mlp_bias: whether those projections have biases.
+      head_bias: whether the vocabulary projection has one.
+      parallel_residual: attention and MLP both read the layer's input (GPT-NeoX).
+      post_norms: norms on the outputs of attention and MLP too (Gemma 2, 3).
+      attention_softcap, final_softcap: c * tanh(x / c) on scores and logits; 0 for none.
+      query_scale: factor on queries; 0 takes 1 / sqrt(head_dim).
+      embedding_scale: factor on embeddings (Gemma: sqrt(D)).
+      tied_head: the embedding is the vocabulary projection too.
+      bos_id, eos_ids, pad_id: special tokens; -1 or () where there is none.
+      param_dtype, compute_dtype: names of dtypes.
+      remat: recompute each layer in the backward pass.
+    """
+
+    family: str = "llama"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-6
+    norm_offset: float = 0.0
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    gated_mlp: bool = True
+    positions: Literal["rope", "learned"] = "rope"
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling = RopeScaling()
+    rope_theta_local: float | None = None
+    rotary_dim: int = 0
+    sliding_window: int = 0
+    sliding_layers: tuple[bool, ...] = ()
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    parallel_residual: bool = False
+    post_norms: bool = False
+    attention_softcap: float = 0.0
+    final_softcap: float = 0.0
+    query_scale: float = 0.0
+    embedding_scale: float = 1.0
+    tied_head: bool = True
+    bos_id: int = -1
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int = -1
+    param_dtype: str = "float32"
+    compute_dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads = {self.num_heads} does not divide by num_kv_heads = {self.num_kv_heads}")
+        if self.sliding_layers and len(self.sliding_layers) != self.num_layers:
+            raise ValueError(
+                f"sliding_layers has {len(self.sliding_layers)} entries for {self.num_layers} layers"
+            )
+
+    @property
+    def rotary_size(self) -> int:
+        """Dimensions of a head that rotate."""
+        return self.rotary_dim or self.head_dim
+
+    @property
+    def layer_slides(self) -> tuple[bool, ...]:
+        """Per layer, whether it sees only the sliding window."""
+        if not self.sliding_window:
+            return (False,) * self.num_layers
+        return self.sliding_layers or (True,) * self.num_layers

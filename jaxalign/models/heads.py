@@ -1,0 +1,143 @@
+"""Scalar models: a decoder's trunk under a head that gives one number a token.
+
+A reward model reads the number at a row's last token, a value function at every token.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.layers import dense
+from jaxalign.models.transformer import Transformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The scalar head.
+
+    Attributes:
+      kind: linear, or mlp (one hidden layer with GELU).
+      hidden_size: width of the hidden layer; 0 takes the model's.
+      dropout: chance that an input of the head is dropped in training.
+      init_std: standard deviation of the last layer; -1 takes 1 / sqrt(width + 1), 0 starts at zero.
+    """
+
+    kind: Literal["linear", "mlp"] = "linear"
+    hidden_size: int = 0
+    dropout: float = 0.0
+    init_std: float = -1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"head.dropout must lie in [0, 1), got {self.dropout}")
+
+
+class ScalarModel(nnx.Module):
+    """A trunk, a head and a normalizer: score = gain * head(hidden) + bias.
+
+    Attributes:
+      config: shape of the trunk; static.
+      head_config: the head; static.
+    """
+
+    def __init__(self, config: ModelConfig, head_config: HeadConfig, params: dict[str, Any]) -> None:
+        self.config = config
+        self.head_config = head_config
+        self.weights = nnx.data(jax.tree.map(nnx.Param, params))
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """{"trunk", "head", "normalizer"} as plain arrays."""
+        return jax.tree.map(lambda p: p[...], self.weights, is_leaf=lambda x: isinstance(x, nnx.Param))
+
+    def per_token(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        lengths: Int[Array, " B"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        adapter: Any = None,
+        dropout_key: jax.Array | None = None,
+    ) -> Float[Array, "B T"]:
+        """The score after each token, float32; what lies in padding is undefined but finite."""
+        params = self.params
+        hidden = Transformer(self.config, params["trunk"]).hidden(
+            tokens,
+            lengths=lengths,
+            positions=positions,
+            segment_ids=segment_ids,
+            adapter=adapter,
+            dropout_key=dropout_key,
+        )
+        raw = apply_head(self.head_config, params["head"], hidden, dropout_key=dropout_key)
+        normalizer = params["normalizer"]
+        return normalizer["gain"] * raw + normalizer["bias"]
+
+    def __call__(self, tokens: Int[Array, "B T"], *, lengths: Int[Array, " B"]) -> Float[Array, " B"]:
+        """The score at each row's last valid token, float32."""
+        scores = self.per_token(tokens, lengths=lengths)
+        return jnp.take_along_axis(scores, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
+
+
+@dataclass(frozen=True)
+class ScalarDefinition:
+    """The static part of a scalar model."""
+
+    config: ModelConfig
+    head_config: HeadConfig
+
+
+def apply_head(
+    head_config: HeadConfig, params: Any, hidden: Float[Array, "*B D"], *, dropout_key: jax.Array | None = None
+) -> Float[Array, "*B"]:
+    """Raw scores of hidden states, float32."""
+    x = hidden
+    if dropout_key is not None and head_config.dropout:
+        keep = jax.random.bernoulli(jax.random.fold_in(dropout_key, 1_000_000), 1 - head_config.dropout, x.shape)
+        x = jnp.where(keep, x / (1 - head_config.dropout), 0).astype(x.dtype)
+    if head_config.kind == "mlp":
+        x = dense(x, params["hidden"]) + params["hidden_bias"].astype(x.dtype)
+        x = jax.nn.gelu(x, approximate=True)
+    return jnp.einsum("...d,d->...", x.astype(jnp.float32), params["score"].astype(jnp.float32))
+
+
+def create_head(config: ModelConfig, head_config: HeadConfig, *, key: jax.Array) -> dict[str, jax.Array]:
+    """Fresh leaves of a head."""
+    d = config.hidden_size
+    first, last = jax.random.split(key)
+    width = d
+    params: dict[str, jax.Array] = {}
+    if head_config.kind == "mlp":
+        width = head_config.hidden_size or d
+        params["hidden"] = jax.random.normal(first, (d, width)) / jnp.sqrt(d)
+        params["hidden_bias"] = jnp.zeros(width)
+    std = (width + 1) ** -0.5 if head_config.init_std < 0 else head_config.init_std
+    params["score"] = std * jax.random.normal(last, (width,))
+    return jax.tree.map(lambda x: x.astype(config.param_dtype), params)
+
+
+def create_scalar_model(model: Any, head_config: HeadConfig | None = None, *, key: jax.Array) -> ScalarModel:
+    """A scalar model on the trunk of a causal language model (whose vocabulary head is left out).
+
+    The trunk's arrays are shared, not copied; nothing here changes them.
+    """
+    head_config = head_config or HeadConfig()
+    trunk = {name: value for name, value in model.params.items() if name != "head"}
+    config = replace(model.config, tied_head=True, head_bias=False)
+    params = {
+        "trunk": trunk,
+        "head": create_head(config, head_config, key=key),
+        "normalizer": {"gain": jnp.ones(()), "bias": jnp.zeros(())},
+    }
+    return ScalarModel(config, head_config, params)
+
+
+def with_normalizer(frozen: Any, *, gain: float, bias: float) -> Any:
+    """Frozen leaves of a scalar model with another gain and bias."""
+    return {**frozen, "normalizer": {"gain": jnp.float32(gain), "bias": jnp.float32(bias)}}

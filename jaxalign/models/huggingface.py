@@ -1,0 +1,425 @@
+"""Hugging Face folders in and out: every tensor's name and shape is checked."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.errors import ModelError
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.families import FAMILIES, Tensor, config_from_json, config_to_json, fuse, special_tokens, unfuse
+from jaxalign.models.heads import HeadConfig, ScalarModel
+from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
+
+HEAD_FILE = "jaxalign_head.json"
+MAX_SHARD_BYTES = 4 * 2**30
+
+
+def load_pretrained(
+    folder: str | Path,
+    *,
+    param_dtype: Any = None,
+    compute_dtype: Any = None,
+    mesh: Any = None,
+    rules: Any = None,
+    revision: str | None = None,
+) -> Transformer:
+    """A causal language model from a Hugging Face folder or hub id.
+
+    Args:
+      folder: a folder with config.json and weights (`model.safetensors`, its sharded form, or
+        `flax_model.msgpack`), or a hub id.
+      param_dtype: dtype of the parameters; None is float32.
+      compute_dtype: dtype of the matrix products; None is float32.
+      mesh: lay the parameters out on this mesh; None leaves them on the default device.
+      rules: logical -> mesh axes, where not the default table.
+      revision: revision of a hub id.
+
+    Raises:
+      ModelError: a missing file, an unsupported family, or a tensor that is missing, left over or wrongly shaped.
+    """
+    path = local_folder(folder, revision)
+    config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
+    params = read_params(path, config)
+    model = Transformer(config, to_device(params, config.param_dtype))
+    if mesh is None:
+        return model
+    from jaxalign.mesh import DEFAULT_RULES, tree_shardings
+    from jaxalign.models.sharding import param_logical_axes
+
+    shardings = tree_shardings(params, param_logical_axes(params), mesh, rules or DEFAULT_RULES)
+    return Transformer(config, jax.device_put(model.params, shardings))
+
+
+def load_reward_model(
+    folder: str | Path, *, param_dtype: Any = None, compute_dtype: Any = None, revision: str | None = None
+) -> ScalarModel:
+    """A scalar model from a `...ForSequenceClassification` folder with one label.
+
+    Raises:
+      ModelError: as `load_pretrained`; or the folder holds no scalar head.
+    """
+    path = local_folder(folder, revision)
+    config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
+    config = replace(config, tied_head=True, head_bias=False)
+    tensors = dict(read_tensors(path))
+    extra = json.loads((path / HEAD_FILE).read_text()) if (path / HEAD_FILE).is_file() else {}
+    head_config = HeadConfig(**extra.get("head", {}))
+    if "score.weight" not in tensors:
+        raise ModelError(f"{path}: there is no tensor score.weight; expected a reward model (one-label classifier)")
+    score = tensors.pop("score.weight")
+    if score.shape[0] != 1 or score.ndim != 2:
+        raise ModelError(f"{path}: score.weight has shape {score.shape}; expected [1, width], a single label")
+    head = {"score": score[0]}
+    if head_config.kind == "mlp":
+        for ours, theirs in (("hidden", "score_hidden.weight"), ("hidden_bias", "score_hidden.bias")):
+            if theirs not in tensors:
+                raise ModelError(f"{path}: the tensor {theirs} is missing")
+            head[ours] = tensors.pop(theirs).T
+    params = {
+        "trunk": from_tensors(tensors, config, str(path)),
+        "head": head,
+        "normalizer": {"gain": np.float32(extra.get("gain", 1.0)), "bias": np.float32(extra.get("bias", 0.0))},
+    }
+    return ScalarModel(config, head_config, to_device(params, config.param_dtype))
+
+
+def load_config(folder: str | Path) -> ModelConfig:
+    """The shape of the model in a folder, with the end tokens of its generation_config.json.
+
+    Raises:
+      ModelError: no config.json, or one that is not supported.
+    """
+    path = local_folder(folder)
+    config = config_from_json(_json(path / "config.json"), str(path / "config.json"))
+    generation = path / "generation_config.json"
+    if generation.is_file():
+        eos = special_tokens(_json(generation))["eos_ids"]
+        config = replace(config, eos_ids=eos or config.eos_ids)
+    return config
+
+
+def local_folder(folder: str | Path, revision: str | None = None) -> Path:
+    """The folder itself, or the cached snapshot of a hub id.
+
+    Raises:
+      ModelError: neither a folder nor a hub id that can be fetched.
+    """
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    text = str(folder)
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
+        raise ModelError(f"{text}: there is no such folder; expected a Hugging Face folder or a hub id (owner/name)")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(
+                text,
+                revision=revision,
+                allow_patterns=["*.json", "*.safetensors", "*.msgpack", "*.model", "*.txt", "*.jinja"],
+            )
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{text}: there is no such folder, and the hub did not give it: {reason}") from None
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of all tensors in a folder.
+
+    Raises:
+      ModelError: no weights, only torch pickles, or a damaged file.
+    """
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(_json(index)["weight_map"].values()))
+    elif single.is_file():
+        files = [single.name]
+    else:
+        if list(path.glob("*.bin")):
+            raise ModelError(
+                f"{path}: only torch pickles (.bin) are there, and loading those runs code; convert them with "
+                "transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)"
+            )
+        raise ModelError(f"{path}: expected model.safetensors, model.safetensors.index.json or flax_model.msgpack")
+    from safetensors import SafetensorError, safe_open
+
+    for name in files:
+        file = path / name
+        if not file.is_file():
+            raise ModelError(f"{file}: named in {index.name}, but there is no such file")
+        try:
+            with safe_open(file, framework="flax") as reader:
+                for key in reader.keys():  # noqa: SIM118 (not a dict)
+                    yield key, np.asarray(reader.get_tensor(key))
+        except SafetensorError as error:
+            raise ModelError(f"{file}: not a readable safetensors file ({error})") from None
+
+
+def read_params(path: Path, config: ModelConfig) -> dict[str, Any]:
+    """Our parameter tree from a folder's weights."""
+    msgpack = path / "flax_model.msgpack"
+    has_safetensors = (path / "model.safetensors").is_file() or (path / "model.safetensors.index.json").is_file()
+    if msgpack.is_file() and not has_safetensors:
+        from jaxalign.models.flax_msgpack import read_flax_tensors
+
+        return from_tensors(read_flax_tensors(msgpack, config), config, str(msgpack))
+    return from_tensors(dict(read_tensors(path)), config, str(path))
+
+
+def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: str) -> dict[str, Any]:
+    """Our parameter tree from tensors under Hugging Face names.
+
+    Raises:
+      ModelError: naming each tensor that is missing, left over or wrongly shaped.
+    """
+    family = FAMILIES[config.family]
+    shapes = parameter_shapes(config)
+    left = {name: array for name, array in tensors.items() if not name.endswith(family.ignored)}
+
+    def take(name: str) -> np.ndarray | None:
+        # A trunk saved on its own lacks the prefix.
+        for candidate in (family.trunk + name, name, "language_model." + family.trunk + name):
+            if candidate in left:
+                return left.pop(candidate)
+        return None
+
+    def read(tensor: Tensor, name: str, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        there = [leaf for leaf in tensor.leaves if leaf in wanted]
+        if not there:
+            return {}
+        array = take(name)
+        if array is None:
+            raise ModelError(f"{where}: the tensor {family.trunk}{name} is missing")
+        expected = [wanted[leaf] for leaf in tensor.leaves]
+        full = (*expected[0][:-1], sum(s[-1] for s in expected))
+        full = full[::-1] if tensor.kind == "linear" else full
+        if array.shape != full:
+            raise ModelError(f"{where}: {family.trunk}{name} has shape {list(array.shape)}, expected {list(full)}")
+        parts = unfuse(tensor, array, [s[-1] for s in expected], config.num_heads)
+        return dict(zip(tensor.leaves, parts, strict=True))
+
+    flat = {f"{g}/{leaf}": shape for g, leaves in shapes.items() if g != "layers" for leaf, shape in leaves.items()}
+    tree: dict[str, Any] = {}
+    for tensor in family.outer:
+        for leaf, array in read(tensor, tensor.name, flat).items():
+            group, name = leaf.split("/")
+            tree.setdefault(group, {})[name] = array
+    wanted = {name: shape[1:] for name, shape in shapes["layers"].items()}
+    stacks: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+    for layer in range(config.num_layers):
+        for tensor in family.layer:
+            for leaf, array in read(tensor, tensor.name.format(i=layer), wanted).items():
+                stacks[leaf].append(array)
+    tree["layers"] = {name: np.stack(arrays) for name, arrays in stacks.items()}
+    head = left.pop(f"{family.head}.weight", None)
+    if not config.tied_head:
+        if head is None:
+            raise ModelError(f"{where}: the tensor {family.head}.weight is missing (tie_word_embeddings is false)")
+        if head.shape != shapes["head"]["weight"]:
+            raise ModelError(
+                f"{where}: {family.head}.weight has shape {list(head.shape)}, expected {list(shapes['head']['weight'])}"
+            )
+        tree["head"] = {"weight": head}
+    if left:
+        names = sorted(left)
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        raise ModelError(f"{where}: tensors that a {config.family} model has not: {', '.join(names[:4])}{more}")
+    return tree
+
+
+def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
+    """Tensors under Hugging Face names from our parameter tree; the inverse of `from_tensors`."""
+    family = FAMILIES[config.family]
+    host = jax.device_get(dict(params))
+    tensors: dict[str, np.ndarray] = {}
+    flat = {f"{g}/{leaf}": a for g, leaves in host.items() if g != "layers" for leaf, a in leaves.items()}
+    for tensor in family.outer:
+        if tensor.leaves[0] in flat:
+            tensors[family.trunk + tensor.name] = np.ascontiguousarray(flat[tensor.leaves[0]])
+    for tensor in family.layer:
+        if tensor.leaves[0] not in host["layers"]:
+            continue
+        for layer in range(config.num_layers):
+            leaves = [np.asarray(host["layers"][leaf][layer]) for leaf in tensor.leaves]
+            tensors[family.trunk + tensor.name.format(i=layer)] = fuse(tensor, leaves, config.num_heads)
+    if not config.tied_head and "head" in host:
+        tensors[f"{family.head}.weight"] = np.ascontiguousarray(host["head"]["weight"])
+    return tensors
+
+
+def save_pretrained(
+    model: Transformer, folder: str | Path, *, tokenizer: Any = None, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> Path:
+    """Writes a folder that `transformers` loads, whole or not at all.
+
+    Args:
+      model: the model.
+      folder: where; what is there is replaced once the new folder is complete.
+      tokenizer: saved beside the weights where given.
+      max_shard_bytes: weights above it are split into files with an index.
+    """
+    config = model.config
+    tensors = to_tensors(model.params, config)
+    return _write(Path(folder), config_to_json(config), tensors, tokenizer, config, max_shard_bytes)
+
+
+def save_reward_model(model: ScalarModel, folder: str | Path, *, tokenizer: Any = None) -> Path:
+    """Writes a scalar model in the `...ForSequenceClassification` layout, whole or not at all.
+
+    A linear head whose normalizer is 1 and 0 loads in transformers as it is. Gain, bias and
+    an MLP head are ours: they go to `jaxalign_head.json` and `score_hidden.*`.
+    """
+    config, params = model.config, model.params
+    tensors = to_tensors(params["trunk"], config)
+    head = jax.device_get(params["head"])
+    tensors["score.weight"] = np.ascontiguousarray(head["score"][None])
+    if model.head_config.kind == "mlp":
+        tensors["score_hidden.weight"] = np.ascontiguousarray(head["hidden"].T)
+        tensors["score_hidden.bias"] = np.ascontiguousarray(head["hidden_bias"])
+    from dataclasses import asdict
+
+    extra = {
+        "head": asdict(model.head_config),
+        "gain": float(params["normalizer"]["gain"]),
+        "bias": float(params["normalizer"]["bias"]),
+    }
+    body = config_to_json(config)
+    causal = body["architectures"][0]
+    trunk = causal.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    body |= {
+        "architectures": [f"{trunk}ForSequenceClassification"],
+        "num_labels": 1,
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "problem_type": "regression",
+        "tie_word_embeddings": True,
+    }
+    return _write(Path(folder), body, tensors, tokenizer, config, MAX_SHARD_BYTES, {HEAD_FILE: extra})
+
+
+def _write(
+    folder: Path,
+    config_json: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    tokenizer: Any,
+    config: ModelConfig,
+    max_shard_bytes: int,
+    extra_files: Mapping[str, Any] | None = None,
+) -> Path:
+    from safetensors.numpy import save_file
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        shards = _shards(tensors, max_shard_bytes)
+        if len(shards) == 1:
+            save_file(shards[0], temporary / "model.safetensors", metadata={"format": "pt"})
+        else:
+            weight_map = {}
+            for number, shard in enumerate(shards, 1):
+                name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+                save_file(shard, temporary / name, metadata={"format": "pt"})
+                weight_map |= dict.fromkeys(shard, name)
+            total = sum(a.nbytes for a in tensors.values())
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        (temporary / "config.json").write_text(json.dumps(config_json, indent=2))
+        generation = {k: config_json[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        generation = {k: v for k, v in generation.items() if v is not None}
+        (temporary / "generation_config.json").write_text(json.dumps(generation, indent=2))
+        for name, body in (extra_files or {}).items():
+            (temporary / name).write_text(json.dumps(body, indent=2))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        os.chmod(temporary, 0o755)
+        old = folder.with_name(f".{folder.name}.old")
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def _shards(tensors: dict[str, np.ndarray], limit: int) -> list[dict[str, np.ndarray]]:
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, array in tensors.items():
+        if shards[-1] and size + array.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+    return shards
+
+
+def load_tokenizer(folder: str | Path, *, revision: str | None = None) -> Any:
+    """The tokenizer in a folder (or of a hub id), as transformers reads it.
+
+    Raises:
+      ModelError: there is none, or it cannot be read.
+    """
+    path = local_folder(folder, revision)
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    if not any((path / name).is_file() for name in names):
+        raise ModelError(f"{path}: there is no tokenizer; expected tokenizer.json (or set model.tokenizer)")
+    # Without torch transformers prints advice about models that we do not use.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import logging
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115
+        from transformers import AutoTokenizer
+    try:
+        return AutoTokenizer.from_pretrained(str(path))
+    except Exception as error:
+        raise ModelError(f"{path}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}") from None
+
+
+def check_vocabulary(config: ModelConfig, tokenizer: Any) -> None:
+    """The model has an embedding for every token of the tokenizer.
+
+    Raises:
+      ModelError: naming both sizes.
+    """
+    if tokenizer is None:
+        return
+    size = max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+    if size > config.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {size} tokens, the model's vocabulary {config.vocab_size}; they do not belong together"
+        )
+
+
+def to_device(params: Any, dtype: str) -> Any:
+    """Host arrays as JAX arrays of the parameter dtype; the normalizer stays float32."""
+
+    def convert(path, array):
+        keep = "normalizer" in jax.tree_util.keystr(path)
+        return jnp.asarray(array, jnp.float32 if keep else dtype)
+
+    return jax.tree_util.tree_map_with_path(convert, params)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file; expected a Hugging Face folder with {path.name}")
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not valid JSON ({error})") from None

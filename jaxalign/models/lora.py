@@ -1,0 +1,93 @@
+"""Low-rank adapters: a separate tree beside the parameters, merged on request."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.heads import ScalarModel
+from jaxalign.models.transformer import Transformer, folded, parameter_shapes
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adaptation (arXiv:2106.09685).
+
+    Attributes:
+      enabled: train an adapter and leave the base as it is.
+      rank: r, columns of the first factor.
+      alpha: the update is scaled by alpha / rank.
+      dropout: chance that an input of the adapter is dropped in training.
+      targets: projections that get an adapter; `all` stands for every one.
+    """
+
+    enabled: bool = False
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"lora.rank must be 1 or more, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout must lie in [0, 1), got {self.dropout}")
+        unknown = [t for t in self.targets if t not in (*TARGETS, "all")]
+        if unknown:
+            raise ValueError(f"lora.targets: {', '.join(unknown)}: expected some of {', '.join(TARGETS)}, or all")
+
+
+def targets_of(config: ModelConfig, lora: LoraConfig) -> tuple[str, ...]:
+    """The projections of this model that get an adapter."""
+    there = [t for t in TARGETS if config.gated_mlp or t != "gate_proj"]
+    return tuple(there) if "all" in lora.targets else tuple(t for t in there if t in lora.targets)
+
+
+def create_adapter(config: ModelConfig, lora: LoraConfig, *, key: jax.Array) -> dict[str, dict[str, jax.Array]]:
+    """A fresh adapter, which changes nothing yet: a is Kaiming-uniform, b is 0.
+
+    Returns:
+      target -> {"a": [L, K, r], "b": [L, r, M]}, float32: the trained leaves. Scale and
+      dropout are static and enter with `attach`.
+    """
+    shapes = parameter_shapes(config)["layers"]
+    adapter = {}
+    for index, name in enumerate(targets_of(config, lora)):
+        layers, inputs, outputs = shapes[name]
+        bound = inputs**-0.5
+        a = jax.random.uniform(
+            jax.random.fold_in(key, index), (layers, inputs, lora.rank), minval=-bound, maxval=bound
+        )
+        adapter[name] = {"a": a, "b": jnp.zeros((layers, lora.rank, outputs))}
+    return adapter
+
+
+def attach(adapter: Any, lora: LoraConfig) -> Any:
+    """The trained leaves with their scale and dropout, [L] each: what a model takes as `adapter`."""
+    result = {}
+    for name, part in adapter.items():
+        layers = part["a"].shape[0]
+        result[name] = {**part, "scale": jnp.full(layers, lora.alpha / lora.rank, jnp.float32)}
+        if lora.dropout:
+            result[name]["dropout"] = jnp.full(layers, lora.dropout, jnp.float32)
+    return result
+
+
+def merge_adapter(model: Any, adapter: Any) -> Any:
+    """The model with an attached adapter added to its weights; the model given is not changed.
+
+    Raises:
+      ValueError: the model has no projection of an adapter's name.
+    """
+    params = model.params
+    trunk = params["trunk"] if isinstance(model, ScalarModel) else params
+    unknown = [name for name in adapter if name not in trunk["layers"]]
+    if unknown:
+        raise ValueError(f"the adapter has targets that the model has not: {', '.join(unknown)}")
+    if isinstance(model, ScalarModel):
+        return ScalarModel(model.config, model.head_config, {**params, "trunk": folded(trunk, adapter)})
+    return Transformer(model.config, folded(params, adapter))

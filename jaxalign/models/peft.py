@@ -1,0 +1,136 @@
+"""Adapters in PEFT's folder format: `adapter_config.json` and `adapter_model.safetensors`."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.errors import ModelError
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.families import FAMILIES
+from jaxalign.models.lora import TARGETS, LoraConfig
+from jaxalign.models.transformer import parameter_shapes
+
+
+def _module_names(config: ModelConfig) -> dict[str, str]:
+    """target -> module name in the family, for example layers.{i}.self_attn.q_proj."""
+    names = {}
+    for tensor in FAMILIES[config.family].layer:
+        if len(tensor.leaves) == 1 and tensor.leaves[0] in TARGETS:
+            names[tensor.leaves[0]] = tensor.name.removesuffix(".weight")
+    return names
+
+
+def save_adapter(adapter: Any, folder: str | Path, lora: LoraConfig, config: ModelConfig) -> Path:
+    """Writes the trained leaves (`a`, `b` by target) as a PEFT folder, whole or not at all.
+
+    Raises:
+      ModelError: the family fuses a target into one module (Phi-3, GPT-2, GPT-NeoX q/k/v), which PEFT
+        would adapt as a whole; merge the adapter instead.
+    """
+    from safetensors.numpy import save_file
+
+    names = _module_names(config)
+    fused = [t for t in adapter if t not in names]
+    if fused:
+        raise ModelError(
+            f"{config.family} fuses {', '.join(fused)} into one module, so a PEFT folder cannot hold this adapter; "
+            "use the merged export"
+        )
+    host = jax.device_get(adapter)
+    trunk = FAMILIES[config.family].trunk
+    tensors = {}
+    for target, part in host.items():
+        for layer in range(config.num_layers):
+            module = f"base_model.model.{trunk}{names[target].format(i=layer)}"
+            tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(np.asarray(part["a"][layer]).T)
+            tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(np.asarray(part["b"][layer]).T)
+    body = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": sorted({names[t].rpartition(".")[2] for t in adapter}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_dora": False,
+        "use_rslora": False,
+        "modules_to_save": None,
+        "base_model_name_or_path": "",
+        "inference_mode": True,
+    }
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        (temporary / "adapter_config.json").write_text(json.dumps(body, indent=2))
+        os.chmod(temporary, 0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any], LoraConfig]:
+    """The adapter of a PEFT folder for a model of this shape, and its settings.
+
+    Returns:
+      (trained leaves, config); give `models.attach(leaves, config)` to a model.
+
+    Raises:
+      ModelError: no such folder, a method other than plain LoRA, or a tensor that is missing, left over
+        or wrongly shaped.
+    """
+    from safetensors.numpy import load_file
+
+    path = Path(folder)
+    settings, weights = path / "adapter_config.json", path / "adapter_model.safetensors"
+    for file in (settings, weights):
+        if not file.is_file():
+            raise ModelError(f"{file}: there is no such file; expected a PEFT folder")
+    body = json.loads(settings.read_text())
+    if body.get("peft_type") != "LORA" or body.get("use_dora") or body.get("bias", "none") != "none":
+        raise ModelError(f"{settings}: only plain LoRA without biases is supported, got {body.get('peft_type')}")
+    if body.get("rank_pattern") or body.get("alpha_pattern") or body.get("modules_to_save"):
+        raise ModelError(f"{settings}: rank_pattern, alpha_pattern and modules_to_save are not supported")
+    rank, alpha = int(body["r"]), float(body["lora_alpha"])
+    if body.get("use_rslora"):
+        alpha *= rank**0.5  # alpha / sqrt(r), written as alpha' / r
+    tensors = load_file(weights)
+    shapes, trunk = parameter_shapes(config)["layers"], FAMILIES[config.family].trunk
+    adapter: dict[str, Any] = {}
+    for target, module in _module_names(config).items():
+        names = [f"base_model.model.{trunk}{module.format(i=layer)}" for layer in range(config.num_layers)]
+        if f"{names[0]}.lora_A.weight" not in tensors:
+            continue
+        part = {}
+        for leaf, ending in (("a", "lora_A.weight"), ("b", "lora_B.weight")):
+            arrays = []
+            for name in names:
+                key = f"{name}.{ending}"
+                if key not in tensors:
+                    raise ModelError(f"{weights}: the tensor {key} is missing")
+                arrays.append(tensors.pop(key).T)
+            _, inputs, outputs = shapes[target]
+            expected = (inputs, rank) if leaf == "a" else (rank, outputs)
+            if arrays[0].shape != expected:
+                raise ModelError(
+                    f"{weights}: {names[0]}.{ending} has shape {list(arrays[0].shape[::-1])}, "
+                    f"expected {list(expected[::-1])}"
+                )
+            part[leaf] = jnp.asarray(np.stack(arrays), jnp.float32)
+        adapter[target] = part
+    if tensors:
+        raise ModelError(f"{weights}: tensors that this model has no place for: {', '.join(sorted(tensors)[:4])}")
+    dropout = float(body.get("lora_dropout", 0.0))
+    return adapter, LoraConfig(enabled=True, rank=rank, alpha=alpha, dropout=dropout, targets=tuple(adapter))

@@ -1,0 +1,357 @@
+"""The decoder: tokens -> hidden states -> logits; whole rows, or one token against a cache.
+
+Parameters live in a Flax NNX module as a nested dict: `embed`, `layers` (stacked,
+[L, ...]) and `final_norm`, with canonical names whatever the family. `split` takes them
+out once; everything jitted works on the plain dict.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxalign.models import kv_cache
+from jaxalign.models.attention import NEGATIVE, attend, attend_cached, visible
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.kv_cache import KVCache
+from jaxalign.models.layers import linear, mlp, norm, rms_norm, rope_tables, rotate, softcap
+
+
+class Transformer(nnx.Module):
+    """A causal language model.
+
+    Attributes:
+      config: its shape; static.
+      params: nested dict of arrays, see `parameter_shapes`.
+    """
+
+    def __init__(self, config: ModelConfig, params: dict[str, Any]) -> None:
+        self.config = config
+        self.weights = nnx.data(jax.tree.map(nnx.Param, params))
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The leaves as plain arrays."""
+        return jax.tree.map(lambda p: p[...], self.weights, is_leaf=lambda x: isinstance(x, nnx.Param))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        lengths: Int[Array, " B"] | None = None,
+        adapter: Any = None,
+    ) -> Float[Array, "B T V"]:
+        """Logits, float32, for plain use; training takes `hidden` and a chunked head.
+
+        Args:
+          tokens: token ids.
+          positions: position of each token; counted from 0 within a row (or segment) when None.
+          segment_ids: packed rows: 1, 2, ... by segment, 0 for padding.
+          lengths: right-padded rows: valid tokens a row; all when None.
+          adapter: LoRA adapter, or None.
+        """
+        hidden = self.hidden(
+            tokens, positions=positions, segment_ids=segment_ids, lengths=lengths, adapter=adapter
+        )
+        return self.logits(hidden)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        lengths: Int[Array, " B"] | None = None,
+        adapter: Any = None,
+        dropout_key: jax.Array | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm, in the compute dtype; arguments as for a call.
+
+        `dropout_key` turns the adapter's dropout on.
+        """
+        positions, segments = layout(tokens, positions, segment_ids, lengths)
+        hidden, _ = self._layers(tokens, positions, segments, adapter, dropout_key, keep_cache=False)
+        return hidden
+
+    @property
+    def head(self) -> Float[Array, "V D"]:
+        """The vocabulary projection, in the compute dtype."""
+        params = self.weights
+        weight = params["embed"]["tokens"] if self.config.tied_head else params["head"]["weight"]
+        return weight[...].astype(self.config.compute_dtype)
+
+    @property
+    def head_options(self) -> dict[str, Any]:
+        """What `logprobs.linear_logprobs` must know beside the head."""
+        bias = self.weights["head"]["bias"][...] if self.config.head_bias else None
+        return {"softcap": self.config.final_softcap or None, "bias": bias}
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """float32 logits of hidden states."""
+        out = jnp.einsum("...d,vd->...v", hidden, self.head, preferred_element_type=jnp.float32)
+        options = self.head_options
+        if options["bias"] is not None:
+            out = out + options["bias"].astype(jnp.float32)
+        return softcap(out, self.config.final_softcap)
+
+    # --- decoding ---------------------------------------------------------------------------
+
+    def prefill(
+        self, tokens: Int[Array, "B P"], lengths: Int[Array, " B"], *, cache_length: int, adapter: Any = None
+    ) -> tuple[Float[Array, "B D"], KVCache]:
+        """Reads right-padded prompts.
+
+        Returns:
+          The hidden state at each row's last token, and a cache of `cache_length` columns
+          (P and room for completions).
+        """
+        positions, segments = layout(tokens, None, None, lengths)
+        hidden, cache = self._layers(tokens, positions, segments, adapter, None, keep_cache=True)
+        last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+        assert cache is not None
+        return last, kv_cache.from_prompt(*cache, lengths, cache_length)
+
+    def decode_weights(self, adapter: Any = None) -> dict[str, Any]:
+        """Weights for `decode`: a list of layers, cast once. Call it outside the decode loop.
+
+        The adapter, where given, is added to the weights it adapts.
+        """
+        config = self.config
+        params = self.params
+        if adapter is not None:
+            params = folded(params, adapter)
+        layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.num_layers)]
+        layers = [{k: (v if "norm" in k else v.astype(config.compute_dtype)) for k, v in p.items()} for p in layers]
+        return {**params, "layers": layers}
+
+    def decode(
+        self, weights: dict[str, Any], tokens: Int[Array, " B"], cache: KVCache
+    ) -> tuple[Float[Array, "B D"], KVCache]:
+        """One token a row: writes its column, attends to what is there.
+
+        Returns:
+          The hidden state after it [B, D], and the cache one step on.
+        """
+        config = self.config
+        positions = cache.prompt_lengths + cache.step
+        column = cache.prompt_width + cache.step
+        x = embed(weights, tokens[:, None], positions[:, None], config)
+        tables = {s: rope_tables(positions[:, None], config, local=s) for s in (False, True)}
+        # One bias for each kind of layer: where a column is visible by distance and filled.
+        filled = cache.filled()
+        distance = positions[:, None] - cache.positions()
+        biases = {
+            window: jnp.where(filled & ((distance < window) | (window == 0)), 0.0, NEGATIVE)
+            for window in {kv_cache.window_of(config, layer) for layer in range(config.num_layers)}
+        }
+        keys, values = [], []
+        for layer, params in enumerate(weights["layers"]):
+
+            def attention(h, params=params, layer=layer):
+                q, k, v = project(h, params, config, tables[config.layer_slides[layer]], None, None)
+                key = jax.lax.dynamic_update_slice(
+                    cache.keys[layer], k.transpose(0, 2, 3, 1).astype(cache.keys[layer].dtype), (0, 0, 0, column)
+                )
+                value = jax.lax.dynamic_update_slice(
+                    cache.values[layer], v.transpose(0, 2, 1, 3).astype(cache.values[layer].dtype), (0, 0, column, 0)
+                )
+                keys.append(key)
+                values.append(value)
+                bias = biases[kv_cache.window_of(config, layer)]
+                return attend_cached(q[:, 0], key, value, bias, config)[:, None]
+
+            x = block(x, params, config, attention, None, None)
+        cache = replace(cache, keys=tuple(keys), values=tuple(values), step=cache.step + 1)
+        return norm(x, weights["final_norm"], "weight", config)[:, 0], cache
+
+    # --- the stack --------------------------------------------------------------------------
+
+    def _layers(self, tokens, positions, segments, adapter, dropout_key, *, keep_cache: bool):
+        config, params = self.config, self.params
+        x = embed(params, tokens, positions, config)
+        tables = [rope_tables(positions, config, local=local) for local in (False, True)]
+        slides = np.asarray(config.layer_slides)
+
+        def body(x, inputs):
+            layer, part, sliding, index = inputs
+            if slides.any() and not slides.all():
+                window = jnp.where(sliding, config.sliding_window, 0)
+                cos_sin = jax.tree.map(lambda a, b: jnp.where(sliding, b, a), *tables)
+            else:
+                window = config.sliding_window if slides.all() and len(slides) else 0
+                cos_sin = tables[int(bool(window))]
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+            kept = None
+
+            def attention(h):
+                nonlocal kept
+                q, k, v = project(h, layer, config, cos_sin, part, key)
+                kept = (k, v)
+                return attend(q, k, v, positions, segments, window, config)
+
+            x = block(x, layer, config, attention, part, key)
+            return x, kept if keep_cache else None
+
+        if config.remat and not keep_cache:
+            body = jax.checkpoint(body)
+        inputs = (params["layers"], adapter, jnp.asarray(slides), jnp.arange(config.num_layers))
+        x, cache = jax.lax.scan(body, x, inputs)
+        return norm(x, params["final_norm"], "weight", config), cache
+
+
+def layout(tokens, positions, segment_ids, lengths) -> tuple[jax.Array, jax.Array]:
+    """Positions and segment ids of rows that are packed, right-padded or full."""
+    if segment_ids is not None and lengths is not None:
+        raise ValueError("give segment_ids (packed rows) or lengths (right-padded rows), not both")
+    rows, length = tokens.shape
+    columns = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    if segment_ids is None:
+        segments = jnp.ones_like(columns) if lengths is None else (columns < lengths[:, None]).astype(jnp.int32)
+    else:
+        segments = segment_ids
+    if positions is None:
+        starts = jnp.concatenate(
+            [jnp.ones((rows, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1
+        )
+        first = jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)
+        positions = columns if segment_ids is None else columns - first
+    return positions, segments
+
+
+def embed(params, tokens, positions, config: ModelConfig) -> jax.Array:
+    """Token (and learned position) embeddings, in the compute dtype."""
+    x = params["embed"]["tokens"][tokens].astype(config.compute_dtype)
+    if config.embedding_scale != 1.0:
+        x = x * jnp.asarray(config.embedding_scale, x.dtype)
+    if config.positions == "learned":
+        x = x + params["embed"]["positions"][positions].astype(x.dtype)
+    return x
+
+
+def project(h, params, config: ModelConfig, tables, adapter, key):
+    """Rotated queries and keys, and values: [B, T, N or K, H]."""
+    shape = h.shape[:-1]
+    q = linear(h, params, "q_proj", adapter, key).reshape(*shape, config.num_heads, config.head_dim)
+    k = linear(h, params, "k_proj", adapter, key).reshape(*shape, config.num_kv_heads, config.head_dim)
+    v = linear(h, params, "v_proj", adapter, key).reshape(*shape, config.num_kv_heads, config.head_dim)
+    if config.qk_norm:
+        q, k = rms_norm(q, params["q_norm"], config), rms_norm(k, params["k_norm"], config)
+    if config.positions == "rope":
+        q, k = rotate(q, tables), rotate(k, tables)
+    return q, k, v
+
+
+def block(x, params, config: ModelConfig, attention, adapter, key):
+    """One layer; `attention(h)` maps normed input [B, T, D] to head outputs [B, T, N*H]."""
+    mixed = linear(attention(norm(x, params, "input_norm", config)), params, "o_proj", adapter, key)
+    if config.parallel_residual:
+        return x + mixed + mlp(norm(x, params, "mlp_norm", config), params, config, adapter, key)
+    if config.post_norms:
+        x = x + norm(mixed, params, "post_attention_norm", config)
+        fed = mlp(norm(x, params, "mlp_norm", config), params, config, adapter, key)
+        return x + norm(fed, params, "post_mlp_norm", config)
+    x = x + mixed
+    return x + mlp(norm(x, params, "mlp_norm", config), params, config, adapter, key)
+
+
+def folded(params: dict[str, Any], adapter: Any) -> dict[str, Any]:
+    """Parameters with W + a b * scale in place of each adapted W."""
+    layers = dict(params["layers"])
+    for name, part in adapter.items():
+        change = jnp.einsum("lir,lro->lio", part["a"], part["b"], preferred_element_type=jnp.float32)
+        scale = part["scale"].reshape(-1, 1, 1)
+        layers[name] = (layers[name].astype(jnp.float32) + change * scale).astype(layers[name].dtype)
+    return {**params, "layers": layers}
+
+
+@dataclass(frozen=True)
+class Definition:
+    """The static part of a model: hashable, made by `split`, read by `merge`."""
+
+    config: ModelConfig
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
+    """Shapes of all leaves, as a tree of tuples; layers are stacked [L, ...]."""
+    d, f, layers = config.hidden_size, config.intermediate_size, config.num_layers
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        "input_norm": (d,),
+        "mlp_norm": (d,),
+        "q_proj": (d, q),
+        "k_proj": (d, kv),
+        "v_proj": (d, kv),
+        "o_proj": (q, d),
+        "up_proj": (d, f),
+        "down_proj": (f, d),
+    }
+    if config.gated_mlp:
+        layer["gate_proj"] = (d, f)
+    if config.post_norms:
+        layer |= {"post_attention_norm": (d,), "post_mlp_norm": (d,)}
+    if config.qk_norm:
+        layer |= {"q_norm": (config.head_dim,), "k_norm": (config.head_dim,)}
+    if config.norm == "layer":
+        layer |= {"input_norm_bias": (d,), "mlp_norm_bias": (d,)}
+    biases = {"q_proj": config.qkv_bias, "k_proj": config.qkv_bias, "v_proj": config.qkv_bias}
+    biases |= {"o_proj": config.out_bias, "up_proj": config.mlp_bias, "down_proj": config.mlp_bias}
+    layer |= {name + "_bias": (layer[name][1],) for name, there in biases.items() if there}
+    if config.mlp_bias and config.gated_mlp:
+        layer["gate_proj_bias"] = (f,)
+    tree: dict[str, Any] = {
+        "embed": {"tokens": (config.vocab_size, d)},
+        "layers": {name: (layers, *shape) for name, shape in layer.items()},
+        "final_norm": {"weight": (d,)},
+    }
+    if config.norm == "layer":
+        tree["final_norm"]["weight_bias"] = (d,)
+    if config.positions == "learned":
+        tree["embed"]["positions"] = (config.max_positions, d)
+    if not config.tied_head:
+        tree["head"] = {"weight": (config.vocab_size, d)}
+    if config.head_bias:
+        tree.setdefault("head", {})["bias"] = (config.vocab_size,)
+    return tree
+
+
+def create(
+    config: ModelConfig, *, key: jax.Array, param_dtype: Any = None, compute_dtype: Any = None
+) -> Transformer:
+    """A model with random weights: normal(0, 0.02) matrices, identity norms, zero biases."""
+    config = with_dtypes(config, param_dtype, compute_dtype)
+    shapes = parameter_shapes(config)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    leaves = []
+    for index, (path, shape) in enumerate(paths):
+        name = jax.tree_util.keystr(path)
+        if name.endswith("_bias']") or name.endswith("['bias']"):
+            leaf = jnp.zeros(shape, config.param_dtype)
+        elif "norm" in name:
+            leaf = jnp.full(shape, 1.0 - config.norm_offset, config.param_dtype)
+        else:
+            leaf = (0.02 * jax.random.normal(jax.random.fold_in(key, index), shape)).astype(config.param_dtype)
+        leaves.append(leaf)
+    return Transformer(config, jax.tree.unflatten(treedef, leaves))
+
+
+def with_dtypes(config: ModelConfig, param_dtype: Any = None, compute_dtype: Any = None) -> ModelConfig:
+    """The config with other dtypes; None keeps one."""
+    return replace(
+        config,
+        param_dtype=config.param_dtype if param_dtype is None else jnp.dtype(param_dtype).name,
+        compute_dtype=config.compute_dtype if compute_dtype is None else jnp.dtype(compute_dtype).name,
+    )
+
+
+def params_count(params: Any) -> int:
+    """Number of scalars in a tree."""
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
+
+
+__all__ = ["Definition", "Transformer", "create", "params_count", "parameter_shapes", "visible"]
