@@ -145,7 +145,7 @@ def _coerce_scalar(value: Any, hint: Any) -> Any:
         return Path(value)
     value = parsed(value)
     if hint is Any:
-        return value
+        return {k: coerce(v, Any) for k, v in value.items()} if isinstance(value, dict) else value
     if hint is type(None):
         if value is not None:
             raise Mismatch

@@ -1,0 +1,310 @@
+"""`jaxalign COMMAND --config FILE_OR_NAME --dotted.key=value`.
+
+Exit status: 0 done; 2 the user's mistake, in one line on standard error; 1 anything
+else, with its traceback; 130 and 143 after SIGINT and SIGTERM.
+"""
+
+import dataclasses
+import importlib
+import os
+import signal
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jaxalign
+from jaxalign import config as configs
+from jaxalign.cli.failures import exit_status, one_line
+from jaxalign.config_values import nearest
+from jaxalign.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command: what it does, and where its configuration and function are.
+
+    Attributes:
+      summary: one line for `jaxalign --help`.
+      config: `module:Class` of its configuration.
+      function: `module:function` that takes it.
+      aliases: short flag -> dotted key.
+    """
+
+    summary: str
+    config: str
+    function: str
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+_ROWS = {"on_bad_row": "data.on_bad_row"}
+
+COMMANDS: dict[str, Command] = {
+    "sft": Command(
+        "supervised fine-tuning on demonstrations",
+        "jaxalign.training.sft:SFTConfig",
+        "jaxalign.training.sft:train_sft",
+        _ROWS,
+    ),
+    "reward": Command(
+        "reward model from comparisons or rankings",
+        "jaxalign.training.reward:RewardConfig",
+        "jaxalign.training.reward:train_reward",
+        _ROWS,
+    ),
+    "dpo": Command(
+        "direct preference optimization on comparisons",
+        "jaxalign.training.preference:DPOConfig",
+        "jaxalign.training.preference:train_dpo",
+        _ROWS,
+    ),
+    "ppo": Command(
+        "proximal policy optimization against a reward",
+        "jaxalign.training.ppo:PPOConfig",
+        "jaxalign.training.ppo:train_ppo",
+        _ROWS,
+    ),
+    "generate": Command(
+        "completions of prompts, from any model folder or run",
+        "jaxalign.cli.generate:GenerateConfig",
+        "jaxalign.cli.generate:generate",
+    ),
+    "chat": Command(
+        "talk to a model folder or run on the terminal",
+        "jaxalign.cli.chat:ChatConfig",
+        "jaxalign.cli.chat:chat",
+    ),
+    "check": Command(
+        "environment, devices, hub access, and a look at a model or data file",
+        "jaxalign.cli.check:CheckConfig",
+        "jaxalign.cli.check:check",
+    ),
+    "demo": Command(
+        "the whole pipeline on a tiny model and data that it makes itself",
+        "jaxalign.pipelines.demo:DemoConfig",
+        "jaxalign.pipelines.demo:run_demo",
+    ),
+}
+
+# Flag -> meaning. A training command keeps them under `run`, the others at the top.
+PLAIN_FLAGS = {
+    "output": "folder (or file) that the results go to",
+    "seed": "seed of Python, NumPy, JAX and data order",
+    "device": "auto, cpu, gpu or tpu",
+    "resume": "go on with the run that --output already holds",
+}
+
+
+def run() -> None:
+    """The console script: runs the command and exits with its status."""
+
+    def terminate(number: int, frame: Any) -> None:
+        # As an exception, so that half-written files are removed on the way out.
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, terminate)
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command.
+
+    Args:
+      arguments: what follows `jaxalign` on the command line.
+
+    Returns:
+      The exit status.
+    """
+    # Advice about libraries that jaxalign does not use (torch) is noise to its users.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    name = "jaxalign"
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(overview())
+            return 0
+        if arguments[0] == "--version":
+            print(f"jaxalign {jaxalign.__version__}")
+            return 0
+        command = find_command(arguments[0])
+        name = f"jaxalign {arguments[0]}"
+        if "--help" in arguments[1:] or "-h" in arguments[1:]:
+            print(command_help(arguments[0]))
+            return 0
+        settings = read_settings(command, arguments[1:])
+        use_device(settings)
+        report(load(command.function)(settings))
+    except BaseException as error:
+        return failed(error, name)
+    return 0
+
+
+def find_command(name: str) -> Command:
+    """The command of that name.
+
+    Raises:
+      ConfigError: there is none; the message names the nearest.
+    """
+    if name in COMMANDS:
+        return COMMANDS[name]
+    close = nearest(name, list(COMMANDS))
+    hint = f"did you mean {close}?" if close else f"commands: {', '.join(COMMANDS)}"
+    what = "expected a command first" if name.startswith("-") else "unknown command"
+    raise ConfigError(f"{name}: {what}; {hint}")
+
+
+def load(target: str) -> Any:
+    """The object that `module:name` names; the module is imported now, not at start."""
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def read_settings(command: Command, arguments: Sequence[str]) -> Any:
+    """The command's configuration from its arguments.
+
+    Raises:
+      ConfigError: a flag, key, value or file that is wrong.
+    """
+    file, overrides = split_arguments(arguments)
+    cls = load(command.config)
+    paths = plain_flags(cls)
+    for index, (flag, value) in enumerate(overrides):
+        if flag in command.aliases:
+            overrides[index] = (command.aliases[flag], value)
+        elif flag in paths:
+            overrides[index] = (paths[flag], value)
+        elif flag in PLAIN_FLAGS:
+            raise ConfigError(f"--{flag}: this command has none")
+    return configs.parse(cls, file, [f"--{key}={value}" for key, value in overrides])
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
+    """The configuration file, and (flag, value) of everything else in order.
+
+    Raises:
+      ConfigError: not a flag, a flag without a value, or two configuration files.
+    """
+    spelled: list[str] = []
+    for position, item in enumerate(arguments):
+        # --resume is the one flag that may stand alone.
+        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+        alone = item == "--resume" and following.lower() not in ("true", "false")
+        spelled.append("--resume=true" if alone else item)
+    file = None
+    rest: list[tuple[str, str]] = []
+    for key, value in configs.split_overrides(spelled):
+        if key != "config":
+            rest.append((key, value))
+        elif file is not None:
+            raise ConfigError(f"--config is given twice: {file} and {value}")
+        else:
+            file = value
+    return file, rest
+
+
+def plain_flags(cls: type) -> dict[str, str]:
+    """Flag -> dotted key, for the plain flags that a configuration has."""
+    hints = typing.get_type_hints(cls)
+    inner = hints.get("run")
+    below = {f.name for f in dataclasses.fields(inner)} if dataclasses.is_dataclass(inner) else set()
+    found = {flag: f"run.{flag}" for flag in PLAIN_FLAGS if flag in below}
+    found |= {flag: flag for flag in PLAIN_FLAGS if flag in hints}
+    return found
+
+
+def use_device(settings: Any) -> None:
+    """Checks the device that the configuration names, before anything is loaded or written.
+
+    Raises:
+      DeviceError: it is not there; the message lists what is.
+    """
+    kind = getattr(getattr(settings, "run", settings), "device", "auto")
+    if kind == "auto":
+        return
+    import jax
+
+    from jaxalign.mesh import devices_of
+
+    if kind == "cpu":
+        # Before JAX starts its backends: arrays made on the way then stay off an accelerator too.
+        jax.config.update("jax_platforms", "cpu")
+    devices_of(kind)
+
+
+def report(result: Any) -> None:
+    """Prints where a training run's results are, and its final metrics."""
+    folder, metrics = getattr(result, "folder", None), getattr(result, "metrics", None)
+    if folder is None:
+        return
+    for key, value in sorted((metrics or {}).items()):
+        print(f"{key:32s} {value:.6g}" if isinstance(value, float) else f"{key:32s} {value}")
+    print(f"results: {folder}")
+
+
+def failed(error: BaseException, name: str) -> int:
+    """Says what went wrong and returns the exit status."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):
+        # The reader (`| head`) went away; Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    status, line = exit_status(error), one_line(error)
+    if line is None:
+        traceback.print_exception(error)
+        print(f"{name}: this is a bug in jaxalign or a library; the lines above say where", file=sys.stderr)
+    else:
+        print(f"{name}: {line}", file=sys.stderr)
+    return status
+
+
+def overview() -> str:
+    """The text of `jaxalign --help`."""
+    width = max(map(len, COMMANDS))
+    shipped = ", ".join(configs.shipped_configs()) or "none"
+    lines = [
+        "usage: jaxalign COMMAND [--config FILE_OR_NAME] [--dotted.key=value ...]",
+        "",
+        "commands:",
+        *(f"  {name:{width}s}  {command.summary}" for name, command in COMMANDS.items()),
+        "",
+        "flags of every command that has the key:",
+        *(f"  --{flag:{width}s}  {meaning}" for flag, meaning in PLAIN_FLAGS.items()),
+        "",
+        f"shipped configurations: {shipped}",
+        "`jaxalign COMMAND --help` prints every key with its type, default and meaning.",
+        "Exit status: 0 done, 2 your mistake (one line says which), 1 anything else.",
+    ]
+    return "\n".join(lines)
+
+
+def command_help(name: str) -> str:
+    """The text of `jaxalign COMMAND --help`: every key with type, default and meaning."""
+    command = COMMANDS[name]
+    cls = load(command.config)
+    function: Callable = load(command.function)
+    first = (function.__doc__ or command.summary).strip().splitlines()[0]
+    lines = [
+        f"usage: jaxalign {name} [--config FILE_OR_NAME] [--dotted.key=value ...]",
+        "",
+        first,
+        "",
+    ]
+    flags = plain_flags(cls) | command.aliases
+    if flags:
+        lines.append("flags:")
+        lines += [
+            f"  --{flag.replace('_', '-')}: short for --{key}" for flag, key in flags.items() if flag != key
+        ]
+        lines.append("")
+    group = None
+    for key in configs.describe(cls):
+        section = key.name.rpartition(".")[0]
+        if section != group:
+            group = section
+            lines.append(f"{section or 'top'}:")
+        lines.append(f"  --{key.name}  ({key.type}; default {key.default})")
+        if key.meaning:
+            lines.append(f"      {key.meaning}")
+    return "\n".join(lines)

@@ -1,0 +1,242 @@
+"""Log-probs of tokens from logits, or straight from hidden states in chunks.
+
+`linear_logprobs` never holds [B, T, V], forward or backward: it walks over the
+vocabulary in chunks with an online log-sum-exp, and recomputes each chunk's logits in
+the backward pass. One primitive serves supervised, preference and policy-gradient
+training and scoring.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxalign.arrays import Scalar, check_range, check_rank, check_shapes
+from jaxalign.masking import as_mask
+
+NEGATIVE = -1e30
+CHUNK_SIZE = 4096
+
+
+class LogprobStatistics(NamedTuple):
+    """Per-token statistics, each [B, T] float32 and 0 where masked. Read them by name.
+
+    Attributes:
+      logps: log p(target), nats.
+      entropy: entropy of the distribution, nats.
+      logsumexp: log normalizer of the (scaled) logits.
+      mean_logps: mean of log p over the vocabulary, for label smoothing.
+      sum_squared_probs: sum of p^2 (1 where the model is certain).
+      is_top1: 1.0 where the target is the most probable token; no gradient.
+    """
+
+    logps: Float[Array, "B T"]
+    entropy: Float[Array, "B T"]
+    logsumexp: Float[Array, "B T"]
+    mean_logps: Float[Array, "B T"]
+    sum_squared_probs: Float[Array, "B T"]
+    is_top1: Float[Array, "B T"]
+
+
+def token_logprobs(
+    logits: Float[Array, "B T V"], targets: Int[Array, "B T"], *, temperature: Scalar = 1.0
+) -> Float[Array, "B T"]:
+    """log softmax(logits / temperature) at the targets.
+
+    Args:
+      logits: any float dtype, computed in float32.
+      targets: token ids in [0, V).
+      temperature: positive.
+
+    Returns:
+      float32 nats.
+
+    Raises:
+      AssertionError: shapes do not fit.
+      ValueError: a concrete temperature that is not positive.
+    """
+    check_range("temperature", temperature, 0.0, open_low=True)
+    check_rank(3, logits=logits)
+    check_shapes(targets=targets, logits_rows=logits[..., 0])
+    scaled = logits.astype(jnp.float32) / temperature
+    chosen = jnp.take_along_axis(scaled, targets[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(scaled, axis=-1)
+
+
+def linear_logprobs(
+    hidden: Float[Array, "B T D"],
+    embedding: Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+    mask: Shaped[Array, "B T"] | None = None,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+    temperature: Scalar = 1.0,
+    softcap: float | None = None,
+    bias: Float[Array, " V"] | None = None,
+    logit_scale: Scalar = 1.0,
+) -> LogprobStatistics:
+    """Statistics of softmax(logits / temperature), logits = cap(logit_scale * hidden @ embedding^T + bias).
+
+    Args:
+      hidden: any float dtype; products accumulate in float32.
+      embedding: the vocabulary projection.
+      targets: token ids in [0, V); masked slots may hold anything.
+      mask: tokens that count; None for all. Hidden states of masked slots may be NaN.
+      chunk_size: vocabulary rows at a time.
+      temperature: positive; no gradient.
+      softcap: c in c * tanh(logits / c), applied before the temperature; None for none.
+      bias: added to the logits.
+      logit_scale: factor on the logits; no gradient.
+
+    Returns:
+      `LogprobStatistics`; gradients reach hidden, embedding and bias.
+
+    Raises:
+      AssertionError: shapes do not fit.
+      ValueError: a concrete hyper-parameter out of range.
+    """
+    check_range("temperature", temperature, 0.0, open_low=True)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be 1 or more, got {chunk_size}")
+    check_rank(3, hidden=hidden)
+    check_rank(2, embedding=embedding)
+    check_shapes(targets=targets, hidden_rows=hidden[..., 0], mask=mask)
+    if hidden.shape[-1] != embedding.shape[-1]:
+        raise AssertionError(f"embedding has width {embedding.shape[-1]}, hidden has {hidden.shape[-1]}")
+    mask = as_mask(mask, targets)
+    hidden = jnp.where(mask[..., None], hidden, 0)
+    targets = jnp.where(mask, targets, 0)
+    if bias is None:
+        bias = jnp.zeros(embedding.shape[0], jnp.float32)
+    scales = jnp.stack([jnp.asarray(logit_scale, jnp.float32), 1.0 / jnp.asarray(temperature, jnp.float32)])
+    values = _statistics(
+        (min(chunk_size, embedding.shape[0]), float(softcap or 0.0)), hidden, embedding, bias, scales, targets
+    )
+    return LogprobStatistics(*(jnp.where(mask, v, 0.0) for v in values))
+
+
+def _chunks(vocabulary: int, size: int) -> tuple[jax.Array, jax.Array]:
+    """Where each chunk is sliced, and the first row that is its own (the last slice is pulled back)."""
+    number = -(-vocabulary // size)
+    first = jnp.arange(number) * size
+    return jnp.minimum(first, vocabulary - size), first
+
+
+def _chunk_logits(static, hidden, embedding, bias, scales, start, first):
+    """Scaled logits [B, T, C] of one chunk (NEGATIVE at rows of the chunk before), and d(logit)/d(product)."""
+    size, cap = static
+    weights = jax.lax.dynamic_slice_in_dim(embedding, start, size, 0).astype(hidden.dtype)
+    shift = jax.lax.dynamic_slice_in_dim(bias, start, size, 0).astype(jnp.float32)
+    logits = jnp.einsum("btd,vd->btv", hidden, weights, preferred_element_type=jnp.float32)
+    logits = scales[0] * logits + shift
+    slope = jnp.ones((), jnp.float32)
+    if cap:
+        bent = jnp.tanh(logits / cap)
+        logits, slope = cap * bent, 1.0 - jnp.square(bent)
+    columns = start + jnp.arange(size)
+    return weights, jnp.where(columns >= first, logits * scales[1], NEGATIVE), columns, slope * scales[1]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _statistics(static, hidden, embedding, bias, scales, targets):
+    return _forward(static, hidden, embedding, bias, scales, targets)[0]
+
+
+def _forward(static, hidden, embedding, bias, scales, targets):
+    vocabulary = embedding.shape[0]
+
+    def body(carry, bounds):
+        top, total, weighted, squared, plain, chosen = carry
+        start, first = bounds
+        _, logits, columns, _ = _chunk_logits(static, hidden, embedding, bias, scales, start, first)
+        own = columns >= first
+        new_top = jnp.maximum(top, logits.max(-1))
+        decay = jnp.exp(top - new_top)
+        weights = jnp.exp(logits - new_top[..., None])
+        finite = jnp.where(own, logits, 0.0)
+        hit = (columns == targets[..., None]) & own
+        carry = (
+            new_top,
+            total * decay + weights.sum(-1),
+            weighted * decay + (weights * finite).sum(-1),
+            squared * jnp.square(decay) + jnp.square(weights).sum(-1),
+            plain + finite.sum(-1),
+            chosen + jnp.where(hit, logits, 0.0).sum(-1),
+        )
+        return carry, None
+
+    zero = jnp.zeros(targets.shape, jnp.float32)
+    start = (zero + NEGATIVE, zero, zero, zero, zero, zero)
+    bounds = _chunks(vocabulary, static[0])
+    if static[0] == vocabulary:  # one chunk: no loop in the way of fusion
+        carry, _ = body(start, (0, 0))
+    else:
+        carry, _ = jax.lax.scan(body, start, bounds)
+    top, total, weighted, squared, plain, chosen = carry
+    normalizer = top + jnp.log(total)
+    mean_logit = weighted / total
+    values = (
+        chosen - normalizer,
+        normalizer - mean_logit,
+        normalizer,
+        plain / vocabulary - normalizer,
+        squared / jnp.square(total),
+        (chosen >= top).astype(jnp.float32),
+    )
+    return values, (hidden, embedding, bias, scales, targets, normalizer, mean_logit, values[4])
+
+
+def _backward(static, saved: Any, cotangents: Any):
+    hidden, embedding, bias, scales, targets, normalizer, mean_logit, squares = saved
+    d_logps, d_entropy, d_normalizer, d_mean, d_squares, _ = cotangents
+    vocabulary = embedding.shape[0]
+    # d(stat)/d(logit_v), with p = softmax: logps: hit - p; entropy: -p (l - mean); normalizer: p;
+    # mean_logps: 1/V - p; sum of squares: 2 p (p - sum p^2).
+    on_p = d_normalizer - d_logps - d_mean
+
+    def body(carry, bounds):
+        d_hidden, d_embedding, d_bias = carry
+        start, first = bounds
+        weights, logits, columns, slope = _chunk_logits(static, hidden, embedding, bias, scales, start, first)
+        own = columns >= first
+        p = jnp.exp(logits - normalizer[..., None])
+        finite = jnp.where(own, logits, 0.0)
+        grad = p * (
+            on_p[..., None]
+            - d_entropy[..., None] * (finite - mean_logit[..., None])
+            + 2.0 * d_squares[..., None] * (p - squares[..., None])
+        )
+        grad += jnp.where((columns == targets[..., None]) & own, d_logps[..., None], 0.0)
+        grad += jnp.where(own, d_mean[..., None] / vocabulary, 0.0)
+        grad = grad * slope
+        part = (grad * scales[0]).astype(hidden.dtype)
+        dw = jnp.einsum("btv,btd->vd", part, hidden, preferred_element_type=jnp.float32)
+        dh = jnp.einsum("btv,vd->btd", part, weights, preferred_element_type=jnp.float32)
+        old = jax.lax.dynamic_slice_in_dim(d_embedding, start, static[0], 0)
+        d_embedding = jax.lax.dynamic_update_slice_in_dim(d_embedding, old + dw, start, 0)
+        old = jax.lax.dynamic_slice_in_dim(d_bias, start, static[0], 0)
+        d_bias = jax.lax.dynamic_update_slice_in_dim(d_bias, old + grad.sum((0, 1)), start, 0)
+        return (d_hidden + dh, d_embedding, d_bias), None
+
+    zeros = (
+        jnp.zeros(hidden.shape, jnp.float32),
+        jnp.zeros(embedding.shape, jnp.float32),
+        jnp.zeros(vocabulary, jnp.float32),
+    )
+    if static[0] == vocabulary:
+        carry, _ = body(zeros, (0, 0))
+    else:
+        carry, _ = jax.lax.scan(body, zeros, _chunks(vocabulary, static[0]))
+    d_hidden, d_embedding, d_bias = carry
+    return (
+        d_hidden.astype(hidden.dtype),
+        d_embedding.astype(embedding.dtype),
+        d_bias.astype(bias.dtype),
+        jnp.zeros_like(scales),
+        None,
+    )
+
+
+_statistics.defvjp(_forward, _backward)
