@@ -1,0 +1,57 @@
+"""How completions are drawn."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Sampling.
+
+    Attributes:
+      max_new_tokens: longest completion, in tokens, its stop token included.
+      temperature: logits are divided by it; 0 is greedy.
+      top_k: sample from the k most probable tokens; 0 for all.
+      top_p: sample from the fewest tokens whose probabilities add up to p; 1 for all.
+      min_p: leave out tokens below min_p times the largest probability; 0 for none.
+      num_samples: completions a prompt.
+      stop_tokens: token ids that end a completion; empty takes the model's own.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    num_samples: int = 1
+    stop_tokens: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+        for name in ("max_new_tokens", "num_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sampling.{name} must be 1 or more, got {getattr(self, name)}")
+
+    def arguments(self, **changes: Any) -> dict[str, Any]:
+        """The keyword arguments of `generate`."""
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "num_samples": self.num_samples,
+            "stop_tokens": self.stop_tokens or None,
+        } | changes
+
+
+def check_sampling(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+    """Raises ValueError for a number out of range."""
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
+    if top_k < 0:
+        raise ValueError(f"top_k must not be negative, got {top_k}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+    if not 0 <= min_p < 1:
+        raise ValueError(f"min_p must lie in [0, 1), got {min_p}")

@@ -1,0 +1,143 @@
+"""From logits to a token: truncation without a sort, and inverse-CDF sampling in two levels.
+
+`jax.random.categorical` draws a number per vocabulary entry, which costs more than the
+rest of a decode step at large vocabularies; here one uniform number a row is enough.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+NEGATIVE = -1e30
+LANES = 128
+_BISECTIONS = 32
+
+
+def row_uniforms(key: jax.Array, row_ids: Int[Array, " B"], position: Int[Array, ""]) -> Float[Array, " B"]:
+    """One uniform number in [0, 1) a row: of (key, row id, position) alone, not of the batch."""
+
+    def draw(row):
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), position))
+
+    return jax.vmap(draw)(row_ids)
+
+
+def sample(probabilities: Float[Array, "B V"], uniforms: Float[Array, " B"]) -> Int[Array, " B"]:
+    """The token at which the running sum of (unnormalized) probabilities passes u * total.
+
+    Two levels: find the block of 128 tokens, then the token in it. A token of probability
+    0 is never drawn.
+    """
+    rows, vocabulary = probabilities.shape
+    pad = -vocabulary % LANES
+    blocks = jnp.pad(probabilities, ((0, 0), (0, pad))).reshape(rows, -1, LANES)
+    sums = jnp.cumsum(blocks.sum(-1), axis=-1)
+    target = uniforms[:, None] * sums[:, -1:]
+    block = jnp.minimum((sums <= target).sum(-1), blocks.shape[1] - 1)
+    before = jnp.where(
+        block > 0, jnp.take_along_axis(sums, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0
+    )
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    running = jnp.cumsum(inside, axis=-1) + before[:, None]
+    lane = (running <= target).sum(-1)
+    # Rounding may leave the target at or past the end: take the last lane that has probability.
+    last = LANES - 1 - jnp.argmax((inside > 0)[:, ::-1], axis=-1)
+    lane = jnp.minimum(lane, last)
+    token = block * LANES + lane
+    empty = jnp.take_along_axis(inside, lane[:, None], axis=1)[:, 0] <= 0
+    return jnp.where(empty, jnp.argmax(probabilities, axis=-1), token).astype(jnp.int32)
+
+
+def kept_tokens(
+    logps: Float[Array, "B V"],
+    top_k: Int[Array, " B"],
+    top_p: Float[Array, " B"],
+    min_p: Float[Array, " B"],
+) -> Bool[Array, "B V"]:
+    """Which tokens are left after top-k, then top-p among those, then min-p.
+
+    top_k 0, top_p 1 and min_p 0 leave all. Ties at a threshold are all kept. Thresholds are
+    found by bisection over log-probs, so nothing is sorted.
+    """
+    vocabulary = logps.shape[-1]
+    top = logps.max(-1)
+    k = jnp.where(top_k > 0, jnp.minimum(top_k, vocabulary), vocabulary)
+    floor = jnp.full_like(top, NEGATIVE)
+
+    def count_above(threshold):
+        return (logps >= threshold[:, None]).sum(-1)
+
+    k_threshold = _largest(lambda t: count_above(t) >= k, logps, top)
+    keep = logps >= jnp.where(k < vocabulary, k_threshold, floor)[:, None]
+    probabilities = jnp.where(keep, jnp.exp(logps - top[:, None]), 0.0)
+    wanted = top_p * probabilities.sum(-1)
+
+    def mass_above(threshold):
+        return jnp.where(logps >= threshold[:, None], probabilities, 0.0).sum(-1)
+
+    p_threshold = _largest(lambda t: mass_above(t) >= wanted, logps, top)
+    keep &= logps >= jnp.where(top_p < 1.0, p_threshold, floor)[:, None]
+    least = top + jnp.log(jnp.maximum(min_p, 1e-30))
+    return keep & (logps >= jnp.where(min_p > 0, least, floor)[:, None])
+
+
+def _largest(enough, logps: jax.Array, top: jax.Array) -> jax.Array:
+    """The largest log-prob of the row at which `enough` still holds.
+
+    Bisection over the float32 numbers themselves (their bits in order), so it ends exact.
+    """
+
+    def ordered(x):
+        bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+        return jnp.where(bits < 0, jnp.int32(-(2**31)) - bits, bits)
+
+    def number(bits):
+        return jax.lax.bitcast_convert_type(jnp.where(bits < 0, jnp.int32(-(2**31)) - bits, bits), jnp.float32)
+
+    low, high = ordered(jnp.minimum(logps.min(-1), -1e-30)), ordered(top)
+
+    def halve(_, bounds):
+        low, high = bounds
+        # Midpoint rounded up without overflow; low always holds, high + 1 never does.
+        middle = (low >> 1) + (high >> 1) + ((low | high) & 1)
+        holds = enough(number(middle))
+        return jnp.where(holds, middle, low), jnp.where(holds, high, middle - 1)
+
+    low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
+    return number(low)
+
+
+def next_token(
+    logits: Float[Array, "B V"],
+    uniforms: Float[Array, " B"],
+    temperature: Float[Array, " B"],
+    top_k: Int[Array, " B"],
+    top_p: Float[Array, " B"],
+    min_p: Float[Array, " B"],
+    *,
+    truncated: bool,
+) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
+    """Draws one token a row.
+
+    Args:
+      logits: float32.
+      uniforms: one number in [0, 1) a row.
+      temperature: 0 is greedy (log-probs are then those of temperature 1).
+      top_k, top_p, min_p: per row; read only where `truncated`.
+      truncated: static; False skips truncation altogether.
+
+    Returns:
+      (tokens, logps under the temperature-scaled policy, logps under the distribution
+      really sampled from; 0 where greedy).
+    """
+    greedy = temperature <= 0
+    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
+    normalizer = jax.nn.logsumexp(scaled, axis=-1)
+    weights = jnp.exp(scaled - normalizer[:, None])
+    if truncated:
+        kept = kept_tokens(scaled - normalizer[:, None], top_k, top_p, min_p)
+        weights = jnp.where(kept, weights, 0.0)
+    tokens = jnp.where(greedy, jnp.argmax(logits, axis=-1), sample(weights, uniforms)).astype(jnp.int32)
+    logps = jnp.take_along_axis(scaled, tokens[:, None], axis=1)[:, 0] - normalizer
+    sampled = logps - jnp.log(weights.sum(-1)) if truncated else logps
+    return tokens, logps, jnp.where(greedy, 0.0, sampled)

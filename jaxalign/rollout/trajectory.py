@@ -1,0 +1,65 @@
+"""Prompts and completions joined into right-padded rows for training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxalign.rollout.generate import Completions
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of prompt + completion, contiguous, right-padded.
+
+    Attributes:
+      tokens: int32 [N, T].
+      lengths: int32 [N], prompt and completion together.
+      mask: bool [N, T], True at completion tokens (stop token included).
+      prompt_lengths: int32 [N].
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    mask: np.ndarray
+    prompt_lengths: np.ndarray
+
+    def from_completion(self, values: np.ndarray) -> np.ndarray:
+        """[N, C] in completion columns -> [N, T] in row columns, 0 outside the mask."""
+        values = np.asarray(values)
+        result = np.zeros(self.tokens.shape, values.dtype)
+        rows, columns = np.nonzero(self.mask)
+        result[rows, columns] = values[rows, columns - self.prompt_lengths[rows]]
+        return result
+
+    def to_completion(self, values: np.ndarray, width: int) -> np.ndarray:
+        """[N, T] in row columns -> [N, C] in completion columns, 0 outside the mask."""
+        values = np.asarray(values)
+        result = np.zeros((len(values), width), values.dtype)
+        rows, columns = np.nonzero(self.mask)
+        result[rows, columns - self.prompt_lengths[rows]] = values[rows, columns]
+        return result
+
+
+def join_rows(prompts: Sequence[Sequence[int]], completions: Completions, *, multiple: int = 32) -> Rows:
+    """Joins prompt i with completion i.
+
+    Args:
+      prompts: N prompts (repeat a prompt for each of its samples).
+      completions: N completions.
+      multiple: T is a multiple of it that depends on the longest prompt and C only, so
+        that few programs serve all updates.
+    """
+    width = completions.tokens.shape[1]
+    longest = max(len(p) for p in prompts)
+    total = -(-(-(-longest // multiple) * multiple + width) // multiple) * multiple
+    count = len(prompts)
+    tokens = np.zeros((count, total), np.int32)
+    mask = np.zeros((count, total), bool)
+    prompt_lengths = np.asarray([len(p) for p in prompts], np.int32)
+    for i, prompt in enumerate(prompts):
+        start, end = len(prompt), len(prompt) + int(completions.lengths[i])
+        tokens[i, :start] = prompt
+        tokens[i, start:end] = completions.tokens[i, : end - start]
+        mask[i, start:end] = True
+    return Rows(tokens, prompt_lengths + completions.lengths.astype(np.int32), mask, prompt_lengths)
