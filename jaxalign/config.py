@@ -71,7 +71,7 @@ def to_dict(config: Any) -> dict[str, Any]:
             return {str(k): plain(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             return [plain(v) for v in value]
-        return str(value) if isinstance(value, Path) else value
+        return str(value) if isinstance(value, (str, Path)) else value
 
     return plain(config)
 

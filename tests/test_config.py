@@ -166,14 +166,14 @@ def test_empty_file_gives_the_defaults(tmp_path):
         ("--inner.flag=yes", "--inner.flag: expected bool, got 'yes' (true or false)"),
         ("--inner=3", "--inner: expected keys and values, got 3"),
         ("--inner={a", "--inner: expected keys and values, got '{a' (not valid YAML)"),
-        ("--steps.deep=3", "--steps: expected int"),
+        ("--steps.deep=3", "steps: expected int, got {deep: '3'}"),
         ("--steps", "--steps: expected a value, as in --steps=VALUE"),
         ("steps", "'steps': expected --dotted.key=value"),
         ("--a b=3", "expected --dotted.key=value"),
     ],
 )
 def test_wrong_override_gets_one_line_naming_the_key(override, message):
-    assert message in error_of(override).replace("steps: expected int, got {deep: '3'}", "steps: expected int")
+    assert message in error_of(override)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""The shape of the package: imports run one way, files stay short, `import jaxalign` stays light."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "jaxalign"
+
+# A group may import the groups before it, never itself's neighbours; see the style guide in CONTRIBUTING.md.
+BASE = {"arrays", "masking", "logprobs", "mesh", "errors", "config", "config_values"}
+LEVELS = [
+    BASE,
+    {"losses", "data"},
+    {"models"},
+    {"checkpoints", "rollout", "rewards", "runs"},
+    {"training"},
+    {"evaluation"},
+    {"hitl", "serving", "export"},
+    {"pipelines"},
+    {"cli"},
+]
+LEVEL = {group: level for level, groups in enumerate(LEVELS) for group in groups}
+# Among the groups of the base: who may import whom, left of right.
+BASE_ORDER = ["errors", "arrays", "masking", "logprobs", "mesh", "config_values", "config"]
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
+# Names that only extras provide; the core must import without them.
+EXTRAS = {
+    "wandb",
+    "tensorboardX",
+    "tensorboard",
+    "gradio",
+    "fastapi",
+    "uvicorn",
+    "onnx",
+    "onnxruntime",
+    "torch",
+    "trl",
+}
+
+
+def group_of(module: str) -> str | None:
+    """`jaxalign.models.heads` -> `models`; the package itself and its entry point have none."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] != "__main__" else None
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    """Every module that a file imports, lazily or not; `from jaxalign import x` gives `jaxalign.x`."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            found.add(node.module)
+            if node.module == "jaxalign":
+                found |= {f"jaxalign.{alias.name}" for alias in node.names if not alias.name.startswith("__")}
+    return found
+
+
+def may_import(importer: str, imported: str) -> bool:
+    """Whether one group may import another."""
+    if importer == imported:
+        return True
+    if importer in BASE and imported in BASE:
+        return BASE_ORDER.index(imported) < BASE_ORDER.index(importer)
+    return LEVEL[imported] < LEVEL[importer]
+
+
+def wrong_imports(importer: str, tree: ast.AST) -> list[str]:
+    """The imports of a module that run against the direction."""
+    own = group_of(importer)
+    if own is None:
+        return []
+    groups = {group_of(name) for name in imports_of(tree) if name.split(".")[0] == "jaxalign"} - {None}
+    return sorted(group for group in groups if group not in LEVEL or not may_import(own, group))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_imports_run_one_way(path):
+    name = NAMES[MODULES.index(path)]
+    assert group_of(name) is None or group_of(name) in LEVEL, f"{name}: a group that LEVELS does not know"
+    assert wrong_imports(name, ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("importer", "line", "wrong"),
+    [
+        ("jaxalign.losses.dpo", "from jaxalign.models import heads", ["models"]),
+        ("jaxalign.losses.dpo", "from jaxalign import data", ["data"]),
+        ("jaxalign.losses.dpo", "from jaxalign.losses.reductions import token_mean", []),
+        ("jaxalign.rollout.generate", "def f():\n    import jaxalign.runs", ["runs"]),
+        ("jaxalign.masking", "from jaxalign.logprobs import token_logprobs", ["logprobs"]),
+        ("jaxalign.training.sft", "from jaxalign.models import heads", []),
+        ("jaxalign.models.heads", "from jaxalign.nowhere import x", ["nowhere"]),
+    ],
+)
+def test_the_check_of_the_direction_sees_a_wrong_import(importer, line, wrong):
+    assert wrong_imports(importer, ast.parse(line)) == wrong
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_module_imports(name):
+    if name != "jaxalign.__main__":
+        importlib.import_module(name)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_only_models_import_flax(path):
+    imported = {name.split(".")[0] for name in imports_of(ast.parse(path.read_text()))}
+    if "models" not in path.relative_to(PACKAGE).parts:
+        assert "flax" not in imported
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_extras_are_imported_only_where_they_are_used(path):
+    tree = ast.parse(path.read_text())
+    at_import = {
+        name.split(".")[0]
+        for node in tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in imports_of(node)
+    }
+    assert at_import & EXTRAS == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_files_stay_short(path):
+    limit = 400 if path.parent.name == "training" else 500
+    assert len(path.read_text().splitlines()) <= limit
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_annotations_stay_objects(path):
+    # Annotations as text would switch the shape checks of the tests off.
+    assert "from __future__ import annotations" not in path.read_text()
+
+
+def test_import_jaxalign_loads_nothing_heavy():
+    heavy = "jax flax optax orbax transformers datasets numpy grain matplotlib chex".split()
+    code = f"import sys, jaxalign; print([m for m in {heavy} if m in sys.modules])"
+    assert printed_by(code) == "[]"
+
+
+def test_losses_load_no_model_library():
+    heavy = "flax orbax transformers datasets grain matplotlib optax".split()
+    code = f"import sys, jaxalign.losses; print([m for m in {heavy} if m in sys.modules])"
+    assert printed_by(code) == "[]"
+
+
+def test_command_line_help_loads_no_jax():
+    code = (
+        "import sys; from jaxalign.cli.main import main; s = main(['--help']); print(s, 'jax' in sys.modules)"
+    )
+    assert printed_by(code).splitlines()[-1] == "0 False"
+
+
+def printed_by(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout.strip()
