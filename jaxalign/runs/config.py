@@ -1,0 +1,50 @@
+"""Where a run writes and how often."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run folder and its rhythm.
+
+    Attributes:
+      output: run folder; made where it is not there.
+      seed: seeds Python, NumPy, JAX and the order of the data.
+      device: cpu, gpu or tpu; auto takes what JAX finds.
+      resume: go on from the newest checkpoint of the run in output.
+      log_every: steps between records in metrics.jsonl.
+      eval_every: steps between evaluations; 0 evaluates at the end only.
+      save_every: steps between checkpoints; 0 saves at the end only.
+      sample_every: steps between rows in samples.jsonl; 0 samples at the end only.
+      sample_rows: prompts sampled each time.
+      keep_last: newest checkpoints kept.
+      best_metric: also keep the checkpoint that is best by this metric, for example eval/loss; empty for none.
+      best_mode: whether the smallest or the largest is best.
+      tensorboard: write TensorBoard events too (needs the tensorboard extra).
+      wandb: log to Weights & Biases too (needs the wandb extra); WANDB_MODE=offline stays here.
+      progress: show a progress line on standard error.
+    """
+
+    output: str = ""
+    seed: int = 0
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    resume: bool = False
+    log_every: int = 10
+    eval_every: int = 0
+    save_every: int = 0
+    sample_every: int = 0
+    sample_rows: int = 4
+    keep_last: int = 2
+    best_metric: str = ""
+    best_mode: Literal["min", "max"] = "min"
+    tensorboard: bool = False
+    wandb: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "eval_every", "save_every", "sample_every", "sample_rows"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"run.{name} must not be negative, got {getattr(self, name)}")
+        if self.keep_last < 1:
+            raise ValueError(f"run.keep_last must be 1 or more, got {self.keep_last}")

@@ -1,0 +1,44 @@
+"""Curves as PNG pictures."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
+
+
+def curve(series: Series, title: str, *, xlabel: str = "step", ylabel: str = "") -> bytes:
+    """A PNG of lines by label, (x, y) each."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.0), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for index, (label, (x, y)) in enumerate(series.items()):
+        marker = "o" if len(x) < 3 else None
+        axes.plot(x, y, label=label, color=COLOURS[index % len(COLOURS)], linewidth=1.6, marker=marker, markersize=4)
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlabel(xlabel, fontsize=9)
+    axes.set_ylabel(ylabel, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        axes.legend(fontsize=8, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def save(picture: bytes, path: Path) -> None:
+    """Writes a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture)
+
+
+def data_uri(picture: bytes) -> str:
+    """The PNG as an address that needs no file."""
+    return "data:image/png;base64," + base64.b64encode(picture).decode()

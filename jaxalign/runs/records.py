@@ -1,0 +1,53 @@
+"""JSON lines that survive a crash: whole lines only, and a torn last line is passed over."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def clean(value: Any) -> Any:
+    """The value as JSON can hold it; a number that is not finite becomes its name as text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(k): clean(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(v) for v in value]
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        return clean(value.item())
+    return value
+
+
+def append(path: Path, rows: list[Mapping[str, Any]]) -> None:
+    """Appends rows and flushes them."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(clean(row), ensure_ascii=False) + "\n" for row in rows)
+        file.flush()
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """All whole rows; nothing where there is no file."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                if line.endswith("\n"):
+                    raise
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drops the rows of later steps, atomically."""
+    if not path.is_file():
+        return
+    rows = [row for row in read(path) if row.get("step", 0) <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    append(temporary, rows)
+    os.replace(temporary, path)

@@ -1,0 +1,199 @@
+"""The run folder: configuration, metadata, metrics, samples and a log, in known places."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxalign.config import save_yaml, to_dict
+from jaxalign.errors import ConfigError
+from jaxalign.runs import records
+from jaxalign.runs.config import RunConfig
+from jaxalign.runs.progress import Progress
+from jaxalign.runs.trackers import make_trackers
+
+# Keys that may differ between a run and its resumption: they change no number of the training.
+FREE_KEYS = {
+    "run.output", "run.device", "run.resume", "run.log_every", "run.eval_every", "run.save_every",
+    "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
+    "run.tensorboard", "run.wandb", "run.progress",
+}  # fmt: skip
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "jaxalign")
+
+
+class Run:
+    """One run's folder; a context manager. Made by `Run.open`.
+
+    Attributes:
+      folder: the run folder.
+      config: its `RunConfig`.
+      resumed: whether the folder held this run already.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, command: str, full: dict[str, Any], resumed: bool) -> None:
+        self.folder, self.config, self.resumed = folder, config, resumed
+        self._progress = Progress(config.progress, command)
+        self._log = logging.getLogger(f"jaxalign.run.{folder}")
+        self._log.setLevel(logging.INFO)
+        self._log.propagate = False
+        self._handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._log.addHandler(self._handler)
+        self._trackers = make_trackers(config, folder, full)
+        self._started = time.time()
+
+    @staticmethod
+    def open(config: RunConfig, full_config: Any, command: str) -> "Run":
+        """Opens the folder `config.output` for `command`.
+
+        Raises:
+          ConfigError: no folder given; the folder holds another run (or one, without resume); or a
+            resumed run was configured differently, naming the keys.
+        """
+        if not config.output:
+            raise ConfigError("run.output: expected a folder for the run (or --output FOLDER)")
+        folder = Path(config.output)
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"run.output: {folder} is a file; expected a folder for the run")
+        full = to_dict(full_config)
+        before = folder / "metadata.json"
+        resumed = before.is_file()
+        if resumed:
+            _check_same(before, command, full, config.resume)
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(f"run.output: {folder} is not empty and holds no run; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_yaml(full_config, folder / "config.yaml")
+        run = Run(folder, config, command, full, resumed)
+        if not resumed:
+            run._write_metadata(_environment(command, config.seed, full))
+        run.info(f"{'resumed' if resumed else 'started'}: {command}")
+        return run
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self._log.error("%s: %s", type(error).__name__, error)
+        for tracker in self._trackers:
+            tracker.close()
+        self._log.removeHandler(self._handler)
+        self._handler.close()
+
+    def info(self, message: str) -> None:
+        """A line in run.log."""
+        self._log.info(message)
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """A record in metrics.jsonl (and the trackers). Wall-clock fields are named `time/...`."""
+        if not values:
+            return
+        records.append(self.folder / "metrics.jsonl", [{"step": step, **dict(sorted(values.items()))}])
+        for tracker in self._trackers:
+            tracker.log(step, values)
+
+    def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Rows in samples.jsonl."""
+        records.append(self.folder / "samples.jsonl", [{"step": step, **row} for row in rows])
+
+    def rewind(self, step: int) -> None:
+        """Drops what was logged after `step`: a resumed run writes it again."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            records.keep_until(self.folder / name, step)
+        self.info(f"resumed from step {max(step, 0)}")
+
+    def progress(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
+        """Shows how far the run is."""
+        self._progress.show(step, total, loss, tokens_per_second)
+
+    def add_metadata(self, **values: Any) -> None:
+        """Adds fields to metadata.json."""
+        path = self.folder / "metadata.json"
+        self._write_metadata(json.loads(path.read_text()) | values)
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        """Writes the final metrics and report.html."""
+        from jaxalign.runs.report import write_report
+
+        self.add_metadata(
+            final_metrics=records.clean(dict(metrics)), seconds=round(time.time() - self._started, 3), finished=True
+        )
+        write_report(self.folder)
+        self.info("finished")
+
+    def _write_metadata(self, values: Mapping[str, Any]) -> None:
+        temporary = self.folder / ".metadata.json"
+        temporary.write_text(json.dumps(records.clean(values), indent=2, ensure_ascii=False))
+        os.replace(temporary, self.folder / "metadata.json")
+
+
+def _check_same(path: Path, command: str, full: dict[str, Any], resume: bool) -> None:
+    try:
+        old = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        raise ConfigError(f"{path}: not valid JSON; the folder holds a damaged run") from None
+    if not resume:
+        raise ConfigError(
+            f"run.output: {path.parent} already holds a run of `{old.get('command')}`; "
+            "choose another folder, or --resume to go on with it"
+        )
+    if old.get("command") != command:
+        raise ConfigError(f"run.output: {path.parent} holds a run of `{old.get('command')}`, not of `{command}`")
+    before, now = _flat(old.get("config", {})), _flat(records.clean(full))
+    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in FREE_KEYS)
+    if changed:
+        first = changed[0]
+        more = f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"--resume: {first} was {before.get(first)!r} and is now {now.get(first)!r}{more}; "
+            "a resumed run must be configured as it began"
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping):
+        return {k: v for name, value in tree.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): tree}
+
+
+def _environment(command: str, seed: int, full: dict[str, Any]) -> dict[str, Any]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": command,
+        "seed": seed,
+        "config": full,
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "arguments": sys.argv[1:],
+        "devices": [str(d) for d in jax.devices()],
+        "backend": jax.default_backend(),
+        "git_revision": _git_revision(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _git_revision() -> str | None:
+    try:
+        where = Path(__file__).resolve().parent
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, timeout=5, check=False
+        )
+        return done.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None

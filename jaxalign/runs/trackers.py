@@ -1,0 +1,60 @@
+"""TensorBoard and Weights & Biases beside metrics.jsonl, where they are asked for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxalign.errors import ConfigError
+from jaxalign.runs.config import RunConfig
+
+
+class Tracker(Protocol):
+    """Takes the numbers of a step."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path) -> None:
+        try:
+            from tensorboardX import SummaryWriter  # type: ignore[import-not-found]
+        except ImportError:
+            raise ConfigError("run.tensorboard: install the extra first: pip install 'jaxalign[tensorboard]'") from None
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb  # type: ignore[import-not-found]
+        except ImportError:
+            raise ConfigError("run.wandb: install the extra first: pip install 'jaxalign[wandb]'") from None
+        self._run = wandb.init(project="jaxalign", name=folder.name, dir=str(folder), config=dict(config))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def make_trackers(config: RunConfig, folder: Path, full_config: Mapping[str, Any]) -> list[Tracker]:
+    """The trackers that the configuration asks for.
+
+    Raises:
+      ConfigError: a tracker whose package is not installed; names the extra.
+    """
+    trackers: list[Tracker] = []
+    if config.tensorboard:
+        trackers.append(_TensorBoard(folder))
+    if config.wandb:
+        trackers.append(_WandB(folder, full_config))
+    return trackers
