@@ -119,7 +119,8 @@ def _coerce_union(value: Any, options: tuple[Any, ...]) -> Any:
 def _coerce_sequence(value: Any, hint: Any, origin: Any, args: tuple[Any, ...]) -> Any:
     make = list if origin is list else tuple
     if isinstance(value, Text):
-        listed = value.strip().startswith("[")
+        # "[INST] hello" is one text; "[a, b]" are two.
+        listed = value.strip().startswith("[") and value.strip().endswith("]")
         value = _typed_list(value) if listed else ([value] if value else [])
     elif isinstance(value, str):
         value = [value]  # one file where a list of files is meant

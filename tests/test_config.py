@@ -98,6 +98,7 @@ def write(tmp_path, text):
         ("--inner.count=1_0", lambda c: c.inner.count, 10),
         ("--inner.names=one.jsonl", lambda c: c.inner.names, ("one.jsonl",)),
         ("--inner.names=[one, 2, no]", lambda c: c.inner.names, ("one", "2", "no")),
+        ("--inner.names=[INST] hello", lambda c: c.inner.names, ("[INST] hello",)),
         ("--inner.names=", lambda c: c.inner.names, ()),
         ("--inner.weights=[1, 0.5]", lambda c: c.inner.weights, (1.0, 0.5)),
         ("--inner.weights=null", lambda c: c.inner.weights, None),

@@ -291,12 +291,10 @@ def command_help(name: str) -> str:
         first,
         "",
     ]
-    flags = plain_flags(cls) | command.aliases
-    if flags:
+    short = {flag: key for flag, key in (plain_flags(cls) | command.aliases).items() if flag != key}
+    if short:
         lines.append("flags:")
-        lines += [
-            f"  --{flag.replace('_', '-')}: short for --{key}" for flag, key in flags.items() if flag != key
-        ]
+        lines += [f"  --{flag.replace('_', '-')}  short for --{key}" for flag, key in short.items()]
         lines.append("")
     group = None
     for key in configs.describe(cls):

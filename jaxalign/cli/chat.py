@@ -1,0 +1,166 @@
+"""`jaxalign chat`: a conversation on the terminal, with any model folder or run."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxalign.cli.loading import Dtype, Speaker, encode_prompt, has_chat_template, load_speaker
+from jaxalign.errors import UserError
+from jaxalign.rollout import SamplingConfig
+
+HELP = "/reset starts anew, /undo takes the last turn back, /quit (or end of input) leaves"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """A conversation on the terminal.
+
+    Attributes:
+      model: a Hugging Face folder, a run folder (its export/ is taken) or a hub id.
+      tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
+      adapter: a PEFT folder to merge into the model.
+      revision: revision of a hub id.
+      template: turns are written by the chat template (on), or the text so far is simply continued (off);
+        auto takes the template where there is one.
+      system: a system message put first.
+      sampling: length and randomness of an answer.
+      seed: seed of the sampling.
+      device: auto, cpu, gpu or tpu.
+      param_dtype: dtype the parameters are kept in.
+      compute_dtype: dtype of the matrix products.
+    """
+
+    model: str = ""
+    tokenizer: str = ""
+    adapter: str = ""
+    revision: str = ""
+    template: Literal["auto", "on", "off"] = "auto"
+    system: str = ""
+    sampling: SamplingConfig = field(
+        default_factory=lambda: SamplingConfig(max_new_tokens=256, temperature=0.8, top_p=0.95)
+    )
+    seed: int = 0
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    param_dtype: Dtype = "float32"
+    compute_dtype: Dtype = "float32"
+
+
+@dataclass
+class Conversation:
+    """The turns so far, and how the next answer is drawn.
+
+    Attributes:
+      speaker: model, tokenizer and sampler.
+      config: see `ChatConfig`.
+      turns: messages with `role` and `content`, without the system message.
+      answers: answers drawn so far; each has randomness of its own.
+    """
+
+    speaker: Speaker
+    config: ChatConfig
+    turns: list[dict[str, str]] = field(default_factory=list)
+    answers: int = 0
+
+    def answer(self, text: str) -> str:
+        """The model's answer to the user's next turn.
+
+        The oldest turns are left out where the conversation outgrows the context.
+
+        Raises:
+          UserError: the user's turn alone leaves no room for an answer; it is not kept.
+        """
+        import jax
+
+        turns = [*self.turns, {"role": "user", "content": text}]
+        ids = self._ids(turns)
+        done = self.speaker.sampler.generate(
+            [ids],
+            key=jax.random.fold_in(jax.random.key(self.config.seed), self.answers),
+            **self.config.sampling.arguments(num_samples=1),
+        )
+        reply = done.texts(self.speaker.tokenizer)[0]
+        self.turns = [*turns, {"role": "assistant", "content": reply}]
+        self.answers += 1
+        return reply
+
+    def undo(self) -> None:
+        """Takes the last turn and its answer back."""
+        self.turns = self.turns[:-2]
+
+    def reset(self) -> None:
+        """Forgets every turn."""
+        self.turns = []
+
+    def _ids(self, turns: list[dict[str, str]]) -> list[int]:
+        room = self.speaker.context - self.config.sampling.max_new_tokens
+        for first in range(0, len(turns), 2):
+            ids = self._encode(turns[first:])
+            if len(ids) <= room:
+                return ids
+        raise UserError(
+            f"this turn is {len(ids)} tokens long; the context of {self.speaker.context} tokens leaves "
+            f"{max(room, 0)} beside --sampling.max_new_tokens={self.config.sampling.max_new_tokens}"
+        )
+
+    def _encode(self, turns: list[dict[str, str]]) -> list[int]:
+        tokenizer, wanted = self.speaker.tokenizer, self.config.template
+        if wanted == "on" or (wanted == "auto" and has_chat_template(tokenizer)):
+            return encode_prompt(tokenizer, turns, chat=True, system=self.config.system)
+        # A model without a template only continues text: what was said so far is the text.
+        text = "".join([self.config.system, *(turn["content"] for turn in turns)])
+        return encode_prompt(tokenizer, text, chat=False)
+
+
+def chat(
+    config: ChatConfig, *, lines: Iterable[str] | None = None, write: Callable[[str], Any] = print
+) -> None:
+    """Answers the user's turns until the input ends.
+
+    Args:
+      config: see `ChatConfig`.
+      lines: the user's turns; the terminal (or a pipe) when None.
+      write: prints an answer.
+
+    Raises:
+      UserError: a model that is wrong. A turn that is too long is said, and the conversation goes on.
+    """
+    speaker = load_speaker(
+        config.model,
+        tokenizer=config.tokenizer,
+        adapter=config.adapter,
+        revision=config.revision,
+        param_dtype=config.param_dtype,
+        compute_dtype=config.compute_dtype,
+    )
+    conversation = Conversation(speaker, config)
+    commands = {"/reset": conversation.reset, "/undo": conversation.undo, "/help": lambda: write(HELP)}
+    if lines is None and sys.stdin.isatty():
+        write(HELP)
+    for line in _typed() if lines is None else lines:
+        text = line.rstrip("\n")
+        if text.strip() in ("/quit", "/exit"):
+            return
+        if text.strip() in commands:
+            commands[text.strip()]()
+        elif text.strip():
+            try:
+                write(conversation.answer(text))
+            except UserError as error:
+                write(f"({error})")
+
+
+def _typed() -> Iterable[str]:
+    """What the user types, line by line."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    # Gives input() its history and line editing, where the system has it.
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return

@@ -1,0 +1,176 @@
+"""`jaxalign generate`: completions of prompts, from any model folder or run."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxalign.cli.loading import Dtype, Speaker, encode_prompt, has_chat_template, load_speaker
+from jaxalign.errors import ConfigError, DataError
+from jaxalign.rollout import SamplingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Completions of prompts.
+
+    Attributes:
+      model: a Hugging Face folder, a run folder (its export/ is taken) or a hub id.
+      tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
+      adapter: a PEFT folder to merge into the model.
+      revision: revision of a hub id.
+      prompt: prompts as text; more than one as [first, second].
+      file: a file of prompts in any format that the trainers read; each of its rows is a prompt.
+      limit: prompts taken from file at most; 0 takes all.
+      chat: write each prompt as a user's turn by the model's chat template; auto does so where there is one.
+      system: a system message put before each prompt, where chat is on.
+      sampling: length and randomness.
+      batch_size: prompts decoded together.
+      output: a jsonl file for prompt, completion, finish_reason and logp; empty prints to the terminal.
+      seed: seed of the sampling.
+      device: auto, cpu, gpu or tpu.
+      param_dtype: dtype the parameters are kept in.
+      compute_dtype: dtype of the matrix products.
+    """
+
+    model: str = ""
+    tokenizer: str = ""
+    adapter: str = ""
+    revision: str = ""
+    prompt: tuple[str, ...] = ()
+    file: str = ""
+    limit: int = 0
+    chat: Literal["auto", "on", "off"] = "auto"
+    system: str = ""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    batch_size: int = 16
+    output: str = ""
+    seed: int = 0
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    param_dtype: Dtype = "float32"
+    compute_dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+        if self.limit < 0:
+            raise ValueError(f"limit must not be negative, got {self.limit}")
+
+
+def generate(config: GenerateConfig) -> list[dict[str, Any]]:
+    """Writes completions of prompts, to the terminal or to a jsonl file.
+
+    Args:
+      config: see `GenerateConfig`.
+
+    Returns:
+      A row per completion: `prompt`, `completion`, `finish_reason` ("stop" or "length"),
+      `logp` (nats, summed over the completion) and `tokens` (their number). Samples of a prompt
+      are consecutive.
+
+    Raises:
+      UserError: no prompt, a file or model that is wrong, a prompt longer than the context.
+    """
+    prompts = [*config.prompt, *_prompts_of_file(config)]
+    if not prompts:
+        raise ConfigError('expected --prompt="some text" or --file=PROMPTS')
+    if config.output and Path(config.output).is_dir():
+        raise ConfigError(f"--output {config.output}: is a folder; generate writes one jsonl file")
+    speaker = load_speaker(
+        config.model,
+        tokenizer=config.tokenizer,
+        adapter=config.adapter,
+        revision=config.revision,
+        param_dtype=config.param_dtype,
+        compute_dtype=config.compute_dtype,
+    )
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(prompts), config.batch_size):
+        done = complete(speaker, prompts[start : start + config.batch_size], config, first_row=start)
+        if not config.output:
+            _print_rows(done)
+        rows += done
+    if config.output:
+        _write_rows(Path(config.output), rows)
+        print(f"{len(rows)} completions: {config.output}")
+    return rows
+
+
+def complete(
+    speaker: Speaker, prompts: Sequence[Any], config: GenerateConfig, *, first_row: int = 0
+) -> list[dict[str, Any]]:
+    """Completions of one batch of prompts (text or messages), as rows."""
+    import jax
+
+    chat = config.chat == "on" or (config.chat == "auto" and has_chat_template(speaker.tokenizer))
+    ids = [encode_prompt(speaker.tokenizer, p, chat=chat, system=config.system) for p in prompts]
+    samples = config.sampling.num_samples
+    # The randomness of a row depends on its place in the whole list, not on the batch size.
+    row_ids = range(first_row * samples, (first_row + len(ids)) * samples)
+    done = speaker.sampler.generate(
+        ids, key=jax.random.key(config.seed), row_ids=list(row_ids), **config.sampling.arguments()
+    )
+    texts = done.texts(speaker.tokenizer)
+    return [
+        {
+            "prompt": _as_text(prompts[i // samples]),
+            "completion": text,
+            "finish_reason": str(done.finish_reason[i]),
+            "logp": round(float(done.logps[i][done.mask[i]].sum()), 4),
+            "tokens": int(done.lengths[i]),
+        }
+        for i, text in enumerate(texts)
+    ]
+
+
+def _prompts_of_file(config: GenerateConfig) -> list[Any]:
+    """The prompts of the rows of a file: text, or messages."""
+    if not config.file:
+        return []
+    from jaxalign.data import read_records
+
+    records = read_records(config.file, kind="prompt").records
+    if not records:
+        raise DataError(f"{config.file}: there is no prompt in it")
+    return [prompt_of(record) for record in records[: config.limit or None]]
+
+
+def prompt_of(record: Any) -> Any:
+    """The prompt of a record: text where it is text, messages where it is a conversation."""
+    prompt = getattr(record, "prompt", None)
+    if isinstance(prompt, str):
+        return prompt
+    messages = prompt if prompt is not None else record.messages
+    return [{"role": m.role, "content": m.content} for m in messages]
+
+
+def _as_text(prompt: Any) -> Any:
+    return prompt if isinstance(prompt, str) else [dict(m) for m in prompt]
+
+
+def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+        note = f"[{row['finish_reason']}, {row['tokens']} tokens, logp {row['logp']}]"
+        print(f"> {prompt}
+{row['completion']}
+{note}
+")
+    sys.stdout.flush()
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One JSON object a line; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
