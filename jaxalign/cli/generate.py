@@ -156,10 +156,7 @@ def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
         note = f"[{row['finish_reason']}, {row['tokens']} tokens, logp {row['logp']}]"
-        print(f"> {prompt}
-{row['completion']}
-{note}
-")
+        print(f"> {prompt}\n{row['completion']}\n{note}\n")
     sys.stdout.flush()
 
 

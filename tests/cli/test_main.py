@@ -1,0 +1,329 @@
+import dataclasses
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import pytest
+
+from jaxalign.cli import main as cli
+from jaxalign.cli.failures import MEMORY_KNOBS
+from jaxalign.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The run.
+
+    Attributes:
+      output: folder.
+      seed: seed.
+      device: where.
+      resume: go on.
+    """
+
+    output: str = ""
+    seed: int = 0
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    resume: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What the fake trainer is told.
+
+    Attributes:
+      run: the run.
+      rate: a rate.
+      rows: what to do with bad rows.
+    """
+
+    run: Run = field(default_factory=Run)
+    rate: float = 1.0
+    rows: str = "stop"
+
+    def __post_init__(self):
+        if self.rate < 0:
+            raise ValueError(f"rate must not be negative, got {self.rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat:
+    """A command without a run.
+
+    Attributes:
+      output: file.
+    """
+
+    output: str = ""
+
+
+class Stopped(BaseException):
+    """As jaxalign.training.loop.Interrupted."""
+
+    signal = signal.SIGTERM
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A command `train` whose function the test sets; it records the configuration it got."""
+    module = types.ModuleType("fake_command")
+    module.Config, module.Flat, module.seen, module.act = Config, Flat, [], lambda config: None
+
+    def train(config):
+        """Trains nothing."""
+        module.seen.append(config)
+        return module.act(config)
+
+    module.train = train
+    monkeypatch.setitem(sys.modules, "fake_command", module)
+    commands = {
+        "train": cli.Command("trains", "fake_command:Config", "fake_command:train", {"on_bad_row": "rows"}),
+        "write": cli.Command("writes", "fake_command:Flat", "fake_command:train"),
+    }
+    monkeypatch.setattr(cli, "COMMANDS", commands)
+    return module
+
+
+def raises(error):
+    def act(config):
+        raise error
+
+    return act
+
+
+def test_plain_flags_reach_the_run(fake):
+    arguments = ["train", "--output", "here", "--seed=7", "--device", "cpu", "--resume", "--rate=0.5"]
+    assert cli.main(arguments) == 0
+    assert fake.seen == [Config(run=Run(output="here", seed=7, device="cpu", resume=True), rate=0.5)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "resume"),
+    [
+        (["--resume"], True),
+        (["--resume", "false"], False),
+        (["--resume=true"], True),
+        (["--run.resume=true"], True),
+    ],
+)
+def test_resume_may_stand_alone_or_have_a_value(fake, arguments, resume):
+    assert cli.main(["train", *arguments]) == 0
+    assert fake.seen[0].run.resume is resume
+
+
+def test_alias_with_dashes_sets_its_key(fake):
+    assert cli.main(["train", "--on-bad-row=skip"]) == 0
+    assert fake.seen[0].rows == "skip"
+
+
+def test_file_is_read_and_flags_win_over_it(fake, tmp_path):
+    (tmp_path / "c.yaml").write_text("rate: 0.25\nrun: {seed: 3, output: there}\n")
+    assert cli.main(["train", "--config", str(tmp_path / "c.yaml"), "--seed", "4"]) == 0
+    assert fake.seen == [Config(run=Run(output="there", seed=4), rate=0.25)]
+
+
+def test_flag_of_a_command_without_run_is_its_own_key(fake):
+    assert cli.main(["write", "--output=x.jsonl"]) == 0
+    assert fake.seen == [Flat(output="x.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "jaxalign: error: trian: unknown command; did you mean train?"),
+        (["zzz"], "jaxalign: error: zzz: unknown command; commands: train, write"),
+        (["--rate=1", "train"], "jaxalign: error: --rate=1: expected a command first"),
+        (["train", "--rte=1"], "jaxalign train: error: --rte: unknown key; did you mean rate?"),
+        (["train", "--ra=1"], "jaxalign train: error: --ra: unknown key; did you mean rate?"),
+        (["train", "--rate=fast"], "jaxalign train: error: --rate: expected float, got 'fast'"),
+        (["train", "--rate=-1"], "jaxalign train: error: rate must not be negative, got -1.0"),
+        (["train", "--rate"], "jaxalign train: error: --rate: expected a value"),
+        (["train", "stray"], "jaxalign train: error: 'stray': expected --dotted.key=value"),
+        (["train", "--config=none.yaml"], "jaxalign train: error: --config none.yaml: no such file"),
+        (["train", "--config=a", "--config=b"], "jaxalign train: error: --config is given twice: a and b"),
+        (["write", "--seed=1"], "jaxalign write: error: --seed: this command has none"),
+        (
+            ["train", "--device=gpu"],
+            "jaxalign train: error: --device gpu: there is no gpu here; devices: cpu",
+        ),
+        (["train", "--device=npu"], "--run.device: expected auto | cpu | gpu | tpu, got 'npu'"),
+    ],
+)
+def test_users_mistake_gives_one_line_and_status_2(fake, capfd, arguments, message):
+    assert cli.main(arguments) == 2
+    shown = capfd.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert fake.seen == []
+
+
+def test_users_error_in_a_command_gives_one_line_and_status_2(fake, capfd):
+    fake.act = raises(DataError("rows.jsonl:3: expected\n  a prompt"))
+    assert cli.main(["train"]) == 2
+    assert capfd.readouterr().err == "jaxalign train: error: rows.jsonl:3: expected a prompt\n"
+
+
+def test_bug_keeps_its_traceback_and_gives_status_1(fake, capfd):
+    fake.act = raises(KeyError("lost"))
+    assert cli.main(["train"]) == 1
+    shown = capfd.readouterr().err
+    assert "Traceback" in shown
+    assert "KeyError: 'lost'" in shown
+    assert "this is a bug" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Stopped("stopped by signal 15; --resume goes on"), 143, "stopped by signal 15; --resume goes on"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore"),
+            2,
+            MEMORY_KNOBS,
+        ),
+        (MemoryError(), 2, MEMORY_KNOBS),
+        (OSError(errno.ENOSPC, "No space left on device", "run/x"), 2, "no space left on the disk (run/x)"),
+        (ValueError("UNKNOWN: write failed: No space left on device [28]"), 2, "no space left on the disk"),
+    ],
+)
+def test_stops_and_full_resources_give_one_line_and_their_status(fake, capfd, error, status, message):
+    fake.act = raises(error)
+    assert cli.main(["train"]) == status
+    shown = capfd.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+def test_full_disk_is_seen_through_the_error_that_wraps_it(fake, capfd):
+    def act(config):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("saving failed") from error
+
+    fake.act = act
+    assert cli.main(["train"]) == 2
+    assert "no space left" in capfd.readouterr().err
+
+
+def test_out_of_memory_text_in_another_error_stays_a_bug(fake, capfd):
+    fake.act = raises(RuntimeError("RESOURCE_EXHAUSTED is only a word here"))
+    assert cli.main(["train"]) == 1
+
+
+def test_result_of_training_is_printed(fake, capsys):
+    fake.act = lambda config: types.SimpleNamespace(folder="runs/x", metrics={"eval/loss": 1.25})
+    assert cli.main(["train"]) == 0
+    shown = capsys.readouterr().out
+    assert "eval/loss" in shown
+    assert "1.25" in shown
+    assert shown.endswith("results: runs/x\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_every_command(fake, capsys, arguments):
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "train" in shown
+    assert "writes" in shown
+
+
+def test_help_of_a_command_prints_every_key_with_type_default_and_meaning(fake, capsys):
+    assert cli.main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--run.device  (auto | cpu | gpu | tpu; default auto)\n      where." in shown
+    assert "--rate  (float; default 1.0)\n      a rate." in shown
+    assert "--on-bad-row  short for --rows" in shown
+    assert "Trains nothing." in shown
+    assert fake.seen == []
+
+
+def test_version_is_printed(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("jaxalign 0.")
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_loads_and_every_key_of_it_has_a_meaning(name):
+    command = cli.COMMANDS[name]
+    cls: Any = cli.load(command.config)
+    assert callable(cli.load(command.function))
+    assert dataclasses.is_dataclass(cls)
+    assert [key.name for key in cli.configs.describe(cls) if not key.meaning] == []
+    known = {key.name for key in cli.configs.describe(cls)}
+    assert set(command.aliases.values()) <= known
+    assert set(cli.plain_flags(cls).values()) <= known
+    assert f"usage: jaxalign {name}" in cli.command_help(name)
+
+
+def test_default_configuration_of_every_command_survives_its_file(tmp_path):
+    for name, command in cli.COMMANDS.items():
+        cls = cli.load(command.config)
+        try:
+            default = cls()
+        except ValueError:
+            continue  # a key without a usable default, such as a reward
+        cli.configs.save_yaml(default, tmp_path / f"{name}.yaml")
+        assert cli.configs.parse(cls, tmp_path / f"{name}.yaml") == default
+
+
+def test_shipped_configurations_fit_their_command():
+    for name, path in cli.configs.shipped_configs().items():
+        fits = []
+        for command in cli.COMMANDS.values():
+            try:
+                cli.configs.parse(cli.load(command.config), path)
+                fits.append(command)
+            except ConfigError:
+                continue
+        assert fits, f"{name}: no command takes it"
+
+
+def child(*arguments, **settings):
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **settings,
+    )
+
+
+def test_module_runs_as_a_command_and_its_status_is_the_shells():
+    done = child("-m", "jaxalign", "sfx")
+    out, err = done.communicate(timeout=60)
+    assert done.returncode == 2
+    assert out == ""
+    assert err == "jaxalign: error: sfx: unknown command; did you mean sft?\n"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_before_training_ends_the_command_without_traceback(number, status):
+    code = (
+        "import sys, time, types\n"
+        "from jaxalign.cli import main as cli\n"
+        "def slow(config):\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "cli.read_settings = lambda *a: None\n"
+        "cli.load = lambda target: slow\n"
+        "sys.argv = ['jaxalign', 'sft']\n"
+        "cli.run()\n"
+    )
+    process = child("-c", code)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "Traceback" not in err
