@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.cli.loading import Dtype, Speaker, encode_prompt, has_chat_template, load_speaker
+from jaxalign.cli.loading import Dtype, Speaker, Template, load_speaker
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.rollout import SamplingConfig
 
@@ -26,8 +26,9 @@ class GenerateConfig:
       prompt: prompts as text; more than one as [first, second].
       file: a file of prompts in any format that the trainers read; each of its rows is a prompt.
       limit: prompts taken from file at most; 0 takes all.
-      chat: write each prompt as a user's turn by the model's chat template; auto does so where there is one.
-      system: a system message put before each prompt, where chat is on.
+      template: how a prompt is written: by the tokenizer's chat template, by markers (Human:, Assistant:), or
+        plain; auto does as the run that made the model, else by the tokenizer's template where it has one.
+      system: a system message put before each prompt.
       sampling: length and randomness.
       batch_size: prompts decoded together.
       output: a jsonl file for prompt, completion, finish_reason and logp; empty prints to the terminal.
@@ -44,7 +45,7 @@ class GenerateConfig:
     prompt: tuple[str, ...] = ()
     file: str = ""
     limit: int = 0
-    chat: Literal["auto", "on", "off"] = "auto"
+    template: Template = "auto"
     system: str = ""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     batch_size: int = 16
@@ -85,6 +86,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         tokenizer=config.tokenizer,
         adapter=config.adapter,
         revision=config.revision,
+        template=config.template,
         param_dtype=config.param_dtype,
         compute_dtype=config.compute_dtype,
     )
@@ -106,8 +108,7 @@ def complete(
     """Completions of one batch of prompts (text or messages), as rows."""
     import jax
 
-    chat = config.chat == "on" or (config.chat == "auto" and has_chat_template(speaker.tokenizer))
-    ids = [encode_prompt(speaker.tokenizer, p, chat=chat, system=config.system) for p in prompts]
+    ids = [speaker.encode(p, config.system) for p in prompts]
     samples = config.sampling.num_samples
     # The randomness of a row depends on its place in the whole list, not on the batch size.
     row_ids = range(first_row * samples, (first_row + len(ids)) * samples)
@@ -117,7 +118,7 @@ def complete(
     texts = done.texts(speaker.tokenizer)
     return [
         {
-            "prompt": _as_text(prompts[i // samples]),
+            "prompt": prompts[i // samples],
             "completion": text,
             "finish_reason": str(done.finish_reason[i]),
             "logp": round(float(done.logps[i][done.mask[i]].sum()), 4),
@@ -131,25 +132,22 @@ def _prompts_of_file(config: GenerateConfig) -> list[Any]:
     """The prompts of the rows of a file: text, or messages."""
     if not config.file:
         return []
-    from jaxalign.data import read_records
+    from jaxalign.data.readers import read_records
 
-    records = read_records(config.file, kind="prompt").records
+    records, _ = read_records(config.file)
     if not records:
         raise DataError(f"{config.file}: there is no prompt in it")
     return [prompt_of(record) for record in records[: config.limit or None]]
 
 
 def prompt_of(record: Any) -> Any:
-    """The prompt of a record: text where it is text, messages where it is a conversation."""
-    prompt = getattr(record, "prompt", None)
-    if isinstance(prompt, str):
-        return prompt
-    messages = prompt if prompt is not None else record.messages
-    return [{"role": m.role, "content": m.content} for m in messages]
-
-
-def _as_text(prompt: Any) -> Any:
-    return prompt if isinstance(prompt, str) else [dict(m) for m in prompt]
+    """The prompt of a record: text, or the messages before the last answer."""
+    if isinstance(record.prompt, str):
+        return record.prompt
+    turns = list(record.prompt)
+    while turns and turns[-1].role == "assistant":
+        turns.pop()
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
 def _print_rows(rows: Sequence[dict[str, Any]]) -> None:

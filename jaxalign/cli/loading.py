@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from jaxalign.errors import ConfigError, ModelError
 
 Dtype = Literal["float32", "bfloat16"]
+Template = Literal["auto", "tokenizer", "markers", "plain"]
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,18 @@ class Speaker:
     Attributes:
       sampler: a `jaxalign.rollout.Sampler`, which keeps the prepared weights.
       tokenizer: its tokenizer.
+      format: how prompts become token ids, a `jaxalign.data.chat.ChatFormat`.
       context: the most tokens, prompt and completion together.
     """
 
     sampler: Any
     tokenizer: Any
+    format: Any
     context: int
+
+    def encode(self, prompt: str | Sequence[Mapping[str, str]], system: str = "") -> list[int]:
+        """Token ids of a prompt (text or messages), up to where the model's turn begins."""
+        return self.format.prompt_ids(as_prompt(prompt, system, self.format.template))
 
 
 def model_folder(path: str) -> str:
@@ -45,6 +54,7 @@ def load_speaker(
     tokenizer: str = "",
     adapter: str = "",
     revision: str = "",
+    template: Template = "auto",
     param_dtype: Dtype = "float32",
     compute_dtype: Dtype = "float32",
 ) -> Speaker:
@@ -55,6 +65,7 @@ def load_speaker(
       tokenizer: folder or hub id of the tokenizer; empty takes the model's.
       adapter: a PEFT folder to merge into the model; empty for none.
       revision: revision of a hub id.
+      template: how prompts are written, see `format_of`.
       param_dtype, compute_dtype: precision of the weights and of the matrix products.
 
     Raises:
@@ -80,30 +91,45 @@ def load_speaker(
     if adapter:
         leaves, settings = models.load_adapter(adapter, live.config)
         live = models.merge_adapter(live, models.attach(leaves, settings))
-    return Speaker(Sampler(live), words, int(live.config.max_positions))
+    return Speaker(Sampler(live), words, format_of(words, template, model), int(live.config.max_positions))
 
 
-def has_chat_template(tokenizer: Any) -> bool:
-    """Whether the tokenizer says how a conversation is written."""
-    return bool(getattr(tokenizer, "chat_template", None))
+def format_of(tokenizer: Any, template: Template, model: str) -> Any:
+    """How prompts become token ids (a `jaxalign.data.chat.ChatFormat`).
 
-
-def encode_prompt(
-    tokenizer: Any, prompt: str | Sequence[Mapping[str, str]], *, chat: bool, system: str = ""
-) -> list[int]:
-    """Token ids of a prompt, up to where the model's turn begins.
-
-    Args:
-      tokenizer: as transformers loads it.
-      prompt: text, or messages with `role` and `content`.
-      chat: write a conversation by the tokenizer's template (or role markers where it has none).
-      system: a system message put first, in a conversation.
+    `auto` writes them as the run that made the model did; for any other folder by the
+    tokenizer's chat template, and as plain text where it has none.
     """
-    if not chat and isinstance(prompt, str):
-        return [int(t) for t in tokenizer.encode(prompt)]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    if system:
-        messages = [{"role": "system", "content": system}, *messages]
-    from jaxalign.data import chat as chats
+    from jaxalign.data.chat import chat_format
 
-    return [int(t) for t in chats.encode_prompt(messages, tokenizer)]
+    markers = {"human": "\n\nHuman:", "assistant": "\n\nAssistant:"}
+    if template == "auto":
+        trained = run_data(model)
+        markers |= {name: trained[name] for name in markers if isinstance(trained.get(name), str)}
+        template = trained.get("template", "auto" if trained else "plain")
+        if template == "plain" and not trained and getattr(tokenizer, "chat_template", None):
+            template = "tokenizer"
+    return chat_format(tokenizer, template, "none", markers["human"], markers["assistant"])
+
+
+def run_data(model: str) -> dict[str, Any]:
+    """The `data` settings of the run that exported a model; empty where it is no run."""
+    for folder in (Path(model), Path(model).parent):
+        file = folder / "config.yaml"
+        if file.is_file() and (folder / "metadata.json").is_file():
+            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+            data = settings.get("data") if isinstance(settings, dict) else None
+            return data if isinstance(data, dict) else {}
+    return {}
+
+
+def as_prompt(prompt: str | Sequence[Mapping[str, str]], system: str, template: str) -> Any:
+    """A prompt (text, or messages with `role` and `content`) with a system message before it."""
+    from jaxalign.data.records import Message
+
+    if isinstance(prompt, str) and template == "plain":
+        return system + prompt
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if system:
+        turns = [{"role": "system", "content": system}, *turns]
+    return tuple(Message(turn["role"], turn["content"]) for turn in turns)

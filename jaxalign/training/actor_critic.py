@@ -114,8 +114,7 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
     definition = scorer.definition
 
     def head(params, hidden):
-        # The trunk given here is unused: only the head's leaves are read.
-        return models.apply_head(definition, params["head"], hidden)
+        return models.apply_head(definition.head_config, params["head"], hidden)
 
     return None, {"head": trained["head"]}, {}, head
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.logprobs import linear_logprobs
-from jaxalign.models import merge
+from jaxalign.models import LoraConfig, attach, merge
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class CausalPolicy:
 
     Attributes:
       definition: the static part of the model, from `models.split`.
-      adapted: whether the trained leaves are an adapter on frozen leaves.
+      lora: the adapter's settings where the trained leaves are an adapter; else None.
     """
 
     definition: Any
-    adapted: bool = False
+    lora: LoraConfig | None = None
 
     def parts(self, trained: Any, frozen: Any) -> tuple[Any, Any]:
         """The model and its adapter (or None)."""
-        if self.adapted:
-            return merge(self.definition, frozen), trained
+        if self.lora is not None:
+            return merge(self.definition, frozen), attach(trained, self.lora)
         return merge(self.definition, trained), None
 
     def score(
@@ -52,10 +52,6 @@ class CausalPolicy:
         return score_tokens(
             model, tokens, lengths, mask, adapter=adapter, temperature=temperature, dropout_key=key
         )
-
-    def reference(self, trained: Any, frozen: Any, reference: Any) -> tuple[Any, None]:
-        """The frozen reference model: the base with its adapter off, or a copy of its own."""
-        return merge(self.definition, frozen if self.adapted else reference), None
 
 
 @jax.tree_util.register_dataclass
@@ -131,16 +127,17 @@ class ScalarPolicy:
 
     Attributes:
       definition: the static part of the model, from `models.split`.
-      adapted: whether the trunk is frozen under an adapter.
+      lora: the adapter's settings where the trunk is frozen under one; else None.
     """
 
     definition: Any
-    adapted: bool = False
+    lora: LoraConfig | None = None
 
     def parts(self, trained: Any, frozen: Any) -> tuple[Any, Any]:
         """The scalar model and its adapter (or None)."""
         params = {**frozen, **{k: v for k, v in trained.items() if k != "adapter"}}
-        return merge(self.definition, params), trained.get("adapter")
+        adapter = None if self.lora is None else attach(trained["adapter"], self.lora)
+        return merge(self.definition, params), adapter
 
     def per_token(
         self,

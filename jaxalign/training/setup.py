@@ -119,7 +119,7 @@ def policy_of(model: Any, lora: LoraConfig, mesh: Mesh, *, key: jax.Array) -> tu
     if not lora.enabled:
         return CausalPolicy(definition), params, {}
     adapter = create_adapter(model.config, lora, key=key)
-    return CausalPolicy(definition, adapted=True), jax.device_put(adapter, replicated(mesh)), params
+    return CausalPolicy(definition, lora), jax.device_put(adapter, replicated(mesh)), params
 
 
 def placed(update: Callable, mesh: Mesh, frozen: Any, key: jax.Array) -> Callable:
@@ -142,7 +142,7 @@ def export_policy(
     """Writes `export/` (a Hugging Face folder, adapters merged) and `adapter/` (PEFT) and returns the model."""
     model, adapter = policy.parts(trained, frozen)
     if adapter is not None:
-        models.save_adapter(adapter, run.folder / "adapter", lora, model.config)
+        models.save_adapter(trained, run.folder / "adapter", lora, model.config)
         model = models.merge_adapter(model, adapter)
     models.save_pretrained(model, run.folder / "export", tokenizer=tokenizer)
     return model
@@ -195,7 +195,7 @@ def scalar_of(
         return ScalarPolicy(definition), {"trunk": params["trunk"], "head": head}, normalizer
     adapter = jax.device_put(create_adapter(scalar.config, lora, key=key), replicated(mesh))
     return (
-        ScalarPolicy(definition, adapted=True),
+        ScalarPolicy(definition, lora),
         {"adapter": adapter, "head": head},
         {"trunk": params["trunk"], **normalizer},
     )

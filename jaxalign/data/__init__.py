@@ -1,0 +1,43 @@
+"""Data: files to records, records to tokenized examples, examples to resumable batches."""
+
+from jaxalign.data.batches import (
+    BatchIterator,
+    collate_comparisons,
+    collate_demonstrations,
+    collate_prompts,
+    collate_rankings,
+    eval_batches,
+)
+from jaxalign.data.chat import ChatFormat, chat_format
+from jaxalign.data.examples import Example, make_example
+from jaxalign.data.formats import FORMATS, Options, detect
+from jaxalign.data.pipeline import DataConfig, Dataset, load_dataset
+from jaxalign.data.readers import Counts, read_records
+from jaxalign.data.records import Comparison, Demonstration, Message, PromptRecord, Ranking, Rating
+
+__all__ = [
+    "FORMATS",
+    "BatchIterator",
+    "ChatFormat",
+    "Comparison",
+    "Counts",
+    "DataConfig",
+    "Dataset",
+    "Demonstration",
+    "Example",
+    "Message",
+    "Options",
+    "PromptRecord",
+    "Ranking",
+    "Rating",
+    "chat_format",
+    "collate_comparisons",
+    "collate_demonstrations",
+    "collate_prompts",
+    "collate_rankings",
+    "detect",
+    "eval_batches",
+    "load_dataset",
+    "make_example",
+    "read_records",
+]

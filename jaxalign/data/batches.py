@@ -1,0 +1,126 @@
+"""Batches: seeded order, a position that can be saved, few shapes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.examples import Example
+
+LADDER = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+Batch = dict[str, Any]
+Collate = Callable[[Sequence[Example], Sequence[int]], Batch]
+
+
+class BatchIterator:
+    """Endless batches in a new order each epoch; the order is a function of (seed, epoch) alone.
+
+    Args:
+      examples: training examples, at least one.
+      batch_size: rows of every batch; the last rows of an epoch are followed by the next epoch's first.
+      seed: of the order.
+      collate: examples and their numbers -> batch.
+    """
+
+    def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, collate: Collate) -> None:
+        if not examples:
+            raise ValueError("expected at least one example")
+        self._examples, self._size, self._seed, self._collate = examples, batch_size, seed, collate
+        self._drawn = 0
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
+
+    def next(self) -> Batch:
+        """The next batch."""
+        rows = [self._row(self._drawn + i) for i in range(self._size)]
+        self._drawn += self._size
+        return self._collate([self._examples[r] for r in rows], rows)
+
+    def state(self) -> dict[str, int]:
+        """The position after the last batch returned."""
+        return {"drawn": self._drawn, "rows": len(self._examples), "seed": self._seed}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Goes to a saved position.
+
+        Raises:
+          DataError: the position was saved on other data or with another seed.
+        """
+        from jaxalign.errors import DataError
+
+        here = {"rows": len(self._examples), "seed": self._seed}
+        saved = {name: state.get(name) for name in here}
+        if saved != here:
+            raise DataError(f"the checkpoint was made on other data: it has {saved}, this run has {here}")
+        self._drawn = int(state["drawn"])
+
+    def _row(self, number: int) -> int:
+        epoch, index = divmod(number, len(self._examples))
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng((self._seed, epoch)).permutation(len(self._examples))
+        return int(self._order[index])
+
+
+def eval_batches(examples: Sequence[Example], batch_size: int, collate: Collate) -> Iterator[Batch]:
+    """Every example once, in order; the last batch is filled up with rows whose `valid` is False."""
+    for start in range(0, len(examples), batch_size):
+        rows = list(range(start, min(start + batch_size, len(examples))))
+        filled = rows + [rows[0]] * (batch_size - len(rows))
+        batch = collate([examples[r] for r in filled], filled)
+        batch["valid"] = np.arange(batch_size) < len(rows)
+        yield batch
+
+
+def collate_demonstrations(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
+    """tokens, mask [B, T]; lengths, row_ids, valid [B]."""
+    return _rows([e.rows[0] for e in examples], [e.masks[0] for e in examples]) | _common(numbers)
+
+
+def collate_comparisons(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
+    """tokens, mask [2B, T], chosen rows first; lengths [2B]; margin, row_ids, valid [B]."""
+    rows = [e.rows[side] for side in (0, 1) for e in examples]
+    masks = [e.masks[side] for side in (0, 1) for e in examples]
+    margin = np.asarray([e.margin for e in examples], np.float32)
+    return _rows(rows, masks) | _common(numbers) | {"margin": margin}
+
+
+def collate_rankings(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
+    """tokens, mask [B * K, T], the candidates of a question together; lengths [B * K]; best, row_ids, valid [B].
+
+    Raises:
+      DataError: questions with different numbers of candidates.
+    """
+    from jaxalign.errors import DataError
+
+    sizes = {len(e.rows): e.source for e in examples}
+    if len(sizes) > 1:
+        raise DataError(f"rankings in one data set need the same number of candidates; there are {sizes}")
+    rows = [row for e in examples for row in e.rows]
+    masks = [mask for e in examples for mask in e.masks]
+    best = np.asarray([e.best for e in examples], np.int32)
+    return _rows(rows, masks) | _common(numbers) | {"best": best}
+
+
+def collate_prompts(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
+    """prompts (ids), prompt_texts, columns (lists); row_ids, valid [B]."""
+    names = sorted({name for e in examples for name in e.columns})
+    return {
+        "prompts": [list(e.prompt_tokens) for e in examples],
+        "prompt_texts": [e.prompt_text for e in examples],
+        "columns": {name: [e.columns.get(name) for e in examples] for name in names},
+    } | _common(numbers)
+
+
+def _common(numbers: Sequence[int]) -> Batch:
+    return {"row_ids": np.asarray(numbers, np.int32), "valid": np.ones(len(numbers), bool)}
+
+
+def _rows(rows: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]]) -> Batch:
+    longest = max(len(row) for row in rows)
+    width = next((w for w in LADDER if w >= longest), -(-longest // 1024) * 1024)
+    tokens = np.zeros((len(rows), width), np.int32)
+    mask = np.zeros((len(rows), width), bool)
+    for i, (row, counted) in enumerate(zip(rows, masks, strict=True)):
+        tokens[i, : len(row)] = row
+        mask[i, : len(row)] = counted
+    return {"tokens": tokens, "mask": mask, "lengths": np.asarray([len(r) for r in rows], np.int32)}

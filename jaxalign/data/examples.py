@@ -1,0 +1,209 @@
+"""Tokenized examples: records as ids, cut or left out by a stated rule, every one counted."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxalign.data.chat import ChatFormat
+from jaxalign.data.records import Comparison, Demonstration, Message, Prompt, PromptRecord, Ranking, Rating, Record
+
+Truncation = Literal["filter", "cut_completion", "cut_prompt_start"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of training data.
+
+    Attributes:
+      rows: token ids: one completion (demonstrations), two (chosen, rejected), K candidates, or none (prompts).
+      masks: the same shape, True at counted tokens.
+      prompt_tokens: ids of the prompt.
+      prompt_text: its text.
+      best: index of the best row, for rankings.
+      margin: how much better chosen is.
+      group: hash of the prompt; rows that share one fall on one side of a split.
+      columns: the record's other fields.
+      source: file:line.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    masks: tuple[tuple[bool, ...], ...]
+    prompt_tokens: tuple[int, ...]
+    prompt_text: str
+    best: int = 0
+    margin: float = 0.0
+    group: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+class Filtered(Exception):
+    """The row is left out; the message is the reason it is counted under."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long rows may be, in tokens.
+
+    Attributes:
+      max_length: prompt and completion together.
+      max_prompt_length: the prompt; 0 for no limit of its own.
+      truncation: filter, cut_completion (its end) or cut_prompt_start (the prompt's beginning).
+    """
+
+    max_length: int
+    max_prompt_length: int
+    truncation: Truncation
+
+
+def prompt_group(prompt: Prompt) -> str:
+    """A hash that names the prompt."""
+    parts = [prompt] if isinstance(prompt, str) else [f"{m.role}\x1f{m.content}" for m in prompt]
+    return hashlib.sha256("\x1e".join(parts).encode()).hexdigest()[:16]
+
+
+def make_example(
+    record: Record, kind: str, chat: ChatFormat, limits: Limits, *, prompt_tokens: int = 0
+) -> Example:
+    """The example of a record.
+
+    Args:
+      record: what a reader made.
+      kind: demonstration, comparison, ranking or prompt.
+      chat: how text becomes ids.
+      limits: how long rows may be.
+      prompt_tokens: for prompts of plain text: how many leading tokens of it make the prompt.
+
+    Raises:
+      Filtered: the row is too long, has no completion token, or has another kind's content.
+    """
+    common = {"columns": record.columns, "source": record.source, "group": prompt_group(record.prompt)}
+    if kind == "prompt":
+        return _prompt_example(record, chat, limits, prompt_tokens, common)
+    if kind == "demonstration":
+        return _demonstration(record, chat, limits, common)
+    if kind == "comparison":
+        if not isinstance(record, Comparison):
+            raise Filtered(f"not a comparison but a {_name(record)}")
+        answers: tuple[str, ...] = (record.chosen, record.rejected)
+        extra = {"margin": record.margin}
+    elif kind == "ranking":
+        if not isinstance(record, Ranking):
+            raise Filtered(f"not a ranking but a {_name(record)}")
+        answers, extra = record.candidates, {"best": record.best}
+    else:
+        raise ValueError(f"kind must be demonstration, comparison, ranking or prompt, got {kind!r}")
+    pairs = [chat.example(record.prompt, answer) for answer in answers]
+    pairs = [_limited(ids, mask, limits) for ids, mask in pairs]
+    start = min(_first(mask) for _, mask in pairs)
+    return Example(
+        rows=tuple(tuple(ids) for ids, _ in pairs),
+        masks=tuple(tuple(mask) for _, mask in pairs),
+        prompt_tokens=tuple(pairs[0][0][:start]),
+        prompt_text=chat.prompt_text(record.prompt),
+        **common,
+        **extra,
+    )
+
+
+def _demonstration(record: Record, chat: ChatFormat, limits: Limits, common: dict[str, Any]) -> Example:
+    if isinstance(record, Demonstration) and record.completion is None:
+        assert not isinstance(record.prompt, str)
+        turns = record.prompt
+        ids, mask = chat.chat(turns)
+        asked = turns[: next(i for i, m in enumerate(turns) if m.role == "assistant")]
+        prompt_text = chat.prompt_text(asked) if asked else ""
+        # Split by how a chat begins, so that its copies with other endings stay together.
+        common = common | {"group": prompt_group(asked or turns[:1])}
+    else:
+        completion = {
+            Demonstration: lambda: record.completion,  # type: ignore[union-attr]
+            Comparison: lambda: record.chosen,  # type: ignore[union-attr]
+            Rating: lambda: record.completion,  # type: ignore[union-attr]
+            Ranking: lambda: record.candidates[record.best],  # type: ignore[union-attr]
+        }.get(type(record))
+        if completion is None:
+            raise Filtered(f"not a demonstration but a {_name(record)}")
+        answer = completion()
+        assert isinstance(answer, str)
+        ids, mask = chat.example(record.prompt, answer)
+        prompt_text = chat.prompt_text(record.prompt)
+        if not record.prompt:
+            common = common | {"group": prompt_group(answer)}
+    ids, mask = _limited(ids, mask, limits)
+    return Example((tuple(ids),), (tuple(mask),), tuple(ids[: _first(mask)]), prompt_text, **common)
+
+
+def _prompt_example(
+    record: Record, chat: ChatFormat, limits: Limits, prompt_tokens: int, common: dict[str, Any]
+) -> Example:
+    prompt = record.prompt
+    if isinstance(record, Demonstration) and record.completion is None:
+        assert not isinstance(prompt, str)
+        last = max((i for i, m in enumerate(prompt) if m.role == "assistant"), default=len(prompt))
+        prompt = prompt[:last]
+        if not prompt:
+            raise Filtered("no turn before the answer")
+    if isinstance(record, Demonstration) and record.prompt == "" and record.completion is not None:
+        if prompt_tokens < 1:
+            raise Filtered("plain text without data.prompt_tokens")
+        ids, mask = chat.example("", record.completion)
+        start = _first(mask)
+        ids = ids[: start + prompt_tokens]
+        text = chat.tokenizer.decode(ids[start:])
+        common = common | {"group": prompt_group(text)}
+    else:
+        if isinstance(prompt, tuple) and isinstance(record, PromptRecord) and prompt[-1].role == "assistant":
+            prompt = prompt[:-1]
+        ids, text = chat.prompt_ids(prompt), chat.prompt_text(prompt)
+    if not ids:
+        raise Filtered("empty prompt")
+    limit = limits.max_prompt_length or limits.max_length
+    if len(ids) > limit:
+        if limits.truncation != "cut_prompt_start":
+            raise Filtered("prompt too long")
+        ids = ids[-limit:]
+        common = common | {"columns": {**common["columns"], "truncated": True}}
+    return Example((), (), tuple(ids), text, **common)
+
+
+def _limited(ids: Sequence[int], mask: Sequence[bool], limits: Limits) -> tuple[Sequence[int], Sequence[bool]]:
+    start = _first(mask)
+    if start == len(mask):
+        raise Filtered("no completion token")
+    drop = 0
+    if limits.max_prompt_length and start > limits.max_prompt_length:
+        if limits.truncation != "cut_prompt_start":
+            raise Filtered("prompt too long")
+        drop = start - limits.max_prompt_length
+    over = len(ids) - drop - limits.max_length
+    if over > 0:
+        if limits.truncation == "filter":
+            raise Filtered("too long")
+        if limits.truncation == "cut_prompt_start":
+            if start - drop - over < 1:
+                raise Filtered("completion too long")
+            drop += over
+        elif start - drop >= limits.max_length:
+            raise Filtered("prompt too long")
+    ids, mask = ids[drop:][: limits.max_length], mask[drop:][: limits.max_length]
+    if not any(mask[1:]):
+        raise Filtered("no completion token")
+    return ids, mask
+
+
+def _first(mask: Sequence[bool]) -> int:
+    return next((i for i, counts in enumerate(mask) if counts), len(mask))
+
+
+def _name(record: Record) -> str:
+    return type(record).__name__.removesuffix("Record").lower()
+
+
+def last_user_turn(prompt: Prompt) -> str:
+    """What the user said last."""
+    if isinstance(prompt, str):
+        return prompt
+    turns: list[Message] = [m for m in prompt if m.role == "user"]
+    return turns[-1].content if turns else ""

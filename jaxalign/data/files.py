@@ -1,0 +1,140 @@
+"""Rows of files: json, jsonl (also gzipped), csv, parquet, saved `datasets` folders and hub ids."""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxalign.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def rows_of(path: str) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+    """(place, row) of each row; the place is file:line.
+
+    A malformed line comes as a `DataError` in place of its row, so that the caller can
+    stop or skip; a file that is missing, empty or unreadable as a whole raises.
+
+    Raises:
+      DataError: no such file, an empty file, or a kind of file that is not known.
+    """
+    file = Path(path)
+    if file.is_dir():
+        yield from _saved_dataset(file)
+        return
+    if not file.is_file():
+        if not file.suffix and path.count("/") == 1 and not path.startswith((".", "/", "~")):
+            yield from _hub(path)
+            return
+        raise DataError(f"{path}: there is no such file")
+    name = file.name.removesuffix(".gz")
+    suffix = Path(name).suffix
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path}: expected a {', '.join(SUFFIXES)} file (json, jsonl and csv also .gz), or a folder")
+    if file.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+    if suffix == ".parquet":
+        yield from _parquet(file)
+        return
+    try:
+        text = gzip.open(file, "rt", encoding="utf-8-sig").read() if path.endswith(".gz") else file.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
+    reader = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}[suffix]
+    yield from reader(path, text)
+
+
+def _json_lines(path: str, text: str) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+    # Not splitlines(): JSON strings may hold other line separators, such as U+2028.
+    for number, line in enumerate(text.split("\n"), 1):
+        place = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield place, DataError(f"{place}: not valid JSON ({error.msg} at column {error.colno})")
+            continue
+        yield place, row if isinstance(row, dict) else _not_object(place, row)
+
+
+def _json(path: str, text: str) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        lines = list(_json_lines(path, text)) if "\n{" in text else []
+        if lines and not isinstance(lines[0][1], DataError):
+            yield from lines  # JSON lines under the wrong name
+            return
+        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+    if isinstance(rows, dict):
+        rows = [rows]
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f"{path}: expected a list of rows, got {'an empty list' if rows == [] else type(rows).__name__}")
+    for number, row in enumerate(rows, 1):
+        place = f"{path}:row {number}"
+        yield place, row if isinstance(row, dict) else _not_object(place, row)
+
+
+def _csv(path: str, text: str) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+    reader = csv.DictReader(io.StringIO(text))
+    empty = True
+    for row in reader:
+        empty = False
+        place = f"{path}:{reader.line_num}"
+        if None in row or None in row.values():
+            yield place, DataError(f"{place}: expected {len(reader.fieldnames or [])} columns, as in the header")
+            continue
+        yield place, dict(row)
+    if empty:
+        raise DataError(f"{path}: a header but no rows")
+
+
+def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+    import pyarrow.parquet as parquet
+
+    try:
+        table = parquet.read_table(file)
+    except Exception as error:
+        raise DataError(f"{file}: not a readable parquet file ({str(error).splitlines()[0]})") from None
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield f"{file}:row {number}", row
+
+
+def _saved_dataset(folder: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise DataError(f"{folder}: not a folder saved by datasets.save_to_disk ({str(error).splitlines()[0]})") from None
+    splits = data if isinstance(data, dict) else {"": data}
+    for name, part in splits.items():
+        for number, row in enumerate(part, 1):
+            yield f"{folder}:{name + ' ' if name else ''}row {number}", dict(row)
+
+
+def _hub(name: str) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+    """owner/name, or owner/name#split (the split is `train` where it is not said)."""
+    import datasets
+
+    where, _, split = name.partition("#")
+    try:
+        data = datasets.load_dataset(where, split=split or "train")
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{name}: there is no such file, and the hub did not give it: {reason}") from None
+    for number, row in enumerate(data, 1):
+        yield f"{name}:row {number}", dict(row)
+
+
+def _not_object(place: str, row: Any) -> DataError:
+    return DataError(f"{place}: expected an object with named fields, got {type(row).__name__}")

@@ -1,0 +1,220 @@
+"""From a configuration to tokenized, filtered, split data."""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from jaxalign.data.chat import chat_format
+from jaxalign.data.examples import Example, Filtered, Limits, Truncation, make_example
+from jaxalign.data.formats import Options
+from jaxalign.data.readers import Counts, read_records, score_in
+from jaxalign.data.records import Rating, Record
+from jaxalign.errors import DataError
+
+Kind = Literal["demonstration", "comparison", "ranking", "prompt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, and how it becomes rows of tokens.
+
+    Attributes:
+      train: files, saved `datasets` folders or hub ids (owner/name#split).
+      validation: held-out files; empty splits them off train.
+      format: layout of the files, or auto.
+      weights: how often each train file counts, relative to its size; empty for 1 each.
+      validation_fraction: part of the prompts held out, where validation is empty.
+      limit: training rows at most, after all filters; 0 for all.
+      max_length: tokens of prompt and completion together.
+      max_prompt_length: tokens of the prompt; 0 for no limit of its own.
+      truncation: what happens to longer rows: filter (left out), cut_completion (its end) or
+        cut_prompt_start (the prompt's beginning).
+      prompt_tokens: leading tokens that make the prompt, where rows are plain text.
+      template: auto, tokenizer (its chat template), markers (turn markers) or plain (joined as they are).
+      human: marker of the user's turns.
+      assistant: marker of the assistant's turns.
+      end_token: token that ends a completion, as text or id; empty takes the tokenizer's, none appends nothing.
+      dimension: PKU-SafeRLHF: which label prefers, better or safer.
+      label_tokenizer: tokenizer of label files that hold token ids.
+      score_field: field with a score, a number or prose with one, for min_score.
+      min_score: rows with a lower score are left out; unscored rows too.
+      types: keep only rows whose field `type` is one of these; empty keeps all.
+      deduplicate: leave out rows that repeat an earlier one.
+      on_bad_row: stop at a bad row, or skip and count it.
+    """
+
+    train: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    format: str = "auto"
+    weights: tuple[float, ...] = ()
+    validation_fraction: float = 0.05
+    limit: int = 0
+    max_length: int = 512
+    max_prompt_length: int = 0
+    truncation: Truncation = "filter"
+    prompt_tokens: int = 0
+    template: Literal["auto", "tokenizer", "markers", "plain"] = "auto"
+    human: str = "\n\nHuman:"
+    assistant: str = "\n\nAssistant:"
+    end_token: str = ""
+    dimension: Literal["better", "safer"] = "better"
+    label_tokenizer: str = ""
+    score_field: str = "score"
+    min_score: float | None = None
+    types: tuple[str, ...] = ()
+    deduplicate: bool = True
+    on_bad_row: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        if self.weights and len(self.weights) != len(self.train):
+            raise ValueError(f"data.weights: expected one for each of the {len(self.train)} files in data.train")
+        if any(w <= 0 for w in self.weights):
+            raise ValueError(f"data.weights must be positive, got {list(self.weights)}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"data.validation_fraction must lie in [0, 1), got {self.validation_fraction}")
+        if self.max_length < 2:
+            raise ValueError(f"data.max_length must be 2 or more, got {self.max_length}")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Tokenized examples.
+
+    Attributes:
+      train, validation: the examples.
+      counts: rows read, used and filtered by reason, of all files.
+      fingerprint: hash of the settings and of every token id.
+    """
+
+    train: list[Example]
+    validation: list[Example]
+    counts: Counts
+    fingerprint: str
+
+    def summary(self) -> dict[str, Any]:
+        """For metadata.json."""
+        return {
+            **self.counts.summary(),
+            "train_rows": len(self.train),
+            "validation_rows": len(self.validation),
+            "fingerprint": self.fingerprint,
+        }
+
+
+def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -> Dataset:
+    """Reads, filters, tokenizes and splits.
+
+    The split goes by a hash of the prompt: the same prompt is always on the same side,
+    whatever else the files hold. The seed only decides which rows a weight below 1 keeps.
+
+    Raises:
+      DataError: no file, a bad row (file and line), or nothing left to train on (with the counts).
+    """
+    if not config.train:
+        raise DataError("data.train: expected at least one file, folder or hub id")
+    chat = chat_format(tokenizer, config.template, config.end_token, config.human, config.assistant)
+    options = Options(config.dimension, config.human, config.assistant, _decoder(config))
+    limits = Limits(config.max_length, config.max_prompt_length, config.truncation)
+    counts = Counts()
+    seen: set[str] = set()
+
+    def read(path: str) -> list[Example]:
+        records, found = read_records(path, format=config.format, on_bad_row=config.on_bad_row, options=options)
+        counts.read += found.read
+        counts.filtered.update(found.filtered)
+        examples = []
+        for record in records:
+            try:
+                _check_record(record, config)
+                example = make_example(record, kind, chat, limits, prompt_tokens=config.prompt_tokens)
+                if config.deduplicate and not _is_new(example, seen):
+                    raise Filtered("duplicate")
+            except Filtered as reason:
+                counts.filtered[str(reason)] += 1
+                continue
+            examples.append(example)
+            counts.used += 1
+        return examples
+
+    validation = [e for path in config.validation for e in read(path)]
+    held_out = {e.group for e in validation}
+    train: list[Example] = []
+    for index, path in enumerate(config.train):
+        weight = config.weights[index] if config.weights else 1.0
+        for example in read(path):
+            share = int(example.group, 16) / 16**16
+            if not config.validation and share < config.validation_fraction:
+                validation.append(example)
+            elif example.group in held_out:
+                counts.used -= 1
+                counts.filtered["prompt is in the validation files"] += 1
+            else:
+                copies = _copies(weight, example, seed)
+                if copies == 0:
+                    counts.used -= 1
+                    counts.filtered["left out by weight"] += 1
+                train += [example] * copies
+    if config.limit and len(train) > config.limit:
+        # By hash, so that the choice does not follow the order of the file.
+        order = sorted(range(len(train)), key=lambda i: (train[i].group[::-1], i))
+        keep = set(order[: config.limit])
+        dropped = Counter(id(e) for i, e in enumerate(train) if i not in keep)
+        train = [e for i, e in enumerate(train) if i in keep]
+        gone = len(set(dropped) - {id(e) for e in train})
+        counts.used -= gone
+        counts.filtered["over data.limit"] += gone
+    counts.check()
+    if not train:
+        raise DataError(f"{', '.join(config.train)}: no row left to train on; {json.dumps(counts.summary())}")
+    return Dataset(train, validation, counts, _fingerprint(config, kind, train, validation))
+
+
+def _check_record(record: Record, config: DataConfig) -> None:
+    if config.types and str(record.columns.get("type", "")) not in config.types:
+        raise Filtered("other type")
+    if config.min_score is not None:
+        value = record.score if isinstance(record, Rating) else record.columns.get(config.score_field)
+        score = score_in(value)
+        if score is None:
+            raise Filtered("unscored")
+        if score < config.min_score:
+            raise Filtered("score below data.min_score")
+
+
+def _is_new(example: Example, seen: set[str]) -> bool:
+    body = repr((example.rows or example.prompt_tokens, example.best))
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    new = digest not in seen
+    seen.add(digest)
+    return new
+
+
+def _copies(weight: float, example: Example, seed: int) -> int:
+    whole, part = divmod(weight, 1.0)
+    digest = hashlib.sha256(f"{seed}:{example.source}".encode()).hexdigest()[:12]
+    return int(whole) + (int(digest, 16) / 16**12 < part)
+
+
+def _decoder(config: DataConfig):
+    if not config.label_tokenizer:
+        return None
+    from jaxalign.errors import ModelError
+
+    try:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(config.label_tokenizer).decode
+    except Exception as error:
+        raise ModelError(f"data.label_tokenizer: {config.label_tokenizer}: {str(error).splitlines()[0]}") from None
+
+
+def _fingerprint(config: DataConfig, kind: str, train: list[Example], validation: list[Example]) -> str:
+    settings = asdict(replace(config, train=(), validation=()))
+    digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True, default=str).encode())
+    for part in (train, validation):
+        for example in part:
+            digest.update(repr((example.rows, example.prompt_tokens, example.best, example.margin)).encode())
+        digest.update(b"|")
+    return digest.hexdigest()[:32]
