@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxalign.cli.loading import Dtype, Speaker, encode_prompt, has_chat_template, load_speaker
+from jaxalign.cli.loading import Dtype, Speaker, Template, load_speaker
 from jaxalign.errors import UserError
 from jaxalign.rollout import SamplingConfig
 
@@ -22,8 +22,9 @@ class ChatConfig:
       tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
       adapter: a PEFT folder to merge into the model.
       revision: revision of a hub id.
-      template: turns are written by the chat template (on), or the text so far is simply continued (off);
-        auto takes the template where there is one.
+      template: how turns are written: by the tokenizer's chat template, by markers (Human:, Assistant:), or
+        plain (the text so far is continued); auto does as the run that made the model, else by the
+        tokenizer's template where it has one.
       system: a system message put first.
       sampling: length and randomness of an answer.
       seed: seed of the sampling.
@@ -36,7 +37,7 @@ class ChatConfig:
     tokenizer: str = ""
     adapter: str = ""
     revision: str = ""
-    template: Literal["auto", "on", "off"] = "auto"
+    template: Template = "auto"
     system: str = ""
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(max_new_tokens=256, temperature=0.8, top_p=0.95)
@@ -80,7 +81,8 @@ class Conversation:
             key=jax.random.fold_in(jax.random.key(self.config.seed), self.answers),
             **self.config.sampling.arguments(num_samples=1),
         )
-        reply = done.texts(self.speaker.tokenizer)[0]
+        # Kept with its leading space: a model without turns goes on from this very text.
+        reply = self.speaker.continuation(ids, done.token_lists()[0])
         self.turns = [*turns, {"role": "assistant", "content": reply}]
         self.answers += 1
         return reply
@@ -93,24 +95,21 @@ class Conversation:
         """Forgets every turn."""
         self.turns = []
 
+    def _said(self, turns: list[dict[str, str]]) -> Any:
+        # A model without turns only continues text: what was said so far is the text.
+        plain = self.speaker.format.template == "plain"
+        return "".join(turn["content"] for turn in turns) if plain else turns
+
     def _ids(self, turns: list[dict[str, str]]) -> list[int]:
         room = self.speaker.context - self.config.sampling.max_new_tokens
         for first in range(0, len(turns), 2):
-            ids = self._encode(turns[first:])
+            ids = self.speaker.encode(self._said(turns[first:]), self.config.system)
             if len(ids) <= room:
                 return ids
         raise UserError(
             f"this turn is {len(ids)} tokens long; the context of {self.speaker.context} tokens leaves "
             f"{max(room, 0)} beside --sampling.max_new_tokens={self.config.sampling.max_new_tokens}"
         )
-
-    def _encode(self, turns: list[dict[str, str]]) -> list[int]:
-        tokenizer, wanted = self.speaker.tokenizer, self.config.template
-        if wanted == "on" or (wanted == "auto" and has_chat_template(tokenizer)):
-            return encode_prompt(tokenizer, turns, chat=True, system=self.config.system)
-        # A model without a template only continues text: what was said so far is the text.
-        text = "".join([self.config.system, *(turn["content"] for turn in turns)])
-        return encode_prompt(tokenizer, text, chat=False)
 
 
 def chat(
@@ -131,6 +130,7 @@ def chat(
         tokenizer=config.tokenizer,
         adapter=config.adapter,
         revision=config.revision,
+        template=config.template,
         param_dtype=config.param_dtype,
         compute_dtype=config.compute_dtype,
     )
@@ -146,7 +146,7 @@ def chat(
             commands[text.strip()]()
         elif text.strip():
             try:
-                write(conversation.answer(text))
+                write(conversation.answer(text).strip())
             except UserError as error:
                 write(f"({error})")
 

@@ -1,21 +1,22 @@
 """`jaxalign check`: the environment, the devices, hub access, and a look at a model or a data file."""
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxalign.cli.loading import model_folder
+from jaxalign.data import DataConfig
 from jaxalign.errors import ModelError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
-KINDS = ("demonstration", "comparison", "ranking", "rating", "prompt")
 GIB = 2**30
 
 
@@ -27,22 +28,18 @@ class CheckConfig:
       model: a Hugging Face folder, a run folder or a hub id: is it there, may it be read, what is it.
       tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
       revision: revision of a hub id.
-      data: data files, folders or hub ids.
-      format: format of the data; auto detects it.
-      kind: what the rows are taken for; auto takes what the format gives.
+      data: data files and how they become tokens, with the same keys as for training.
+      kind: what the rows are taken for; auto takes what the first row is.
       rows: rows shown as tokens with their mask.
-      on_bad_row: stop at the first bad row, or skip and count them.
       device: auto, cpu, gpu or tpu.
     """
 
     model: str = ""
     tokenizer: str = ""
     revision: str = ""
-    data: tuple[str, ...] = ()
-    format: str = "auto"
-    kind: Literal["auto", "demonstration", "comparison", "ranking", "rating", "prompt"] = "auto"
+    data: DataConfig = field(default_factory=DataConfig)
+    kind: Literal["auto", "demonstration", "comparison", "ranking", "prompt"] = "auto"
     rows: int = 2
-    on_bad_row: Literal["stop", "skip"] = "stop"
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
 
     def __post_init__(self) -> None:
@@ -63,13 +60,15 @@ def check(config: CheckConfig) -> None:
         _print(section)
     if config.model:
         _print(model(config.model, config.revision))
-    tokenizer = None
-    if config.tokenizer or config.model:
+    if config.data.train or config.data.validation:
         from jaxalign import models
 
-        tokenizer = models.load_tokenizer(config.tokenizer or model_folder(config.model))
-    for source in config.data:
-        _print(data(source, config, tokenizer))
+        folder = model_folder(config.model) if config.model else ""
+        source = config.tokenizer or folder
+        tokenizer = models.load_tokenizer(source) if source else None
+        if tokenizer is not None and Path(folder).is_dir() and folder:
+            models.check_vocabulary(models.load_config(folder), tokenizer)
+        _print(data(config, tokenizer))
 
 
 def environment() -> Iterator[str]:
@@ -167,6 +166,134 @@ def hub_access(name: str, revision: str = "") -> str:
         # A network's own words may hold anything; only their kind is safe to print.
         return f"the hub cannot be reached ({type(error).__name__})"
     return f"on the hub, may be read (revision {str(info.sha)[:12]})"
+
+
+def data(config: CheckConfig, tokenizer: Any = None) -> Iterator[str]:
+    """What is in data files: format, counts, lengths, and the first rows as training sees them.
+
+    Args:
+      config: `data`, `kind` and `rows` are read.
+      tokenizer: turns rows into tokens; None counts characters and shows text.
+
+    Raises:
+      DataError: a file or row that is wrong, by file and line.
+    """
+    from jaxalign.data import load_dataset, read_records
+
+    files = (*config.data.train, *config.data.validation)
+    options = data_options(config.data)
+    first = None
+    for path in files:
+        records, counts = read_records(
+            path, format=config.data.format, on_bad_row=config.data.on_bad_row, options=options
+        )
+        first = first or (records[0] if records else None)
+        shape = config.data.format if config.data.format != "auto" else format_of_file(path)
+        yield f"data          {path}: format {shape}, {_counted(counts)}"
+        if tokenizer is None:
+            yield from histogram([len(text_of(record)) for record in records], "characters")
+            for record in records[: config.rows]:
+                yield f"  {record.source}: {_short(text_of(record), 200)}"
+    if tokenizer is None:
+        yield "              name --model or --tokenizer to see rows as tokens with their mask"
+        return
+    kind = config.kind if config.kind != "auto" else kind_of(first)
+    # Without limits, so that the histogram shows what the limits would cut.
+    unlimited = replace(
+        config.data,
+        train=files,
+        validation=(),
+        weights=(),
+        validation_fraction=0.0,
+        limit=0,
+        max_length=2**30,
+        max_prompt_length=0,
+    )
+    found = load_dataset(unlimited, kind, tokenizer, seed=0)
+    lengths = [max(map(len, e.rows), default=len(e.prompt_tokens)) for e in found.train]
+    over = sum(length > config.data.max_length for length in lengths)
+    yield f"  as {kind}: {_counted(found.counts)}; {over} longer than data.max_length = {config.data.max_length}"
+    yield from histogram(lengths, "tokens")
+    for example in found.train[: config.rows]:
+        yield from shown(example, tokenizer)
+
+
+def data_options(config: DataConfig) -> Any:
+    """What the readers are told, from the same keys as in training."""
+    from jaxalign.data import Options
+
+    return Options(config.dimension, config.human, config.assistant)
+
+
+def format_of_file(path: str) -> str:
+    """The layout that detection finds in a file's first good row."""
+    from jaxalign.data import detect
+    from jaxalign.data.files import rows_of
+
+    found = (detect(row) for _, row in rows_of(path) if isinstance(row, dict))
+    return next(found, None) or "not known"
+
+
+def kind_of(record: Any) -> Literal["demonstration", "comparison", "ranking", "prompt"]:
+    """What the rows of a file can train, from its first record."""
+    from jaxalign.data import Comparison, PromptRecord, Ranking
+
+    if isinstance(record, Comparison):
+        return "comparison"
+    if isinstance(record, Ranking):
+        return "ranking"
+    return "prompt" if isinstance(record, PromptRecord) else "demonstration"
+
+
+def text_of(record: Any) -> str:
+    """All text of a record, for a look at it without a tokenizer."""
+    prompt = record.prompt if isinstance(record.prompt, str) else "\n".join(m.content for m in record.prompt)
+    answers = getattr(record, "candidates", ())
+    for name in ("completion", "chosen", "rejected"):
+        answers = (*answers, getattr(record, name, None) or "")
+    return "\n".join(part for part in (prompt, *answers) if part)
+
+
+def histogram(lengths: Sequence[int], unit: str, *, width: int = 40) -> Iterator[str]:
+    """Rows by length, in powers of two, with the quantiles that a context is chosen by."""
+    if not lengths:
+        return
+    order = sorted(lengths)
+    parts = {"shortest": 0.0, "half": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
+    marks = ", ".join(f"{name} {order[round(q * (len(order) - 1))]}" for name, q in parts.items())
+    yield f"  length in {unit}: {marks}"
+    bins = Counter(max(length, 1).bit_length() for length in lengths)
+    most = max(bins.values())
+    for power in range(min(bins), max(bins) + 1):
+        count = bins[power]
+        bar = "#" * -(-width * count // most)
+        yield f"  {2 ** (power - 1):>7d} to {2**power - 1:<7d} {count:>7d} {bar}".rstrip()
+
+
+def shown(example: Any, tokenizer: Any, *, ids: int = 12, text: int = 160) -> Iterator[str]:
+    """An example's rows as runs of tokens that count for the loss, or do not."""
+    rows = list(zip(example.rows, example.masks, strict=True))
+    rows = rows or [(example.prompt_tokens, (False,) * len(example.prompt_tokens))]
+    for number, (tokens, mask) in enumerate(rows, 1):
+        yield f"  {example.source} row {number} of {len(rows)}: {len(tokens)} tokens, {sum(mask)} count"
+        start = 0
+        for counts, run in itertools.groupby(mask):
+            part = list(tokens[start : start + len(list(run))])
+            start += len(part)
+            numbers = " ".join(map(str, part[:ids])) + (" ..." if len(part) > ids else "")
+            words = _short(tokenizer.decode(part), text)
+            yield f"    {'counts' if counts else 'given':6s} {len(part):5d}  {words}  [{numbers}]"
+
+
+def _counted(counts: Any) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.filtered.items()))
+    return f"{counts.read} rows read, {counts.used} used" + (f", filtered: {reasons}" if reasons else "")
+
+
+def _short(text: str, limit: int) -> str:
+    """One line: the beginning, and the end where it is cut."""
+    line = repr(text)
+    return line if len(line) <= limit else f"{line[: limit - 45]} ... {line[-40:]}"
 
 
 def _host_memory() -> int:

@@ -115,7 +115,7 @@ def complete(
     done = speaker.sampler.generate(
         ids, key=jax.random.key(config.seed), row_ids=list(row_ids), **config.sampling.arguments()
     )
-    texts = done.texts(speaker.tokenizer)
+    texts = [speaker.continuation(ids[i // samples], c) for i, c in enumerate(done.token_lists())]
     return [
         {
             "prompt": prompts[i // samples],

@@ -33,6 +33,14 @@ class Speaker:
         """Token ids of a prompt (text or messages), up to where the model's turn begins."""
         return self.format.prompt_ids(as_prompt(prompt, system, self.format.template))
 
+    def continuation(self, prompt: Sequence[int], completion: Sequence[int]) -> str:
+        """The text that a completion adds to its prompt, with the space between them where there is one."""
+        before = self.tokenizer.decode(list(prompt), skip_special_tokens=True)
+        whole = self.tokenizer.decode([*prompt, *completion], skip_special_tokens=True)
+        if whole.startswith(before):
+            return whole[len(before) :]
+        return self.tokenizer.decode(list(completion), skip_special_tokens=True)
+
 
 def model_folder(path: str) -> str:
     """A run folder stands for the model it exported; anything else for itself.

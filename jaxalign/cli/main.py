@@ -79,6 +79,7 @@ COMMANDS: dict[str, Command] = {
         "environment, devices, hub access, and a look at a model or data file",
         "jaxalign.cli.check:CheckConfig",
         "jaxalign.cli.check:check",
+        {"data": "data.train"} | _ROWS,
     ),
     "demo": Command(
         "the whole pipeline on a tiny model and data that it makes itself",
