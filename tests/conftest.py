@@ -44,3 +44,43 @@ def devices():
     found = jax.devices("cpu")
     assert len(found) == 8
     return found
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """A tokenizer of bytes, made here: 256 bytes, `<s>` 256, `</s>` 257, `<pad>` 258; no chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(alphabet)}
+    vocabulary |= {"<s>": 256, "</s>": 257, "<pad>": 258}
+    fast = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    fast.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(byte_tokenizer, tmp_path_factory):
+    """A Hugging Face folder with a random 2-layer Llama of width 16 and the tokenizer of bytes."""
+    from jaxalign import models
+
+    config = models.ModelConfig(
+        vocab_size=259,
+        hidden_size=16,
+        intermediate_size=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        max_positions=64,
+        bos_id=256,
+        eos_ids=(257,),
+        pad_id=258,
+    )
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    models.save_pretrained(models.create(config, key=jax.random.key(0)), folder, tokenizer=byte_tokenizer)
+    return folder

@@ -212,7 +212,8 @@ def data(config: CheckConfig, tokenizer: Any = None) -> Iterator[str]:
     found = load_dataset(unlimited, kind, tokenizer, seed=0)
     lengths = [max(map(len, e.rows), default=len(e.prompt_tokens)) for e in found.train]
     over = sum(length > config.data.max_length for length in lengths)
-    yield f"  as {kind}: {_counted(found.counts)}; {over} longer than data.max_length = {config.data.max_length}"
+    limit = f"{over} longer than data.max_length = {config.data.max_length}"
+    yield f"  as {kind}: {_counted(found.counts)}; {limit}"
     yield from histogram(lengths, "tokens")
     for example in found.train[: config.rows]:
         yield from shown(example, tokenizer)

@@ -383,7 +383,7 @@ def load_tokenizer(folder: str | Path, *, revision: str | None = None) -> Any:
     import logging
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115
+    with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
         from transformers import AutoTokenizer
     try:
         return AutoTokenizer.from_pretrained(str(path))

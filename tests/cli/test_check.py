@@ -1,0 +1,169 @@
+import json
+
+import pytest
+
+from jaxalign.cli import check as checks
+from jaxalign.cli import main as cli
+from jaxalign.cli.check import CheckConfig, check, data, histogram, hub_access
+from jaxalign.data import DataConfig
+from jaxalign.errors import DataError, ModelError
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Two preference rows; the second is a tie of length 40 with the first's prompt."""
+    rows = [
+        {"prompt": "Hi", "chosen": "good", "rejected": "bad!!"},
+        {"prompt": "Hi", "chosen": "g" * 20, "rejected": "b" * 20},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def config_for(path, **changes):
+    return CheckConfig(data=DataConfig(train=(path,), template="plain"), **changes)
+
+
+def test_environment_names_versions_memory_and_devices(capsys):
+    check(CheckConfig())
+    shown = capsys.readouterr().out
+    for word in ("python", "jax ", "flax", "transformers", "GiB memory", "8 x cpu", "hub token"):
+        assert word in shown
+
+
+def test_hub_token_is_told_but_never_printed(capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret123")
+    check(CheckConfig())
+    shown = capsys.readouterr()
+    assert "hub token     present" in shown.out
+    assert "secret" not in shown.out + shown.err
+
+
+def test_model_folder_is_described(tiny_model_folder, capsys):
+    assert cli.main(["check", "--model", str(tiny_model_folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "llama, 2 layers, width 16, 2 heads (1 of keys)" in shown
+    assert "vocabulary 259, context 64 tokens" in shown
+
+
+def test_rows_are_shown_as_tokens_with_their_mask(pairs, byte_tokenizer):
+    lines = list(data(config_for(pairs, rows=1), byte_tokenizer))
+    text = "\n".join(lines)
+    assert "format preference, 2 rows read, 2 used" in text
+    assert "as comparison: 2 rows read, 2 used; 0 longer than data.max_length = 512" in text
+    assert "row 1 of 2: 7 tokens, 5 count" in text
+    assert "counts     5  'good</s>'" in text
+    assert "given      2  'Hi'" in text
+    assert "counts     6  'bad!!</s>'" in text
+
+
+def test_rows_over_the_limit_are_counted_but_stay_in_the_histogram(pairs, byte_tokenizer):
+    config = CheckConfig(data=DataConfig(train=(pairs,), template="plain", max_length=10))
+    text = "\n".join(data(config, byte_tokenizer))
+    assert "1 longer than data.max_length = 10" in text
+    assert "longest 23" in text
+
+
+def test_data_is_shown_as_text_without_a_tokenizer(pairs):
+    text = "\n".join(data(config_for(pairs)))
+    assert "length in characters" in text
+    assert "good" in text
+    assert "name --model or --tokenizer" in text
+
+
+def test_data_flag_reads_the_file_as_in_training(pairs, tiny_model_folder, capsys):
+    arguments = ["check", "--data", pairs, "--model", str(tiny_model_folder), "--kind=demonstration"]
+    assert cli.main([*arguments, "--data.template=plain"]) == 0
+    assert "as demonstration: 2 rows read, 2 used" in capsys.readouterr().out
+
+
+def test_filtered_rows_are_counted_by_reason(pairs, byte_tokenizer):
+    text = "\n".join(data(config_for(pairs, kind="ranking", rows=0), None))
+    assert "2 rows read, 2 used" in text
+    with pytest.raises(DataError, match=r"not a ranking but a comparison"):
+        list(data(config_for(pairs, kind="ranking"), byte_tokenizer))
+
+
+def test_bad_row_is_named_by_file_and_line(pairs, capsys):
+    with open(pairs, "a") as file:
+        file.write('{"prompt": \n')
+    assert cli.main(["check", "--data", pairs]) == 2
+    assert f"{pairs}:3: not valid JSON" in capsys.readouterr().err
+    assert cli.main(["check", "--data", pairs, "--on-bad-row=skip"]) == 0
+    assert "3 rows read, 2 used, filtered: 1 malformed line" in capsys.readouterr().out
+
+
+def test_tokenizer_of_another_model_is_refused(tiny_model_folder, pairs, tmp_path, byte_tokenizer, capsys):
+    larger = type(byte_tokenizer).from_pretrained(str(tiny_model_folder))
+    larger.add_tokens(["<more>"])
+    larger.save_pretrained(tmp_path / "larger")
+    arguments = ["--model", str(tiny_model_folder), "--tokenizer", str(tmp_path / "larger"), "--data", pairs]
+    assert cli.main(["check", *arguments]) == 2
+    assert "260" in capsys.readouterr().err
+
+
+def test_histogram_counts_every_row_once():
+    lines = list(histogram([1, 2, 3, 3, 9], "tokens", width=10))
+    assert lines[0] == "  length in tokens: shortest 1, half 3, 90% 9, 99% 9, longest 9"
+    assert [line.split()[3] for line in lines[1:]] == ["1", "3", "0", "1"]
+    assert lines[2].endswith("#" * 10)
+    assert list(histogram([], "tokens")) == []
+
+
+class Api:
+    """A hub that answers with what the test chose."""
+
+    answer: Exception | None = None
+
+    def model_info(self, name, revision=None, timeout=None):
+        if self.answer is not None:
+            raise self.answer
+        return type("Info", (), {"sha": "0123456789abcdef"})()
+
+    def auth_check(self, name):
+        return None
+
+
+def hub_error(name):
+    """An error of the hub's own kind; its constructor wants a whole HTTP response, which no test needs."""
+    from huggingface_hub import errors
+
+    cls = getattr(errors, name)
+    return cls.__new__(cls, "no")
+
+
+def test_hub_is_not_asked_when_offline():
+    assert "offline" in hub_access("owner/name")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "may be read (revision 0123456789ab)"),
+        ("GatedRepoError", "gated"),
+        ("RevisionNotFoundError", "has no revision"),
+        (ConnectionError("token hf_secret refused"), "cannot be reached (ConnectionError)"),
+    ],
+)
+def test_hub_access_is_one_phrase_without_secrets(monkeypatch, answer, words):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    error = hub_error(answer) if isinstance(answer, str) else answer
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", type("Fake", (Api,), {"answer": error}))
+    phrase = hub_access("owner/name")
+    assert words in phrase
+    assert "secret" not in phrase
+
+
+@pytest.mark.parametrize("answer", ["RepositoryNotFoundError", "HFValidationError"])
+def test_model_that_is_nowhere_is_the_users_mistake(monkeypatch, answer):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", type("Fake", (Api,), {"answer": hub_error(answer)}))
+    with pytest.raises(ModelError, match=r"owner/name: neither a folder here"):
+        list(checks.model("owner/name"))

@@ -1,0 +1,214 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+
+from jaxalign.cli import main as cli
+from jaxalign.cli.chat import ChatConfig, Conversation, chat
+from jaxalign.cli.generate import GenerateConfig, complete, generate
+from jaxalign.cli.loading import load_speaker, model_folder, run_data
+from jaxalign.errors import ConfigError, DataError, ModelError, UserError
+from jaxalign.rollout import SamplingConfig
+
+SHORT = SamplingConfig(max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def speaker(tiny_model_folder):
+    return load_speaker(str(tiny_model_folder))
+
+
+@pytest.fixture
+def run_folder(tiny_model_folder, tmp_path):
+    """A run folder as training leaves it, whose data was written with turn markers."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metadata.json").write_text("{}")
+    (run / "config.yaml").write_text(
+        yaml.safe_dump({"data": {"template": "markers", "human": "Q:", "assistant": "A:"}})
+    )
+    (run / "export").symlink_to(tiny_model_folder)
+    return run
+
+
+def test_completions_come_in_prompt_order_with_samples_together(tiny_model_folder):
+    config = GenerateConfig(
+        model=str(tiny_model_folder),
+        prompt=("one", "two"),
+        sampling=replace(SHORT, num_samples=2),
+        batch_size=1,
+    )
+    rows = generate(config)
+    assert [row["prompt"] for row in rows] == ["one", "one", "two", "two"]
+    assert rows[0]["completion"] != rows[1]["completion"]
+    assert all(1 <= row["tokens"] <= 6 and row["logp"] < 0 for row in rows)
+
+
+def test_batch_size_does_not_change_what_is_drawn(tiny_model_folder):
+    config = GenerateConfig(model=str(tiny_model_folder), prompt=("one", "two", "three"), sampling=SHORT)
+    one, all_ = (generate(replace(config, batch_size=size)) for size in (1, 3))
+    assert [row["completion"] for row in one] == [row["completion"] for row in all_]
+
+
+def test_seed_changes_what_is_drawn(speaker):
+    config = GenerateConfig(sampling=SHORT)
+    assert complete(speaker, ["one"], config) == complete(speaker, ["one"], config)
+    assert complete(speaker, ["one"], config) != complete(speaker, ["one"], replace(config, seed=1))
+
+
+def test_logp_is_that_of_the_completion_under_the_model(speaker):
+    row = complete(speaker, ["one"], GenerateConfig(sampling=SHORT))[0]
+    prompt = speaker.encode("one")
+    from jaxalign import models
+
+    done = speaker.sampler.generate(
+        [prompt], key=__import__("jax").random.key(0), **SHORT.arguments(), row_ids=[0]
+    )
+    tokens = prompt + done.token_lists()[0]
+    model = models.merge(speaker.sampler.definition, speaker.sampler.params)
+    logits = np.asarray(model(np.asarray([tokens]), lengths=np.asarray([len(tokens)])))[0]
+    logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = sum(logps[i - 1, tokens[i]] for i in range(len(prompt), len(tokens)))
+    assert row["logp"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_file_of_prompts_is_read_and_results_are_written_whole(tiny_model_folder, tmp_path, capsys):
+    rows = [{"prompt": "one"}, {"prompt": [{"role": "user", "content": "two"}]}, {"prompt": "three"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "deep" / "out.jsonl"
+    arguments = ["--model", str(tiny_model_folder), "--file", str(tmp_path / "in.jsonl"), "--limit=2"]
+    assert cli.main(["generate", *arguments, "--output", str(out), "--sampling.max_new_tokens=4"]) == 0
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["prompt"] for row in written] == ["one", [{"role": "user", "content": "two"}]]
+    assert [p.name for p in out.parent.iterdir()] == ["out.jsonl"]
+    assert "2 completions" in capsys.readouterr().out
+
+
+def test_chat_rows_are_asked_up_to_the_last_answer(speaker):
+    from jaxalign.cli.generate import prompt_of
+    from jaxalign.data import Demonstration, Message
+
+    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
+    assert [turn["content"] for turn in prompt_of(Demonstration(turns, None))] == ["a", "b", "c"]
+
+
+def test_prompts_are_written_as_the_run_that_made_the_model_did(run_folder, tiny_model_folder):
+    told = load_speaker(str(run_folder))
+    assert told.format.template == "markers"
+    assert told.tokenizer.decode(told.encode("hi")) == "Q: hiA:"
+    plain = load_speaker(str(tiny_model_folder))
+    assert plain.tokenizer.decode(plain.encode("hi")) == "hi"
+    assert run_data(str(tiny_model_folder)) == {}
+
+
+def test_template_of_the_tokenizer_is_used_where_there_is_one(tiny_model_folder, byte_tokenizer, tmp_path):
+    from jaxalign.cli.loading import format_of
+
+    assert format_of(byte_tokenizer, "auto", "x").template == "plain"
+    with_template = type(byte_tokenizer).from_pretrained(str(tiny_model_folder))
+    with_template.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    assert format_of(with_template, "auto", "x").template == "tokenizer"
+    assert format_of(with_template, "plain", "x").template == "plain"
+
+
+def test_system_message_comes_first(tiny_model_folder):
+    speaker = load_speaker(str(tiny_model_folder), template="markers")
+    assert speaker.tokenizer.decode(speaker.encode("hi", "Be kind.")).startswith("Be kind.")
+
+
+def test_continuation_keeps_the_space_between_prompt_and_completion(speaker):
+    prompt, completion = (
+        speaker.encode("one"),
+        speaker.tokenizer(" two", add_special_tokens=False)["input_ids"],
+    )
+    assert speaker.continuation(prompt, completion) == " two"
+
+
+def test_run_folder_stands_for_its_export(run_folder, tmp_path):
+    assert model_folder(str(run_folder)) == str(run_folder / "export")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "metadata.json").write_text("{}")
+    with pytest.raises(ModelError, match="no export/ folder yet"):
+        model_folder(str(empty))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"prompt": ()}, ConfigError, "expected --prompt"),
+        ({"model": ""}, ConfigError, "--model: expected a Hugging Face folder"),
+        ({"file": "none.jsonl"}, DataError, "none.jsonl"),
+        ({"prompt": ("long " * 20,)}, UserError, "context of 64"),
+        ({"output": "."}, ConfigError, "is a folder"),
+    ],
+)
+def test_mistake_is_named_in_one_line(tiny_model_folder, changes, error, message):
+    config = GenerateConfig(model=str(tiny_model_folder), prompt=("one",), sampling=SHORT)
+    with pytest.raises(error, match=message) as caught:
+        generate(replace(config, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_failed_write_leaves_nothing_behind(tiny_model_folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    config = GenerateConfig(
+        model=str(tiny_model_folder), prompt=("one",), sampling=SHORT, output=str(tmp_path / "o.jsonl")
+    )
+    with pytest.raises(OSError, match="No space"):
+        generate(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chat_answers_each_turn_and_obeys_its_commands(tiny_model_folder):
+    said = []
+    config = ChatConfig(
+        model=str(tiny_model_folder), sampling=replace(SHORT, max_new_tokens=3), template="markers"
+    )
+    chat(
+        config,
+        lines=["hello\n", "\n", "/undo\n", "/help\n", "again\n", "/quit\n", "never\n"],
+        write=said.append,
+    )
+    assert len(said) == 3
+    assert said[1].startswith("/reset")
+
+
+def test_undone_turn_is_gone_and_reset_forgets_all(speaker):
+    talk = Conversation(speaker, ChatConfig(sampling=SHORT))
+    talk.answer("one")
+    talk.answer("two")
+    talk.undo()
+    assert talk.turns[0]["content"] == "one"
+    assert len(talk.turns) == 2
+    talk.reset()
+    assert talk.turns == []
+
+
+def test_plain_conversation_continues_its_own_text(speaker):
+    talk = Conversation(speaker, ChatConfig(sampling=SHORT))
+    reply = talk.answer("one")
+    assert talk._said([*talk.turns, {"role": "user", "content": "two"}]) == "one" + reply + "two"
+
+
+def test_oldest_turns_leave_a_full_context(speaker):
+    talk = Conversation(speaker, ChatConfig(sampling=SHORT))
+    talk.turns = [
+        {"role": "user", "content": "x" * 50},
+        {"role": "assistant", "content": "y" * 10},
+    ]
+    ids = talk._ids([*talk.turns, {"role": "user", "content": "last"}])
+    assert speaker.tokenizer.decode(ids) == "last"
+
+
+def test_turn_longer_than_the_context_is_said_and_not_kept(tiny_model_folder):
+    said = []
+    config = ChatConfig(model=str(tiny_model_folder), sampling=SHORT)
+    chat(config, lines=["x" * 100, "short"], write=said.append)
+    assert "100 tokens long; the context of 64 tokens leaves 58" in said[0]
+    assert len(said) == 2
