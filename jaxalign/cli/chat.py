@@ -102,6 +102,7 @@ class Conversation:
 
     def _ids(self, turns: list[dict[str, str]]) -> list[int]:
         room = self.speaker.context - self.config.sampling.max_new_tokens
+        ids: list[int] = []
         for first in range(0, len(turns), 2):
             ids = self.speaker.encode(self._said(turns[first:]), self.config.system)
             if len(ids) <= room:

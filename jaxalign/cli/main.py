@@ -292,7 +292,7 @@ def command_help(name: str) -> str:
         first,
         "",
     ]
-    short = {flag: key for flag, key in (plain_flags(cls) | command.aliases).items() if flag != key}
+    short = {flag: key for flag, key in {**plain_flags(cls), **command.aliases}.items() if flag != key}
     if short:
         lines.append("flags:")
         lines += [f"  --{flag.replace('_', '-')}  short for --{key}" for flag, key in short.items()]
