@@ -24,6 +24,7 @@ class Inner:
       count: whole number.
       flag: on or off.
       extra: anything.
+      either: a number or a word.
     """
 
     rate: float = 1e-3
@@ -35,6 +36,7 @@ class Inner:
     count: int = 3
     flag: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    either: int | str = 0
 
     def __post_init__(self):
         if self.rate < 0:
@@ -113,6 +115,8 @@ def write(tmp_path, text):
         ("--inner.extra.depth.size=3", lambda c: c.inner.extra, {"depth": {"size": 3}}),
         ("--inner.extra={a: [1, x]}", lambda c: c.inner.extra, {"a": [1, "x"]}),
         ("--inner={rate: 2, kind: right}", lambda c: (c.inner.rate, c.inner.kind), (2.0, "right")),
+        ("--inner.either=5", lambda c: c.inner.either, 5),
+        ("--inner.either=all", lambda c: c.inner.either, "all"),
         ("--maybe.count=4", lambda c: c.maybe.count, 4),
         ("--maybe=null", lambda c: c.maybe, None),
         ("--path=there", lambda c: c.path, Path("there")),

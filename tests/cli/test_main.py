@@ -275,16 +275,19 @@ def test_default_configuration_of_every_command_survives_its_file(tmp_path):
         assert cli.configs.parse(cls, tmp_path / f"{name}.yaml") == default
 
 
-def test_shipped_configurations_fit_their_command():
+def test_every_shipped_configuration_fits_a_command_or_the_pipeline():
+    targets = [command.config for command in cli.COMMANDS.values()]
+    targets.append("jaxalign.pipelines.pipeline:PipelineConfig")
     for name, path in cli.configs.shipped_configs().items():
-        fits = []
-        for command in cli.COMMANDS.values():
+        refusals = []
+        for target in targets:
             try:
-                cli.configs.parse(cli.load(command.config), path)
-                fits.append(command)
-            except ConfigError:
-                continue
-        assert fits, f"{name}: no command takes it"
+                cli.configs.parse(cli.load(target), path)
+                break
+            except ConfigError as error:
+                refusals.append(str(error))
+        else:
+            pytest.fail(f"{name}: nothing takes it: {refusals}")
 
 
 def child(*arguments, **settings):
