@@ -85,7 +85,7 @@ def collate_comparisons(examples: Sequence[Example], numbers: Sequence[int]) -> 
 
 
 def collate_rankings(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
-    """tokens, mask [B * K, T], the candidates of a question together; lengths [B * K]; best, row_ids, valid [B].
+    """tokens, mask [B * K, T], a question's candidates together; lengths [B * K]; best, row_ids, valid [B].
 
     Raises:
       DataError: questions with different numbers of candidates.

@@ -2,18 +2,29 @@
 
 Three ways to write a chat: the tokenizer's own template; turn markers
 ("\n\nHuman: ... \n\nAssistant: ..."); or `plain`, prompt and completion joined as they
-are. Prompt and completion are tokenized so that the prompt's ids are a prefix of the
-row's ids: generation then starts from just the ids that training saw.
+are. A chat is cut into parts, what is given and what is answered by turns, and each part
+is tokenized by itself: the prompt's ids are then always the beginning of the row's ids,
+and generation starts from just the ids that training saw.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
+from jaxalign.data.formats import transcript_turns
 from jaxalign.data.records import Message, Prompt
 from jaxalign.errors import DataError
 
 Template = Literal["auto", "tokenizer", "markers", "plain"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Text between two borders of a row: what is given, or one answer with its end."""
+
+    text: str
+    answer: bool
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class ChatFormat:
     Attributes:
       tokenizer: a transformers tokenizer.
       template: `tokenizer`, `markers` or `plain`.
-      end_ids: ids that end a completion, appended to each where the template has none of its own.
+      end_ids: ids that end a completion, appended to each that does not end with them.
       human, assistant: turn markers.
     """
 
@@ -35,97 +46,135 @@ class ChatFormat:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids that a completion follows."""
-        if self.template == "tokenizer":
-            return self._template_ids(as_turns(prompt), generation=True)
-        return self._start() + self._encode(self.prompt_text(prompt))
+        return self._ids(self._parts(self._turns(prompt), asks=True))[0]
 
     def prompt_text(self, prompt: Prompt) -> str:
-        """The prompt as text, without the tokenizer's own special tokens."""
-        if self.template == "plain":
-            return prompt if isinstance(prompt, str) else "\n".join(m.content for m in prompt)
+        """The prompt as text, for people and for reward functions."""
+        if isinstance(prompt, str) and self.template != "markers":
+            return prompt
+        turns = self._turns(prompt)
         if self.template == "markers":
-            body = "".join(self._marked(m) for m in as_turns(prompt))
-            return body + self.assistant
-        return prompt if isinstance(prompt, str) else "\n".join(m.content for m in prompt)
-
-    def completion_ids(self, completion: str, *, after: Sequence[int] = ()) -> list[int]:
-        """Ids of a completion after a prompt's ids, its end included."""
-        text = completion
-        if self.template == "markers":
-            text = " " + completion.strip()
-        ids = self._encode(text, follows=len(after) > len(self._start()))
-        return ids + list(self.end_ids)
+            return "".join(part.text for part in self._marked(turns, asks=True))
+        return ("" if self.template == "plain" else "\n").join(m.content for m in turns)
 
     def example(self, prompt: Prompt, completion: str) -> tuple[list[int], list[bool]]:
         """Ids and mask of one prompt with its completion."""
-        if self.template == "tokenizer":
-            turns = (*as_turns(prompt), Message("assistant", completion))
-            return self.chat(turns, only_last=True)
-        before = self.prompt_ids(prompt)
-        after = self.completion_ids(completion, after=before)
-        return before + after, [False] * len(before) + [True] * len(after)
+        turns = (*self._turns(prompt), Message("assistant", completion))
+        return self.chat(turns, only_last=True)
 
     def chat(self, turns: tuple[Message, ...], *, only_last: bool = False) -> tuple[list[int], list[bool]]:
-        """Ids and mask of a chat: every assistant turn counts (or the last alone), its end included."""
-        if self.template != "tokenizer":
-            return self._marked_chat(turns, only_last)
-        ids: list[int] = []
-        mask: list[bool] = []
-        last = max((i for i, m in enumerate(turns) if m.role == "assistant"), default=-1)
-        for index, turn in enumerate(turns):
-            if turn.role != "assistant" or (only_last and index != last):
-                continue
-            prompt = self._template_ids(turns[:index], generation=True)
-            whole = self._template_ids(turns[: index + 1], generation=False)
-            if whole[: len(prompt)] != prompt or prompt[: len(ids)] != ids:
-                raise DataError(
-                    "the chat template rewrites earlier turns, so a completion mask cannot be made; "
-                    "set data.template=markers, or train on single turns"
-                )
-            # What follows the answer (end of turn) belongs to it; a trailing newline of the template stays too.
-            mask += [False] * (len(prompt) - len(ids)) + [True] * (len(whole) - len(prompt))
-            ids = whole
-        return ids, mask
+        """Ids and mask of a chat: every assistant turn counts (or the last alone), its end included.
 
-    def _marked_chat(self, turns: tuple[Message, ...], only_last: bool) -> tuple[list[int], list[bool]]:
-        ids, mask = self._start(), [False] * len(self._start())
-        last = max((i for i, m in enumerate(turns) if m.role == "assistant"), default=-1)
-        for index, turn in enumerate(turns):
-            if turn.role == "assistant":
-                if self.template == "markers":
-                    lead = self._encode(self.assistant, follows=index > 0)
-                    ids += lead
-                    mask += [False] * len(lead)
-                part = self.completion_ids(turn.content, after=ids)
-                counts = index == last or not only_last
-            else:
-                part, counts = self._encode(self._marked(turn), follows=index > 0), False
-            ids += part
-            mask += [counts] * len(part)
-        return ids, mask
+        Turns after the last answer are left out: nothing in them counts, and nothing after them does.
 
-    def _marked(self, turn: Message) -> str:
+        Raises:
+          DataError: a chat template that refuses the turns, or rewrites earlier ones.
+        """
+        last = max((i for i, m in enumerate(turns) if m.role == "assistant"), default=-1)
+        return self._ids(self._parts(turns[: last + 1], asks=False), only_last)
+
+    def _turns(self, prompt: Prompt) -> tuple[Message, ...]:
+        """A prompt's turns; a text that is a marked transcript already is taken apart."""
+        if isinstance(prompt, tuple):
+            return prompt
         if self.template == "plain":
-            return turn.content
-        if turn.role == "assistant":
-            return f"{self.assistant} {turn.content.strip()}"
-        return f"{self.human} {turn.content.strip()}" if turn.role == "user" else turn.content.strip()
+            return (Message("user", prompt),) if prompt else ()
+        marks = (self.human.strip(), self.assistant.strip())
+        if prompt.lstrip().startswith(marks[0]) and prompt.rstrip().endswith(marks[1]):
+            turns = transcript_turns(prompt, self.human, self.assistant)
+            if turns and turns[-1] == Message("assistant", ""):
+                return turns[:-1]
+        return as_turns(prompt)
 
-    def _template_ids(self, turns: Sequence[Message], *, generation: bool) -> list[int]:
+    def _parts(self, turns: Sequence[Message], *, asks: bool) -> list[Part]:
+        """A chat's parts in order; `asks` ends it where the next answer begins."""
+        if self.template == "tokenizer":
+            return list(self._rendered(turns, asks))
+        if self.template == "markers":
+            return list(self._marked(turns, asks))
+        return [Part(m.content, m.role == "assistant") for m in turns]
+
+    def _marked(self, turns: Sequence[Message], asks: bool) -> Iterator[Part]:
+        for turn in turns:
+            if turn.role == "assistant":
+                yield Part(self.assistant, False)
+                yield Part(f" {turn.content.strip()}", True)
+            else:
+                marker = f"{self.human} " if turn.role == "user" else ""
+                yield Part(marker + turn.content.strip(), False)
+        if asks:
+            yield Part(self.assistant, False)
+
+    def _rendered(self, turns: Sequence[Message], asks: bool) -> Iterator[Part]:
+        done = ""
+        for index, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            before = self._render(turns[:index], generation=True) if index else ""
+            whole = self._render(turns[: index + 1], generation=False)
+            self._check_prefix(before, done)
+            self._check_prefix(whole, before)
+            answer = whole[len(before) :]
+            # Space after the end-of-turn token is never generated: it opens the next turn.
+            bare = answer.rstrip()
+            if any(bare.endswith(token) for token in self.tokenizer.all_special_tokens):
+                answer = bare
+            yield Part(before[len(done) :], False)
+            yield Part(answer, True)
+            done = before + answer
+        if asks:
+            before = self._render(turns, generation=True)
+            self._check_prefix(before, done)
+            yield Part(before[len(done) :], False)
+
+    @staticmethod
+    def _check_prefix(whole: str, start: str) -> None:
+        if not whole.startswith(start):
+            raise DataError(
+                "the chat template rewrites earlier turns, so a completion mask cannot be made; "
+                "set data.template=markers, or train on single turns"
+            )
+
+    def _render(self, turns: Sequence[Message], *, generation: bool) -> str:
         rows = [{"role": m.role, "content": m.content} for m in turns]
         try:
-            text = self.tokenizer.apply_chat_template(
+            return self.tokenizer.apply_chat_template(
                 rows, tokenize=False, add_generation_prompt=generation, return_dict=False
             )
         except Exception as error:
-            raise DataError(f"the chat template refuses the roles {[m.role for m in turns]}: {error}") from None
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"the chat template refuses the roles {[m.role for m in turns]}: {reason}"
+            ) from None
 
-    def _start(self) -> list[int]:
+    def _ids(self, parts: Sequence[Part], only_last: bool = False) -> tuple[list[int], list[bool]]:
+        """Ids and mask; neighbouring parts that are both given are tokenized as one text."""
+        ids = [] if self.template == "tokenizer" else list(self._start)
+        mask = [False] * len(ids)
+        opened = len(ids)
+        final = max((i for i, p in enumerate(parts) if p.answer), default=-1)
+        given = ""
+        for index, part in enumerate(parts):
+            if not part.answer:
+                given += part.text
+                continue
+            before, given = self._encode(given, follows=len(ids) > opened), ""
+            ids += before
+            answer = self._encode(part.text, follows=len(ids) > opened)
+            if self.end_ids and tuple(answer[-len(self.end_ids) :]) != self.end_ids:
+                answer += self.end_ids
+            ids += answer
+            counts = index == final or not only_last
+            mask += [False] * len(before) + [counts] * len(answer)
+        rest = self._encode(given, follows=len(ids) > opened)
+        return ids + rest, mask + [False] * len(rest)
+
+    @cached_property
+    def _start(self) -> tuple[int, ...]:
         """Ids that the tokenizer puts before every text (a beginning-of-text token, say)."""
-        special = list(self.tokenizer("")["input_ids"])
+        special = tuple(self.tokenizer("")["input_ids"])
         eos = self.tokenizer.eos_token_id
-        return special[:-1] if special and special[-1] == eos and len(special) > 1 else special
+        return special[:-1] if len(special) > 1 and special[-1] == eos else special
 
     def _encode(self, text: str, follows: bool = False) -> list[int]:
         """Ids of a text that stands at the beginning, or `follows` other text.
@@ -136,7 +185,7 @@ class ChatFormat:
         """
         if not text:
             return []
-        if follows and self._marks_spaces():
+        if follows and self._marks_spaces:
             for anchor in ("\n", ".", "a"):
                 lead = self.tokenizer(anchor, add_special_tokens=False)["input_ids"]
                 ids = self.tokenizer(anchor + text, add_special_tokens=False)["input_ids"]
@@ -144,31 +193,33 @@ class ChatFormat:
                     return list(ids[len(lead) :])
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    @cached_property
     def _marks_spaces(self) -> bool:
         ids = self.tokenizer(",", add_special_tokens=False)["input_ids"]
         return bool(ids) and str(self.tokenizer.convert_ids_to_tokens(ids)[0]).startswith("\u2581")
 
 
-def chat_format(
-    tokenizer: Any, template: Template, end_token: str, human: str, assistant: str
-) -> ChatFormat:
+def chat_format(tokenizer: Any, template: Template, end_token: str, human: str, assistant: str) -> ChatFormat:
     """Picks the template and the end token.
 
     Args:
       tokenizer: a transformers tokenizer.
       template: `auto` takes the tokenizer's template where it has one, else markers.
       end_token: text or id of the token that ends a completion; empty takes the tokenizer's
-        end-of-sequence token; `none` appends nothing.
+        end-of-sequence token (with a chat template: the template's own end); `none` appends nothing.
+      human, assistant: turn markers.
 
     Raises:
       DataError: no such token, or none at all.
     """
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if template == "tokenizer" and not has_template:
-        raise DataError("data.template=tokenizer: the tokenizer has no chat template; set data.template=markers or plain")
+        raise DataError(
+            "data.template=tokenizer: the tokenizer has no chat template; set data.template=markers or plain"
+        )
     chosen = ("tokenizer" if has_template else "markers") if template == "auto" else template
     end: tuple[int, ...] = ()
-    if chosen != "tokenizer" and end_token != "none":
+    if end_token != "none" and (end_token or chosen != "tokenizer"):
         end = (_end_id(tokenizer, end_token),)
     return ChatFormat(tokenizer, chosen, end, human, assistant)
 
@@ -177,8 +228,8 @@ def _end_id(tokenizer: Any, end_token: str) -> int:
     if not end_token:
         if tokenizer.eos_token_id is None:
             raise DataError(
-                "the tokenizer has no end-of-sequence token: set data.end_token to the token that ends a completion, "
-                "or to none"
+                "the tokenizer has no end-of-sequence token: set data.end_token to the token that ends "
+                "a completion, or to none"
             )
         return int(tokenizer.eos_token_id)
     vocabulary = tokenizer.get_vocab()

@@ -5,8 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxalign.data.chat import ChatFormat
-from jaxalign.data.records import Comparison, Demonstration, Message, Prompt, PromptRecord, Ranking, Rating, Record
+from jaxalign.data.chat import ChatFormat, as_turns
+from jaxalign.data.records import (
+    Comparison,
+    Demonstration,
+    Message,
+    Prompt,
+    PromptRecord,
+    Ranking,
+    Rating,
+    Record,
+)
 
 Truncation = Literal["filter", "cut_completion", "cut_prompt_start"]
 
@@ -16,7 +25,7 @@ class Example:
     """One row of training data.
 
     Attributes:
-      rows: token ids: one completion (demonstrations), two (chosen, rejected), K candidates, or none (prompts).
+      rows: token ids: one completion (demonstrations), two (chosen, rejected), K, or none (prompts).
       masks: the same shape, True at counted tokens.
       prompt_tokens: ids of the prompt.
       prompt_text: its text.
@@ -59,7 +68,8 @@ class Limits:
 
 def prompt_group(prompt: Prompt) -> str:
     """A hash that names the prompt."""
-    parts = [prompt] if isinstance(prompt, str) else [f"{m.role}\x1f{m.content}" for m in prompt]
+    # Plain text and the same text as the only user turn are one prompt.
+    parts = [f"{m.role}\x1f{m.content.strip()}" for m in as_turns(prompt)]
     return hashlib.sha256("\x1e".join(parts).encode()).hexdigest()[:16]
 
 
@@ -94,8 +104,9 @@ def make_example(
         answers, extra = record.candidates, {"best": record.best}
     else:
         raise ValueError(f"kind must be demonstration, comparison, ranking or prompt, got {kind!r}")
-    pairs = [chat.example(record.prompt, answer) for answer in answers]
-    pairs = [_limited(ids, mask, limits) for ids, mask in pairs]
+    if not all(answer.strip() for answer in answers):
+        raise Filtered("no completion token")
+    pairs = _limited([chat.example(record.prompt, answer) for answer in answers], limits)
     start = min(_first(mask) for _, mask in pairs)
     return Example(
         rows=tuple(tuple(ids) for ids, _ in pairs),
@@ -111,6 +122,8 @@ def _demonstration(record: Record, chat: ChatFormat, limits: Limits, common: dic
     if isinstance(record, Demonstration) and record.completion is None:
         assert not isinstance(record.prompt, str)
         turns = record.prompt
+        if not any(m.content.strip() for m in turns if m.role == "assistant"):
+            raise Filtered("no completion token")
         ids, mask = chat.chat(turns)
         asked = turns[: next(i for i, m in enumerate(turns) if m.role == "assistant")]
         prompt_text = chat.prompt_text(asked) if asked else ""
@@ -125,13 +138,17 @@ def _demonstration(record: Record, chat: ChatFormat, limits: Limits, common: dic
         }.get(type(record))
         if completion is None:
             raise Filtered(f"not a demonstration but a {_name(record)}")
+        if isinstance(record, Rating) and record.label is False:
+            raise Filtered("labelled as not to be imitated")
         answer = completion()
         assert isinstance(answer, str)
+        if not answer.strip():
+            raise Filtered("no completion token")
         ids, mask = chat.example(record.prompt, answer)
         prompt_text = chat.prompt_text(record.prompt)
         if not record.prompt:
             common = common | {"group": prompt_group(answer)}
-    ids, mask = _limited(ids, mask, limits)
+    ids, mask = _limited([(ids, mask)], limits)[0]
     return Example((tuple(ids),), (tuple(mask),), tuple(ids[: _first(mask)]), prompt_text, **common)
 
 
@@ -150,12 +167,15 @@ def _prompt_example(
             raise Filtered("plain text without data.prompt_tokens")
         ids, mask = chat.example("", record.completion)
         start = _first(mask)
+        if len(ids) - start - len(chat.end_ids) < prompt_tokens:
+            raise Filtered("shorter than data.prompt_tokens")
         ids = ids[: start + prompt_tokens]
         text = chat.tokenizer.decode(ids[start:])
         common = common | {"group": prompt_group(text)}
     else:
         if isinstance(prompt, tuple) and isinstance(record, PromptRecord) and prompt[-1].role == "assistant":
             prompt = prompt[:-1]
+        common = common | {"group": prompt_group(prompt)}
         ids, text = chat.prompt_ids(prompt), chat.prompt_text(prompt)
     if not ids:
         raise Filtered("empty prompt")
@@ -168,29 +188,41 @@ def _prompt_example(
     return Example((), (), tuple(ids), text, **common)
 
 
-def _limited(ids: Sequence[int], mask: Sequence[bool], limits: Limits) -> tuple[Sequence[int], Sequence[bool]]:
-    start = _first(mask)
-    if start == len(mask):
+Row = tuple[Sequence[int], Sequence[bool]]
+
+
+def _limited(rows: Sequence[Row], limits: Limits) -> list[Row]:
+    """Ids and masks of one prompt's completions within the limits.
+
+    What is cut off the prompt's beginning is the same for all of them, so that they stay
+    completions of one prompt. Column 0 never counts: no token precedes it.
+    """
+    starts = [_first(mask) for _, mask in rows]
+    if any(start == len(mask) for start, (_, mask) in zip(starts, rows, strict=True)):
         raise Filtered("no completion token")
     drop = 0
-    if limits.max_prompt_length and start > limits.max_prompt_length:
+    if limits.max_prompt_length and max(starts) > limits.max_prompt_length:
         if limits.truncation != "cut_prompt_start":
             raise Filtered("prompt too long")
-        drop = start - limits.max_prompt_length
-    over = len(ids) - drop - limits.max_length
+        drop = max(starts) - limits.max_prompt_length
+    over = max(len(ids) for ids, _ in rows) - drop - limits.max_length
     if over > 0:
         if limits.truncation == "filter":
             raise Filtered("too long")
         if limits.truncation == "cut_prompt_start":
-            if start - drop - over < 1:
+            if min(starts) - drop - over < 1:
                 raise Filtered("completion too long")
             drop += over
-        elif start - drop >= limits.max_length:
+        elif max(starts) - drop >= limits.max_length:
             raise Filtered("prompt too long")
-    ids, mask = ids[drop:][: limits.max_length], mask[drop:][: limits.max_length]
-    if not any(mask[1:]):
-        raise Filtered("no completion token")
-    return ids, mask
+    kept = []
+    for ids, mask in rows:
+        ids, mask = list(ids[drop:][: limits.max_length]), list(mask[drop:][: limits.max_length])
+        mask[0] = False
+        if not any(mask):
+            raise Filtered("no completion token")
+        kept.append((ids, mask))
+    return kept
 
 
 def _first(mask: Sequence[bool]) -> int:

@@ -9,7 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxalign.data.records import Comparison, Demonstration, Message, Prompt, PromptRecord, Ranking, Rating, Record
+from jaxalign.data.records import (
+    Comparison,
+    Demonstration,
+    Message,
+    Prompt,
+    PromptRecord,
+    Ranking,
+    Rating,
+    Record,
+)
 
 Row = Mapping[str, Any]
 ROLES = {
@@ -24,7 +33,7 @@ class BadRow(ValueError):
 
 
 class Unusable(Exception):
-    """A whole row that says nothing for training (a tie, say); the message is the reason it is counted under."""
+    """A whole row that says nothing for training (a tie, say); the message is the counted reason."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,27 @@ def text(row: Row, name: str) -> str:
     return value
 
 
+def number(value: Any, name: str) -> float:
+    """A field that must be a number; csv files hold it as text."""
+    try:
+        if not isinstance(value, bool) and isinstance(value, (int, float, str)):
+            return float(value)
+    except ValueError:
+        pass
+    raise BadRow(
+        f"field {name!r}: expected a number, got {value if isinstance(value, str) else _kind(value)!r}"
+    )
+
+
+def index_below(value: Any, name: str, size: int) -> int:
+    """A field that must be an index below `size`; csv files hold it as text."""
+    if isinstance(value, str) and value.strip().isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
+        raise BadRow(f"field {name!r}: expected an index in 0..{size - 1}, got {value!r}")
+    return value
+
+
 def messages(value: Any, name: str) -> tuple[Message, ...]:
     """A list of turns as role/content or from/value.
 
@@ -81,34 +111,47 @@ def messages(value: Any, name: str) -> tuple[Message, ...]:
         role = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
         if not isinstance(role, str) or not isinstance(content, str):
-            raise BadRow(f"field {name!r}: message {index}: expected role and content (or from and value) as text")
+            raise BadRow(
+                f"field {name!r}: message {index}: expected role and content (or from and value) as text"
+            )
         if role.lower() not in ROLES:
             raise BadRow(f"field {name!r}: message {index}: unknown role {role!r}")
         turns.append(Message(ROLES[role.lower()], content))
     return tuple(turns)
 
 
-def transcript(value: str, options: Options) -> tuple[Message, ...]:
+def transcript_turns(value: str, human: str, assistant: str) -> tuple[Message, ...]:
+    """Turns of a marked text; nothing where other text stands before its first marker."""
+    first = human.lstrip()
+    if value.startswith(first) and first != human:
+        value = human + value[len(first) :]  # the first marker often stands without its blank lines
+    parts = re.split(f"({re.escape(human)}|{re.escape(assistant)})", value)
+    if parts[0].strip():
+        return ()
+    return tuple(
+        Message("user" if marker == human else "assistant", body.strip())
+        for marker, body in zip(parts[1::2], parts[2::2], strict=True)
+    )
+
+
+def transcript(value: str, options: Options, name: str) -> tuple[Message, ...]:
     """Turns of an HH-RLHF transcript.
 
     Raises:
-      BadRow: no marker in it.
+      BadRow: it does not begin with a marker.
     """
-    pattern = f"({re.escape(options.human)}|{re.escape(options.assistant)})"
-    parts = re.split(pattern, value)
-    turns = [
-        Message("user" if marker == options.human else "assistant", body.strip())
-        for marker, body in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+    turns = transcript_turns(value, options.human, options.assistant)
     if not turns:
-        raise BadRow(f"expected turns marked by {options.human!r} and {options.assistant!r}")
-    return tuple(turns)
+        raise BadRow(f"field {name!r}: expected turns marked by {options.human!r} and {options.assistant!r}")
+    return turns
 
 
 def split_answer(turns: tuple[Message, ...], name: str) -> tuple[tuple[Message, ...], str]:
     """(turns before the last, text of the last), which must be the assistant's."""
     if turns[-1].role != "assistant":
-        raise BadRow(f"field {name!r}: expected the last message to be the assistant's, it is the {turns[-1].role}'s")
+        raise BadRow(
+            f"field {name!r}: expected the last message to be the assistant's, it is the {turns[-1].role}'s"
+        )
     return turns[:-1], turns[-1].content
 
 
@@ -121,14 +164,15 @@ def _others(row: Row, *used: str) -> dict[str, Any]:
 
 
 def _pair(prompt: Prompt, chosen: str, rejected: str, columns: Mapping[str, Any]) -> Comparison:
-    margin = columns.get("margin", 0.0)
+    margin = number(columns.get("margin") or 0.0, "margin")
     if chosen == rejected:
         raise Unusable("chosen equals rejected")
-    return Comparison(prompt, chosen, rejected, float(margin or 0.0), columns=columns)
+    return Comparison(prompt, chosen, rejected, margin, columns=columns)
 
 
 def _hh(row: Row, options: Options) -> Record:
-    chosen, rejected = transcript(text(row, "chosen"), options), transcript(text(row, "rejected"), options)
+    chosen = transcript(text(row, "chosen"), options, "chosen")
+    rejected = transcript(text(row, "rejected"), options, "rejected")
     common = 0
     while common < min(len(chosen), len(rejected)) and chosen[common] == rejected[common]:
         common += 1
@@ -145,9 +189,7 @@ def _pku(row: Row, options: Options) -> Record:
     name = {"better": "better_response_id", "safer": "safer_response_id"}.get(options.dimension)
     if name is None:
         raise BadRow(f"data.dimension: expected better or safer, got {options.dimension!r}")
-    best = row.get(name)
-    if best not in (0, 1):
-        raise BadRow(f"field {name!r}: expected 0 or 1, got {best!r}")
+    best = index_below(row.get(name), name, 2)
     answers = (text(row, "response_0"), text(row, "response_1"))
     columns = _others(row, "prompt", "response_0", "response_1")
     return _pair(text(row, "prompt"), answers[best], answers[1 - best], columns)
@@ -166,8 +208,14 @@ def _preference(row: Row, options: Options) -> Record:
         raise Unusable("dialogues part before the last turn")
     if not before:
         given = row["prompt"]
+        if not given:
+            raise BadRow("field 'chosen': expected the user's turn before the answer, or a field 'prompt'")
         before = (Message("user", given),) if isinstance(given, str) else messages(given, "prompt")
     return _pair(before, chosen, rejected, columns)
+
+
+def _preference_chat(row: Row, options: Options) -> Record:
+    return _preference({**row, "prompt": ""}, options)
 
 
 def _sharegpt_pair(row: Row, options: Options) -> Record:
@@ -210,13 +258,11 @@ def _best_of_n(row: Row, options: Options) -> Record:
             return value
         if isinstance(value, list) and all(isinstance(v, int) for v in value):
             if options.decode is None:
-                raise BadRow(f"field {name!r} holds token ids: set data.label_tokenizer to the tokenizer they came from")
+                raise BadRow(f"field {name!r} holds token ids: set data.label_tokenizer to their tokenizer")
             return options.decode(value)
         raise BadRow(f"field {name!r}: expected text or a list of token ids, got {_kind(value)}")
 
-    best = row["best"]
-    if not isinstance(best, int) or not 0 <= best < len(names):
-        raise BadRow(f"field 'best': expected an index in 0..{len(names) - 1}, got {best!r}")
+    best = index_below(row["best"], "best", len(names))
     columns = _others(row, "query", "best", *names)
     return Ranking(decoded("query"), tuple(decoded(n) for n in names), best, columns=columns)
 
@@ -224,11 +270,9 @@ def _best_of_n(row: Row, options: Options) -> Record:
 def _scored(row: Row, options: Options) -> Record:
     del options
     prompt, answer = split_answer(messages(row["conversation"], "conversation"), "conversation")
-    score = row["meta_eval_score"]
-    if isinstance(score, bool) or not isinstance(score, (int, float)):
-        raise BadRow(f"field 'meta_eval_score': expected a number, got {_kind(score)}")
     reason = row.get("score_reason") or ""
-    return Rating(prompt, answer, float(score), None, str(reason), columns=_others(row, "conversation"))
+    score = number(row["meta_eval_score"], "meta_eval_score")
+    return Rating(prompt, answer, score, None, str(reason), columns=_others(row, "conversation"))
 
 
 def _kto_chat(row: Row, options: Options) -> Record:
@@ -241,8 +285,18 @@ def _kto_chat(row: Row, options: Options) -> Record:
 def _kto(row: Row, options: Options) -> Record:
     del options
     return Rating(
-        text(row, "prompt"), text(row, "completion"), None, _label(row, "label"), columns=_others(row, "prompt", "completion")
+        text(row, "prompt"),
+        text(row, "completion"),
+        None,
+        _label(row, "label"),
+        columns=_others(row, "prompt", "completion"),
     )
+
+
+def _truthful(row: Row, options: Options) -> Record:
+    del options
+    columns = _others(row, "question", "answer", "truthful")
+    return Rating(text(row, "question"), text(row, "answer"), None, _label(row, "truthful"), columns=columns)
 
 
 def _label(row: Row, name: str) -> bool:
@@ -273,24 +327,44 @@ def _instruction(row: Row) -> str:
 def _alpaca(row: Row, options: Options) -> Record:
     del options
     history = row.get("history") or []
-    turns = [Message(role, body) for pair in history for role, body in zip(("user", "assistant"), pair, strict=True)]
+    if not isinstance(history, list) or any(not isinstance(p, (list, tuple)) or len(p) != 2 for p in history):
+        raise BadRow("field 'history': expected a list of (instruction, answer) pairs")
+    turns = [
+        Message(role, str(body))
+        for pair in history
+        for role, body in zip(("user", "assistant"), pair, strict=True)
+    ]
     prompt: Prompt = _instruction(row)
     if turns:
         prompt = (*turns, Message("user", prompt))
     return Demonstration(prompt, text(row, "output"), columns=_others(row, "instruction", "input", "output"))
 
 
+def _instruction_response(row: Row, options: Options) -> Record:
+    del options
+    return Demonstration(
+        _instruction(row), text(row, "response"), columns=_others(row, "instruction", "input", "response")
+    )
+
+
 def _seed_task(row: Row, options: Options) -> Record:
     instances = row["instances"]
     if not isinstance(instances, list) or not instances:
         raise BadRow("field 'instances': expected a list with at least one instance")
+    if not isinstance(instances[0], Mapping):
+        raise BadRow("field 'instances': expected objects with input and output")
     return _alpaca({**instances[0], "instruction": row["instruction"]}, options)
 
 
 def _completion(prompt: str, completion: str) -> Callable[[Row, Options], Record]:
     def read(row: Row, options: Options) -> Record:
         del options
-        return Demonstration(text(row, prompt), text(row, completion), columns=_others(row, prompt, completion))
+        columns = _others(row, prompt, completion)
+        asked = row[prompt] if isinstance(row[prompt], str) else messages(row[prompt], prompt)
+        if not isinstance(row[completion], list):
+            return Demonstration(asked, text(row, completion), columns=columns)
+        turns = (Message("user", asked),) if isinstance(asked, str) else asked
+        return Demonstration((*turns, *messages(row[completion], completion)), None, columns=columns)
 
     return read
 
@@ -312,11 +386,14 @@ def _marked(row: Row) -> bool:
 
 
 FORMATS: dict[str, Format] = {
-    "pku_saferlhf": Format(("prompt", "response_0", "response_1", "better_response_id"), _pku),
+    "pku_saferlhf": Format(("prompt", "response_0", "response_1"), _pku),
     "sharegpt_pair": Format(("conversations", "chosen", "rejected"), _sharegpt_pair),
     "instruction_pair": Format(("instruction", "chosen", "rejected"), _instruction_pair),
     "annotated_pair": Format(("instruction", "response1", "response2", "annotator1"), _annotated_pair),
     "preference": Format(("prompt", "chosen", "rejected"), _preference),
+    "preference_chat": Format(
+        ("chosen", "rejected"), _preference_chat, lambda row: isinstance(row["chosen"], list)
+    ),
     "hh_rlhf": Format(("chosen", "rejected"), _hh, _marked),
     "best_of_n": Format(("query", "sample0", "sample1", "best"), _best_of_n),
     "scored_conversation": Format(("conversation", "meta_eval_score"), _scored),
@@ -326,8 +403,10 @@ FORMATS: dict[str, Format] = {
     "conversations": Format(("conversations",), _chat),
     "self_instruct": Format(("instruction", "instances"), _seed_task),
     "alpaca": Format(("instruction", "output"), _alpaca),
+    "instruction_response": Format(("instruction", "response"), _instruction_response),
     "prompt_completion": Format(("prompt", "completion"), _completion("prompt", "completion")),
     "prompt_response": Format(("prompt", "response"), _completion("prompt", "response")),
+    "truthfulqa_labels": Format(("question", "answer", "truthful"), _truthful),
     "question_answer": Format(("question", "answer"), _completion("question", "answer")),
     "text": Format(("text",), _text),
     "prompt": Format(("prompt",), _prompt),

@@ -35,12 +35,14 @@ class DataConfig:
       template: auto, tokenizer (its chat template), markers (turn markers) or plain (joined as they are).
       human: marker of the user's turns.
       assistant: marker of the assistant's turns.
-      end_token: token that ends a completion, as text or id; empty takes the tokenizer's, none appends nothing.
+      end_token: token that ends a completion, as text or id; empty takes the tokenizer's (with its chat
+        template: the template's own end), none appends nothing.
       dimension: PKU-SafeRLHF: which label prefers, better or safer.
       label_tokenizer: tokenizer of label files that hold token ids.
       score_field: field with a score, a number or prose with one, for min_score.
       min_score: rows with a lower score are left out; unscored rows too.
-      types: keep only rows whose field `type` is one of these; empty keeps all.
+      type_field: field that `types` looks at.
+      types: keep only rows whose type_field is one of these; empty keeps all.
       deduplicate: leave out rows that repeat an earlier one.
       on_bad_row: stop at a bad row, or skip and count it.
     """
@@ -63,17 +65,25 @@ class DataConfig:
     label_tokenizer: str = ""
     score_field: str = "score"
     min_score: float | None = None
+    type_field: str = "type"
     types: tuple[str, ...] = ()
     deduplicate: bool = True
     on_bad_row: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         if self.weights and len(self.weights) != len(self.train):
-            raise ValueError(f"data.weights: expected one for each of the {len(self.train)} files in data.train")
+            raise ValueError(
+                f"data.weights: expected one for each of the {len(self.train)} files in data.train"
+            )
         if any(w <= 0 for w in self.weights):
             raise ValueError(f"data.weights must be positive, got {list(self.weights)}")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction must lie in [0, 1), got {self.validation_fraction}")
+        if self.min_score is not None and not self.score_field:
+            raise ValueError("data.min_score needs data.score_field")
+        for name in ("limit", "max_prompt_length", "prompt_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} must not be negative, got {getattr(self, name)}")
         if self.max_length < 2:
             raise ValueError(f"data.max_length must be 2 or more, got {self.max_length}")
 
@@ -121,7 +131,9 @@ def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -
     seen: set[str] = set()
 
     def read(path: str) -> list[Example]:
-        records, found = read_records(path, format=config.format, on_bad_row=config.on_bad_row, options=options)
+        records, found = read_records(
+            path, format=config.format, on_bad_row=config.on_bad_row, options=options
+        )
         counts.read += found.read
         counts.filtered.update(found.filtered)
         examples = []
@@ -133,6 +145,11 @@ def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -
                     raise Filtered("duplicate")
             except Filtered as reason:
                 counts.filtered[str(reason)] += 1
+                continue
+            except DataError as error:  # the chat template cannot write this row
+                if config.on_bad_row == "stop":
+                    raise DataError(f"{record.source}: {error}") from None
+                counts.filtered["refused by the chat template"] += 1
                 continue
             examples.append(example)
             counts.used += 1
@@ -172,10 +189,12 @@ def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -
 
 
 def _check_record(record: Record, config: DataConfig) -> None:
-    if config.types and str(record.columns.get("type", "")) not in config.types:
+    if config.types and str(record.columns.get(config.type_field, "")) not in config.types:
         raise Filtered("other type")
     if config.min_score is not None:
-        value = record.score if isinstance(record, Rating) else record.columns.get(config.score_field)
+        value = record.columns.get(config.score_field)
+        if isinstance(record, Rating) and record.score is not None:
+            value = record.score
         score = score_in(value)
         if score is None:
             raise Filtered("unscored")
@@ -207,7 +226,9 @@ def _decoder(config: DataConfig):
 
         return AutoTokenizer.from_pretrained(config.label_tokenizer).decode
     except Exception as error:
-        raise ModelError(f"data.label_tokenizer: {config.label_tokenizer}: {str(error).splitlines()[0]}") from None
+        raise ModelError(
+            f"data.label_tokenizer: {config.label_tokenizer}: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def _fingerprint(config: DataConfig, kind: str, train: list[Example], validation: list[Example]) -> str:
