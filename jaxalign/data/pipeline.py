@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from jaxalign.data.chat import chat_format
@@ -117,8 +117,9 @@ def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -
     """Reads, filters, tokenizes and splits.
 
     Validation files are taken as they are, and training rows that repeat one of their rows
-    are left out as duplicates. Where there are none, the split goes by a hash of the prompt: the same prompt is always on the same side,
-    whatever else the files hold. The seed only decides which rows a weight below 1 keeps.
+    are left out as duplicates. Where there are none, the split goes by a hash of the prompt:
+    the same prompt is always on the same side, whatever else the files hold. The seed only
+    decides which rows a weight below 1 keeps.
 
     Raises:
       DataError: no file, a bad row (file and line), or nothing left to train on (with the counts).
@@ -229,7 +230,7 @@ def _decoder(config: DataConfig):
 
 
 def _fingerprint(config: DataConfig, kind: str, train: list[Example], validation: list[Example]) -> str:
-    settings = asdict(replace(config, train=(), validation=()))
+    settings = {k: v for k, v in asdict(config).items() if k not in ("train", "validation")}
     digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True, default=str).encode())
     for part in (train, validation):
         for example in part:

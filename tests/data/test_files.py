@@ -72,7 +72,7 @@ def test_a_folder_of_splits_gives_train_or_the_named_split(tmp_path):
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "d"))
     assert [r.prompt for r in read_records(str(tmp_path / "d"))[0]] == ["one"]
     assert [r.prompt for r in read_records(str(tmp_path / "d#test"))[0]] == ["two"]
-    with pytest.raises(DataError, match="no split 'dev'; name one as .*: train, test"):
+    with pytest.raises(DataError, match=r"no split 'dev'; name one as .*: train, test"):
         read_records(str(tmp_path / "d#dev"))
 
 

@@ -1,0 +1,140 @@
+"""Reading, filtering, splitting and mixing, with every row accounted for."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from jaxalign.data import DataConfig, load_dataset
+from jaxalign.errors import DataError
+
+
+def rows(count, start=0, **columns):
+    return [
+        {"prompt": f"prompt {i}", "completion": f"answer {i}", **columns} for i in range(start, start + count)
+    ]
+
+
+def load(tokenizer, *train, kind="demonstration", seed=0, **settings):
+    return load_dataset(DataConfig(train=train, template="plain", **settings), kind, tokenizer, seed=seed)
+
+
+def prompts(examples):
+    return {e.prompt_text for e in examples}
+
+
+def test_every_row_is_used_or_counted(plain_bytes, write):
+    body = rows(20) + rows(3) + [{"prompt": "x", "completion": ""}, {"prompt": "x" * 90, "completion": "y"}]
+    data = load(plain_bytes, write(body), max_length=64, validation_fraction=0.3)
+    assert data.counts.summary() == {
+        "read": 25,
+        "used": 20,
+        "filtered": {"duplicate": 3, "no completion token": 1, "too long": 1},
+    }
+    assert len(data.train) + len(data.validation) == 20
+    assert data.validation
+
+
+def test_split_goes_by_the_prompt_alone(plain_bytes, write):
+    twice = [{**row, "completion": row["completion"] + end} for row in rows(60) for end in (" a", " b")]
+    whole = load(plain_bytes, write(twice), validation_fraction=0.25)
+    assert not prompts(whole.train) & prompts(whole.validation)
+    assert len(whole.validation) == 2 * len(prompts(whole.validation))
+    assert 5 <= len(prompts(whole.validation)) <= 25
+    # Other rows, another order and another seed move no prompt.
+    part = load(plain_bytes, write(rows(40, start=20)[::-1], "part.jsonl"), validation_fraction=0.25, seed=9)
+    assert prompts(part.validation) == {p for p in prompts(whole.validation) if int(p.split()[1]) >= 20}
+
+
+def test_training_rows_that_repeat_a_validation_row_are_left_out(plain_bytes, write):
+    held = write(rows(3), "held.jsonl")
+    data = load(plain_bytes, write(rows(10)), validation=(held,))
+    assert len(data.validation) == 3
+    assert prompts(data.train) == {f"prompt {i}" for i in range(3, 10)}
+    assert data.counts.filtered == {"duplicate": 3}
+    assert data.counts.read == 13
+
+
+def test_weights_repeat_and_thin_out_files(plain_bytes, write):
+    a, b = write(rows(50), "a.jsonl"), write(rows(200, start=100), "b.jsonl")
+    data = load(plain_bytes, a, b, weights=(2.0, 0.25), validation_fraction=0.0)
+    copies = Counter(e.source.split(":")[0] for e in data.train)
+    assert copies[a] == 100
+    assert 25 <= copies[b] <= 80
+    assert data.counts.read == 250
+    assert data.counts.filtered["left out by weight"] == 200 - copies[b]
+    again = load(plain_bytes, a, b, weights=(2.0, 0.25), validation_fraction=0.0)
+    assert again.fingerprint == data.fingerprint
+
+
+def test_limit_keeps_so_many_rows_and_counts_the_rest(plain_bytes, write):
+    data = load(plain_bytes, write(rows(30)), limit=12, validation_fraction=0.0)
+    assert len(data.train) == 12
+    assert data.counts.filtered == {"over data.limit": 18}
+
+
+SCORES = [5, "4", "The answer earns 4.5 points.", "nothing to say", None, 2, True]
+
+
+def test_score_in_prose_is_read_and_a_row_without_one_is_counted(plain_bytes, write):
+    body = [{**row, "score": score} for row, score in zip(rows(7), SCORES, strict=True)]
+    data = load(plain_bytes, write(body), min_score=4.0, validation_fraction=0.0)
+    assert prompts(data.train) == {"prompt 0", "prompt 1", "prompt 2"}
+    assert data.counts.filtered == {"unscored": 3, "score below data.min_score": 1}
+
+
+def test_types_are_kept_by_name(plain_bytes, write):
+    path = write(rows(2, type="Exam") + rows(3, start=5, type="Literature"))
+    data = load(plain_bytes, path, types=("Exam",), validation_fraction=0.0)
+    assert len(data.train) == 2
+    assert data.counts.filtered == {"other type": 3}
+    other = write(rows(4, kind="x") + rows(1, start=9, kind="y"), "other.jsonl")
+    data = load(plain_bytes, other, types=("y",), type_field="kind", validation_fraction=0.0)
+    assert prompts(data.train) == {"prompt 9"}
+
+
+def test_fingerprint_changes_with_a_token_or_a_setting_only(plain_bytes, write, tmp_path):
+    body = rows(10)
+    one, same = write(body), write(body, "copy.jsonl")
+    first = load(plain_bytes, one)
+    assert load(plain_bytes, same).fingerprint == first.fingerprint
+    assert load(plain_bytes, one, max_length=300).fingerprint != first.fingerprint
+    body[4]["completion"] += "!"
+    assert load(plain_bytes, write(body, "changed.jsonl")).fingerprint != first.fingerprint
+
+
+def test_row_that_the_chat_template_refuses_is_named_or_counted(rewriting, write):
+    turns = [
+        {"role": r, "content": c}
+        for r, c in (("user", "a"), ("assistant", "bb"), ("user", "c"), ("assistant", "d"))
+    ]
+    path = write([{"messages": turns[:2]}, {"messages": turns}])
+    config = DataConfig(train=(path,), validation_fraction=0.0)
+    with pytest.raises(DataError, match=r"rows.jsonl:2: the chat template rewrites"):
+        load_dataset(config, "demonstration", rewriting, seed=0)
+    data = load_dataset(replace(config, on_bad_row="skip"), "demonstration", rewriting, seed=0)
+    assert data.counts.filtered == {"refused by the chat template": 1}
+
+
+def test_nothing_left_to_train_on_says_why(plain_bytes, write):
+    with pytest.raises(
+        DataError, match=r'no row left to train on; .*"not a comparison but a demonstration": 4'
+    ):
+        load(plain_bytes, write(rows(4)), kind="comparison")
+    with pytest.raises(DataError, match=r"data\.train: expected at least one file"):
+        load(plain_bytes)
+
+
+WRONG = [
+    ({"weights": (1.0,)}, "data.weights: expected one for each"),
+    ({"weights": (1.0, 0.0), "train": ("a", "b")}, "data.weights must be positive"),
+    ({"validation_fraction": 1.0}, r"data.validation_fraction must lie in \[0, 1\)"),
+    ({"max_length": 1}, "data.max_length must be 2 or more"),
+    ({"limit": -1}, "data.limit must not be negative"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**settings)
