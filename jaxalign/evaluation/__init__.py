@@ -1,0 +1,16 @@
+"""Measures of trained models, one a file, and their uncertainty."""
+
+from jaxalign.evaluation.perplexity import Perplexity, perplexity
+from jaxalign.evaluation.uncertainty import Estimate, bootstrap_interval, estimate_mean, wilson_interval
+from jaxalign.evaluation.winrate import WinRate, win_rate
+
+__all__ = [
+    "Estimate",
+    "Perplexity",
+    "WinRate",
+    "bootstrap_interval",
+    "estimate_mean",
+    "perplexity",
+    "wilson_interval",
+    "win_rate",
+]

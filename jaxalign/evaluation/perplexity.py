@@ -1,0 +1,46 @@
+"""Perplexity of a model on held-out text."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity over counted tokens.
+
+    Attributes:
+      value: exp of `nats_per_token`.
+      nats_per_token: mean negative log-likelihood.
+      tokens: counted tokens.
+    """
+
+    value: float
+    nats_per_token: float
+    tokens: int
+
+
+def perplexity(score: Callable[[Mapping[str, Any]], Any], batches: Iterable[Mapping[str, Any]]) -> Perplexity:
+    """Perplexity over all counted tokens of all batches: one mean, whatever the batches.
+
+    Args:
+      score: batch -> log-probs [B, T] of its tokens, nats; what lies outside the mask is not read.
+      batches: each with `mask` bool [B, T], and `valid` bool [B] where filler rows may be.
+
+    Raises:
+      ValueError: no token counts.
+    """
+    total, tokens = 0.0, 0
+    for batch in batches:
+        mask = np.asarray(batch["mask"], bool)
+        if "valid" in batch:
+            mask = mask & np.asarray(batch["valid"], bool)[:, None]
+        total -= float(np.asarray(score(batch), np.float64)[mask].sum())
+        tokens += int(mask.sum())
+    if not tokens:
+        raise ValueError("expected at least one counted token")
+    mean = total / tokens
+    return Perplexity(math.exp(min(mean, 700.0)), mean, tokens)

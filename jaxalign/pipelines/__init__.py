@@ -1,0 +1,1 @@
+"""Whole pipelines: the demonstration, and comparing methods. Configurations are shipped beside them."""
