@@ -57,7 +57,9 @@ class CheckpointStore:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("arrays", "extra"))
+        # Handlers by name: a manager that has not saved yet could not tell what a checkpoint holds without them.
+        handlers = {"arrays": ocp.StandardCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(
         self, step: int, arrays: Any, extra: Mapping[str, Any], metrics: Mapping[str, float] | None = None
