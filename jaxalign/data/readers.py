@@ -101,12 +101,16 @@ def _read_file(path: str, format: str, on_bad_row: str, options: Options, counts
 
 
 def score_in(value: Any) -> float | None:
-    """The score that a field says: a number, or the first number in prose; None where there is none."""
+    """The score that a field says: a number, or the first number in prose; None where there is none.
+
+    The ends of a scale ("on a scale of 1 to 10") and numbers inside names ("GPT-4") are no scores.
+    """
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
         return float(value)
     if isinstance(value, str):
-        found = re.search(r"-?\d+(?:\.\d+)?", value)
+        prose = re.sub(r"(?i)\bscale\s+(?:of|from)?\s*\d+\s*(?:-|–|to)\s*\d+", " ", value)
+        found = re.search(r"(?<![\w-])-?\d+(?:\.\d+)?(?!\w)", prose)
         return float(found.group()) if found else None
     return None

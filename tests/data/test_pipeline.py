@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from jaxalign.data import DataConfig, load_dataset
+from jaxalign.data.readers import score_in
 from jaxalign.errors import DataError
 
 
@@ -81,6 +82,26 @@ def test_score_in_prose_is_read_and_a_row_without_one_is_counted(plain_bytes, wr
     data = load(plain_bytes, write(body), min_score=4.0, validation_fraction=0.0)
     assert prompts(data.train) == {"prompt 0", "prompt 1", "prompt 2"}
     assert data.counts.filtered == {"unscored": 3, "score below data.min_score": 1}
+
+
+@pytest.mark.parametrize(
+    ("said", "score"),
+    [
+        (7, 7.0),
+        ("7", 7.0),
+        ("-1.5", -1.5),
+        ("This question would be rated a 9. It has 2 parts.", 9.0),
+        ("On a scale of 1-10, I would say 6.", 6.0),
+        ("On a scale from 1 to 10 this is 8/10", 8.0),
+        ("GPT-4 calls it a 3", 3.0),
+        ("hard", None),
+        ("", None),
+        (None, None),
+        (True, None),
+    ],
+)
+def test_score_is_the_number_that_the_prose_says(said, score):
+    assert score_in(said) == score
 
 
 def test_types_are_kept_by_name(plain_bytes, write):
