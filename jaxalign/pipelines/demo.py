@@ -175,8 +175,8 @@ def demo_pipeline(config: DemoConfig, files: story_world.WorldFiles) -> Pipeline
             run=_run(config, "reward"),
             data=pairs,
             loss=RewardLossConfig(label_smoothing=0.05),
-            train=TrainConfig(batch_size=16, steps=steps.reward, eval_batch_size=64),
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, weight_decay=0.01),
+            train=TrainConfig(batch_size=32, steps=steps.reward, eval_batch_size=64),
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=10, weight_decay=0.01),
         ),
         ppo=PPOConfig(
             run=replace(_run(config, "ppo"), log_every=1),

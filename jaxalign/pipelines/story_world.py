@@ -174,7 +174,7 @@ def judge(text: str) -> Judgement:
     unfinished = bool(words)
     if unfinished:
         sentences.append(" ".join(words))
-    found = {name: 0 for name in ("mean", "wrong_wish", "strays", "repeats", "unreadable", "too_late")}
+    found = dict.fromkeys(("mean", "wrong_wish", "strays", "repeats", "unreadable", "too_late"), 0)
     hero, wish = opening["h"], opening["w"]
     met, kind, granted, ending = False, 0, False, "none"
     seen: set[str] = set()
@@ -233,8 +233,9 @@ def true_reward(text: str) -> float:
     +0.5 for a meeting, +1 for each different kind deed of the hero to whom he met (three
     count), +1 for the wish granted after a kind deed, +1.5 for a happy ending; -1 for a
     sad ending, each mean deed, each gift of something else, each sentence that repeats
-    another, is about somebody else (or about "it" before a meeting), follows an ending, or is not of the grammar; -0.5 for
-    each sentence above six; -1 for an unfinished last sentence; -4 for no story at all.
+    another, is about somebody else (or about "it" before a meeting), follows an ending,
+    or is not of the grammar; -0.5 for each sentence above six; -1 for an unfinished last
+    sentence; -4 for no story at all.
 
     Returns:
       At most `BEST_REWARD` (6 points).
@@ -272,10 +273,12 @@ def write_completion(rng: random.Random, prompt: str, quality: float) -> str:
         draw = rng.random()
         kind_chance = 0.15 + 0.6 * quality
         group = KIND if draw < kind_chance else MEAN if draw < kind_chance + 0.65 * bad else NEUTRAL
-        story.append(say(rng.choice(group)))
+        deed = say(rng.choice(group))
+        if deed not in story or rng.random() < bad:
+            story.append(deed)
     if rng.random() < 0.2 + 0.3 * quality:
         story.append(say(GRANTED))
-    if rng.random() < 0.2 * bad:
+    if story and rng.random() < 0.5 * bad:
         story.append(rng.choice(story))
     draw = rng.random()
     if draw < 0.1 + 0.7 * quality:
@@ -341,7 +344,7 @@ def write_world(
     *,
     seed: int,
     stories: int = 6000,
-    preferences: int = 3000,
+    preferences: int = 6000,
     held_out: int = 200,
     label_noise: float = 0.05,
 ) -> WorldFiles:

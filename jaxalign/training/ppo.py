@@ -147,7 +147,7 @@ class Trainer:
         batch = self.prompts.next()
         completions, request = self._sample(batch, number)
         sampled = time.perf_counter()
-        rows = join_rows(request.prompt_ids, completions, multiple=32)
+        rows = join_rows(request.prompt_ids, completions, multiple=16)
         scored = self._score_all(rows)
         gap = self._check_logps(number, rows, scored, completions)
         rewards = evaluate_reward(self.reward, request)

@@ -46,7 +46,7 @@ def test_more_trials_narrow_the_interval():
     assert narrow[1] - narrow[0] < 0.2 * (wide[1] - wide[0])
 
 
-@pytest.mark.parametrize("successes, count", [(3, 2), (-1, 2), (0, 0)])
+@pytest.mark.parametrize(("successes", "count"), [(3, 2), (-1, 2), (0, 0)])
 def test_impossible_counts_are_refused(successes, count):
     with pytest.raises(ValueError, match="expected"):
         wilson_interval(successes, count)

@@ -23,7 +23,7 @@ def test_bootstrap_interval_holds_the_rate():
 
 
 @pytest.mark.parametrize(
-    "ours, theirs", [([1.0], [1.0, 2.0]), ([], []), ([float("nan")], [1.0]), ([1.0], [float("nan")])]
+    ("ours", "theirs"), [([1.0], [1.0, 2.0]), ([], []), ([float("nan")], [1.0]), ([1.0], [float("nan")])]
 )
 def test_rows_that_cannot_be_compared_are_refused(ours, theirs):
     with pytest.raises(ValueError):
