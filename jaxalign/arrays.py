@@ -10,6 +10,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jax import core as jax_core
 from jaxtyping import Array, Float
 
 Scalar = float | int | Float[Array, ""]
@@ -55,14 +56,20 @@ def check_floating(**arrays: Any) -> None:
 
 
 def check_range(
-    name: str, value: Any, low: float = -float("inf"), high: float = float("inf"), *, open_low=False, open_high=False
+    name: str,
+    value: Any,
+    low: float = -float("inf"),
+    high: float = float("inf"),
+    *,
+    open_low=False,
+    open_high=False,
 ) -> None:
     """A concrete hyper-parameter lies in its range; a traced one is not looked at.
 
     Raises:
       ValueError: naming the parameter, its value and the range.
     """
-    if value is None or isinstance(value, jax.core.Tracer):
+    if value is None or isinstance(value, jax_core.Tracer):
         return
     number = float(value) if jnp.ndim(value) == 0 else None
     if number is None:
@@ -70,7 +77,7 @@ def check_range(
     below = number <= low if open_low else number < low
     above = number >= high if open_high else number > high
     if below or above or number != number:
-        left, right = "([" [not open_low], ")]"[not open_high]
+        left, right = "(["[not open_low], ")]"[not open_high]
         raise ValueError(f"{name} must lie in {left}{low:g}, {high:g}{right}, got {number:g}")
 
 

@@ -111,7 +111,7 @@ def linear_logprobs(
     if bias is None:
         bias = jnp.zeros(embedding.shape[0], jnp.float32)
     scales = jnp.stack([jnp.asarray(logit_scale, jnp.float32), 1.0 / jnp.asarray(temperature, jnp.float32)])
-    values = _statistics(
+    values: tuple[jax.Array, ...] = _statistics(
         (min(chunk_size, embedding.shape[0]), float(softcap or 0.0)), hidden, embedding, bias, scales, targets
     )
     return LogprobStatistics(*(jnp.where(mask, v, 0.0) for v in values))

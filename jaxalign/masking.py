@@ -30,9 +30,7 @@ def masked_mean(x: Float[Array, "..."], mask: jax.Array) -> Float[Array, ""]:
     return masked_sum(x, mask) / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
 
 
-def masked_variance(
-    x: Float[Array, "..."], mask: jax.Array, *, unbiased: bool = True
-) -> Float[Array, ""]:
+def masked_variance(x: Float[Array, "..."], mask: jax.Array, *, unbiased: bool = True) -> Float[Array, ""]:
     """Variance over the counted slots, float32; 0 where fewer than two count.
 
     Args:

@@ -131,9 +131,7 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     for name, value in batch.items():
         array = np.asarray(value)
         names = axes + (None,) * (array.ndim - 1) if array.ndim else ()
-        placed[name] = jax.device_put(
-            array, NamedSharding(mesh, partition_spec(names, array.shape, mesh))
-        )
+        placed[name] = jax.device_put(array, NamedSharding(mesh, partition_spec(names, array.shape, mesh)))
     return placed
 
 

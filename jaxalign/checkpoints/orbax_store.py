@@ -115,7 +115,9 @@ class CheckpointStore:
         try:
             result = self._manager.restore(
                 step,
-                args=ocp.args.Composite(arrays=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore()),
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore()
+                ),
             )
         except Exception as error:
             others = [s for s in there if s != step]
@@ -184,7 +186,9 @@ class _DiskErrors:
         cause = error
         while cause is not None:
             full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-            if full or any(s in str(cause) for s in ("No space left on device", "ENOSPC", "RESOURCE_EXHAUSTED: ")):
+            if full or any(
+                s in str(cause) for s in ("No space left on device", "ENOSPC", "RESOURCE_EXHAUSTED: ")
+            ):
                 raise CheckpointError(
                     f"{self.folder}: no space left on the disk; the checkpoint was not saved, earlier ones are whole"
                 ) from error

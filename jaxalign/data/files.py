@@ -132,7 +132,7 @@ def _saved_dataset(folder: Path, split: str = "") -> Iterator[tuple[str, dict[st
     import datasets
 
     try:
-        data = datasets.load_from_disk(str(folder))
+        data: Any = datasets.load_from_disk(str(folder))
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{folder}: not a folder saved by datasets.save_to_disk ({reason})") from None

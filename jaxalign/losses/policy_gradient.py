@@ -50,7 +50,9 @@ def ppo_policy_loss(
     advantages = jax.lax.stop_gradient(masked(float32(advantages), mask))
     # Beyond 20 nats the ratio is useless and exp may overflow: inf * 0 would be NaN.
     ratio = jnp.exp(jnp.clip(masked(float32(logps), mask) - old, -20.0, 20.0))
-    clipped = jnp.clip(ratio, 1.0 - jnp.asarray(clip_low, jnp.float32), 1.0 + jnp.asarray(clip_high, jnp.float32))
+    clipped = jnp.clip(
+        ratio, 1.0 - jnp.asarray(clip_low, jnp.float32), 1.0 + jnp.asarray(clip_high, jnp.float32)
+    )
     loss = jnp.maximum(-advantages * ratio, -advantages * clipped)
     if dual_clip is not None:
         bounded = jnp.minimum(loss, -advantages * jnp.asarray(dual_clip, jnp.float32))

@@ -76,4 +76,3 @@ def with_remat(model: Any, remat: bool = True) -> Any:
     """The same model that recomputes (or keeps) each layer in the backward pass."""
     definition, params = split(model)
     return merge(replace(definition, config=replace(definition.config, remat=remat)), params)
-

@@ -64,7 +64,9 @@ def attend(
     parts = []
     for start in range(0, length, BLOCK):
         end = min(start + BLOCK, length)
-        seen = visible(positions[:, start:end], positions[:, :end], segments[:, start:end], segments[:, :end], window)
+        seen = visible(
+            positions[:, start:end], positions[:, :end], segments[:, start:end], segments[:, :end], window
+        )
         scores = jnp.einsum(
             "bkgtd,bksd->bkgts", q[:, :, :, start:end], k[:, :, :end], preferred_element_type=jnp.float32
         )

@@ -103,7 +103,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads = {self.num_heads} does not divide by num_kv_heads = {self.num_kv_heads}")
+            raise ValueError(
+                f"num_heads = {self.num_heads} does not divide by num_kv_heads = {self.num_kv_heads}"
+            )
         if self.sliding_layers and len(self.sliding_layers) != self.num_layers:
             raise ValueError(
                 f"sliding_layers has {len(self.sliding_layers)} entries for {self.num_layers} layers"

@@ -11,7 +11,26 @@ from typing import Any
 import numpy as np
 
 from jaxalign.errors import ModelError
-from jaxalign.models.config import ModelConfig, RopeScaling
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.family_configs import (
+    read_gemma2,
+    read_gemma3,
+    read_gpt2,
+    read_llama,
+    read_mistral,
+    read_neox,
+    read_phi3,
+    read_qwen2,
+    read_qwen3,
+    write_gemma2,
+    write_gemma3,
+    write_gpt2,
+    write_llama,
+    write_mistral,
+    write_neox,
+    write_phi3,
+    write_qwen,
+)
 
 Json = Mapping[str, Any]
 
@@ -58,303 +77,9 @@ class Family:
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
 
 
-def _rope(config: Json) -> tuple[float, RopeScaling]:
-    """Rotary base and scaling from either place: `rope_parameters` (transformers 5) or the older fields."""
-    parameters = config.get("rope_parameters") or {}
-    if any(isinstance(v, Mapping) for v in parameters.values()):
-        parameters = parameters.get("full_attention") or {}
-    scaling = dict(config.get("rope_scaling") or {}) | dict(parameters)
-    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 10_000.0)
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind == "default":
-        return theta, RopeScaling()
-    if kind == "linear":
-        return theta, RopeScaling(kind="linear", factor=float(scaling["factor"]))
-    if kind == "llama3":
-        return theta, RopeScaling(
-            kind="llama3",
-            factor=float(scaling["factor"]),
-            low_frequency_factor=float(scaling["low_freq_factor"]),
-            high_frequency_factor=float(scaling["high_freq_factor"]),
-            original_positions=int(scaling["original_max_position_embeddings"]),
-        )
-    raise ModelError(f"config.json: rope_type {kind!r} is not supported; expected default, linear or llama3")
-
-
-def _rope_out(config: ModelConfig) -> dict[str, Any]:
-    """Both places, so that transformers 4 and 5 read the same model."""
-    scaling = config.rope_scaling
-    body: dict[str, Any] = {"rope_type": "default" if scaling.kind == "none" else scaling.kind}
-    if scaling.kind != "none":
-        body["factor"] = scaling.factor
-    if scaling.kind == "llama3":
-        body |= {
-            "low_freq_factor": scaling.low_frequency_factor,
-            "high_freq_factor": scaling.high_frequency_factor,
-            "original_max_position_embeddings": scaling.original_positions,
-        }
-    result: dict[str, Any] = {"rope_theta": config.rope_theta}
-    result["rope_parameters"] = body | {"rope_theta": config.rope_theta}
-    if scaling.kind != "none":
-        result["rope_scaling"] = body
-    return result
-
-
-def _activation(name: str) -> str:
-    known = {
-        "silu": "silu",
-        "swish": "silu",
-        "gelu": "gelu",
-        "gelu_new": "gelu_tanh",
-        "gelu_pytorch_tanh": "gelu_tanh",
-        "gelu_fast": "gelu_tanh",
-    }
-    if name not in known:
-        raise ModelError(f"config.json: activation {name!r} is not supported; expected one of {', '.join(known)}")
-    return known[name]
-
-
-def _common(config: Json) -> dict[str, Any]:
-    heads = int(config["num_attention_heads"])
-    theta, scaling = _rope(config)
-    return {
-        "vocab_size": int(config["vocab_size"]),
-        "hidden_size": int(config["hidden_size"]),
-        "intermediate_size": int(config["intermediate_size"]),
-        "num_layers": int(config["num_hidden_layers"]),
-        "num_heads": heads,
-        "num_kv_heads": int(config.get("num_key_value_heads") or heads),
-        "head_dim": int(config.get("head_dim") or config["hidden_size"] // heads),
-        "max_positions": int(config.get("max_position_embeddings", 2048)),
-        "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
-        "activation": _activation(config.get("hidden_activation") or config.get("hidden_act") or "silu"),
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "tied_head": bool(config.get("tie_word_embeddings", False)),
-    }
-
-
-def _common_out(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
-        "tie_word_embeddings": config.tied_head,
-        **_rope_out(config),
-    }
-
-
-def _llama(config: Json) -> dict[str, Any]:
-    bias = bool(config.get("attention_bias", False))
-    return _common(config) | {
-        "qkv_bias": bias,
-        "out_bias": bias,
-        "mlp_bias": bool(config.get("mlp_bias", False)),
-    }
-
-
-def _llama_out(config: ModelConfig) -> dict[str, Any]:
-    return _common_out(config) | {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
-
-
-def _mistral(config: Json) -> dict[str, Any]:
-    return _common(config) | {"sliding_window": int(config.get("sliding_window") or 0)}
-
-
-def _mistral_out(config: ModelConfig) -> dict[str, Any]:
-    return _common_out(config) | {"sliding_window": config.sliding_window or None}
-
-
-def _layer_types(config: Json, layers: int) -> tuple[bool, ...]:
-    types = config.get("layer_types")
-    return tuple(t == "sliding_attention" for t in types) if types else ()
-
-
-def _qwen2(config: Json) -> dict[str, Any]:
-    common = _common(config)
-    window = int(config.get("sliding_window") or 0) if config.get("use_sliding_window") else 0
-    sliding = ()
-    if window:
-        first = int(config.get("max_window_layers", 0))
-        sliding = _layer_types(config, common["num_layers"]) or tuple(
-            i >= first for i in range(common["num_layers"])
-        )
-    return common | {"qkv_bias": True, "sliding_window": window, "sliding_layers": sliding}
-
-
-def _qwen_out(config: ModelConfig) -> dict[str, Any]:
-    types = ["sliding_attention" if s else "full_attention" for s in config.layer_slides]
-    return _common_out(config) | {
-        "use_sliding_window": bool(config.sliding_window),
-        "sliding_window": config.sliding_window or None,
-        "max_window_layers": types.index("sliding_attention") if config.sliding_window else config.num_layers,
-        "layer_types": types,
-    }
-
-
-def _qwen3(config: Json) -> dict[str, Any]:
-    bias = bool(config.get("attention_bias", False))
-    return _qwen2(config) | {"qkv_bias": bias, "out_bias": bias, "qk_norm": True}
-
-
-def _gemma2(config: Json) -> dict[str, Any]:
-    common = _common(config)
-    layers = common["num_layers"]
-    sliding = _layer_types(config, layers) or tuple(i % 2 == 0 for i in range(layers))
-    return common | {
-        "tied_head": bool(config.get("tie_word_embeddings", True)),
-        "norm_offset": 1.0,
-        "activation": _activation(config.get("hidden_activation") or "gelu_pytorch_tanh"),
-        "post_norms": True,
-        "sliding_window": int(config.get("sliding_window") or 4096),
-        "sliding_layers": sliding,
-        "attention_softcap": float(config.get("attn_logit_softcapping") or 0.0),
-        "final_softcap": float(config.get("final_logit_softcapping") or 0.0),
-        "query_scale": float(config.get("query_pre_attn_scalar", 256)) ** -0.5,
-        "embedding_scale": float(common["hidden_size"]) ** 0.5,
-    }
-
-
-def _gemma2_out(config: ModelConfig) -> dict[str, Any]:
-    return _common_out(config) | {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_act": "gelu_pytorch_tanh",
-        "sliding_window": config.sliding_window,
-        "layer_types": ["sliding_attention" if s else "full_attention" for s in config.layer_slides],
-        "attn_logit_softcapping": config.attention_softcap or None,
-        "final_logit_softcapping": config.final_softcap or None,
-        "query_pre_attn_scalar": round(config.query_scale**-2, 6),
-    }
-
-
-def _gemma3(config: Json) -> dict[str, Any]:
-    config = config.get("text_config") or config
-    layers = int(config["num_hidden_layers"])
-    pattern = int(config.get("sliding_window_pattern", 6))
-    sliding = _layer_types(config, layers) or tuple((i + 1) % pattern != 0 for i in range(layers))
-    local = ((config.get("rope_parameters") or {}).get("sliding_attention") or {}).get("rope_theta")
-    theta, scaling = _rope({"rope_theta": 1_000_000.0, **config})
-    return _gemma2(config) | {
-        "qk_norm": True,
-        "sliding_layers": sliding,
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "rope_theta_local": float(local or config.get("rope_local_base_freq", 10_000.0)),
-    }
-
-
-def _gemma3_out(config: ModelConfig) -> dict[str, Any]:
-    rope = _rope_out(config)
-    return _gemma2_out(config) | {
-        **rope,
-        "rope_local_base_freq": config.rope_theta_local,
-        "rope_parameters": {
-            "full_attention": rope["rope_parameters"],
-            "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_theta_local},
-        },
-    }
-
-
-def _phi3(config: Json) -> dict[str, Any]:
-    common = _common(config)
-    partial = float((config.get("rope_parameters") or {}).get("partial_rotary_factor") or 0.0)
-    partial = partial or float(config.get("partial_rotary_factor") or 1.0)
-    return common | {
-        "sliding_window": int(config.get("sliding_window") or 0),
-        "rotary_dim": int(common["head_dim"] * partial),
-    }
-
-
-def _phi3_out(config: ModelConfig) -> dict[str, Any]:
-    partial = config.rotary_size / config.head_dim
-    out = _common_out(config) | {
-        "sliding_window": config.sliding_window or None,
-        "partial_rotary_factor": partial,
-        "original_max_position_embeddings": config.max_positions,
-        "pad_token_id": config.pad_id if config.pad_id >= 0 else None,
-    }
-    out["rope_parameters"] = out["rope_parameters"] | {"partial_rotary_factor": partial}
-    return out
-
-
-def _gpt2(config: Json) -> dict[str, Any]:
-    hidden, heads = int(config["n_embd"]), int(config["n_head"])
-    return {
-        "vocab_size": int(config["vocab_size"]),
-        "hidden_size": hidden,
-        "intermediate_size": int(config.get("n_inner") or 4 * hidden),
-        "num_layers": int(config["n_layer"]),
-        "num_heads": heads,
-        "num_kv_heads": heads,
-        "head_dim": hidden // heads,
-        "max_positions": int(config.get("n_positions") or config.get("n_ctx") or 1024),
-        "norm": "layer",
-        "norm_eps": float(config.get("layer_norm_epsilon", 1e-5)),
-        "activation": _activation(config.get("activation_function", "gelu_new")),
-        "gated_mlp": False,
-        "positions": "learned",
-        "qkv_bias": True,
-        "out_bias": True,
-        "mlp_bias": True,
-        "tied_head": bool(config.get("tie_word_embeddings", True)),
-    }
-
-
-def _gpt2_out(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "vocab_size": config.vocab_size,
-        "n_embd": config.hidden_size,
-        "n_inner": config.intermediate_size,
-        "n_layer": config.num_layers,
-        "n_head": config.num_heads,
-        "n_positions": config.max_positions,
-        "layer_norm_epsilon": config.norm_eps,
-        "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
-        "tie_word_embeddings": config.tied_head,
-    }
-
-
-def _neox(config: Json) -> dict[str, Any]:
-    common = _common({**config, "hidden_act": config.get("hidden_act", "gelu")})
-    parameters = config.get("rope_parameters") or {}
-    fraction = float(parameters.get("partial_rotary_factor") or config.get("rotary_pct") or 0.25)
-    theta = float(parameters.get("rope_theta") or config.get("rotary_emb_base") or 10_000.0)
-    bias = bool(config.get("attention_bias", True))
-    return common | {
-        "norm": "layer",
-        "norm_eps": float(config.get("layer_norm_eps", 1e-5)),
-        "gated_mlp": False,
-        "rope_theta": theta,
-        "rotary_dim": int(common["head_dim"] * fraction),
-        "qkv_bias": bias,
-        "out_bias": bias,
-        "mlp_bias": True,
-        "parallel_residual": bool(config.get("use_parallel_residual", True)),
-    }
-
-
-def _neox_out(config: ModelConfig) -> dict[str, Any]:
-    fraction = config.rotary_size / config.head_dim
-    out = _common_out(config)
-    out["rope_parameters"] = out["rope_parameters"] | {"partial_rotary_factor": fraction}
-    return out | {
-        "hidden_act": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
-        "layer_norm_eps": config.norm_eps,
-        "rotary_pct": fraction,
-        "rotary_emb_base": config.rope_theta,
-        "attention_bias": config.qkv_bias,
-        "use_parallel_residual": config.parallel_residual,
-    }
-
-
-def _linear(hf: str, ours: str | tuple[str, ...], kind: str = "linear", fusion: str = "rows") -> tuple[Tensor, Tensor]:
+def _linear(
+    hf: str, ours: str | tuple[str, ...], kind: str = "linear", fusion: str = "rows"
+) -> tuple[Tensor, Tensor]:
     """A weight and its bias (which is there only where the model has one)."""
     leaves = (ours,) if isinstance(ours, str) else ours
     return (
@@ -430,23 +155,23 @@ _NEOX_OUTER = (
 )
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaForCausalLM", _llama, _llama_out, _LLAMA, _OUTER),
-    "mistral": Family("MistralForCausalLM", _mistral, _mistral_out, _LLAMA, _OUTER),
-    "qwen2": Family("Qwen2ForCausalLM", _qwen2, _qwen_out, _LLAMA, _OUTER),
+    "llama": Family("LlamaForCausalLM", read_llama, write_llama, _LLAMA, _OUTER),
+    "mistral": Family("MistralForCausalLM", read_mistral, write_mistral, _LLAMA, _OUTER),
+    "qwen2": Family("Qwen2ForCausalLM", read_qwen2, write_qwen, _LLAMA, _OUTER),
     "qwen3": Family(
         "Qwen3ForCausalLM",
-        _qwen3,
-        lambda c: _qwen_out(c) | {"attention_bias": c.qkv_bias},
+        read_qwen3,
+        lambda c: write_qwen(c) | {"attention_bias": c.qkv_bias},
         _LLAMA + _QK_NORM,
         _OUTER,
     ),
-    "gemma2": Family("Gemma2ForCausalLM", _gemma2, _gemma2_out, _GEMMA2, _OUTER),
-    "gemma3_text": Family("Gemma3ForCausalLM", _gemma3, _gemma3_out, _GEMMA2 + _QK_NORM, _OUTER),
-    "phi3": Family("Phi3ForCausalLM", _phi3, _phi3_out, _PHI3, _OUTER),
+    "gemma2": Family("Gemma2ForCausalLM", read_gemma2, write_gemma2, _GEMMA2, _OUTER),
+    "gemma3_text": Family("Gemma3ForCausalLM", read_gemma3, write_gemma3, _GEMMA2 + _QK_NORM, _OUTER),
+    "phi3": Family("Phi3ForCausalLM", read_phi3, write_phi3, _PHI3, _OUTER),
     "gpt2": Family(
         "GPT2LMHeadModel",
-        _gpt2,
-        _gpt2_out,
+        read_gpt2,
+        write_gpt2,
         _GPT2,
         _GPT2_OUTER,
         trunk="transformer.",
@@ -454,8 +179,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt_neox": Family(
         "GPTNeoXForCausalLM",
-        _neox,
-        _neox_out,
+        read_neox,
+        write_neox,
         _NEOX,
         _NEOX_OUTER,
         head="embed_out",
@@ -474,7 +199,9 @@ def config_from_json(config: Json, where: str) -> ModelConfig:
     kind = str(config.get("model_type", ""))
     family = FAMILIES.get(kind)
     if family is None:
-        raise ModelError(f"{where}: model_type {kind!r} is not supported; expected one of {', '.join(FAMILIES)}")
+        raise ModelError(
+            f"{where}: model_type {kind!r} is not supported; expected one of {', '.join(FAMILIES)}"
+        )
     try:
         arguments = family.read(config)
         return ModelConfig(family=kind, **(arguments | special_tokens(config)))
@@ -489,7 +216,11 @@ def special_tokens(config: Json) -> dict[str, Any]:
     eos = config.get("eos_token_id")
     eos = () if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),)
     bos, pad = config.get("bos_token_id"), config.get("pad_token_id")
-    return {"eos_ids": eos, "bos_id": -1 if bos is None else int(bos), "pad_id": -1 if pad is None else int(pad)}
+    return {
+        "eos_ids": eos,
+        "bos_id": -1 if bos is None else int(bos),
+        "pad_id": -1 if pad is None else int(pad),
+    }
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:

@@ -35,9 +35,7 @@ def read_flax_tensors(path: Path, config: ModelConfig) -> dict[str, np.ndarray]:
         generic = ".".join("{i}" if part.isdigit() else part for part in name.split("."))
         kind = kinds.get(generic.removeprefix(FAMILIES[config.family].trunk), "plain")
         # GPT-2's FlaxConv1D keeps its kernel transposed, [out, in]; Dense kernels are [in, out].
-        if keys[-1] == "kernel":
-            array = array.T
-        elif keys[-1] == "weight" and kind == "conv1d":
+        if keys[-1] == "kernel" or (keys[-1] == "weight" and kind == "conv1d"):
             array = array.T
         tensors[name] = array
     return tensors

@@ -94,12 +94,18 @@ class ScalarDefinition:
 
 
 def apply_head(
-    head_config: HeadConfig, params: Any, hidden: Float[Array, "*B D"], *, dropout_key: jax.Array | None = None
+    head_config: HeadConfig,
+    params: Any,
+    hidden: Float[Array, "*B D"],
+    *,
+    dropout_key: jax.Array | None = None,
 ) -> Float[Array, "*B"]:
     """Raw scores of hidden states, float32."""
     x = hidden
     if dropout_key is not None and head_config.dropout:
-        keep = jax.random.bernoulli(jax.random.fold_in(dropout_key, 1_000_000), 1 - head_config.dropout, x.shape)
+        keep = jax.random.bernoulli(
+            jax.random.fold_in(dropout_key, 1_000_000), 1 - head_config.dropout, x.shape
+        )
         x = jnp.where(keep, x / (1 - head_config.dropout), 0).astype(x.dtype)
     if head_config.kind == "mlp":
         x = dense(x, params["hidden"]) + params["hidden_bias"].astype(x.dtype)

@@ -16,7 +16,15 @@ import numpy as np
 
 from jaxalign.errors import ModelError
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.families import FAMILIES, Tensor, config_from_json, config_to_json, fuse, special_tokens, unfuse
+from jaxalign.models.families import (
+    FAMILIES,
+    Tensor,
+    config_from_json,
+    config_to_json,
+    fuse,
+    special_tokens,
+    unfuse,
+)
 from jaxalign.models.heads import HeadConfig, ScalarModel
 from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
 
@@ -75,7 +83,9 @@ def load_reward_model(
     extra = json.loads((path / HEAD_FILE).read_text()) if (path / HEAD_FILE).is_file() else {}
     head_config = HeadConfig(**extra.get("head", {}))
     if "score.weight" not in tensors:
-        raise ModelError(f"{path}: there is no tensor score.weight; expected a reward model (one-label classifier)")
+        raise ModelError(
+            f"{path}: there is no tensor score.weight; expected a reward model (one-label classifier)"
+        )
     score = tensors.pop("score.weight")
     if score.shape[0] != 1 or score.ndim != 2:
         raise ModelError(f"{path}: score.weight has shape {score.shape}; expected [1, width], a single label")
@@ -88,7 +98,10 @@ def load_reward_model(
     params = {
         "trunk": from_tensors(tensors, config, str(path)),
         "head": head,
-        "normalizer": {"gain": np.float32(extra.get("gain", 1.0)), "bias": np.float32(extra.get("bias", 0.0))},
+        "normalizer": {
+            "gain": np.float32(extra.get("gain", 1.0)),
+            "bias": np.float32(extra.get("bias", 0.0)),
+        },
     }
     return ScalarModel(config, head_config, to_device(params, config.param_dtype))
 
@@ -119,7 +132,9 @@ def local_folder(folder: str | Path, revision: str | None = None) -> Path:
         return path
     text = str(folder)
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
-        raise ModelError(f"{text}: there is no such folder; expected a Hugging Face folder or a hub id (owner/name)")
+        raise ModelError(
+            f"{text}: there is no such folder; expected a Hugging Face folder or a hub id (owner/name)"
+        )
     try:
         from huggingface_hub import snapshot_download
 
@@ -152,7 +167,9 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 f"{path}: only torch pickles (.bin) are there, and loading those runs code; convert them with "
                 "transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)"
             )
-        raise ModelError(f"{path}: expected model.safetensors, model.safetensors.index.json or flax_model.msgpack")
+        raise ModelError(
+            f"{path}: expected model.safetensors, model.safetensors.index.json or flax_model.msgpack"
+        )
     from safetensors import SafetensorError, safe_open
 
     for name in files:
@@ -170,7 +187,9 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 def read_params(path: Path, config: ModelConfig) -> dict[str, Any]:
     """Our parameter tree from a folder's weights."""
     msgpack = path / "flax_model.msgpack"
-    has_safetensors = (path / "model.safetensors").is_file() or (path / "model.safetensors.index.json").is_file()
+    has_safetensors = (path / "model.safetensors").is_file() or (
+        path / "model.safetensors.index.json"
+    ).is_file()
     if msgpack.is_file() and not has_safetensors:
         from jaxalign.models.flax_msgpack import read_flax_tensors
 
@@ -206,11 +225,18 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
         full = (*expected[0][:-1], sum(s[-1] for s in expected))
         full = full[::-1] if tensor.kind == "linear" else full
         if array.shape != full:
-            raise ModelError(f"{where}: {family.trunk}{name} has shape {list(array.shape)}, expected {list(full)}")
+            raise ModelError(
+                f"{where}: {family.trunk}{name} has shape {list(array.shape)}, expected {list(full)}"
+            )
         parts = unfuse(tensor, array, [s[-1] for s in expected], config.num_heads)
         return dict(zip(tensor.leaves, parts, strict=True))
 
-    flat = {f"{g}/{leaf}": shape for g, leaves in shapes.items() if g != "layers" for leaf, shape in leaves.items()}
+    flat = {
+        f"{g}/{leaf}": shape
+        for g, leaves in shapes.items()
+        if g != "layers"
+        for leaf, shape in leaves.items()
+    }
     tree: dict[str, Any] = {}
     for tensor in family.outer:
         for leaf, array in read(tensor, tensor.name, flat).items():
@@ -226,7 +252,9 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
     head = left.pop(f"{family.head}.weight", None)
     if not config.tied_head:
         if head is None:
-            raise ModelError(f"{where}: the tensor {family.head}.weight is missing (tie_word_embeddings is false)")
+            raise ModelError(
+                f"{where}: the tensor {family.head}.weight is missing (tie_word_embeddings is false)"
+            )
         if head.shape != shapes["head"]["weight"]:
             raise ModelError(
                 f"{where}: {family.head}.weight has shape {list(head.shape)}, expected {list(shapes['head']['weight'])}"
@@ -235,7 +263,9 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
     if left:
         names = sorted(left)
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        raise ModelError(f"{where}: tensors that a {config.family} model has not: {', '.join(names[:4])}{more}")
+        raise ModelError(
+            f"{where}: tensors that a {config.family} model has not: {', '.join(names[:4])}{more}"
+        )
     return tree
 
 
@@ -320,6 +350,7 @@ def _write(
 ) -> Path:
     from safetensors.numpy import save_file
 
+    check_replaceable(folder, "config.json")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -356,6 +387,20 @@ def _write(
     return folder
 
 
+def check_replaceable(folder: Path, marker: str) -> None:
+    """A save may replace an empty folder or an earlier save, and nothing else.
+
+    Raises:
+      ModelError: the folder holds something without the file `marker`, or is a file.
+    """
+    if folder.is_dir() and (not any(folder.iterdir()) or (folder / marker).is_file()):
+        return
+    if folder.exists():
+        raise ModelError(
+            f"{folder}: it is there and holds no {marker}; nothing was replaced, choose another folder"
+        )
+
+
 def _shards(tensors: dict[str, np.ndarray], limit: int) -> list[dict[str, np.ndarray]]:
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
@@ -388,7 +433,9 @@ def load_tokenizer(folder: str | Path, *, revision: str | None = None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(path))
     except Exception as error:
-        raise ModelError(f"{path}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(
+            f"{path}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}"
+        ) from None
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Any) -> None:

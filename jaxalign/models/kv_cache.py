@@ -52,7 +52,10 @@ class KVCache:
 
 
 def from_prompt(
-    keys: Float[Array, "L B P K H"], values: Float[Array, "L B P K H"], lengths: Int[Array, " B"], cache_length: int
+    keys: Float[Array, "L B P K H"],
+    values: Float[Array, "L B P K H"],
+    lengths: Int[Array, " B"],
+    cache_length: int,
 ) -> KVCache:
     """A cache of `cache_length` columns that holds the prompts."""
     width = keys.shape[2]

@@ -18,7 +18,9 @@ def dense(x: Float[Array, "*B K"], w: Float[Array, "K M"]) -> Float[Array, "*B M
     writes goes through a transposed copy of dy on XLA's CPU backend (7 times slower for
     an MLP there) and plain bf16 products leave its fast path.
     """
-    out = jax.lax.dot_general(x, w.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    out = jax.lax.dot_general(
+        x, w.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
     return out.astype(x.dtype)
 
 
@@ -41,7 +43,9 @@ def _dense_backward(saved, dy):
 dense.defvjp(_dense_forward, _dense_backward)
 
 
-def linear(x: jax.Array, params: Params, name: str, adapter: dict | None = None, key: jax.Array | None = None):
+def linear(
+    x: jax.Array, params: Params, name: str, adapter: dict | None = None, key: jax.Array | None = None
+):
     """One projection with its bias and its LoRA adapter, where there are any.
 
     Args:
@@ -98,7 +102,9 @@ def rope_frequencies(size: int, theta: float, scaling: RopeScaling) -> np.ndarra
         span = scaling.high_frequency_factor - scaling.low_frequency_factor
         smooth = (scaling.original_positions / wavelength - scaling.low_frequency_factor) / span
         between = (1 - smooth) * inverse / scaling.factor + smooth * inverse
-        return np.where(wavelength > low, inverse / scaling.factor, np.where(wavelength < high, inverse, between))
+        return np.where(
+            wavelength > low, inverse / scaling.factor, np.where(wavelength < high, inverse, between)
+        )
     return inverse
 
 
@@ -132,7 +138,11 @@ def activate(x: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def mlp(
-    x: jax.Array, params: Params, config: ModelConfig, adapter: dict | None = None, key: jax.Array | None = None
+    x: jax.Array,
+    params: Params,
+    config: ModelConfig,
+    adapter: dict | None = None,
+    key: jax.Array | None = None,
 ) -> jax.Array:
     """The feed-forward block, [..., D] -> [..., D]."""
     up = linear(x, params, "up_proj", adapter, key)

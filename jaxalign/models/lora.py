@@ -38,7 +38,9 @@ class LoraConfig:
             raise ValueError(f"lora.dropout must lie in [0, 1), got {self.dropout}")
         unknown = [t for t in self.targets if t not in (*TARGETS, "all")]
         if unknown:
-            raise ValueError(f"lora.targets: {', '.join(unknown)}: expected some of {', '.join(TARGETS)}, or all")
+            raise ValueError(
+                f"lora.targets: {', '.join(unknown)}: expected some of {', '.join(TARGETS)}, or all"
+            )
 
 
 def targets_of(config: ModelConfig, lora: LoraConfig) -> tuple[str, ...]:
@@ -47,7 +49,9 @@ def targets_of(config: ModelConfig, lora: LoraConfig) -> tuple[str, ...]:
     return tuple(there) if "all" in lora.targets else tuple(t for t in there if t in lora.targets)
 
 
-def create_adapter(config: ModelConfig, lora: LoraConfig, *, key: jax.Array) -> dict[str, dict[str, jax.Array]]:
+def create_adapter(
+    config: ModelConfig, lora: LoraConfig, *, key: jax.Array
+) -> dict[str, dict[str, jax.Array]]:
     """A fresh adapter, which changes nothing yet: a is Kaiming-uniform, b is 0.
 
     Returns:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxalign.errors import ModelError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import FAMILIES
+from jaxalign.models.huggingface import check_replaceable
 from jaxalign.models.lora import TARGETS, LoraConfig
 from jaxalign.models.transformer import parameter_shapes
 
@@ -67,6 +68,7 @@ def save_adapter(adapter: Any, folder: str | Path, lora: LoraConfig, config: Mod
         "inference_mode": True,
     }
     folder = Path(folder)
+    check_replaceable(folder, "adapter_config.json")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -100,7 +102,9 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any
             raise ModelError(f"{file}: there is no such file; expected a PEFT folder")
     body = json.loads(settings.read_text())
     if body.get("peft_type") != "LORA" or body.get("use_dora") or body.get("bias", "none") != "none":
-        raise ModelError(f"{settings}: only plain LoRA without biases is supported, got {body.get('peft_type')}")
+        raise ModelError(
+            f"{settings}: only plain LoRA without biases is supported, got {body.get('peft_type')}"
+        )
     if body.get("rank_pattern") or body.get("alpha_pattern") or body.get("modules_to_save"):
         raise ModelError(f"{settings}: rank_pattern, alpha_pattern and modules_to_save are not supported")
     rank, alpha = int(body["r"]), float(body["lora_alpha"])
@@ -116,21 +120,22 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any
         part = {}
         for leaf, ending in (("a", "lora_A.weight"), ("b", "lora_B.weight")):
             arrays = []
+            _, inputs, outputs = shapes[target]
+            expected = (inputs, rank) if leaf == "a" else (rank, outputs)
             for name in names:
                 key = f"{name}.{ending}"
                 if key not in tensors:
                     raise ModelError(f"{weights}: the tensor {key} is missing")
                 arrays.append(tensors.pop(key).T)
-            _, inputs, outputs = shapes[target]
-            expected = (inputs, rank) if leaf == "a" else (rank, outputs)
-            if arrays[0].shape != expected:
-                raise ModelError(
-                    f"{weights}: {names[0]}.{ending} has shape {list(arrays[0].shape[::-1])}, "
-                    f"expected {list(expected[::-1])}"
-                )
+                if arrays[-1].shape != expected:
+                    raise ModelError(
+                        f"{weights}: {key} has shape {list(arrays[-1].shape[::-1])}, expected {list(expected[::-1])}"
+                    )
             part[leaf] = jnp.asarray(np.stack(arrays), jnp.float32)
         adapter[target] = part
     if tensors:
-        raise ModelError(f"{weights}: tensors that this model has no place for: {', '.join(sorted(tensors)[:4])}")
+        raise ModelError(
+            f"{weights}: tensors that this model has no place for: {', '.join(sorted(tensors)[:4])}"
+        )
     dropout = float(body.get("lora_dropout", 0.0))
     return adapter, LoraConfig(enabled=True, rank=rank, alpha=alpha, dropout=dropout, targets=tuple(adapter))

@@ -117,7 +117,8 @@ class Transformer(nnx.Module):
         hidden, cache = self._layers(tokens, positions, segments, adapter, None, keep_cache=True)
         last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
         assert cache is not None
-        return last, kv_cache.from_prompt(*cache, lengths, cache_length)
+        keys, values = cache
+        return last, kv_cache.from_prompt(keys, values, lengths, cache_length)
 
     def decode_weights(self, adapter: Any = None) -> dict[str, Any]:
         """Weights for `decode`: a list of layers, cast once. Call it outside the decode loop.
@@ -129,7 +130,9 @@ class Transformer(nnx.Module):
         if adapter is not None:
             params = folded(params, adapter)
         layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.num_layers)]
-        layers = [{k: (v if "norm" in k else v.astype(config.compute_dtype)) for k, v in p.items()} for p in layers]
+        layers = [
+            {k: (v if "norm" in k else v.astype(config.compute_dtype)) for k, v in p.items()} for p in layers
+        ]
         return {**params, "layers": layers}
 
     def decode(
@@ -158,10 +161,14 @@ class Transformer(nnx.Module):
             def attention(h, params=params, layer=layer):
                 q, k, v = project(h, params, config, tables[config.layer_slides[layer]], None, None)
                 key = jax.lax.dynamic_update_slice(
-                    cache.keys[layer], k.transpose(0, 2, 3, 1).astype(cache.keys[layer].dtype), (0, 0, 0, column)
+                    cache.keys[layer],
+                    k.transpose(0, 2, 3, 1).astype(cache.keys[layer].dtype),
+                    (0, 0, 0, column),
                 )
                 value = jax.lax.dynamic_update_slice(
-                    cache.values[layer], v.transpose(0, 2, 1, 3).astype(cache.values[layer].dtype), (0, 0, column, 0)
+                    cache.values[layer],
+                    v.transpose(0, 2, 1, 3).astype(cache.values[layer].dtype),
+                    (0, 0, column, 0),
                 )
                 keys.append(key)
                 values.append(value)
@@ -215,13 +222,13 @@ def layout(tokens, positions, segment_ids, lengths) -> tuple[jax.Array, jax.Arra
     rows, length = tokens.shape
     columns = jnp.broadcast_to(jnp.arange(length), (rows, length))
     if segment_ids is None:
-        segments = jnp.ones_like(columns) if lengths is None else (columns < lengths[:, None]).astype(jnp.int32)
+        segments = (
+            jnp.ones_like(columns) if lengths is None else (columns < lengths[:, None]).astype(jnp.int32)
+        )
     else:
         segments = segment_ids
     if positions is None:
-        starts = jnp.concatenate(
-            [jnp.ones((rows, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1
-        )
+        starts = jnp.concatenate([jnp.ones((rows, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1)
         first = jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)
         positions = columns if segment_ids is None else columns - first
     return positions, segments
@@ -333,12 +340,14 @@ def create(
     leaves = []
     for index, (path, shape) in enumerate(paths):
         name = jax.tree_util.keystr(path)
-        if name.endswith("_bias']") or name.endswith("['bias']"):
+        if name.endswith(("_bias']", "['bias']")):
             leaf = jnp.zeros(shape, config.param_dtype)
         elif "norm" in name:
             leaf = jnp.full(shape, 1.0 - config.norm_offset, config.param_dtype)
         else:
-            leaf = (0.02 * jax.random.normal(jax.random.fold_in(key, index), shape)).astype(config.param_dtype)
+            leaf = (0.02 * jax.random.normal(jax.random.fold_in(key, index), shape)).astype(
+                config.param_dtype
+            )
         leaves.append(leaf)
     return Transformer(config, jax.tree.unflatten(treedef, leaves))
 

@@ -28,7 +28,10 @@ from jaxalign.training.reward import RewardConfig, RewardLossConfig
 from jaxalign.training.sft import SFTConfig, train_sft
 
 MAX_POSITIONS = 96
+MAX_LENGTH = 64
 MAX_NEW_TOKENS = 48
+# Sizes of the world's files, see `story_world.write_world`.
+WORLD = {"stories": 6000, "preferences": 6000, "held_out": 200}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,7 @@ class Steps:
     dpo: int
 
 
-FULL = Steps(base=150, sft=500, reward=400, ppo=70, dpo=300)
+FULL = Steps(base=150, sft=500, reward=500, ppo=70, dpo=300)
 QUICK = Steps(base=60, sft=200, reward=150, ppo=20, dpo=100)
 
 
@@ -100,7 +103,7 @@ def run_demo(config: DemoConfig) -> PipelineResult:
     if not config.resume and (folder / "comparison.json").exists():
         raise ConfigError(f"output: {folder} already holds a demo; choose another folder")
     stages = Stages()
-    files = story_world.write_world(folder / "data", seed=config.seed)
+    files = story_world.write_world(folder / "data", seed=config.seed, **WORLD)
     tokenizer = story_world.build_tokenizer()
     plan = demo_pipeline(config, files)
     with stages.stage("base", "a small Llama reads loose sentences, no stories yet"):
@@ -175,8 +178,8 @@ def demo_pipeline(config: DemoConfig, files: story_world.WorldFiles) -> Pipeline
             run=_run(config, "reward"),
             data=pairs,
             loss=RewardLossConfig(label_smoothing=0.05),
-            train=TrainConfig(batch_size=32, steps=steps.reward, eval_batch_size=64),
-            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=10, weight_decay=0.01),
+            train=TrainConfig(batch_size=16, steps=steps.reward, eval_batch_size=64),
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, weight_decay=0.01),
         ),
         ppo=PPOConfig(
             run=replace(_run(config, "ppo"), log_every=1),
@@ -187,8 +190,8 @@ def demo_pipeline(config: DemoConfig, files: story_world.WorldFiles) -> Pipeline
             ),
             sampling=sampling,
             loss=PPOLossConfig(),
-            kl=KLConfig(coefficient=0.05),
-            train=PPOTrainConfig(updates=steps.ppo, prompts=64, epochs=2, minibatches=2, score_batch_size=64),
+            kl=KLConfig(coefficient=0.03),
+            train=PPOTrainConfig(updates=steps.ppo, prompts=128, epochs=2, minibatches=4, score_batch_size=128),
             optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", epsilon=1e-5),
         ),
         dpo=DPOConfig(
@@ -231,7 +234,7 @@ def _run(config: DemoConfig, name: str) -> RunConfig:
         device=config.device,
         resume=config.resume,
         log_every=10,
-        eval_every=50,
+        eval_every=100,
         keep_last=1,
     )
 
@@ -241,6 +244,6 @@ def _data(train: Path, validation: Path | None = None) -> DataConfig:
         train=(str(train),),
         validation=(str(validation),) if validation else (),
         validation_fraction=0.0,
-        max_length=64,
+        max_length=MAX_LENGTH,
         template="plain",
     )

@@ -64,6 +64,7 @@ WRONG_WISH_POINTS = -1.0
 HAPPY_POINTS = 1.5
 SAD_POINTS = -1.0
 FAULT_POINTS = -1.0
+REPEAT_POINTS = -0.5
 SENTENCES_ALLOWED = 6
 LONG_POINTS = -0.5
 UNFINISHED_POINTS = -1.0
@@ -111,7 +112,7 @@ class Judgement:
         """The true quality; at most `BEST_REWARD`, without a lower bound."""
         if self.empty:
             return EMPTY_REWARD
-        faults = self.strays + self.repeats + self.unreadable + self.too_late
+        faults = self.strays + self.unreadable + self.too_late
         return (
             MEETING_POINTS * self.meeting
             + KIND_POINTS * min(self.kind, KIND_COUNTED)
@@ -120,6 +121,7 @@ class Judgement:
             + WRONG_WISH_POINTS * self.wrong_wish
             + {"happy": HAPPY_POINTS, "sad": SAD_POINTS, "none": 0.0}[self.ending]
             + FAULT_POINTS * faults
+            + REPEAT_POINTS * self.repeats
             + LONG_POINTS * self.too_long
             + UNFINISHED_POINTS * self.unfinished
         )
@@ -232,9 +234,9 @@ def true_reward(text: str) -> float:
 
     +0.5 for a meeting, +1 for each different kind deed of the hero to whom he met (three
     count), +1 for the wish granted after a kind deed, +1.5 for a happy ending; -1 for a
-    sad ending, each mean deed, each gift of something else, each sentence that repeats
-    another, is about somebody else (or about "it" before a meeting), follows an ending,
-    or is not of the grammar; -0.5 for each sentence above six; -1 for an unfinished last
+    sad ending, each mean deed, each gift of something else, each sentence that is about
+    somebody else (or about "it" before a meeting), follows an ending, or is not of the
+    grammar; -0.5 for each repeated sentence and each above six; -1 for an unfinished last
     sentence; -4 for no story at all.
 
     Returns:

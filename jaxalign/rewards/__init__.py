@@ -1,6 +1,6 @@
 """Rewards: a model, a Python function, or a weighted mix, behind one call."""
 
-from jaxalign.rewards.base import Reward, Rewards, RewardRequest, evaluate_reward
+from jaxalign.rewards.base import Reward, RewardRequest, Rewards, evaluate_reward
 from jaxalign.rewards.functions import load_function
 from jaxalign.rewards.mix import WeightedMix
 from jaxalign.rewards.model import ModelReward

@@ -130,7 +130,9 @@ def _from_plain(result: Any, rows: int, width: int, label: str) -> Rewards:
         return Rewards(scores=scores, valid=valid)
     array = np.asarray(result)
     if array.dtype.kind not in "biuf":
-        raise UserError(f"reward {label}: expected floats, an array [N] or [N, C], or Rewards; got {type(result)}")
+        raise UserError(
+            f"reward {label}: expected floats, an array [N] or [N, C], or Rewards; got {type(result)}"
+        )
     if array.shape == (rows,):
         return Rewards(scores=array.astype(np.float32))
     if array.shape == (rows, width):

@@ -15,7 +15,7 @@ class SamplingConfig:
       top_p: sample from the fewest tokens whose probabilities add up to p; 1 for all.
       min_p: leave out tokens below min_p times the largest probability; 0 for none.
       num_samples: completions a prompt.
-      stop_tokens: token ids that end a completion; empty takes the model's own.
+      stop_tokens: token ids that end a completion; null takes the model's own, [] none.
     """
 
     max_new_tokens: int = 64
@@ -24,7 +24,7 @@ class SamplingConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     num_samples: int = 1
-    stop_tokens: tuple[int, ...] = ()
+    stop_tokens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.top_k, self.top_p, self.min_p)
@@ -41,7 +41,7 @@ class SamplingConfig:
             "top_p": self.top_p,
             "min_p": self.min_p,
             "num_samples": self.num_samples,
-            "stop_tokens": self.stop_tokens or None,
+            "stop_tokens": self.stop_tokens,
         } | changes
 
 

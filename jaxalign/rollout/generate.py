@@ -64,7 +64,6 @@ class Sampler:
         self.definition, self.params = models.split(model)
         self.adapter = adapter
         self.max_rows = max_rows
-        self._run = jax.jit(self._program, static_argnames=("copies", "new_tokens", "truncated", "stops"))
 
     @property
     def config(self) -> Any:
@@ -72,8 +71,9 @@ class Sampler:
         return self.definition.config
 
     def update(self, params: Any, *, adapter: Any = None) -> None:
-        """New parameters of the same shapes; programs are kept."""
-        self.params, self.adapter = params, adapter
+        """New parameters of the same shapes, and a new adapter where given; programs are kept."""
+        self.params = params
+        self.adapter = self.adapter if adapter is None else adapter
 
     def generate(
         self,
@@ -105,11 +105,16 @@ class Sampler:
           ValueError: a sampling number out of range.
         """
         count = len(prompts)
-        settings = [_per_prompt(v, count, n) for v, n in ((temperature, "temperature"), (top_k, "top_k"), (top_p, "top_p"), (min_p, "min_p"))]
+        settings = [
+            _per_prompt(v, count, n)
+            for v, n in ((temperature, "temperature"), (top_k, "top_k"), (top_p, "top_p"), (min_p, "min_p"))
+        ]
         for values in zip(*settings, strict=True):
             check_sampling(*values)
         if max_new_tokens < 1 or num_samples < 1:
-            raise ValueError(f"max_new_tokens and num_samples must be 1 or more, got {max_new_tokens}, {num_samples}")
+            raise ValueError(
+                f"max_new_tokens and num_samples must be 1 or more, got {max_new_tokens}, {num_samples}"
+            )
         self._check_prompts(prompts, max_new_tokens)
         stops = tuple(self.config.eos_ids) if stop_tokens is None else tuple(int(t) for t in stop_tokens)
         truncated = bool((settings[1] > 0).any() or (settings[2] < 1).any() or (settings[3] > 0).any())
@@ -122,7 +127,7 @@ class Sampler:
             "lengths": np.zeros(total, np.int32),
             "stopped": np.zeros(total, bool),
         }
-        for width, rows in self._groups(prompts, num_samples, max_new_tokens):
+        for width, rows in self._groups(prompts):
             size = _batch_size(len(rows), max(1, self.max_rows // num_samples))
             for start in range(0, len(rows), size):
                 chosen = rows[start : start + size]
@@ -132,7 +137,8 @@ class Sampler:
                     tokens[index, : len(prompts[row])] = prompts[row]
                 lengths = np.asarray([len(prompts[row]) for row in padded], np.int32)
                 places = (padded[:, None] * num_samples + np.arange(num_samples)).ravel()
-                result = self._run(
+                result = _run(
+                    self.definition,
                     self.params,
                     self.adapter,
                     tokens,
@@ -162,73 +168,82 @@ class Sampler:
         for index, prompt in enumerate(prompts):
             if not len(prompt):
                 raise UserError(f"prompt {index} has no tokens")
+            if min(prompt) < 0 or max(prompt) >= self.config.vocab_size:
+                raise UserError(
+                    f"prompt {index} has token {max(prompt)}; the model's vocabulary has {self.config.vocab_size}"
+                )
             if len(prompt) > room:
                 raise UserError(
                     f"prompt {index} has {len(prompt)} tokens; with {new_tokens} new tokens the model's context of "
                     f"{self.config.max_positions} leaves room for {max(room, 0)}"
                 )
 
-    def _groups(self, prompts: Sequence[Sequence[int]], copies: int, new_tokens: int):
+    def _groups(self, prompts: Sequence[Sequence[int]]):
         """(width, prompt indices) by padded width."""
         widths = np.asarray([_width(len(p), self.config.max_positions) for p in prompts])
         for width in np.unique(widths):
             yield int(width), np.flatnonzero(widths == width)
 
-    def _program(
-        self, params, adapter, tokens, lengths, row_ids, key, temperature, top_k, top_p, min_p,
-        *, copies: int, new_tokens: int, truncated: bool, stops: tuple[int, ...],
-    ):  # fmt: skip
-        model = models.merge(self.definition, params)
-        width = tokens.shape[1]
-        hidden, cache = model.prefill(tokens, lengths, cache_length=width + new_tokens, adapter=adapter)
-        weights = model.decode_weights(adapter)
-        if copies > 1:  # the prompt is read once, whatever the number of samples
-            repeat = jnp.repeat(jnp.arange(tokens.shape[0]), copies)
-            cache, hidden = kv_cache.take_rows(cache, repeat), hidden[repeat]
-            temperature, top_k, top_p, min_p = (x[repeat] for x in (temperature, top_k, top_p, min_p))
-        rows = row_ids.shape[0]
 
-        def draw(hidden, step):
-            uniforms = row_uniforms(key, row_ids, step)
-            return next_token(
-                model.logits(hidden), uniforms, temperature, top_k, top_p, min_p, truncated=truncated
-            )
+def _program(
+    definition, params, adapter, tokens, lengths, row_ids, key, temperature, top_k, top_p, min_p,
+    *, copies: int, new_tokens: int, truncated: bool, stops: tuple[int, ...],
+):  # fmt: skip
+    model = models.merge(definition, params)
+    width = tokens.shape[1]
+    hidden, cache = model.prefill(tokens, lengths, cache_length=width + new_tokens, adapter=adapter)
+    weights = model.decode_weights(adapter)
+    if copies > 1:  # the prompt is read once, whatever the number of samples
+        repeat = jnp.repeat(jnp.arange(tokens.shape[0]), copies)
+        cache, hidden = kv_cache.take_rows(cache, repeat), hidden[repeat]
+        temperature, top_k, top_p, min_p = (x[repeat] for x in (temperature, top_k, top_p, min_p))
+    rows = row_ids.shape[0]
 
-        def unfinished(carry):
-            return (carry["step"] < new_tokens) & ~carry["stopped"].all()
+    def draw(hidden, step):
+        uniforms = row_uniforms(key, row_ids, step)
+        return next_token(
+            model.logits(hidden), uniforms, temperature, top_k, top_p, min_p, truncated=truncated
+        )
 
-        def step(carry):
-            token, logp, sampling_logp = draw(carry["hidden"], carry["step"])
-            at = carry["step"]
-            alive = ~carry["stopped"]
-            stop = jnp.isin(token, jnp.asarray(stops, jnp.int32)) if stops else jnp.zeros(rows, bool)
-            write = {"tokens": token, "logps": logp, "sampling_logps": sampling_logp}
-            written = {
-                name: jax.lax.dynamic_update_slice_in_dim(carry[name], jnp.where(alive, value, 0)[:, None], at, 1)
-                for name, value in write.items()
-            }
-            hidden, cache = model.decode(weights, token, carry["cache"])
-            return {
-                **written,
-                "step": at + 1,
-                "stopped": carry["stopped"] | stop,
-                "lengths": carry["lengths"] + alive,
-                "hidden": hidden,
-                "cache": cache,
-            }
+    def unfinished(carry):
+        return (carry["step"] < new_tokens) & ~carry["stopped"].all()
 
-        carry = {
-            "tokens": jnp.zeros((rows, new_tokens), jnp.int32),
-            "logps": jnp.zeros((rows, new_tokens), jnp.float32),
-            "sampling_logps": jnp.zeros((rows, new_tokens), jnp.float32),
-            "lengths": jnp.zeros(rows, jnp.int32),
-            "stopped": jnp.zeros(rows, bool),
-            "step": jnp.zeros((), jnp.int32),
+    def step(carry):
+        token, logp, sampling_logp = draw(carry["hidden"], carry["step"])
+        at = carry["step"]
+        alive = ~carry["stopped"]
+        stop = jnp.isin(token, jnp.asarray(stops, jnp.int32)) if stops else jnp.zeros(rows, bool)
+        write = {"tokens": token, "logps": logp, "sampling_logps": sampling_logp}
+        written = {
+            name: jax.lax.dynamic_update_slice_in_dim(carry[name], jnp.where(alive, value, 0)[:, None], at, 1)
+            for name, value in write.items()
+        }
+        hidden, cache = model.decode(weights, token, carry["cache"])
+        return {
+            **written,
+            "step": at + 1,
+            "stopped": carry["stopped"] | stop,
+            "lengths": carry["lengths"] + alive,
             "hidden": hidden,
             "cache": cache,
         }
-        carry = jax.lax.while_loop(unfinished, step, carry)
-        return {name: carry[name] for name in ("tokens", "logps", "sampling_logps", "lengths", "stopped")}
+
+    carry = {
+        "tokens": jnp.zeros((rows, new_tokens), jnp.int32),
+        "logps": jnp.zeros((rows, new_tokens), jnp.float32),
+        "sampling_logps": jnp.zeros((rows, new_tokens), jnp.float32),
+        "lengths": jnp.zeros(rows, jnp.int32),
+        "stopped": jnp.zeros(rows, bool),
+        "step": jnp.zeros((), jnp.int32),
+        "hidden": hidden,
+        "cache": cache,
+    }
+    carry = jax.lax.while_loop(unfinished, step, carry)
+    return {name: carry[name] for name in ("tokens", "logps", "sampling_logps", "lengths", "stopped")}
+
+
+# One cache of programs for all samplers: a model of the same shape compiles once.
+_run = jax.jit(_program, static_argnames=("definition", "copies", "new_tokens", "truncated", "stops"))
 
 
 def generate(model: Any, prompts: Sequence[Sequence[int]], **arguments: Any) -> Completions:

@@ -92,7 +92,9 @@ def _largest(enough, logps: jax.Array, top: jax.Array) -> jax.Array:
         return jnp.where(bits < 0, jnp.int32(-(2**31)) - bits, bits)
 
     def number(bits):
-        return jax.lax.bitcast_convert_type(jnp.where(bits < 0, jnp.int32(-(2**31)) - bits, bits), jnp.float32)
+        return jax.lax.bitcast_convert_type(
+            jnp.where(bits < 0, jnp.int32(-(2**31)) - bits, bits), jnp.float32
+        )
 
     low, high = ordered(jnp.minimum(logps.min(-1), -1e-30)), ordered(top)
 

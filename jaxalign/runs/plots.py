@@ -19,7 +19,9 @@ def curve(series: Series, title: str, *, xlabel: str = "step", ylabel: str = "")
     axes = figure.add_subplot()
     for index, (label, (x, y)) in enumerate(series.items()):
         marker = "o" if len(x) < 3 else None
-        axes.plot(x, y, label=label, color=COLOURS[index % len(COLOURS)], linewidth=1.6, marker=marker, markersize=4)
+        axes.plot(
+            x, y, label=label, color=COLOURS[index % len(COLOURS)], linewidth=1.6, marker=marker, markersize=4
+        )
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def clean(value: Any) -> Any:
     return value
 
 
-def append(path: Path, rows: list[Mapping[str, Any]]) -> None:
+def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Appends rows and flushes them."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(clean(row), ensure_ascii=False) + "\n" for row in rows)

@@ -19,7 +19,8 @@ p.dim, .dim { color: var(--dim); margin: 0 0 8px; }
 .grid img { width: 100%; border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { background: var(--soft); font-weight: 600; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+th { background: var(--soft); font-weight: 600; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.text { white-space: pre-wrap; overflow-wrap: anywhere; } b.best { color: #047857; }
 details summary { cursor: pointer; color: var(--dim); } .wide { overflow-x: auto; }
 """
@@ -37,7 +38,9 @@ def write_report(folder: Path) -> Path:
         pictures.append((title, picture))
     samples = list(records.read(folder / "samples.jsonl"))
     last = max((row["step"] for row in samples), default=0)
-    shown = [row for row in samples if row["step"] in (min(r["step"] for r in samples), last)] if samples else []
+    shown = (
+        [row for row in samples if row["step"] in (min(r["step"] for r in samples), last)] if samples else []
+    )
     facts = f"seed {meta.get('seed')} · {', '.join(meta.get('devices', [])[:2])} · {meta.get('started', '')}"
     body = [
         f"<h1>{_text(meta.get('command', 'run'))}: {_text(folder.name)}</h1><p class=dim>{_text(facts)}</p>",
@@ -48,11 +51,12 @@ def write_report(folder: Path) -> Path:
     ]
     if shown:
         body += ["<h2>Samples</h2>", _table(shown[:24])]
+    versions = json.dumps(meta.get("versions", {}), indent=2)
     flat = json.dumps(meta.get("config", {}), indent=2, ensure_ascii=False)
     body += [
         "<h2>Configuration</h2>",
         f"<details><summary>config.yaml as JSON</summary><pre>{_text(flat)}</pre></details>",
-        f"<details><summary>versions</summary><pre>{_text(json.dumps(meta.get('versions', {}), indent=2))}</pre></details>",
+        f"<details><summary>versions</summary><pre>{_text(versions)}</pre></details>",
     ]
     return _write(folder / "report.html", f"{folder.name} · jaxalign", body)
 
@@ -107,24 +111,39 @@ def _panels(series: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         title = rest if group in ("train", "eval") else name
         panels.setdefault(title, {})[group if group in ("train", "eval") else name] = line
-    order = ["loss", "objective/score", "objective/rlhf_reward", "objective/kl", "accuracy", "margin", "entropy"]
-    return dict(sorted(panels.items(), key=lambda item: (order.index(item[0]) if item[0] in order else 99, item[0])))
+    order = [
+        "loss",
+        "objective/score",
+        "objective/rlhf_reward",
+        "objective/kl",
+        "accuracy",
+        "margin",
+        "entropy",
+    ]
+    return dict(
+        sorted(panels.items(), key=lambda item: (order.index(item[0]) if item[0] in order else 99, item[0]))
+    )
 
 
 def _metric_table(metrics: Mapping[str, Any]) -> str:
-    return _table([{"metric": k, "value": v} for k, v in sorted(metrics.items()) if not k.startswith("time/")])
+    return _table(
+        [{"metric": k, "value": v} for k, v in sorted(metrics.items()) if not k.startswith("time/")]
+    )
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "<p class=dim>none</p>"
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    numeric = {c for c in columns if all(isinstance(r.get(c), (int, float)) or r.get(c) is None for r in rows)}
+    numeric = {
+        c for c in columns if all(isinstance(r.get(c), (int, float)) or r.get(c) is None for r in rows)
+    }
     head = "".join(f"<th{' class=number' if c in numeric else ''}>{_text(c)}</th>" for c in columns)
     lines = []
     for row in rows:
         cells = [
-            f"<td class={'number' if c in numeric else 'text'}>{_text(_value(row.get(c)))}</td>" for c in columns
+            f"<td class={'number' if c in numeric else 'text'}>{_text(_value(row.get(c)))}</td>"
+            for c in columns
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<div class=wide><table><tr>{head}</tr>{''.join(lines)}</table></div>"

@@ -39,7 +39,9 @@ class Run:
       resumed: whether the folder held this run already.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, command: str, full: dict[str, Any], resumed: bool) -> None:
+    def __init__(
+        self, folder: Path, config: RunConfig, command: str, full: dict[str, Any], resumed: bool
+    ) -> None:
         self.folder, self.config, self.resumed = folder, config, resumed
         self._progress = Progress(config.progress, command)
         self._log = logging.getLogger(f"jaxalign.run.{folder}")
@@ -126,7 +128,9 @@ class Run:
         from jaxalign.runs.report import write_report
 
         self.add_metadata(
-            final_metrics=records.clean(dict(metrics)), seconds=round(time.time() - self._started, 3), finished=True
+            final_metrics=records.clean(dict(metrics)),
+            seconds=round(time.time() - self._started, 3),
+            finished=True,
         )
         write_report(self.folder)
         self.info("finished")
@@ -148,9 +152,13 @@ def _check_same(path: Path, command: str, full: dict[str, Any], resume: bool) ->
             "choose another folder, or --resume to go on with it"
         )
     if old.get("command") != command:
-        raise ConfigError(f"run.output: {path.parent} holds a run of `{old.get('command')}`, not of `{command}`")
+        raise ConfigError(
+            f"run.output: {path.parent} holds a run of `{old.get('command')}`, not of `{command}`"
+        )
     before, now = _flat(old.get("config", {})), _flat(records.clean(full))
-    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in FREE_KEYS)
+    changed = sorted(
+        k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in FREE_KEYS
+    )
     if changed:
         first = changed[0]
         more = f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""

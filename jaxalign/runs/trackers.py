@@ -20,7 +20,9 @@ class _TensorBoard:
         try:
             from tensorboardX import SummaryWriter  # type: ignore[import-not-found]
         except ImportError:
-            raise ConfigError("run.tensorboard: install the extra first: pip install 'jaxalign[tensorboard]'") from None
+            raise ConfigError(
+                "run.tensorboard: install the extra first: pip install 'jaxalign[tensorboard]'"
+            ) from None
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

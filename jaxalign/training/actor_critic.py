@@ -14,7 +14,7 @@ from jaxalign.rewards import ModelReward, WeightedMix, load_function
 from jaxalign.training import setup
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.ppo_config import PPOConfig
-from jaxalign.training.scoring import CausalPolicy, ScalarPolicy, score_tokens, values_before
+from jaxalign.training.scoring import CausalPolicy, ScalarPolicy, TokenScores, score_tokens, values_before
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,26 @@ class ActorCritic:
     reference_definition: Any
     head: Any = None
 
-    def forward(self, params, frozen, tokens, lengths, mask, *, temperature, with_next: bool = False):
-        """Token scores, and the value before each counted token; `with_next` adds the value after the last."""
+    def forward(self, params, frozen, tokens, lengths, mask, *, temperature) -> tuple[TokenScores, jax.Array]:
+        """Token scores, and the value before each counted token."""
+        scores, per_token = self._both(params, frozen, tokens, lengths, mask, temperature)
+        return scores, values_before(per_token, mask)
+
+    def score(
+        self, params, frozen, tokens, lengths, mask, *, temperature
+    ) -> tuple[TokenScores, jax.Array, jax.Array]:
+        """The same, and the value [B] after each row's last token."""
+        scores, per_token = self._both(params, frozen, tokens, lengths, mask, temperature)
+        after = jnp.take_along_axis(per_token, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
+        return scores, values_before(per_token, mask), after
+
+    def _both(self, params, frozen, tokens, lengths, mask, temperature) -> tuple[TokenScores, jax.Array]:
         scores = self.policy.score(
             params["policy"], frozen["policy"], tokens, lengths, mask, temperature=temperature
         )
         if self.critic is None:
-            per_token = self.head(params["critic"], scores.hidden)
-        else:
-            per_token = self.critic.per_token(params["critic"], frozen["critic"], tokens, lengths)
-        values = values_before(per_token, mask)
-        if not with_next:
-            return scores, values
-        after = jnp.take_along_axis(per_token, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
-        return scores, values, after
+            return scores, self.head(params["critic"], scores.hidden)
+        return scores, self.critic.per_token(params["critic"], frozen["critic"], tokens, lengths)
 
     def reference_logps(self, reference, tokens, lengths, mask, *, temperature):
         """Log-probs [B, T] under the frozen reference, at the sampling temperature."""
@@ -102,7 +108,9 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
         scalar = models.create_scalar_model(policy, critic.head, key=key)
     elif critic.init == "reward":
         if reward_model is None:
-            raise ConfigError("critic.init=reward: there is no reward model; set reward.model or critic.init=policy")
+            raise ConfigError(
+                "critic.init=reward: there is no reward model; set reward.model or critic.init=policy"
+            )
         scalar = reward_model
     else:
         if not critic.path:

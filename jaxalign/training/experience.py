@@ -141,7 +141,8 @@ def advantages_of(
         "objective/non_score_reward": non_score.sum() / counted,
         "objective/rlhf_reward": (non_score.sum() + token_rewards.sum() + scores.sum()) / counted,
         "objective/entropy": scored.entropy.sum() / tokens,
-        "value/explained_variance": 1.0 - jnp.square(error).sum() / jnp.maximum(jnp.square(spread).sum(), 1e-8),
+        "value/explained_variance": 1.0
+        - jnp.square(error).sum() / jnp.maximum(jnp.square(spread).sum(), 1e-8),
         "value/mean": scored.values.sum() / tokens,
     }
     return rows, metrics

@@ -1,7 +1,7 @@
 """The Optax chain that a configuration describes."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     warmup = min(warmup, max(total_steps - 1, 0))
     rest = max(total_steps - warmup, 1)
     peak, last = config.learning_rate, config.learning_rate * config.final_ratio
+    body: optax.Schedule
     if config.schedule == "constant":
         body = optax.constant_schedule(peak)
     elif config.schedule == "linear":
@@ -66,9 +67,11 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
         body = optax.cosine_decay_schedule(peak, rest, alpha=config.final_ratio)
     else:
 
-        def body(count):
+        def restarts(count: Any) -> Any:
             fraction = (count % (rest / config.cycles)) / (rest / config.cycles)
             return last + (peak - last) * 0.5 * (1.0 + jnp.cos(jnp.pi * fraction))
+
+        body = restarts
 
     if warmup == 0:
         return body
@@ -102,6 +105,7 @@ def make_optimizer(
 
 def _decayed(params):
     """True at matrices. Stacked layers [L, ...] add one axis, so names tell a vector from a matrix."""
+
     def is_matrix(path, leaf) -> bool:
         name = str(getattr(path[-1], "key", path[-1]))
         return leaf.ndim >= 2 and "norm" not in jax.tree_util.keystr(path) and "bias" not in name

@@ -212,8 +212,8 @@ class Trainer:
 
     def _score_rows(self, params, frozen, reference, tokens, lengths, mask) -> Scored:
         temperature = self.config.sampling.temperature
-        scores, values, after = self.models.forward(
-            params, frozen, tokens, lengths, mask, temperature=temperature, with_next=True
+        scores, values, after = self.models.score(
+            params, frozen, tokens, lengths, mask, temperature=temperature
         )
         # A reference whose penalty is 0 still gives the KL that is logged and alarmed on.
         ref = self.models.reference_logps(reference, tokens, lengths, mask, temperature=temperature)
@@ -229,7 +229,12 @@ class Trainer:
             }
             placed = shard_batch(piece, self.mesh)
             scored = self._score(
-                self.state.params, self.frozen, self.reference, placed["tokens"], placed["lengths"], placed["mask"]
+                self.state.params,
+                self.frozen,
+                self.reference,
+                placed["tokens"],
+                placed["lengths"],
+                placed["mask"],
             )
             parts.append(jax.device_get(scored))
         whole = jax.tree.map(lambda *x: np.concatenate(x)[: len(rows.lengths)], *parts)
@@ -273,7 +278,9 @@ class Trainer:
                 f"update {number}: the loss or the gradient norm is not finite; the last saved checkpoint is good "
                 "(a smaller learning rate or float32 compute may help)"
             )
-        metrics = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0] if name != "finite"}
+        metrics = {
+            name: float(np.mean([m[name] for m in fetched])) for name in fetched[0] if name != "finite"
+        }
         metrics["policy/ratio_max"] = float(np.max([m["policy/ratio_max"] for m in fetched]))
         # Before the first step the policy is the one that sampled, so the first ratio is 1.
         metrics["policy/first_ratio"] = float(fetched[0]["policy/ratio_mean"])
@@ -343,7 +350,12 @@ def train_ppo(
         )
         metrics = _run(trainer, config, run)
         model = setup.export_policy(
-            run, parts.models.policy, trainer.state.params["policy"], parts.frozen["policy"], tokenizer, config.lora
+            run,
+            parts.models.policy,
+            trainer.state.params["policy"],
+            parts.frozen["policy"],
+            tokenizer,
+            config.lora,
         )
         run.finish(metrics)
         return TrainResult(run.folder, metrics, model, tokenizer)

@@ -180,6 +180,10 @@ class PPOConfig:
                 f"train.minibatches x train.accumulation_steps = {step}"
             )
         if self.critic.shared_trunk and self.lora.enabled:
-            raise ValueError("critic.shared_trunk and lora.enabled: choose one; the trunk is frozen under LoRA")
+            raise ValueError(
+                "critic.shared_trunk and lora.enabled: choose one; the trunk is frozen under LoRA"
+            )
         if self.sampling.temperature <= 0:
-            raise ValueError(f"sampling.temperature must be positive for PPO, got {self.sampling.temperature}")
+            raise ValueError(
+                f"sampling.temperature must be positive for PPO, got {self.sampling.temperature}"
+            )

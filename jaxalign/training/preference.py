@@ -148,9 +148,7 @@ def train_dpo(
         if policy is None:
             policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
         if reference is None and config.reference.path:
-            reference, _ = setup.load_model(
-                config.reference, mesh, seed=config.run.seed, section="reference"
-            )
+            reference, _ = setup.load_model(config.reference, mesh, seed=config.run.seed, section="reference")
         # The update donates its own copy of the parameters, so the start can serve as reference.
         reference_definition, reference_params = models.split(policy if reference is None else reference)
         data = load_dataset(config.data, "comparison", tokenizer, seed=config.run.seed)
@@ -160,9 +158,7 @@ def train_dpo(
         total = config.train.total_steps(len(data.train))
         optimizer, schedule = make_optimizer(config.optimizer, total)
         loss = preference_loss(scorer, reference_definition, config.loss)
-        update = make_update(
-            loss, valid_rows, optimizer, accumulation_steps=config.train.accumulation_steps
-        )
+        update = make_update(loss, valid_rows, optimizer, accumulation_steps=config.train.accumulation_steps)
         generator = setup.Generator(scorer, base, config.sampling, tokenizer, jax.random.fold_in(key, 2))
         prompts = [list(e.prompt_tokens) for e in (data.validation or data.train)[: config.run.sample_rows]]
         size = config.train.eval_batch_size or config.train.batch_size

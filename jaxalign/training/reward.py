@@ -147,9 +147,7 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
         total = config.train.total_steps(len(data.train))
         optimizer, schedule = make_optimizer(config.optimizer, total)
         loss = reward_loss(policy, config.loss)
-        update = make_update(
-            loss, valid_rows, optimizer, accumulation_steps=config.train.accumulation_steps
-        )
+        update = make_update(loss, valid_rows, optimizer, accumulation_steps=config.train.accumulation_steps)
         size = config.train.eval_batch_size or config.train.batch_size
 
         def place(batch):

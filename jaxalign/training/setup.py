@@ -84,7 +84,9 @@ def load_model(source: ModelSource, mesh: Mesh, *, seed: int, section: str = "mo
       ModelError: a folder, tensor or tokenizer that is wrong.
     """
     if not source.path:
-        raise ConfigError(f"{section}.path: expected a Hugging Face folder, a run folder or a hub id; it is empty")
+        raise ConfigError(
+            f"{section}.path: expected a Hugging Face folder, a run folder or a hub id; it is empty"
+        )
     folder = model_folder(source.path)
     tokenizer = models.load_tokenizer(source.tokenizer or folder)
     dtypes = {"param_dtype": jnp.dtype(source.param_dtype), "compute_dtype": jnp.dtype(source.compute_dtype)}

@@ -118,9 +118,7 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
         total = config.train.total_steps(len(data.train))
         optimizer, schedule = make_optimizer(config.optimizer, total)
         loss = sft_loss(policy, config.loss)
-        update = make_update(
-            loss, sft_counts, optimizer, accumulation_steps=config.train.accumulation_steps
-        )
+        update = make_update(loss, sft_counts, optimizer, accumulation_steps=config.train.accumulation_steps)
         generator = setup.Generator(policy, frozen, config.sampling, tokenizer, jax.random.fold_in(key, 2))
         prompts = [list(e.prompt_tokens) for e in (data.validation or data.train)[: config.run.sample_rows]]
         size = config.train.eval_batch_size or config.train.batch_size

@@ -1,0 +1,156 @@
+"""Folders in and out: logits equal transformers', every tensor is checked."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxalign import models
+from jaxalign.errors import ModelError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
+FAMILIES = sorted(p.name for p in GOLDEN.iterdir())
+SHARED = Path(os.environ.get("JAXALIGN_SHARED", Path(__file__).parents[3] / "shared"))
+STORIES = SHARED / "data" / "models" / "stories260K"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_transformers(family):
+    golden = np.load(GOLDEN / family / "golden.npz")
+    logits = models.load_pretrained(GOLDEN / family)(jnp.asarray(golden["tokens"]))
+    np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_folder_loads_exactly(family, tmp_path):
+    model = models.load_pretrained(GOLDEN / family)
+    models.save_pretrained(model, tmp_path / "saved")
+    again = models.load_pretrained(tmp_path / "saved")
+    assert again.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+
+
+def test_shards_with_an_index_load_exactly(tmp_path):
+    model = models.load_pretrained(GOLDEN / "llama")
+    models.save_pretrained(model, tmp_path / "saved", max_shard_bytes=20_000)
+    assert (tmp_path / "saved" / "model.safetensors.index.json").is_file()
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 2
+    jax.tree.map(
+        np.testing.assert_array_equal, models.load_pretrained(tmp_path / "saved").params, model.params
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
+            "model.layers.1.mlp.up_proj.weight is missing",
+        ),
+        (lambda t: t.pop("lm_head.weight"), "lm_head.weight is missing"),
+        (lambda t: t.update({"model.extra.weight": np.zeros(3, np.float32)}), "model.extra.weight"),
+        (
+            lambda t: t.update({"model.norm.weight": np.zeros(31, np.float32)}),
+            r"model.norm.weight has shape \[31\], expected \[32\]",
+        ),
+    ],
+)
+def test_a_wrong_tensor_is_named(change, expected, tmp_path):
+    shutil.copytree(GOLDEN / "llama", tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(ModelError, match=expected):
+        models.load_pretrained(tmp_path / "model")
+
+
+def test_torch_pickles_are_refused_with_the_way_to_convert(tmp_path):
+    shutil.copy(GOLDEN / "llama" / "config.json", tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="save_pretrained"):
+        models.load_pretrained(tmp_path)
+
+
+def test_a_truncated_file_is_one_line(tmp_path):
+    shutil.copytree(GOLDEN / "llama", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors") as error:
+        models.load_pretrained(tmp_path / "model")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("{", "not valid JSON"), ('{"model_type": "bert"}', "'bert' is not supported")]
+)
+def test_a_wrong_config_is_named(text, expected, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=expected):
+        models.load_pretrained(tmp_path)
+
+
+def test_a_missing_folder_is_named():
+    with pytest.raises(ModelError, match="no such folder"):
+        models.load_pretrained("./nowhere")
+
+
+def test_a_failed_save_leaves_the_old_folder(tmp_path, monkeypatch):
+    model = models.load_pretrained(GOLDEN / "gpt2")
+    models.save_pretrained(model, tmp_path / "saved")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        models.save_pretrained(model, tmp_path / "saved")
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+    models.load_pretrained(tmp_path / "saved")
+
+
+def test_bfloat16_compute_stays_near_float32():
+    golden = np.load(GOLDEN / "llama" / "golden.npz")
+    logits = models.load_pretrained(GOLDEN / "llama", compute_dtype="bfloat16")(jnp.asarray(golden["tokens"]))
+    assert logits.dtype == jnp.float32
+    assert 1e-4 < np.abs(logits - golden["logits"]).max() < 0.1 * np.abs(golden["logits"]).max()
+
+
+def test_reward_folder_has_the_classifier_layout_and_round_trips(tmp_path):
+    base = models.load_pretrained(GOLDEN / "qwen2")
+    scalar = models.create_scalar_model(
+        base, models.HeadConfig(kind="mlp", hidden_size=7), key=jax.random.key(0)
+    )
+    definition, params = models.split(scalar)
+    scalar = models.merge(definition, models.with_normalizer(params, gain=2.0, bias=-1.0))
+    models.save_reward_model(scalar, tmp_path / "reward")
+    config = json.loads((tmp_path / "reward" / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2ForSequenceClassification"]
+    assert load_file(tmp_path / "reward" / "model.safetensors")["score.weight"].shape == (1, 7)
+    tokens = jnp.arange(12).reshape(2, 6)
+    lengths = jnp.asarray([6, 4])
+    again = models.load_reward_model(tmp_path / "reward")
+    np.testing.assert_array_equal(again(tokens, lengths=lengths), scalar(tokens, lengths=lengths))
+
+
+def test_a_language_model_is_no_reward_model():
+    with pytest.raises(ModelError, match=r"score\.weight"):
+        models.load_reward_model(GOLDEN / "gpt2")
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the shared model is not here")
+def test_stories260k_meets_its_reference_outputs():
+    model = models.load_pretrained(STORIES)
+    for case in json.loads((STORIES / "reference_outputs.json").read_text())["outputs"]:
+        ids, start = case["greedy_ids"], len(case["input_ids"])
+        logits = model(jnp.asarray([ids]))[0]
+        assert np.argmax(logits[start - 1 : -1], -1).tolist() == ids[start:]
+        logps = np.take_along_axis(
+            np.asarray(jax.nn.log_softmax(logits))[:-1], np.asarray(ids[1:])[:, None], 1
+        )[:, 0]
+        np.testing.assert_allclose(logps, case["token_logprobs"], atol=1e-4)

@@ -1,0 +1,173 @@
+"""The decoder's own identities: padding, packing, the cache, the adapter, remat, gradients."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign import models
+from jaxalign.models import kv_cache
+from jaxalign.models.attention import BLOCK
+from jaxalign.models.layers import dense
+from jaxalign.models.lora import LoraConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
+FAMILIES = ["llama", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "qwen3"]
+
+
+def rows(seed: int, *shape: int) -> jax.Array:
+    return jax.random.randint(jax.random.key(seed), shape, 0, 48)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_longer_padding_changes_nothing(family):
+    model = models.load_pretrained(GOLDEN / family)
+    tokens, lengths = rows(0, 2, 12), jnp.asarray([12, 7])
+    short = model(tokens, lengths=lengths)
+    longer = model(jnp.pad(tokens, ((0, 0), (0, 5)), constant_values=3), lengths=lengths)
+    np.testing.assert_allclose(longer[0, :12], short[0], atol=1e-5)
+    np.testing.assert_allclose(longer[1, :7], short[1, :7], atol=1e-5)
+    assert np.isfinite(longer).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_equal_separate_rows(family):
+    model = models.load_pretrained(GOLDEN / family)
+    first, second = rows(1, 1, 9), rows(2, 1, 6)
+    packed = jnp.concatenate([first, second, jnp.zeros((1, 3), int)], axis=1)
+    segments = jnp.asarray([[1] * 9 + [2] * 6 + [0] * 3])
+    logits = model(packed, segment_ids=segments)
+    np.testing.assert_allclose(logits[:, :9], model(first), atol=1e-5)
+    np.testing.assert_allclose(logits[:, 9:15], model(second), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_decoding_equals_the_whole_row(family):
+    model = models.load_pretrained(GOLDEN / family)
+    tokens, lengths = rows(3, 2, 14), jnp.asarray([8, 5])
+    hidden, cache = model.prefill(tokens[:, :8], lengths, cache_length=11)
+    weights = model.decode_weights()
+    following = rows(4, 2, 6)
+    decode, head = jax.jit(model.decode), jax.jit(model.logits)
+    whole = np.zeros((2, 14), np.int32)
+    for row, length in enumerate((8, 5)):
+        whole[row, : length + 6] = np.concatenate([tokens[row, :length], following[row]])
+    expected = jax.jit(lambda t, n: model(t, lengths=n))(whole, lengths + 6)
+    for step in range(6):
+        for row in range(2):
+            np.testing.assert_allclose(head(hidden)[row], expected[row, lengths[row] + step - 1], atol=1e-4)
+        if step == 3:
+            cache = kv_cache.grow(cache, 16)
+        hidden, cache = decode(weights, following[:, step], cache)
+
+
+def test_rows_of_a_cache_can_be_reordered():
+    model = models.load_pretrained(GOLDEN / "llama")
+    tokens, lengths = rows(3, 2, 8), jnp.asarray([8, 5])
+    _, cache = model.prefill(tokens, lengths, cache_length=10)
+    weights = model.decode_weights()
+    plain, _ = model.decode(weights, jnp.asarray([4, 9]), cache)
+    swapped, _ = model.decode(weights, jnp.asarray([9, 4]), kv_cache.take_rows(cache, jnp.asarray([1, 0])))
+    np.testing.assert_allclose(swapped, plain[::-1], atol=1e-6)
+
+
+def test_attention_in_blocks_equals_one_block(monkeypatch):
+    model = models.load_pretrained(GOLDEN / "gemma2")
+    tokens, lengths = rows(5, 2, 33), jnp.asarray([33, 20])
+    whole = model(tokens, lengths=lengths)
+    assert BLOCK > 33
+    monkeypatch.setattr("jaxalign.models.attention.BLOCK", 8)
+    blocks = model(tokens, lengths=lengths)
+    np.testing.assert_allclose(blocks[0], whole[0], atol=1e-5)
+    np.testing.assert_allclose(blocks[1, :20], whole[1, :20], atol=1e-5)
+
+
+def test_segments_and_lengths_together_are_refused():
+    model = models.load_pretrained(GOLDEN / "gpt2")
+    with pytest.raises(ValueError, match="not both"):
+        model(rows(0, 1, 4), segment_ids=jnp.ones((1, 4), int), lengths=jnp.asarray([4]))
+
+
+def test_remat_changes_neither_loss_nor_gradient():
+    model = models.load_pretrained(GOLDEN / "llama")
+    tokens = rows(6, 2, 9)
+
+    def loss(model):
+        definition, params = models.split(model)
+        return jax.value_and_grad(lambda p: models.merge(definition, p)(tokens).std())(params)
+
+    plain, again = loss(model), loss(models.with_remat(model))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, again)
+
+
+def test_dense_has_the_gradient_of_a_product():
+    x, w = jax.random.normal(jax.random.key(0), (2, 3, 5)), jax.random.normal(jax.random.key(1), (5, 4))
+    weights = jax.random.normal(jax.random.key(2), (2, 3, 4))
+    ours = jax.grad(lambda x, w: (dense(x, w) * weights).sum(), (0, 1))(x, w)
+    plain = jax.grad(lambda x, w: ((x @ w) * weights).sum(), (0, 1))(x, w)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, plain)
+
+
+def test_a_fresh_adapter_changes_nothing_and_merged_equals_beside():
+    model = models.load_pretrained(GOLDEN / "llama")
+    settings = LoraConfig(enabled=True, rank=3, targets=("all",))
+    adapter = models.create_adapter(model.config, settings, key=jax.random.key(0))
+    assert set(adapter) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    tokens = rows(7, 2, 9)
+    np.testing.assert_array_equal(model(tokens, adapter=models.attach(adapter, settings)), model(tokens))
+    adapter = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), adapter)
+    attached = models.attach(adapter, settings)
+    beside = model(tokens, adapter=attached)
+    assert np.abs(beside - model(tokens)).max() > 0.1
+    np.testing.assert_allclose(models.merge_adapter(model, attached)(tokens), beside, atol=1e-4)
+
+
+def test_adapter_dropout_needs_a_key_and_differs_by_layer_and_key():
+    model = models.load_pretrained(GOLDEN / "llama")
+    settings = LoraConfig(enabled=True, rank=2, dropout=0.5, targets=("q_proj", "v_proj"))
+    adapter = models.create_adapter(model.config, settings, key=jax.random.key(0))
+    adapter = models.attach(jax.tree.map(lambda x: x + 0.3, adapter), settings)
+    tokens = rows(7, 1, 6)
+    off = model.hidden(tokens, adapter=adapter)
+    one, two = (model.hidden(tokens, adapter=adapter, dropout_key=jax.random.key(k)) for k in (1, 2))
+    assert np.abs(one - two).max() > 1e-4
+    assert np.abs(one - off).max() > 1e-4
+    again = model.hidden(tokens, adapter=adapter, dropout_key=jax.random.key(1))
+    np.testing.assert_array_equal(one, again)
+
+
+def test_peft_folder_round_trips_and_checks_names(tmp_path):
+    model = models.load_pretrained(GOLDEN / "qwen2")
+    settings = LoraConfig(enabled=True, rank=3, alpha=5.0)
+    adapter = models.create_adapter(model.config, settings, key=jax.random.key(0))
+    adapter = jax.tree.map(lambda x: x + 0.1, adapter)
+    models.save_adapter(adapter, tmp_path / "adapter", settings, model.config)
+    loaded, read = models.load_adapter(tmp_path / "adapter", model.config)
+    assert (read.rank, read.alpha, set(read.targets)) == (3, 5.0, set(adapter))
+    jax.tree.map(np.testing.assert_array_equal, loaded, adapter)
+    with pytest.raises(models.huggingface.ModelError, match=r"adapter_config\.json"):
+        models.load_adapter(tmp_path / "nowhere", model.config)
+
+
+def test_scores_do_not_depend_on_padding_and_sit_at_the_last_token():
+    base = models.load_pretrained(GOLDEN / "llama")
+    scalar = models.create_scalar_model(base, key=jax.random.key(0))
+    tokens, lengths = rows(8, 2, 9), jnp.asarray([9, 5])
+    scores = scalar(tokens, lengths=lengths)
+    np.testing.assert_allclose(scores, scalar(jnp.pad(tokens, ((0, 0), (0, 4))), lengths=lengths), atol=1e-5)
+    np.testing.assert_allclose(scores[1], scalar(tokens[1:, :5], lengths=jnp.asarray([5]))[0], atol=1e-5)
+    np.testing.assert_allclose(scores[1], scalar.per_token(tokens, lengths=lengths)[1, 4])
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused():
+    class Tokenizer:
+        def __len__(self):
+            return 60
+
+        def get_vocab(self):
+            return {"a": 59}
+
+    with pytest.raises(models.huggingface.ModelError, match="60 tokens, the model's vocabulary 48"):
+        models.check_vocabulary(models.load_config(GOLDEN / "llama"), Tokenizer())

@@ -1,0 +1,128 @@
+"""Chunked log-probs equal the dense form, values and gradients, without [B, T, V]."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.logprobs import linear_logprobs, token_logprobs
+
+B, T, D, V = 2, 5, 8, 37
+KEYS = jax.random.split(jax.random.key(0), 6)
+HIDDEN = jax.random.normal(KEYS[0], (B, T, D))
+EMBEDDING = jax.random.normal(KEYS[1], (V, D))
+BIAS = jax.random.normal(KEYS[2], (V,))
+TARGETS = jax.random.randint(KEYS[3], (B, T), 0, V)
+MASK = jnp.asarray([[1, 1, 0, 1, 1], [1, 0, 1, 1, 0]], bool)
+WEIGHTS = jax.random.normal(KEYS[4], (5, B, T))
+FIELDS = ("logps", "entropy", "logsumexp", "mean_logps", "sum_squared_probs")
+OPTIONS = {"temperature": 0.7, "softcap": 3.0, "logit_scale": 1.3}
+
+
+def dense(hidden, embedding, bias, *, temperature=1.0, softcap=None, logit_scale=1.0):
+    logits = logit_scale * hidden @ embedding.T + bias
+    logits = softcap * jnp.tanh(logits / softcap) if softcap else logits
+    logits = logits / temperature
+    logps = jax.nn.log_softmax(logits)
+    p = jnp.exp(logps)
+    return {
+        "logps": jnp.take_along_axis(logps, TARGETS[..., None], -1)[..., 0],
+        "entropy": -(p * logps).sum(-1),
+        "logsumexp": jax.nn.logsumexp(logits, -1),
+        "mean_logps": logps.mean(-1),
+        "sum_squared_probs": (p * p).sum(-1),
+        "is_top1": (jnp.argmax(logits, -1) == TARGETS).astype(jnp.float32),
+    }
+
+
+@pytest.mark.parametrize("chunk_size", [4096, 37, 8, 5, 1])
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "all options"])
+def test_values_equal_the_dense_form(chunk_size, options):
+    ours = linear_logprobs(HIDDEN, EMBEDDING, TARGETS, MASK, chunk_size=chunk_size, bias=BIAS, **options)
+    for name, value in dense(HIDDEN, EMBEDDING, BIAS, **options).items():
+        np.testing.assert_allclose(getattr(ours, name), jnp.where(MASK, value, 0), atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("chunk_size", [4096, 8, 5])
+@pytest.mark.parametrize("field", FIELDS)
+def test_gradients_equal_the_dense_form(chunk_size, field):
+    weight = jnp.where(MASK, WEIGHTS[FIELDS.index(field)], 0)
+
+    def ours(hidden, embedding, bias):
+        stats = linear_logprobs(hidden, embedding, TARGETS, MASK, chunk_size=chunk_size, bias=bias, **OPTIONS)
+        return (weight * getattr(stats, field)).sum()
+
+    def plain(hidden, embedding, bias):
+        return (weight * dense(hidden, embedding, bias, **OPTIONS)[field]).sum()
+
+    arguments = (HIDDEN, EMBEDDING, BIAS)
+    for a, b in zip(
+        jax.grad(ours, (0, 1, 2))(*arguments), jax.grad(plain, (0, 1, 2))(*arguments), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+        assert np.abs(b).max() > 1e-3
+
+
+def test_nan_in_a_masked_slot_changes_neither_value_nor_gradient():
+    def loss(hidden, embedding):
+        return linear_logprobs(hidden, embedding, TARGETS, MASK, chunk_size=8).logps.sum()
+
+    spoiled = jnp.where(MASK[..., None], HIDDEN, jnp.nan)
+    clean = jax.value_and_grad(loss, (0, 1))(HIDDEN, EMBEDDING)
+    dirty = jax.value_and_grad(loss, (0, 1))(spoiled, EMBEDDING)
+    np.testing.assert_array_equal(clean[0], dirty[0])
+    np.testing.assert_array_equal(clean[1][1], dirty[1][1])
+    np.testing.assert_array_equal(dirty[1][0][~MASK], 0)
+
+
+def test_no_array_of_rows_by_vocabulary_is_made():
+    def loss(hidden, embedding):
+        stats = linear_logprobs(hidden, embedding, TARGETS, chunk_size=4)
+        return (stats.logps + stats.entropy).sum()
+
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (int(np.prod(v.aval.shape)) for v in equation.outvars)
+            for value in equation.params.values():
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    yield from sizes(inner)
+
+    found = list(sizes(jax.make_jaxpr(jax.grad(loss, (0, 1)))(HIDDEN, EMBEDDING).jaxpr))
+    assert max(found) < B * T * V
+
+
+def test_jit_and_vmap_equal_the_plain_call():
+    def logps(hidden, targets):
+        return linear_logprobs(hidden[None], EMBEDDING, targets[None], chunk_size=8).logps[0]
+
+    plain = linear_logprobs(HIDDEN, EMBEDDING, TARGETS, chunk_size=8).logps
+    np.testing.assert_allclose(jax.jit(jax.vmap(logps))(HIDDEN, TARGETS), plain, atol=1e-6)
+
+
+def test_bfloat16_inputs_accumulate_in_float32():
+    low = linear_logprobs(HIDDEN.astype(jnp.bfloat16), EMBEDDING.astype(jnp.bfloat16), TARGETS, chunk_size=8)
+    assert low.logps.dtype == jnp.float32
+    rounded = dense(
+        HIDDEN.astype(jnp.bfloat16).astype(jnp.float32),
+        EMBEDDING.astype(jnp.bfloat16).astype(jnp.float32),
+        0.0,
+    )
+    np.testing.assert_allclose(low.logps, rounded["logps"], atol=1e-4)
+
+
+def test_token_logprobs_by_hand_with_temperature():
+    # logits (0, log 3) at temperature 1/2 are (0, 2 log 3): p = (1/10, 9/10).
+    logits = jnp.log(jnp.asarray([[[1.0, 3.0]]]))
+    np.testing.assert_allclose(
+        token_logprobs(logits, jnp.asarray([[1]]), temperature=0.5), np.log([[0.9]]), rtol=1e-6
+    )
+
+
+def test_wrong_shapes_and_numbers_are_named():
+    with pytest.raises(AssertionError, match="hidden_rows"):
+        linear_logprobs(HIDDEN, EMBEDDING, TARGETS[:, :4])
+    with pytest.raises(AssertionError, match="width"):
+        linear_logprobs(HIDDEN, EMBEDDING[:, :3], TARGETS)
+    with pytest.raises(ValueError, match="temperature"):
+        linear_logprobs(HIDDEN, EMBEDDING, TARGETS, temperature=0.0)
