@@ -191,15 +191,17 @@ def demo_pipeline(config: DemoConfig, files: story_world.WorldFiles) -> Pipeline
             sampling=sampling,
             loss=PPOLossConfig(),
             kl=KLConfig(coefficient=0.03),
-            train=PPOTrainConfig(updates=steps.ppo, prompts=128, epochs=2, minibatches=4, score_batch_size=128),
+            train=PPOTrainConfig(
+                updates=steps.ppo, prompts=128, epochs=2, minibatches=4, score_batch_size=128
+            ),
             optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", epsilon=1e-5),
         ),
         dpo=DPOConfig(
             run=_run(config, "dpo"),
             data=pairs,
-            loss=DPOLossConfig(beta=0.1, label_smoothing=0.05),
+            loss=DPOLossConfig(beta=0.2, label_smoothing=0.05, sft_weight=0.2),
             train=TrainConfig(batch_size=16, steps=steps.dpo, eval_batch_size=64),
-            optimizer=OptimizerConfig(learning_rate=5e-4, schedule="linear", warmup_steps=10),
+            optimizer=OptimizerConfig(learning_rate=3e-4, schedule="linear", warmup_steps=10),
             sampling=sampling,
         ),
         evaluation=EvaluationConfig(batch_size=64),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxalign.config import save_yaml
 from jaxalign.data import collate_demonstrations, eval_batches, load_dataset
@@ -72,7 +72,7 @@ class PipelineConfig:
 
     output: str = ""
     seed: int = 0
-    device: str = "auto"
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     resume: bool = False
     sft: SFTConfig = field(default_factory=SFTConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
