@@ -82,7 +82,7 @@ class Steps:
 
 
 FULL = Steps(base=150, sft=500, reward=500, ppo=70, dpo=300)
-QUICK = Steps(base=60, sft=200, reward=150, ppo=20, dpo=100)
+QUICK = Steps(base=40, sft=150, reward=80, ppo=10, dpo=60)
 
 
 def run_demo(config: DemoConfig) -> PipelineResult:

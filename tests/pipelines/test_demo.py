@@ -64,6 +64,7 @@ def test_a_pipeline_without_a_folder_is_refused():
         run_pipeline(PipelineConfig())
 
 
+@pytest.mark.slow
 def test_the_demo_runs_from_nothing_to_a_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "QUICK", demo.Steps(base=2, sft=2, reward=2, ppo=1, dpo=2))
     monkeypatch.setattr(demo, "WORLD", {"stories": 700, "preferences": 640, "held_out": 16})
