@@ -1,0 +1,166 @@
+"""Sampling and generation: exact truncation, the cached loop equals the forward, batching changes nothing."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign import models
+from jaxalign.errors import UserError
+from jaxalign.rollout import Sampler, SamplingConfig, generate, join_rows
+from jaxalign.rollout.sampling import kept_tokens, row_uniforms, sample
+from jaxalign.training.scoring import score_tokens
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
+PROMPTS = [[5, 6, 7], [9] * 11, [4, 3, 2, 1, 8]]
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.load_pretrained(GOLDEN / "llama")
+
+
+@pytest.fixture(scope="module")
+def sampler(model):
+    return Sampler(model)
+
+
+def exact(completions, other):
+    assert completions.token_lists() == other.token_lists()
+    np.testing.assert_allclose(completions.logps * completions.mask, other.logps * other.mask, atol=2e-5)
+
+
+def test_greedy_tokens_are_those_of_the_uncached_forward(model, sampler):
+    done = sampler.generate(PROMPTS, max_new_tokens=6, key=KEY, temperature=0.0, stop_tokens=())
+    for prompt, tokens in zip(PROMPTS, done.token_lists(), strict=True):
+        row = list(prompt)
+        for token in tokens:
+            assert int(jnp.argmax(model(jnp.asarray([row]))[0, -1])) == token
+            row.append(token)
+
+
+def test_log_probs_are_those_that_training_scores(model, sampler):
+    done = sampler.generate(PROMPTS, max_new_tokens=6, key=KEY, temperature=0.7, stop_tokens=())
+    rows = join_rows(PROMPTS, done)
+    scores = score_tokens(
+        model, jnp.asarray(rows.tokens), jnp.asarray(rows.lengths), jnp.asarray(rows.mask), temperature=0.7
+    )
+    np.testing.assert_allclose(rows.to_completion(scores.logps, 6), done.logps, atol=1e-4)
+    np.testing.assert_array_equal(done.sampling_logps, done.logps)
+
+
+def test_samples_do_not_depend_on_the_batch(model, sampler):
+    arguments = {"max_new_tokens": 8, "key": KEY, "top_k": 20, "top_p": 0.9, "stop_tokens": (7, 11)}
+    together = sampler.generate(PROMPTS, num_samples=2, **arguments)
+    exact(together, Sampler(model, max_rows=2).generate(PROMPTS, num_samples=2, **arguments))
+    alone = sampler.generate([PROMPTS[2]], num_samples=2, row_ids=[4, 5], **arguments)
+    assert alone.token_lists() == together.token_lists()[4:]
+    assert together.token_lists()[0] != together.token_lists()[1]
+
+
+def test_a_stop_token_is_counted_and_ends_the_row(model):
+    greedy = generate(model, [PROMPTS[0]], max_new_tokens=6, key=KEY, temperature=0.0, stop_tokens=())
+    tokens = greedy.token_lists()[0]
+    stop = tokens[2]
+    done = generate(model, [PROMPTS[0]], max_new_tokens=6, key=KEY, temperature=0.0, stop_tokens=(stop,))
+    first = tokens.index(stop) + 1
+    assert done.token_lists()[0] == tokens[:first]
+    assert done.finish_reason == ["stop"]
+    assert done.mask.sum() == first
+    assert greedy.finish_reason == ["length"]
+
+
+def test_settings_can_differ_by_prompt(sampler):
+    mixed = sampler.generate(
+        PROMPTS[:2], max_new_tokens=5, key=KEY, temperature=np.asarray([0.0, 1.0]), stop_tokens=()
+    )
+    greedy = sampler.generate(PROMPTS[:1], max_new_tokens=5, key=KEY, temperature=0.0, stop_tokens=())
+    assert mixed.token_lists()[0] == greedy.token_lists()[0]
+
+
+def test_new_parameters_are_used(model):
+    own = Sampler(model)
+    before = own.generate(PROMPTS, max_new_tokens=5, key=KEY, stop_tokens=())
+    own.update(jax.tree.map(lambda x: -x, model.params))
+    assert (
+        own.generate(PROMPTS, max_new_tokens=5, key=KEY, stop_tokens=()).token_lists() != before.token_lists()
+    )
+    own.update(model.params)
+    exact(own.generate(PROMPTS, max_new_tokens=5, key=KEY, stop_tokens=()), before)
+
+
+def test_bad_prompts_are_named(sampler):
+    with pytest.raises(UserError, match="prompt 1 has no tokens"):
+        sampler.generate([[1], []], max_new_tokens=2, key=KEY)
+    with pytest.raises(UserError, match="prompt 0 has 3000 tokens"):
+        sampler.generate([[1] * 3000], max_new_tokens=2, key=KEY)
+    with pytest.raises(UserError, match="vocabulary has 48"):
+        sampler.generate([[48]], max_new_tokens=2, key=KEY)
+    with pytest.raises(ValueError, match="top_p"):
+        sampler.generate([[1]], max_new_tokens=2, key=KEY, top_p=0.0)
+    with pytest.raises(ValueError, match="num_samples"):
+        SamplingConfig(num_samples=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_truncation_equals_a_sort(seed):
+    rng = np.random.default_rng(seed)
+    logps = np.asarray(jax.nn.log_softmax(jnp.asarray(3 * rng.standard_normal((40, 301)), jnp.float32)))
+    k = rng.integers(0, 60, 40)
+    p = np.where(rng.random(40) < 0.3, 1.0, rng.uniform(0.1, 1, 40)).astype(np.float32)
+    least = np.where(rng.random(40) < 0.5, 0.05, 0.0).astype(np.float32)
+    kept = np.asarray(kept_tokens(*map(jnp.asarray, (logps, k, p, least))))
+    for row in range(40):
+        order = np.argsort(-logps[row])[: k[row] or 301]
+        mass = np.cumsum(np.exp(logps[row, order].astype(np.float64)))
+        if p[row] < 1:
+            order = order[: np.searchsorted(mass / mass[-1], p[row]) + 1]
+        expected = np.zeros(301, bool)
+        expected[order] = True
+        expected &= np.exp(logps[row]) >= least[row] * np.exp(logps[row].max())
+        np.testing.assert_array_equal(kept[row], expected)
+
+
+def test_draws_follow_the_distribution_and_never_a_zero():
+    probabilities = np.random.default_rng(0).random(200)
+    probabilities[::5] = 0
+    probabilities[-30:] = 0
+    draws = 20_000
+    uniforms = jax.random.uniform(jax.random.key(1), (draws,))
+    tokens = np.asarray(
+        sample(jnp.broadcast_to(jnp.asarray(probabilities, jnp.float32), (draws, 200)), uniforms)
+    )
+    counts = np.bincount(tokens, minlength=200)
+    expected = draws * probabilities / probabilities.sum()
+    assert counts[probabilities == 0].sum() == 0
+    there = expected > 0
+    chi_square = ((counts - expected)[there] ** 2 / expected[there]).sum()
+    assert chi_square < there.sum() + 5 * np.sqrt(2 * there.sum())
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-24, 1.0])
+def test_the_ends_of_the_interval_draw_a_possible_token(uniform):
+    probabilities = jnp.zeros((1, 300)).at[0, 130].set(0.3).at[0, 131].set(1e-9)
+    assert int(sample(probabilities, jnp.asarray([uniform]))[0]) in (130, 131)
+
+
+def test_a_rows_randomness_depends_on_its_id_and_position_alone():
+    first = row_uniforms(KEY, jnp.asarray([3, 8]), jnp.asarray(5))
+    second = row_uniforms(KEY, jnp.asarray([8, 1, 3]), jnp.asarray(5))
+    assert first[0] == second[2]
+    assert first[1] == second[0]
+    assert first[0] != row_uniforms(KEY, jnp.asarray([3]), jnp.asarray(6))[0]
+
+
+def test_rows_and_completion_columns_map_onto_each_other(sampler):
+    done = sampler.generate(PROMPTS, max_new_tokens=6, key=KEY, stop_tokens=(7, 11, 20, 21, 22, 23))
+    rows = join_rows(PROMPTS, done, multiple=8)
+    assert rows.tokens.shape[1] % 8 == 0
+    for i, prompt in enumerate(PROMPTS):
+        assert rows.tokens[i, : rows.lengths[i]].tolist() == prompt + done.token_lists()[i]
+        assert rows.mask[i].sum() == done.lengths[i]
+    values = np.where(done.mask, done.logps, 0)
+    np.testing.assert_array_equal(rows.to_completion(rows.from_completion(values), 6), values)

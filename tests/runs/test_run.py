@@ -1,0 +1,135 @@
+"""The run folder: whose it is, what it logs, what resuming keeps."""
+
+import json
+import signal
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from jaxalign.errors import ConfigError
+from jaxalign.runs import Run, RunConfig, StopFlag, records
+from jaxalign.runs.report import metric_series, write_comparison_report, write_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A configuration.
+
+    Attributes:
+      run: the run.
+      rate: a number.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    rate: float = 1.0
+
+
+def config(folder, **changes) -> Config:
+    return Config(run=RunConfig(output=str(folder), progress=False, **changes))
+
+
+def opened(settings: Config, command: str = "sft") -> Run:
+    return Run.open(settings.run, settings, command)
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path):
+    with opened(config(tmp_path / "run")):
+        pass
+    with pytest.raises(ConfigError, match=r"already holds a run of `sft`.*--resume"):
+        opened(config(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="holds a run of `sft`, not of `dpo`"):
+        opened(config(tmp_path / "run", resume=True), "dpo")
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match="not empty"):
+        opened(config(tmp_path))
+    with pytest.raises(ConfigError, match="is a file"):
+        opened(config(tmp_path / "thesis.tex"))
+    with pytest.raises(ConfigError, match="expected a folder"):
+        opened(config(""))
+
+
+def test_resuming_with_another_setting_names_it_and_a_free_one_is_allowed(tmp_path):
+    with opened(config(tmp_path)):
+        pass
+    with pytest.raises(ConfigError, match=r"rate was 1\.0 and is now 2\.0"):
+        opened(replace(config(tmp_path, resume=True), rate=2.0))
+    with opened(config(tmp_path, resume=True, log_every=3)) as run:
+        assert run.resumed
+
+
+def test_rewinding_drops_what_came_after_and_a_torn_line(tmp_path):
+    with opened(config(tmp_path)) as run:
+        for step in (1, 2, 3):
+            run.log_metrics(step, {"b": 1.0, "a": float("nan")})
+            run.log_samples(step, [{"text": "<b>"}])
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 4, "torn')
+        run.rewind(2)
+    rows = list(records.read(tmp_path / "metrics.jsonl"))
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0] == {"step": 1, "a": "nan", "b": 1.0}
+    assert [row["step"] for row in records.read(tmp_path / "samples.jsonl")] == [1, 2]
+
+
+def test_metadata_says_what_ran(tmp_path):
+    with opened(config(tmp_path, seed=7)) as run:
+        run.add_metadata(data={"rows": 3})
+    meta = json.loads((tmp_path / "metadata.json").read_text())
+    assert (meta["command"], meta["seed"], meta["data"]) == ("sft", 7, {"rows": 3})
+    assert {"jax", "optax"} <= set(meta["versions"])
+    assert meta["devices"]
+
+
+def test_a_finished_run_has_a_report_with_pictures_and_escaped_samples(tmp_path):
+    with opened(config(tmp_path)) as run:
+        for step in (1, 2):
+            run.log_metrics(step, {"train/loss": 2.0 / step, "eval/loss": 3.0 / step, "objective/kl": 0.1})
+        run.log_samples(2, [{"prompt": "p", "completion": "<script>alert(1)</script>"}])
+        run.finish({"eval/loss": 1.5})
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "1.5" in page
+    assert (tmp_path / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob(".*"))
+    write_report(tmp_path)
+
+
+def test_series_leave_out_what_is_no_number():
+    rows = [{"step": 1, "a": 1.0, "b": "nan"}, {"step": 2, "a": 3}]
+    assert metric_series(rows) == {"a": ([1, 2], [1.0, 3.0])}
+
+
+def test_a_comparison_has_a_row_for_each_method(tmp_path):
+    path = write_comparison_report(
+        tmp_path / "report.html",
+        title="T",
+        subtitle="S",
+        rows=[{"method": "ppo", "reward": 1.25}],
+        notes=["n & m"],
+    )
+    page = path.read_text()
+    assert "ppo" in page
+    assert "1.25" in page
+    assert "n &amp; m" in page
+
+
+def test_a_signal_sets_the_flag_and_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopFlag() as flag:
+        assert flag.signal_received is None
+        signal.raise_signal(signal.SIGTERM)
+        assert flag.signal_received == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_tracker_without_its_package_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"jaxalign\[wandb\]"):
+        opened(config(tmp_path, wandb=True))
