@@ -81,8 +81,8 @@ class Steps:
     dpo: int
 
 
-FULL = Steps(base=150, sft=500, reward=500, ppo=70, dpo=300)
-QUICK = Steps(base=40, sft=150, reward=80, ppo=10, dpo=60)
+FULL = Steps(base=300, sft=500, reward=500, ppo=70, dpo=300)
+QUICK = Steps(base=120, sft=120, reward=80, ppo=10, dpo=60)
 
 
 def run_demo(config: DemoConfig) -> PipelineResult:

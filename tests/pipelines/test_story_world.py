@@ -70,7 +70,10 @@ def test_generated_text_has_no_unknown_words_and_decodes_to_itself():
     tokenizer = world.build_tokenizer()
     rng = random.Random(3)
     for prompt in world.all_prompts(0)[:100]:
-        for completion in (world.write_completion(rng, prompt, rng.random()), world.loose_sentences(rng)):
+        for completion in (
+            world.write_completion(rng, prompt, rng.random()),
+            world.loose_sentences(rng, prompt),
+        ):
             text = f"{prompt} {completion}"
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.unk_token_id not in ids
