@@ -114,10 +114,9 @@ class Transformer(nnx.Module):
           (P and room for completions).
         """
         positions, segments = layout(tokens, None, None, lengths)
-        hidden, cache = self._layers(tokens, positions, segments, adapter, None, keep_cache=True)
+        hidden, cached = self._layers(tokens, positions, segments, adapter, None, keep_cache=True)
         last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-        assert cache is not None
-        keys, values = cache
+        keys, values = cached
         return last, kv_cache.from_prompt(keys, values, lengths, cache_length)
 
     def decode_weights(self, adapter: Any = None) -> dict[str, Any]:
@@ -181,7 +180,9 @@ class Transformer(nnx.Module):
 
     # --- the stack --------------------------------------------------------------------------
 
-    def _layers(self, tokens, positions, segments, adapter, dropout_key, *, keep_cache: bool):
+    def _layers(
+        self, tokens, positions, segments, adapter, dropout_key, *, keep_cache: bool
+    ) -> tuple[jax.Array, Any]:
         config, params = self.config, self.params
         x = embed(params, tokens, positions, config)
         tables = [rope_tables(positions, config, local=local) for local in (False, True)]

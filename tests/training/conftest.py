@@ -1,0 +1,90 @@
+"""Small data files and configurations for the trainers."""
+
+import json
+
+import pytest
+
+from jaxalign.data import DataConfig
+from jaxalign.rollout import SamplingConfig
+from jaxalign.runs import RunConfig
+from jaxalign.training.loop import TrainConfig
+from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig, RewardSource
+from jaxalign.training.preference import DPOConfig
+from jaxalign.training.reward import RewardConfig
+from jaxalign.training.setup import ModelSource
+from jaxalign.training.sft import SFTConfig
+
+WORDS = "ab cd ef gh ij kl mn op".split()
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory):
+    """40 comparisons; a good answer has vowels only."""
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [
+        {
+            "prompt": f"{WORDS[i % 8]} {WORDS[i // 8]}",
+            "chosen": "aei" + "o" * (i % 5),
+            "rejected": "xyz" + "w" * (i % 3),
+        }
+        for i in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def reward_vowels(prompts, completions, *, completion_ids, columns):
+    """A fractional reward: the share of vowels."""
+    del prompts, columns
+    return [
+        sum(c in "aeiou" for c in text) / max(len(ids), 1)
+        for text, ids in zip(completions, completion_ids, strict=True)
+    ]
+
+
+class Configs:
+    """Configurations of every trainer on the tiny model."""
+
+    def __init__(self, model, data):
+        self.model = ModelSource(path=str(model))
+        self.data = DataConfig(train=(str(data),), template="plain", max_length=32, validation_fraction=0.2)
+        self.train = TrainConfig(batch_size=4, steps=4)
+        self.optimizer = OptimizerConfig(learning_rate=1e-2, warmup_ratio=0.3)
+
+    def run(self, output, **changes):
+        return RunConfig(
+            **(
+                {"output": str(output), "log_every": 1, "save_every": 2, "eval_every": 2, "progress": False}
+                | changes
+            )
+        )
+
+    def sft(self, output, **changes):
+        parts = {"model": self.model, "data": self.data, "train": self.train, "optimizer": self.optimizer}
+        return SFTConfig(run=self.run(output), sampling=SamplingConfig(max_new_tokens=4), **(parts | changes))
+
+    def reward(self, output, **changes):
+        parts = {"model": self.model, "data": self.data, "train": self.train, "optimizer": self.optimizer}
+        return RewardConfig(run=self.run(output), **(parts | changes))
+
+    def dpo(self, output, **changes):
+        parts = {"model": self.model, "data": self.data, "train": self.train, "optimizer": self.optimizer}
+        return DPOConfig(run=self.run(output), sampling=SamplingConfig(max_new_tokens=4), **(parts | changes))
+
+    def ppo(self, output, **changes):
+        parts = {
+            "model": self.model,
+            "data": self.data,
+            "train": PPOTrainConfig(updates=4, prompts=4, epochs=2, minibatches=2, score_batch_size=8),
+            "optimizer": self.optimizer,
+            "reward": RewardSource(functions=(f"{__file__}:reward_vowels",), missing_stop_penalty=0.1),
+            "critic": CriticConfig(optimizer=self.optimizer),
+            "sampling": SamplingConfig(max_new_tokens=6, num_samples=2),
+        }
+        return PPOConfig(run=self.run(output), **(parts | changes))
+
+
+@pytest.fixture
+def configs(tiny_model_folder, pairs_file):
+    return Configs(tiny_model_folder, pairs_file)

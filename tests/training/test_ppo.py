@@ -1,0 +1,196 @@
+"""PPO: what the checklist of published details asks for."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign import models
+from jaxalign.errors import ConfigError, UserError
+from jaxalign.rewards import Rewards
+from jaxalign.rollout import Completions, SamplingConfig
+from jaxalign.runs import records
+from jaxalign.training.experience import RunningMoments, Scored, advantages_of, drop_rows, final_scores
+from jaxalign.training.kl_controller import KLConfig, next_coefficient
+from jaxalign.training.ppo import train_ppo
+from jaxalign.training.ppo_config import CriticConfig, PPOLossConfig, PPOTrainConfig, RewardSource
+from jaxalign.training.reward import train_reward
+
+
+def completions(*reasons: str) -> Completions:
+    shape = (len(reasons), 2)
+    zeros = np.zeros(shape, np.float32)
+    return Completions(
+        zeros.astype(int), np.ones(shape, bool), np.full(len(reasons), 2), zeros, zeros, list(reasons)
+    )
+
+
+def scored(mask, logps=0.0, ref=0.0, values=0.0) -> Scored:
+    mask = jnp.asarray(mask, bool)
+    full = [jnp.where(mask, x, 0.0) for x in (logps, ref, values)]
+    return Scored(
+        jnp.zeros(mask.shape, int), mask.sum(1), mask, *full, jnp.zeros(mask.shape), jnp.full(len(mask), 9.0)
+    )
+
+
+def compute(rows, scores, *, coefficient=0.0, truncated=None, whiten_rewards=False, **loss):
+    settings = PPOLossConfig(**({"whiten_advantages": False, "lam": 1.0} | loss))
+    count = len(rows.mask)
+    return advantages_of(
+        rows,
+        jnp.asarray(scores, jnp.float32),
+        jnp.zeros(rows.mask.shape),
+        jnp.zeros(count, bool) if truncated is None else jnp.asarray(truncated),
+        jnp.float32(coefficient),
+        kl=KLConfig(),
+        loss=settings,
+        whiten_rewards=whiten_rewards,
+    )
+
+
+def test_the_score_lands_on_the_last_token_and_kl_on_every_token():
+    rows = scored([[0, 1, 1, 1, 0], [0, 0, 1, 0, 0]], logps=-1.0, ref=-1.5)
+    data, metrics = compute(rows, [0.7, -1.9], coefficient=0.1)
+    # Returns are sums of what follows: the score and -0.1 * 0.5 a token.
+    np.testing.assert_allclose(data["returns"], [[0, 0.55, 0.6, 0.65, 0], [0, 0, -1.95, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(metrics["objective/kl"], (1.5 + 0.5) / 2, rtol=1e-6)
+    np.testing.assert_allclose(metrics["objective/rlhf_reward"], (-0.2 + 0.7 - 1.9) / 2, rtol=1e-5)
+
+
+def test_what_follows_a_truncated_row_is_bootstrapped_only_on_request():
+    rows = scored([[0, 1, 1], [0, 1, 1]])
+    plain, _ = compute(rows, [1.0, 1.0], truncated=[True, False])
+    np.testing.assert_allclose(plain["returns"][0], plain["returns"][1])
+    carried, _ = compute(rows, [1.0, 1.0], truncated=[True, False], bootstrap_truncated=True)
+    np.testing.assert_allclose(carried["returns"][:, 2], [10.0, 1.0])
+
+
+def test_whitened_rewards_keep_their_mean():
+    rows = scored(np.ones((8, 1)))
+    scores = np.arange(8.0)
+    data, _ = compute(rows, scores, whiten_rewards=True)
+    returns = np.asarray(data["returns"])[:, 0]
+    np.testing.assert_allclose(returns.mean(), scores.mean(), rtol=1e-5)
+    np.testing.assert_allclose(returns.std(ddof=1), 1.0, rtol=1e-5)
+
+
+def test_whitened_advantages_have_mean_zero_over_valid_tokens():
+    mask = np.asarray([[0, 1, 1, 1], [0, 1, 0, 0]])
+    data, _ = compute(scored(mask), [1.0, -3.0], whiten_advantages=True)
+    valid = np.asarray(data["advantages"])[mask.astype(bool)]
+    np.testing.assert_allclose([valid.mean(), valid.std(ddof=1)], [0, 1], atol=1e-5)
+
+
+def test_rows_without_a_reward_count_nowhere():
+    rows = scored(np.ones((2, 3)), logps=-1.0, ref=-2.0, values=0.3)
+    dropped = drop_rows(rows, np.asarray([True, False]))
+    assert not dropped.mask[1].any()
+    alone, expected = compute(
+        scored(np.ones((1, 3)), logps=-1.0, ref=-2.0, values=0.3), [1.0], coefficient=0.1
+    )
+    data, metrics = compute(dropped, [1.0, 0.0], coefficient=0.1)
+    np.testing.assert_allclose(data["advantages"][0], alone["advantages"][0], rtol=1e-6)
+    for name in expected:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (RewardSource(), [3.0, -2.0]),
+        (RewardSource(missing_stop_penalty=1.0), [3.0, -3.0]),
+        (RewardSource(missing_stop_score=-1.0), [3.0, -1.0]),
+        (RewardSource(clip=2.5), [2.5, -2.0]),
+        (RewardSource(normalize=True), [1.0, -1.0]),
+    ],
+)
+def test_scores_follow_the_rules_for_stop_tokens_clipping_and_normalisation(source, expected):
+    rewards = Rewards(scores=np.asarray([3.0, -2.0], np.float32), valid=np.ones(2, bool))
+    scores = final_scores(source, rewards, completions("stop", "length"), RunningMoments())
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
+def test_running_moments_are_those_of_all_values():
+    values = np.random.default_rng(0).standard_normal(50) * 3 + 1
+    moments = RunningMoments()
+    for part in np.split(values, [1, 4, 30]):
+        moments.update(part)
+    np.testing.assert_allclose([moments.count, moments.mean, moments.std], [50, values.mean(), values.std()])
+
+
+def test_the_adaptive_controller_moves_by_a_fifth_of_the_batch_at_most():
+    config = KLConfig(controller="adaptive", target=6.0, horizon=100)
+    assert next_coefficient(config, 0.1, 60.0, 10) == pytest.approx(0.1 * 1.02)
+    assert next_coefficient(config, 0.1, 0.0, 10) == pytest.approx(0.1 * 0.98)
+    assert next_coefficient(config, 0.1, 6.6, 10) == pytest.approx(0.1 * 1.01)
+    assert next_coefficient(KLConfig(), 0.1, 60.0, 10) == 0.1
+
+
+def metrics_of(folder):
+    return list(records.read(folder / "metrics.jsonl"))
+
+
+def test_the_first_ratio_is_one_and_sampler_and_trainer_agree(configs, tmp_path):
+    sampling = SamplingConfig(max_new_tokens=6, num_samples=2, temperature=0.7)
+    train_ppo(configs.ppo(tmp_path / "run", sampling=sampling))
+    for row in metrics_of(tmp_path / "run"):
+        assert row["policy/first_ratio"] == pytest.approx(1.0, abs=1e-5)
+        assert row["rollout/logp_gap"] < 1e-4
+    assert row["policy/steps"] == 4
+
+
+def test_only_the_critic_learns_in_its_warm_up(configs, tmp_path):
+    critic = replace(configs.ppo("x").critic, warmup_updates=4)
+    result = train_ppo(configs.ppo(tmp_path / "run", critic=critic))
+    base = models.load_pretrained(configs.model.path)
+    for ours, theirs in zip(
+        *(list(models.split(m)[1]["layers"].values()) for m in (result.model, base)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    losses = [row["value/loss"] for row in metrics_of(tmp_path / "run")]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "critic", [CriticConfig(shared_trunk=True), CriticConfig(init="reward")], ids=["shared", "reward"]
+)
+def test_a_reward_model_and_other_critics_work(critic, configs, tmp_path):
+    reward = train_reward(configs.reward(tmp_path / "reward"))
+    source = RewardSource(model=str(reward.folder))
+    train = PPOTrainConfig(
+        updates=1, prompts=4, epochs=1, minibatches=2, score_batch_size=8, accumulation_steps=2
+    )
+    train_ppo(configs.ppo(tmp_path / "run", reward=source, critic=critic, train=train))
+    assert np.isfinite(metrics_of(tmp_path / "run")[0]["objective/score"])
+
+
+def test_a_live_function_and_token_rewards_are_accepted(configs, tmp_path):
+    def tokens(prompts, completions, *, completion_ids, columns):
+        del prompts, completions, columns
+        return np.asarray([[0.25 if i < len(ids) else np.nan for i in range(6)] for ids in completion_ids])
+
+    # What lies beyond a completion must be finite: a NaN there is the user's mistake.
+    with pytest.raises(UserError, match="not finite"):
+        train_ppo(
+            configs.ppo(
+                tmp_path / "bad",
+                sampling=SamplingConfig(max_new_tokens=6, num_samples=2, stop_tokens=tuple(range(200))),
+            ),
+            reward=tokens,
+        )
+    result = train_ppo(
+        configs.ppo(tmp_path / "run"), reward=lambda p, c, *, completion_ids, columns: [0.5] * len(p)
+    )
+    assert result.metrics["objective/score"] == 0.5
+
+
+def test_no_reward_and_wrong_rewards_are_named(configs, tmp_path):
+    with pytest.raises(ConfigError, match=r"reward\.model or reward\.functions"):
+        train_ppo(configs.ppo(tmp_path / "a", reward=RewardSource()))
+    with pytest.raises(ConfigError, match=r"no file nowhere\.py"):
+        train_ppo(configs.ppo(tmp_path / "b", reward=RewardSource(functions=("nowhere.py:f",))))
+    with pytest.raises(UserError, match="returned 1 rewards for 8 completions"):
+        train_ppo(configs.ppo(tmp_path / "c"), reward=lambda p, c, **_: [1.0])
+    with pytest.raises(ValueError, match="do not divide"):
+        configs.ppo(tmp_path, train=PPOTrainConfig(prompts=3, minibatches=4))

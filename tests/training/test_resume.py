@@ -1,0 +1,100 @@
+"""Stopped and resumed equals never stopped, bit for bit."""
+
+import signal
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxalign import models
+from jaxalign.errors import UserError
+from jaxalign.models.lora import LoraConfig
+from jaxalign.runs import records
+from jaxalign.training.loop import Interrupted
+from jaxalign.training.ppo import Trainer, train_ppo
+from jaxalign.training.preference import train_dpo
+from jaxalign.training.reward import train_reward
+from jaxalign.training.sft import train_sft
+
+TRAINERS = {"sft": train_sft, "reward": train_reward, "dpo": train_dpo, "ppo": train_ppo}
+
+
+def numbers(folder):
+    """All metrics but wall-clock ones."""
+    rows = records.read(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def interrupted_after(monkeypatch, name: str, step: int):
+    """Sends this process SIGTERM in the given step (or update), as an operator would."""
+    if name == "ppo":
+        plain = Trainer.update
+
+        def update(self, number):
+            if number == step:
+                signal.raise_signal(signal.SIGTERM)
+            return plain(self, number)
+
+        monkeypatch.setattr(Trainer, "update", update)
+        return
+    from jaxalign.data import BatchIterator
+
+    plain_next, seen = BatchIterator.next, []
+
+    def following(self):
+        seen.append(1)
+        if len(seen) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return plain_next(self)
+
+    monkeypatch.setattr(BatchIterator, "next", following)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_an_interrupted_and_resumed_run_gives_the_same_bits(name, configs, tmp_path, monkeypatch):
+    train, make = TRAINERS[name], getattr(configs, name)
+    whole = train(make(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        interrupted_after(patch, name, 3)
+        with pytest.raises(Interrupted) as stopped:
+            train(make(tmp_path / "parts"))
+    assert stopped.value.signal == signal.SIGTERM
+    assert not (tmp_path / "parts" / "export").exists()
+    config = make(tmp_path / "parts")
+    train(replace(config, run=replace(config.run, resume=True)))
+    ours, theirs = (load_file(tmp_path / n / "export" / "model.safetensors") for n in ("parts", "whole"))
+    assert ours.keys() == theirs.keys()
+    for tensor in ours:
+        np.testing.assert_array_equal(ours[tensor], theirs[tensor], err_msg=tensor)
+    assert numbers(tmp_path / "parts") == numbers(whole.folder)
+
+
+def test_resuming_a_finished_run_changes_nothing(configs, tmp_path):
+    config = configs.sft(tmp_path / "run")
+    train_sft(config)
+    before = (tmp_path / "run" / "export" / "model.safetensors").read_bytes()
+    result = train_sft(replace(config, run=replace(config.run, resume=True)))
+    assert (tmp_path / "run" / "export" / "model.safetensors").read_bytes() == before
+    assert "eval/loss" in result.metrics
+
+
+def test_a_lora_run_resumes_and_exports_both_forms(configs, tmp_path):
+    lora = LoraConfig(enabled=True, rank=2, dropout=0.1)
+    result = train_sft(configs.sft(tmp_path / "run", lora=lora))
+    merged = models.load_pretrained(tmp_path / "run" / "export")
+    adapter, settings = models.load_adapter(tmp_path / "run" / "adapter", merged.config)
+    base = models.load_pretrained(configs.model.path)
+    beside = models.merge_adapter(base, models.attach(adapter, settings))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), beside.params, merged.params)
+    assert any(np.abs(p["b"]).max() > 0 for p in adapter.values())
+    assert result.folder == tmp_path / "run"
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(configs, tmp_path):
+    config = configs.sft(
+        tmp_path / "run", optimizer=replace(configs.optimizer, learning_rate=1e30, warmup_ratio=0.0)
+    )
+    with pytest.raises(UserError, match=r"step \d: the loss .* not finite; rows \[.*last good checkpoint"):
+        train_sft(config)

@@ -1,0 +1,206 @@
+"""One update: micro-batches add up, eight devices equal one, bad numbers change nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign import models
+from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
+from jaxalign.models.lora import LoraConfig
+from jaxalign.training import setup
+from jaxalign.training.actor_critic import build
+from jaxalign.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxalign.training.pairs import valid_rows
+from jaxalign.training.ppo import ppo_counts, ppo_loss
+from jaxalign.training.ppo_config import PPOLossConfig
+from jaxalign.training.preference import DPOLossConfig, preference_loss
+from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
+from jaxalign.training.state import create_state
+from jaxalign.training.step import make_update
+
+KEY = jax.random.key(0)
+RATE = 1e-2
+MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+
+
+def shape():
+    return models.ModelConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
+        max_positions=32,
+    )  # fmt: skip
+
+
+def rows(*lead: int) -> dict:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(6, 13, lead).astype(np.int32)
+    columns = np.arange(12)
+    return {
+        "tokens": rng.integers(0, 64, (*lead, 12)).astype(np.int32),
+        "lengths": lengths,
+        "mask": (columns >= 3) & (columns < lengths[..., None]),
+        "valid": np.arange(lead[0]) != 5,
+    }
+
+
+def sft_case(mesh):
+    policy, trained, frozen = setup.policy_of(models.create(shape(), key=KEY), LoraConfig(), mesh, key=KEY)
+    loss = sft_loss(policy, SFTLossConfig(label_smoothing=0.1, z_loss=0.01))
+    return loss, sft_counts, setup.place_params(trained, mesh), frozen, rows(8)
+
+
+def dpo_case(mesh):
+    model, reference = (models.create(shape(), key=jax.random.key(k)) for k in (0, 1))
+    policy, trained, base = setup.policy_of(model, LoraConfig(), mesh, key=KEY)
+    definition, params = models.split(setup.place_model(reference, mesh))
+    loss = preference_loss(policy, definition, DPOLossConfig(sft_weight=0.1))
+    batch = rows(8, 2) | {"margin": np.zeros(8, np.float32)}
+    return loss, valid_rows, setup.place_params(trained, mesh), {"base": base, "reference": params}, batch
+
+
+def ppo_case(mesh):
+    from jaxalign.training.ppo_config import PPOConfig
+
+    def reward(*_, **__):
+        return []
+
+    parts = build(
+        PPOConfig(), setup.place_model(models.create(shape(), key=KEY), mesh), reward, mesh, key=KEY
+    )
+    batch = rows(8)
+    rng = np.random.default_rng(1)
+    for name in ("old_logps", "old_values", "advantages", "returns"):
+        batch[name] = np.where(batch["mask"], rng.standard_normal((8, 12)), 0).astype(np.float32)
+    batch["old_logps"] -= 4 * batch["mask"]
+    batch["policy_weight"] = np.ones(8, np.float32)
+    return ppo_loss(parts.models, PPOLossConfig(), 0.7), ppo_counts, parts.trained, parts.frozen, batch
+
+
+CASES = {"sft": sft_case, "dpo": dpo_case, "ppo": ppo_case}
+
+
+def gradient(case, mesh):
+    loss, counts, trained, frozen, batch = case(mesh)
+    placed = shard_batch(batch, mesh)
+    return jax.jit(lambda p, f, b: jax.value_and_grad(lambda q: loss(q, f, b, None, counts(b))[0])(p))(
+        trained, frozen, placed
+    )
+
+
+def one_step(case, mesh, accumulation_steps=1):
+    loss, counts, trained, frozen, batch = case(mesh)
+    optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=RATE, schedule="constant"), 10)
+    update = make_update(loss, counts, optimizer, accumulation_steps=accumulation_steps)
+    return update(create_state(trained, optimizer), frozen, shard_batch(batch, mesh), KEY)
+
+
+def close(a, b, scale):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=scale), a, b)
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_eight_devices_equal_one(name, axes, devices):
+    case = CASES[name]
+    one, eight = make_mesh(MeshConfig(), devices), make_mesh(MeshConfig(**axes), devices)
+    (loss, grads), (loss8, grads8) = gradient(case, one), gradient(case, eight)
+    np.testing.assert_allclose(loss8, loss, rtol=1e-5)
+    norm = float(np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(grads))))
+    close(grads8, grads, 1e-5 * norm)
+    # Adam magnifies rounding: parameters agree to a hundredth of the step.
+    close(one_step(case, eight)[0].params, one_step(case, one)[0].params, 0.01 * RATE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_micro_batches_equal_the_whole(name, devices):
+    mesh = make_mesh(MeshConfig(), devices)
+    whole_state, whole = one_step(CASES[name], mesh)
+    state, parts = one_step(CASES[name], mesh, accumulation_steps=4)
+    for metric in whole:
+        np.testing.assert_allclose(parts[metric], whole[metric], rtol=2e-5, atol=2e-6, err_msg=metric)
+    close(state.params, whole_state.params, 0.01 * RATE)
+
+
+def test_filler_rows_count_nowhere(devices):
+    mesh = make_mesh(MeshConfig(), devices)
+    loss, counts, trained, frozen, batch = sft_case(mesh)
+    other = {k: v.copy() for k, v in batch.items()}
+    other["tokens"][5] = 1
+
+    def value(b):
+        return loss(trained, frozen, b, None, counts(b))[0]
+
+    assert value({k: jnp.asarray(v) for k, v in batch.items()}) == value(
+        {k: jnp.asarray(v) for k, v in other.items()}
+    )
+
+
+def test_a_bad_batch_leaves_the_state_as_it_was(devices):
+    mesh = make_mesh(MeshConfig(), devices)
+    loss, counts, trained, frozen, batch = sft_case(mesh)
+
+    def spoiled(*arguments):
+        value, metrics = loss(*arguments)
+        return value * jnp.nan, metrics
+
+    optimizer, _ = make_optimizer(OptimizerConfig(), 10)
+    state, metrics = make_update(spoiled, counts, optimizer)(
+        create_state(trained, optimizer), frozen, shard_batch(batch, mesh), KEY
+    )
+    assert metrics["finite"] == 0
+    assert state.step == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, trained)
+
+
+def test_rows_that_do_not_divide_are_refused(devices):
+    with pytest.raises(ValueError, match="8 rows do not divide by 3"):
+        one_step(sft_case, make_mesh(MeshConfig(), devices), accumulation_steps=3)
+
+
+def test_the_smoothed_loss_is_the_public_one(devices):
+    from jaxalign import losses
+
+    mesh = make_mesh(MeshConfig(), devices)
+    loss, counts, trained, frozen, batch = sft_case(mesh)
+    batch = {k: jnp.asarray(v) for k, v in batch.items()}
+    mask = batch["mask"] & batch["valid"][:, None]
+    logits = models.merge(models.Definition(shape()), trained)(batch["tokens"], lengths=batch["lengths"])
+    terms = losses.cross_entropy_loss(
+        logits[:, :-1], batch["tokens"][:, 1:], mask[:, 1:], label_smoothing=0.1, z_loss=0.01
+    )
+    expected = losses.token_mean(terms, mask[:, 1:])
+    np.testing.assert_allclose(loss(trained, frozen, batch, None, counts(batch))[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"schedule": "constant"}, [1, 1, 1, 1, 1]),
+        ({"schedule": "linear"}, [1, 0.75, 0.5, 0.25, 0]),
+        ({"schedule": "cosine"}, [1, 0.853553, 0.5, 0.146447, 0]),
+        ({"schedule": "cosine_restarts", "cycles": 2}, [1, 0.5, 1, 0.5, 1]),
+        ({"schedule": "constant", "warmup_steps": 3}, [0.25, 0.5, 0.75, 1, 1]),
+        ({"schedule": "linear", "warmup_ratio": 0.5, "final_ratio": 0.5}, [1 / 3, 2 / 3, 1, 0.75, 0.5]),
+    ],
+)
+def test_schedules_by_hand(changes, expected):
+    schedule = make_schedule(OptimizerConfig(learning_rate=1.0, **changes), 4)
+    np.testing.assert_allclose([float(schedule(i)) for i in range(5)], expected, atol=1e-6)
+
+
+def test_weight_decay_leaves_vectors_alone(devices):
+    params = {
+        "layers": {
+            "q_proj": jnp.ones((2, 3, 3)),
+            "input_norm": jnp.ones((2, 3)),
+            "q_proj_bias": jnp.ones((2, 3)),
+        }
+    }
+    optimizer, _ = make_optimizer(
+        OptimizerConfig(learning_rate=0.1, schedule="constant", weight_decay=0.5, max_grad_norm=0.0), 1
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    changes, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(changes["layers"]["q_proj"], -0.05, rtol=1e-6)
+    assert np.all(changes["layers"]["input_norm"] == 0)
+    assert np.all(changes["layers"]["q_proj_bias"] == 0)
