@@ -36,7 +36,8 @@ def happy_words(prompts, completions, *, completion_ids, columns):
 
 def sentiment_pairs(source: Path, folder: Path) -> tuple[Path, Path]:
     """Pairs of a positive (chosen) and a negative snippet; the last tenth of each is held out."""
-    rows = [json.loads(line) for line in gzip.open(source, "rt")]
+    with gzip.open(source, "rt") as lines:
+        rows = [json.loads(line) for line in lines]
     files = []
     for name, part in (("train", slice(None, -400)), ("held_out", slice(-400, None))):
         sides = {}
@@ -46,13 +47,17 @@ def sentiment_pairs(source: Path, folder: Path) -> tuple[Path, Path]:
             sides[label] = texts[part]
         path = folder / f"sentiment_{name}.jsonl"
         pairs = zip(sides["pos"], sides["neg"], strict=False)
-        path.write_text("".join(json.dumps({"prompt": "", "chosen": p, "rejected": n}) + "\n" for p, n in pairs))
+        path.write_text(
+            "".join(json.dumps({"prompt": "", "chosen": p, "rejected": n}) + "\n" for p, n in pairs)
+        )
         files.append(path)
     return files[0], files[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=["sft", "reward", "ppo-python", "ppo-model"])
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--output", type=Path, default=Path("runs/stories"))
@@ -63,7 +68,9 @@ def main() -> None:
     base = ModelSource(path=str(data / "models" / "stories260K"))
     stories = str(data / "stories" / "tinystories.jsonl.gz")
     plain = {"template": "plain", "end_token": "<s>", "truncation": "cut_completion"}
-    run = RunConfig(output=str(output / f"{arguments.stage}-{arguments.seed}"), seed=arguments.seed, eval_every=40)
+    run = RunConfig(
+        output=str(output / f"{arguments.stage}-{arguments.seed}"), seed=arguments.seed, eval_every=40
+    )
     if arguments.stage == "sft":
         result = train_sft(
             SFTConfig(

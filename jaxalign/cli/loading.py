@@ -111,13 +111,16 @@ def format_of(tokenizer: Any, template: Template, model: str) -> Any:
     from jaxalign.data.chat import chat_format
 
     markers = {"human": "\n\nHuman:", "assistant": "\n\nAssistant:"}
+    end = "none"
     if template == "auto":
         trained = run_data(model)
         markers |= {name: trained[name] for name in markers if isinstance(trained.get(name), str)}
+        # Earlier answers of a chat end as they did in training.
+        end = str(trained.get("end_token", "none"))
         template = trained.get("template", "auto" if trained else "plain")
         if template == "plain" and not trained and getattr(tokenizer, "chat_template", None):
             template = "tokenizer"
-    return chat_format(tokenizer, template, "none", markers["human"], markers["assistant"])
+    return chat_format(tokenizer, template, end, markers["human"], markers["assistant"])
 
 
 def run_data(model: str) -> dict[str, Any]:

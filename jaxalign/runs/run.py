@@ -91,6 +91,18 @@ class Run:
             tracker.close()
         self._log.removeHandler(self._handler)
         self._handler.close()
+        if error is not None and not self.resumed:
+            self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        """A run that failed before it logged anything leaves no folder that would be in the way of the next try."""
+        if (self.folder / "metrics.jsonl").exists():
+            return
+        for name in ("run.log", "config.yaml", "metadata.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        for folder in (self.folder / "checkpoints", self.folder):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def info(self, message: str) -> None:
         """A line in run.log."""

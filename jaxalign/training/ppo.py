@@ -330,6 +330,7 @@ def train_ppo(
             policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
         parts = build(config, policy, reward, mesh, key=jax.random.fold_in(key, 1))
         data = load_dataset(config.data, "prompt", tokenizer, seed=config.run.seed)
+        setup.check_context(policy.config, data, new_tokens=config.sampling.max_new_tokens)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
         prompts = BatchIterator(
             data.train, batch_size=config.train.prompts, seed=config.run.seed, collate=collate_prompts

@@ -152,6 +152,7 @@ def train_dpo(
         # The update donates its own copy of the parameters, so the start can serve as reference.
         reference_definition, reference_params = models.split(policy if reference is None else reference)
         data = load_dataset(config.data, "comparison", tokenizer, seed=config.run.seed)
+        setup.check_context(policy.config, data)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
         scorer, trained, base = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
         frozen = {"base": base, "reference": reference_params}

@@ -141,6 +141,7 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
             model, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
         kind = "comparison" if pairs else "ranking"
         data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
+        setup.check_context(model.config, data)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
         scalar = models.create_scalar_model(model, config.head, key=jax.random.fold_in(key, 1))
         policy, trained, frozen = setup.scalar_of(scalar, config.lora, mesh, key=jax.random.fold_in(key, 2))

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxalign import models
 from jaxalign.checkpoints.orbax_store import CheckpointStore
+from jaxalign.data import Dataset
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import MeshConfig, devices_of, make_mesh, replicated, shard_batch, tree_shardings
 from jaxalign.models.lora import LoraConfig, create_adapter
@@ -68,6 +69,23 @@ def start(run: RunConfig, mesh: MeshConfig) -> Mesh:
     random.seed(run.seed)
     np.random.seed(run.seed % 2**32)
     return make_mesh(mesh, devices_of(run.device))
+
+
+def check_context(config: Any, data: Dataset, *, new_tokens: int = 0) -> None:
+    """Every row (and `new_tokens` after each prompt) fits the model's positions.
+
+    Raises:
+      ConfigError: naming the longest row's place and the setting that would cut it.
+    """
+    for example in [*data.train, *data.validation]:
+        longest = max((len(row) for row in example.rows), default=len(example.prompt_tokens)) + new_tokens
+        if longest > config.max_positions:
+            more = f" with sampling.max_new_tokens = {new_tokens}" if new_tokens else ""
+            name = "max_prompt_length" if new_tokens else "max_length"
+            raise ConfigError(
+                f"{example.source}: the row has {longest} tokens{more}, the model's context {config.max_positions}; "
+                f"set data.{name} to {config.max_positions - new_tokens} or less (data.truncation says what happens)"
+            )
 
 
 def model_folder(path: str) -> str:

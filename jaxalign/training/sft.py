@@ -113,6 +113,7 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
         if model is None:
             model, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
         data = load_dataset(config.data, "demonstration", tokenizer, seed=config.run.seed)
+        setup.check_context(model.config, data)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
         policy, trained, frozen = setup.policy_of(model, config.lora, mesh, key=jax.random.fold_in(key, 1))
         total = config.train.total_steps(len(data.train))

@@ -74,6 +74,22 @@ def test_rewinding_drops_what_came_after_and_a_torn_line(tmp_path):
     assert [row["step"] for row in records.read(tmp_path / "samples.jsonl")] == [1, 2]
 
 
+def fails(settings: Config, steps: int) -> None:
+    with opened(settings) as run:
+        for step in range(1, steps + 1):
+            run.log_metrics(step, {"loss": 1.0})
+        raise ConfigError("the data are wrong")
+
+
+def test_a_run_that_fails_before_it_began_leaves_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match="the data"):
+        fails(config(tmp_path / "run"), 0)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="the data"):
+        fails(config(tmp_path / "run"), 1)
+    assert (tmp_path / "run" / "metadata.json").is_file()
+
+
 def test_metadata_says_what_ran(tmp_path):
     with opened(config(tmp_path, seed=7)) as run:
         run.add_metadata(data={"rows": 3})

@@ -98,3 +98,18 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(conf
     )
     with pytest.raises(UserError, match=r"step \d: the loss .* not finite; rows \[.*last good checkpoint"):
         train_sft(config)
+
+
+@pytest.mark.parametrize("name", ["sft", "ppo"])
+def test_a_row_longer_than_the_context_is_named_before_any_training(name, configs, tmp_path):
+    config = getattr(configs, name)(tmp_path / "run")
+    if name == "ppo":
+        config = replace(config, sampling=replace(config.sampling, max_new_tokens=60))
+    else:
+        long = tmp_path / "long.jsonl"
+        long.write_text('{"prompt": "a", "completion": "' + "b" * 70 + '"}\n')
+        config = replace(
+            config, data=replace(config.data, train=(str(long),), max_length=90, validation_fraction=0.0)
+        )
+    with pytest.raises(UserError, match=r"jsonl:\d+: the row has \d+ tokens.* context 64; set data\.max_"):
+        TRAINERS[name](config)
