@@ -190,7 +190,7 @@ def demo_pipeline(config: DemoConfig, files: story_world.WorldFiles) -> Pipeline
             ),
             sampling=sampling,
             loss=PPOLossConfig(),
-            kl=KLConfig(coefficient=0.03),
+            kl=KLConfig(coefficient=0.2),
             train=PPOTrainConfig(
                 updates=steps.ppo, prompts=128, epochs=2, minibatches=4, score_batch_size=128
             ),
