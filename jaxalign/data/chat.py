@@ -185,17 +185,18 @@ class ChatFormat:
         """
         if not text:
             return []
+        # Not verbose: the tokenizer would warn of texts beyond its own length; we cut or filter them, and count.
         if follows and self._marks_spaces:
             for anchor in ("\n", ".", "a"):
-                lead = self.tokenizer(anchor, add_special_tokens=False)["input_ids"]
-                ids = self.tokenizer(anchor + text, add_special_tokens=False)["input_ids"]
+                lead = self.tokenizer(anchor, add_special_tokens=False, verbose=False)["input_ids"]
+                ids = self.tokenizer(anchor + text, add_special_tokens=False, verbose=False)["input_ids"]
                 if ids[: len(lead)] == lead:
                     return list(ids[len(lead) :])
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     @cached_property
     def _marks_spaces(self) -> bool:
-        ids = self.tokenizer(",", add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(",", add_special_tokens=False, verbose=False)["input_ids"]
         return bool(ids) and str(self.tokenizer.convert_ids_to_tokens(ids)[0]).startswith("\u2581")
 
 

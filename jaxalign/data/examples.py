@@ -34,6 +34,7 @@ class Example:
       group: hash of the prompt; rows that share one fall on one side of a split.
       columns: the record's other fields.
       source: file:line.
+      truncated: something was cut off, by the rule of `Limits.truncation`.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -45,6 +46,7 @@ class Example:
     group: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    truncated: bool = False
 
 
 class Filtered(Exception):
@@ -106,13 +108,14 @@ def make_example(
         raise ValueError(f"kind must be demonstration, comparison, ranking or prompt, got {kind!r}")
     if not all(answer.strip() for answer in answers):
         raise Filtered("no completion token")
-    pairs = _limited([chat.example(record.prompt, answer) for answer in answers], limits)
+    pairs, truncated = _limited([chat.example(record.prompt, answer) for answer in answers], limits)
     start = min(_first(mask) for _, mask in pairs)
     return Example(
         rows=tuple(tuple(ids) for ids, _ in pairs),
         masks=tuple(tuple(mask) for _, mask in pairs),
         prompt_tokens=tuple(pairs[0][0][:start]),
         prompt_text=chat.prompt_text(record.prompt),
+        truncated=truncated,
         **common,
         **extra,
     )
@@ -148,8 +151,15 @@ def _demonstration(record: Record, chat: ChatFormat, limits: Limits, common: dic
         prompt_text = chat.prompt_text(record.prompt)
         if not record.prompt:
             common = common | {"group": prompt_group(answer)}
-    ids, mask = _limited([(ids, mask)], limits)[0]
-    return Example((tuple(ids),), (tuple(mask),), tuple(ids[: _first(mask)]), prompt_text, **common)
+    [(ids, mask)], truncated = _limited([(ids, mask)], limits)
+    return Example(
+        (tuple(ids),),
+        (tuple(mask),),
+        tuple(ids[: _first(mask)]),
+        prompt_text,
+        truncated=truncated,
+        **common,
+    )
 
 
 def _prompt_example(
@@ -180,19 +190,19 @@ def _prompt_example(
     if not ids:
         raise Filtered("empty prompt")
     limit = limits.max_prompt_length or limits.max_length
-    if len(ids) > limit:
+    truncated = len(ids) > limit
+    if truncated:
         if limits.truncation != "cut_prompt_start":
             raise Filtered("prompt too long")
         ids = ids[-limit:]
-        common = common | {"columns": {**common["columns"], "truncated": True}}
-    return Example((), (), tuple(ids), text, **common)
+    return Example((), (), tuple(ids), text, truncated=truncated, **common)
 
 
 Row = tuple[Sequence[int], Sequence[bool]]
 
 
-def _limited(rows: Sequence[Row], limits: Limits) -> list[Row]:
-    """Ids and masks of one prompt's completions within the limits.
+def _limited(rows: Sequence[Row], limits: Limits) -> tuple[list[Row], bool]:
+    """Ids and masks of one prompt's completions within the limits, and whether something was cut off.
 
     What is cut off the prompt's beginning is the same for all of them, so that they stay
     completions of one prompt. Column 0 never counts: no token precedes it.
@@ -222,7 +232,7 @@ def _limited(rows: Sequence[Row], limits: Limits) -> list[Row]:
         if not any(mask):
             raise Filtered("no completion token")
         kept.append((ids, mask))
-    return kept
+    return kept, drop > 0 or over > 0
 
 
 def _first(mask: Sequence[bool]) -> int:

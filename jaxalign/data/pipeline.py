@@ -104,9 +104,10 @@ class Dataset:
     fingerprint: str
 
     def summary(self) -> dict[str, Any]:
-        """For metadata.json."""
+        """For metadata.json; `truncated` counts the used rows that were cut to length."""
         return {
             **self.counts.summary(),
+            "truncated": len({e.source for e in (*self.train, *self.validation) if e.truncated}),
             "train_rows": len(self.train),
             "validation_rows": len(self.validation),
             "fingerprint": self.fingerprint,

@@ -1,8 +1,8 @@
 """Measures of trained models, one a file, and their uncertainty."""
 
 from jaxalign.evaluation.perplexity import Perplexity, perplexity
-from jaxalign.evaluation.uncertainty import Estimate, bootstrap_interval, estimate_mean, wilson_interval
 from jaxalign.evaluation.winrate import WinRate, win_rate
+from jaxalign.uncertainty import Estimate, bootstrap_interval, estimate_mean, wilson_interval
 
 __all__ = [
     "Estimate",

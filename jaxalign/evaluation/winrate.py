@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxalign.evaluation.uncertainty import bootstrap_interval, wilson_interval
+from jaxalign.uncertainty import bootstrap_interval, wilson_interval
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Hugging Face folders in and out: every tensor's name and shape is checked."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -106,13 +105,13 @@ def load_reward_model(
     return ScalarModel(config, head_config, to_device(params, config.param_dtype))
 
 
-def load_config(folder: str | Path) -> ModelConfig:
-    """The shape of the model in a folder, with the end tokens of its generation_config.json.
+def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConfig:
+    """The shape of the model in a folder (or of a hub id), with the end tokens of its generation_config.json.
 
     Raises:
       ModelError: no config.json, or one that is not supported.
     """
-    path = local_folder(folder)
+    path = local_folder(folder, revision, weights=False)
     config = config_from_json(_json(path / "config.json"), str(path / "config.json"))
     generation = path / "generation_config.json"
     if generation.is_file():
@@ -121,8 +120,8 @@ def load_config(folder: str | Path) -> ModelConfig:
     return config
 
 
-def local_folder(folder: str | Path, revision: str | None = None) -> Path:
-    """The folder itself, or the cached snapshot of a hub id.
+def local_folder(folder: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The folder itself, or the cached snapshot of a hub id; without `weights` only its small files are fetched.
 
     Raises:
       ModelError: neither a folder nor a hub id that can be fetched.
@@ -138,13 +137,13 @@ def local_folder(folder: str | Path, revision: str | None = None) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(
-            snapshot_download(
-                text,
-                revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "*.msgpack", "*.model", "*.txt", "*.jinja"],
-            )
-        )
+        small = ["*.json", "*.model", "*.txt", "*.jinja"]
+        path = Path(snapshot_download(text, revision=revision, allow_patterns=small))
+        if weights:
+            path = Path(snapshot_download(text, revision=revision, allow_patterns=[*small, "*.safetensors"]))
+            if not list(path.glob("*.safetensors")):
+                path = Path(snapshot_download(text, revision=revision, allow_patterns=[*small, "*.msgpack"]))
+        return path
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{text}: there is no such folder, and the hub did not give it: {reason}") from None
@@ -413,23 +412,30 @@ def _shards(tensors: dict[str, np.ndarray], limit: int) -> list[dict[str, np.nda
     return shards
 
 
+def transformers_module() -> Any:
+    """The `transformers` package, imported without its advice to install torch, which only models need."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    told = name in os.environ
+    os.environ.setdefault(name, "1")
+    try:
+        import transformers
+    finally:
+        if not told:
+            del os.environ[name]
+    return transformers
+
+
 def load_tokenizer(folder: str | Path, *, revision: str | None = None) -> Any:
     """The tokenizer in a folder (or of a hub id), as transformers reads it.
 
     Raises:
       ModelError: there is none, or it cannot be read.
     """
-    path = local_folder(folder, revision)
+    path = local_folder(folder, revision, weights=False)
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     if not any((path / name).is_file() for name in names):
         raise ModelError(f"{path}: there is no tokenizer; expected tokenizer.json (or set model.tokenizer)")
-    # Without torch transformers prints advice about models that we do not use.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    import logging
-
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
-        from transformers import AutoTokenizer
+    AutoTokenizer = transformers_module().AutoTokenizer
     try:
         return AutoTokenizer.from_pretrained(str(path))
     except Exception as error:

@@ -81,7 +81,7 @@ class Steps:
     dpo: int
 
 
-FULL = Steps(base=300, sft=500, reward=500, ppo=70, dpo=300)
+FULL = Steps(base=300, sft=500, reward=400, ppo=40, dpo=300)
 QUICK = Steps(base=120, sft=120, reward=80, ppo=10, dpo=60)
 
 
@@ -178,7 +178,7 @@ def demo_pipeline(config: DemoConfig, files: story_world.WorldFiles) -> Pipeline
             run=_run(config, "reward"),
             data=pairs,
             loss=RewardLossConfig(label_smoothing=0.05),
-            train=TrainConfig(batch_size=16, steps=steps.reward, eval_batch_size=64),
+            train=TrainConfig(batch_size=32, steps=steps.reward, eval_batch_size=64),
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, weight_decay=0.01),
         ),
         ppo=PPOConfig(
@@ -190,7 +190,7 @@ def demo_pipeline(config: DemoConfig, files: story_world.WorldFiles) -> Pipeline
             ),
             sampling=sampling,
             loss=PPOLossConfig(),
-            kl=KLConfig(coefficient=0.2),
+            kl=KLConfig(coefficient=0.1),
             train=PPOTrainConfig(
                 updates=steps.ppo, prompts=128, epochs=2, minibatches=4, score_batch_size=128
             ),

@@ -275,7 +275,8 @@ def write_completion(rng: random.Random, prompt: str, quality: float) -> str:
         draw = rng.random()
         kind_chance = 0.15 + 0.6 * quality
         group = KIND if draw < kind_chance else MEAN if draw < kind_chance + 0.65 * bad else NEUTRAL
-        deed = say(rng.choice(group))
+        # Second meetings are a fault that raters must see, or a reward model cannot know it.
+        deed = say(MEETING if rng.random() < 0.2 * bad else rng.choice(group))
         if deed not in story or rng.random() < bad:
             story.append(deed)
     if rng.random() < 0.2 + 0.3 * quality:
@@ -291,16 +292,16 @@ def write_completion(rng: random.Random, prompt: str, quality: float) -> str:
 
 
 def loose_sentences(rng: random.Random, prompt: str) -> str:
-    """Two to six sentences of the grammar about the hero, in no order: what the base model has read.
+    """Two to six sentences of the grammar about the hero and his wish, in no order: what the base model has read.
 
-    They keep to the hero's name: copying it is learned late and all at once, and a base of
-    random names left one of two seeds without it after 500 supervised steps.
+    They keep to the hero's name and to his wish: copying a word of the prompt is learned
+    late and all at once, and the noisier stories alone do not teach it to a model this small.
     """
     opening = _OPENING.match(prompt)
     assert opening is not None
-    every = (MEETING, *KIND, *MEAN, *NEUTRAL, GRANTED, *HAPPY, *SAD)
+    every = (MEETING, *KIND, *MEAN, *NEUTRAL, GRANTED, GRANTED, *HAPPY, *SAD)
     return " ".join(
-        rng.choice(every).format(h=opening["h"], s=rng.choice(STRANGERS), w=rng.choice(WISHES))
+        rng.choice(every).format(h=opening["h"], s=rng.choice(STRANGERS), w=opening["w"])
         for _ in range(rng.randint(2, 6))
     )
 
@@ -418,7 +419,8 @@ def build_tokenizer() -> Any:
     Ids 0 to 3 are `<pad>`, `<s>`, `</s>` and `<unk>`; a text begins with `<s>`.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+
+    from jaxalign.models.huggingface import transformers_module
 
     words = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *vocabulary()])}
     fast = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -426,7 +428,7 @@ def build_tokenizer() -> Any:
     fast.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", words["<s>"])]
     )
-    return PreTrainedTokenizerFast(
+    return transformers_module().PreTrainedTokenizerFast(
         tokenizer_object=fast,
         bos_token="<s>",
         eos_token="</s>",

@@ -4,6 +4,7 @@ Log, evaluate, sample, save, resume, and stop on a signal. It knows no loss: a t
 hands it an update, an evaluation and an iterator.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ from jaxalign.checkpoints.orbax_store import CheckpointStore
 from jaxalign.errors import UserError
 from jaxalign.runs import Run, StopFlag
 from jaxalign.training.state import TrainState
+from jaxalign.uncertainty import wilson_interval
+
+# Two-sided 95% quantile of the normal distribution.
+Z95 = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +208,7 @@ def evaluation(
     place: Callable[[Mapping], Mapping],
     limit: int = 0,
 ) -> Callable[[TrainState], dict[str, float]]:
-    """An evaluation over held-out batches: sums and counts are added, then divided once."""
+    """An evaluation over held-out batches: sums and counts are added, then divided once; see `summary`."""
 
     def evaluate(state: TrainState) -> dict[str, float]:
         sums: dict[str, np.ndarray] = {}
@@ -213,6 +218,27 @@ def evaluation(
             part = jax.device_get(evaluate_batch(state.params, frozen, place(batch)))
             for name, pair in part.items():
                 sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
-        return {name: float(s[0] / max(s[1], 1e-9)) for name, s in sums.items()}
+        return summary(sums)
 
     return evaluate
+
+
+def summary(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Means of (sum, count) pairs, with 95% intervals where the rows are independent.
+
+    `accuracy` gets `accuracy_low` and `accuracy_high` (Wilson); a metric X with a companion
+    `X_square` (the sum of its squares) gets `X_low` and `X_high` (normal), and the companion is left out.
+    """
+    values: dict[str, float] = {}
+    for name, (total, count) in sums.items():
+        if name.endswith("_square"):
+            continue
+        values[name] = mean = float(total / max(count, 1e-9))
+        if name == "accuracy" and count >= 1:
+            values["accuracy_low"], values["accuracy_high"] = wilson_interval(total, round(count))
+        if f"{name}_square" in sums and count > 1:
+            square = float(sums[f"{name}_square"][0])
+            deviation = math.sqrt(max(square - count * mean**2, 0.0) / (count - 1))
+            reach = Z95 * deviation / math.sqrt(count)
+            values[f"{name}_low"], values[f"{name}_high"] = mean - reach, mean + reach
+    return values

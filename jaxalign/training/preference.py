@@ -114,6 +114,7 @@ def preference_loss(policy: CausalPolicy, reference_definition: Any, config: DPO
         metrics = {
             "accuracy": mean_of((margin > 0) + 0.5 * (margin == 0), valid),
             "margin": mean_of(margin, valid),
+            "margin_square": mean_of(jnp.square(margin), valid),
             "reward_chosen": mean_of(rewards[:, 0], valid),
             "reward_rejected": mean_of(rewards[:, 1], valid),
             "logps_chosen": mean_of(logps[:, 0], valid),
@@ -137,7 +138,8 @@ def train_dpo(
       tokenizer: the policy's tokenizer.
 
     Returns:
-      The run folder, final metrics (`eval/accuracy` over held-out pairs) and the model.
+      The run folder, final metrics (`eval/accuracy` and `eval/margin` over held-out pairs, each with a
+        95% interval `..._low`, `..._high`) and the model.
 
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.

@@ -110,6 +110,7 @@ def reward_loss(policy: ScalarPolicy, config: RewardLossConfig):
         metrics = {
             "accuracy": mean_of(right.astype(jnp.float32), valid),
             "margin": mean_of(margin, valid),
+            "margin_square": mean_of(jnp.square(margin), valid),
             "score_mean": mean_of(rewards, valid[:, None]),
             "score_square": mean_of(jnp.square(rewards), valid[:, None]),
         }
@@ -127,7 +128,8 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
       tokenizer: its tokenizer.
 
     Returns:
-      The run folder, final metrics (`eval/accuracy` over held-out pairs) and the `ScalarModel`.
+      The run folder, final metrics (`eval/accuracy` and `eval/margin` over held-out pairs, each with a
+        95% interval `..._low`, `..._high`) and the `ScalarModel`.
 
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.

@@ -106,13 +106,16 @@ def load_model(source: ModelSource, mesh: Mesh, *, seed: int, section: str = "mo
             f"{section}.path: expected a Hugging Face folder, a run folder or a hub id; it is empty"
         )
     folder = model_folder(source.path)
-    tokenizer = models.load_tokenizer(source.tokenizer or folder)
+    revision = source.revision or None
+    tokenizer = models.load_tokenizer(
+        source.tokenizer or folder, revision=None if source.tokenizer else revision
+    )
     dtypes = {"param_dtype": jnp.dtype(source.param_dtype), "compute_dtype": jnp.dtype(source.compute_dtype)}
     if source.random_init:
-        config = models.load_config(folder)
+        config = models.load_config(folder, revision=revision)
         model = models.create(config, key=jax.random.key(seed), **dtypes)
     else:
-        model = models.load_pretrained(folder, revision=source.revision or None, **dtypes)
+        model = models.load_pretrained(folder, revision=revision, **dtypes)
     if source.remat:
         model = models.with_remat(model)
     models.check_vocabulary(model.config, tokenizer)

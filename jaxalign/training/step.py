@@ -7,7 +7,8 @@ A loss function has the form
 where `counts` are numbers over the *whole* batch (tokens, rows), so that the losses
 of micro-batches add up to the loss of the batch; and `metrics` maps a name to a pair
 (sum, count), added over micro-batches and divided once at the end (a name that ends
-in `_max` takes the largest instead).
+in `_max` takes the largest instead; one that ends in `_square` is only for the spread in
+evaluations, and training does not report it).
 """
 
 from collections.abc import Callable, Mapping
@@ -77,7 +78,11 @@ def make_update(
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, changes), opt_state)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        metrics = {name: total / jnp.maximum(count, 1e-9) for name, (total, count) in sums.items()}
+        metrics = {
+            name: total / jnp.maximum(count, 1e-9)
+            for name, (total, count) in sums.items()
+            if not name.endswith("_square")
+        }
         metrics |= {"loss": loss, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
         return new, metrics
 

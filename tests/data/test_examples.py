@@ -119,7 +119,7 @@ def test_prompt_longer_than_the_context_is_left_out_or_cut(chat, plain_bytes):
         make_example(PromptRecord("abcdef"), "prompt", chat, limits(5))
     example = make_example(PromptRecord("abcdef"), "prompt", chat, limits(5, 3, "cut_prompt_start"))
     assert plain_bytes.decode(list(example.prompt_tokens)) == "def"
-    assert example.columns["truncated"] is True
+    assert example.truncated
 
 
 def test_answers_labelled_bad_are_not_imitated(chat):

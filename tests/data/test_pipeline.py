@@ -36,6 +36,13 @@ def test_every_row_is_used_or_counted(plain_bytes, write):
     assert data.validation
 
 
+def test_rows_cut_to_length_are_counted(plain_bytes, write):
+    body = rows(6) + [{"prompt": "x", "completion": "y" * 90}]
+    data = load(plain_bytes, write(body), max_length=64, truncation="cut_completion", validation_fraction=0.0)
+    assert data.summary()["truncated"] == 1
+    assert data.summary()["used"] == 7
+
+
 def test_split_goes_by_the_prompt_alone(plain_bytes, write):
     twice = [{**row, "completion": row["completion"] + end} for row in rows(60) for end in (" a", " b")]
     whole = load(plain_bytes, write(twice), validation_fraction=0.25)
