@@ -148,8 +148,8 @@ class Stories:
                 reward=reward,
                 data=self.prompts,
                 sampling=SAMPLING,
-                kl=KLConfig(coefficient=0.05),
-                train=PPOTrainConfig(updates=40, prompts=64, epochs=2, minibatches=4),
+                kl=KLConfig(coefficient=0.1),
+                train=PPOTrainConfig(updates=30, prompts=64, epochs=2, minibatches=4),
                 optimizer=OptimizerConfig(learning_rate=3e-4, schedule="linear", epsilon=1e-5),
                 critic=CriticConfig(
                     optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", epsilon=1e-5)

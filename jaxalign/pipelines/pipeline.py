@@ -311,7 +311,11 @@ def pictures(folder: Path, results: Sequence[MethodResult]) -> list[tuple[str, b
         # Rewards against distance: where the proxy goes on rising and the truth does not, it is over-optimised.
         along = {name: (kl, ppo[f"reward/{name}"][1]) for name in ("proxy", "true")}
         panels.insert(3, ("Over-optimisation: reward by KL", along, "KL to SFT (nats)"))
-    return [(title, plots.curve(found, title, xlabel=xlabel)) for title, found, xlabel in panels if found]
+    return [
+        (title, plots.curve(found, title, xlabel=xlabel, points=xlabel.startswith("KL")))
+        for title, found, xlabel in panels
+        if found
+    ]
 
 
 def side_by_side(comparison: Comparison, answers: Mapping[str, Answers], count: int) -> list[dict[str, str]]:

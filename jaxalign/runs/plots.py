@@ -9,8 +9,10 @@ Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 
 
-def curve(series: Series, title: str, *, xlabel: str = "step", ylabel: str = "") -> bytes:
-    """A PNG of lines by label, (x, y) each."""
+def curve(
+    series: Series, title: str, *, xlabel: str = "step", ylabel: str = "", points: bool = False
+) -> bytes:
+    """A PNG of lines by label, (x, y) each; of `points` alone where x goes back and forth."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -18,9 +20,14 @@ def curve(series: Series, title: str, *, xlabel: str = "step", ylabel: str = "")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for index, (label, (x, y)) in enumerate(series.items()):
-        marker = "o" if len(x) < 3 else None
         axes.plot(
-            x, y, label=label, color=COLOURS[index % len(COLOURS)], linewidth=1.6, marker=marker, markersize=4
+            x,
+            y,
+            label=label,
+            color=COLOURS[index % len(COLOURS)],
+            linewidth=0 if points else 1.6,
+            marker="o" if points or len(x) < 3 else None,
+            markersize=4,
         )
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel(xlabel, fontsize=9)

@@ -38,6 +38,12 @@ class Progress:
             sys.stderr.write(line + "\n")
         sys.stderr.flush()
 
+    def note(self, message: str) -> None:
+        """A line that stays, above the one that is rewritten."""
+        if self.enabled:
+            sys.stderr.write(("\r\x1b[K" if self._terminal else "") + message + "\n")
+            sys.stderr.flush()
+
 
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)

@@ -108,6 +108,11 @@ class Run:
         """A line in run.log."""
         self._log.info(message)
 
+    def warn(self, message: str) -> None:
+        """A line in run.log and on standard error."""
+        self._log.warning(message)
+        self._progress.note(f"warning: {message}")
+
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """A record in metrics.jsonl (and the trackers). Wall-clock fields are named `time/...`."""
         if not values:

@@ -36,6 +36,9 @@ from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import make_update, mean_of
 
+# Updates running with a mean log-ratio to the reference below -NEGATIVE_KL nats a sequence that make a warning.
+NEGATIVE_UPDATES, NEGATIVE_KL = 5, 0.05
+
 __all__ = ["PPOConfig", "ppo_counts", "ppo_loss", "train_ppo"]
 
 
@@ -102,7 +105,8 @@ def ppo_counts(batch) -> dict[str, jax.Array]:
 
 @dataclass
 class Trainer:
-    """The live objects of one PPO run. `state`, `coefficient`, `moments` and the prompts' position are saved."""
+    """The live objects of one PPO run. `state`, `coefficient`, `moments`,
+    `negative` and the prompts' position are saved."""
 
     config: PPOConfig
     run: Run
@@ -118,6 +122,7 @@ class Trainer:
     key: jax.Array
     coefficient: float = 0.0
     moments: RunningMoments = None  # type: ignore[assignment]
+    negative: int = 0
 
     def __post_init__(self) -> None:
         config = self.config
@@ -131,6 +136,7 @@ class Trainer:
             ppo_counts,
             self.optimizer,
             accumulation_steps=config.train.accumulation_steps,
+            accept=self._within_limit if config.loss.ratio_limit else None,
         )
         self._score = jax.jit(self._score_rows)
         self._advantages = jax.jit(
@@ -183,12 +189,22 @@ class Trainer:
             "time/tokens_per_second": float(completions.lengths.sum()) / (finished - started),
         }
         kl = metrics["objective/kl"]
+        self._watch_kl(number, kl)
         self.coefficient = next_coefficient(self.config.kl, self.coefficient, kl, len(raw))
         shown = [
             {"prompt": request.prompts[i], "completion": request.completions[i], "score": float(raw[i])}
             for i in range(min(self.config.run.sample_rows, len(raw)))
         ]
         return metrics, shown
+
+    def _watch_kl(self, number: int, kl: float) -> None:
+        """Warns once when the estimate stays below 0, which the KL of on-policy samples cannot."""
+        self.negative = self.negative + 1 if kl < -NEGATIVE_KL else 0
+        if self.negative == NEGATIVE_UPDATES:
+            self.run.warn(
+                f"update {number}: objective/kl was below -{NEGATIVE_KL:g} nats in {NEGATIVE_UPDATES} updates running "
+                f"(now {kl:.3g}); the sampler and the scored policy may differ (top_k, top_p, temperature, precision)"
+            )
 
     def _sample(self, batch: Mapping[str, Any], number: int) -> tuple[Completions, RewardRequest]:
         sampling = self.config.sampling
@@ -239,6 +255,9 @@ class Trainer:
             parts.append(jax.device_get(scored))
         whole = jax.tree.map(lambda *x: np.concatenate(x)[: len(rows.lengths)], *parts)
         return replace(whole, tokens=rows.tokens, lengths=rows.lengths, mask=rows.mask)
+
+    def _within_limit(self, metrics: Mapping[str, jax.Array]) -> jax.Array:
+        return metrics["policy/ratio_mean"] <= self.config.loss.ratio_limit
 
     def _check_logps(self, number: int, rows: Any, scored: Scored, completions: Completions) -> float:
         """Largest difference of the sampler's and the training forward's log-probs, in nats."""
@@ -296,6 +315,7 @@ class Trainer:
             "prompts": dict(self.prompts.state()),
             "kl_coefficient": self.coefficient,
             "moments": [moments.count, moments.mean, moments.square],
+            "negative": self.negative,
         }
 
     def restore(self, state: TrainState, extra: Mapping[str, Any]) -> None:
@@ -304,6 +324,7 @@ class Trainer:
         self.prompts.restore(extra["prompts"])
         self.coefficient = float(extra["kl_coefficient"])
         self.moments = RunningMoments(*extra["moments"])
+        self.negative = int(extra["negative"])
 
 
 def train_ppo(

@@ -81,6 +81,7 @@ class PPOLossConfig:
       clip_low: the ratio is clipped at 1 - clip_low.
       clip_high: and at 1 + clip_high.
       dual_clip: bound on the loss where the advantage is negative, above 1; 0 turns it off.
+      ratio_limit: an optimizer step whose mean ratio exceeds it is skipped (TRL 0.11 takes 10); 0 turns it off.
       value_clip: clip of the value's change, in units of reward; 0 turns it off.
       value_weight: weight of the value loss.
       entropy_weight: weight of the entropy bonus.
@@ -95,6 +96,7 @@ class PPOLossConfig:
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 0.0
+    ratio_limit: float = 0.0
     value_clip: float = 0.2
     value_weight: float = 0.1
     entropy_weight: float = 0.0
@@ -102,6 +104,10 @@ class PPOLossConfig:
     unbiased_variance: bool = True
     reduction: Literal["token", "sequence"] = "token"
     bootstrap_truncated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ratio_limit and self.ratio_limit <= 1:
+            raise ValueError(f"loss.ratio_limit must be above 1, or 0 for none, got {self.ratio_limit}")
 
 
 @dataclass(frozen=True, kw_only=True)

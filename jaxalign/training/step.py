@@ -39,13 +39,15 @@ def make_update(
     optimizer: optax.GradientTransformation,
     *,
     accumulation_steps: int = 1,
+    accept: Callable[[Mapping[str, jax.Array]], jax.Array] | None = None,
 ) -> Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `update(state, frozen, batch, key) -> (state, metrics)`, jitted, `state` donated.
 
     The rows of the batch (axis 0 of every array) are split into `accumulation_steps`
     micro-batches that run one after another; the result equals one large batch.
     Where the loss or the gradient norm is not finite the old state is returned and
-    `metrics["finite"]` is 0. The key is folded with the step, so a resumed run
+    `metrics["finite"]` is 0. Where `accept(metrics)` of the whole batch is False the old
+    state is returned too, and `metrics["skipped"]` is 1. The key is folded with the step, so a resumed run
     repeats itself.
 
     Raises:
@@ -77,14 +79,18 @@ def make_update(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, changes), opt_state)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         metrics = {
             name: total / jnp.maximum(count, 1e-9)
             for name, (total, count) in sums.items()
             if not name.endswith("_square")
         }
+        keep = finite
+        if accept is not None:
+            accepted = accept(metrics)
+            keep = finite & accepted
+            metrics["skipped"] = 1.0 - accepted.astype(jnp.float32)
         metrics |= {"loss": loss, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
-        return new, metrics
+        return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, state), metrics
 
     return jax.jit(update, donate_argnums=0)
 

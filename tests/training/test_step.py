@@ -152,6 +152,19 @@ def test_a_bad_batch_leaves_the_state_as_it_was(devices):
     jax.tree.map(np.testing.assert_array_equal, state.params, trained)
 
 
+@pytest.mark.parametrize("limit", [0.0, 1e9])
+def test_a_step_that_is_not_accepted_leaves_the_state_as_it_was(limit, devices):
+    mesh = make_mesh(MeshConfig(), devices)
+    loss, counts, trained, frozen, batch = sft_case(mesh)
+    optimizer, _ = make_optimizer(OptimizerConfig(), 10)
+    update = make_update(loss, counts, optimizer, accept=lambda metrics: metrics["nll"] < limit)
+    state, metrics = update(create_state(trained, optimizer), frozen, shard_batch(batch, mesh), KEY)
+    taken = limit > 0
+    assert (metrics["skipped"] == 0) == taken
+    assert state.step == taken
+    assert taken or all(map(np.array_equal, *map(jax.tree.leaves, (state.params, trained))))
+
+
 def test_rows_that_do_not_divide_are_refused(devices):
     with pytest.raises(ValueError, match="8 rows do not divide by 3"):
         one_step(sft_case, make_mesh(MeshConfig(), devices), accumulation_steps=3)
