@@ -59,7 +59,7 @@ def run_stage(source: str, stage: str, shared: Path, output: Path, steps: int) -
         "data": DataConfig(
             train=(str(shared / "data/preferences" / name),),
             validation_fraction=held_out,
-            max_length=2048,
+            max_length=1024,
             truncation="cut_prompt_start",
             template="markers",
         ),
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--output", type=Path, default=Path("runs/chat_files"))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()
     for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
         figures = run_stage(arguments.source, stage, arguments.shared, arguments.output, arguments.steps)
