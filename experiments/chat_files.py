@@ -12,6 +12,7 @@ Time: 2 to 10 minutes a stage on two CPU cores. Figures: experiments/LOG.md.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from jaxalign.data import DataConfig
@@ -59,7 +60,7 @@ def run_stage(source: str, stage: str, shared: Path, output: Path, steps: int) -
         "data": DataConfig(
             train=(str(shared / "data/preferences" / name),),
             validation_fraction=held_out,
-            max_length=1024,
+            max_length=512,
             truncation="cut_prompt_start",
             template="markers",
         ),
@@ -78,6 +79,7 @@ def run_stage(source: str, stage: str, shared: Path, output: Path, steps: int) -
         supervised = output / f"{source}-sft"
         if (supervised / "export").is_dir():
             common["model"] = ModelSource(path=str(supervised))
+        train = replace(train, batch_size=2)  # pairs of pairs: the widest logits of the three stages
         result = train_dpo(
             DPOConfig(**common, train=train, optimizer=OptimizerConfig(learning_rate=1e-4, schedule="linear"))
         )

@@ -134,8 +134,8 @@ class Stories:
                 model=self.base,
                 data=DataConfig(train=(str(train),), validation=(str(held_out),), max_length=128, **CUT),
                 loss=DPOLossConfig(beta=0.1),
-                train=TrainConfig(batch_size=16, steps=240, eval_batch_size=64),
-                optimizer=OptimizerConfig(learning_rate=2e-4, schedule="linear", warmup_ratio=0.1),
+                train=TrainConfig(batch_size=16, steps=120, eval_batch_size=64),
+                optimizer=OptimizerConfig(learning_rate=1e-4, schedule="linear", warmup_ratio=0.1),
             )
         )
         return self._measure(result, self._scorer())
@@ -177,7 +177,7 @@ class Stories:
         return self._write("sentiment_train", pairs[0]), self._write("sentiment_held_out", pairs[1])
 
     def _ranked_pairs(self) -> tuple[Path, Path]:
-        """Per prompt the best and the worst of four samples of the base model, by the reward model."""
+        """Per prompt four samples of the base model, by the reward model: first against last, second against third."""
         model, tokenizer = self._load(self.base.path)
         data = load_dataset(self.prompts, "prompt", tokenizer, seed=0)
         sampler, scorer = Sampler(model), self._scorer()
@@ -199,10 +199,11 @@ class Stories:
             scores = evaluate_reward(scorer, request).scores
             rows = []
             for index, example in enumerate(examples):
-                four = sorted(range(4 * index, 4 * index + 4), key=lambda i: scores[i])
-                rows.append(
-                    {"prompt": example.prompt_text, "chosen": texts[four[-1]], "rejected": texts[four[0]]}
-                )
+                four = sorted(range(4 * index, 4 * index + 4), key=lambda i: -scores[i])
+                rows += [
+                    {"prompt": example.prompt_text, "chosen": texts[better], "rejected": texts[worse]}
+                    for better, worse in ((four[0], four[3]), (four[1], four[2]))
+                ]
             files.append(self._write(f"ranked_{name}_{self.seed}", rows))
         return files[0], files[1]
 

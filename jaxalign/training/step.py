@@ -92,7 +92,17 @@ def make_update(
         metrics |= {"loss": loss, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
         return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, state), metrics
 
-    return jax.jit(update, donate_argnums=0)
+    compiled: Callable | None = None
+
+    def call(state: TrainState, frozen: Any, batch: Batch, key: jax.Array):
+        nonlocal compiled
+        if compiled is None:
+            # The new state lies where the old one lay: else the second step would be another program.
+            shardings = jax.tree.map(lambda x: x.sharding, state)
+            compiled = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+        return compiled(state, frozen, batch, key)
+
+    return call
 
 
 def make_evaluation(
