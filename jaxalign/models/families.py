@@ -13,6 +13,7 @@ import numpy as np
 from jaxalign.errors import ModelError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.family_configs import (
+    read_gemma,
     read_gemma2,
     read_gemma3,
     read_gpt2,
@@ -22,6 +23,7 @@ from jaxalign.models.family_configs import (
     read_phi3,
     read_qwen2,
     read_qwen3,
+    write_gemma,
     write_gemma2,
     write_gemma3,
     write_gpt2,
@@ -165,6 +167,7 @@ FAMILIES: dict[str, Family] = {
         _LLAMA + _QK_NORM,
         _OUTER,
     ),
+    "gemma": Family("GemmaForCausalLM", read_gemma, write_gemma, _LLAMA, _OUTER),
     "gemma2": Family("Gemma2ForCausalLM", read_gemma2, write_gemma2, _GEMMA2, _OUTER),
     "gemma3_text": Family("Gemma3ForCausalLM", read_gemma3, write_gemma3, _GEMMA2 + _QK_NORM, _OUTER),
     "phi3": Family("Phi3ForCausalLM", read_phi3, write_phi3, _PHI3, _OUTER),

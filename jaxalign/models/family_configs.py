@@ -160,6 +160,30 @@ def read_qwen3(config: Json) -> dict[str, Any]:
     return read_qwen2(config) | {"qkv_bias": bias, "out_bias": bias, "qk_norm": True}
 
 
+def read_gemma(config: Json) -> dict[str, Any]:
+    common = _common(config)
+    activation = config.get("hidden_activation") or config.get("hidden_act") or "gelu_pytorch_tanh"
+    bias = bool(config.get("attention_bias", False))
+    return common | {
+        "tied_head": bool(config.get("tie_word_embeddings", True)),
+        "norm_offset": 1.0,
+        # The first releases said "gelu" and meant the tanh form; transformers reads them so.
+        "activation": "gelu_tanh" if activation == "gelu" else _activation(activation),
+        "qkv_bias": bias,
+        "out_bias": bias,
+        "embedding_scale": float(common["hidden_size"]) ** 0.5,
+    }
+
+
+def write_gemma(config: ModelConfig) -> dict[str, Any]:
+    activation = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
+    return _common_out(config) | {
+        "hidden_activation": activation,
+        "hidden_act": activation,
+        "attention_bias": config.qkv_bias,
+    }
+
+
 def read_gemma2(config: Json) -> dict[str, Any]:
     common = _common(config)
     layers = common["num_layers"]

@@ -62,6 +62,7 @@ CASES = {
         "GPTNeoXConfig",
         SMALL | {"num_attention_heads": 4, "rotary_pct": 0.25, "use_parallel_residual": False},
     ),
+    "gemma": ("GemmaConfig", SMALL | {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 12}),
 }  # fmt: skip
 
 
