@@ -321,11 +321,8 @@ def save_reward_model(model: ScalarModel, folder: str | Path, *, tokenizer: Any 
         "gain": float(params["normalizer"]["gain"]),
         "bias": float(params["normalizer"]["bias"]),
     }
-    body = config_to_json(config)
-    causal = body["architectures"][0]
-    trunk = causal.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-    body |= {
-        "architectures": [f"{trunk}ForSequenceClassification"],
+    body = config_to_json(config) | {
+        "architectures": [FAMILIES[config.family].reward_architecture],
         "num_labels": 1,
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
