@@ -47,12 +47,13 @@ bench: $(CORE)
 	else echo "make bench: there is no benchmarks/run.py yet; nothing was measured" >&2; exit 2; fi
 
 # Reference values from other libraries, kept in tests/golden; no test needs those libraries. Two venvs of their own:
-#   .venv-parity  torch and the transformers that jaxalign uses: every script but one
-#   .venv-flax    transformers 4, the last with Flax classes: make_flax.py writes flax_model.msgpack folders
+#   .venv-flax    transformers 4, the last with Flax classes: flax_model.msgpack folders, config.json as it wrote them
+#   .venv-parity  torch and the transformers that jaxalign uses: all the rest
 goldens: .venv/parity-$(VERSION).stamp .venv/flax-$(VERSION).stamp
+	@for script in tests/golden/make_flax.py tests/golden/make_configs.py; do \
+	  echo "$$script (transformers 4)"; JAX_PLATFORMS=cpu .venv-flax/bin/python "$$script" || exit 1; done
 	@for script in $(filter-out tests/golden/make_flax.py,$(wildcard tests/golden/make_*.py)); do \
 	  echo "$$script"; .venv-parity/bin/python "$$script" $(ARGS) || exit 1; done
-	@echo tests/golden/make_flax.py; JAX_PLATFORMS=cpu .venv-flax/bin/python tests/golden/make_flax.py
 
 venv: $(DEV)
 

@@ -6,7 +6,6 @@ Readers take what transformers 4 and 5 wrote; writers write what both read.
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.errors import ModelError
 from jaxalign.models.config import ModelConfig, RopeScaling
 
 Json = Mapping[str, Any]
@@ -32,7 +31,8 @@ def _rope(config: Json) -> tuple[float, RopeScaling]:
             high_frequency_factor=float(scaling["high_freq_factor"]),
             original_positions=int(scaling["original_max_position_embeddings"]),
         )
-    raise ModelError(f"config.json: rope_type {kind!r} is not supported; expected default, linear or llama3")
+    field = "rope_parameters" if parameters else "rope_scaling"
+    raise ValueError(f"{field} of type {kind!r} is not supported; expected default, linear or llama3")
 
 
 def _rope_out(config: ModelConfig) -> dict[str, Any]:
@@ -64,9 +64,7 @@ def _activation(name: str) -> str:
         "gelu_fast": "gelu_tanh",
     }
     if name not in known:
-        raise ModelError(
-            f"config.json: activation {name!r} is not supported; expected one of {', '.join(known)}"
-        )
+        raise ValueError(f"activation {name!r} is not supported; expected one of {', '.join(known)}")
     return known[name]
 
 
