@@ -58,7 +58,9 @@ def test_the_oldest_name_of_the_scaling_reads_alike(name):
 def test_neox_reads_the_fields_that_only_it_has():
     old = body("gpt_neox", "transformers4")
     del old["rope_theta"], old["partial_rotary_factor"]
-    assert read(old) == read(body("gpt_neox", "transformers4"))
+    config = read(old)
+    assert (config.rope_theta, config.rotary_size) == (50_000.0, 4)
+    assert config == read(body("gpt_neox", "transformers4"))
 
 
 @pytest.mark.parametrize("name", NAMES)
