@@ -46,17 +46,20 @@ bench: $(CORE)
 	@if [ -f benchmarks/run.py ]; then $(BIN)/python benchmarks/run.py $(ARGS); \
 	else echo "make bench: there is no benchmarks/run.py yet; nothing was measured" >&2; exit 2; fi
 
-# Reference values from other libraries. Needs torch, in a venv of its own: no test does.
-goldens: .venv/parity-$(VERSION).stamp
-	@for script in tests/golden/make_*.py; do \
-	  test -e "$$script" || { echo "make goldens: there is no tests/golden/make_*.py" >&2; exit 2; }; \
+# Reference values from other libraries, kept in tests/golden; no test needs those libraries. Two venvs of their own:
+#   .venv-flax    transformers 4, the last with Flax classes: flax_model.msgpack folders, config.json as it wrote them
+#   .venv-parity  torch and the transformers that jaxalign uses: all the rest
+goldens: .venv/parity-$(VERSION).stamp .venv/flax-$(VERSION).stamp
+	@for script in tests/golden/make_flax.py tests/golden/make_configs.py; do \
+	  echo "$$script (transformers 4)"; JAX_PLATFORMS=cpu .venv-flax/bin/python "$$script" || exit 1; done
+	@for script in $(filter-out tests/golden/make_flax.py,$(wildcard tests/golden/make_*.py)); do \
 	  echo "$$script"; .venv-parity/bin/python "$$script" $(ARGS) || exit 1; done
 
 venv: $(DEV)
 
 # Removes the environment and caches, never runs/.
 clean:
-	rm -rf .venv .venv-parity .cache build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-parity .venv-flax .cache build dist *.egg-info .pytest_cache .ruff_cache
 
 .venv/bin/python-$(VERSION).stamp:
 	@test -n "$(VERSION)" || { echo "$(PYTHON) was not found: install Python >= 3.11, or name one by PYTHON=..." >&2; exit 2; }
@@ -78,6 +81,11 @@ $(DEV): .venv/bin/python-$(VERSION).stamp pyproject.toml $(CONSTRAINTS)
 .venv/parity-$(VERSION).stamp: $(DEV)
 	$(PYTHON) -m venv --clear .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[parity]'
+	@touch $@
+
+.venv/flax-$(VERSION).stamp: .venv/bin/python-$(VERSION).stamp tests/golden/requirements-flax.txt
+	$(PYTHON) -m venv --clear .venv-flax
+	.venv-flax/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/golden/requirements-flax.txt
 	@touch $@
 
 # Rewrites the constraints of this Python from the newest versions that pyproject.toml allows.

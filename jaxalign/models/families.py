@@ -13,6 +13,7 @@ import numpy as np
 from jaxalign.errors import ModelError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.family_configs import (
+    read_gemma,
     read_gemma2,
     read_gemma3,
     read_gpt2,
@@ -22,6 +23,7 @@ from jaxalign.models.family_configs import (
     read_phi3,
     read_qwen2,
     read_qwen3,
+    write_gemma,
     write_gemma2,
     write_gemma3,
     write_gpt2,
@@ -57,7 +59,7 @@ class Family:
     """A row of the table.
 
     Attributes:
-      architecture: class name for language models; the reward form replaces ForCausalLM.
+      architecture: class name for language models.
       read: config.json -> arguments of `ModelConfig`.
       write: `ModelConfig` -> config.json.
       layer: tensors of a layer.
@@ -65,6 +67,7 @@ class Family:
       head: name of the untied vocabulary projection.
       trunk: prefix of all tensors but heads.
       ignored: endings of tensors that hold no parameters.
+      classifier: class name for reward models; "" takes ForSequenceClassification after the architecture's stem.
     """
 
     architecture: str
@@ -75,6 +78,13 @@ class Family:
     head: str = "lm_head"
     trunk: str = "model."
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    classifier: str = ""
+
+    @property
+    def reward_architecture(self) -> str:
+        """Class name of the `...ForSequenceClassification` form."""
+        stem = self.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+        return self.classifier or f"{stem}ForSequenceClassification"
 
 
 def _linear(
@@ -165,8 +175,17 @@ FAMILIES: dict[str, Family] = {
         _LLAMA + _QK_NORM,
         _OUTER,
     ),
+    "gemma": Family("GemmaForCausalLM", read_gemma, write_gemma, _LLAMA, _OUTER),
     "gemma2": Family("Gemma2ForCausalLM", read_gemma2, write_gemma2, _GEMMA2, _OUTER),
-    "gemma3_text": Family("Gemma3ForCausalLM", read_gemma3, write_gemma3, _GEMMA2 + _QK_NORM, _OUTER),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        read_gemma3,
+        write_gemma3,
+        _GEMMA2 + _QK_NORM,
+        _OUTER,
+        # Gemma3ForSequenceClassification is that of the models with images.
+        classifier="Gemma3TextForSequenceClassification",
+    ),
     "phi3": Family("Phi3ForCausalLM", read_phi3, write_phi3, _PHI3, _OUTER),
     "gpt2": Family(
         "GPT2LMHeadModel",

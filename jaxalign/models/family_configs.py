@@ -6,7 +6,6 @@ Readers take what transformers 4 and 5 wrote; writers write what both read.
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.errors import ModelError
 from jaxalign.models.config import ModelConfig, RopeScaling
 
 Json = Mapping[str, Any]
@@ -32,7 +31,8 @@ def _rope(config: Json) -> tuple[float, RopeScaling]:
             high_frequency_factor=float(scaling["high_freq_factor"]),
             original_positions=int(scaling["original_max_position_embeddings"]),
         )
-    raise ModelError(f"config.json: rope_type {kind!r} is not supported; expected default, linear or llama3")
+    field = "rope_parameters" if parameters else "rope_scaling"
+    raise ValueError(f"{field} of type {kind!r} is not supported; expected default, linear or llama3")
 
 
 def _rope_out(config: ModelConfig) -> dict[str, Any]:
@@ -64,9 +64,7 @@ def _activation(name: str) -> str:
         "gelu_fast": "gelu_tanh",
     }
     if name not in known:
-        raise ModelError(
-            f"config.json: activation {name!r} is not supported; expected one of {', '.join(known)}"
-        )
+        raise ValueError(f"activation {name!r} is not supported; expected one of {', '.join(known)}")
     return known[name]
 
 
@@ -158,6 +156,30 @@ def write_qwen(config: ModelConfig) -> dict[str, Any]:
 def read_qwen3(config: Json) -> dict[str, Any]:
     bias = bool(config.get("attention_bias", False))
     return read_qwen2(config) | {"qkv_bias": bias, "out_bias": bias, "qk_norm": True}
+
+
+def read_gemma(config: Json) -> dict[str, Any]:
+    common = _common(config)
+    activation = config.get("hidden_activation") or config.get("hidden_act") or "gelu_pytorch_tanh"
+    bias = bool(config.get("attention_bias", False))
+    return common | {
+        "tied_head": bool(config.get("tie_word_embeddings", True)),
+        "norm_offset": 1.0,
+        # The first releases said "gelu" and meant the tanh form; transformers reads them so.
+        "activation": "gelu_tanh" if activation == "gelu" else _activation(activation),
+        "qkv_bias": bias,
+        "out_bias": bias,
+        "embedding_scale": float(common["hidden_size"]) ** 0.5,
+    }
+
+
+def write_gemma(config: ModelConfig) -> dict[str, Any]:
+    activation = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
+    return _common_out(config) | {
+        "hidden_activation": activation,
+        "hidden_act": activation,
+        "attention_bias": config.qkv_bias,
+    }
 
 
 def read_gemma2(config: Json) -> dict[str, Any]:

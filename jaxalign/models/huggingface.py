@@ -24,6 +24,7 @@ from jaxalign.models.families import (
     special_tokens,
     unfuse,
 )
+from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
 from jaxalign.models.heads import HeadConfig, ScalarModel
 from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
 
@@ -43,8 +44,8 @@ def load_pretrained(
     """A causal language model from a Hugging Face folder or hub id.
 
     Args:
-      folder: a folder with config.json and weights (`model.safetensors`, its sharded form, or
-        `flax_model.msgpack`), or a hub id.
+      folder: a folder with config.json and weights (`model.safetensors` or `flax_model.msgpack`,
+        one file or sharded), or a hub id.
       param_dtype: dtype of the parameters; None is float32.
       compute_dtype: dtype of the matrix products; None is float32.
       mesh: lay the parameters out on this mesh; None leaves them on the default device.
@@ -160,6 +161,9 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         files = sorted(set(_json(index)["weight_map"].values()))
     elif single.is_file():
         files = [single.name]
+    elif has_flax_tensors(path):
+        yield from read_flax_tensors(path)
+        return
     else:
         if list(path.glob("*.bin")):
             raise ModelError(
@@ -185,14 +189,6 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def read_params(path: Path, config: ModelConfig) -> dict[str, Any]:
     """Our parameter tree from a folder's weights."""
-    msgpack = path / "flax_model.msgpack"
-    has_safetensors = (path / "model.safetensors").is_file() or (
-        path / "model.safetensors.index.json"
-    ).is_file()
-    if msgpack.is_file() and not has_safetensors:
-        from jaxalign.models.flax_msgpack import read_flax_tensors
-
-        return from_tensors(read_flax_tensors(msgpack, config), config, str(msgpack))
     return from_tensors(dict(read_tensors(path)), config, str(path))
 
 
@@ -324,11 +320,8 @@ def save_reward_model(model: ScalarModel, folder: str | Path, *, tokenizer: Any 
         "gain": float(params["normalizer"]["gain"]),
         "bias": float(params["normalizer"]["bias"]),
     }
-    body = config_to_json(config)
-    causal = body["architectures"][0]
-    trunk = causal.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-    body |= {
-        "architectures": [f"{trunk}ForSequenceClassification"],
+    body = config_to_json(config) | {
+        "architectures": [FAMILIES[config.family].reward_architecture],
         "num_labels": 1,
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},

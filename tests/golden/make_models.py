@@ -1,10 +1,16 @@
 """Golden model folders: tiny random models of every family, with the logits transformers (torch) gives.
 
 Run by `make goldens`, in a venv with torch. Writes tests/golden/models/FAMILY/ with
-config.json, model.safetensors and golden.npz (tokens, logits, versions); then checks
-that transformers loads what jaxalign saves from each folder, with the same logits.
+- config.json and model.safetensors, by transformers;
+- saved.json and reward.json: every JSON file of the folder that jaxalign saves from it, as a
+  language model and as a reward model; transformers loaded both folders without a missing or
+  left-over tensor. Their tensors are those of model.safetensors, byte for byte (the reward model's
+  without the vocabulary head, with `reward_score`), and are not kept twice;
+- golden.npz: tokens [B, T]; logits [B, T, V] and saved_logits, by transformers from its own folder and from
+  jaxalign's; reward_score [D] and saved_scores [B], the head and what transformers' classifier gives; versions.
 """
 
+import json
 import shutil
 import sys
 import tempfile
@@ -13,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 HERE = Path(__file__).parent / "models"
@@ -62,6 +69,7 @@ CASES = {
         "GPTNeoXConfig",
         SMALL | {"num_attention_heads": 4, "rotary_pct": 0.25, "use_parallel_residual": False},
     ),
+    "gemma": ("GemmaConfig", SMALL | {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 12}),
 }  # fmt: skip
 
 
@@ -81,62 +89,94 @@ def logits_of(model, tokens: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
+    from jaxalign import models
+
     shutil.rmtree(HERE, ignore_errors=True)
     tokens = np.random.default_rng(0).integers(0, 48, (2, 17))
     for number, (name, (config_class, arguments)) in enumerate(CASES.items()):
         arguments = {"bos_token_id": 1, "eos_token_id": 2} | arguments
         config = getattr(transformers, config_class)(**arguments, attn_implementation="eager")
+        torch.manual_seed(number)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         randomize(model, number)
         folder = HERE / name
         model.save_pretrained(folder)
-        np.savez_compressed(
-            folder / "golden.npz",
-            tokens=tokens,
-            logits=logits_of(model, tokens),
-            versions=f"transformers {transformers.__version__}, torch {torch.__version__}",
-        )
-        worst = round_trip(folder, tokens, logits_of(model, tokens))
+        logits = logits_of(model, tokens)
+        ours = models.load_pretrained(folder)
+        score = np.random.default_rng(number).standard_normal(ours.config.hidden_size).astype(np.float32)
+        golden = {
+            "tokens": tokens,
+            "logits": logits,
+            "saved_logits": save_and_load(ours, folder, tokens),
+            "reward_score": score,
+            "saved_scores": save_and_load_reward(ours, score, folder, tokens),
+        }
+        worst = float(np.abs(golden["saved_logits"] - logits).max())
         print(f"{name}: transformers loads what jaxalign saves; largest difference of logits {worst:.2e}")
-    reward_round_trip(tokens)
+        assert worst < 1e-4, worst
+        versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+        np.savez_compressed(folder / "golden.npz", **golden, versions=versions)
 
 
-def round_trip(folder: Path, tokens: np.ndarray, expected: np.ndarray) -> float:
+def save_and_load(model, folder: Path, tokens: np.ndarray) -> np.ndarray:
+    """Logits [B, T, V] that transformers gives from the folder that jaxalign saves; writes saved.json."""
     from jaxalign import models
 
     with tempfile.TemporaryDirectory() as temporary:
-        models.save_pretrained(models.load_pretrained(folder), Path(temporary) / "saved")
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            Path(temporary) / "saved", attn_implementation="eager", output_loading_info=True
-        )
-        assert not info["missing_keys"] and not info["unexpected_keys"], info
-        worst = float(np.abs(logits_of(loaded.eval(), tokens) - expected).max())
-    assert worst < 1e-4, worst
-    return worst
+        saved = models.save_pretrained(model, Path(temporary) / "saved")
+        keep_json(saved, folder / "saved.json")
+        check_tensors(saved, load_file(folder / "model.safetensors"))
+        return logits_of(load(AutoModelForCausalLM, saved), tokens)
 
 
-def reward_round_trip(tokens: np.ndarray) -> None:
-    """transformers reads our reward folders as one-label classifiers, with the same scores."""
+def save_and_load_reward(model, score: np.ndarray, folder: Path, tokens: np.ndarray) -> np.ndarray:
+    """Scores [B] that transformers' one-label classifier gives from our reward folder; writes reward.json."""
     import jax
 
     from jaxalign import models
 
-    for name in ("llama", "qwen2", "gpt2"):
-        scalar = models.create_scalar_model(models.load_pretrained(HERE / name), key=jax.random.key(0))
-        with tempfile.TemporaryDirectory() as temporary:
-            models.save_reward_model(scalar, Path(temporary) / "saved")
-            loaded, info = AutoModelForSequenceClassification.from_pretrained(
-                Path(temporary) / "saved", attn_implementation="eager", output_loading_info=True
-            )
-            assert not info["missing_keys"] and not info["unexpected_keys"], info
-            theirs = []
-            with torch.no_grad():
-                for row in tokens:  # one at a time: no padding token is needed
-                    theirs.append(loaded.eval()(torch.tensor(row[None])).logits.numpy()[0, 0])
-        ours = scalar(jax.numpy.asarray(tokens), lengths=jax.numpy.full(len(tokens), tokens.shape[1]))
-        worst = float(np.abs(np.asarray(ours) - np.asarray(theirs)).max())
-        print(f"{name}: reward model; largest difference of scores {worst:.2e}")
-        assert worst < 1e-4, worst
+    scalar = models.create_scalar_model(model, key=jax.random.key(0))
+    params = scalar.params
+    params["head"]["score"] = jax.numpy.asarray(score)
+    scalar = models.ScalarModel(scalar.config, scalar.head_config, params)
+    with tempfile.TemporaryDirectory() as temporary:
+        saved = models.save_reward_model(scalar, Path(temporary) / "saved")
+        keep_json(saved, folder / "reward.json")
+        trunk = load_file(folder / "model.safetensors")
+        trunk = {n: a for n, a in trunk.items() if n not in ("lm_head.weight", "embed_out.weight")}
+        check_tensors(saved, trunk | {"score.weight": score[None]})
+        loaded = load(AutoModelForSequenceClassification, saved)
+        with torch.no_grad():  # a row at a time: no padding token is needed
+            theirs = np.concatenate([loaded(torch.tensor(row[None])).logits.numpy()[:, 0] for row in tokens])
+    ours = scalar(jax.numpy.asarray(tokens), lengths=jax.numpy.full(len(tokens), tokens.shape[1]))
+    worst = float(np.abs(np.asarray(ours) - theirs).max())
+    print(f"{folder.name}: {type(loaded).__name__}; largest difference of scores {worst:.2e}")
+    assert worst < 1e-4, worst
+    return theirs
+
+
+def load(auto_class, folder: Path):
+    """The model transformers reads; it must be of the class that the folder names, with no tensor too few or many."""
+    loaded, info = auto_class.from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
+    assert not any(info.values()), info
+    named = json.loads((folder / "config.json").read_text())["architectures"]
+    assert named == [type(loaded).__name__], (named, type(loaded))
+    return loaded.eval()
+
+
+def keep_json(folder: Path, file: Path) -> None:
+    """All JSON files of a folder in one."""
+    bodies = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    file.write_text(json.dumps(bodies, indent=1) + "\n")
+
+
+def check_tensors(folder: Path, expected: dict[str, np.ndarray]) -> None:
+    """The folder holds these tensors, byte for byte."""
+    tensors = load_file(folder / "model.safetensors")
+    assert tensors.keys() == expected.keys(), tensors.keys() ^ expected.keys()
+    for name, array in expected.items():
+        assert tensors[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(tensors[name], array, err_msg=name)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,57 @@ def test_a_saved_folder_loads_exactly(family, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
 
 
+def assert_folder(folder: Path, json_bodies: dict, tensors: dict[str, np.ndarray]) -> None:
+    """The folder holds exactly these JSON files and, byte for byte, these tensors."""
+    there = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    assert there == json_bodies
+    assert {path.name for path in folder.iterdir()} == {*json_bodies, "model.safetensors"}
+    saved = load_file(folder / "model.safetensors")
+    assert saved.keys() == tensors.keys()
+    for name, array in tensors.items():
+        assert (saved[name].dtype, saved[name].shape) == (array.dtype, array.shape), name
+        assert saved[name].tobytes() == array.tobytes(), name
+
+
+# transformers loaded the folders that these tests compare with, whole, when the golden values were made.
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_folder_is_the_one_transformers_loaded(family, tmp_path):
+    golden = np.load(GOLDEN / family / "golden.npz")
+    np.testing.assert_allclose(golden["saved_logits"], golden["logits"], atol=1e-4)
+    models.save_pretrained(models.load_pretrained(GOLDEN / family), tmp_path / "saved")
+    bodies = json.loads((GOLDEN / family / "saved.json").read_text())
+    assert_folder(tmp_path / "saved", bodies, load_file(GOLDEN / family / "model.safetensors"))
+
+
+def reward_model(family: str) -> models.ScalarModel:
+    """The golden trunk under the golden score head, as make_models.py built it."""
+    scalar = models.create_scalar_model(models.load_pretrained(GOLDEN / family), key=jax.random.key(0))
+    params = scalar.params
+    params["head"]["score"] = jnp.asarray(np.load(GOLDEN / family / "golden.npz")["reward_score"])
+    return models.ScalarModel(scalar.config, scalar.head_config, params)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_reward_folder_is_the_one_transformers_loaded(family, tmp_path):
+    models.save_reward_model(reward_model(family), tmp_path / "saved")
+    tensors = load_file(GOLDEN / family / "model.safetensors")
+    tensors = {n: a for n, a in tensors.items() if n not in ("lm_head.weight", "embed_out.weight")}
+    tensors["score.weight"] = np.load(GOLDEN / family / "golden.npz")["reward_score"][None]
+    assert_folder(tmp_path / "saved", json.loads((GOLDEN / family / "reward.json").read_text()), tensors)
+
+
+# Three stand for all: the trunk is the language model's, and the head is the same everywhere.
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_scores_equal_the_classifiers_of_transformers(family, tmp_path):
+    golden = np.load(GOLDEN / family / "golden.npz")
+    models.save_reward_model(reward_model(family), tmp_path / "saved")
+    tokens = golden["tokens"]
+    scores = models.load_reward_model(tmp_path / "saved")(
+        jnp.asarray(tokens), lengths=jnp.full(len(tokens), tokens.shape[1])
+    )
+    np.testing.assert_allclose(scores, golden["saved_scores"], atol=1e-4)
+
+
 def test_shards_with_an_index_load_exactly(tmp_path):
     model = models.load_pretrained(GOLDEN / "llama")
     models.save_pretrained(model, tmp_path / "saved", max_shard_bytes=20_000)

@@ -14,7 +14,7 @@ from jaxalign.models.layers import dense
 from jaxalign.models.lora import LoraConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
-FAMILIES = ["llama", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "qwen3"]
+FAMILIES = ["llama", "mistral", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "qwen3"]
 
 
 def rows(seed: int, *shape: int) -> jax.Array:

@@ -1,0 +1,115 @@
+"""config.json: what transformers 4 and transformers 5 wrote reads to one `ModelConfig`."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jaxalign import models
+from jaxalign.errors import ModelError
+from jaxalign.models.config import RopeScaling
+from jaxalign.models.families import FAMILIES, config_from_json
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "configs"
+NAMES = sorted(p.name for p in GOLDEN.iterdir() if p.name != "phi3_longrope")
+STYLES = ["transformers4", "transformers5"]
+LLAMA3 = RopeScaling(
+    kind="llama3", factor=8.0, low_frequency_factor=1.5, high_frequency_factor=3.0, original_positions=32
+)
+
+
+def body(name: str, style: str) -> dict:
+    return json.loads((GOLDEN / name / f"{style}.json").read_text())
+
+
+def read(config: dict) -> models.ModelConfig:
+    return config_from_json(config, "config.json")
+
+
+def test_every_family_with_rotary_positions_has_both_styles():
+    assert {body(name, style)["model_type"] for name in NAMES for style in STYLES} == {*FAMILIES} - {"gpt2"}
+    for name in NAMES:
+        assert "rope_theta" in body(name, "transformers4")
+        assert "rope_parameters" not in body(name, "transformers4")
+        assert "rope_parameters" in body(name, "transformers5")
+        assert "rope_scaling" not in body(name, "transformers5")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_styles_read_to_one_config(name):
+    config = read(body(name, "transformers4"))
+    assert read(body(name, "transformers5")) == config
+    assert config.rope_theta == 50_000.0
+    scaling = {"llama3": LLAMA3, "phi3": RopeScaling()}
+    assert config.rope_scaling == scaling.get(name, RopeScaling(kind="linear", factor=4.0))
+    assert config.rope_theta_local == (20_000.0 if name == "gemma3_text" else None)
+    assert config.rotary_size == (4 if name in ("phi3", "gpt_neox") else config.head_dim)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "phi3"])
+def test_the_oldest_name_of_the_scaling_reads_alike(name):
+    old = body(name, "transformers4")
+    old["rope_scaling"]["type"] = old["rope_scaling"].pop("rope_type")
+    assert read(old) == read(body(name, "transformers4"))
+
+
+def test_neox_reads_the_fields_that_only_it_has():
+    old = body("gpt_neox", "transformers4")
+    del old["rope_theta"], old["partial_rotary_factor"]
+    config = read(old)
+    assert (config.rope_theta, config.rotary_size) == (50_000.0, 4)
+    assert config == read(body("gpt_neox", "transformers4"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_rotary_fields_the_defaults_of_the_family_hold(name):
+    config = body(name, "transformers4")
+    for field in ("rope_theta", "rope_scaling", "rotary_emb_base", "rope_local_base_freq"):
+        config.pop(field, None)
+    theta, local = (1_000_000.0, 10_000.0) if name == "gemma3_text" else (10_000.0, None)
+    expected = replace(
+        read(body(name, "transformers4")),
+        rope_theta=theta,
+        rope_theta_local=local,
+        rope_scaling=RopeScaling(),
+    )
+    assert read(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("style", "field"), [("transformers4", "rope_scaling"), ("transformers5", "rope_parameters")]
+)
+def test_longrope_is_refused_by_a_line_that_names_the_field(style, field, tmp_path):
+    shutil.copy(GOLDEN / "phi3_longrope" / f"{style}.json", tmp_path / "config.json")
+    with pytest.raises(
+        ModelError, match=rf"config\.json: {field} of type 'longrope' is not supported"
+    ) as error:
+        models.load_pretrained(tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_activation_is_named_with_its_file(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps(body("llama", "transformers5") | {"hidden_act": "relu6"})
+    )
+    with pytest.raises(ModelError, match=r"config\.json: activation 'relu6' is not supported") as error:
+        models.load_pretrained(tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"hidden_act": "gelu"}, "gelu_tanh"),
+        ({"hidden_act": "gelu", "hidden_activation": None}, "gelu_tanh"),
+        ({"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}, "gelu_tanh"),
+        ({"hidden_act": None, "hidden_activation": None}, "gelu_tanh"),
+        ({"hidden_act": "silu"}, "silu"),
+    ],
+)
+def test_gelu_means_the_tanh_form_in_gemma(fields, expected):
+    config = {k: v for k, v in body("gemma", "transformers4").items() if not k.startswith("hidden_act")}
+    assert read(config | fields).activation == expected
