@@ -7,6 +7,7 @@ every key and type, and says in one line what is wrong and where. The meaning th
 """
 
 import dataclasses
+import json
 import importlib.resources
 import os
 import re
@@ -171,7 +172,7 @@ def _describe(cls: type, prefix: str, base: Any) -> Iterator[Key]:
         if inner is not None:
             yield from _describe(inner, f"{prefix}{f.name}.", default if isinstance(default, inner) else None)
             continue
-        text = "required" if default is dataclasses.MISSING else _as_yaml(default)
+        text = "required" if default is dataclasses.MISSING else _one_line(default)
         yield Key(
             name=prefix + f.name,
             type=type_name(hints[f.name]),
@@ -411,6 +412,11 @@ def _nearest(name: str, valid: Sequence[str], what: str) -> str:
 def _shown(value: Any) -> str:
     text = repr(str(value)) if isinstance(value, str) else _as_yaml(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _one_line(value: Any) -> str:
+    text = _as_yaml(value)
+    return text if text.isprintable() else json.dumps(to_dict(value))
 
 
 def _as_yaml(value: Any) -> str:

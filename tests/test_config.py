@@ -267,3 +267,17 @@ def test_description_has_every_key_with_type_default_and_meaning():
     assert keys["inner.note"].default == "null"
     assert config.describe(Needy)[0].default == "required"
     assert all(re.search(r"\w", key.meaning) for key in keys.values())
+
+
+def test_defaults_with_line_breaks_stay_on_one_line():
+    @dataclass(frozen=True, kw_only=True)
+    class Marked:
+        """Has a marker.
+
+        Attributes:
+          marker: of turns.
+        """
+
+        marker: str = "\n\nHuman:"
+
+    assert config.describe(Marked)[0].default == r'"\n\nHuman:"'
