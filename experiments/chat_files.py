@@ -24,10 +24,12 @@ from jaxalign.training.reward import RewardConfig, train_reward
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.sft import SFTConfig, train_sft
 
+# File, part of the prompts held out, and what is cut of rows over 384 tokens: HH's dialogues are long before the
+# answer, the medical answers (to 36 questions) are long themselves.
 FILES = {
-    "hh": ("hh_harmless_base_test.jsonl.gz", 0.1),
-    "pku": ("pku_saferlhf_5k.jsonl.gz", 0.1),
-    "medical": ("medical_preference_pairs.jsonl.gz", 0.2),
+    "hh": ("hh_harmless_base_test.jsonl.gz", 0.1, "cut_prompt_start"),
+    "pku": ("pku_saferlhf_5k.jsonl.gz", 0.1, "cut_prompt_start"),
+    "medical": ("medical_preference_pairs.jsonl.gz", 0.35, "cut_completion"),
 }
 STAGES = ("sft", "reward", "dpo")
 LLAMA = {
@@ -52,7 +54,7 @@ def run_stage(source: str, stage: str, shared: Path, output: Path, steps: int) -
     model = output / "llama"
     model.mkdir(parents=True, exist_ok=True)
     (model / "config.json").write_text(json.dumps(LLAMA))
-    name, held_out = FILES[source]
+    name, held_out, truncation = FILES[source]
     tokenizer = str(shared / "data/tokenizers/gpt2")
     common = {
         "run": RunConfig(output=str(output / f"{source}-{stage}"), eval_every=steps),
@@ -60,8 +62,8 @@ def run_stage(source: str, stage: str, shared: Path, output: Path, steps: int) -
         "data": DataConfig(
             train=(str(shared / "data/preferences" / name),),
             validation_fraction=held_out,
-            max_length=512,
-            truncation="cut_prompt_start",
+            max_length=384,
+            truncation=truncation,
             template="markers",
         ),
     }

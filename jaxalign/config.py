@@ -7,8 +7,8 @@ every key and type, and says in one line what is wrong and where. The meaning th
 """
 
 import dataclasses
-import json
 import importlib.resources
+import json
 import os
 import re
 import tempfile

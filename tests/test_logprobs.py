@@ -111,6 +111,18 @@ def test_bfloat16_inputs_accumulate_in_float32():
     np.testing.assert_allclose(low.logps, rounded["logps"], atol=1e-4)
 
 
+@pytest.mark.parametrize("chunk", [8, EMBEDDING.shape[0]])
+def test_bfloat16_gradients_come_back_in_their_dtypes_and_near_the_float32_ones(chunk):
+    def loss(hidden, embedding):
+        return linear_logprobs(hidden, embedding, TARGETS, chunk_size=chunk).logps.sum()
+
+    gradient = jax.jit(jax.grad(loss, (0, 1)))
+    low, full = gradient(HIDDEN.astype(jnp.bfloat16), EMBEDDING), gradient(HIDDEN, EMBEDDING)
+    assert [g.dtype for g in low] == [jnp.bfloat16, jnp.float32]
+    for ours, theirs in zip(low, full, strict=True):
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=0.03 * float(jnp.abs(theirs).max()))
+
+
 def test_token_logprobs_by_hand_with_temperature():
     # logits (0, log 3) at temperature 1/2 are (0, 2 log 3): p = (1/10, 9/10).
     logits = jnp.log(jnp.asarray([[[1.0, 3.0]]]))

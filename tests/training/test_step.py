@@ -1,5 +1,7 @@
 """One update: micro-batches add up, eight devices equal one, bad numbers change nothing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,23 @@ def test_eight_devices_equal_one(name, axes, devices):
     close(grads8, grads, 1e-5 * norm)
     # Adam magnifies rounding: parameters agree to a hundredth of the step.
     close(one_step(case, eight)[0].params, one_step(case, one)[0].params, 0.01 * RATE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_compute_takes_nearly_the_same_step_on_float32_masters(name, devices, monkeypatch):
+    mesh = make_mesh(MeshConfig(), devices)
+    loss, grads = gradient(CASES[name], mesh)
+    create = functools.partial(models.create, compute_dtype=jnp.bfloat16)
+    monkeypatch.setattr(models, "create", create)
+    low, low_grads = gradient(CASES[name], mesh)
+    assert low != loss
+    np.testing.assert_allclose(low, loss, rtol=0.03)
+    ours, theirs = (
+        np.concatenate([np.ravel(g) for g in jax.tree.leaves(tree)]) for tree in (low_grads, grads)
+    )
+    assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.99
+    state, _ = one_step(CASES[name], mesh)
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
 
 
 @pytest.mark.parametrize("name", CASES)
