@@ -7,6 +7,7 @@ without its commit is never seen.
 
 import errno
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,15 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from jaxalign.errors import CheckpointError
 
+
+def _not_raised_later(record: logging.LogRecord) -> bool:
+    # absl says "raised an exception" with the traceback in the text, or hands it over as exc_info.
+    return not (record.exc_info or "raised an exception" in record.getMessage())
+
+
 logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax prints what its threads raise, with a traceback, and raises it again where we wait: once is enough.
+logging.getLogger("absl").addFilter(_not_raised_later)
 
 
 class CheckpointStore:
@@ -93,7 +102,9 @@ class CheckpointStore:
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """All whole checkpoints, oldest first."""
+        """All whole checkpoints, oldest first; a save in progress is waited for."""
+        with self._disk_errors():
+            self._manager.wait_until_finished()
         return sorted(self._manager.all_steps(read=True))
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -187,8 +198,10 @@ class _DiskErrors:
         while cause is not None:
             full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
             if full or any(
-                s in str(cause) for s in ("No space left on device", "ENOSPC", "RESOURCE_EXHAUSTED: ")
+                s in str(cause) for s in ("No space left on device", "ENOSPC", "Disk quota exceeded")
             ):
+                for half_written in self.folder.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(half_written, ignore_errors=True)
                 raise CheckpointError(
                     f"{self.folder}: no space left on the disk; the checkpoint was not saved, earlier ones are whole"
                 ) from error

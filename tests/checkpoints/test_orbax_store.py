@@ -91,7 +91,10 @@ def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_stays(tmp_path, monk
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
+    half_written = tmp_path / "2.orbax-checkpoint-tmp"
+    (half_written / "arrays").mkdir(parents=True)
     monkeypatch.setattr(store._manager, "save", full)
     with pytest.raises(CheckpointError, match="no space left"):
         store.save(2, state(), {})
+    assert not half_written.exists()
     assert CheckpointStore(tmp_path).restore(1, state())[1] == {"n": 1}
