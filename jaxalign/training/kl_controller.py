@@ -40,3 +40,22 @@ def next_coefficient(config: KLConfig, coefficient: float, kl: float, episodes: 
         return coefficient
     error = min(max(kl / config.target - 1.0, -0.2), 0.2)
     return coefficient * (1.0 + error * episodes / config.horizon)
+
+
+# So many updates running with a mean log-ratio to the reference below -NEGATIVE_KL nats a sequence are suspicious.
+NEGATIVE_UPDATES, NEGATIVE_KL = 5, 0.05
+
+
+def negative_streak(streak: int, kl: float) -> tuple[int, str]:
+    """(updates running with a negative KL estimate, a warning when they have just become too many).
+
+    The mean log-ratio of on-policy samples estimates a KL, which is not negative; one
+    that stays below 0 says that the sampler and the scored policy are not the same.
+    """
+    streak = streak + 1 if kl < -NEGATIVE_KL else 0
+    if streak != NEGATIVE_UPDATES:
+        return streak, ""
+    return streak, (
+        f"objective/kl was below -{NEGATIVE_KL:g} nats in {NEGATIVE_UPDATES} updates running (now {kl:.3g}); the "
+        "sampler and the scored policy may differ (top_k, top_p, temperature, precision)"
+    )

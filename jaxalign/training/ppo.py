@@ -21,7 +21,6 @@ import numpy as np
 
 from jaxalign.data import BatchIterator, collate_prompts, load_dataset
 from jaxalign.errors import UserError
-from jaxalign.losses import ppo_policy_loss, ppo_value_loss, sequence_mean, token_mean
 from jaxalign.mesh import shard_batch
 from jaxalign.rewards import RewardRequest, evaluate_reward
 from jaxalign.rollout import Completions, join_rows
@@ -29,78 +28,15 @@ from jaxalign.runs import Run, StopFlag
 from jaxalign.training import setup
 from jaxalign.training.actor_critic import ActorCritic, build
 from jaxalign.training.experience import RunningMoments, Scored, advantages_of, drop_rows, final_scores
-from jaxalign.training.kl_controller import next_coefficient
+from jaxalign.training.kl_controller import negative_streak, next_coefficient
 from jaxalign.training.loop import Interrupted
-from jaxalign.training.ppo_config import PPOConfig, PPOLossConfig
+from jaxalign.training.ppo_config import PPOConfig
+from jaxalign.training.ppo_step import ppo_counts, ppo_loss
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import TrainState, create_state
-from jaxalign.training.step import make_update, mean_of
+from jaxalign.training.step import make_update
 
-# Updates running with a mean log-ratio to the reference below -NEGATIVE_KL nats a sequence that make a warning.
-NEGATIVE_UPDATES, NEGATIVE_KL = 5, 0.05
-
-__all__ = ["PPOConfig", "ppo_counts", "ppo_loss", "train_ppo"]
-
-
-def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float):
-    """Builds the loss function of `make_update`: clipped policy loss + value_weight * value loss.
-
-    `batch["policy_weight"]` [B] is 0 while only the critic learns. With a critic of its
-    own the two losses touch different leaves, so value_weight only scales its gradient
-    (which Adam undoes); with a shared trunk it balances them.
-    """
-
-    def reduce(values, mask, counts):
-        if config.reduction == "sequence":
-            return sequence_mean(values, mask, count=counts["rows"])
-        return token_mean(values, mask, count=counts["tokens"])
-
-    def loss(params, frozen, batch, key, counts):
-        del key  # dropout is off in PPO, in the update too
-        mask = batch["mask"]
-        scores, values = models.forward(
-            params, frozen, batch["tokens"], batch["lengths"], mask, temperature=temperature
-        )
-        policy_terms = ppo_policy_loss(
-            scores.logps,
-            batch["old_logps"],
-            batch["advantages"],
-            mask,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            dual_clip=config.dual_clip or None,
-        )
-        value_terms = ppo_value_loss(
-            values, batch["old_values"], batch["returns"], mask, clip=config.value_clip or None
-        )
-        policy_terms = policy_terms - config.entropy_weight * scores.entropy
-        weight = batch["policy_weight"][:, None]
-        total = reduce(policy_terms * weight, mask, counts)
-        total += config.value_weight * reduce(value_terms, mask, counts)
-        log_ratio = jnp.where(mask, scores.logps - batch["old_logps"], 0.0)
-        ratio = jnp.exp(log_ratio)
-        clipped = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
-        metrics = {
-            "policy/loss": mean_of(policy_terms, mask),
-            "policy/approx_kl": mean_of(ratio - 1 - log_ratio, mask),
-            "policy/clip_fraction": mean_of(clipped, mask),
-            "policy/ratio_mean": mean_of(ratio, mask),
-            "policy/ratio_max": (jnp.max(jnp.where(mask, ratio, 0.0)), jnp.ones(())),
-            "policy/entropy": mean_of(scores.entropy, mask),
-            "value/loss": mean_of(value_terms, mask),
-        }
-        if config.value_clip:
-            moved = jnp.abs(values - batch["old_values"]) > config.value_clip
-            metrics["value/clip_fraction"] = mean_of(moved, mask)
-        return total, metrics
-
-    return loss
-
-
-def ppo_counts(batch) -> dict[str, jax.Array]:
-    """Counted tokens and counted rows of the whole minibatch."""
-    mask = batch["mask"]
-    return {"tokens": jnp.sum(mask, dtype=jnp.float32), "rows": jnp.sum(mask.any(1), dtype=jnp.float32)}
+__all__ = ["PPOConfig", "train_ppo"]
 
 
 @dataclass
@@ -189,22 +125,15 @@ class Trainer:
             "time/tokens_per_second": float(completions.lengths.sum()) / (finished - started),
         }
         kl = metrics["objective/kl"]
-        self._watch_kl(number, kl)
+        self.negative, warning = negative_streak(self.negative, kl)
+        if warning:
+            self.run.warn(f"update {number}: {warning}")
         self.coefficient = next_coefficient(self.config.kl, self.coefficient, kl, len(raw))
         shown = [
             {"prompt": request.prompts[i], "completion": request.completions[i], "score": float(raw[i])}
             for i in range(min(self.config.run.sample_rows, len(raw)))
         ]
         return metrics, shown
-
-    def _watch_kl(self, number: int, kl: float) -> None:
-        """Warns once when the estimate stays below 0, which the KL of on-policy samples cannot."""
-        self.negative = self.negative + 1 if kl < -NEGATIVE_KL else 0
-        if self.negative == NEGATIVE_UPDATES:
-            self.run.warn(
-                f"update {number}: objective/kl was below -{NEGATIVE_KL:g} nats in {NEGATIVE_UPDATES} updates running "
-                f"(now {kl:.3g}); the sampler and the scored policy may differ (top_k, top_p, temperature, precision)"
-            )
 
     def _sample(self, batch: Mapping[str, Any], number: int) -> tuple[Completions, RewardRequest]:
         sampling = self.config.sampling

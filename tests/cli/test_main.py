@@ -313,7 +313,9 @@ def test_module_runs_as_a_command_and_its_status_is_the_shells():
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_before_training_ends_the_command_without_traceback(number, status):
     code = (
-        "import sys, time, types\n"
+        "import signal, sys, time, types\n"
+        # A parent that ignores SIGINT (a job of a script, in the background) hands that down.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from jaxalign.cli import main as cli\n"
         "def slow(config):\n"
         "    print('ready', flush=True)\n"
@@ -327,6 +329,9 @@ def test_signal_before_training_ends_the_command_without_traceback(number, statu
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.05)
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    try:
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == status
     assert "Traceback" not in err

@@ -13,7 +13,12 @@ from jaxalign.cli import main as cli
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-SHELL = [line for language, body in BLOCKS if language in ("", "sh", "bash") for line in body.splitlines()]
+SHELL = [
+    line
+    for language, body in BLOCKS
+    if language in ("", "sh", "bash")
+    for line in re.sub(r"\\\n\s*", "", body).splitlines()
+]
 COMMANDS = [line for line in SHELL if line.startswith("jaxalign ")]
 TARGETS = [line.split()[1] for line in SHELL if line.startswith("make ")]
 PYTHON = [body for language, body in BLOCKS if language == "python"]

@@ -10,9 +10,9 @@ from jaxalign import models
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import Rewards
 from jaxalign.rollout import Completions, SamplingConfig
-from jaxalign.runs import Run, RunConfig, records
+from jaxalign.runs import records
 from jaxalign.training.experience import RunningMoments, Scored, advantages_of, drop_rows, final_scores
-from jaxalign.training.kl_controller import KLConfig, next_coefficient
+from jaxalign.training.kl_controller import NEGATIVE_UPDATES, KLConfig, negative_streak, next_coefficient
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.ppo import train_ppo
 from jaxalign.training.ppo_config import CriticConfig, PPOLossConfig, PPOTrainConfig, RewardSource
@@ -148,16 +148,13 @@ def test_a_mean_ratio_over_the_limit_skips_the_step(configs, tmp_path):
     assert 0 < metrics_of(tmp_path / "run")[0]["skipped"] < 1
 
 
-def test_a_kl_that_stays_negative_is_warned_of_once(configs, tmp_path):
-    from jaxalign.training import ppo
-
-    trainer = ppo.Trainer.__new__(ppo.Trainer)
-    trainer.negative = 0
-    with Run.open(RunConfig(output=str(tmp_path / "run")), configs.ppo("x"), "ppo") as trainer.run:
-        for number, kl in enumerate([-1.0, 0.1, *[-1.0] * (ppo.NEGATIVE_UPDATES + 2)]):
-            trainer._watch_kl(number, kl)
-        trainer.run.log_metrics(1, {"kept": 1.0})
-    assert (tmp_path / "run" / "run.log").read_text().count("objective/kl was below") == 1
+def test_a_kl_that_stays_negative_is_warned_of_once():
+    streak, warnings = 0, []
+    for kl in [-1.0, 0.1, *[-1.0] * (NEGATIVE_UPDATES + 2)]:
+        streak, warning = negative_streak(streak, kl)
+        warnings.append(warning)
+    assert [bool(w) for w in warnings] == [False] * (NEGATIVE_UPDATES + 1) + [True, False, False]
+    assert "objective/kl was below" in warnings[NEGATIVE_UPDATES + 1]
 
 
 def test_only_the_critic_learns_in_its_warm_up(configs, tmp_path):

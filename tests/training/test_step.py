@@ -14,8 +14,8 @@ from jaxalign.training import setup
 from jaxalign.training.actor_critic import build
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxalign.training.pairs import valid_rows
-from jaxalign.training.ppo import ppo_counts, ppo_loss
 from jaxalign.training.ppo_config import PPOLossConfig
+from jaxalign.training.ppo_step import ppo_counts, ppo_loss
 from jaxalign.training.preference import DPOLossConfig, preference_loss
 from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
 from jaxalign.training.state import create_state
