@@ -1,5 +1,6 @@
 """TensorBoard and Weights & Biases beside metrics.jsonl, where they are asked for."""
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +40,18 @@ class _WandB:
             import wandb  # type: ignore[import-not-found]
         except ImportError:
             raise ConfigError("run.wandb: install the extra first: pip install 'jaxalign[wandb]'") from None
-        self._run = wandb.init(project="jaxalign", name=folder.name, dir=str(folder), config=dict(config))
+        # The same id on every start, so that a resumed run goes on where it was.
+        name = folder / "wandb-id"
+        if not name.exists():
+            name.write_text(secrets.token_hex(4) + "\n")
+        self._run = wandb.init(
+            project="jaxalign",
+            name=folder.name,
+            id=name.read_text().strip(),
+            resume="allow",
+            dir=str(folder),
+            config=dict(config),
+        )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

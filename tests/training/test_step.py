@@ -12,7 +12,7 @@ from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.models.lora import LoraConfig
 from jaxalign.training import setup
 from jaxalign.training.actor_critic import build
-from jaxalign.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.pairs import valid_rows
 from jaxalign.training.ppo_config import PPOLossConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
@@ -202,37 +202,3 @@ def test_the_smoothed_loss_is_the_public_one(devices):
     )
     expected = losses.token_mean(terms, mask[:, 1:])
     np.testing.assert_allclose(loss(trained, frozen, batch, None, counts(batch))[0], expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"schedule": "constant"}, [1, 1, 1, 1, 1]),
-        ({"schedule": "linear"}, [1, 0.75, 0.5, 0.25, 0]),
-        ({"schedule": "cosine"}, [1, 0.853553, 0.5, 0.146447, 0]),
-        ({"schedule": "cosine_restarts", "cycles": 2}, [1, 0.5, 1, 0.5, 1]),
-        ({"schedule": "constant", "warmup_steps": 3}, [0.25, 0.5, 0.75, 1, 1]),
-        ({"schedule": "linear", "warmup_ratio": 0.5, "final_ratio": 0.5}, [1 / 3, 2 / 3, 1, 0.75, 0.5]),
-    ],
-)
-def test_schedules_by_hand(changes, expected):
-    schedule = make_schedule(OptimizerConfig(learning_rate=1.0, **changes), 4)
-    np.testing.assert_allclose([float(schedule(i)) for i in range(5)], expected, atol=1e-6)
-
-
-def test_weight_decay_leaves_vectors_alone(devices):
-    params = {
-        "layers": {
-            "q_proj": jnp.ones((2, 3, 3)),
-            "input_norm": jnp.ones((2, 3)),
-            "q_proj_bias": jnp.ones((2, 3)),
-        }
-    }
-    optimizer, _ = make_optimizer(
-        OptimizerConfig(learning_rate=0.1, schedule="constant", weight_decay=0.5, max_grad_norm=0.0), 1
-    )
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    changes, _ = optimizer.update(zeros, optimizer.init(params), params)
-    np.testing.assert_allclose(changes["layers"]["q_proj"], -0.05, rtol=1e-6)
-    assert np.all(changes["layers"]["input_norm"] == 0)
-    assert np.all(changes["layers"]["q_proj_bias"] == 0)

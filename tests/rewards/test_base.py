@@ -1,0 +1,75 @@
+"""Whatever a reward returns comes in one checked form."""
+
+import numpy as np
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.rewards import RewardRequest, Rewards, evaluate_reward
+
+REQUEST = RewardRequest(
+    prompts=["p", "q", "r"],
+    completions=["one", "two", "three"],
+    prompt_ids=[[1], [2], [3]],
+    completion_ids=[[4], [5, 6], [7, 8]],
+    columns={"answer": ["a", "b", "c"]},
+    width=2,
+)
+
+
+def returning(value):
+    return lambda prompts, completions, *, completion_ids, columns: value
+
+
+@pytest.mark.parametrize(
+    ("value", "scores", "tokens"),
+    [
+        ([1, 0.25, -2], [1, 0.25, -2], np.zeros((3, 2))),
+        ((True, False, True), [1, 0, 1], np.zeros((3, 2))),
+        (np.array([1.5, 2, 3]), [1.5, 2, 3], np.zeros((3, 2))),
+        (np.full((3, 2), 0.5), [0, 0, 0], np.full((3, 2), 0.5)),
+        (Rewards(scores=np.ones(3), token_rewards=np.ones((3, 2))), [1, 1, 1], np.ones((3, 2))),
+    ],
+)
+def test_every_form_of_return_is_understood(value, scores, tokens):
+    result = evaluate_reward(returning(value), REQUEST)
+    np.testing.assert_array_equal(result.scores, np.asarray(scores, np.float32))
+    np.testing.assert_array_equal(result.token_rewards, tokens)
+    assert result.valid.all()
+    assert result.scores.dtype == result.token_rewards.dtype == np.float32
+
+
+def test_none_marks_a_row_to_which_no_reward_applies():
+    result = evaluate_reward(returning([0.5, None, 1.0]), REQUEST)
+    np.testing.assert_array_equal(result.valid, [True, False, True])
+    np.testing.assert_array_equal(result.scores, [0.5, 0, 1])
+
+
+def test_what_a_row_that_does_not_apply_holds_is_of_no_account():
+    rewards = Rewards(scores=np.array([1, np.nan, 2]), valid=np.array([True, False, True]))
+    np.testing.assert_array_equal(evaluate_reward(returning(rewards), REQUEST).scores, [1, 0, 2])
+
+
+def test_a_function_is_given_texts_ids_and_columns():
+    def reward(prompts, completions, *, completion_ids, columns):
+        return [
+            len(p) + 10 * len(c) + 100 * len(ids) + 1000 * (answer == "b")
+            for p, c, ids, answer in zip(prompts, completions, completion_ids, columns["answer"], strict=True)
+        ]
+
+    np.testing.assert_array_equal(evaluate_reward(reward, REQUEST).scores, [131, 1231, 251])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1.0], "returned 1 rewards for 3 completions"),
+        ([1.0, "good", 2.0], "expected a float or None per row"),
+        ([1.0, float("inf"), 2.0], r"row 1 is not finite \(inf\), for completion 'two'"),
+        (np.ones((3, 5)), r"shape \(3, 5\); expected \(3,\) or \(3, 2\)"),
+        (np.array(["a", "b", "c"]), "expected floats"),
+        (Rewards(token_rewards=np.ones((3, 1))), r"token_rewards have shape \(3, 1\), expected \(3, 2\)"),
+    ],
+)
+def test_a_wrong_return_is_named(value, message):
+    with pytest.raises(UserError, match="reward politeness: .*" + message):
+        evaluate_reward(returning(value), REQUEST, name="politeness")
