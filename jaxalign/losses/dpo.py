@@ -26,8 +26,10 @@ def preference_margin(
         ref_chosen_logps=ref_chosen_logps,
         ref_rejected_logps=ref_rejected_logps,
     )
-    ref = jax.lax.stop_gradient(float32(ref_chosen_logps) - float32(ref_rejected_logps))
-    return float32(policy_chosen_logps) - float32(policy_rejected_logps) - ref
+    # Policy and reference of one completion lie close together, so these differences hardly round.
+    chosen = float32(policy_chosen_logps) - jax.lax.stop_gradient(float32(ref_chosen_logps))
+    rejected = float32(policy_rejected_logps) - jax.lax.stop_gradient(float32(ref_rejected_logps))
+    return chosen - rejected
 
 
 def dpo_loss(

@@ -1,0 +1,3 @@
+"""Token rewards and flow-based losses."""
+
+REFERENCES = {}

@@ -1,0 +1,3 @@
+"""Online preference losses."""
+
+REFERENCES = {}

@@ -1,0 +1,3 @@
+"""Losses of reward models."""
+
+REFERENCES = {}

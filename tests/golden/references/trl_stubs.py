@@ -1,0 +1,65 @@
+"""What TRL's loss methods need around them: an accelerator of one process, a model that returns given log-probs."""
+
+import ast
+import os
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+
+class Accelerator:
+    """One process on the CPU."""
+
+    device = torch.device("cpu")
+    num_processes = 1
+    process_index = 0
+    is_main_process = True
+    sync_gradients = True
+    parallelism_config = None
+
+    def gather(self, x):
+        return x if x.dim() else x[None]
+
+    gather_for_metrics = gather
+
+    def reduce(self, x, reduction="sum"):
+        del reduction
+        return x
+
+    def unwrap_model(self, model):
+        return model
+
+
+class Metrics(dict):
+    """TRL's nested metric lists, thrown away."""
+
+    def __missing__(self, key):
+        return SimpleNamespace(append=lambda _: None) if self.get("inner") else Metrics(inner=True)
+
+
+def old_release(version: str) -> Path:
+    """The unpacked wheel of an older TRL, which is read and never imported; see the Makefile's parity target."""
+    folder = Path(os.environ["JAXALIGN_TRL_RELEASES"]) / version / "trl"
+    if not folder.is_dir():
+        raise SystemExit(
+            f"{folder}: expected the unpacked wheel of trl=={version}; `make parity` puts it there"
+        )
+    return folder
+
+
+def function_of(version: str, file: str, name: str, scope: dict):
+    """One function or method of an older TRL, compiled on its own with `scope` as its globals."""
+    tree = ast.parse((old_release(version) / file).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            node.decorator_list = []
+            # Annotations may name classes that are not in scope.
+            for argument in [*node.args.args, *node.args.kwonlyargs]:
+                argument.annotation = None
+            node.returns = None
+            code = textwrap.dedent(ast.unparse(node))
+            exec(compile(code, f"trl-{version}/{file}", "exec"), scope)
+            return scope[name]
+    raise SystemExit(f"trl {version}: {file} has no function {name}")

@@ -1,0 +1,5 @@
+"""Auxiliary losses."""
+
+from tests.losses.cases.case import Case
+
+CASES: list[Case] = []

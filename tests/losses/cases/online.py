@@ -1,0 +1,5 @@
+"""Online preference losses."""
+
+from tests.losses.cases.case import Case
+
+CASES: list[Case] = []

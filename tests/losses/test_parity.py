@@ -1,0 +1,62 @@
+"""Every loss equals its reference in value and gradient; the references are stored, see tests/golden/make_losses.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign import losses
+from tests.losses.cases import CASES
+from tests.losses.cases.measure import errors, evaluate, golden
+
+
+def ids(case):
+    return case.id
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_value_and_gradient_are_the_references(case):
+    found = errors(losses, case)
+    value_bound, gradient_bound = case.bounds
+    assert found.value <= value_bound
+    assert found.gradient <= gradient_bound
+    assert case.bounds == (1e-6, 1e-5) or case.why
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_the_stored_inputs_are_those_of_the_case(case):
+    stored, made = golden(case).inputs, case.arrays()
+    assert stored.keys() == made.keys()
+    for name, value in made.items():
+        np.testing.assert_array_equal(stored[name], value)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.grads], ids=ids)
+def test_bfloat16_inputs_count_as_their_float32_values(case):
+    # The only error of bfloat16 inputs is their own rounding, 2^-9 of each; nothing is computed in bfloat16.
+    arrays = {
+        name: jnp.asarray(value).astype(jnp.bfloat16) if value.dtype == np.float32 else jnp.asarray(value)
+        for name, value in case.arrays().items()
+    }
+    wide = {name: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for name, x in arrays.items()}
+    weights = golden(case).weights
+    low, low_gradients = evaluate(losses, case, arrays, weights)
+    high, high_gradients = evaluate(losses, case, wide, weights)
+    assert low.dtype == jnp.float32
+    np.testing.assert_allclose(low, high, rtol=1e-6, atol=1e-6)
+    for name, gradient in low_gradients.items():
+        assert gradient.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            gradient.astype(jnp.float32), high_gradients[name], rtol=2**-8, atol=1e-6, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_other_float_arguments_get_no_gradient(case):
+    arrays = {name: jnp.asarray(value) for name, value in case.arrays().items()}
+    others = {n: x for n, x in arrays.items() if n not in case.grads and x.dtype == jnp.float32}
+    if not others:
+        return
+    gradients = jax.grad(lambda o: jnp.sum(case.call(losses, arrays | o)))(others)
+    for name, gradient in gradients.items():
+        np.testing.assert_array_equal(gradient, 0, err_msg=name)
