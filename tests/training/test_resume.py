@@ -12,6 +12,7 @@ from jaxalign import models
 from jaxalign.errors import UserError
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import records
+from jaxalign.training.kl_controller import KLConfig
 from jaxalign.training.loop import Interrupted
 from jaxalign.training.ppo import Trainer, train_ppo
 from jaxalign.training.preference import train_dpo
@@ -52,9 +53,25 @@ def interrupted_after(monkeypatch, name: str, step: int):
     monkeypatch.setattr(BatchIterator, "next", following)
 
 
+def settings_with_memory(configs, name):
+    """Makes configurations whose next step depends on all that a checkpoint must hold."""
+    if name != "ppo":
+        return getattr(configs, name)
+
+    def make(output):
+        config = configs.ppo(output)
+        return replace(
+            config,
+            reward=replace(config.reward, normalize=True),
+            kl=KLConfig(controller="adaptive", coefficient=0.1, target=0.1, horizon=40),
+        )
+
+    return make
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_an_interrupted_and_resumed_run_gives_the_same_bits(name, configs, tmp_path, monkeypatch):
-    train, make = TRAINERS[name], getattr(configs, name)
+    train, make = TRAINERS[name], settings_with_memory(configs, name)
     whole = train(make(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         interrupted_after(patch, name, 3)
