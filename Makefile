@@ -1,6 +1,7 @@
 # Every target sets up .venv by itself: nothing is needed but Python >= 3.11 and make.
 #   make demo            the whole pipeline on a tiny model that the project makes (QUICK=1: fewer steps)
 #   make test            the test suite (make test-all: with the long grids)
+#   make parity          the losses' reference values, computed anew in torch and compared
 #   make lint types      style and types
 # PYTHON=python3.12 chooses the interpreter, ARGS="..." is passed on to the command.
 
@@ -11,13 +12,16 @@ ARGS ?=
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 CONSTRAINTS := $(if $(filter 3.11,$(VERSION)),constraints-py311.txt,constraints-py312.txt)
+# Older releases of TRL hold losses that later ones deleted; they are read, never imported.
+TRL_RELEASES := 0.11.4 0.28.0 1.13.0
+RELEASES := JAXALIGN_TRL_RELEASES=.venv-parity/releases
 BIN := .venv/bin
 CORE := .venv/core-$(VERSION).stamp
 DEV := .venv/dev-$(VERSION).stamp
 # --no-compile: Python compiles what is imported when it is; all of it at once doubles the time of installing.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all lint types format bench goldens constraints clean venv
+.PHONY: demo test test-all lint types format bench goldens parity constraints clean venv
 .DEFAULT_GOAL := test
 
 demo: $(CORE)
@@ -49,11 +53,15 @@ bench: $(CORE)
 # Reference values from other libraries, kept in tests/golden; no test needs those libraries. Two venvs of their own:
 #   .venv-flax    transformers 4, the last with Flax classes: flax_model.msgpack folders, config.json as it wrote them
 #   .venv-parity  torch and the transformers that jaxalign uses: all the rest
-goldens: .venv/parity-$(VERSION).stamp .venv/flax-$(VERSION).stamp
+goldens: .venv/releases-$(VERSION).stamp .venv/flax-$(VERSION).stamp
 	@for script in tests/golden/make_flax.py tests/golden/make_configs.py; do \
 	  echo "$$script (transformers 4)"; JAX_PLATFORMS=cpu .venv-flax/bin/python "$$script" || exit 1; done
 	@for script in $(filter-out tests/golden/make_flax.py,$(wildcard tests/golden/make_*.py)); do \
-	  echo "$$script"; .venv-parity/bin/python "$$script" $(ARGS) || exit 1; done
+	  echo "$$script"; $(RELEASES) .venv-parity/bin/python -W ignore "$$script" $(ARGS) || exit 1; done
+
+# Computes the losses' reference values anew and fails where they differ from those stored.
+parity: .venv/releases-$(VERSION).stamp
+	$(RELEASES) .venv-parity/bin/python -W ignore tests/golden/make_losses.py --check $(ARGS)
 
 venv: $(DEV)
 
@@ -81,6 +89,12 @@ $(DEV): .venv/bin/python-$(VERSION).stamp pyproject.toml $(CONSTRAINTS)
 .venv/parity-$(VERSION).stamp: $(DEV)
 	$(PYTHON) -m venv --clear .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[parity]'
+	@touch $@
+
+.venv/releases-$(VERSION).stamp: .venv/parity-$(VERSION).stamp
+	@for release in $(TRL_RELEASES); do \
+	  .venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --target .venv-parity/releases/$$release trl==$$release || exit 1; done
 	@touch $@
 
 .venv/flax-$(VERSION).stamp: .venv/bin/python-$(VERSION).stamp tests/golden/requirements-flax.txt

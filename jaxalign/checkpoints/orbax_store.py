@@ -153,6 +153,17 @@ class CheckpointStore:
         self.wait()
         self._manager.close()
 
+    def __enter__(self) -> "CheckpointStore":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Lets the save in progress end, whatever else went wrong; an error under way is not covered by another."""
+        try:
+            self.close()
+        except Exception:
+            if error is None:
+                raise
+
     def _check(self, step: int, like: Any) -> None:
         """Names the first leaf whose shape differs; Orbax's own message lists whole trees."""
         try:

@@ -118,7 +118,10 @@ class Loop:
           UserError: a loss or gradient that is not finite; nothing was saved over the last good step.
           Interrupted: SIGINT or SIGTERM, after a checkpoint was saved.
         """
-        state = self._resume(state)
+        with self.store:
+            return self._fit(self._resume(state))
+
+    def _fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         config = self.run.config
         start = int(state.step)
         final: dict[str, float] = {}
@@ -146,9 +149,7 @@ class Loop:
                 if self.sample and not halted and (last or self._due(config.sample_every, step)):
                     self.run.log_samples(step, self.sample(state))
                 if halted and not last:
-                    self.store.wait()
                     raise Interrupted(stop.signal_received or 15)
-        self.store.wait()
         return state, final | self._last_eval
 
     @staticmethod

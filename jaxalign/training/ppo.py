@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import BatchIterator, collate_prompts, load_dataset
 from jaxalign.errors import UserError
 from jaxalign.mesh import shard_batch
@@ -314,17 +315,10 @@ def train_ppo(
 
 def _run(trainer: Trainer, config: PPOConfig, run: Run) -> dict[str, float]:
     """All updates, from the newest checkpoint where the run resumes."""
-    store = setup.checkpoint_store(run)
-    first = 0
-    if run.resumed:
-        first = store.latest_step() or 0
-        if first:
-            trainer.restore(*store.restore(first, trainer.state))
-        run.rewind(first if first else -1)
     metrics: dict[str, float] = {}
     total, every = config.train.updates, config.run
-    with StopFlag() as stop:
-        for number in range(first + 1, total + 1):
+    with setup.checkpoint_store(run) as store, StopFlag() as stop:
+        for number in range(_first_update(trainer, store, run) + 1, total + 1):
             metrics, samples = trainer.update(number)
             last, halted = number == total, stop.signal_received is not None
             if number == 1 or last or (every.log_every and number % every.log_every == 0):
@@ -335,10 +329,19 @@ def _run(trainer: Trainer, config: PPOConfig, run: Run) -> dict[str, float]:
             if last or halted or (every.save_every and number % every.save_every == 0):
                 store.save(number, trainer.state, trainer.extra(), metrics=metrics)
             if halted and not last:
-                store.wait()
                 raise Interrupted(stop.signal_received or 15)
-    store.wait()
     return metrics
+
+
+def _first_update(trainer: Trainer, store: CheckpointStore, run: Run) -> int:
+    """The number of updates done before: 0, or that of the newest checkpoint, to which trainer and log go back."""
+    if not run.resumed:
+        return 0
+    done = store.latest_step() or 0
+    if done:
+        trainer.restore(*store.restore(done, trainer.state))
+    run.rewind(done if done else -1)
+    return done
 
 
 def _padded(array: np.ndarray, size: int) -> np.ndarray:

@@ -28,14 +28,27 @@ def numbers(folder):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
-def interrupted_after(monkeypatch, name: str, step: int):
-    """Sends this process SIGTERM in the given step (or update), as an operator would."""
+def terminate():
+    """As an operator would."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+class Killed(Exception):
+    """Stands for what leaves no time to save."""
+
+
+def kill():
+    raise Killed
+
+
+def at_step(monkeypatch, name: str, step: int, happens):
+    """Calls `happens` in the given step (or update)."""
     if name == "ppo":
         plain = Trainer.update
 
         def update(self, number):
             if number == step:
-                signal.raise_signal(signal.SIGTERM)
+                happens()
             return plain(self, number)
 
         monkeypatch.setattr(Trainer, "update", update)
@@ -47,10 +60,19 @@ def interrupted_after(monkeypatch, name: str, step: int):
     def following(self):
         seen.append(1)
         if len(seen) == step:
-            signal.raise_signal(signal.SIGTERM)
+            happens()
         return plain_next(self)
 
     monkeypatch.setattr(BatchIterator, "next", following)
+
+
+def assert_same_run(ours, theirs):
+    """The same parameters, bit for bit, and the same metrics."""
+    ours_model, theirs_model = (load_file(run / "export" / "model.safetensors") for run in (ours, theirs))
+    assert ours_model.keys() == theirs_model.keys()
+    for tensor in ours_model:
+        np.testing.assert_array_equal(ours_model[tensor], theirs_model[tensor], err_msg=tensor)
+    assert numbers(ours) == numbers(theirs)
 
 
 def settings_with_memory(configs, name):
@@ -74,18 +96,28 @@ def test_an_interrupted_and_resumed_run_gives_the_same_bits(name, configs, tmp_p
     train, make = TRAINERS[name], settings_with_memory(configs, name)
     whole = train(make(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        interrupted_after(patch, name, 3)
+        at_step(patch, name, 3, terminate)
         with pytest.raises(Interrupted) as stopped:
             train(make(tmp_path / "parts"))
     assert stopped.value.signal == signal.SIGTERM
     assert not (tmp_path / "parts" / "export").exists()
     config = make(tmp_path / "parts")
     train(replace(config, run=replace(config.run, resume=True)))
-    ours, theirs = (load_file(tmp_path / n / "export" / "model.safetensors") for n in ("parts", "whole"))
-    assert ours.keys() == theirs.keys()
-    for tensor in ours:
-        np.testing.assert_array_equal(ours[tensor], theirs[tensor], err_msg=tensor)
-    assert numbers(tmp_path / "parts") == numbers(whole.folder)
+    assert_same_run(tmp_path / "parts", whole.folder)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "ppo"])
+def test_a_killed_and_resumed_run_gives_the_same_bits(name, configs, tmp_path, monkeypatch):
+    train, make = TRAINERS[name], settings_with_memory(configs, name)
+    whole = train(make(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        # The newest checkpoint is that of step 2; step 3 has been logged.
+        at_step(patch, name, 4, kill)
+        with pytest.raises(Killed):
+            train(make(tmp_path / "parts"))
+    config = make(tmp_path / "parts")
+    train(replace(config, run=replace(config.run, resume=True)))
+    assert_same_run(tmp_path / "parts", whole.folder)
 
 
 def test_resuming_a_finished_run_changes_nothing(configs, tmp_path):

@@ -65,8 +65,13 @@ class Case:
     def id(self) -> str:
         """Unique among all cases."""
         part = "" if self.pick is None else f".{self.pick}"
-        given = f"({', '.join(sorted(self._optional()))})" if self._optional() else ""
-        return f"{self.function}{part}{given}[{self.option}]"
+        return f"{self.function}{part}[{self.label}]"
+
+    @property
+    def label(self) -> str:
+        """Options and optional arrays that are given."""
+        given = sorted(self._optional())
+        return self.option + (f"; with {', '.join(given)}" if given else "")
 
     def _optional(self) -> set[str]:
         """Array arguments with a default that this case gives, so that ids differ."""
