@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.ppo import train_ppo
 from jaxalign.training.ppo_config import CriticConfig, PPOLossConfig, PPOTrainConfig, RewardSource
 from jaxalign.training.reward import train_reward
+from jaxalign.training.setup import ModelSource
 
 
 def completions(*reasons: str) -> Completions:
@@ -139,6 +141,19 @@ def test_the_first_ratio_is_one_and_sampler_and_trainer_agree(configs, tmp_path)
         assert row["policy/first_ratio"] == pytest.approx(1.0, abs=1e-5)
         assert row["rollout/logp_gap"] < 1e-4
     assert row["policy/steps"] == 4
+    # The reference is the policy as it started, at the same temperature: no KL before the first update, some after.
+    kls = [row["objective/kl"] for row in metrics_of(tmp_path / "run")]
+    assert kls[0] == pytest.approx(0.0, abs=1e-4)
+    assert min(abs(kl) for kl in kls[1:]) > 1e-3
+
+
+def test_a_reference_of_its_own_is_what_the_kl_is_measured_to(configs, tmp_path, byte_tokenizer):
+    start = models.load_pretrained(configs.model.path)
+    other = models.create(start.config, key=jax.random.key(9))
+    models.save_pretrained(other, tmp_path / "reference", tokenizer=byte_tokenizer)
+    config = configs.ppo(tmp_path / "run", reference=ModelSource(path=str(tmp_path / "reference")))
+    train_ppo(replace(config, train=replace(config.train, updates=1)))
+    assert abs(metrics_of(tmp_path / "run")[0]["objective/kl"]) > 1e-3
 
 
 def test_a_mean_ratio_over_the_limit_skips_the_step(configs, tmp_path):
