@@ -8,11 +8,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxalign import models
+from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import records
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.preference import DPOLossConfig, train_dpo
 from jaxalign.training.setup import ModelSource
+from tests.training.cases import dpo_case
 
 
 def first_metrics(folder):
@@ -66,6 +68,32 @@ def test_with_an_adapter_the_reference_is_the_base_and_stays_as_it_was(configs, 
     after = load_file(f"{configs.model.path}/model.safetensors")
     for name, tensor in before.items():
         np.testing.assert_array_equal(tensor, after[name])
+
+
+def first_loss(devices, **changes):
+    """(loss, metrics as means) on the tiny model, whose reference is another."""
+    loss, counts, trained, frozen, batch = dpo_case(
+        make_mesh(MeshConfig(), devices[:1]), DPOLossConfig(**changes)
+    )
+    value, sums = loss(trained, frozen, {k: np.asarray(v) for k, v in batch.items()}, None, counts(batch))
+    return float(value), {name: float(a / b) for name, (a, b) in sums.items()}, batch
+
+
+def test_the_supervised_term_is_the_chosen_completions_mean_loss_a_token(devices):
+    plain, metrics, batch = first_loss(devices)
+    more, _, _ = first_loss(devices, sft_weight=0.5)
+    # A random model of 64 tokens: about log 64 = 4.2 nats a token.
+    assert more - plain == pytest.approx(0.5 * np.log(64), rel=0.2)
+    tokens = batch["mask"][:, 0][batch["valid"]].sum(1).mean()
+    assert -metrics["logps_chosen"] / tokens == pytest.approx((more - plain) / 0.5, rel=0.1)
+
+
+def test_length_normalised_margins_are_those_a_token(devices):
+    summed, _, batch = first_loss(devices, beta=1.0)
+    normalised, _, _ = first_loss(devices, beta=1.0, length_normalize=True)
+    # Margins shrink by the number of tokens, so the loss comes nearer to log 2.
+    assert batch["mask"].sum(2).min() > 2
+    assert abs(normalised - np.log(2)) < 0.5 * abs(summed - np.log(2))
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,26 @@ def test_the_best_of_four_is_found(configs, rankings_file, tmp_path):
     assert result.metrics["eval/accuracy"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (RewardLossConfig(), np.log(2)),
+        (RewardLossConfig(use_margin=True), np.log(1 + np.exp(1.5))),
+        (RewardLossConfig(use_margin=True, label_smoothing=0.25), np.log(1 + np.exp(1.5)) - 0.25 * 1.5),
+    ],
+)
+def test_the_first_loss_of_a_head_at_zero_is_known(loss, expected, configs, pairs_file, tmp_path):
+    rows = [json.loads(line) | {"margin": 1.5} for line in pairs_file.read_text().splitlines()]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = configs.reward(
+        tmp_path / "run", head=HeadConfig(init_std=0.0), loss=loss, train=TrainConfig(batch_size=4, steps=1)
+    )
+    train_reward(replace(config, data=replace(config.data, train=(str(path),))))
+    first = next(row for row in metrics_of(tmp_path / "run") if "train/loss" in row)
+    assert first["train/loss"] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_exported_model_gives_held_out_scores_of_mean_zero_and_variance_one(normalize, configs, tmp_path):
     config = configs.reward(tmp_path / "run", normalize=normalize)

@@ -9,73 +9,13 @@ import pytest
 
 from jaxalign import models
 from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
-from jaxalign.models.lora import LoraConfig
-from jaxalign.training import setup
-from jaxalign.training.actor_critic import build
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.pairs import valid_rows
-from jaxalign.training.ppo_config import PPOLossConfig
-from jaxalign.training.ppo_step import ppo_counts, ppo_loss
-from jaxalign.training.preference import DPOLossConfig, preference_loss
-from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_update
+from tests.training.cases import KEY, dpo_case, ppo_case, sft_case, shape
 
-KEY = jax.random.key(0)
 RATE = 1e-2
 MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
-
-
-def shape():
-    return models.ModelConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
-        max_positions=32,
-    )  # fmt: skip
-
-
-def rows(*lead: int) -> dict:
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(6, 13, lead).astype(np.int32)
-    columns = np.arange(12)
-    return {
-        "tokens": rng.integers(0, 64, (*lead, 12)).astype(np.int32),
-        "lengths": lengths,
-        "mask": (columns >= 3) & (columns < lengths[..., None]),
-        "valid": np.arange(lead[0]) != 5,
-    }
-
-
-def sft_case(mesh):
-    policy, trained, frozen = setup.policy_of(models.create(shape(), key=KEY), LoraConfig(), mesh, key=KEY)
-    loss = sft_loss(policy, SFTLossConfig(label_smoothing=0.1, z_loss=0.01))
-    return loss, sft_counts, setup.place_params(trained, mesh), frozen, rows(8)
-
-
-def dpo_case(mesh):
-    model, reference = (models.create(shape(), key=jax.random.key(k)) for k in (0, 1))
-    policy, trained, base = setup.policy_of(model, LoraConfig(), mesh, key=KEY)
-    definition, params = models.split(setup.place_model(reference, mesh))
-    loss = preference_loss(policy, definition, DPOLossConfig(sft_weight=0.1))
-    batch = rows(8, 2) | {"margin": np.zeros(8, np.float32)}
-    return loss, valid_rows, setup.place_params(trained, mesh), {"base": base, "reference": params}, batch
-
-
-def ppo_case(mesh):
-    from jaxalign.training.ppo_config import PPOConfig
-
-    def reward(*_, **__):
-        return []
-
-    parts = build(
-        PPOConfig(), setup.place_model(models.create(shape(), key=KEY), mesh), reward, mesh, key=KEY
-    )
-    batch = rows(8)
-    rng = np.random.default_rng(1)
-    for name in ("old_logps", "old_values", "advantages", "returns"):
-        batch[name] = np.where(batch["mask"], rng.standard_normal((8, 12)), 0).astype(np.float32)
-    batch["old_logps"] -= 4 * batch["mask"]
-    batch["policy_weight"] = np.ones(8, np.float32)
-    return ppo_loss(parts.models, PPOLossConfig(), 0.7), ppo_counts, parts.trained, parts.frozen, batch
 
 
 CASES = {"sft": sft_case, "dpo": dpo_case, "ppo": ppo_case}
