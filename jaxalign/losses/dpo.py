@@ -4,32 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxalign.arrays import Scalar, check_range, check_shapes, float32
-
-
-def preference_margin(
-    policy_chosen_logps: Float[Array, " B"],
-    policy_rejected_logps: Float[Array, " B"],
-    ref_chosen_logps: Float[Array, " B"],
-    ref_rejected_logps: Float[Array, " B"],
-) -> Float[Array, " B"]:
-    """(policy_chosen - ref_chosen) - (policy_rejected - ref_rejected), in nats, float32.
-
-    The reference gets no gradient.
-
-    Raises:
-      AssertionError: the four shapes differ.
-    """
-    check_shapes(
-        policy_chosen_logps=policy_chosen_logps,
-        policy_rejected_logps=policy_rejected_logps,
-        ref_chosen_logps=ref_chosen_logps,
-        ref_rejected_logps=ref_rejected_logps,
-    )
-    # Policy and reference of one completion lie close together, so these differences hardly round.
-    chosen = float32(policy_chosen_logps) - jax.lax.stop_gradient(float32(ref_chosen_logps))
-    rejected = float32(policy_rejected_logps) - jax.lax.stop_gradient(float32(ref_rejected_logps))
-    return chosen - rejected
+from jaxalign.arrays import Scalar, check_range
+from jaxalign.losses.margins import preference_margin, smoothed_logistic
 
 
 def dpo_loss(
@@ -42,6 +18,9 @@ def dpo_loss(
     label_smoothing: Scalar = 0.0,
 ) -> Float[Array, " B"]:
     """Direct preference optimization: one loss per pair.
+
+    Online DPO (arXiv:2402.04792) is this loss, or `ipo_loss`, of pairs that the policy sampled and a judge or
+    reward model ranked, with log-probs summed over the completion.
 
     m = beta * ((policy_chosen - ref_chosen) - (policy_rejected - ref_rejected))
     loss = -(1 - s) * log_sigmoid(m) - s * log_sigmoid(-m)
@@ -67,7 +46,7 @@ def dpo_loss(
     m = beta * preference_margin(
         policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
-    return -(1.0 - label_smoothing) * jax.nn.log_sigmoid(m) - label_smoothing * jax.nn.log_sigmoid(-m)
+    return smoothed_logistic(m, label_smoothing)
 
 
 def robust_dpo_loss(
