@@ -38,7 +38,7 @@ class CheckConfig:
     tokenizer: str = ""
     revision: str = ""
     data: DataConfig = field(default_factory=DataConfig)
-    kind: Literal["auto", "demonstration", "comparison", "ranking", "prompt"] = "auto"
+    kind: Literal["auto", "demonstration", "comparison", "ranking", "label", "prompt"] = "auto"
     rows: int = 2
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
 
@@ -235,14 +235,16 @@ def format_of_file(path: str) -> str:
     return next(found, None) or "not known"
 
 
-def kind_of(record: Any) -> Literal["demonstration", "comparison", "ranking", "prompt"]:
+def kind_of(record: Any) -> Literal["demonstration", "comparison", "ranking", "label", "prompt"]:
     """What the rows of a file can train, from its first record."""
-    from jaxalign.data import Comparison, PromptRecord, Ranking
+    from jaxalign.data import Comparison, PromptRecord, Ranking, Rating
 
     if isinstance(record, Comparison):
         return "comparison"
     if isinstance(record, Ranking):
         return "ranking"
+    if isinstance(record, Rating) and record.label is not None:
+        return "label"
     return "prompt" if isinstance(record, PromptRecord) else "demonstration"
 
 

@@ -101,6 +101,47 @@ def collate_rankings(examples: Sequence[Example], numbers: Sequence[int]) -> Bat
     return _rows(rows, masks) | _common(numbers) | {"best": best}
 
 
+def collate_labels(examples: Sequence[Example], numbers: Sequence[int], *, mismatched: bool = False) -> Batch:
+    """tokens, mask [B * G, T], lengths [B * G], an example's completions together (G is 1, or 2 of a comparison);
+    desirable [B, G]; row_ids, valid [B].
+
+    With `mismatched` also kl_tokens, kl_mask, kl_lengths: each prompt with the next example's completion.
+
+    Raises:
+      DataError: labelled completions and comparisons in one data set.
+    """
+    from jaxalign.errors import DataError
+
+    sizes = {len(e.rows): e.source for e in examples}
+    if len(sizes) > 1:
+        raise DataError(
+            f"labelled completions and comparisons cannot be mixed in one data set; there are {sizes}"
+        )
+    rows = [row for e in examples for row in e.rows]
+    masks = [mask for e in examples for mask in e.masks]
+    batch = (
+        _rows(rows, masks) | _common(numbers) | {"desirable": np.asarray([e.labels for e in examples], bool)}
+    )
+    if mismatched:
+        others = [
+            _mismatched(e, examples[(i + 1) % len(examples)], g)
+            for i, e in enumerate(examples)
+            for g in range(len(e.rows))
+        ]
+        found = _rows([row for row, _ in others], [mask for _, mask in others])
+        batch |= {f"kl_{name}": value for name, value in found.items()}
+    return batch
+
+
+def _mismatched(example: Example, other: Example, index: int) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """The prompt of one example with a completion of another, no longer than the longer of the two rows."""
+    start, begin = (e.masks[index].index(True) for e in (example, other))
+    longest = max(len(example.rows[index]), len(other.rows[index]))
+    row = (*example.rows[index][:start], *other.rows[index][begin:])[:longest]
+    mask = (*example.masks[index][:start], *other.masks[index][begin:])[:longest]
+    return row, mask
+
+
 def collate_prompts(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
     """prompts (ids), prompt_texts, columns (lists); row_ids, valid [B]."""
     names = sorted({name for e in examples for name in e.columns})

@@ -31,6 +31,7 @@ class Example:
       prompt_text: its text.
       best: index of the best row, for rankings.
       margin: how much better chosen is.
+      labels: whether each row is to be imitated, for labelled completions.
       group: hash of the prompt; rows that share one fall on one side of a split.
       columns: the record's other fields.
       source: file:line.
@@ -43,6 +44,7 @@ class Example:
     prompt_text: str
     best: int = 0
     margin: float = 0.0
+    labels: tuple[bool, ...] = ()
     group: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
@@ -82,7 +84,7 @@ def make_example(
 
     Args:
       record: what a reader made.
-      kind: demonstration, comparison, ranking or prompt.
+      kind: demonstration, comparison, ranking, label or prompt.
       chat: how text becomes ids.
       limits: how long rows may be.
       prompt_tokens: for prompts of plain text: how many leading tokens of it make the prompt.
@@ -100,12 +102,15 @@ def make_example(
             raise Filtered(f"not a comparison but a {_name(record)}")
         answers: tuple[str, ...] = (record.chosen, record.rejected)
         extra: dict[str, Any] = {"margin": record.margin}
+    elif kind == "label":
+        answers, labels = _labelled(record)
+        extra = {"labels": labels}
     elif kind == "ranking":
         if not isinstance(record, Ranking):
             raise Filtered(f"not a ranking but a {_name(record)}")
         answers, extra = record.candidates, {"best": record.best}
     else:
-        raise ValueError(f"kind must be demonstration, comparison, ranking or prompt, got {kind!r}")
+        raise ValueError(f"kind must be demonstration, comparison, ranking, label or prompt, got {kind!r}")
     if not all(answer.strip() for answer in answers):
         raise Filtered("no completion token")
     pairs, truncated = _limited([chat.example(record.prompt, answer) for answer in answers], limits)
@@ -119,6 +124,17 @@ def make_example(
         **common,
         **extra,
     )
+
+
+def _labelled(record: Record) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+    """Completions and whether each is to be imitated; of a comparison the chosen one is, the rejected one is not."""
+    if isinstance(record, Comparison):
+        return (record.chosen, record.rejected), (True, False)
+    if not isinstance(record, Rating):
+        raise Filtered(f"not a labelled completion but a {_name(record)}")
+    if record.label is None:
+        raise Filtered("no label")
+    return (record.completion,), (record.label,)
 
 
 def _demonstration(record: Record, chat: ChatFormat, limits: Limits, common: dict[str, Any]) -> Example:

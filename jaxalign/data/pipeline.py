@@ -13,7 +13,7 @@ from jaxalign.data.readers import Counts, read_records, score_in
 from jaxalign.data.records import Rating, Record
 from jaxalign.errors import DataError
 
-Kind = Literal["demonstration", "comparison", "ranking", "prompt"]
+Kind = Literal["demonstration", "comparison", "ranking", "label", "prompt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +202,7 @@ def _check_record(record: Record, config: DataConfig) -> None:
 
 
 def _is_new(example: Example, seen: set[str]) -> bool:
-    body = repr((example.rows or example.prompt_tokens, example.best))
+    body = repr((example.rows or example.prompt_tokens, example.best, example.labels))
     digest = hashlib.sha256(body.encode()).hexdigest()
     new = digest not in seen
     seen.add(digest)
@@ -233,8 +233,9 @@ def _decoder(config: DataConfig):
 def _fingerprint(config: DataConfig, kind: str, train: list[Example], validation: list[Example]) -> str:
     settings = {k: v for k, v in asdict(config).items() if k not in ("train", "validation")}
     digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True, default=str).encode())
-    for part in (train, validation):
-        for example in part:
-            digest.update(repr((example.rows, example.prompt_tokens, example.best, example.margin)).encode())
+    for rows in (train, validation):
+        for example in rows:
+            parts = (example.rows, example.prompt_tokens, example.best, example.margin, example.labels)
+            digest.update(repr(parts).encode())
         digest.update(b"|")
     return digest.hexdigest()[:32]

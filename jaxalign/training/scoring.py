@@ -64,6 +64,7 @@ class TokenScores:
     is_top1: jax.Array
     logsumexp: jax.Array
     mean_logps: jax.Array
+    sum_squared_probs: jax.Array
     hidden: jax.Array
 
 
@@ -108,6 +109,7 @@ def score_tokens(
         is_top1=shift(stats.is_top1.astype(jnp.float32)),
         logsumexp=shift(stats.logsumexp),
         mean_logps=shift(stats.mean_logps),
+        sum_squared_probs=shift(stats.sum_squared_probs),
         hidden=hidden,
     )
 

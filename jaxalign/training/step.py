@@ -60,7 +60,7 @@ def make_update(
     def whole(params, frozen, batch, key, counts):
         if accumulation_steps == 1:
             return gradient(params, frozen, batch, key, counts)
-        micro = jax.tree.map(_split(accumulation_steps), dict(batch))
+        micro = jax.tree.map(split_rows(accumulation_steps), dict(batch))
 
         def body(total, inputs):
             index, rows = inputs
@@ -133,7 +133,9 @@ def _add(total, part):
     return (loss_a + loss_b, sums), jax.tree.map(jnp.add, grads_a, grads_b)
 
 
-def _split(parts: int):
+def split_rows(parts: int):
+    """A function [B, ...] -> [parts, B / parts, ...], by which a batch becomes micro-batches."""
+
     def split(x):
         rows, rest = divmod(x.shape[0], parts)
         if rest:
@@ -142,3 +144,8 @@ def _split(parts: int):
         return x.reshape(rows, parts, *x.shape[1:]).swapaxes(0, 1)
 
     return split
+
+
+def joined_rows(x: jax.Array) -> jax.Array:
+    """The inverse of `split_rows`: [parts, B / parts, ...] -> [B, ...]."""
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])

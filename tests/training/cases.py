@@ -11,6 +11,7 @@ from jaxalign.training.pairs import valid_rows
 from jaxalign.training.ppo_config import PPOConfig, PPOLossConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
 from jaxalign.training.preference import DPOLossConfig, preference_loss
+from jaxalign.training.preference_losses import FORMS
 from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
 
 KEY = jax.random.key(0)
@@ -23,8 +24,8 @@ def shape():
     )  # fmt: skip
 
 
-def rows(*lead: int) -> dict:
-    rng = np.random.default_rng(0)
+def rows(*lead: int, seed: int = 0) -> dict:
+    rng = np.random.default_rng(seed)
     lengths = rng.integers(6, 13, lead).astype(np.int32)
     columns = np.arange(12)
     return {
@@ -45,13 +46,21 @@ SUPERVISED_DPO = DPOLossConfig(sft_weight=0.1)
 PLAIN_PPO = PPOLossConfig()
 
 
-def dpo_case(mesh, config=SUPERVISED_DPO):
+def preference_parts(mesh, config):
+    """(policy, reference definition, trained, frozen, batch) of pairs, for KTO with its mismatched rows."""
     model, reference = (models.create(shape(), key=jax.random.key(k)) for k in (0, 1))
     policy, trained, base = setup.policy_of(model, LoraConfig(), mesh, key=KEY)
     definition, params = models.split(setup.place_model(reference, mesh))
-    loss = preference_loss(policy, definition, config)
     batch = rows(8, 2) | {"margin": np.zeros(8, np.float32)}
-    return loss, valid_rows, setup.place_params(trained, mesh), {"base": base, "reference": params}, batch
+    if FORMS[config.name].unpaired:
+        batch["desirable"] = np.tile([True, False], (8, 1))
+        batch |= {f"kl_{name}": rows(8, 2, seed=1)[name] for name in ("tokens", "mask", "lengths")}
+    return policy, definition, setup.place_params(trained, mesh), {"base": base, "reference": params}, batch
+
+
+def dpo_case(mesh, config=SUPERVISED_DPO):
+    policy, definition, trained, frozen, batch = preference_parts(mesh, config)
+    return preference_loss(policy, definition, config), valid_rows, trained, frozen, batch
 
 
 def ppo_case(mesh, config=PLAIN_PPO):

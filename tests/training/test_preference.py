@@ -1,20 +1,27 @@
 """Preference losses start at the reference and learn to prefer what was chosen."""
 
+import json
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from jaxalign import models
-from jaxalign.mesh import MeshConfig, make_mesh
+from jaxalign.errors import CheckpointError
+from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import records
 from jaxalign.training.loop import TrainConfig
-from jaxalign.training.preference import DPOLossConfig, train_dpo
+from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.pairs import valid_rows
+from jaxalign.training.preference import DPOLossConfig, preference_loss, train_dpo, whole_batch_statistics
 from jaxalign.training.setup import ModelSource
-from tests.training.cases import dpo_case
+from jaxalign.training.state import create_state
+from jaxalign.training.step import make_update
+from tests.training.cases import KEY, dpo_case, preference_parts
 
 
 def first_metrics(folder):
@@ -75,7 +82,7 @@ def first_loss(devices, **changes):
     loss, counts, trained, frozen, batch = dpo_case(
         make_mesh(MeshConfig(), devices[:1]), DPOLossConfig(**changes)
     )
-    value, sums = loss(trained, frozen, {k: np.asarray(v) for k, v in batch.items()}, None, counts(batch))
+    value, sums = loss(trained, frozen, {k: jnp.asarray(v) for k, v in batch.items()}, None, counts(batch))
     return float(value), {name: float(a / b) for name, (a, b) in sums.items()}, batch
 
 
@@ -94,6 +101,78 @@ def test_length_normalised_margins_are_those_a_token(devices):
     # Margins shrink by the number of tokens, so the loss comes nearer to log 2.
     assert batch["mask"].sum(2).min() > 2
     assert abs(normalised - np.log(2)) < 0.5 * abs(summed - np.log(2))
+
+
+@pytest.mark.parametrize("name", ["aot", "kto"])
+def test_micro_batches_share_the_whole_batchs_statistics(name, devices):
+    config, mesh = DPOLossConfig(name=name, beta=1.0), make_mesh(MeshConfig(), devices[:1])
+    policy, definition, trained, frozen, batch = preference_parts(mesh, config)
+    placed = shard_batch(batch, mesh)
+    optimizer, _ = make_optimizer(OptimizerConfig(schedule="constant"), 1)
+    loss = preference_loss(policy, definition, config)
+
+    def metrics_of(batch, parts):
+        update = make_update(loss, valid_rows, optimizer, accumulation_steps=parts)
+        start = jax.tree.map(jnp.copy, trained)  # the update donates its state
+        return update(create_state(start, optimizer), frozen, batch, KEY)[1]
+
+    whole, alone = metrics_of(placed, 1), metrics_of(placed, 4)
+    given = whole_batch_statistics(policy, definition, config, 4)(trained, frozen, placed)
+    parts = metrics_of(given, 4)
+    np.testing.assert_allclose(parts["loss"], whole["loss"], rtol=1e-5)
+    np.testing.assert_allclose(parts["grad_norm"], whole["grad_norm"], rtol=1e-5)
+    assert abs(alone["loss"] / whole["loss"] - 1) > 1e-4  # by themselves they are another loss
+
+
+def test_likely_pairs_weigh_more(devices):
+    plain, _, _ = first_loss(devices)
+    weighted, _, _ = first_loss(devices, weighted=True)
+    # A random model spreads its mass, so that both weights are somewhat under 1.
+    assert 0 < weighted < plain
+
+
+def test_tokens_beyond_the_shorter_completion_can_be_left_out(devices):
+    _, metrics, batch = first_loss(devices)
+    _, shared, _ = first_loss(devices, length_alpha=0.0)
+    chosen, rejected = batch["mask"].sum(2).T
+    assert (chosen != rejected).any()
+    assert shared["logps_chosen"] > metrics["logps_chosen"]
+    assert shared["logps_rejected"] > metrics["logps_rejected"]
+
+
+def test_precomputed_reference_logps_give_the_same_run_and_are_kept(configs, tmp_path):
+    live = train_dpo(configs.dpo(tmp_path / "live"))
+    settings = {"reference_logps": "precomputed", "reference_cache": str(tmp_path / "cache")}
+    first = train_dpo(configs.dpo(tmp_path / "first", **settings))
+    assert first.metrics["eval/loss"] == pytest.approx(live.metrics["eval/loss"], rel=1e-5)
+    ours, theirs = (load_file(run.folder / "export" / "model.safetensors") for run in (first, live))
+    for name, tensor in ours.items():
+        np.testing.assert_allclose(tensor, theirs[name], atol=1e-4, err_msg=name)
+    (table,) = (tmp_path / "cache").iterdir()
+    written = table.stat().st_mtime_ns
+    train_dpo(configs.dpo(tmp_path / "second", **settings))
+    assert [(p.name, p.stat().st_mtime_ns) for p in (tmp_path / "cache").iterdir()] == [(table.name, written)]
+    # Another reference has another table.
+    other = models.create(models.load_pretrained(configs.model.path).config, key=jax.random.key(9))
+    train_dpo(configs.dpo(tmp_path / "third", **settings), reference=other)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    table.write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=f"{table.name}.*delete the file"):
+        train_dpo(configs.dpo(tmp_path / "fourth", **settings))
+
+
+def test_labelled_completions_are_learned_by_kto(configs, tmp_path):
+    path = tmp_path / "labels.jsonl"
+    rows = [
+        {"prompt": f"question {i}", "completion": "aeio" if i % 2 else "xyzw", "label": bool(i % 2)}
+        for i in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kto, train = DPOLossConfig(name="kto"), TrainConfig(batch_size=8, steps=16)
+    config = configs.dpo(tmp_path / "run", loss=kto, train=train)
+    result = train_dpo(replace(config, data=replace(config.data, train=(str(path),))))
+    assert result.metrics["eval/accuracy"] > 0.9
+    assert result.metrics["eval/reward_desirable"] > result.metrics["eval/reward_undesirable"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,110 @@
+"""The reference's log-probs of a data set's completions: computed once, kept in a file."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.data import Dataset, Example, eval_batches
+from jaxalign.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class ReferenceTable:
+    """Summed log-probs of every completion under the reference.
+
+    Attributes:
+      train: float32 [N, G], by the row ids of training batches.
+      validation: float32 [M, G], by those of validation batches.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+
+    def attached(self, batch: Mapping[str, Any], *, training: bool) -> dict[str, Any]:
+        """The batch with `ref_logps` [B, G]."""
+        rows = self.train if training else self.validation
+        return {**batch, "ref_logps": rows[np.asarray(batch["row_ids"])]}
+
+
+def reference_table(
+    folder: Path,
+    data: Dataset,
+    params: Any,
+    settings: Mapping[str, Any],
+    score: Callable[[Mapping[str, Any]], np.ndarray],
+    collate: Callable[..., dict[str, Any]],
+    *,
+    batch_size: int,
+) -> tuple[ReferenceTable, Path]:
+    """The table of a data set, read from `folder` where it lies there, else computed and written.
+
+    Args:
+      folder: of the files; their names are a hash of data, reference and settings, so that a table can
+        never be taken for another's.
+      data: the examples.
+      params: the reference's parameters.
+      settings: whatever else the log-probs depend on.
+      score: a batch -> float32 [B, G].
+      collate: examples to a batch.
+      batch_size: examples scored at once.
+
+    Raises:
+      CheckpointError: a damaged file.
+    """
+    name = hashlib.sha256(
+        json.dumps([data.fingerprint, digest_of(params), dict(settings)], sort_keys=True).encode()
+    ).hexdigest()[:24]
+    path = folder / f"reference-{name}.npz"
+    if path.exists():
+        return _read(path, data), path
+
+    def rows(examples: list[Example]) -> np.ndarray:
+        parts = [
+            np.asarray(score(batch), np.float32)[batch["valid"]]
+            for batch in eval_batches(examples, batch_size, collate)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+    table = ReferenceTable(rows(data.train), rows(data.validation))
+    folder.mkdir(parents=True, exist_ok=True)
+    # To a name of its own, then renamed: runs may share the folder, and a file is whole or not there.
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, train=table.train, validation=table.validation)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return table, path
+
+
+def digest_of(params: Any) -> str:
+    """A hash of every parameter's name, shape, dtype and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        array = np.asarray(jax.device_get(leaf))
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, data: Dataset) -> ReferenceTable:
+    try:
+        with np.load(path) as stored:
+            table = ReferenceTable(stored["train"], stored["validation"])
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: the reference's log-probs cannot be read ({error}); delete the file to compute them anew"
+        ) from error
+    if len(table.train) != len(data.train) or len(table.validation) != len(data.validation):
+        raise CheckpointError(f"{path}: it holds another number of rows; delete the file to compute it anew")
+    return table
