@@ -1,0 +1,236 @@
+"""What the trainers that learn from their own samples share: rollouts, scoring, passes over a rollout, saving.
+
+A trainer adds what makes the algorithm: how rows are scored, and `update`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.checkpoints import CheckpointStore
+from jaxalign.data import BatchIterator
+from jaxalign.errors import UserError
+from jaxalign.mesh import shard_batch
+from jaxalign.rewards import RewardRequest, Rewards
+from jaxalign.rollout import Completions
+from jaxalign.rollout.trajectory import Rows
+from jaxalign.runs import Run, StopFlag
+from jaxalign.training import setup
+from jaxalign.training.experience import RunningMoments
+from jaxalign.training.loop import Interrupted
+from jaxalign.training.state import TrainState
+
+
+@dataclass(kw_only=True)
+class OnPolicyTrainer:
+    """The live objects of one run. `state`, `moments` and the prompts' position are saved.
+
+    Attributes:
+      config: the algorithm's configuration, with `run`, `model`, `sampling` and `train`.
+      run: the run folder.
+      mesh: the devices.
+      frozen: leaves that are not trained; `frozen["policy"]` are the policy's.
+      reward: see `jaxalign.rewards`.
+      tokenizer: the policy's.
+      prompts: where rollouts begin.
+      state: trained leaves (`params["policy"]` are the policy's) and optimizer state.
+      key: source of all randomness.
+      generator: samples from the policy.
+      moments: of all scores seen.
+    """
+
+    config: Any
+    run: Run
+    mesh: Any
+    frozen: Any
+    reward: Any
+    tokenizer: Any
+    prompts: BatchIterator
+    state: TrainState
+    key: jax.Array
+    generator: setup.Generator
+    moments: RunningMoments = field(default_factory=RunningMoments)
+
+    def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """One rollout and its passes; returns metrics (with objective/score) and a few samples as rows."""
+        raise NotImplementedError
+
+    def sample(self, number: int) -> tuple[Completions, RewardRequest]:
+        """Completions of the next prompts, samples of a prompt together, and what a reward is asked about them."""
+        batch = self.prompts.next()
+        sampling = self.config.sampling
+        prompts = [list(p) for p in batch["prompts"]]
+        sampler = self.generator.refresh(self.state.params["policy"])
+        completions = sampler.generate(
+            prompts, key=jax.random.fold_in(self.key, number), **sampling.arguments()
+        )
+        copies = sampling.num_samples
+        return completions, RewardRequest(
+            prompts=[t for t in batch["prompt_texts"] for _ in range(copies)],
+            completions=completions.texts(self.tokenizer),
+            prompt_ids=[p for p in prompts for _ in range(copies)],
+            completion_ids=completions.token_lists(),
+            columns={k: [v for v in values for _ in range(copies)] for k, values in batch["columns"].items()},
+            width=completions.tokens.shape[1],
+        )
+
+    def score_rows(self, rows: Rows, score: Callable[[Mapping[str, jax.Array]], Any]) -> Any:
+        """`score` over all rows, in batches of one shape.
+
+        Args:
+          rows: N rows.
+          score: {"tokens", "lengths", "mask"} on the mesh -> a tree of arrays, one row each.
+
+        Returns:
+          The tree on the host, with N rows.
+        """
+        count = len(rows.lengths)
+        size = min(self.config.train.score_batch_size, count)
+        parts = []
+        for start in range(0, count, size):
+            piece = {
+                name: _filled(getattr(rows, name)[start : start + size], size)
+                for name in ("tokens", "lengths", "mask")
+            }
+            parts.append(jax.device_get(score(shard_batch(piece, self.mesh))))
+        return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
+
+    def check_logps(self, number: int, rows: Rows, logps: np.ndarray, completions: Completions) -> float:
+        """Largest difference of the sampler's and the training forward's log-probs, in nats.
+
+        Raises:
+          UserError: before the first update, where it is larger than is allowed.
+        """
+        sampled = rows.from_completion(np.where(completions.mask, completions.logps, 0.0))
+        gap = float(np.max(np.abs(np.where(rows.mask, sampled - logps, 0.0)), initial=0.0))
+        default = 1e-3 if self.config.model.compute_dtype == "float32" else 0.1
+        tolerance = self.config.train.logp_tolerance or default
+        if number == 1 and not gap <= tolerance:
+            raise UserError(
+                f"sampler and training log-probs of the same tokens differ by {gap:.3g} nats, more than "
+                f"train.logp_tolerance = {tolerance:g}; the update would not be on-policy"
+            )
+        return gap
+
+    def passes(self, number: int, data: dict[str, np.ndarray], step: Callable) -> dict[str, float]:
+        """Epochs of shuffled minibatches over a rollout.
+
+        Args:
+          number: of the update, which the order depends on.
+          data: arrays with one row a completion.
+          step: `step(state, frozen, batch, key) -> (state, metrics)`.
+
+        Returns:
+          Means of the metrics over all optimizer steps.
+
+        Raises:
+          UserError: a loss or gradient that is not finite.
+        """
+        train = self.config.train
+        rows = len(data["lengths"])
+        size = rows // train.minibatches
+        seen: list[dict[str, jax.Array]] = []
+        for epoch in range(train.epochs):
+            key = jax.random.fold_in(jax.random.fold_in(self.key, number), 1_000_003 + epoch)
+            order = np.asarray(jax.random.permutation(key, rows))
+            for start in range(0, rows, size):
+                pick = order[start : start + size]
+                batch = shard_batch({name: value[pick] for name, value in data.items()}, self.mesh)
+                self.state, metrics = step(self.state, self.frozen, batch, self.key)
+                seen.append(metrics)
+            if train.target_kl and epoch + 1 < train.epochs:
+                recent = [float(m["policy/approx_kl"]) for m in seen[-train.minibatches :]]
+                if np.mean(recent) > train.target_kl:
+                    break
+        fetched = jax.device_get(seen)
+        if not all(m["finite"] for m in fetched):
+            raise UserError(
+                f"update {number}: the loss or the gradient norm is not finite; the last saved checkpoint is good "
+                "(a smaller learning rate or float32 compute may help)"
+            )
+        metrics = {
+            name: float(np.mean([m[name] for m in fetched])) for name in fetched[0] if name != "finite"
+        }
+        metrics["policy/ratio_max"] = float(np.max([m["policy/ratio_max"] for m in fetched]))
+        # Before the first step the policy is the one that sampled, so the first ratio is 1.
+        metrics["policy/first_ratio"] = float(fetched[0]["policy/ratio_mean"])
+        metrics["policy/steps"] = float(len(fetched))
+        return metrics
+
+    def samples(self, request: RewardRequest, scores: np.ndarray) -> list[dict[str, Any]]:
+        """The first completions as rows of samples.jsonl."""
+        return [
+            {"prompt": request.prompts[i], "completion": request.completions[i], "score": float(scores[i])}
+            for i in range(min(self.config.run.sample_rows, len(scores)))
+        ]
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def extra(self) -> dict[str, Any]:
+        """What the checkpoint holds beside arrays."""
+        moments = self.moments
+        return {
+            "prompts": dict(self.prompts.state()),
+            "moments": [moments.count, moments.mean, moments.square],
+        }
+
+    def restore(self, state: TrainState, extra: Mapping[str, Any]) -> None:
+        """The inverse of saving `state` with `extra()`."""
+        self.state = state
+        self.prompts.restore(extra["prompts"])
+        self.moments = RunningMoments(*extra["moments"])
+
+
+def rollout_metrics(completions: Completions, rewards: Rewards, scores: np.ndarray) -> dict[str, float]:
+    """What a rollout looked like; scores are the rewards before any shaping, [N]."""
+    valid = rewards.valid
+    assert valid is not None
+    return {
+        "objective/score": float(scores[valid].mean()),
+        "objective/score_std": float(scores[valid].std()),
+        "rollout/length": float(completions.lengths.mean()),
+        "rollout/stop_rate": float(np.mean([r == "stop" for r in completions.finish_reason])),
+        "rollout/valid_rows": float(valid.mean()),
+        **{f"reward/{name}": float(value) for name, value in rewards.metrics.items()},
+    }
+
+
+def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
+    """All updates, from the newest checkpoint where the run resumes; returns the last metrics."""
+    metrics: dict[str, float] = {}
+    run, config = trainer.run, trainer.config
+    total, every = config.train.updates, config.run
+    with setup.checkpoint_store(run) as store, StopFlag() as stop:
+        for number in range(_updates_done(trainer, store) + 1, total + 1):
+            metrics, samples = trainer.update(number)
+            last, halted = number == total, stop.signal_received is not None
+            if number == 1 or last or (every.log_every and number % every.log_every == 0):
+                run.log_metrics(number, metrics)
+            run.progress(number, total, metrics["objective/score"], metrics["time/tokens_per_second"])
+            if last or (every.sample_every and number % every.sample_every == 0):
+                run.log_samples(number, samples)
+            if last or halted or (every.save_every and number % every.save_every == 0):
+                store.save(number, trainer.state, trainer.extra(), metrics=metrics)
+            if halted and not last:
+                raise Interrupted(stop.signal_received or 15)
+    return metrics
+
+
+def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> int:
+    """0, or the number of the newest checkpoint of a run that resumes, to which trainer and log go back."""
+    if not trainer.run.resumed:
+        return 0
+    done = store.latest_step() or 0
+    if done:
+        trainer.restore(*store.restore(done, trainer.state))
+    trainer.run.rewind(done if done else -1)
+    return done
+
+
+def _filled(array: np.ndarray, size: int) -> np.ndarray:
+    """`size` rows: the last ones repeat row 0 where there are fewer, and are cut off again."""
+    missing = size - len(array)
+    return array if not missing else np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
