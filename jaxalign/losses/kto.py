@@ -77,7 +77,7 @@ def kto_kl(
     Raises:
       AssertionError: shapes differ.
 
-    Source: arXiv:2402.01306, section 4.
+    Source: arXiv:2402.01306.
     """
     check_shapes(policy_logps=policy_logps, ref_logps=ref_logps, mask=mask)
     mask = as_mask(mask, policy_logps)

@@ -49,7 +49,8 @@ def xpo_loss(
     check_labels(policy_sample_chosen=policy_sample_chosen)
     if base not in ("sigmoid", "ipo"):
         raise ValueError(f"base must be sigmoid or ipo, got {base!r}")
-    pair = dpo_loss if base == "sigmoid" else ipo_loss
-    loss = pair(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=beta)
+    # Each is used twice: one cast, so that the two gradients are added in float32.
     chosen, rejected = float32(policy_chosen_logps), float32(policy_rejected_logps)
+    pair = dpo_loss if base == "sigmoid" else ipo_loss
+    loss = pair(chosen, rejected, ref_chosen_logps, ref_rejected_logps, beta=beta)
     return loss + alpha * jnp.where(policy_sample_chosen, rejected, chosen)

@@ -39,6 +39,20 @@ class Metrics(dict):
         return SimpleNamespace(append=lambda _: None) if self.get("inner") else Metrics(inner=True)
 
 
+class Wide(torch.Tensor):
+    """A float64 tensor that passes for float32, so that TRL's casts to float32 lose nothing."""
+
+    @property
+    def dtype(self):
+        return torch.float32
+
+    def float(self):
+        return self if self.is_floating_point() else self.double()
+
+    def to(self, *_, **__):
+        return self
+
+
 def old_release(version: str) -> Path:
     """The unpacked wheel of an older TRL, which is read and never imported; see the Makefile's parity target."""
     folder = Path(os.environ["JAXALIGN_TRL_RELEASES"]) / version / "trl"

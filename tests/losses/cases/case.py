@@ -80,6 +80,10 @@ class Case:
             "negatives",
             "margin",
             "bootstrap_values",
+            "matched",
+            "matched_chosen",
+            "matched_rejected",
+            "undesirable_weight",
         }
 
     def arrays(self, seed: int = 0) -> Arrays:
