@@ -54,7 +54,7 @@ COMMANDS: dict[str, Command] = {
         _ROWS,
     ),
     "dpo": Command(
-        "direct preference optimization on comparisons",
+        "DPO and its family on comparisons or labels",
         "jaxalign.training.preference:DPOConfig",
         "jaxalign.training.preference:train_dpo",
         _ROWS,
@@ -63,6 +63,12 @@ COMMANDS: dict[str, Command] = {
         "proximal policy optimization against a reward",
         "jaxalign.training.ppo:PPOConfig",
         "jaxalign.training.ppo:train_ppo",
+        _ROWS,
+    ),
+    "grpo": Command(
+        "GRPO, RLOO and other policy gradients without a critic",
+        "jaxalign.training.grpo:GRPOConfig",
+        "jaxalign.training.grpo:train_grpo",
         _ROWS,
     ),
     "generate": Command(

@@ -9,11 +9,10 @@ import optax
 
 from jaxalign import models
 from jaxalign.errors import ConfigError
-from jaxalign.models.heads import ScalarModel
-from jaxalign.rewards import ModelReward, WeightedMix, load_function
 from jaxalign.training import setup
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.ppo_config import PPOConfig
+from jaxalign.training.reward_source import build_reward
 from jaxalign.training.scoring import CausalPolicy, ScalarPolicy, TokenScores, score_tokens, values_before
 
 
@@ -85,10 +84,8 @@ def build(config: PPOConfig, policy: Any, reward: Any, mesh: Any, *, key: jax.Ar
     if config.reference.path:
         reference, _ = setup.load_model(config.reference, mesh, seed=config.run.seed, section="reference")
     reference_definition, reference_params = models.split(reference)
-    reward_model = reward if isinstance(reward, ScalarModel) else None
-    if reward is None and config.reward.model:
-        reward_model = models.load_reward_model(setup.model_folder(config.reward.model))
-    reward = _reward(config, reward, reward_model, policy.config.vocab_size)
+    batch, vocabulary = config.train.score_batch_size, policy.config.vocab_size
+    reward, reward_model = build_reward(config.reward, reward, batch_size=batch, vocabulary=vocabulary)
     scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
     critic, critic_trained, critic_frozen, head = _critic(config, policy, reward_model, mesh, key)
     both = {"policy": trained, "critic": critic_trained}
@@ -125,28 +122,6 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
         return models.apply_head(definition.head_config, params["head"], hidden)
 
     return None, {"head": trained["head"]}, {}, head
-
-
-def _reward(config: PPOConfig, reward: Any, reward_model: Any, vocabulary: int) -> Any:
-    source = config.reward
-    batch = config.train.score_batch_size
-    if isinstance(reward, ScalarModel):
-        return ModelReward(reward, batch_size=batch, vocabulary=vocabulary)
-    if reward is not None:
-        return reward
-    rewards: dict[str, Any] = {}
-    weights: dict[str, float] = {}
-    if reward_model is not None:
-        rewards["model"] = ModelReward(reward_model, batch_size=batch, vocabulary=vocabulary)
-        weights["model"] = source.model_weight
-    for index, name in enumerate(source.functions):
-        label = name.rpartition(":")[2]
-        label = label if label not in rewards else f"{label}_{index}"
-        rewards[label] = load_function(name)
-        weights[label] = source.weights[index] if source.weights else 1.0
-    if not rewards:
-        raise ConfigError("reward: expected reward.model or reward.functions; there is neither")
-    return WeightedMix(rewards, weights)
 
 
 def _optimizer(config: PPOConfig) -> optax.GradientTransformation:

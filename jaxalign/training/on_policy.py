@@ -58,15 +58,18 @@ class OnPolicyTrainer:
         """One rollout and its passes; returns metrics (with objective/score) and a few samples as rows."""
         raise NotImplementedError
 
-    def sample(self, number: int) -> tuple[Completions, RewardRequest]:
-        """Completions of the next prompts, samples of a prompt together, and what a reward is asked about them."""
+    def sample(self, number: int, part: int = 0) -> tuple[Completions, RewardRequest]:
+        """Completions of the next prompts, samples of a prompt together, and what a reward is asked about them.
+
+        The randomness is that of the update's `number` and of the `part` of its rollout.
+        """
         batch = self.prompts.next()
         sampling = self.config.sampling
         prompts = [list(p) for p in batch["prompts"]]
         sampler = self.generator.refresh(self.state.params["policy"])
-        completions = sampler.generate(
-            prompts, key=jax.random.fold_in(self.key, number), **sampling.arguments()
-        )
+        key = jax.random.fold_in(self.key, number)
+        key = jax.random.fold_in(key, part) if part else key
+        completions = sampler.generate(prompts, key=key, **sampling.arguments())
         copies = sampling.num_samples
         return completions, RewardRequest(
             prompts=[t for t in batch["prompt_texts"] for _ in range(copies)],

@@ -1,0 +1,379 @@
+"""Group relative policy optimization and its relatives: policy gradients without a critic.
+
+One update:
+
+    sample groups of completions -> reward -> (more prompts while groups are all alike)
+    -> score them (policy, reference) -> advantages -> epochs x minibatches of the loss -> log, save
+
+GRPO, Dr. GRPO, DAPO, GSPO, CISPO, GMPO, RLOO, REINFORCE and REINFORCE++ differ in three choices, see
+`grpo_config.RECIPES`: how rewards become advantages, which function of the ratio is the loss, and what it is
+divided by.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign import losses, models
+from jaxalign.data import BatchIterator, collate_prompts, load_dataset
+from jaxalign.errors import UserError
+from jaxalign.rewards import RewardRequest, Rewards, evaluate_reward
+from jaxalign.rollout import Completions, join_rows
+from jaxalign.runs import Run
+from jaxalign.training import setup
+from jaxalign.training.experience import final_scores
+from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
+from jaxalign.training.on_policy import OnPolicyTrainer, rollout_metrics, run_updates
+from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.ppo_step import ppo_counts
+from jaxalign.training.reward_source import build_reward
+from jaxalign.training.scoring import CausalPolicy, score_tokens
+from jaxalign.training.setup import TrainResult
+from jaxalign.training.state import create_state
+from jaxalign.training.step import make_update, mean_of
+
+__all__ = ["GRPOConfig", "train_grpo"]
+
+
+def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, length: int):
+    """Builds the loss function of `make_update` for minibatches of scored completions.
+
+    Batches hold tokens, lengths, mask [B, T]; old_logps, ref_logps, weights [B, T] (importance weights of the
+    tokens); advantages [B, T], equal along a row but for REINFORCE++.
+    """
+
+    def loss(params, frozen, batch, key, counts):
+        del key
+        mask = batch["mask"]
+        scores = policy.score(
+            params["policy"],
+            frozen["policy"],
+            batch["tokens"],
+            batch["lengths"],
+            mask,
+            temperature=temperature,
+        )
+        terms = policy_terms(config, scores.logps, batch)
+        per_token = -config.entropy_weight * scores.entropy
+        if config.beta and config.recipe.advantages != "reinforce++":
+            kl = losses.kl_penalty(scores.logps, batch["ref_logps"], mask, estimator="k3")
+            per_token += config.beta * kl
+        if terms.ndim == 1:  # one loss a row, and a mean over rows
+            total = jnp.sum(terms) / jnp.maximum(counts["rows"], 1.0)
+        else:
+            per_token += terms * batch["weights"]
+            total = jnp.zeros(())
+        total += _reduced(config.recipe.reduction, per_token, mask, counts, length)
+        log_ratio = jnp.where(mask, scores.logps - batch["old_logps"], 0.0)
+        ratio = jnp.exp(log_ratio)
+        low, high = config.recipe.clip
+        high = high if config.name == "cispo" else 1 + high
+        metrics = {
+            "policy/approx_kl": mean_of(ratio - 1 - log_ratio, mask),
+            "policy/clip_fraction": mean_of((ratio < 1 - low) | (ratio > high), mask),
+            "policy/ratio_mean": mean_of(ratio, mask),
+            "policy/ratio_max": (jnp.max(jnp.where(mask, ratio, 0.0)), jnp.ones(())),
+            "policy/entropy": mean_of(scores.entropy, mask),
+        }
+        return total, metrics
+
+    return loss
+
+
+def policy_terms(config: GRPOLossConfig, logps: jax.Array, batch: Any) -> jax.Array:
+    """The algorithm's loss, a token [B, T] or a row [B]."""
+    old, mask, advantages = batch["old_logps"], batch["mask"], batch["advantages"]
+    low, high = config.recipe.clip
+    row = jnp.sum(advantages, axis=1) / jnp.maximum(mask.sum(1), 1)
+    clip = {"clip_low": low, "clip_high": high}
+    if config.name == "gspo":
+        return losses.gspo_loss(logps, old, row, mask, **clip)
+    if config.name == "gmpo":
+        return losses.gmpo_loss(logps, old, row, mask, **clip)
+    if config.name == "rloo":
+        return losses.rloo_loss(logps, old, row, mask, **clip)
+    if config.name == "cispo":
+        return losses.cispo_loss(logps, old, advantages, mask, cap=high)
+    if config.name == "reinforce":
+        return losses.reinforce_loss(logps, advantages, mask)
+    return losses.grpo_loss(logps, old, advantages, mask, dual_clip=config.dual_clip or None, **clip)
+
+
+def _reduced(reduction: str, x: jax.Array, mask: jax.Array, counts: Any, length: int) -> jax.Array:
+    if reduction == "tokens":
+        return losses.token_mean(x, mask, count=counts["tokens"])
+    if reduction == "rows":
+        return losses.sequence_mean(x, mask, count=counts["rows"])
+    return losses.fixed_length_mean(x, mask, length=length, count=counts["rows"])
+
+
+def advantages_of(
+    config: GRPOLossConfig, scores: jax.Array, valid: jax.Array, group: int, logps, ref_logps, mask
+) -> jax.Array:
+    """Advantages [N, T] of a whole rollout.
+
+    Args:
+      config: which.
+      scores: float32 [N], a prompt's completions together.
+      valid: bool [N], rows that count.
+      group: completions a prompt.
+      logps: [N, T] under the policy that sampled.
+      ref_logps: [N, T] under the reference.
+      mask: [N, T].
+    """
+    kind = config.recipe.advantages
+    if kind == "reinforce++":
+        return losses.reinforce_plus_plus_advantages(scores, logps, ref_logps, mask, beta=config.beta)
+    if kind == "global":
+        rows = losses.global_batch_advantages(scores, valid)
+    elif kind == "leave_one_out":
+        rows = losses.leave_one_out_advantages(scores, group, valid)
+    elif kind == "reinforce++_baseline":
+        rows = losses.reinforce_plus_plus_baseline_advantages(scores, group, valid)
+    else:
+        scale = {"group": "std", "group_mean": "none", "batch": "batch"}[kind]
+        rows = losses.group_advantages(scores, group, valid, scale=scale)  # type: ignore[arg-type]
+    return jnp.where(mask, rows[:, None], 0.0)
+
+
+@dataclass
+class Rollout:
+    """Groups of completions with their rewards."""
+
+    completions: Completions
+    request: RewardRequest
+    rewards: Rewards
+    scores: np.ndarray
+    informative: np.ndarray  # bool [N]: the row's group has rewards that differ
+
+
+@dataclass(kw_only=True)
+class Trainer(OnPolicyTrainer):
+    """The live objects of one run."""
+
+    policy: CausalPolicy
+    reference_definition: Any
+    reference: Any
+    optimizer: Any
+
+    def __post_init__(self) -> None:
+        config, temperature = self.config, self.config.sampling.temperature
+        loss = grpo_loss(self.policy, config.loss, temperature, config.sampling.max_new_tokens)
+        self._update = make_update(
+            loss, ppo_counts, self.optimizer, accumulation_steps=config.train.accumulation_steps
+        )
+        self._score = jax.jit(self._score_rows)
+        self._advantages = jax.jit(
+            lambda *arrays: advantages_of(
+                config.loss, arrays[0], arrays[1], config.sampling.num_samples, *arrays[2:]
+            )
+        )
+
+    def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """One rollout and its passes; returns metrics and a few samples as rows."""
+        started = time.perf_counter()
+        rollout, sampling_metrics = self._rollout(number)
+        completions, rewards = rollout.completions, rollout.rewards
+        sampled = time.perf_counter()
+        rows = join_rows(rollout.request.prompt_ids, completions, multiple=16)
+        logps, ref_logps, entropy = self.score_rows(
+            rows, lambda batch: self._score(self.state.params, self.frozen, self.reference, batch)
+        )
+        gap = self.check_logps(number, rows, logps, completions)
+        config = self.config.loss
+        valid = np.asarray(rewards.valid)
+        cut = np.array([reason == "length" for reason in completions.finish_reason])
+        if config.mask_truncated:
+            valid = valid & ~cut
+        mask = rows.mask & valid[:, None]
+        logps, ref_logps = np.where(mask, logps, 0.0), np.where(mask, ref_logps, 0.0)
+        weights = np.ones_like(logps)
+        if config.importance_cap:
+            sampler = rows.from_completion(completions.sampling_logps)
+            weights = np.asarray(
+                losses.importance_weights(
+                    jnp.asarray(logps), jnp.asarray(sampler), jnp.asarray(mask), cap=config.importance_cap
+                )
+            )
+        advantages = self._advantages(rollout.scores, valid, logps, ref_logps, mask)
+        # A group without differences has advantage 0 already; its KL and entropy terms stay.
+        data = {
+            "tokens": rows.tokens,
+            "lengths": rows.lengths,
+            "mask": mask,
+            "old_logps": logps,
+            "ref_logps": ref_logps,
+            "weights": weights,
+            "advantages": np.asarray(advantages),
+        }
+        judged = time.perf_counter()
+        metrics = self.passes(number, data, self._update)
+        raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
+        metrics |= rollout_metrics(completions, rewards, raw) | sampling_metrics
+        counted = max(int(mask.any(1).sum()), 1)
+        if config.beta:
+            metrics["objective/kl"] = float((logps - ref_logps).sum() / counted)
+        metrics |= {
+            "objective/entropy": float(np.where(mask, entropy, 0.0).sum() / max(mask.sum(), 1)),
+            "rollout/counted_rows": float(mask.any(1).mean()),
+            "rollout/logp_gap": gap,
+            "time/sample_seconds": sampled - started,
+            "time/score_seconds": judged - sampled,
+            "time/optimize_seconds": time.perf_counter() - judged,
+            "time/tokens_per_second": float(completions.lengths.sum()) / (time.perf_counter() - started),
+        }
+        return metrics, self.samples(rollout.request, raw)
+
+    # --- rollouts ---------------------------------------------------------------------------
+
+    def _rollout(self, number: int) -> tuple[Rollout, dict[str, float]]:
+        """A rollout of `train.prompts` groups; groups that teach nothing are replaced while rounds are left."""
+        wanted = self.config.train.prompts
+        kept, seen = self._judged(number), wanted
+        for round_number in range(1, self.config.train.sampling_rounds):
+            if kept.informative.all():
+                break
+            kept = _replaced(kept, self._judged(number, round_number), self.group)
+            seen += wanted
+        if not np.asarray(kept.rewards.valid).any():
+            raise UserError(
+                f"update {number}: no reward applies to any of the {len(kept.scores)} completions"
+            )
+        return kept, {
+            "rollout/groups_sampled": float(seen),
+            "rollout/groups_alike": float((~kept.informative).sum() / self.group),
+        }
+
+    @property
+    def group(self) -> int:
+        """Completions a prompt."""
+        return self.config.sampling.num_samples
+
+    def _judged(self, number: int, round_number: int = 0) -> Rollout:
+        completions, request = self.sample(number, round_number)
+        rewards = evaluate_reward(self.reward, request)
+        scores = final_scores(self.config.reward, rewards, completions, self.moments)
+        scores = scores + np.asarray(rewards.token_rewards).sum(1)
+        loss = self.config.loss
+        if loss.overlong_buffer:
+            penalty = losses.overlong_penalty(
+                jnp.asarray(completions.lengths),
+                max_length=self.config.sampling.max_new_tokens,
+                buffer=loss.overlong_buffer,
+                penalty=loss.overlong_penalty,
+            )
+            scores = scores + np.asarray(penalty)
+        valid = np.asarray(rewards.valid).reshape(-1, self.group)
+        grouped = np.where(valid, scores.reshape(-1, self.group), np.nan)
+        spread = np.array([np.ptp(g[~np.isnan(g)]) > 0 if (~np.isnan(g)).any() else False for g in grouped])
+        return Rollout(
+            completions, request, rewards, scores.astype(np.float32), np.repeat(spread, self.group)
+        )
+
+    def _score_rows(self, params, frozen, reference, batch):
+        tokens, lengths, mask = batch["tokens"], batch["lengths"], batch["mask"]
+        temperature = self.config.sampling.temperature
+        scores = self.policy.score(
+            params["policy"], frozen["policy"], tokens, lengths, mask, temperature=temperature
+        )
+        if not self.config.loss.beta:
+            return scores.logps, scores.logps, scores.entropy
+        model = models.merge(self.reference_definition, reference)
+        ref = score_tokens(model, tokens, lengths, mask, temperature=temperature)
+        return scores.logps, ref.logps, scores.entropy
+
+
+def _replaced(kept: Rollout, more: Rollout, group: int) -> Rollout:
+    """`kept` with groups of `more` that teach something in place of those that do not, as far as there are any."""
+    gaps, fills = (np.flatnonzero(x.reshape(-1, group)[:, 0]) for x in (~kept.informative, more.informative))
+    rows = len(kept.scores)
+    pick = np.arange(rows)
+    for gap, fill in zip(gaps, fills, strict=False):
+        pick[gap * group : (gap + 1) * group] = rows + np.arange(fill * group, (fill + 1) * group)
+
+    def joined(a: Any, b: Any) -> Any:
+        if isinstance(a, np.ndarray):
+            return np.concatenate([a, b])[pick]
+        return [(*a, *b)[i] for i in pick]
+
+    def fields_of(a: Any, b: Any, names: str) -> dict[str, Any]:
+        return {name: joined(getattr(a, name), getattr(b, name)) for name in names.split()}
+
+    first, second = kept.request, more.request
+    texts = fields_of(first, second, "prompts completions prompt_ids completion_ids")
+    columns = {name: joined(first.columns[name], second.columns[name]) for name in first.columns}
+    arrays = fields_of(kept.rewards, more.rewards, "scores token_rewards valid")
+    drawn = "tokens mask lengths logps sampling_logps finish_reason"
+    return Rollout(
+        Completions(**fields_of(kept.completions, more.completions, drawn)),
+        RewardRequest(**texts, columns=columns, width=first.width),
+        Rewards(**arrays, metrics=kept.rewards.metrics),
+        **fields_of(kept, more, "scores informative"),
+    )
+
+
+def train_grpo(
+    config: GRPOConfig, *, policy: Any = None, reward: Any = None, tokenizer: Any = None
+) -> TrainResult:
+    """Trains a policy against a reward by GRPO or one of its relatives.
+
+    Args:
+      config: see `GRPOConfig`.
+      policy: a live model in place of `config.model`; needs `tokenizer`.
+      reward: a live reward (see `jaxalign.rewards`) or scalar model in place of `config.reward`.
+      tokenizer: the policy's tokenizer.
+
+    Returns:
+      The run folder, the last update's metrics and the model.
+
+    Raises:
+      UserError: anything wrong with configuration, files, rows or rewards, in one line.
+    """
+    mesh = setup.start(config.run, config.mesh)
+    key = jax.random.key(config.run.seed)
+    with Run.open(config.run, config, "grpo") as run:
+        if policy is None:
+            policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
+        train = config.train
+        vocabulary = policy.config.vocab_size
+        reward, _ = build_reward(
+            config.reward, reward, batch_size=train.score_batch_size, vocabulary=vocabulary
+        )
+        reference = policy
+        if config.reference.path and config.loss.beta:
+            reference, _ = setup.load_model(config.reference, mesh, seed=config.run.seed, section="reference")
+        reference_definition, reference_params = models.split(reference)
+        data = load_dataset(config.data, "prompt", tokenizer, seed=config.run.seed)
+        setup.check_context(policy.config, data, new_tokens=config.sampling.max_new_tokens)
+        run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
+        scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
+        optimizer, _ = make_optimizer(config.optimizer, train.updates * train.epochs * train.minibatches)
+        rollout_key = jax.random.fold_in(key, 2)
+        trainer = Trainer(
+            config=config,
+            run=run,
+            mesh=mesh,
+            frozen={"policy": frozen},
+            reward=reward,
+            tokenizer=tokenizer,
+            prompts=BatchIterator(
+                data.train, batch_size=train.prompts, seed=config.run.seed, collate=collate_prompts
+            ),
+            state=create_state({"policy": trained}, optimizer),
+            key=rollout_key,
+            generator=setup.Generator(scorer, frozen, config.sampling, tokenizer, rollout_key),
+            policy=scorer,
+            reference_definition=reference_definition,
+            reference=reference_params,
+            optimizer=optimizer,
+        )
+        metrics = run_updates(trainer)
+        model = setup.export_policy(
+            run, scorer, trainer.state.params["policy"], frozen, tokenizer, config.lora
+        )
+        run.finish(metrics)
+        return TrainResult(run.folder, metrics, model, tokenizer)

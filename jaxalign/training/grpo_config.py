@@ -1,0 +1,182 @@
+"""What a run of GRPO or one of its relatives is told."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxalign.data import DataConfig
+from jaxalign.mesh import MeshConfig
+from jaxalign.models.lora import LoraConfig
+from jaxalign.rollout import SamplingConfig
+from jaxalign.runs import RunConfig
+from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.ppo_config import PPOTrainConfig, RewardSource
+from jaxalign.training.setup import ModelSource
+
+LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "gmpo", "rloo", "reinforce", "reinforce++"]
+AdvantageName = Literal[
+    "group", "group_mean", "batch", "leave_one_out", "global", "reinforce++", "reinforce++_baseline"
+]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an algorithm's paper takes where the configuration says nothing.
+
+    Attributes:
+      advantages: how rewards become advantages.
+      reduction: tokens (mean over all tokens), rows (mean over rows of their token means, or of their one
+        loss a row) or length (row sums over the longest completion, mean over rows).
+      clip: (low, high) bounds of the ratio.
+    """
+
+    advantages: AdvantageName
+    reduction: Literal["tokens", "rows", "length"]
+    clip: tuple[float, float]
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "grpo": Recipe("group", "rows", (0.2, 0.2)),
+    "dr_grpo": Recipe("group_mean", "length", (0.2, 0.2)),
+    "dapo": Recipe("group", "tokens", (0.2, 0.28)),
+    "gspo": Recipe("group", "rows", (3e-4, 4e-4)),
+    "cispo": Recipe("group", "tokens", (0.0, 5.0)),
+    "gmpo": Recipe("group", "rows", (0.4, 0.4)),
+    "rloo": Recipe("leave_one_out", "rows", (0.2, 0.2)),
+    "reinforce": Recipe("group_mean", "tokens", (0.0, 0.0)),
+    "reinforce++": Recipe("reinforce++", "tokens", (0.2, 0.2)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOLossConfig:
+    """Advantages and the policy loss.
+
+    Attributes:
+      name: the algorithm: grpo, dr_grpo, dapo, gspo, cispo, gmpo, rloo, reinforce or reinforce++.
+      advantages: from rewards: group (less the group's mean, over its standard deviation), group_mean (less
+        the mean only), batch (over the batch's deviation), leave_one_out, global (over the whole batch, no
+        groups), reinforce++ (with the KL in the reward) or reinforce++_baseline; auto takes the algorithm's.
+      clip_low: the ratio is clipped at 1 - clip_low; -1 takes the algorithm's.
+      clip_high: and at 1 + clip_high (cispo: at clip_high itself); -1 takes the algorithm's.
+      dual_clip: bound on the loss where the advantage is negative, above 1; 0 turns it off (grpo, dr_grpo, dapo).
+      beta: weight of the KL to the reference (its k3 estimate a token in the loss; for reinforce++ its k1
+        estimate in the reward); 0 needs no reference.
+      entropy_weight: weight of the entropy bonus.
+      mask_truncated: completions cut by length count nowhere (DAPO's overlong filtering).
+      overlong_buffer: tokens before the longest completion over which a penalty grows from 0 to
+        overlong_penalty (DAPO); 0 turns it off.
+      overlong_penalty: taken from the score of a completion of the longest length.
+      importance_cap: tokens weigh by the ratio of the policy in training to the sampler, at most this
+        (for truncated sampling, or another engine); 0 turns it off.
+    """
+
+    name: LossName = "grpo"
+    advantages: Literal["auto"] | AdvantageName = "auto"
+    clip_low: float = -1.0
+    clip_high: float = -1.0
+    dual_clip: float = 0.0
+    beta: float = 0.0
+    entropy_weight: float = 0.0
+    mask_truncated: bool = False
+    overlong_buffer: int = 0
+    overlong_penalty: float = 1.0
+    importance_cap: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.beta < 0:
+            raise ValueError(f"loss.beta must not be negative, got {self.beta}")
+        if self.dual_clip and (self.dual_clip <= 1 or self.name not in ("grpo", "dr_grpo", "dapo")):
+            raise ValueError(
+                f"loss.dual_clip must be above 1 and needs loss.name grpo, dr_grpo or dapo; got {self.dual_clip} "
+                f"for {self.name}"
+            )
+        if self.importance_cap and self.importance_cap < 1:
+            raise ValueError(
+                f"loss.importance_cap must be 1 or more, or 0 for none, got {self.importance_cap}"
+            )
+
+    @property
+    def recipe(self) -> Recipe:
+        """The algorithm's settings, with those of the configuration in their place."""
+        base = RECIPES[self.name]
+        return Recipe(
+            base.advantages if self.advantages == "auto" else self.advantages,
+            base.reduction,
+            (
+                base.clip[0] if self.clip_low < 0 else self.clip_low,
+                base.clip[1] if self.clip_high < 0 else self.clip_high,
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOTrainConfig(PPOTrainConfig):
+    """The size of a rollout and how it is used.
+
+    Attributes:
+      epochs: passes over a rollout.
+      minibatches: optimizer steps a pass.
+      sampling_rounds: groups whose rewards are all equal teach nothing; up to so many rounds of prompts are
+        sampled until there are enough others (DAPO's dynamic sampling). 1 only leaves such groups out.
+    """
+
+    epochs: int = 1
+    minibatches: int = 1
+    sampling_rounds: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampling_rounds < 1:
+            raise ValueError(f"train.sampling_rounds must be 1 or more, got {self.sampling_rounds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    """Policy gradients from groups of completions, without a critic.
+
+    Attributes:
+      run: folder, seed, device, and how often to log and save (in updates).
+      model: the policy to start from.
+      reference: the frozen reference; an empty path takes the policy as it starts (with LoRA: its base).
+      reward: where rewards come from.
+      data: prompts (any format; completions are ignored).
+      sampling: how completions are drawn; num_samples is the group's size.
+      loss: advantages and loss.
+      train: the size of a rollout and how it is used.
+      optimizer: the policy's optimizer.
+      lora: train an adapter instead of all policy weights.
+      mesh: devices by axis.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelSource = field(default_factory=ModelSource)
+    reference: ModelSource = field(default_factory=ModelSource)
+    reward: RewardSource = field(default_factory=RewardSource)
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(num_samples=8))
+    loss: GRPOLossConfig = field(default_factory=GRPOLossConfig)
+    train: GRPOTrainConfig = field(default_factory=GRPOTrainConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-6, schedule="constant")
+    )
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        rows = self.train.prompts * self.sampling.num_samples
+        step = self.train.minibatches * self.train.accumulation_steps
+        if rows % step:
+            raise ValueError(
+                f"train.prompts x sampling.num_samples = {rows} completions do not divide by "
+                f"train.minibatches x train.accumulation_steps = {step}"
+            )
+        if self.sampling.num_samples < 2 and self.loss.recipe.advantages not in ("global", "reinforce++"):
+            raise ValueError(
+                f"sampling.num_samples must be 2 or more: loss.name={self.loss.name} compares the completions of "
+                f"a prompt; got {self.sampling.num_samples}"
+            )
+        if self.sampling.temperature <= 0:
+            raise ValueError(f"sampling.temperature must be positive, got {self.sampling.temperature}")
+        if self.reward.whiten:
+            raise ValueError("reward.whiten is for PPO; here loss.advantages says how rewards are scaled")

@@ -1,0 +1,181 @@
+"""GRPO and its relatives: advantages of groups, the algorithm's loss, and learning from rewards."""
+
+from dataclasses import replace
+from typing import get_args
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxalign import losses
+from jaxalign.errors import UserError
+from jaxalign.rollout import SamplingConfig
+from jaxalign.runs import records
+from jaxalign.training.grpo import advantages_of, policy_terms, train_grpo
+from jaxalign.training.grpo_config import RECIPES, GRPOConfig, GRPOLossConfig, GRPOTrainConfig, LossName
+from jaxalign.training.loop import Interrupted
+from jaxalign.training.optimizer import OptimizerConfig
+
+MASK = jnp.asarray([[0, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 0, 0]], bool)
+
+
+def metrics_of(folder):
+    return records.read(folder / "metrics.jsonl")
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    old = jnp.where(MASK, -rng.exponential(size=MASK.shape), 0.0).astype(jnp.float32)
+    advantages = jnp.where(MASK, jnp.asarray([[1.0], [-0.5], [2.0], [-2.0]]), 0.0)
+    moved = jnp.where(MASK, old + 0.1 * rng.standard_normal(MASK.shape), 0.0).astype(jnp.float32)
+    return moved, {"old_logps": old, "mask": MASK, "advantages": advantages}
+
+
+def test_every_algorithm_has_a_recipe():
+    assert set(get_args(LossName)) == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_terms_are_the_public_loss_with_the_papers_clip(name):
+    logps, data = batch()
+    row = jnp.asarray([1.0, -0.5, 2.0, -2.0])
+    expected = {
+        "grpo": lambda: losses.grpo_loss(logps, data["old_logps"], row, MASK),
+        "dr_grpo": lambda: losses.grpo_loss(logps, data["old_logps"], row, MASK),
+        "dapo": lambda: losses.grpo_loss(logps, data["old_logps"], row, MASK, clip_high=0.28),
+        "gspo": lambda: losses.gspo_loss(logps, data["old_logps"], row, MASK),
+        "cispo": lambda: losses.cispo_loss(logps, data["old_logps"], row, MASK),
+        "gmpo": lambda: losses.gmpo_loss(logps, data["old_logps"], row, MASK),
+        "rloo": lambda: losses.rloo_loss(logps, data["old_logps"], row, MASK),
+        "reinforce": lambda: losses.reinforce_loss(logps, row, MASK),
+        "reinforce++": lambda: losses.grpo_loss(logps, data["old_logps"], row, MASK),
+    }[name]()
+    np.testing.assert_allclose(policy_terms(GRPOLossConfig(name=name), logps, data), expected, rtol=1e-6)
+
+
+def test_advantages_compare_the_completions_of_a_prompt():
+    scores, valid = jnp.asarray([1.0, 3.0, 5.0, 5.0]), jnp.ones(4, bool)
+    zeros = jnp.zeros(MASK.shape)
+
+    def of(name):
+        return advantages_of(GRPOLossConfig(name=name), scores, valid, 2, zeros, zeros, MASK)
+
+    np.testing.assert_allclose(of("dr_grpo"), jnp.where(MASK, jnp.asarray([[-1.0], [1], [0], [0]]), 0))
+    np.testing.assert_allclose(of("rloo"), jnp.where(MASK, jnp.asarray([[-2.0], [2], [0], [0]]), 0))
+    np.testing.assert_allclose(of("grpo")[:, 2], [-(0.5**0.5), 0.5**0.5, 0, 0], atol=1e-3)
+
+
+@pytest.fixture
+def grpo(configs):
+    def make(output, **changes):
+        ppo = configs.ppo(output)
+        parts = {
+            "model": ppo.model,
+            "data": ppo.data,
+            "reward": ppo.reward,
+            "sampling": SamplingConfig(max_new_tokens=6, num_samples=4),
+            "train": GRPOTrainConfig(updates=4, prompts=4, minibatches=2, score_batch_size=16),
+            "optimizer": OptimizerConfig(learning_rate=1e-2, schedule="constant"),
+        }
+        return GRPOConfig(run=ppo.run, **(parts | changes))
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce++"])
+def test_rewards_rise(name, grpo, tmp_path):
+    train = GRPOTrainConfig(updates=12, prompts=8, minibatches=2, score_batch_size=32)
+    train_grpo(grpo(tmp_path / "run", loss=GRPOLossConfig(name=name, beta=0.01), train=train))
+    rows = metrics_of(tmp_path / "run")
+    assert rows[-1]["objective/score"] > rows[0]["objective/score"] + 0.1
+    assert rows[0]["policy/first_ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert rows[-1]["objective/kl"] > 1e-3
+
+
+def test_an_interrupted_and_resumed_run_gives_the_same_bits(grpo, tmp_path, monkeypatch):
+    from jaxalign.training.grpo import Trainer
+    from tests.training.test_resume import assert_same_run, terminate
+
+    whole = train_grpo(grpo(tmp_path / "whole"))
+    plain = Trainer.update
+
+    def update(self, number):
+        if number == 3:
+            terminate()
+        return plain(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", update)
+        with pytest.raises(Interrupted):
+            train_grpo(grpo(tmp_path / "parts"))
+    config = grpo(tmp_path / "parts")
+    train_grpo(replace(config, run=replace(config.run, resume=True)))
+    assert_same_run(tmp_path / "parts", whole.folder)
+
+
+def test_groups_that_are_all_alike_are_replaced_while_rounds_are_left(grpo, tmp_path):
+    calls = []
+
+    def reward(prompts, completions, *, completion_ids, columns):
+        calls.append(len(prompts))
+        # The first round's groups are alike but for the last one.
+        if len(calls) == 1:
+            return [0.0] * (len(prompts) - 1) + [1.0]
+        return [float(i % 2) for i in range(len(prompts))]
+
+    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=3, score_batch_size=16)
+    train_grpo(grpo(tmp_path / "run", train=train), reward=reward)
+    (row,) = metrics_of(tmp_path / "run")
+    assert calls == [16, 16]
+    assert row["rollout/groups_sampled"] == 8
+    assert row["rollout/groups_alike"] == 0
+    # One group of the first round (one 1 in four) and three of the second (two in four).
+    assert row["objective/score"] == pytest.approx((1 + 3 * 2) / 16)
+
+
+def test_rewards_that_never_differ_change_nothing(grpo, tmp_path):
+    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=2, score_batch_size=16)
+    config = grpo(tmp_path / "run", train=train)
+    train_grpo(config, reward=lambda p, c, **_: [1] * len(p))
+    (row,) = metrics_of(tmp_path / "run")
+    assert row["rollout/groups_alike"] == 4
+    ours = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    for name, tensor in load_file(f"{config.model.path}/model.safetensors").items():
+        np.testing.assert_array_equal(ours[name], tensor)
+
+
+def test_completions_cut_by_length_can_be_left_out_and_long_ones_cost(grpo, tmp_path):
+    sampling = SamplingConfig(max_new_tokens=6, num_samples=4, stop_tokens=())
+    loss = GRPOLossConfig(name="dapo", mask_truncated=True, overlong_buffer=3, overlong_penalty=0.5)
+    config = grpo(tmp_path / "run", sampling=sampling, loss=loss, train=GRPOTrainConfig(updates=1, prompts=4))
+    train_grpo(config)
+    (row,) = metrics_of(tmp_path / "run")
+    assert row["rollout/stop_rate"] == 0
+    assert row["rollout/counted_rows"] == 0
+
+
+def test_truncated_sampling_is_corrected_by_importance_weights(grpo, tmp_path):
+    sampling = SamplingConfig(max_new_tokens=6, num_samples=4, top_k=4)
+    loss = GRPOLossConfig(importance_cap=2.0)
+    train_grpo(grpo(tmp_path / "run", sampling=sampling, loss=loss))
+    assert np.isfinite(metrics_of(tmp_path / "run")[-1]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampling": SamplingConfig(num_samples=1)}, "num_samples must be 2 or more: loss.name=grpo"),
+        ({"train": GRPOTrainConfig(prompts=3, minibatches=5)}, "do not divide by"),
+        ({"sampling": SamplingConfig(num_samples=4, temperature=0.0)}, "temperature must be positive"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(changes, message, grpo, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        grpo(tmp_path, **changes)
+
+
+def test_no_applicable_reward_is_one_line(grpo, tmp_path):
+    with pytest.raises(UserError, match="no reward applies to any of the 16 completions"):
+        train_grpo(grpo(tmp_path / "run"), reward=lambda p, c, **_: [None] * len(p))
