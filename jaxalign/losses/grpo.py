@@ -82,6 +82,8 @@ def grpo_loss(
     check_rank(2, logps=logps)
     check_shapes(logps=logps, old_logps=old_logps, mask=mask, ref_logps=ref_logps, weights=weights)
     mask = as_mask(mask, logps)
+    # Once, so that the gradients of both parts are added in float32 and rounded after.
+    logps = float32(logps)
     advantages = token_advantages(advantages, logps, mask)
     ratio = importance_ratios(log_ratios(logps, old_logps, mask), mask, importance_level)
     loss = clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip)

@@ -36,6 +36,8 @@ class Case:
       bounds: (value, gradient) bounds, absolute + relative alike, where float32 cannot keep the common ones.
       why: the derivation of other bounds, in a sentence.
       pick: the part of the result that is looked at, where it is a tuple or mapping.
+      given: what sets the inputs apart from those of another case, for its id.
+      padded: the mask's second axis is time, and may be longer.
     """
 
     function: str
@@ -55,6 +57,8 @@ class Case:
     bounds: tuple[float, float] = (1e-6, 1e-5)
     why: str = ""
     pick: int | str | None = None
+    given: str = ""
+    padded: bool = True
 
     @property
     def option(self) -> str:
@@ -65,7 +69,8 @@ class Case:
     def id(self) -> str:
         """Unique among all cases."""
         part = "" if self.pick is None else f".{self.pick}"
-        given = f"({', '.join(sorted(self._optional()))})" if self._optional() else ""
+        names = sorted(self._optional()) + ([self.given] if self.given else [])
+        given = f"({', '.join(names)})" if names else ""
         return f"{self.function}{part}{given}[{self.option}]"
 
     def _optional(self) -> set[str]:
