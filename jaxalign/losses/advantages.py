@@ -55,8 +55,7 @@ def generalized_advantage_estimation(
     rows = jnp.zeros(rewards.shape[0], jnp.float32)
     after = rows if bootstrap_values is None else float32(bootstrap_values)
     check_shapes(rewards_rows=rows, bootstrap_values=after)
-    # The value after a row that counts nowhere may be anything; it must not reach the others.
-    after = jax.lax.stop_gradient(masked(after, jnp.any(mask, axis=1)))
+    after = jax.lax.stop_gradient(after)
     gamma, lam = jnp.asarray(gamma, jnp.float32), jnp.asarray(lam, jnp.float32)
 
     def step(carry, column):
