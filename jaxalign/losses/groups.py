@@ -207,7 +207,7 @@ def gdpo_advantages(
     check_rank(2, rewards=rewards)
     check_shapes(rewards=rewards, mask=mask)
     if weights is not None:
-        check_shapes(kinds=jnp.zeros(rewards.shape[1:]), weights=weights)
+        check_shapes(rewards_kinds=jnp.zeros(rewards.shape[1:]), weights=weights)
     parts = group_advantages(rewards, group_size, mask, scale="std", epsilon=epsilon)
     if weights is not None:
         parts *= jax.lax.stop_gradient(float32(weights))

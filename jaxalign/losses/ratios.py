@@ -81,7 +81,7 @@ def row_advantages(
     advantages: Real[Array, " B"], logps: Float[Array, "B T"], mask: Shaped[Array, "B T"]
 ) -> Float[Array, " B"]:
     """The advantage of each row, float32, no gradient; 0 where the row has no counted token."""
-    check_shapes(logps_rows=logps[:, 0] if logps.shape[1] else jnp.sum(logps, 1), advantages=advantages)
+    check_shapes(logps_rows=jnp.zeros(logps.shape[:1]), advantages=advantages)
     return jax.lax.stop_gradient(masked(float32(advantages), jnp.any(mask, axis=1)))
 
 
