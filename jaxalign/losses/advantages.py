@@ -1,17 +1,17 @@
-"""Advantages: GAE, whitening, group-relative and leave-one-out baselines."""
-
-from typing import Literal
+"""Advantages over the tokens or rows of a whole batch: GAE, whitening, REINFORCE++, ReMax."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Real, Shaped
 
 from jaxalign.arrays import Scalar, check_range, check_rank, check_shapes, float32
-from jaxalign.masking import as_mask, masked, masked_mean, masked_variance
+from jaxalign.losses.kl import kl_penalty
+from jaxalign.losses.statistics import centre, divide, mean_square
+from jaxalign.masking import as_mask, masked
 
 
 def generalized_advantage_estimation(
-    rewards: Float[Array, "B T"],
+    rewards: Real[Array, "B T"],
     values: Float[Array, "B T"],
     mask: Shaped[Array, "B T"],
     *,
@@ -52,9 +52,10 @@ def generalized_advantage_estimation(
     mask = as_mask(mask, rewards)
     rewards = jax.lax.stop_gradient(masked(float32(rewards), mask))
     values = jax.lax.stop_gradient(masked(float32(values), mask))
-    rows = rewards.shape[0]
-    after = jnp.zeros(rows, jnp.float32) if bootstrap_values is None else float32(bootstrap_values)
-    check_shapes(bootstrap_values=after, rows=rewards[:, 0] if rewards.shape[1] else after)
+    rows = jnp.zeros(rewards.shape[0], jnp.float32)
+    after = rows if bootstrap_values is None else float32(bootstrap_values)
+    check_shapes(rewards_rows=rows, bootstrap_values=after)
+    after = jax.lax.stop_gradient(after)
     gamma, lam = jnp.asarray(gamma, jnp.float32), jnp.asarray(lam, jnp.float32)
 
     def step(carry, column):
@@ -66,32 +67,35 @@ def generalized_advantage_estimation(
         following = jnp.where(counts, value, following)
         return (advantage, following), advantage
 
-    start = (jnp.zeros(rows, jnp.float32), jax.lax.stop_gradient(after))
-    _, columns = jax.lax.scan(step, start, (rewards.T, values.T, mask.T), reverse=True)
+    _, columns = jax.lax.scan(step, (rows, after), (rewards.T, values.T, mask.T), reverse=True)
     advantages = masked(columns.T, mask)
     return advantages, masked(advantages + values, mask)
 
 
 def whiten(
-    x: Float[Array, "..."],
+    x: Real[Array, "..."],
     mask: Shaped[Array, "..."] | None,
     *,
     shift_mean: bool = True,
     unbiased: bool = True,
+    mean: Scalar | None = None,
+    variance: Scalar | None = None,
 ) -> Float[Array, "..."]:
     """Scales x to variance 1 over the counted slots (and to mean 0).
 
     y = (x - mean) / sqrt(var + 1e-8);  with shift_mean=False the mean is added back
 
     Args:
-      x: values of the whole batch; statistics are over all of it.
+      x: values of the whole batch; statistics are over all of it. The only argument with a gradient,
+        which goes through the statistics too.
       mask: slots that count; None for all.
       shift_mean: take the mean away.
-      unbiased: divide by n - 1 (TRL, verl) rather than by n (OpenAI).
+      unbiased: divide by n - 1 (TRL, verl) rather than by n (OpenAI, OpenRLHF).
+      mean, variance: those of the whole batch, where x is a part of it; None for those of x.
 
     Returns:
-      float32, the same shape; 0 where masked. With fewer than two counted slots the
-      variance is taken as 0.
+      float32, the same shape; 0 where masked, and where all counted values are equal (but for a mean
+      added back). With fewer than two counted slots the variance is taken as 0.
 
     Raises:
       AssertionError: shapes differ.
@@ -99,86 +103,138 @@ def whiten(
     check_shapes(x=x, mask=mask)
     mask = as_mask(mask, x)
     x = masked(float32(x), mask)
-    mean = masked_mean(x, mask)
-    y = (x - mean) * jax.lax.rsqrt(masked_variance(x, mask, unbiased=unbiased) + 1e-8)
+    if mean is None:
+        mean, y = centre(x, mask)
+    else:
+        mean = jnp.asarray(mean, jnp.float32)
+        y = masked(x - mean, mask)
+    if variance is None:
+        variance = mean_square(y, mask, unbiased=unbiased)
+    y = y * jax.lax.rsqrt(jnp.asarray(variance, jnp.float32) + 1e-8)
     return masked(y if shift_mean else y + mean, mask)
 
 
-def group_advantages(
-    rewards: Float[Array, "..."],
-    group_size: int,
+def global_batch_advantages(
+    rewards: Real[Array, "..."],
     mask: Shaped[Array, "..."] | None = None,
     *,
-    scale: Literal["std", "batch", "none"] = "std",
-    epsilon: float = 1e-4,
+    epsilon: Scalar = 1e-4,
+    mean: Scalar | None = None,
+    std: Scalar | None = None,
 ) -> Float[Array, "..."]:
-    """Reward minus the mean of its group, over a standard deviation (GRPO).
+    """Rewards normalised over all of the batch.
 
-    A = (r - mean_group) / (std + epsilon)
+    A = (r - mean) / (std + epsilon)
+
+    `whiten` for rewards: epsilon stands beside the standard deviation (sample, n - 1), not inside the
+    root, and is large, as the advantages of TRL have it.
 
     Args:
-      rewards: [B] or [B, T] (each column on its own); consecutive rows form a group.
-      group_size: completions a prompt, 2 or more.
-      mask: rewards that count; others are left out of their group's statistics.
-      scale: `std` (of the group, n - 1), `batch` (of all counted rewards, n - 1) or `none`.
-      epsilon: added to the standard deviation.
+      rewards: any shape, usually [B].
+      mask: rewards that count; None for all.
+      epsilon: added to the standard deviation, in units of the reward; not negative.
+      mean, std: those of the whole batch, where rewards are a part of it; None for those of rewards.
 
     Returns:
-      float32, as given; 0 where masked, and in a group with one counted reward.
+      float32, the same shape, no gradient; 0 where masked, and where all counted rewards are equal.
 
     Raises:
-      ValueError: group size below 2, rows that do not divide by it, or no such scale.
-
-    Source: arXiv:2402.03300, section 4.1.2; `none`: arXiv:2503.20783.
+      AssertionError: shapes differ.
+      ValueError: a concrete epsilon out of range.
     """
-    groups, counts, total, mask = _groups(rewards, group_size, mask)
-    mean = total / jnp.maximum(counts, 1.0)
-    centred = jnp.where(mask, groups - mean, 0.0)
-    if scale == "std":
-        variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / jnp.maximum(counts - 1.0, 1.0)
-        centred = centred / (jnp.sqrt(variance) + epsilon)
-    elif scale == "batch":
-        centred = centred / (jnp.sqrt(masked_variance(groups, mask)) + epsilon)
-    elif scale != "none":
-        raise ValueError(f"scale must be std, batch or none, got {scale!r}")
-    return centred.reshape(rewards.shape)
-
-
-def leave_one_out_advantages(
-    rewards: Float[Array, "..."], group_size: int, mask: Shaped[Array, "..."] | None = None
-) -> Float[Array, "..."]:
-    """Reward minus the mean of the *other* rewards of its group (RLOO).
-
-    A_i = r_i - sum_{j != i} r_j / (n - 1) = n / (n - 1) * (r_i - mean)
-
-    Args:
-      rewards: [B] or [B, T]; consecutive rows form a group.
-      group_size: completions a prompt, 2 or more.
-      mask: rewards that count.
-
-    Returns:
-      float32, as given; 0 where masked, and in a group with one counted reward.
-
-    Raises:
-      ValueError: group size below 2, or rows that do not divide by it.
-
-    Source: arXiv:2402.14740, eq. 9.
-    """
-    groups, counts, total, mask = _groups(rewards, group_size, mask)
-    others = (total - groups) / jnp.maximum(counts - 1.0, 1.0)
-    return jnp.where(mask & (counts > 1), groups - others, 0.0).reshape(rewards.shape)
-
-
-def _groups(rewards, group_size: int, mask):
-    if group_size < 2:
-        raise ValueError(f"group_size must be 2 or more, got {group_size}")
-    if rewards.shape[0] % group_size:
-        raise ValueError(f"{rewards.shape[0]} rows do not divide by group_size = {group_size}")
-    check_rank((1, 2), rewards=rewards)
+    check_range("epsilon", epsilon, 0.0)
     check_shapes(rewards=rewards, mask=mask)
     mask = as_mask(mask, rewards)
-    shape = (-1, group_size, *rewards.shape[1:])
-    groups = masked(float32(rewards), mask).reshape(shape)
-    mask = mask.reshape(shape)
-    counts = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.float32)
-    return groups, counts, jnp.sum(groups, axis=1, keepdims=True), mask
+    rewards = jax.lax.stop_gradient(masked(float32(rewards), mask))
+    if mean is None:
+        _, centred = centre(rewards, mask)
+    else:
+        centred = masked(rewards - jnp.asarray(mean, jnp.float32), mask)
+    if std is None:
+        std = jnp.sqrt(mean_square(centred, mask))
+    return divide(centred, jnp.asarray(std, jnp.float32) + jnp.asarray(epsilon, jnp.float32))
+
+
+def remax_advantages(
+    rewards: Real[Array, " B"], greedy_rewards: Real[Array, " B"], mask: Shaped[Array, " B"] | None = None
+) -> Float[Array, " B"]:
+    """ReMax: the reward minus that of the greedy completion of the same prompt.
+
+    A = r - r_greedy
+
+    Args:
+      rewards: of the sampled completions.
+      greedy_rewards: of each row's prompt, completed at temperature 0.
+      mask: rows that count; None for all.
+
+    Returns:
+      float32, no gradient; 0 where masked.
+
+    Raises:
+      AssertionError: shapes differ.
+
+    Source: arXiv:2310.10505.
+    """
+    check_rank(1, rewards=rewards)
+    check_shapes(rewards=rewards, greedy_rewards=greedy_rewards, mask=mask)
+    mask = as_mask(mask, rewards)
+    advantages = masked(float32(rewards), mask) - masked(float32(greedy_rewards), mask)
+    return jax.lax.stop_gradient(advantages)
+
+
+def reinforce_plus_plus_advantages(
+    rewards: Real[Array, " B"],
+    old_logps: Float[Array, "B T"],
+    ref_logps: Float[Array, "B T"],
+    mask: Shaped[Array, "B T"],
+    *,
+    beta: Scalar,
+    gamma: Scalar = 1.0,
+    normalize: bool = True,
+    unbiased: bool = True,
+    mean: Scalar | None = None,
+    variance: Scalar | None = None,
+) -> Float[Array, "B T"]:
+    """REINFORCE++: the reward less the KL still to come, whitened over all tokens of the global batch.
+
+    kl_t = old_logps_t - ref_logps_t                 (k1 of `kl_penalty`)
+    r_t = -beta * kl_t, plus the row's reward at its last counted token
+    G_t = r_t + gamma * G(next);  A = `whiten`(G)
+
+    With gamma = 1, G_t = reward - beta * sum_{i >= t} kl_i. Masked steps inside a row are skipped.
+
+    Args:
+      rewards: one a row.
+      old_logps: log-probs under the policy that sampled, nats.
+      ref_logps: under the frozen reference.
+      mask: tokens that count.
+      beta: weight of the KL, not negative.
+      gamma: discount a token, in [0, 1].
+      normalize: whiten; without it the result is G, whose mean and variance over the global batch are
+        what micro-batches need.
+      unbiased, mean, variance: as in `whiten`.
+
+    Returns:
+      float32, no gradient to anything; 0 where masked.
+
+    Raises:
+      AssertionError: shapes differ.
+      ValueError: a concrete hyper-parameter out of range.
+
+    Source: arXiv:2501.03262. Its baseline form, for several completions a prompt, is
+    `reinforce_plus_plus_baseline_advantages`.
+    """
+    check_range("beta", beta, 0.0)
+    check_rank(2, old_logps=old_logps)
+    check_shapes(old_logps=old_logps, ref_logps=ref_logps, mask=mask)
+    check_shapes(old_logps_rows=jnp.zeros(old_logps.shape[:1]), rewards=rewards)
+    mask = as_mask(mask, old_logps)
+    kl = kl_penalty(old_logps, ref_logps, mask, estimator="k1")
+    later = jnp.cumsum(mask[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
+    last = mask & (later == 1)
+    shaped = jnp.where(last, float32(rewards)[:, None], 0.0) - jnp.asarray(beta, jnp.float32) * kl
+    # Without values and with lambda = 1 the advantage is the discounted return.
+    returns, _ = generalized_advantage_estimation(shaped, jnp.zeros_like(shaped), mask, gamma=gamma, lam=1.0)
+    if not normalize:
+        return returns
+    return whiten(returns, mask, unbiased=unbiased, mean=mean, variance=variance)

@@ -1,17 +1,78 @@
-"""The clipped policy loss."""
+"""Policy gradients from advantages: plain, and clipped around the policy that sampled."""
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Real, Shaped
 
-from jaxalign.arrays import Scalar, check_range, check_shapes, float32
+from jaxalign.arrays import Scalar, check_rank, check_shapes, float32
+from jaxalign.losses.ratios import (
+    check_clips,
+    clipped_surrogate,
+    exp_ratio,
+    log_ratios,
+    token_advantages,
+)
 from jaxalign.masking import as_mask, masked
+
+
+def reinforce_loss(
+    logps: Float[Array, "B T"],
+    advantages: Real[Array, " B"] | Real[Array, "B T"],
+    mask: Shaped[Array, "B T"] | None = None,
+) -> Float[Array, "B T"]:
+    """REINFORCE: one loss per token, whose gradient is the policy gradient.
+
+    loss = -A * logps
+
+    Args:
+      logps: log-probs under the policy that is trained, which is the one that sampled, nats.
+      advantages: one a row or one a token; no gradient.
+      mask: tokens that count; None for all.
+
+    Returns:
+      float32, unreduced; 0 where masked.
+
+    Raises:
+      AssertionError: shapes differ.
+
+    Source: Williams (1992), "Simple statistical gradient-following algorithms for connectionist
+    reinforcement learning".
+    """
+    check_rank(2, logps=logps)
+    check_shapes(logps=logps, mask=mask)
+    mask = as_mask(mask, logps)
+    return -token_advantages(advantages, logps, mask) * masked(float32(logps), mask)
+
+
+def gpg_loss(
+    logps: Float[Array, "B T"],
+    advantages: Real[Array, " B"] | Real[Array, "B T"],
+    mask: Shaped[Array, "B T"] | None = None,
+) -> Float[Array, "B T"]:
+    """Group policy gradient: `reinforce_loss` of `gpg_advantages`, to be reduced by `token_mean`.
+
+    loss = -A * logps
+
+    No ratio, no clip, no reference; what the method adds is in its advantages, which make up for
+    the groups that give no gradient.
+
+    Args:
+      logps, mask: as in `reinforce_loss`.
+      advantages: those of `gpg_advantages`; no gradient.
+
+    Returns:
+      float32, unreduced; 0 where masked.
+
+    Raises:
+      AssertionError: shapes differ.
+
+    Source: arXiv:2504.02546.
+    """
+    return reinforce_loss(logps, advantages, mask)
 
 
 def ppo_policy_loss(
     logps: Float[Array, "B T"],
     old_logps: Float[Array, "B T"],
-    advantages: Float[Array, "B T"],
+    advantages: Real[Array, " B"] | Real[Array, "B T"],
     mask: Shaped[Array, "B T"] | None = None,
     *,
     clip_low: Scalar = 0.2,
@@ -24,10 +85,12 @@ def ppo_policy_loss(
     loss = max(-A * r, -A * clip(r, 1 - clip_low, 1 + clip_high))
     dual clip, where A < 0: loss = min(loss, -A * dual_clip)
 
+    The log-ratio is held within +-20 nats, so that extremes stay finite.
+
     Args:
       logps: log-probs under the policy that is trained, nats.
       old_logps: under the policy that sampled; no gradient.
-      advantages: no gradient.
+      advantages: one a row or one a token; no gradient.
       mask: tokens that count; None for all.
       clip_low, clip_high: how far the ratio counts below and above 1; clip_low in [0, 1].
       dual_clip: bound on the ratio where the advantage is negative, above 1; None for none.
@@ -41,20 +104,10 @@ def ppo_policy_loss(
 
     Source: arXiv:1707.06347, eq. 7; asymmetric: arXiv:2503.14476; dual clip: arXiv:1912.09729, eq. 5.
     """
-    check_range("clip_low", clip_low, 0.0, 1.0)
-    check_range("clip_high", clip_high, 0.0)
-    check_range("dual_clip", dual_clip, 1.0, open_low=True)
-    check_shapes(logps=logps, old_logps=old_logps, advantages=advantages, mask=mask)
+    check_clips(clip_low, clip_high, dual_clip)
+    check_rank(2, logps=logps)
+    check_shapes(logps=logps, old_logps=old_logps, mask=mask)
     mask = as_mask(mask, logps)
-    old = jax.lax.stop_gradient(masked(float32(old_logps), mask))
-    advantages = jax.lax.stop_gradient(masked(float32(advantages), mask))
-    # Beyond 20 nats the ratio is useless and exp may overflow: inf * 0 would be NaN.
-    ratio = jnp.exp(jnp.clip(masked(float32(logps), mask) - old, -20.0, 20.0))
-    clipped = jnp.clip(
-        ratio, 1.0 - jnp.asarray(clip_low, jnp.float32), 1.0 + jnp.asarray(clip_high, jnp.float32)
-    )
-    loss = jnp.maximum(-advantages * ratio, -advantages * clipped)
-    if dual_clip is not None:
-        bounded = jnp.minimum(loss, -advantages * jnp.asarray(dual_clip, jnp.float32))
-        loss = jnp.where(advantages < 0, bounded, loss)
-    return masked(loss, mask)
+    advantages = token_advantages(advantages, logps, mask)
+    ratio = exp_ratio(log_ratios(logps, old_logps, mask))
+    return masked(clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip), mask)

@@ -2,12 +2,15 @@
 
 Each divides by a count over the *whole* batch, which a micro-batch is given as `count`,
 so that the parts of a split batch add up to the whole.
+
+Over `grpo_loss`, `sequence_mean` makes GRPO as published, `token_mean` with the global count DAPO,
+`token_mean` of each micro-batch alone BNPO, `fixed_length_mean` Dr. GRPO.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from jaxalign.arrays import Scalar, check_rank, check_shapes
+from jaxalign.arrays import Scalar, check_range, check_rank, check_shapes
 from jaxalign.masking import as_mask, masked, masked_sum
 
 
@@ -66,17 +69,19 @@ def fixed_length_mean(
     Args:
       x: one value a token.
       mask: tokens that count; None for all.
-      length: the divisor, usually the longest completion allowed, in tokens.
+      length: the divisor, usually the longest completion allowed, in tokens; positive.
       count: rows with any counted token in the whole batch, where x is a part of it.
 
     Returns:
       float32 scalar; 0 with finite gradients where nothing counts.
 
     Raises:
-      AssertionError: shapes differ.
+      AssertionError: shapes differ, or x has no time axis.
+      ValueError: a concrete length out of range.
 
     Source: arXiv:2503.20783.
     """
+    check_range("length", length, 0.0, open_low=True)
     check_rank(2, x=x)
     check_shapes(x=x, mask=mask)
     mask = as_mask(mask, x)

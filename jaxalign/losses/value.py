@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Real, Shaped
 
 from jaxalign.arrays import Scalar, check_range, check_shapes, float32
 from jaxalign.masking import as_mask, masked
@@ -11,7 +11,7 @@ from jaxalign.masking import as_mask, masked
 def ppo_value_loss(
     values: Float[Array, "B T"],
     old_values: Float[Array, "B T"],
-    returns: Float[Array, "B T"],
+    returns: Real[Array, "B T"],
     mask: Shaped[Array, "B T"] | None = None,
     *,
     clip: Scalar | None = None,

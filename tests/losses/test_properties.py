@@ -170,7 +170,7 @@ def test_an_integer_mask_means_the_same(case):
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 3), (2, 0), (2, 1)])
-@pytest.mark.parametrize("case", MASKED, ids=ids)
+@pytest.mark.parametrize("case", [c for c in MASKED if c.padded], ids=ids)
 def test_padding_on_either_side_changes_nothing(case, before, after):
     arrays = case.arrays()
     plain = result_of(case, arrays)

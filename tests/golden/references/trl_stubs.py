@@ -1,6 +1,7 @@
 """What TRL's loss methods need around them: an accelerator of one process, a model that returns given log-probs."""
 
 import ast
+import inspect
 import os
 import textwrap
 from pathlib import Path
@@ -77,3 +78,22 @@ def function_of(version: str, file: str, name: str, scope: dict):
             exec(compile(code, f"trl-{version}/{file}", "exec"), scope)
             return scope[name]
     raise SystemExit(f"trl {version}: {file} has no function {name}")
+
+
+def run_part(function, first: str, last: str, scope: dict) -> dict:
+    """Runs the consecutive statements of a function from the one that starts with `first` to that with `last`.
+
+    For what TRL computes in the midst of a long method: `scope` gives the names that the part reads, and
+    is returned with those that it sets.
+    """
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    for node in ast.walk(tree):
+        for body in (getattr(node, field, []) for field in ("body", "orelse")):
+            texts = [ast.unparse(part) for part in body] if isinstance(body, list) else []
+            starts = [i for i, text in enumerate(texts) if text.startswith(first)]
+            ends = [i for i, text in enumerate(texts) if text.startswith(last)]
+            if starts and ends and ends[-1] >= starts[0]:
+                part = ast.Module(body[starts[0] : ends[-1] + 1], type_ignores=[])
+                exec(compile(part, f"part of {function.__qualname__}", "exec"), scope)
+                return scope
+    raise SystemExit(f"{function.__qualname__} has no statements from {first!r} to {last!r}")

@@ -5,7 +5,7 @@ A case is one function with one set of options. The suite (`test_parity.py`, `te
 all made from this one list, so that the claim and the proof cannot part. Nothing here needs torch.
 """
 
-from tests.losses.cases import auxiliary, flow, online, policy, preference, reward, supervised
+from tests.losses.cases import advantages, auxiliary, flow, online, policy, preference, reward, supervised
 from tests.losses.cases.case import Case
 
 FAMILIES: dict[str, list[Case]] = {
@@ -13,6 +13,7 @@ FAMILIES: dict[str, list[Case]] = {
     "reward": reward.CASES,
     "preference": preference.CASES,
     "policy": policy.CASES,
+    "advantages": advantages.CASES,
     "online": online.CASES,
     "flow": flow.CASES,
     "auxiliary": auxiliary.CASES,

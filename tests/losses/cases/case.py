@@ -36,6 +36,8 @@ class Case:
       bounds: (value, gradient) bounds, absolute + relative alike, where float32 cannot keep the common ones.
       why: the derivation of other bounds, in a sentence.
       pick: the part of the result that is looked at, where it is a tuple or mapping.
+      given: what sets the inputs apart from those of another case, for its id.
+      padded: the mask's second axis is time, and may be longer.
     """
 
     function: str
@@ -55,6 +57,8 @@ class Case:
     bounds: tuple[float, float] = (1e-6, 1e-5)
     why: str = ""
     pick: int | str | None = None
+    given: str = ""
+    padded: bool = True
 
     @property
     def option(self) -> str:
@@ -65,13 +69,17 @@ class Case:
     def id(self) -> str:
         """Unique among all cases."""
         part = "" if self.pick is None else f".{self.pick}"
-        return f"{self.function}{part}[{self.label}]"
+        return f"{self.function}{part}{f'({self.given_text})' if self.given_text else ''}[{self.option}]"
+
+    @property
+    def given_text(self) -> str:
+        """What is given beside the options, for the table."""
+        return ", ".join(sorted(self._optional()) + ([self.given] if self.given else []))
 
     @property
     def label(self) -> str:
-        """Options and optional arrays that are given."""
-        given = sorted(self._optional())
-        return self.option + (f"; with {', '.join(given)}" if given else "")
+        """Options, and what else is given."""
+        return self.option + (f"; with {self.given_text}" if self.given_text else "")
 
     def _optional(self) -> set[str]:
         """Array arguments with a default that this case gives, so that ids differ."""

@@ -1,0 +1,232 @@
+"""Advantages within the group of completions of one prompt."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Real, Shaped
+
+from jaxalign.arrays import Scalar, check_range, check_rank, check_shapes, float32
+from jaxalign.losses.advantages import global_batch_advantages
+from jaxalign.losses.statistics import centre, divide, mean_square
+from jaxalign.masking import as_mask, masked
+
+
+def group_advantages(
+    rewards: Real[Array, " B"] | Real[Array, "B T"],
+    group_size: int,
+    mask: Shaped[Array, "..."] | None = None,
+    *,
+    scale: Literal["std", "batch", "none"] = "std",
+    epsilon: Scalar = 1e-4,
+    std: Scalar | None = None,
+) -> Float[Array, "..."]:
+    """Reward minus the mean of its group, over a standard deviation (GRPO).
+
+    A = (r - mean_group) / (std + epsilon)
+
+    Args:
+      rewards: [B] or [B, T] (each column on its own); consecutive rows form a group.
+      group_size: completions a prompt, 2 or more.
+      mask: rewards that count; others are left out of their group's statistics.
+      scale: `std` (of the group, n - 1), `batch` (of all counted rewards, n - 1) or `none`.
+      epsilon: added to the standard deviation, in units of the reward; not negative.
+      std: for `batch`, that of the whole batch, where rewards are a part of it.
+
+    Returns:
+      float32, as given, no gradient; 0 where masked, in a group with one counted reward, and exactly 0
+      in a group whose counted rewards are equal.
+
+    Raises:
+      AssertionError: shapes differ.
+      ValueError: group size below 2, rows that do not divide by it, no such scale, or a concrete epsilon
+        out of range.
+
+    Source: arXiv:2402.03300, section 4.1.2; `none`: arXiv:2503.20783.
+    """
+    check_range("epsilon", epsilon, 0.0)
+    groups, mask = _groups(rewards, group_size, mask)
+    _, centred = centre(groups, mask, axis=1)
+    small = jnp.asarray(epsilon, jnp.float32)
+    if scale == "std":
+        centred = divide(centred, jnp.sqrt(mean_square(centred, mask, axis=1)) + small)
+    elif scale == "batch":
+        if std is None:
+            std = jnp.sqrt(mean_square(centre(groups, mask)[1], mask))
+        centred = divide(centred, jnp.asarray(std, jnp.float32) + small)
+    elif scale != "none":
+        raise ValueError(f"scale must be std, batch or none, got {scale!r}")
+    return centred.reshape(rewards.shape)
+
+
+def leave_one_out_advantages(
+    rewards: Real[Array, " B"] | Real[Array, "B T"],
+    group_size: int,
+    mask: Shaped[Array, "..."] | None = None,
+) -> Float[Array, "..."]:
+    """Reward minus the mean of the *other* rewards of its group (RLOO).
+
+    A_i = r_i - sum_{j != i} r_j / (n - 1) = n / (n - 1) * (r_i - mean)
+
+    Args:
+      rewards: [B] or [B, T]; consecutive rows form a group.
+      group_size: completions a prompt, 2 or more.
+      mask: rewards that count.
+
+    Returns:
+      float32, as given, no gradient; 0 where masked, and in a group with one counted reward.
+
+    Raises:
+      AssertionError: shapes differ.
+      ValueError: group size below 2, or rows that do not divide by it.
+
+    Source: arXiv:2402.14740, eq. 9.
+    """
+    groups, mask = _groups(rewards, group_size, mask)
+    counts = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.float32)
+    _, centred = centre(groups, mask, axis=1)
+    return (counts / jnp.maximum(counts - 1.0, 1.0) * centred).reshape(rewards.shape)
+
+
+def gpg_advantages(
+    rewards: Real[Array, " B"],
+    group_size: int,
+    mask: Shaped[Array, " B"] | None = None,
+    *,
+    alpha: Scalar | None = None,
+) -> Float[Array, " B"]:
+    """Group policy gradient: reward minus the mean of its group, enlarged for groups without a signal.
+
+    A = alpha * (r - mean_group)
+    alpha = counted rows / counted rows of groups whose rewards differ
+
+    Groups that were all right or all wrong give no gradient but count in the denominator; alpha undoes
+    this. The paper divides by a further constant, which is 1 in its code.
+
+    Args:
+      rewards: [B]; consecutive rows form a group.
+      group_size: completions a prompt, 2 or more.
+      mask: rewards that count.
+      alpha: that of the whole batch, where rewards are a part of it; 1 for none.
+
+    Returns:
+      float32, no gradient; 0 where masked, and in a group whose counted rewards are equal.
+
+    Raises:
+      AssertionError: shapes differ.
+      ValueError: group size below 2, rows that do not divide by it, or a concrete alpha that is negative.
+
+    Source: arXiv:2504.02546. verl takes the rows with a reward other than 0 for those with a signal.
+    """
+    check_range("alpha", alpha, 0.0)
+    check_rank(1, rewards=rewards)
+    groups, mask = _groups(rewards, group_size, mask)
+    _, centred = centre(groups, mask, axis=1)
+    if alpha is None:
+        counts = jnp.sum(mask, axis=1, dtype=jnp.float32)
+        signal = jnp.sum(jnp.where(jnp.any(centred != 0, axis=1), counts, 0.0))
+        alpha = jnp.sum(counts) / jnp.maximum(signal, 1.0)
+    return (jnp.asarray(alpha, jnp.float32) * centred).reshape(rewards.shape)
+
+
+def reinforce_plus_plus_baseline_advantages(
+    rewards: Real[Array, " B"],
+    group_size: int,
+    mask: Shaped[Array, " B"] | None = None,
+    *,
+    epsilon: Scalar = 1e-4,
+    mean: Scalar | None = None,
+    std: Scalar | None = None,
+) -> Float[Array, " B"]:
+    """REINFORCE++ with a baseline: reward minus its group's mean, normalised over the global batch.
+
+    C = r - mean_group
+    A = (C - mean(C)) / (std(C) + epsilon)
+
+    Rows weigh the same, whatever their length. For weights by tokens, as in verl and OpenRLHF, spread
+    `group_advantages(..., scale="none")` over the tokens and `whiten` them.
+
+    Args:
+      rewards: [B]; consecutive rows form a group.
+      group_size: completions a prompt, 2 or more.
+      mask: rewards that count.
+      epsilon, mean, std: as in `global_batch_advantages`, of C.
+
+    Returns:
+      float32, no gradient; 0 where masked.
+
+    Raises:
+      AssertionError: shapes differ.
+      ValueError: group size below 2, rows that do not divide by it, or a concrete epsilon out of range.
+
+    Source: arXiv:2501.03262.
+    """
+    check_rank(1, rewards=rewards)
+    centred = group_advantages(rewards, group_size, mask, scale="none")
+    return global_batch_advantages(centred, mask, epsilon=epsilon, mean=mean, std=std)
+
+
+def gdpo_advantages(
+    rewards: Real[Array, "B R"],
+    group_size: int,
+    weights: Real[Array, " R"] | None = None,
+    mask: Shaped[Array, "B R"] | None = None,
+    *,
+    epsilon: Scalar = 1e-4,
+    normalize: bool = True,
+    mean: Scalar | None = None,
+    std: Scalar | None = None,
+) -> Float[Array, " B"]:
+    """Several rewards, each normalised within its group, then summed, then normalised over the batch.
+
+    N_k = (r_k - mean_group) / (std_group + epsilon), for each reward k
+    S = sum_k w_k * N_k
+    A = (S - mean(S)) / (std(S) + epsilon)
+
+    Normalising first keeps rewards apart that a plain sum would let drown each other. Standard
+    deviations are of samples (n - 1).
+
+    Args:
+      rewards: one a row and kind; consecutive rows form a group.
+      group_size: completions a prompt, 2 or more.
+      weights: one a kind of reward; 1 for None.
+      mask: rewards that apply to their row; a row counts where any does.
+      epsilon: added to both standard deviations; not negative.
+      normalize: over the batch; without it the result is S.
+      mean, std: of S over the whole batch, where rewards are a part of it.
+
+    Returns:
+      float32, no gradient; 0 in rows without any counted reward.
+
+    Raises:
+      AssertionError: shapes differ.
+      ValueError: group size below 2, rows that do not divide by it, or a concrete epsilon out of range.
+
+    Source: arXiv:2601.05242.
+    """
+    check_rank(2, rewards=rewards)
+    check_shapes(rewards=rewards, mask=mask)
+    if weights is not None:
+        check_shapes(rewards_kinds=jnp.zeros(rewards.shape[1:]), weights=weights)
+    parts = group_advantages(rewards, group_size, mask, scale="std", epsilon=epsilon)
+    if weights is not None:
+        parts *= jax.lax.stop_gradient(float32(weights))
+    total = jnp.sum(parts, axis=1)
+    if not normalize:
+        return total
+    rows = jnp.any(as_mask(mask, rewards), axis=1)
+    return global_batch_advantages(total, rows, epsilon=epsilon, mean=mean, std=std)
+
+
+def _groups(rewards, group_size: int, mask):
+    """(rewards without gradient, bool mask) with rows in groups on axis 1."""
+    check_rank((1, 2), rewards=rewards)
+    check_shapes(rewards=rewards, mask=mask)
+    if group_size < 2:
+        raise ValueError(f"group_size must be 2 or more, got {group_size}")
+    if rewards.shape[0] % group_size:
+        raise ValueError(f"{rewards.shape[0]} rows do not divide by group_size = {group_size}")
+    mask = as_mask(mask, rewards)
+    shape = (-1, group_size, *rewards.shape[1:])
+    groups = jax.lax.stop_gradient(masked(float32(rewards), mask))
+    return groups.reshape(shape), mask.reshape(shape)
