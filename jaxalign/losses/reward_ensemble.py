@@ -41,7 +41,7 @@ def aggregate_ensemble(
     if mode == "mean":
         return jnp.mean(scores, axis=0)
     if mode == "mean_minus_std":
-        return jnp.mean(scores, axis=0) - coefficient * ensemble_disagreement(rewards)
+        return jnp.mean(scores, axis=0) - coefficient * ensemble_disagreement(scores)
     if mode == "worst":
         return jnp.min(scores, axis=0)
     raise ValueError(f"mode must be mean, mean_minus_std or worst, got {mode!r}")

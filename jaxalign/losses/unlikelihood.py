@@ -40,7 +40,8 @@ def unlikelihood_loss(
     check_shapes(logps=logps, mask=mask)
     mask = as_mask(mask, logps)
     logps = masked(float32(logps), mask, fill=-1.0)
-    below = jnp.minimum(logps, CERTAIN)
+    certain = logps > CERTAIN
     # p / (1 - p) at CERTAIN is 1 / expm1(-CERTAIN), and expm1(x) = x to within 1e-6.
-    loss = -jax.nn.log1mexp(-below) + (logps - below) / -CERTAIN
+    tangent = -jax.nn.log1mexp(jnp.float32(-CERTAIN)) + (logps - CERTAIN) / -CERTAIN
+    loss = jnp.where(certain, tangent, -jax.nn.log1mexp(-jnp.where(certain, -1.0, logps)))
     return masked(loss, mask)
