@@ -46,8 +46,8 @@ def plackett_luce_loss(
     x = jnp.take_along_axis(float32(rewards), jnp.where(mask, ranking, 0), axis=-1)
     x = masked(x, mask)
     places = jnp.arange(x.shape[-1])
-    # A place is always among its own rest: an empty logsumexp is -inf, and its gradient NaN.
-    rest = ((places >= places[:, None]) & mask[:, None, :]) | jnp.eye(len(places), dtype=bool)
+    # Those after a place, and the place itself even where it is masked: an empty logsumexp would be -inf.
+    rest = ((places > places[:, None]) & mask[:, None, :]) | jnp.eye(len(places), dtype=bool)
     normalizer = jax.nn.logsumexp(jnp.broadcast_to(x[:, None, :], rest.shape), axis=-1, where=rest)
     counted = mask if top is None else mask & (places < top)
     return jnp.sum(masked(normalizer - x, counted), axis=-1)
