@@ -44,6 +44,22 @@ def check_rank(rank: int | Sequence[int], **arrays: Any) -> None:
             raise AssertionError(f"{name}: expected rank {rank}, got shape {jnp.shape(value)}") from error
 
 
+def check_leading(axes: int, **arrays: Any) -> None:
+    """All arrays given agree in their first `axes` axes.
+
+    Raises:
+      AssertionError: naming the first argument that differs, with both shapes.
+    """
+    shapes = {name: jnp.shape(value) for name, value in arrays.items() if value is not None}
+    first, *others = shapes
+    for name in others:
+        if len(shapes[name]) < axes or shapes[name][:axes] != shapes[first][:axes]:
+            raise AssertionError(
+                f"{name} has shape {shapes[name]}, expected its first axes to be {shapes[first][:axes]}: "
+                f"{first} has shape {shapes[first]}"
+            )
+
+
 def check_floating(**arrays: Any) -> None:
     """Each array given holds floats.
 

@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxalign.arrays import check_floating, check_range, check_rank, check_shapes
+from jaxalign.arrays import check_floating, check_leading, check_range, check_rank, check_shapes
 
 
 def test_the_argument_that_differs_is_named():
     with pytest.raises(AssertionError, match=r"second has shape \(3,\), but first has shape \(2,\)"):
         check_shapes(first=jnp.zeros(2), skipped=None, second=jnp.zeros(3))
+    check_leading(2, scores=jnp.zeros((2, 3, 4)), mask=jnp.zeros((2, 3)), skipped=None)
+    with pytest.raises(AssertionError, match=r"best has shape \(3,\), .*: scores has shape \(2, 4\)"):
+        check_leading(1, scores=jnp.zeros((2, 4)), best=jnp.zeros(3))
     with pytest.raises(AssertionError, match="rows: expected rank 2"):
         check_rank(2, rows=jnp.zeros(3))
     with pytest.raises(AssertionError, match="scores: expected a float dtype, got int32"):

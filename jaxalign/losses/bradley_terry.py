@@ -2,16 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
-from jaxalign.arrays import Scalar, check_range, check_rank, check_shapes, float32
+from jaxalign.arrays import Scalar, check_leading, check_range, check_rank, check_shapes, float32
 
 
 def bradley_terry_loss(
-    chosen_rewards: Float[Array, " B"],
-    rejected_rewards: Float[Array, " B"],
+    chosen_rewards: Real[Array, " B"],
+    rejected_rewards: Real[Array, " B"],
     *,
-    margin: Scalar | Float[Array, " B"] = 0.0,
+    margin: Scalar | Real[Array, " B"] = 0.0,
     temperature: Scalar = 1.0,
     label_smoothing: Scalar = 0.0,
     center_coefficient: Scalar = 0.0,
@@ -22,8 +22,9 @@ def bradley_terry_loss(
     loss = -(1 - s) * log_sigmoid(d) - s * log_sigmoid(-d) + c * (chosen + rejected)^2
 
     Args:
-      chosen_rewards, rejected_rewards: scores; any float dtype, computed in float32.
-      margin: scalar or one a pair, how much better chosen should be (Llama 2, arXiv:2307.09288, eq. 2).
+      chosen_rewards, rejected_rewards: scores; any dtype, computed in float32.
+      margin: scalar or one a pair, how much better chosen should be (Llama 2, arXiv:2307.09288,
+        eq. 2), in units of reward / temperature; no gradient.
       temperature: positive.
       label_smoothing: s, chance that a label is flipped; in [0, 0.5].
       center_coefficient: c, keeps scores near 0 (arXiv:2312.09244, section 2).
@@ -42,19 +43,22 @@ def bradley_terry_loss(
     check_range("center_coefficient", center_coefficient, 0.0)
     check_shapes(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
     chosen, rejected = float32(chosen_rewards), float32(rejected_rewards)
-    difference = (chosen - rejected) / temperature - float32(margin)
+    margin = jax.lax.stop_gradient(float32(margin))
+    if margin.ndim:
+        check_shapes(chosen_rewards=chosen, margin=margin)
+    difference = (chosen - rejected) / temperature - margin
     loss = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(difference)
     loss -= label_smoothing * jax.nn.log_sigmoid(-difference)
     return loss + center_coefficient * jnp.square(chosen + rejected)
 
 
-def best_of_n_loss(rewards: Float[Array, "B K"], best: Int[Array, " B"]) -> Float[Array, " B"]:
+def best_of_n_loss(rewards: Real[Array, "B K"], best: Int[Array, " B"]) -> Float[Array, " B"]:
     """Softmax cross-entropy of the candidate that people chose.
 
     loss = -log softmax(rewards)[best]
 
     Args:
-      rewards: a score per candidate; any float dtype, computed in float32.
+      rewards: a score per candidate; any dtype, computed in float32.
       best: index of the chosen candidate, in [0, K).
 
     Returns:
@@ -66,6 +70,7 @@ def best_of_n_loss(rewards: Float[Array, "B K"], best: Int[Array, " B"]) -> Floa
     Source: arXiv:1909.08593, eq. 1.
     """
     check_rank(2, rewards=rewards)
-    check_shapes(rewards_rows=rewards[:, 0], best=best)
+    check_rank(1, best=best)
+    check_leading(1, rewards=rewards, best=best)
     logps = jax.nn.log_softmax(float32(rewards), axis=-1)
     return -jnp.take_along_axis(logps, best[:, None], axis=-1)[:, 0]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxalign.arrays import Scalar, check_range, check_rank, check_shapes
+from jaxalign.arrays import Scalar, check_leading, check_range, check_rank, check_shapes, float32
 from jaxalign.masking import as_mask, masked
 
 
@@ -40,8 +40,9 @@ def cross_entropy_loss(
     check_range("z_loss", z_loss, 0.0)
     check_rank(3, logits=logits)
     check_shapes(targets=targets, mask=mask)
+    check_leading(2, targets=targets, logits=logits)
     mask = as_mask(mask, targets)
-    logits = masked(logits, jnp.broadcast_to(mask[..., None], logits.shape)).astype(jnp.float32)
+    logits = masked(float32(logits), mask[..., None])
     targets = jnp.where(mask, targets, 0)
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

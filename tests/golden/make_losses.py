@@ -40,11 +40,8 @@ def golden_of(case: Case, reference) -> dict[str, np.ndarray]:
     if isinstance(result, tuple):
         result = result[case.pick]
     weights = torch.from_numpy(np.random.default_rng(1).standard_normal(tuple(result.shape)))
-    gradients = ()
-    if case.grads:
-        gradients = torch.autograd.grad(
-            (weights * result).sum(), [inputs[n] for n in case.grads], allow_unused=True
-        )
+    moving = [inputs[name] for name in case.grads]
+    gradients = torch.autograd.grad((weights * result).sum(), moving, allow_unused=True) if moving else ()
     stored = {f"input/{name}": value for name, value in arrays.items()}
     stored |= {"value": result.detach().double().numpy(), "weights": weights.numpy()}
     for name, gradient in zip(case.grads, gradients, strict=True):

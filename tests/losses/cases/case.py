@@ -105,6 +105,18 @@ class Case:
             return result
         return result[self.pick] if isinstance(self.pick, int) else getattr(result, self.pick)
 
+    def slots(self, arrays: Arrays, name: str) -> np.ndarray | None:
+        """Which slots of an argument count, bool; None where it has no time axis.
+
+        Of T + 1 states, those before and after a counted token do.
+        """
+        if self.mask is None:
+            return None
+        mask = arrays[self.mask].astype(bool)
+        if name in self.time_plus_one:
+            return np.pad(mask, [(0, 0), (0, 1)]) | np.pad(mask, [(0, 0), (1, 0)])
+        return mask if self.has_time(arrays, name) else None
+
     def has_time(self, arrays: Arrays, name: str) -> bool:
         """Whether an argument has the mask's time axis."""
         if self.mask is None:
