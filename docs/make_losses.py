@@ -25,6 +25,7 @@ TITLES = {
     "reward": "Reward models",
     "preference": "Preference pairs and unpaired labels",
     "policy": "Policy gradient",
+    "advantages": "Advantages",
     "online": "Online preference",
     "flow": "Token level and flow",
     "auxiliary": "Auxiliary",

@@ -89,18 +89,18 @@ def policy_terms(config: GRPOLossConfig, logps: jax.Array, batch: Any) -> jax.Ar
     old, mask, advantages = batch["old_logps"], batch["mask"], batch["advantages"]
     low, high = config.recipe.clip
     row = jnp.sum(advantages, axis=1) / jnp.maximum(mask.sum(1), 1)
-    clip = {"clip_low": low, "clip_high": high}
     if config.name == "gspo":
-        return losses.gspo_loss(logps, old, row, mask, **clip)
+        return losses.gspo_loss(logps, old, row, mask, clip_low=low, clip_high=high)
     if config.name == "gmpo":
-        return losses.gmpo_loss(logps, old, row, mask, **clip)
+        return losses.gmpo_loss(logps, old, row, mask, clip_low=low, clip_high=high)
     if config.name == "rloo":
-        return losses.rloo_loss(logps, old, row, mask, **clip)
+        return losses.rloo_loss(logps, old, row, mask, clip_low=low, clip_high=high)
     if config.name == "cispo":
         return losses.cispo_loss(logps, old, advantages, mask, cap=high)
     if config.name == "reinforce":
         return losses.reinforce_loss(logps, advantages, mask)
-    return losses.grpo_loss(logps, old, advantages, mask, dual_clip=config.dual_clip or None, **clip)
+    dual = config.dual_clip or None
+    return losses.grpo_loss(logps, old, advantages, mask, clip_low=low, clip_high=high, dual_clip=dual)
 
 
 def _reduced(reduction: str, x: jax.Array, mask: jax.Array, counts: Any, length: int) -> jax.Array:

@@ -4,6 +4,7 @@ import pytest
 
 from jaxalign.config import parse, shipped_configs
 from jaxalign.pipelines.pipeline import PipelineConfig
+from jaxalign.training.grpo import GRPOConfig
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.preference import DPOConfig
 from jaxalign.training.reward import RewardConfig
@@ -13,6 +14,7 @@ READERS = {
     "sft": SFTConfig,
     "reward": RewardConfig,
     "dpo": DPOConfig,
+    "grpo": GRPOConfig,
     "openai2019": PPOConfig,
     "tldr2024": PPOConfig,
     "pipeline": PipelineConfig,
