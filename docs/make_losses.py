@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,8 +47,11 @@ This page is written by `python docs/make_losses.py`; the tests compare it with 
 
 
 def rounded(error: float) -> str:
-    """The error rounded up to a power of two, as text; below 2^-24 (half a unit of float32 at 1) it counts as that."""
-    power = math.ceil(math.log2(max(error, 2.0**-24)))
+    """The error rounded up to a power of two, as text; below 2^-24 (half a unit of float32 at 1) it counts as that.
+
+    Within 1.5% of a power it counts as that power, so that a figure read back from the page is written the same.
+    """
+    power = math.ceil(math.log2(max(error, 2.0**-24)) - 0.02)
     return f"{2.0**power:.1e}"
 
 
@@ -89,6 +93,14 @@ def page(measure=errors) -> str:
             lines.append(f"- `{name}`: {first}" + (f" Source: {source}." if source else ""))
         lines.append("")
     return "\n".join(lines)
+
+
+def stated(text: str) -> Iterator[Errors]:
+    """The errors that a page states, row by row, in the order of the cases; 0 where there is no gradient."""
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split(" | ")]
+        if line.startswith("| `"):
+            yield Errors(float(cells[2]), 0.0 if cells[3] == "-" else float(cells[3]))
 
 
 if __name__ == "__main__":

@@ -168,3 +168,16 @@ def printed_by(code: str) -> str:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
     return done.stdout.strip()
+
+
+LOSSES_MAY_IMPORT = {"jax", "numpy", "chex", "einops", "jaxtyping", "optax"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "losses").glob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix()
+)
+def test_losses_need_only_array_libraries(path):
+    own = ("jaxalign.losses", "jaxalign.arrays", "jaxalign.masking", "jaxalign.logprobs")
+    for module in imports_of(ast.parse(path.read_text())):
+        top = module.split(".")[0]
+        assert top in LOSSES_MAY_IMPORT | sys.stdlib_module_names or module.startswith(own), module

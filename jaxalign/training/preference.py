@@ -84,7 +84,7 @@ def _scored(
         live = jax.lax.stop_gradient(params)
         mismatched = policy.score(live, frozen["base"], tokens, lengths, kl_mask).logps
         kl_ratio = (mismatched - reference(tokens, lengths, kl_mask)).sum(1).reshape(shape)
-    desirable = batch.get("desirable", jnp.broadcast_to(jnp.asarray([True, False]), shape))
+    desirable = batch["desirable"] if form.unpaired else jnp.broadcast_to(jnp.asarray([True, False]), shape)
     return ScoredRows(logps, ref_logps, desirable, batch["valid"], kl_ratio), scores, mask
 
 

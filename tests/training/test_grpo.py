@@ -83,7 +83,9 @@ def grpo(configs):
     return make
 
 
-@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce++"])
+@pytest.mark.parametrize(
+    "name", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "reinforce++"))]
+)
 def test_rewards_rise(name, grpo, tmp_path):
     train = GRPOTrainConfig(updates=12, prompts=8, minibatches=2, score_batch_size=32)
     train_grpo(grpo(tmp_path / "run", loss=GRPOLossConfig(name=name, beta=0.01), train=train))

@@ -32,9 +32,6 @@ def first_metrics(folder):
     ("loss", "expected"),
     [
         (DPOLossConfig(), np.log(2)),
-        (DPOLossConfig(label_smoothing=0.2), np.log(2)),
-        (DPOLossConfig(name="robust", label_smoothing=0.2), np.log(2)),
-        (DPOLossConfig(name="hinge"), 1.0),
         # (0 - 1 / (2 beta))^2
         (DPOLossConfig(name="ipo", beta=0.25), 4.0),
     ],
@@ -103,7 +100,7 @@ def test_length_normalised_margins_are_those_a_token(devices):
     assert abs(normalised - np.log(2)) < 0.5 * abs(summed - np.log(2))
 
 
-@pytest.mark.parametrize("name", ["aot", "kto"])
+@pytest.mark.parametrize("name", ["aot", pytest.param("kto", marks=pytest.mark.slow)])
 def test_micro_batches_share_the_whole_batchs_statistics(name, devices):
     config, mesh = DPOLossConfig(name=name, beta=1.0), make_mesh(MeshConfig(), devices[:1])
     policy, definition, trained, frozen, batch = preference_parts(mesh, config)
@@ -152,10 +149,6 @@ def test_precomputed_reference_logps_give_the_same_run_and_are_kept(configs, tmp
     written = table.stat().st_mtime_ns
     train_dpo(configs.dpo(tmp_path / "second", **settings))
     assert [(p.name, p.stat().st_mtime_ns) for p in (tmp_path / "cache").iterdir()] == [(table.name, written)]
-    # Another reference has another table.
-    other = models.create(models.load_pretrained(configs.model.path).config, key=jax.random.key(9))
-    train_dpo(configs.dpo(tmp_path / "third", **settings), reference=other)
-    assert len(list((tmp_path / "cache").iterdir())) == 2
     table.write_bytes(b"torn")
     with pytest.raises(CheckpointError, match=f"{table.name}.*delete the file"):
         train_dpo(configs.dpo(tmp_path / "fourth", **settings))

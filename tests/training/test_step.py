@@ -15,7 +15,12 @@ from jaxalign.training.step import make_update
 from tests.training.cases import KEY, dpo_case, ppo_case, sft_case, shape
 
 RATE = 1e-2
-MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+# All three axes at once in `make test`; each alone in `make test-all`.
+MESHES = [
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    pytest.param({"data": 8}, marks=pytest.mark.slow),
+    pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+]
 
 
 CASES = {"sft": sft_case, "dpo": dpo_case, "ppo": ppo_case}
