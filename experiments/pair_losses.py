@@ -1,10 +1,10 @@
 """Every preference loss on real HH-harmless pairs.
 
-Claim: each loss of `jaxalign dpo --loss.name=...` trains on real pairs and reports held-out accuracy and margin.
+Target: each loss of `jaxalign dpo --loss.name=...` trains on real pairs and reports held-out accuracy and margin.
 Command: python experiments/pair_losses.py --shared ../shared --output runs/pair_losses [--names dpo ipo ...]
 Model: stories260K, which knows stories only: the table shows that every loss runs and moves, not that this model can
   tell a harmless answer from a harmful one.
-Hardware, time and figures: experiments/LOG.md.
+Not run as a whole yet.
 """
 
 import argparse
