@@ -1,6 +1,6 @@
 """GRPO and RLOO on sorting six letters, with an exact reward.
 
-Target: from a model that sorts 10 to 30% of strings right, both reach 90% on strings they have not seen, in three seeds.
+Target: from a model that sorts 10 to 30% of strings right, both reach 90% on unseen strings, in three seeds.
   Not reached so far: see the log.
 Command: python experiments/sorting.py --output runs/sorting [--seeds 0 1 2] [--algorithms grpo rloo]
 Model: a Llama of two layers and width 64 (random weights, made here); first fine-tuned on a few solved strings, for as
