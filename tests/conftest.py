@@ -38,6 +38,14 @@ def strict_promotion(request):
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs(request):
+    """Thousands of small programs of the loss tests would stay in memory, and slow down all that follows."""
+    yield
+    if "losses" in request.path.parts:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def devices():
     """The 8 virtual CPU devices."""
