@@ -33,9 +33,10 @@ from jaxalign.training.kl_controller import KLConfig
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.ppo import train_ppo
-from jaxalign.training.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig, RewardSource
+from jaxalign.training.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig
 from jaxalign.training.preference import DPOConfig, DPOLossConfig, train_dpo
 from jaxalign.training.reward import RewardConfig, train_reward
+from jaxalign.training.reward_source import RewardSource
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.sft import SFTConfig, train_sft
 

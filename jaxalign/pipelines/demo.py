@@ -22,9 +22,10 @@ from jaxalign.runs import RunConfig
 from jaxalign.training.kl_controller import KLConfig
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.ppo_config import CriticConfig, PPOConfig, PPOLossConfig, PPOTrainConfig, RewardSource
+from jaxalign.training.ppo_config import CriticConfig, PPOConfig, PPOLossConfig, PPOTrainConfig
 from jaxalign.training.preference import DPOConfig, DPOLossConfig
 from jaxalign.training.reward import RewardConfig, RewardLossConfig
+from jaxalign.training.reward_source import RewardSource
 from jaxalign.training.sft import SFTConfig, train_sft
 
 MAX_POSITIONS = 96

@@ -19,7 +19,8 @@ from jaxalign.losses import generalized_advantage_estimation, kl_penalty, whiten
 from jaxalign.rewards import Rewards
 from jaxalign.rollout import Completions
 from jaxalign.training.kl_controller import KLConfig
-from jaxalign.training.ppo_config import PPOLossConfig, RewardSource
+from jaxalign.training.ppo_config import PPOLossConfig
+from jaxalign.training.reward_source import RewardSource
 
 
 @dataclass

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import losses, models
-from jaxalign.data import BatchIterator, collate_prompts, load_dataset
 from jaxalign.errors import UserError
 from jaxalign.rewards import RewardRequest, Rewards, evaluate_reward
 from jaxalign.rollout import Completions, join_rows
@@ -27,7 +26,7 @@ from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.experience import final_scores
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
-from jaxalign.training.on_policy import OnPolicyTrainer, rollout_metrics, run_updates
+from jaxalign.training.on_policy import OnPolicyTrainer, Stopwatch, load_prompts, rollout_metrics, run_updates
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.reward_source import build_reward
@@ -175,10 +174,10 @@ class Trainer(OnPolicyTrainer):
 
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics and a few samples as rows."""
-        started = time.perf_counter()
+        watch = Stopwatch()
         rollout, sampling_metrics = self._rollout(number)
         completions, rewards = rollout.completions, rollout.rewards
-        sampled = time.perf_counter()
+        watch.sampled = time.perf_counter()
         rows = join_rows(rollout.request.prompt_ids, completions, multiple=16)
         logps, ref_logps, entropy = self.score_rows(
             rows, lambda batch: self._score(self.state.params, self.frozen, self.reference, batch)
@@ -210,7 +209,7 @@ class Trainer(OnPolicyTrainer):
             "weights": weights,
             "advantages": np.asarray(advantages),
         }
-        judged = time.perf_counter()
+        watch.scored = time.perf_counter()
         metrics = self.passes(number, data, self._update)
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
         metrics |= rollout_metrics(completions, rewards, raw) | sampling_metrics
@@ -221,10 +220,7 @@ class Trainer(OnPolicyTrainer):
             "objective/entropy": float(np.where(mask, entropy, 0.0).sum() / max(mask.sum(), 1)),
             "rollout/counted_rows": float(mask.any(1).mean()),
             "rollout/logp_gap": gap,
-            "time/sample_seconds": sampled - started,
-            "time/score_seconds": judged - sampled,
-            "time/optimize_seconds": time.perf_counter() - judged,
-            "time/tokens_per_second": float(completions.lengths.sum()) / (time.perf_counter() - started),
+            **watch.metrics(int(completions.lengths.sum())),
         }
         return metrics, self.samples(rollout.request, raw)
 
@@ -347,9 +343,6 @@ def train_grpo(
         if config.reference.path and config.loss.beta:
             reference, _ = setup.load_model(config.reference, mesh, seed=config.run.seed, section="reference")
         reference_definition, reference_params = models.split(reference)
-        data = load_dataset(config.data, "prompt", tokenizer, seed=config.run.seed)
-        setup.check_context(policy.config, data, new_tokens=config.sampling.max_new_tokens)
-        run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
         scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
         optimizer, _ = make_optimizer(config.optimizer, train.updates * train.epochs * train.minibatches)
         rollout_key = jax.random.fold_in(key, 2)
@@ -360,9 +353,7 @@ def train_grpo(
             frozen={"policy": frozen},
             reward=reward,
             tokenizer=tokenizer,
-            prompts=BatchIterator(
-                data.train, batch_size=train.prompts, seed=config.run.seed, collate=collate_prompts
-            ),
+            prompts=load_prompts(config, policy.config, tokenizer, run, mesh),
             state=create_state({"policy": trained}, optimizer),
             key=rollout_key,
             generator=setup.Generator(scorer, frozen, config.sampling, tokenizer, rollout_key),

@@ -4,14 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxalign.data import DataConfig
-from jaxalign.mesh import MeshConfig
-from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
-from jaxalign.runs import RunConfig
+from jaxalign.training.on_policy_config import OnPolicyConfig, RolloutTrainConfig
 from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.ppo_config import PPOTrainConfig, RewardSource
-from jaxalign.training.setup import ModelSource
 
 LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "gmpo", "rloo", "reinforce", "reinforce++"]
 AdvantageName = Literal[
@@ -46,6 +41,9 @@ RECIPES: Mapping[str, Recipe] = {
     "reinforce": Recipe("group_mean", "tokens", (0.0, 0.0)),
     "reinforce++": Recipe("reinforce++", "tokens", (0.2, 0.2)),
 }
+
+# One ratio, and one loss, for a whole completion.
+ROW_LOSSES = frozenset({"gspo", "gmpo", "rloo"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +93,11 @@ class GRPOLossConfig:
             raise ValueError(
                 f"loss.importance_cap must be 1 or more, or 0 for none, got {self.importance_cap}"
             )
+        if self.importance_cap and self.name in ROW_LOSSES:
+            raise ValueError(
+                f"loss.importance_cap weighs tokens, and loss.name={self.name} has one loss a completion; "
+                "use one of " + ", ".join(sorted(set(RECIPES) - ROW_LOSSES))
+            )
 
     @property
     def recipe(self) -> Recipe:
@@ -111,18 +114,14 @@ class GRPOLossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOTrainConfig(PPOTrainConfig):
+class GRPOTrainConfig(RolloutTrainConfig):
     """The size of a rollout and how it is used.
 
     Attributes:
-      epochs: passes over a rollout.
-      minibatches: optimizer steps a pass.
       sampling_rounds: groups whose rewards are all equal teach nothing; up to so many rounds of prompts are
         sampled until there are enough others (DAPO's dynamic sampling). 1 only leaves such groups out.
     """
 
-    epochs: int = 1
-    minibatches: int = 1
     sampling_rounds: int = 1
 
     def __post_init__(self) -> None:
@@ -132,51 +131,27 @@ class GRPOTrainConfig(PPOTrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOConfig:
+class GRPOConfig(OnPolicyConfig):
     """Policy gradients from groups of completions, without a critic.
 
     Attributes:
-      run: folder, seed, device, and how often to log and save (in updates).
-      model: the policy to start from.
-      reference: the frozen reference; an empty path takes the policy as it starts (with LoRA: its base).
-      reward: where rewards come from.
-      data: prompts (any format; completions are ignored).
       sampling: how completions are drawn; num_samples is the group's size.
       loss: advantages and loss.
-      train: the size of a rollout and how it is used.
-      optimizer: the policy's optimizer.
-      lora: train an adapter instead of all policy weights.
-      mesh: devices by axis.
     """
 
-    run: RunConfig = field(default_factory=RunConfig)
-    model: ModelSource = field(default_factory=ModelSource)
-    reference: ModelSource = field(default_factory=ModelSource)
-    reward: RewardSource = field(default_factory=RewardSource)
-    data: DataConfig = field(default_factory=DataConfig)
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(num_samples=8))
     loss: GRPOLossConfig = field(default_factory=GRPOLossConfig)
     train: GRPOTrainConfig = field(default_factory=GRPOTrainConfig)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-6, schedule="constant")
     )
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        rows = self.train.prompts * self.sampling.num_samples
-        step = self.train.minibatches * self.train.accumulation_steps
-        if rows % step:
-            raise ValueError(
-                f"train.prompts x sampling.num_samples = {rows} completions do not divide by "
-                f"train.minibatches x train.accumulation_steps = {step}"
-            )
+        super().__post_init__()
         if self.sampling.num_samples < 2 and self.loss.recipe.advantages not in ("global", "reinforce++"):
             raise ValueError(
                 f"sampling.num_samples must be 2 or more: loss.name={self.loss.name} compares the completions of "
                 f"a prompt; got {self.sampling.num_samples}"
             )
-        if self.sampling.temperature <= 0:
-            raise ValueError(f"sampling.temperature must be positive, got {self.sampling.temperature}")
         if self.reward.whiten:
             raise ValueError("reward.whiten is for PPO; here loss.advantages says how rewards are scaled")

@@ -3,6 +3,8 @@
 A trainer adds what makes the algorithm: how rows are scored, and `update`.
 """
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxalign.checkpoints import CheckpointStore
-from jaxalign.data import BatchIterator
+from jaxalign.data import BatchIterator, collate_prompts, load_dataset
 from jaxalign.errors import UserError
 from jaxalign.mesh import shard_batch
 from jaxalign.rewards import RewardRequest, Rewards
@@ -21,11 +23,12 @@ from jaxalign.runs import Run, StopFlag
 from jaxalign.training import setup
 from jaxalign.training.experience import RunningMoments
 from jaxalign.training.loop import Interrupted
+from jaxalign.training.on_policy_config import OnPolicyConfig
 from jaxalign.training.state import TrainState
 
 
 @dataclass(kw_only=True)
-class OnPolicyTrainer:
+class OnPolicyTrainer(ABC):
     """The live objects of one run. `state`, `moments` and the prompts' position are saved.
 
     Attributes:
@@ -54,9 +57,9 @@ class OnPolicyTrainer:
     generator: setup.Generator
     moments: RunningMoments = field(default_factory=RunningMoments)
 
+    @abstractmethod
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics (with objective/score) and a few samples as rows."""
-        raise NotImplementedError
 
     def sample(self, number: int, part: int = 0) -> tuple[Completions, RewardRequest]:
         """Completions of the next prompts, samples of a prompt together, and what a reward is asked about them.
@@ -199,6 +202,41 @@ def rollout_metrics(completions: Completions, rewards: Rewards, scores: np.ndarr
         "rollout/valid_rows": float(valid.mean()),
         **{f"reward/{name}": float(value) for name, value in rewards.metrics.items()},
     }
+
+
+@dataclass
+class Stopwatch:
+    """Where the time of one update goes: sampling, then scoring, then optimizing."""
+
+    started: float = field(default_factory=time.perf_counter)
+    sampled: float = 0.0
+    scored: float = 0.0
+
+    def metrics(self, tokens: int) -> dict[str, float]:
+        """Seconds of each part, and sampled tokens a second of the whole."""
+        now = time.perf_counter()
+        return {
+            "time/sample_seconds": self.sampled - self.started,
+            "time/score_seconds": self.scored - self.sampled,
+            "time/optimize_seconds": now - self.scored,
+            "time/tokens_per_second": tokens / (now - self.started),
+        }
+
+
+def load_prompts(
+    config: OnPolicyConfig, model_config: Any, tokenizer: Any, run: Run, mesh: Any
+) -> BatchIterator:
+    """The prompts of a run, in the order of its seed; what they are goes into the run's metadata.
+
+    Raises:
+      UserError: anything wrong with files or rows, or a prompt that leaves no room for its completion.
+    """
+    data = load_dataset(config.data, "prompt", tokenizer, seed=config.run.seed)
+    setup.check_context(model_config, data, new_tokens=config.sampling.max_new_tokens)
+    run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
+    return BatchIterator(
+        data.train, batch_size=config.train.prompts, seed=config.run.seed, collate=collate_prompts
+    )
 
 
 def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data import BatchIterator, collate_prompts, load_dataset
 from jaxalign.errors import UserError
 from jaxalign.rewards import evaluate_reward
 from jaxalign.rollout import join_rows
@@ -28,7 +27,7 @@ from jaxalign.training import setup
 from jaxalign.training.actor_critic import ActorCritic, build
 from jaxalign.training.experience import Scored, advantages_of, drop_rows, final_scores
 from jaxalign.training.kl_controller import negative_streak, next_coefficient
-from jaxalign.training.on_policy import OnPolicyTrainer, rollout_metrics, run_updates
+from jaxalign.training.on_policy import OnPolicyTrainer, Stopwatch, load_prompts, rollout_metrics, run_updates
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
 from jaxalign.training.setup import TrainResult
@@ -67,9 +66,9 @@ class Trainer(OnPolicyTrainer):
 
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics and a few samples as rows."""
-        started = time.perf_counter()
+        watch = Stopwatch()
         completions, request = self.sample(number)
-        sampled = time.perf_counter()
+        watch.sampled = time.perf_counter()
         rows = join_rows(request.prompt_ids, completions, multiple=16)
         scored = self.score_rows(
             rows, lambda batch: self._score(self.state.params, self.frozen, self.reference, batch)
@@ -89,7 +88,7 @@ class Trainer(OnPolicyTrainer):
             jnp.asarray([reason == "length" for reason in completions.finish_reason]),
             jnp.float32(self.coefficient),
         )
-        judged = time.perf_counter()
+        watch.scored = time.perf_counter()
         metrics = {name: float(value) for name, value in jax.device_get(found).items()}
         data = {name: np.asarray(value) for name, value in jax.device_get(data).items()}
         warming = number <= self.config.critic.warmup_updates
@@ -99,10 +98,7 @@ class Trainer(OnPolicyTrainer):
         metrics |= {
             "objective/kl_coefficient": self.coefficient,
             "rollout/logp_gap": gap,
-            "time/sample_seconds": sampled - started,
-            "time/score_seconds": judged - sampled,
-            "time/optimize_seconds": time.perf_counter() - judged,
-            "time/tokens_per_second": float(completions.lengths.sum()) / (time.perf_counter() - started),
+            **watch.metrics(int(completions.lengths.sum())),
         }
         kl = metrics["objective/kl"]
         self.negative, warning = negative_streak(self.negative, kl)
@@ -158,12 +154,6 @@ def train_ppo(
         if policy is None:
             policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
         parts = build(config, policy, reward, mesh, key=jax.random.fold_in(key, 1))
-        data = load_dataset(config.data, "prompt", tokenizer, seed=config.run.seed)
-        setup.check_context(policy.config, data, new_tokens=config.sampling.max_new_tokens)
-        run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
-        prompts = BatchIterator(
-            data.train, batch_size=config.train.prompts, seed=config.run.seed, collate=collate_prompts
-        )
         rollout_key = jax.random.fold_in(key, 2)
         trainer = Trainer(
             config=config,
@@ -174,7 +164,7 @@ def train_ppo(
             reference=parts.reference,
             reward=parts.reward,
             tokenizer=tokenizer,
-            prompts=prompts,
+            prompts=load_prompts(config, policy.config, tokenizer, run, mesh),
             state=create_state(parts.trained, parts.optimizer),
             optimizer=parts.optimizer,
             key=rollout_key,

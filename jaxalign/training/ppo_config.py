@@ -3,49 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxalign.data import DataConfig
-from jaxalign.mesh import MeshConfig
 from jaxalign.models.heads import HeadConfig
-from jaxalign.models.lora import LoraConfig
-from jaxalign.rollout import SamplingConfig
-from jaxalign.runs import RunConfig
 from jaxalign.training.kl_controller import KLConfig
+from jaxalign.training.on_policy_config import OnPolicyConfig, RolloutTrainConfig
 from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.setup import ModelSource
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardSource:
-    """Where rewards come from: a reward model, Python functions, or a weighted mix of both.
-
-    Attributes:
-      model: folder of a reward model (or its run folder); empty for none.
-      functions: Python functions, as package.module:function or file.py:function.
-      model_weight: weight of the reward model in the mix.
-      weights: weights of the functions, in their order; empty for 1 each.
-      missing_stop_penalty: taken from the score of a completion without a stop token.
-      missing_stop_score: score of a completion without a stop token, in place of its own; None keeps it.
-      clip: scores are clipped to +-clip; 0 turns it off.
-      normalize: divide scores by their running standard deviation, after taking the running mean away.
-      whiten: scale token rewards to variance 1 over the rollout batch, the mean kept.
-    """
-
-    model: str = ""
-    functions: tuple[str, ...] = ()
-    model_weight: float = 1.0
-    weights: tuple[float, ...] = ()
-    missing_stop_penalty: float = 0.0
-    missing_stop_score: float | None = None
-    clip: float = 0.0
-    normalize: bool = False
-    whiten: bool = False
-
-    def __post_init__(self) -> None:
-        if self.weights and len(self.weights) != len(self.functions):
-            raise ValueError(
-                f"reward.weights: expected one weight for each of the {len(self.functions)} functions, "
-                f"got {len(self.weights)}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,85 +72,34 @@ class PPOLossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOTrainConfig:
-    """The size of a rollout and how it is used.
+class PPOTrainConfig(RolloutTrainConfig):
+    """The size of a rollout and how it is used; several passes by default, which the clipping allows."""
 
-    Attributes:
-      updates: rollouts in all.
-      prompts: prompts a rollout; with sampling.num_samples completions each.
-      epochs: passes over a rollout.
-      minibatches: optimizer steps a pass.
-      accumulation_steps: micro-batches an optimizer step is split into.
-      score_batch_size: rows scored at once by policy, reference, critic and reward model.
-      target_kl: stop the passes over a rollout when approx-KL (nats a token) exceeds it; 0 turns it off.
-      logp_tolerance: largest difference of sampler and training log-probs allowed before the first
-        update, nats; 0 picks 1e-3 for float32 and 0.1 for bfloat16.
-    """
-
-    updates: int = 100
-    prompts: int = 64
     epochs: int = 4
     minibatches: int = 4
-    accumulation_steps: int = 1
-    score_batch_size: int = 64
-    target_kl: float = 0.0
-    logp_tolerance: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("updates", "prompts", "epochs", "minibatches", "accumulation_steps", "score_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig:
+class PPOConfig(OnPolicyConfig):
     """Proximal policy optimization with a critic.
 
     Attributes:
-      run: folder, seed, device, and how often to log and save (in updates).
-      model: the policy to start from.
-      reference: the frozen reference; an empty path takes the policy as it starts (with LoRA: its base).
-      reward: where rewards come from.
       critic: the value function.
-      data: prompts (any format; completions are ignored).
-      sampling: how completions are drawn; its temperature is the one log-probs are scored at.
       loss: advantages and losses.
       kl: the KL penalty in the reward.
-      train: the size of a rollout and how it is used.
-      optimizer: the policy's optimizer.
-      lora: train an adapter instead of all policy weights.
-      mesh: devices by axis.
     """
 
-    run: RunConfig = field(default_factory=RunConfig)
-    model: ModelSource = field(default_factory=ModelSource)
-    reference: ModelSource = field(default_factory=ModelSource)
-    reward: RewardSource = field(default_factory=RewardSource)
     critic: CriticConfig = field(default_factory=CriticConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     loss: PPOLossConfig = field(default_factory=PPOLossConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     train: PPOTrainConfig = field(default_factory=PPOTrainConfig)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=3e-6, schedule="linear", epsilon=1e-5)
     )
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        rows = self.train.prompts * self.sampling.num_samples
-        step = self.train.minibatches * self.train.accumulation_steps
-        if rows % step:
-            raise ValueError(
-                f"train.prompts x sampling.num_samples = {rows} completions do not divide by "
-                f"train.minibatches x train.accumulation_steps = {step}"
-            )
+        super().__post_init__()
         if self.critic.shared_trunk and self.lora.enabled:
             raise ValueError(
                 "critic.shared_trunk and lora.enabled: choose one; the trunk is frozen under LoRA"
-            )
-        if self.sampling.temperature <= 0:
-            raise ValueError(
-                f"sampling.temperature must be positive for PPO, got {self.sampling.temperature}"
             )

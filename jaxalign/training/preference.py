@@ -1,5 +1,6 @@
 """Preference training: a policy from comparisons or labels, without a reward model."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign import losses, models
-from jaxalign.data import BatchIterator, collate_comparisons, collate_labels, eval_batches, load_dataset
+from jaxalign.data import (
+    BatchIterator,
+    Dataset,
+    collate_comparisons,
+    collate_labels,
+    eval_batches,
+    load_dataset,
+)
 from jaxalign.mesh import shard_batch
 from jaxalign.runs import Run
 from jaxalign.training import setup
@@ -17,7 +25,7 @@ from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
 from jaxalign.training.preference_config import DPOConfig, DPOLossConfig
 from jaxalign.training.preference_losses import FORMS, ScoredRows, batch_statistics, row_terms
-from jaxalign.training.reference import reference_table
+from jaxalign.training.reference import ReferenceTable, reference_table
 from jaxalign.training.scoring import CausalPolicy, TokenScores, score_tokens
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import create_state
@@ -140,6 +148,37 @@ def whole_batch_statistics(
     return lambda params, frozen, batch: batch | statistics(params, frozen, batch)
 
 
+def precomputed_reference(
+    config: DPOConfig,
+    run: Run,
+    data: Dataset,
+    collate: Callable[..., Any],
+    arrange: Callable[..., Any],
+    reference_definition: Any,
+    reference_params: Any,
+    mesh: Any,
+) -> ReferenceTable:
+    """The reference's log-probs of all completions, from the cache or computed; the run notes the file."""
+
+    @jax.jit
+    def score(params, batch):
+        tokens, mask, lengths = flatten(batch)
+        logps = score_tokens(models.merge(reference_definition, params), tokens, lengths, mask).logps
+        return completion_sums(logps, mask, batch["tokens"].shape[:2], config.loss.length_alpha)
+
+    table, path = reference_table(
+        Path(config.reference_cache or run.folder / "reference"),
+        data,
+        reference_params,
+        {"length_alpha": config.loss.length_alpha, "dtype": config.model.compute_dtype},
+        lambda batch: score(reference_params, shard_batch(setup.device_part(arrange(batch)), mesh)),
+        collate,
+        batch_size=config.train.eval_batch_size or config.train.batch_size,
+    )
+    run.add_metadata(reference_logps=str(path))
+    return table
+
+
 def train_dpo(
     config: DPOConfig, *, policy: Any = None, reference: Any = None, tokenizer: Any = None
 ) -> TrainResult:
@@ -180,23 +219,9 @@ def train_dpo(
         size = config.train.eval_batch_size or config.train.batch_size
         table = None
         if config.reference_logps == "precomputed" and form.reference:
-
-            @jax.jit
-            def score(params, batch):
-                tokens, mask, lengths = flatten(batch)
-                logps = score_tokens(models.merge(reference_definition, params), tokens, lengths, mask).logps
-                return completion_sums(logps, mask, batch["tokens"].shape[:2], config.loss.length_alpha)
-
-            table, path = reference_table(
-                Path(config.reference_cache or run.folder / "reference"),
-                data,
-                reference_params,
-                {"length_alpha": config.loss.length_alpha, "dtype": config.model.compute_dtype},
-                lambda batch: score(reference_params, shard_batch(setup.device_part(arrange(batch)), mesh)),
-                collate,
-                batch_size=size,
+            table = precomputed_reference(
+                config, run, data, collate, arrange, reference_definition, reference_params, mesh
             )
-            run.add_metadata(reference_logps=str(path))
             frozen["reference"] = {}
         total = config.train.total_steps(len(data.train))
         optimizer, schedule = make_optimizer(config.optimizer, total)

@@ -1,5 +1,6 @@
 """The reward that a configuration names: a model, Python functions, or a weighted mix of both."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from jaxalign import models
@@ -7,7 +8,40 @@ from jaxalign.errors import ConfigError
 from jaxalign.models.heads import ScalarModel
 from jaxalign.rewards import ModelReward, WeightedMix, load_function
 from jaxalign.training import setup
-from jaxalign.training.ppo_config import RewardSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSource:
+    """Where rewards come from: a reward model, Python functions, or a weighted mix of both.
+
+    Attributes:
+      model: folder of a reward model (or its run folder); empty for none.
+      functions: Python functions, as package.module:function or file.py:function.
+      model_weight: weight of the reward model in the mix.
+      weights: weights of the functions, in their order; empty for 1 each.
+      missing_stop_penalty: taken from the score of a completion without a stop token.
+      missing_stop_score: score of a completion without a stop token, in place of its own; None keeps it.
+      clip: scores are clipped to +-clip; 0 turns it off.
+      normalize: divide scores by their running standard deviation, after taking the running mean away.
+      whiten: scale token rewards to variance 1 over the rollout batch, the mean kept.
+    """
+
+    model: str = ""
+    functions: tuple[str, ...] = ()
+    model_weight: float = 1.0
+    weights: tuple[float, ...] = ()
+    missing_stop_penalty: float = 0.0
+    missing_stop_score: float | None = None
+    clip: float = 0.0
+    normalize: bool = False
+    whiten: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weights and len(self.weights) != len(self.functions):
+            raise ValueError(
+                f"reward.weights: expected one weight for each of the {len(self.functions)} functions, "
+                f"got {len(self.weights)}"
+            )
 
 
 def build_reward(

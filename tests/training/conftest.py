@@ -9,9 +9,10 @@ from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import RunConfig
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig, RewardSource
+from jaxalign.training.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig
 from jaxalign.training.preference import DPOConfig
 from jaxalign.training.reward import RewardConfig
+from jaxalign.training.reward_source import RewardSource
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.sft import SFTConfig
 

@@ -16,8 +16,9 @@ from jaxalign.training.experience import RunningMoments, Scored, advantages_of, 
 from jaxalign.training.kl_controller import NEGATIVE_UPDATES, KLConfig, negative_streak, next_coefficient
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.ppo import train_ppo
-from jaxalign.training.ppo_config import CriticConfig, PPOLossConfig, PPOTrainConfig, RewardSource
+from jaxalign.training.ppo_config import CriticConfig, PPOLossConfig, PPOTrainConfig
 from jaxalign.training.reward import train_reward
+from jaxalign.training.reward_source import RewardSource
 from jaxalign.training.setup import ModelSource
 
 

@@ -1,0 +1,85 @@
+"""What every run that learns from its own samples is told."""
+
+from dataclasses import dataclass, field
+
+from jaxalign.data import DataConfig
+from jaxalign.mesh import MeshConfig
+from jaxalign.models.lora import LoraConfig
+from jaxalign.rollout import SamplingConfig
+from jaxalign.runs import RunConfig
+from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.reward_source import RewardSource
+from jaxalign.training.setup import ModelSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutTrainConfig:
+    """The size of a rollout and how it is used.
+
+    Attributes:
+      updates: rollouts in all.
+      prompts: prompts a rollout; with sampling.num_samples completions each.
+      epochs: passes over a rollout.
+      minibatches: optimizer steps a pass.
+      accumulation_steps: micro-batches an optimizer step is split into.
+      score_batch_size: rows scored at once by policy, reference, critic and reward model.
+      target_kl: stop the passes over a rollout when approx-KL (nats a token) exceeds it; 0 turns it off.
+      logp_tolerance: largest difference of sampler and training log-probs allowed before the first
+        update, nats; 0 picks 1e-3 for float32 and 0.1 for bfloat16.
+    """
+
+    updates: int = 100
+    prompts: int = 64
+    epochs: int = 1
+    minibatches: int = 1
+    accumulation_steps: int = 1
+    score_batch_size: int = 64
+    target_kl: float = 0.0
+    logp_tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "prompts", "epochs", "minibatches", "accumulation_steps", "score_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicyConfig:
+    """A policy that learns from rewards of its own samples.
+
+    Attributes:
+      run: folder, seed, device, and how often to log and save (in updates).
+      model: the policy to start from.
+      reference: the frozen reference; an empty path takes the policy as it starts (with LoRA: its base).
+      reward: where rewards come from.
+      data: prompts (any format; completions are ignored).
+      sampling: how completions are drawn; its temperature is the one log-probs are scored at.
+      train: the size of a rollout and how it is used.
+      optimizer: the policy's optimizer.
+      lora: train an adapter instead of all policy weights.
+      mesh: devices by axis.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelSource = field(default_factory=ModelSource)
+    reference: ModelSource = field(default_factory=ModelSource)
+    reward: RewardSource = field(default_factory=RewardSource)
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    train: RolloutTrainConfig = field(default_factory=RolloutTrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        rows = self.train.prompts * self.sampling.num_samples
+        step = self.train.minibatches * self.train.accumulation_steps
+        if rows % step:
+            raise ValueError(
+                f"train.prompts x sampling.num_samples = {rows} completions do not divide by "
+                f"train.minibatches x train.accumulation_steps = {step}"
+            )
+        if self.sampling.temperature <= 0:
+            raise ValueError(
+                f"sampling.temperature must be positive for training, got {self.sampling.temperature}"
+            )
