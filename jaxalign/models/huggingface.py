@@ -76,13 +76,9 @@ def load_reward_model(
     """A scalar model from a `...ForSequenceClassification` folder with one label.
 
     Raises:
-      ModelError: as `load_pretrained`; or the folder holds no scalar head, or an ensemble of reward models.
+      ModelError: as `load_pretrained`; or the folder holds no scalar head.
     """
     path = local_folder(folder, revision)
-    if (path / ENSEMBLE_FILE).is_file():
-        raise ModelError(
-            f"{path}: an ensemble of reward models, where one is expected; name a member, such as {path}/member-0"
-        )
     config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
     config = replace(config, tied_head=True, head_bias=False)
     tensors = dict(read_tensors(path))
@@ -131,9 +127,14 @@ def local_folder(folder: str | Path, revision: str | None = None, *, weights: bo
     """The folder itself, or the cached snapshot of a hub id; without `weights` only its small files are fetched.
 
     Raises:
-      ModelError: neither a folder nor a hub id that can be fetched.
+      ModelError: neither a folder nor a hub id that can be fetched; or the folder of an ensemble.
     """
     path = Path(folder)
+    if (path / ENSEMBLE_FILE).is_file():
+        raise ModelError(
+            f"{path}: an ensemble of reward models, where one model is expected; name a member, such as "
+            f"{path / 'member-0'}"
+        )
     if path.is_dir():
         return path
     text = str(folder)
