@@ -186,7 +186,7 @@ def test_eight_devices_equal_one(configs, tmp_path, devices):
     weight = eight.params["trunk"]["layers"]["up_proj"]
     assert weight.shape == (3, 2, 16, 32)
     assert tuple(weight.sharding.spec) == (None, None, "fsdp", "tensor")
-    assert placed_rows(batches, mesh) == (3, 1, 2, 32)
+    assert placed_rows(batches, mesh) == (3, 1, 2, 16)
     jax.tree.map(
         # Adam magnifies rounding: parameters agree to a hundredth of the step.
         lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=0.01 * RATE),
