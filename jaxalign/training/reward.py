@@ -26,6 +26,7 @@ from jaxalign.training import setup
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
+from jaxalign.training.reward_ensemble import EnsembleConfig, train_ensemble
 from jaxalign.training.scoring import ScalarPolicy
 from jaxalign.training.setup import ModelSource, TrainResult
 from jaxalign.training.state import create_state
@@ -63,6 +64,7 @@ class RewardConfig:
       optimizer: AdamW and its schedule.
       lora: train an adapter on the trunk instead of all its weights.
       mesh: devices by axis.
+      ensemble: several reward models at once, for rewards that doubt.
       normalize: after training set gain and bias so that scores of the held-out (else the
         training) completions have mean 0 and variance 1.
     """
@@ -76,7 +78,15 @@ class RewardConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     normalize: bool = True
+
+    def __post_init__(self) -> None:
+        if self.ensemble.members == "heads" and self.lora.enabled:
+            raise ValueError(
+                "ensemble.members=heads and lora.enabled: choose one; heads leave the trunk as it is, and "
+                "ensemble.members=models gives each member an adapter of its own"
+            )
 
 
 def reward_loss(policy: ScalarPolicy, config: RewardLossConfig):
@@ -129,7 +139,8 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
 
     Returns:
       The run folder, final metrics (`eval/accuracy` and `eval/margin` over held-out pairs, each with a
-        95% interval `..._low`, `..._high`) and the `ScalarModel`.
+        95% interval `..._low`, `..._high`) and the `ScalarModel`. With `config.ensemble.size` above 1 a list of
+        them, and the metrics of their mean score, see `reward_ensemble.HeldOut.metrics`.
 
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.
@@ -145,6 +156,17 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
         data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
         setup.check_context(model.config, data)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
+        if config.ensemble.size > 1:
+            return train_ensemble(
+                config,
+                run,
+                mesh,
+                model=model,
+                tokenizer=tokenizer,
+                data=data,
+                collate=lambda examples, numbers: arrange(collate(examples, numbers)),
+                loss_of=lambda policy: reward_loss(policy, config.loss),
+            )
         scalar = models.create_scalar_model(model, config.head, key=jax.random.fold_in(key, 1))
         policy, trained, frozen = setup.scalar_of(scalar, config.lora, mesh, key=jax.random.fold_in(key, 2))
         total = config.train.total_steps(len(data.train))
@@ -201,5 +223,5 @@ def normalization(
         square += np.asarray(part["score_square"], np.float64)
     average = mean[0] / max(mean[1], 1.0)
     variance = square[0] / max(square[1], 1.0) - average**2
-    gain = 1.0 / float(np.sqrt(max(variance, 1e-12)))
-    return gain, float(-gain * average)
+    gain, bias = models.gain_and_bias(average, variance)
+    return float(gain), float(bias)
