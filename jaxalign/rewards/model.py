@@ -1,6 +1,6 @@
 """A reward model as a reward."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,42 +21,79 @@ class ModelReward:
     def __init__(
         self, model: Any, *, batch_size: int = 32, pad_multiple: int = 32, vocabulary: int | None = None
     ) -> None:
-        if vocabulary is not None and model.config.vocab_size < vocabulary:
-            raise UserError(
-                f"reward model: its vocabulary has {model.config.vocab_size} tokens, the policy's {vocabulary}; "
-                "they must share a tokenizer"
-            )
+        check_vocabulary(model, vocabulary)
         self.config = model.config
         self.batch_size, self.pad_multiple = batch_size, pad_multiple
-        definition, self.params = models.split(model)
-
-        @jax.jit
-        def forward(params, tokens, lengths):
-            return models.merge(definition, params)(tokens, lengths=lengths)
-
-        self._forward = forward
+        self._forward = program_of(model)
 
     def score(self, request: RewardRequest) -> Rewards:
         """`Rewards` with scores [N]."""
-        rows = [
-            [*prompt, *completion]
-            for prompt, completion in zip(request.prompt_ids, request.completion_ids, strict=True)
-        ]
-        return Rewards(scores=self.score_rows(rows))
+        return Rewards(scores=self.score_rows(request_rows(request)))
 
     def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """float32 [N]: the score of each row of token ids."""
-        longest = max((len(row) for row in rows), default=1)
-        width = -(-longest // self.pad_multiple) * self.pad_multiple
-        scores = np.zeros(len(rows), np.float32)
-        for start in range(0, len(rows), self.batch_size):
-            part = rows[start : start + self.batch_size]
-            # Filler rows keep the shape, so that one program serves every call.
-            tokens = np.zeros((self.batch_size, width), np.int32)
-            lengths = np.ones(self.batch_size, np.int32)
-            for index, row in enumerate(part):
-                tokens[index, : len(row)] = row
-                lengths[index] = max(len(row), 1)
-            values = np.asarray(jax.device_get(self._forward(self.params, tokens, lengths)))
-            scores[start : start + len(part)] = values[: len(part)]
-        return scores
+        return in_batches(self._forward, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+
+
+def program_of(model: Any) -> Callable[[Any, Any], jax.Array]:
+    """(tokens [B, T], lengths [B]) -> scores [B] of a `ScalarModel`, compiled once a shape."""
+    definition, params = models.split(model)
+    program = jax.jit(
+        lambda params, tokens, lengths: models.merge(definition, params)(tokens, lengths=lengths)
+    )
+    return lambda tokens, lengths: program(params, tokens, lengths)
+
+
+def check_vocabulary(model: Any, vocabulary: int | None) -> None:
+    """A reward model knows every token that the policy may sample.
+
+    Raises:
+      UserError: it does not.
+    """
+    if vocabulary is not None and model.config.vocab_size < vocabulary:
+        raise UserError(
+            f"reward model: its vocabulary has {model.config.vocab_size} tokens, the policy's {vocabulary}; "
+            "they must share a tokenizer"
+        )
+
+
+def request_rows(request: RewardRequest) -> list[list[int]]:
+    """The token ids of each prompt with its completion."""
+    return [
+        [*prompt, *completion]
+        for prompt, completion in zip(request.prompt_ids, request.completion_ids, strict=True)
+    ]
+
+
+def in_batches(
+    forward: Callable[[np.ndarray, np.ndarray], Any],
+    rows: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    pad_multiple: int,
+) -> np.ndarray:
+    """Scores of rows of token ids, from a function of whole batches.
+
+    Args:
+      forward: (tokens [batch_size, T], lengths [batch_size]) -> [..., batch_size].
+      rows: N rows.
+      batch_size: rows at once.
+      pad_multiple: T is the longest row's length, rounded up to a multiple of it.
+
+    Returns:
+      float32 [..., N].
+    """
+    longest = max((len(row) for row in rows), default=1)
+    width = -(-longest // pad_multiple) * pad_multiple
+    parts = []
+    for start in range(0, max(len(rows), 1), batch_size):
+        part = rows[start : start + batch_size]
+        # Filler rows keep the shape, so that one program serves every call.
+        tokens = np.zeros((batch_size, width), np.int32)
+        lengths = np.ones(batch_size, np.int32)
+        for index, row in enumerate(part):
+            tokens[index, : len(row)] = row
+            lengths[index] = max(len(row), 1)
+        values = np.asarray(jax.device_get(forward(tokens, lengths)), np.float32)
+        parts.append(values[..., : len(part)])
+    return np.concatenate(parts, axis=-1)
