@@ -1,12 +1,14 @@
-"""Rewards: a model, a Python function, or a weighted mix, behind one call."""
+"""Rewards: a model, a process reward model, a Python function, or a weighted mix, behind one call."""
 
 from jaxalign.rewards.base import Reward, RewardRequest, Rewards, evaluate_reward
 from jaxalign.rewards.functions import load_function
 from jaxalign.rewards.mix import WeightedMix
 from jaxalign.rewards.model import ModelReward
+from jaxalign.rewards.process import ProcessReward
 
 __all__ = [
     "ModelReward",
+    "ProcessReward",
     "Reward",
     "RewardRequest",
     "Rewards",

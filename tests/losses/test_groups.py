@@ -149,4 +149,6 @@ def test_process_advantages_by_hand():
 def test_one_step_a_completion_is_outcome_supervision():
     rewards, last = f(1, 2, 6, -3, 0, 0.5), jnp.zeros((6, 3)).at[:, 2].set(1)
     found = losses.process_group_advantages(rewards[:, None] * last, last, 3)
-    np.testing.assert_allclose(found, losses.group_advantages(rewards, 3)[:, None] * jnp.ones((6, 3)), rtol=1e-6)
+    np.testing.assert_allclose(
+        found, losses.group_advantages(rewards, 3)[:, None] * jnp.ones((6, 3)), rtol=1e-6
+    )
