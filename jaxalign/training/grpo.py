@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import losses, models
-from jaxalign.errors import UserError
+from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import evaluate_reward
 from jaxalign.rollout import join_rows
 from jaxalign.runs import Run
@@ -258,7 +258,7 @@ class Trainer(OnPolicyTrainer):
         loss = self.config.loss
         by_step = loss.recipe.advantages == "process"
         if by_step and rewards.steps is None:
-            raise UserError(
+            raise ConfigError(
                 "loss.advantages=process: the reward gave no token rewards; it needs a process reward model "
                 "(jaxalign reward --loss.labels=steps) or a function that returns an array [N, C]"
             )
