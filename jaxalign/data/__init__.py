@@ -13,7 +13,7 @@ from jaxalign.data.batches import (
 from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.examples import Example, make_example
 from jaxalign.data.formats import FORMATS, Options, detect
-from jaxalign.data.pipeline import DataConfig, Dataset, load_dataset
+from jaxalign.data.pipeline import DataConfig, Dataset, check_separator, load_dataset
 from jaxalign.data.readers import Counts, read_records
 from jaxalign.data.records import Comparison, Demonstration, Message, PromptRecord, Ranking, Rating, Stepwise
 
@@ -34,6 +34,7 @@ __all__ = [
     "Rating",
     "Stepwise",
     "chat_format",
+    "check_separator",
     "collate_comparisons",
     "collate_demonstrations",
     "collate_labels",

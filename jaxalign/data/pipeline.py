@@ -88,8 +88,21 @@ class DataConfig:
                 raise ValueError(f"data.{name} must not be negative, got {getattr(self, name)}")
         if not self.separator:
             raise ValueError("data.separator must not be empty")
+        check_separator("data.separator", self.separator)
         if self.max_length < 2:
             raise ValueError(f"data.max_length must be 2 or more, got {self.max_length}")
+
+
+def check_separator(key: str, separator: str) -> None:
+    """Refuses a new line that a shell left as it was typed, which no text would hold.
+
+    Raises:
+      ValueError: naming the key.
+    """
+    if separator and not separator.replace("\\n", ""):
+        raise ValueError(
+            f"{key}: {separator} is a backslash and an n, not a new line; write $'{separator}' in the shell"
+        )
 
 
 @dataclass(frozen=True)

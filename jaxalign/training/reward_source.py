@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxalign import models
+from jaxalign.data import check_separator
 from jaxalign.errors import ConfigError
 from jaxalign.models.heads import ScalarModel
 from jaxalign.rewards import ModelReward, ProcessReward, WeightedMix, load_function
@@ -45,6 +46,7 @@ class RewardSource:
     whiten: bool = False
 
     def __post_init__(self) -> None:
+        check_separator("reward.separator", self.separator)
         if self.weights and len(self.weights) != len(self.functions):
             raise ValueError(
                 f"reward.weights: expected one weight for each of the {len(self.functions)} functions, "

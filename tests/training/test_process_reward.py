@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from jaxalign import models
+from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models.lora import LoraConfig
@@ -117,10 +118,10 @@ def words_world(folder):
     core = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
     core.pre_tokenizer = WhitespaceSplit()
     words = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<pad>")
-    shape = dict(
-        vocab_size=9, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1
-    )
-    config = models.ModelConfig(**shape, head_dim=8, max_positions=64, eos_ids=(7,))
+    config = models.ModelConfig(
+        vocab_size=9, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
+        max_positions=64, eos_ids=(7,),
+    )  # fmt: skip
     models.save_pretrained(models.create(config, key=jax.random.key(0)), folder / "model", tokenizer=words)
     draw = random.Random(0)
     rows = []
@@ -185,6 +186,12 @@ def test_an_adapter_learns_steps_too_and_is_merged(configs, tmp_path):
             lambda: RewardConfig(normalize=True, loss=RewardLossConfig(labels="steps")),
             "normalize=true: .* logits",
         ),
+        (lambda: DataConfig(separator=""), r"data\.separator must not be empty"),
+        (
+            lambda: DataConfig(separator="\\n"),
+            r"data\.separator: \\n is a backslash and an n, not a new line",
+        ),
+        (lambda: RewardSource(separator="\\n\\n"), r"reward\.separator: .* write \$'"),
         (lambda: RewardLossConfig(labels="steps", use_margin=True), r"loss\.use_margin is for pairs"),
         (
             lambda: GRPOLossConfig(name="gspo", advantages="process"),
