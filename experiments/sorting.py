@@ -49,8 +49,8 @@ SHAPE = models.ModelConfig(
 )
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+def tokenizer(vocabulary: list[str] = WORDS) -> PreTrainedTokenizerFast:
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<pad>"))
     words.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"

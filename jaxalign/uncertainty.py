@@ -46,7 +46,7 @@ def estimate_mean(values: Sequence[float] | np.ndarray, *, confidence: float = 0
     return Estimate(mean, deviation, error, mean - reach, mean + reach, int(array.size))
 
 
-def wilson_interval(successes: float, count: int, *, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, count: float, *, confidence: float = 0.95) -> tuple[float, float]:
     """(low, high) of a proportion; unlike the normal interval it stays in [0, 1] and is right near its ends.
 
     With p = successes / n and z the normal quantile:
@@ -55,7 +55,7 @@ def wilson_interval(successes: float, count: int, *, confidence: float = 0.95) -
 
     Args:
       successes: in [0, count]; a tie may count as half.
-      count: trials, at least 1.
+      count: trials, at least 1 (a fraction where it is an effective number).
       confidence: in (0, 1).
 
     Raises:
@@ -70,6 +70,39 @@ def wilson_interval(successes: float, count: int, *, confidence: float = 0.95) -
     reach = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
     return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
+
+
+def clustered_interval(
+    successes: Sequence[float] | np.ndarray, counts: Sequence[float] | np.ndarray, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """(low, high) of a proportion whose trials come in clusters: the steps of one problem's solutions, say.
+
+    With p = sum s / sum n over G clusters:
+
+        v = G / (G - 1) * sum (s_i - p n_i)^2 / (sum n)^2       variance of p between clusters
+        m = p (1 - p) / v, at least 1 and at most sum n         effective number of trials
+
+    and Wilson's interval of m p successes in m trials. Where v is 0 (all trials succeed, say) m is G.
+
+    Args:
+      successes: s, one number a cluster.
+      counts: n, trials of each cluster; at least one trial in all.
+      confidence: in (0, 1).
+
+    Raises:
+      ValueError: a number out of range.
+
+    Source: effective sample size: L. Kish, Survey Sampling (1965); for intervals of proportions: Korn and
+    Graubard, 1998 (Survey Methodology 24).
+    """
+    s, n = np.asarray(successes, np.float64), np.asarray(counts, np.float64)
+    if s.shape != n.shape or n.sum() < 1 or (s < 0).any() or (s > n).any():
+        raise ValueError("expected 0 <= successes <= counts, cluster by cluster, and at least one trial")
+    p, clusters = s.sum() / n.sum(), len(n)
+    variance = np.square(s - p * n).sum() / n.sum() ** 2 * clusters / max(clusters - 1, 1)
+    trials = min(p * (1 - p) / variance, n.sum()) if variance > 0 else clusters
+    trials = max(float(trials), 1.0)
+    return wilson_interval(float(p) * trials, trials, confidence=confidence)
 
 
 def bootstrap_interval(

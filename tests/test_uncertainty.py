@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxalign.evaluation import bootstrap_interval, estimate_mean, wilson_interval
+from jaxalign.evaluation import bootstrap_interval, clustered_interval, estimate_mean, wilson_interval
 
 
 def test_standard_error_is_the_sample_deviation_over_root_n():
@@ -44,6 +44,32 @@ def test_wilson_interval_stays_between_zero_and_one(successes):
 def test_more_trials_narrow_the_interval():
     wide, narrow = wilson_interval(5, 10), wilson_interval(500, 1000)
     assert narrow[1] - narrow[0] < 0.2 * (wide[1] - wide[0])
+
+
+def test_clusters_of_one_trial_give_wilsons_interval():
+    # Their variance is p (1 - p) / (G - 1): 20 clusters are worth 19 trials.
+    hits = [1.0] * 15 + [0.0] * 5
+    assert clustered_interval(hits, [1] * 20) == pytest.approx(wilson_interval(0.75 * 19, 19))
+
+
+def test_trials_that_agree_within_their_cluster_count_as_one():
+    found = clustered_interval([5.0] * 15 + [0.0] * 5, [5] * 20)
+    assert found == pytest.approx(wilson_interval(0.75 * 19, 19))
+    plain = wilson_interval(75, 100)
+    assert found[0] < plain[0] < plain[1] < found[1]
+
+
+def test_the_effective_number_of_trials_by_hand():
+    # s = 1, 3 of n = 2, 4: p = 2/3; residuals -1/3 and 1/3; v = 2 * (2/9) / 36 = 1/81; m = (2/9) * 81 = 18, over 6.
+    assert clustered_interval([1, 3], [2, 4]) == pytest.approx(wilson_interval(4, 6))
+    # s = 0, 4 of the same: residuals -4/3 and 4/3; v = 2 * (32/9) / 36 = 16/81; m = 9/8.
+    assert clustered_interval([0, 4], [2, 4]) == pytest.approx(wilson_interval(2 / 3 * 9 / 8, 9 / 8))
+
+
+def test_where_all_succeed_clusters_count_as_single_trials():
+    assert clustered_interval([3, 4], [3, 4]) == pytest.approx(wilson_interval(2, 2))
+    with pytest.raises(ValueError, match="successes <= counts"):
+        clustered_interval([3], [2])
 
 
 @pytest.mark.parametrize(("successes", "count"), [(3, 2), (-1, 2), (0, 0)])

@@ -38,7 +38,7 @@ class CheckConfig:
     tokenizer: str = ""
     revision: str = ""
     data: DataConfig = field(default_factory=DataConfig)
-    kind: Literal["auto", "demonstration", "comparison", "ranking", "label", "prompt"] = "auto"
+    kind: Literal["auto", "demonstration", "comparison", "ranking", "label", "stepwise", "prompt"] = "auto"
     rows: int = 2
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
 
@@ -235,14 +235,16 @@ def format_of_file(path: str) -> str:
     return next(found, None) or "not known"
 
 
-def kind_of(record: Any) -> Literal["demonstration", "comparison", "ranking", "label", "prompt"]:
+def kind_of(record: Any) -> Literal["demonstration", "comparison", "ranking", "label", "stepwise", "prompt"]:
     """What the rows of a file can train, from its first record."""
-    from jaxalign.data import Comparison, PromptRecord, Ranking, Rating
+    from jaxalign.data import Comparison, PromptRecord, Ranking, Rating, Stepwise
 
     if isinstance(record, Comparison):
         return "comparison"
     if isinstance(record, Ranking):
         return "ranking"
+    if isinstance(record, Stepwise):
+        return "stepwise"
     if isinstance(record, Rating) and record.label is not None:
         return "label"
     return "prompt" if isinstance(record, PromptRecord) else "demonstration"
@@ -251,7 +253,7 @@ def kind_of(record: Any) -> Literal["demonstration", "comparison", "ranking", "l
 def text_of(record: Any) -> str:
     """All text of a record, for a look at it without a tokenizer."""
     prompt = record.prompt if isinstance(record.prompt, str) else "\n".join(m.content for m in record.prompt)
-    answers = getattr(record, "candidates", ())
+    answers = getattr(record, "candidates", getattr(record, "steps", ()))
     for name in ("completion", "chosen", "rejected"):
         answers = (*answers, getattr(record, name, None) or "")
     return "\n".join(part for part in (prompt, *answers) if part)

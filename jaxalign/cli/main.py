@@ -48,7 +48,7 @@ COMMANDS: dict[str, Command] = {
         _ROWS,
     ),
     "reward": Command(
-        "reward model from comparisons or rankings",
+        "reward model from comparisons, rankings or labelled steps",
         "jaxalign.training.reward:RewardConfig",
         "jaxalign.training.reward:train_reward",
         _ROWS,

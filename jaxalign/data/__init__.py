@@ -7,14 +7,15 @@ from jaxalign.data.batches import (
     collate_labels,
     collate_prompts,
     collate_rankings,
+    collate_steps,
     eval_batches,
 )
 from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.examples import Example, make_example
 from jaxalign.data.formats import FORMATS, Options, detect
-from jaxalign.data.pipeline import DataConfig, Dataset, load_dataset
+from jaxalign.data.pipeline import DataConfig, Dataset, check_separator, load_dataset
 from jaxalign.data.readers import Counts, read_records
-from jaxalign.data.records import Comparison, Demonstration, Message, PromptRecord, Ranking, Rating
+from jaxalign.data.records import Comparison, Demonstration, Message, PromptRecord, Ranking, Rating, Stepwise
 
 __all__ = [
     "FORMATS",
@@ -31,12 +32,15 @@ __all__ = [
     "PromptRecord",
     "Ranking",
     "Rating",
+    "Stepwise",
     "chat_format",
+    "check_separator",
     "collate_comparisons",
     "collate_demonstrations",
     "collate_labels",
     "collate_prompts",
     "collate_rankings",
+    "collate_steps",
     "detect",
     "eval_batches",
     "load_dataset",

@@ -142,6 +142,15 @@ def _mismatched(example: Example, other: Example, index: int) -> tuple[tuple[int
     return row, mask
 
 
+def collate_steps(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
+    """tokens, mask (True where a step ends), labels (float32, 0 elsewhere) [B, T]; lengths, row_ids, valid [B]."""
+    batch = collate_demonstrations(examples, numbers)
+    labels = np.zeros(batch["mask"].shape, np.float32)
+    for row, example in enumerate(examples):
+        labels[row, batch["mask"][row]] = example.labels
+    return batch | {"labels": labels}
+
+
 def collate_prompts(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
     """prompts (ids), prompt_texts, columns (lists); row_ids, valid [B]."""
     names = sorted({name for e in examples for name in e.columns})

@@ -16,6 +16,9 @@ from jaxalign.data.formats import transcript_turns
 from jaxalign.data.records import Message, Prompt
 from jaxalign.errors import DataError
 
+# Stands for an answer, to see what a template puts before one.
+_PROBE = "0123456789" * 4
+
 Template = Literal["auto", "tokenizer", "markers", "plain"]
 
 
@@ -72,6 +75,44 @@ class ChatFormat:
         """
         last = max((i for i, m in enumerate(turns) if m.role == "assistant"), default=-1)
         return self._ids(self._parts(turns[: last + 1], asks=False), only_last)
+
+    def steps(
+        self, prompt: Prompt, steps: Sequence[str], separator: str
+    ) -> tuple[list[int], list[bool], list[int]]:
+        """Ids and mask of a prompt with an answer in steps, and the index of each step's last token.
+
+        Every step is followed by the separator, the last one too, and its last token is the separator's.
+        Steps and separators are tokenized piece by piece, so that no token holds parts of two.
+
+        Raises:
+          DataError: a chat template that changes the answer.
+        """
+        ids = self.prompt_ids(prompt)
+        mask = [False] * len(ids)
+        whole = separator.join(steps).strip()
+        # What opens an answer (a space after a marker, say) belongs to the first step.
+        lead = self._answer(prompt, _PROBE).partition(_PROBE)[0]
+        if not self._answer(prompt, whole).startswith(lead + whole):
+            raise DataError(
+                "the chat template changes the answer, so its steps cannot be told; set data.template=markers"
+            )
+        pieces, ends = list(steps), []
+        if self.template != "plain":
+            pieces[0] = lead + pieces[0].lstrip()
+        for piece in pieces:
+            ids += self._encode(piece, follows=len(ids) > len(self._opening))
+            ids += self.continuation_ids(separator)
+            ends.append(len(ids) - 1)
+        return ids, mask + [True] * (len(ids) - len(mask)), ends
+
+    def _answer(self, prompt: Prompt, content: str) -> str:
+        """An answer's text with what the template puts around it."""
+        parts = self._parts((*self._turns(prompt), Message("assistant", content)), asks=False)
+        return [part.text for part in parts if part.answer][-1]
+
+    def continuation_ids(self, text: str) -> list[int]:
+        """Ids of a text that follows other text, and is tokenized by itself."""
+        return self._encode(text, follows=True)
 
     def _turns(self, prompt: Prompt) -> tuple[Message, ...]:
         """A prompt's turns; a text that is a marked transcript already is taken apart."""
@@ -149,7 +190,7 @@ class ChatFormat:
 
     def _ids(self, parts: Sequence[Part], only_last: bool = False) -> tuple[list[int], list[bool]]:
         """Ids and mask; neighbouring parts that are both given are tokenized as one text."""
-        ids = [] if self.template == "tokenizer" else list(self._start)
+        ids = list(self._opening)
         mask = [False] * len(ids)
         opened = len(ids)
         final = max((i for i, p in enumerate(parts) if p.answer), default=-1)
@@ -168,6 +209,11 @@ class ChatFormat:
             mask += [False] * len(before) + [counts] * len(answer)
         rest = self._encode(given, follows=len(ids) > opened)
         return ids + rest, mask + [False] * len(rest)
+
+    @property
+    def _opening(self) -> tuple[int, ...]:
+        """Ids that open a row; a tokenizer's own template writes them itself."""
+        return () if self.template == "tokenizer" else self._start
 
     @cached_property
     def _start(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from jaxalign.data.records import (
     Ranking,
     Rating,
     Record,
+    Stepwise,
 )
 
 Truncation = Literal["filter", "cut_completion", "cut_prompt_start"]
@@ -26,12 +27,12 @@ class Example:
 
     Attributes:
       rows: token ids: one completion (demonstrations), two (chosen, rejected), K, or none (prompts).
-      masks: the same shape, True at counted tokens.
+      masks: the same shape, True at counted tokens (of steps: at each step's last token).
       prompt_tokens: ids of the prompt.
       prompt_text: its text.
       best: index of the best row, for rankings.
       margin: how much better chosen is.
-      labels: whether each row is to be imitated, for labelled completions.
+      labels: of labelled completions, whether each row is to be imitated; of steps, how right each is, in [0, 1].
       group: hash of the prompt; rows that share one fall on one side of a split.
       columns: the record's other fields.
       source: file:line.
@@ -44,7 +45,7 @@ class Example:
     prompt_text: str
     best: int = 0
     margin: float = 0.0
-    labels: tuple[bool, ...] = ()
+    labels: tuple[float, ...] = ()
     group: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
@@ -78,16 +79,23 @@ def prompt_group(prompt: Prompt) -> str:
 
 
 def make_example(
-    record: Record, kind: str, chat: ChatFormat, limits: Limits, *, prompt_tokens: int = 0
+    record: Record,
+    kind: str,
+    chat: ChatFormat,
+    limits: Limits,
+    *,
+    prompt_tokens: int = 0,
+    separator: str = "\n",
 ) -> Example:
     """The example of a record.
 
     Args:
       record: what a reader made.
-      kind: demonstration, comparison, ranking, label or prompt.
+      kind: demonstration, comparison, ranking, label, stepwise or prompt.
       chat: how text becomes ids.
       limits: how long rows may be.
       prompt_tokens: for prompts of plain text: how many leading tokens of it make the prompt.
+      separator: text that ends each step.
 
     Raises:
       Filtered: the row is too long, has no completion token, or has another kind's content.
@@ -97,6 +105,8 @@ def make_example(
         return _prompt_example(record, chat, limits, prompt_tokens, common)
     if kind == "demonstration":
         return _demonstration(record, chat, limits, common)
+    if kind == "stepwise":
+        return _stepwise(record, chat, limits, separator, common)
     if kind == "comparison":
         if not isinstance(record, Comparison):
             raise Filtered(f"not a comparison but a {_name(record)}")
@@ -110,10 +120,12 @@ def make_example(
             raise Filtered(f"not a ranking but a {_name(record)}")
         answers, extra = record.candidates, {"best": record.best}
     else:
-        raise ValueError(f"kind must be demonstration, comparison, ranking, label or prompt, got {kind!r}")
+        raise ValueError(
+            f"kind must be demonstration, comparison, ranking, label, stepwise or prompt, got {kind!r}"
+        )
     if not all(answer.strip() for answer in answers):
         raise Filtered("no completion token")
-    pairs, truncated = _limited([chat.example(record.prompt, answer) for answer in answers], limits)
+    pairs, _, truncated = _limited([chat.example(record.prompt, answer) for answer in answers], limits)
     start = min(_first(mask) for _, mask in pairs)
     return Example(
         rows=tuple(tuple(ids) for ids, _ in pairs),
@@ -167,12 +179,41 @@ def _demonstration(record: Record, chat: ChatFormat, limits: Limits, common: dic
         prompt_text = chat.prompt_text(record.prompt)
         if not record.prompt:
             common = common | {"group": prompt_group(answer)}
-    [(ids, mask)], truncated = _limited([(ids, mask)], limits)
+    [(ids, mask)], _, truncated = _limited([(ids, mask)], limits)
     return Example(
         (tuple(ids),),
         (tuple(mask),),
         tuple(ids[: _first(mask)]),
         prompt_text,
+        truncated=truncated,
+        **common,
+    )
+
+
+def _stepwise(
+    record: Record, chat: ChatFormat, limits: Limits, separator: str, common: dict[str, Any]
+) -> Example:
+    """A solution whose mask is True where a step ends; steps beyond the limits go with their labels."""
+    if not isinstance(record, Stepwise):
+        raise Filtered(f"not a solution in steps but a {_name(record)}")
+    steps = [step.removesuffix(separator) for step in record.steps]
+    if not all(step.strip() for step in steps):
+        raise Filtered("a step without text")
+    if any(separator in step for step in steps):
+        # Where the reward is used such a step would be taken for two.
+        raise Filtered("the separator inside a step")
+    ids, mask, ends = chat.steps(record.prompt, steps, separator)
+    [(ids, mask)], drop, truncated = _limited([(ids, mask)], limits)
+    ends = [end - drop for end in ends if end - drop < len(ids)]
+    if not ends:
+        raise Filtered("no whole step")
+    ids = ids[: ends[-1] + 1]
+    return Example(
+        (tuple(ids),),
+        (tuple(i in set(ends) for i in range(len(ids))),),
+        tuple(ids[: _first(mask)]),
+        chat.prompt_text(record.prompt),
+        labels=record.labels[: len(ends)],
         truncated=truncated,
         **common,
     )
@@ -217,8 +258,8 @@ def _prompt_example(
 Row = tuple[Sequence[int], Sequence[bool]]
 
 
-def _limited(rows: Sequence[Row], limits: Limits) -> tuple[list[Row], bool]:
-    """Ids and masks of one prompt's completions within the limits, and whether something was cut off.
+def _limited(rows: Sequence[Row], limits: Limits) -> tuple[list[Row], int, bool]:
+    """Ids and masks of one prompt's completions within the limits, tokens cut off the prompt, and whether any were cut.
 
     What is cut off the prompt's beginning is the same for all of them, so that they stay
     completions of one prompt. Column 0 never counts: no token precedes it.
@@ -248,7 +289,7 @@ def _limited(rows: Sequence[Row], limits: Limits) -> tuple[list[Row], bool]:
         if not any(mask):
             raise Filtered("no completion token")
         kept.append((ids, mask))
-    return kept, drop > 0 or over > 0
+    return kept, drop, drop > 0 or over > 0
 
 
 def _first(mask: Sequence[bool]) -> int:

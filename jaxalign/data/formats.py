@@ -18,6 +18,7 @@ from jaxalign.data.records import (
     Ranking,
     Rating,
     Record,
+    Stepwise,
 )
 
 Row = Mapping[str, Any]
@@ -293,6 +294,32 @@ def _kto(row: Row, options: Options) -> Record:
     )
 
 
+def _stepwise(row: Row, options: Options) -> Record:
+    del options
+    steps, labels = row["completions"], row["labels"]
+    for name, value in (("completions", steps), ("labels", labels)):
+        if not isinstance(value, (list, tuple)):
+            raise BadRow(f"field {name!r}: expected a list, one for each step, got {_kind(value)}")
+    if not steps:
+        raise BadRow("field 'completions': expected at least one step, got an empty list")
+    if len(steps) != len(labels):
+        raise BadRow(f"field 'labels': expected one for each of the {len(steps)} steps, got {len(labels)}")
+    for number, (step, label) in enumerate(zip(steps, labels, strict=True), 1):
+        if not isinstance(step, str):
+            raise BadRow(f"field 'completions': step {number}: expected text, got {_kind(step)}")
+        if not isinstance(label, (bool, int, float)) or not 0 <= label <= 1:
+            raise BadRow(
+                f"field 'labels': step {number}: expected true, false or a number in [0, 1], got {label!r}"
+            )
+    prompt = row["prompt"]
+    return Stepwise(
+        prompt if isinstance(prompt, str) else messages(prompt, "prompt"),
+        tuple(steps),
+        tuple(map(float, labels)),
+        columns=_others(row, "prompt", "completions", "labels"),
+    )
+
+
 def _truthful(row: Row, options: Options) -> Record:
     del options
     columns = _others(row, "question", "answer", "truthful")
@@ -397,6 +424,7 @@ FORMATS: dict[str, Format] = {
     "hh_rlhf": Format(("chosen", "rejected"), _hh, _marked),
     "best_of_n": Format(("query", "sample0", "sample1", "best"), _best_of_n),
     "scored_conversation": Format(("conversation", "meta_eval_score"), _scored),
+    "stepwise": Format(("prompt", "completions", "labels"), _stepwise),
     "kto_chat": Format(("messages", "label"), _kto_chat),
     "kto": Format(("prompt", "completion", "label"), _kto),
     "messages": Format(("messages",), _chat),

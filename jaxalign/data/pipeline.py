@@ -13,7 +13,7 @@ from jaxalign.data.readers import Counts, read_records, score_in
 from jaxalign.data.records import Rating, Record
 from jaxalign.errors import DataError
 
-Kind = Literal["demonstration", "comparison", "ranking", "label", "prompt"]
+Kind = Literal["demonstration", "comparison", "ranking", "label", "stepwise", "prompt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class DataConfig:
       truncation: what happens to longer rows: filter (left out), cut_completion (its end) or
         cut_prompt_start (the prompt's beginning).
       prompt_tokens: leading tokens that make the prompt, where rows are plain text.
+      separator: text that ends each step of a solution, where rows hold steps with labels.
       template: auto, tokenizer (its chat template), markers (turn markers) or plain (joined as they are).
       human: marker of the user's turns.
       assistant: marker of the assistant's turns.
@@ -57,6 +58,7 @@ class DataConfig:
     max_prompt_length: int = 0
     truncation: Truncation = "filter"
     prompt_tokens: int = 0
+    separator: str = "\n"
     template: Literal["auto", "tokenizer", "markers", "plain"] = "auto"
     human: str = "\n\nHuman:"
     assistant: str = "\n\nAssistant:"
@@ -84,8 +86,23 @@ class DataConfig:
         for name in ("limit", "max_prompt_length", "prompt_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.{name} must not be negative, got {getattr(self, name)}")
+        if not self.separator:
+            raise ValueError("data.separator must not be empty")
+        check_separator("data.separator", self.separator)
         if self.max_length < 2:
             raise ValueError(f"data.max_length must be 2 or more, got {self.max_length}")
+
+
+def check_separator(key: str, separator: str) -> None:
+    """Refuses a new line that a shell left as it was typed, which no text would hold.
+
+    Raises:
+      ValueError: naming the key.
+    """
+    if separator and not separator.replace("\\n", ""):
+        raise ValueError(
+            f"{key}: {separator} is a backslash and an n, not a new line; write $'{separator}' in the shell"
+        )
 
 
 @dataclass(frozen=True)
@@ -143,7 +160,14 @@ def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -
         for record in records:
             try:
                 _check_record(record, config)
-                example = make_example(record, kind, chat, limits, prompt_tokens=config.prompt_tokens)
+                example = make_example(
+                    record,
+                    kind,
+                    chat,
+                    limits,
+                    prompt_tokens=config.prompt_tokens,
+                    separator=config.separator,
+                )
                 if config.deduplicate and not _is_new(example, seen):
                     raise Filtered("duplicate")
             except Filtered as reason:

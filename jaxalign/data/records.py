@@ -73,6 +73,17 @@ class Rating:
 
 
 @dataclass(frozen=True)
+class Stepwise:
+    """A solution in steps, and how right each is: a probability in [0, 1] a step."""
+
+    prompt: Prompt
+    steps: tuple[str, ...]
+    labels: tuple[float, ...]
+    source: str = ""
+    columns: Columns = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class PromptRecord:
     """A prompt to be answered."""
 
@@ -81,4 +92,4 @@ class PromptRecord:
     columns: Columns = field(default_factory=dict)
 
 
-Record = Demonstration | Comparison | Ranking | Rating | PromptRecord
+Record = Demonstration | Comparison | Ranking | Rating | Stepwise | PromptRecord

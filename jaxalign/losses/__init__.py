@@ -30,6 +30,7 @@ from jaxalign.losses.groups import (
     gpg_advantages,
     group_advantages,
     leave_one_out_advantages,
+    process_group_advantages,
     reinforce_plus_plus_baseline_advantages,
 )
 from jaxalign.losses.grpo import bnpo_loss, dapo_loss, dr_grpo_loss, grpo_loss, gspo_loss
@@ -116,6 +117,7 @@ __all__ = [
     "plackett_luce_loss",
     "ppo_policy_loss",
     "ppo_value_loss",
+    "process_group_advantages",
     "process_reward_loss",
     "rank_matched",
     "reinforce_loss",

@@ -218,6 +218,52 @@ def gdpo_advantages(
     return global_batch_advantages(total, rows, epsilon=epsilon, mean=mean, std=std)
 
 
+def process_group_advantages(
+    rewards: Real[Array, "B T"],
+    steps: Shaped[Array, "B T"],
+    group_size: int,
+    mask: Shaped[Array, "B T"] | None = None,
+    *,
+    epsilon: Scalar = 1e-4,
+) -> Float[Array, "B T"]:
+    """GRPO with process supervision: step rewards normalised over the group, then summed from each token on.
+
+    N = (r - mean_group) / (std_group + epsilon)     over all steps of all completions of the group
+    A_t = sum of N over the steps that end at or after token t
+
+    Statistics weigh steps the same, so a completion of many steps counts more in its group's mean. The
+    sum grows with the steps still to come: a policy gains by further steps that are better than the mean.
+
+    Args:
+      rewards: read only where a step ends.
+      steps: tokens at which a step ends.
+      group_size: completions a prompt, 2 or more; consecutive rows form a group.
+      mask: tokens that count; None for all. A step that ends at another token does not count either.
+      epsilon: added to the standard deviation (of samples, n - 1), in units of the reward; not negative.
+
+    Returns:
+      float32, no gradient; 0 where masked, after a row's last step, and in a group whose step rewards
+      are equal.
+
+    Raises:
+      AssertionError: shapes differ, or not [B, T].
+      ValueError: group size below 2, rows that do not divide by it, or a concrete epsilon out of range.
+
+    Source: arXiv:2402.03300, section 4.1.3.
+    """
+    check_range("epsilon", epsilon, 0.0)
+    check_rank(2, rewards=rewards)
+    check_shapes(rewards=rewards, steps=steps, mask=mask)
+    mask = as_mask(mask, rewards)
+    groups, ends = (
+        x.reshape(x.shape[0], -1) for x in _groups(rewards, group_size, as_mask(steps, rewards) & mask)
+    )
+    _, centred = centre(groups, ends, axis=1)
+    scale = jnp.sqrt(mean_square(centred, ends, axis=1)) + jnp.asarray(epsilon, jnp.float32)
+    normal = divide(centred, scale).reshape(rewards.shape)
+    return masked(jnp.cumsum(normal[:, ::-1], axis=1)[:, ::-1], mask)
+
+
 def _groups(rewards, group_size: int, mask):
     """(rewards without gradient, bool mask) with rows in groups on axis 1."""
     check_rank((1, 2), rewards=rewards)

@@ -8,6 +8,7 @@ from jaxalign.models.heads import (
     HeadConfig,
     ScalarDefinition,
     ScalarModel,
+    StepMarks,
     apply_head,
     create_scalar_model,
     gain_and_bias,
@@ -35,6 +36,7 @@ __all__ = [
     "ModelConfig",
     "ScalarDefinition",
     "ScalarModel",
+    "StepMarks",
     "Transformer",
     "apply_head",
     "attach",
@@ -67,14 +69,14 @@ __all__ = [
 def split(model: Any) -> tuple[Any, Any]:
     """(definition, parameters): the static part, hashable, and a nested dict of arrays."""
     if isinstance(model, ScalarModel):
-        return ScalarDefinition(model.config, model.head_config), model.params
+        return ScalarDefinition(model.config, model.head_config, model.steps), model.params
     return Definition(model.config), model.params
 
 
 def merge(definition: Any, params: Any) -> Any:
     """The inverse of `split`; cheap, also under jit."""
     if isinstance(definition, ScalarDefinition):
-        return ScalarModel(definition.config, definition.head_config, params)
+        return ScalarModel(definition.config, definition.head_config, params, definition.steps)
     return Transformer(definition.config, params)
 
 

@@ -68,6 +68,7 @@ class Family:
       trunk: prefix of all tensors but heads.
       ignored: endings of tensors that hold no parameters.
       classifier: class name for reward models; "" takes ForSequenceClassification after the architecture's stem.
+      token_head: name of the head of ForTokenClassification; "" where transformers has no such class.
     """
 
     architecture: str
@@ -79,12 +80,21 @@ class Family:
     trunk: str = "model."
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     classifier: str = ""
+    token_head: str = "score"
 
     @property
     def reward_architecture(self) -> str:
         """Class name of the `...ForSequenceClassification` form."""
-        stem = self.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-        return self.classifier or f"{stem}ForSequenceClassification"
+        return self.classifier or f"{self._stem}ForSequenceClassification"
+
+    @property
+    def token_architecture(self) -> str:
+        """Class name of the `...ForTokenClassification` form; "" where there is none."""
+        return f"{self._stem}ForTokenClassification" if self.token_head else ""
+
+    @property
+    def _stem(self) -> str:
+        return self.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
 
 
 def _linear(
@@ -185,6 +195,7 @@ FAMILIES: dict[str, Family] = {
         _OUTER,
         # Gemma3ForSequenceClassification is that of the models with images.
         classifier="Gemma3TextForSequenceClassification",
+        token_head="",
     ),
     "phi3": Family("Phi3ForCausalLM", read_phi3, write_phi3, _PHI3, _OUTER),
     "gpt2": Family(
@@ -194,6 +205,7 @@ FAMILIES: dict[str, Family] = {
         _GPT2,
         _GPT2_OUTER,
         trunk="transformer.",
+        token_head="classifier",
         ignored=(".attn.bias", ".attn.masked_bias"),
     ),
     "gpt_neox": Family(
@@ -204,6 +216,7 @@ FAMILIES: dict[str, Family] = {
         _NEOX_OUTER,
         head="embed_out",
         trunk="gpt_neox.",
+        token_head="classifier",
         ignored=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"),
     ),
 }

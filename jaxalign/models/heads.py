@@ -1,6 +1,7 @@
 """Scalar models: a decoder's trunk under a head that gives one number a token.
 
-A reward model reads the number at a row's last token, a value function at every token.
+A reward model reads the number at a row's last token, a process reward model where each step
+of a solution ends, a value function at every token.
 """
 
 from dataclasses import dataclass, replace
@@ -38,17 +39,36 @@ class HeadConfig:
             raise ValueError(f"head.dropout must lie in [0, 1), got {self.dropout}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepMarks:
+    """What makes a scalar model a process reward model: its scores are logits of steps, read where a step ends.
+
+    Attributes:
+      separator: text that ends each step; empty where the folder that the model came from does not say.
+    """
+
+    separator: str = ""
+
+
 class ScalarModel(nnx.Module):
     """A trunk, a head and a normalizer: score = gain * head(hidden) + bias.
 
     Attributes:
       config: shape of the trunk; static.
       head_config: the head; static.
+      steps: of a process reward model; None where a row has one score, at its last token; static.
     """
 
-    def __init__(self, config: ModelConfig, head_config: HeadConfig, params: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        head_config: HeadConfig,
+        params: dict[str, Any],
+        steps: StepMarks | None = None,
+    ) -> None:
         self.config = config
         self.head_config = head_config
+        self.steps = steps
         self.weights = nnx.data(jax.tree.map(nnx.Param, params))
 
     @property
@@ -92,6 +112,7 @@ class ScalarDefinition:
 
     config: ModelConfig
     head_config: HeadConfig
+    steps: StepMarks | None = None
 
 
 def apply_head(
@@ -129,10 +150,13 @@ def create_head(config: ModelConfig, head_config: HeadConfig, *, key: jax.Array)
     return jax.tree.map(lambda x: x.astype(config.param_dtype), params)
 
 
-def create_scalar_model(model: Any, head_config: HeadConfig | None = None, *, key: jax.Array) -> ScalarModel:
+def create_scalar_model(
+    model: Any, head_config: HeadConfig | None = None, *, key: jax.Array, steps: StepMarks | None = None
+) -> ScalarModel:
     """A scalar model on the trunk of a causal language model (whose vocabulary head is left out).
 
-    The trunk's arrays are shared, not copied; nothing here changes them.
+    The trunk's arrays are shared, not copied; nothing here changes them. With `steps` it is to be a
+    process reward model.
     """
     head_config = head_config or HeadConfig()
     trunk = {name: value for name, value in model.params.items() if name != "head"}
@@ -142,7 +166,7 @@ def create_scalar_model(model: Any, head_config: HeadConfig | None = None, *, ke
         "head": create_head(config, head_config, key=key),
         "normalizer": {"gain": jnp.ones(()), "bias": jnp.zeros(())},
     }
-    return ScalarModel(config, head_config, params)
+    return ScalarModel(config, head_config, params, steps)
 
 
 def with_normalizer(frozen: Any, *, gain: float, bias: float) -> Any:

@@ -26,7 +26,8 @@ from jaxalign.models.families import (
     unfuse,
 )
 from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
-from jaxalign.models.heads import HeadConfig, ScalarModel
+from jaxalign.models.heads import HeadConfig, ScalarModel, StepMarks
+from jaxalign.models.token_classifier import head_tensors, is_token_classifier, take_head
 from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
 
 HEAD_FILE = "jaxalign_head.json"
@@ -75,6 +76,8 @@ def load_reward_model(
 ) -> ScalarModel:
     """A scalar model from a `...ForSequenceClassification` folder with one label.
 
+    A `...ForTokenClassification` folder gives a process reward model, whose `steps` are set; see `token_classifier`.
+
     Raises:
       ModelError: as `load_pretrained`; or the folder holds no scalar head.
     """
@@ -84,14 +87,9 @@ def load_reward_model(
     tensors = dict(read_tensors(path))
     extra = json.loads((path / HEAD_FILE).read_text()) if (path / HEAD_FILE).is_file() else {}
     head_config = HeadConfig(**extra.get("head", {}))
-    if "score.weight" not in tensors:
-        raise ModelError(
-            f"{path}: there is no tensor score.weight; expected a reward model (one-label classifier)"
-        )
-    score = tensors.pop("score.weight")
-    if score.shape[0] != 1 or score.ndim != 2:
-        raise ModelError(f"{path}: score.weight has shape {score.shape}; expected [1, width], a single label")
-    head = {"score": score[0]}
+    tokens = is_token_classifier(_json(path / "config.json"), extra)
+    score, bias = take_head(tensors, FAMILIES[config.family], str(path), tokens=tokens)
+    head = {"score": score}
     if head_config.kind == "mlp":
         for ours, theirs in (("hidden", "score_hidden.weight"), ("hidden_bias", "score_hidden.bias")):
             if theirs not in tensors:
@@ -102,10 +100,11 @@ def load_reward_model(
         "head": head,
         "normalizer": {
             "gain": np.float32(extra.get("gain", 1.0)),
-            "bias": np.float32(extra.get("bias", 0.0)),
+            "bias": np.float32(extra.get("bias", bias)),
         },
     }
-    return ScalarModel(config, head_config, to_device(params, config.param_dtype))
+    steps = StepMarks(separator=extra.get("separator", "")) if tokens else None
+    return ScalarModel(config, head_config, to_device(params, config.param_dtype), steps)
 
 
 def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConfig:
@@ -310,13 +309,17 @@ def save_pretrained(
 def save_reward_model(model: ScalarModel, folder: str | Path, *, tokenizer: Any = None) -> Path:
     """Writes a scalar model in the `...ForSequenceClassification` layout, whole or not at all.
 
+    A process reward model is written as `...ForTokenClassification` with one label, the logit of a right
+    step (Gemma 3, which has no such class in transformers, as `...ForSequenceClassification`); that it is
+    one, and its separator, stand in `jaxalign_head.json`.
     A linear head whose normalizer is 1 and 0 loads in transformers as it is. Gain, bias and
     an MLP head are ours: they go to `jaxalign_head.json` and `score_hidden.*`.
     """
     config, params = model.config, model.params
+    family, tokens = FAMILIES[config.family], model.steps is not None
     tensors = to_tensors(params["trunk"], config)
     head = jax.device_get(params["head"])
-    tensors["score.weight"] = np.ascontiguousarray(head["score"][None])
+    tensors |= head_tensors(family, head["score"], float(params["normalizer"]["bias"]), tokens=tokens)
     if model.head_config.kind == "mlp":
         tensors["score_hidden.weight"] = np.ascontiguousarray(head["hidden"].T)
         tensors["score_hidden.bias"] = np.ascontiguousarray(head["hidden_bias"])
@@ -327,12 +330,14 @@ def save_reward_model(model: ScalarModel, folder: str | Path, *, tokenizer: Any 
         "gain": float(params["normalizer"]["gain"]),
         "bias": float(params["normalizer"]["bias"]),
     }
+    if model.steps is not None:
+        extra |= {"level": "token", "separator": model.steps.separator}
     body = config_to_json(config) | {
-        "architectures": [FAMILIES[config.family].reward_architecture],
+        "architectures": [(tokens and family.token_architecture) or family.reward_architecture],
         "num_labels": 1,
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
-        "problem_type": "regression",
+        "problem_type": None if tokens else "regression",
         "tie_word_embeddings": True,
     }
     return _write(Path(folder), body, tensors, tokenizer, config, MAX_SHARD_BYTES, {HEAD_FILE: extra})

@@ -93,5 +93,6 @@ def merge_adapter(model: Any, adapter: Any) -> Any:
     if unknown:
         raise ValueError(f"the adapter has targets that the model has not: {', '.join(unknown)}")
     if isinstance(model, ScalarModel):
-        return ScalarModel(model.config, model.head_config, {**params, "trunk": folded(trunk, adapter)})
+        params = {**params, "trunk": folded(trunk, adapter)}
+        return ScalarModel(model.config, model.head_config, params, model.steps)
     return Transformer(model.config, folded(params, adapter))

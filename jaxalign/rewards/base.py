@@ -27,12 +27,15 @@ class Rewards:
       token_rewards: float32 [N, C], or None; added at each token.
       valid: bool [N]; False where no reward applies, and the row is left out of the update.
       metrics: numbers for the log.
+      steps: bool [N, C], tokens at which a step of a completion ends (for `loss.advantages=process` of GRPO), or
+        None for where token rewards are not 0. A completion's last token always ends a step.
     """
 
     scores: np.ndarray | None = None
     token_rewards: np.ndarray | None = None
     valid: np.ndarray | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    steps: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ def evaluate_reward(reward: Any, request: RewardRequest, *, name: str = "") -> R
 
     Returns:
       `Rewards` whose `scores` [N], `token_rewards` [N, C] and `valid` [N] are all there,
-      float32 and bool; rows that are not valid hold 0.
+      float32 and bool; rows that are not valid hold 0. `steps` [N, C] holds the tokens with a reward
+      other than 0 in any case; it is None where the reward gave no token rewards.
 
     Raises:
       UserError: a wrong number of rewards, a wrong shape, or a value that is not finite.
@@ -99,10 +103,12 @@ def evaluate_reward(reward: Any, request: RewardRequest, *, name: str = "") -> R
         if result.token_rewards is None
         else np.asarray(result.token_rewards, np.float32)
     )
+    given = np.zeros((rows, width), bool) if result.steps is None else np.asarray(result.steps, bool)
     for what, array, shape in (
         ("scores", scores, (rows,)),
         ("token_rewards", tokens, (rows, width)),
         ("valid", valid, (rows,)),
+        ("steps", given, (rows, width)),
     ):
         if array.shape != shape:
             raise UserError(f"reward {label}: {what} have shape {array.shape}, expected {shape}")
@@ -115,7 +121,9 @@ def evaluate_reward(reward: Any, request: RewardRequest, *, name: str = "") -> R
             f"reward {label}: row {row} is not finite ({scores[row]}), for completion "
             f"{request.completions[row][:80]!r}"
         )
-    return Rewards(scores, tokens, valid, dict(result.metrics))
+    none = result.token_rewards is None and result.steps is None
+    steps = None if none else (given & valid[:, None]) | (tokens != 0)
+    return Rewards(scores, tokens, valid, dict(result.metrics), steps)
 
 
 def _from_plain(result: Any, rows: int, width: int, label: str) -> Rewards:

@@ -11,7 +11,8 @@ from jaxalign.rewards.base import RewardRequest, Rewards, evaluate_reward
 class WeightedMix:
     """sum_i weight_i * reward_i, over the rewards that apply to a row.
 
-    A row to which none applies is not valid. Each part's mean is a metric.
+    A row to which none applies is not valid. A step ends where one of any part does. Each part's mean
+    is a metric.
     """
 
     def __init__(self, rewards: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> None:
@@ -28,6 +29,7 @@ class WeightedMix:
         scores = np.zeros(rows, np.float32)
         tokens = np.zeros((rows, request.width), np.float32)
         valid = np.zeros(rows, bool)
+        steps: np.ndarray | None = None
         metrics: dict[str, float] = {}
         for name, reward in self.rewards.items():
             part = evaluate_reward(reward, request, name=name)
@@ -35,7 +37,11 @@ class WeightedMix:
             scores += self.weights[name] * part.scores
             tokens += self.weights[name] * part.token_rewards
             valid |= part.valid
+            if part.steps is not None:
+                steps = part.steps if steps is None else steps | part.steps
             total = part.scores + part.token_rewards.sum(axis=1)
             metrics |= {f"{name}/{key}": value for key, value in part.metrics.items()}
             metrics[name] = float(total[part.valid].mean()) if part.valid.any() else 0.0
-        return Rewards(scores, tokens, valid, metrics)
+        if steps is None:
+            return Rewards(scores, None, valid, metrics)
+        return Rewards(scores, tokens, valid, metrics, steps)

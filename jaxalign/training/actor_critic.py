@@ -74,7 +74,9 @@ class Parts:
     optimizer: optax.GradientTransformation
 
 
-def build(config: PPOConfig, policy: Any, reward: Any, mesh: Any, *, key: jax.Array) -> Parts:
+def build(
+    config: PPOConfig, policy: Any, reward: Any, mesh: Any, *, key: jax.Array, tokenizer: Any = None
+) -> Parts:
     """Loads what the configuration names beside the policy, and says what is trained.
 
     Raises:
@@ -85,7 +87,9 @@ def build(config: PPOConfig, policy: Any, reward: Any, mesh: Any, *, key: jax.Ar
         reference, _ = setup.load_model(config.reference, mesh, seed=config.run.seed, section="reference")
     reference_definition, reference_params = models.split(reference)
     batch, vocabulary = config.train.score_batch_size, policy.config.vocab_size
-    reward, reward_model = build_reward(config.reward, reward, batch_size=batch, vocabulary=vocabulary)
+    reward, reward_model = build_reward(
+        config.reward, reward, batch_size=batch, vocabulary=vocabulary, tokenizer=tokenizer
+    )
     scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
     critic, critic_trained, critic_frozen, head = _critic(config, policy, reward_model, mesh, key)
     both = {"policy": trained, "critic": critic_trained}

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import losses, models
-from jaxalign.errors import UserError
-from jaxalign.rewards import RewardRequest, Rewards, evaluate_reward
-from jaxalign.rollout import Completions, join_rows
+from jaxalign.errors import ConfigError, UserError
+from jaxalign.rewards import evaluate_reward
+from jaxalign.rollout import join_rows
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.experience import final_scores
+from jaxalign.training.group_rollout import Rollout, ending_at_last, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
 from jaxalign.training.on_policy import OnPolicyTrainer, Stopwatch, load_prompts, rollout_metrics, run_updates
 from jaxalign.training.optimizer import make_optimizer
@@ -42,7 +43,7 @@ def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, 
     """Builds the loss function of `make_update` for minibatches of scored completions.
 
     Batches hold tokens, lengths, mask [B, T]; old_logps, ref_logps, weights [B, T] (importance weights of the
-    tokens); advantages [B, T], equal along a row but for REINFORCE++.
+    tokens); advantages [B, T], equal along a row but for REINFORCE++ and process supervision.
     """
 
     def loss(params, frozen, batch, key, counts):
@@ -111,7 +112,15 @@ def _reduced(reduction: str, x: jax.Array, mask: jax.Array, counts: Any, length:
 
 
 def advantages_of(
-    config: GRPOLossConfig, scores: jax.Array, valid: jax.Array, group: int, logps, ref_logps, mask
+    config: GRPOLossConfig,
+    scores: jax.Array,
+    valid: jax.Array,
+    group: int,
+    logps,
+    ref_logps,
+    mask,
+    step_rewards: Any = None,
+    steps: Any = None,
 ) -> jax.Array:
     """Advantages [N, T] of a whole rollout.
 
@@ -123,8 +132,12 @@ def advantages_of(
       logps: [N, T] under the policy that sampled.
       ref_logps: [N, T] under the reference.
       mask: [N, T].
+      step_rewards: [N, T], for process: read where a step ends.
+      steps: bool [N, T], for process: where one does.
     """
     kind = config.recipe.advantages
+    if kind == "process":
+        return losses.process_group_advantages(step_rewards, steps, group, mask)
     if kind == "reinforce++":
         return losses.reinforce_plus_plus_advantages(scores, logps, ref_logps, mask, beta=config.beta)
     if kind == "global":
@@ -137,17 +150,6 @@ def advantages_of(
         scale = {"group": "std", "group_mean": "none", "batch": "batch"}[kind]
         rows = losses.group_advantages(scores, group, valid, scale=scale)  # type: ignore[arg-type]
     return jnp.where(mask, rows[:, None], 0.0)
-
-
-@dataclass
-class Rollout:
-    """Groups of completions with their rewards."""
-
-    completions: Completions
-    request: RewardRequest
-    rewards: Rewards
-    scores: np.ndarray
-    informative: np.ndarray  # bool [N]: the row's group has rewards that differ
 
 
 @dataclass(kw_only=True)
@@ -198,7 +200,8 @@ class Trainer(OnPolicyTrainer):
                     jnp.asarray(logps), jnp.asarray(sampler), jnp.asarray(mask), cap=config.importance_cap
                 )
             )
-        advantages = self._advantages(rollout.scores, valid, logps, ref_logps, mask)
+        by_step = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
+        advantages = self._advantages(rollout.scores, valid, logps, ref_logps, mask, *by_step)
         # A group without differences has advantage 0 already; its KL and entropy terms stay.
         data = {
             "tokens": rows.tokens,
@@ -233,7 +236,7 @@ class Trainer(OnPolicyTrainer):
         for round_number in range(1, self.config.train.sampling_rounds):
             if kept.informative.all():
                 break
-            kept = _replaced(kept, self._judged(number, round_number), self.group)
+            kept = replaced(kept, self._judged(number, round_number), self.group)
             seen += wanted
         if not np.asarray(kept.rewards.valid).any():
             raise UserError(
@@ -252,9 +255,14 @@ class Trainer(OnPolicyTrainer):
     def _judged(self, number: int, round_number: int = 0) -> Rollout:
         completions, request = self.sample(number, round_number)
         rewards = evaluate_reward(self.reward, request)
-        scores = final_scores(self.config.reward, rewards, completions, self.moments)
-        scores = scores + np.asarray(rewards.token_rewards).sum(1)
         loss = self.config.loss
+        by_step = loss.recipe.advantages == "process"
+        if by_step and rewards.steps is None:
+            raise ConfigError(
+                "loss.advantages=process: the reward gave no token rewards; it needs a process reward model "
+                "(jaxalign reward --loss.labels=steps) or a function that returns an array [N, C]"
+            )
+        scores = final_scores(self.config.reward, rewards, completions, self.moments)
         if loss.overlong_buffer:
             penalty = losses.overlong_penalty(
                 jnp.asarray(completions.lengths),
@@ -263,11 +271,21 @@ class Trainer(OnPolicyTrainer):
                 penalty=loss.overlong_penalty,
             )
             scores = scores + np.asarray(penalty)
-        valid = np.asarray(rewards.valid).reshape(-1, self.group)
-        grouped = np.where(valid, scores.reshape(-1, self.group), np.nan)
+        step_rewards, steps = ending_at_last(rewards, scores, completions)
+        scores = scores + np.asarray(rewards.token_rewards).sum(1)
+        # What must differ within a group: rewards of steps, or of rows.
+        judged = np.where(steps, step_rewards, np.nan) if by_step else scores[:, None]
+        judged = np.where(np.asarray(rewards.valid)[:, None], judged, np.nan)
+        grouped = judged.reshape(len(scores) // self.group, -1)
         spread = np.array([np.ptp(g[~np.isnan(g)]) > 0 if (~np.isnan(g)).any() else False for g in grouped])
         return Rollout(
-            completions, request, rewards, scores.astype(np.float32), np.repeat(spread, self.group)
+            completions,
+            request,
+            rewards,
+            scores.astype(np.float32),
+            np.repeat(spread, self.group),
+            step_rewards,
+            steps,
         )
 
     def _score_rows(self, params, frozen, reference, batch):
@@ -281,35 +299,6 @@ class Trainer(OnPolicyTrainer):
         model = models.merge(self.reference_definition, reference)
         ref = score_tokens(model, tokens, lengths, mask, temperature=temperature)
         return scores.logps, ref.logps, scores.entropy
-
-
-def _replaced(kept: Rollout, more: Rollout, group: int) -> Rollout:
-    """`kept` with groups of `more` that teach something in place of those that do not, as far as there are any."""
-    gaps, fills = (np.flatnonzero(x.reshape(-1, group)[:, 0]) for x in (~kept.informative, more.informative))
-    rows = len(kept.scores)
-    pick = np.arange(rows)
-    for gap, fill in zip(gaps, fills, strict=False):
-        pick[gap * group : (gap + 1) * group] = rows + np.arange(fill * group, (fill + 1) * group)
-
-    def joined(a: Any, b: Any) -> Any:
-        if isinstance(a, np.ndarray):
-            return np.concatenate([a, b])[pick]
-        return [(*a, *b)[i] for i in pick]
-
-    def fields_of(a: Any, b: Any, names: str) -> dict[str, Any]:
-        return {name: joined(getattr(a, name), getattr(b, name)) for name in names.split()}
-
-    first, second = kept.request, more.request
-    texts = fields_of(first, second, "prompts completions prompt_ids completion_ids")
-    columns = {name: joined(first.columns[name], second.columns[name]) for name in first.columns}
-    arrays = fields_of(kept.rewards, more.rewards, "scores token_rewards valid")
-    drawn = "tokens mask lengths logps sampling_logps finish_reason"
-    return Rollout(
-        Completions(**fields_of(kept.completions, more.completions, drawn)),
-        RewardRequest(**texts, columns=columns, width=first.width),
-        Rewards(**arrays, metrics=kept.rewards.metrics),
-        **fields_of(kept, more, "scores informative"),
-    )
 
 
 def train_grpo(
@@ -337,7 +326,12 @@ def train_grpo(
         train = config.train
         vocabulary = policy.config.vocab_size
         reward, _ = build_reward(
-            config.reward, reward, batch_size=train.score_batch_size, vocabulary=vocabulary
+            config.reward,
+            reward,
+            batch_size=train.score_batch_size,
+            vocabulary=vocabulary,
+            tokenizer=tokenizer,
+            step_score="probability" if config.loss.recipe.advantages == "process" else "minimum",
         )
         reference = policy
         if config.reference.path and config.loss.beta:

@@ -10,7 +10,14 @@ from jaxalign.training.optimizer import OptimizerConfig
 
 LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "gmpo", "rloo", "reinforce", "reinforce++"]
 AdvantageName = Literal[
-    "group", "group_mean", "batch", "leave_one_out", "global", "reinforce++", "reinforce++_baseline"
+    "group",
+    "group_mean",
+    "batch",
+    "leave_one_out",
+    "global",
+    "reinforce++",
+    "reinforce++_baseline",
+    "process",
 ]
 
 
@@ -54,7 +61,9 @@ class GRPOLossConfig:
       name: the algorithm: grpo, dr_grpo, dapo, gspo, cispo, gmpo, rloo, reinforce or reinforce++.
       advantages: from rewards: group (less the group's mean, over its standard deviation), group_mean (less
         the mean only), batch (over the batch's deviation), leave_one_out, global (over the whole batch, no
-        groups), reinforce++ (with the KL in the reward) or reinforce++_baseline; auto takes the algorithm's.
+        groups), reinforce++ (with the KL in the reward), reinforce++_baseline, or process (token rewards of steps,
+        normalised over the group; a token's is the sum of those still to come, and a score is part of the last
+        step's reward); auto takes the algorithm's.
       clip_low: the ratio is clipped at 1 - clip_low; -1 takes the algorithm's.
       clip_high: and at 1 + clip_high (cispo: at clip_high itself); -1 takes the algorithm's.
       dual_clip: bound on the loss where the advantage is negative, above 1; 0 turns it off (grpo, dr_grpo, dapo).
@@ -97,6 +106,12 @@ class GRPOLossConfig:
             raise ValueError(
                 f"loss.importance_cap weighs tokens, and loss.name={self.name} has one loss a completion; "
                 "use one of " + ", ".join(sorted(set(RECIPES) - ROW_LOSSES))
+            )
+
+        if self.advantages == "process" and self.name in ROW_LOSSES:
+            raise ValueError(
+                f"loss.advantages=process differs from token to token, and loss.name={self.name} has one loss a "
+                "completion; use one of " + ", ".join(sorted(set(RECIPES) - ROW_LOSSES))
             )
 
     @property

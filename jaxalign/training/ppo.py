@@ -153,7 +153,7 @@ def train_ppo(
     with Run.open(config.run, config, "ppo") as run:
         if policy is None:
             policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
-        parts = build(config, policy, reward, mesh, key=jax.random.fold_in(key, 1))
+        parts = build(config, policy, reward, mesh, key=jax.random.fold_in(key, 1), tokenizer=tokenizer)
         rollout_key = jax.random.fold_in(key, 2)
         trainer = Trainer(
             config=config,

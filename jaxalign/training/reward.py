@@ -1,4 +1,4 @@
-"""Reward modelling: a scalar per completion from comparisons or best-of-n labels."""
+"""Reward modelling: a scalar per completion from comparisons or best-of-n labels, or per step from step labels."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from jaxalign.data import (
     DataConfig,
     collate_comparisons,
     collate_rankings,
+    collate_steps,
     eval_batches,
     load_dataset,
 )
@@ -26,6 +27,7 @@ from jaxalign.training import setup
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
+from jaxalign.training.process_reward import held_out_steps, process_loss, step_count
 from jaxalign.training.reward_ensemble import EnsembleConfig, train_ensemble
 from jaxalign.training.scoring import ScalarPolicy
 from jaxalign.training.setup import ModelSource, TrainResult
@@ -38,16 +40,22 @@ class RewardLossConfig:
     """The reward model's loss.
 
     Attributes:
-      labels: pairs (Bradley-Terry on chosen and rejected) or best_of_n (softmax over candidates).
+      labels: pairs (Bradley-Terry on chosen and rejected), best_of_n (softmax over candidates) or steps (a process
+        reward model: cross-entropy where each step of a solution ends).
       label_smoothing: chance that a label is flipped, in [0, 0.5), for pairs.
       center_coefficient: weight of (chosen + rejected) squared, which keeps scores near 0, for pairs.
       use_margin: subtract the data's margin from each difference, for pairs.
     """
 
-    labels: Literal["pairs", "best_of_n"] = "pairs"
+    labels: Literal["pairs", "best_of_n", "steps"] = "pairs"
     label_smoothing: float = 0.0
     center_coefficient: float = 0.0
     use_margin: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "center_coefficient", "use_margin"):
+            if self.labels == "steps" and getattr(self, name):
+                raise ValueError(f"loss.{name} is for pairs; loss.labels=steps has no use for it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +66,7 @@ class RewardConfig:
       run: folder, seed, device, and how often to log, evaluate and save.
       model: the causal language model whose trunk is taken.
       head: the scalar head.
-      data: comparisons or best-of-n labels.
+      data: comparisons, best-of-n labels, or solutions in steps with a label each (data.separator ends a step).
       loss: the loss.
       train: batches and length.
       optimizer: AdamW and its schedule.
@@ -66,7 +74,8 @@ class RewardConfig:
       mesh: devices by axis.
       ensemble: several reward models at once, for rewards that doubt.
       normalize: after training set gain and bias so that scores of the held-out (else the
-        training) completions have mean 0 and variance 1.
+        training) completions have mean 0 and variance 1; null does so but for steps, whose scores are
+        logits with a scale of their own.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -79,18 +88,35 @@ class RewardConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
-    normalize: bool = True
+    normalize: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.normalize and self.loss.labels == "steps":
+            raise ValueError(
+                "normalize=true: the scores of loss.labels=steps are logits, which gain and bias would spoil; "
+                "leave it out"
+            )
+        if self.ensemble.size > 1 and self.loss.labels == "steps":
+            raise ValueError(
+                "ensemble.size above 1 is for loss.labels=pairs and best_of_n: the members' rewards are made one "
+                f"a completion; got {self.ensemble.size} with loss.labels=steps"
+            )
         if self.ensemble.members == "heads" and self.lora.enabled:
             raise ValueError(
                 "ensemble.members=heads and lora.enabled: choose one; heads leave the trunk as it is, and "
                 "ensemble.members=models gives each member an adapter of its own"
             )
 
+    @property
+    def normalizes(self) -> bool:
+        """Whether scores are brought to mean 0 and variance 1 after training."""
+        return self.loss.labels != "steps" if self.normalize is None else self.normalize
+
 
 def reward_loss(policy: ScalarPolicy, config: RewardLossConfig):
-    """Builds the loss function of `make_update`: the mean over pairs (questions) of the whole batch."""
+    """Builds the loss function of `make_update`: the mean over pairs (questions, steps) of the whole batch."""
+    if config.labels == "steps":
+        return process_loss(policy)
 
     def pair_terms(rewards, batch):
         chosen, rejected = rewards[:, 0], rewards[:, 1]
@@ -129,6 +155,14 @@ def reward_loss(policy: ScalarPolicy, config: RewardLossConfig):
     return loss
 
 
+# Kind of data, how a batch is made and laid out for micro-batches, and what the loss is a mean over.
+LABELS = {
+    "pairs": ("comparison", collate_comparisons, pair_axis, valid_rows),
+    "best_of_n": ("ranking", collate_rankings, question_axis, valid_rows),
+    "steps": ("stepwise", collate_steps, dict, step_count),
+}
+
+
 def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = None) -> TrainResult:
     """Trains a reward model on the trunk of a causal language model.
 
@@ -139,20 +173,20 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
 
     Returns:
       The run folder, final metrics (`eval/accuracy` and `eval/margin` over held-out pairs, each with a
-        95% interval `..._low`, `..._high`) and the `ScalarModel`. With `config.ensemble.size` above 1 a list of
-        them, and the metrics of their mean score, see `reward_ensemble.HeldOut.metrics`.
+        95% interval `..._low`, `..._high`; of steps those of `process_reward.step_measures`) and the `ScalarModel`.
+        With `config.ensemble.size` above 1 a list of them, and the metrics of their mean score, see
+        `reward_ensemble.HeldOut.metrics`.
 
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.
     """
     mesh = setup.start(config.run, config.mesh)
     key = jax.random.key(config.run.seed)
-    pairs = config.loss.labels == "pairs"
-    collate, arrange = (collate_comparisons, pair_axis) if pairs else (collate_rankings, question_axis)
+    kind, collate, arrange, count = LABELS[config.loss.labels]
+    steps = models.StepMarks(separator=config.data.separator) if kind == "stepwise" else None
     with Run.open(config.run, config, "reward") as run:
         if model is None:
             model, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
-        kind = "comparison" if pairs else "ranking"
         data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
         setup.check_context(model.config, data)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
@@ -167,25 +201,23 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
                 collate=lambda examples, numbers: arrange(collate(examples, numbers)),
                 loss_of=lambda policy: reward_loss(policy, config.loss),
             )
-        scalar = models.create_scalar_model(model, config.head, key=jax.random.fold_in(key, 1))
+        scalar = models.create_scalar_model(model, config.head, key=jax.random.fold_in(key, 1), steps=steps)
         policy, trained, frozen = setup.scalar_of(scalar, config.lora, mesh, key=jax.random.fold_in(key, 2))
         total = config.train.total_steps(len(data.train))
         optimizer, schedule = make_optimizer(config.optimizer, total)
         loss = reward_loss(policy, config.loss)
-        update = make_update(loss, valid_rows, optimizer, accumulation_steps=config.train.accumulation_steps)
+        update = make_update(loss, count, optimizer, accumulation_steps=config.train.accumulation_steps)
         size = config.train.eval_batch_size or config.train.batch_size
 
         def place(batch):
             return shard_batch(setup.device_part(arrange(batch)), mesh)
 
-        evaluate_batch = make_evaluation(loss, valid_rows)
+        evaluate_batch, limit = make_evaluation(loss, count), config.train.eval_batches
         held_out = evaluation(
-            evaluate_batch,
-            lambda: eval_batches(data.validation, size, collate),
-            frozen,
-            place,
-            config.train.eval_batches,
+            evaluate_batch, lambda: eval_batches(data.validation, size, collate), frozen, place, limit
         )
+        if steps:
+            held_out = held_out_steps(policy, data.validation, frozen, place, batch_size=size, limit=limit)
         update_key = jax.random.fold_in(key, 3)
         loop = Loop(
             run=run,
@@ -199,7 +231,7 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
             learning_rate=schedule,
         )
         state, metrics = loop.fit(create_state(trained, optimizer))
-        if config.normalize:
+        if config.normalizes:
             batches = eval_batches(data.validation or data.train, size, collate)
             gain, bias = normalization(evaluate_batch, state.params, frozen, map(place, batches))
             frozen = models.with_normalizer(frozen, gain=gain, bias=bias)

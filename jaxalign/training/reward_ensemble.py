@@ -317,7 +317,7 @@ def train_ensemble(
         return score_held_out(evaluate, params, frozen, placed, limit)
 
     def evaluated(state: TrainState) -> dict[str, float]:
-        return held_out(state.params, train.eval_batches).metrics(normalize=config.normalize)
+        return held_out(state.params, train.eval_batches).metrics(normalize=config.normalizes)
 
     members = [
         BatchIterator(data.train, batch_size=train.batch_size, seed=seed, collate=collate)
@@ -334,7 +334,7 @@ def train_ensemble(
         learning_rate=schedule,
     )
     state, metrics = loop.fit(create_member_states(trained, optimizer, len(members)))
-    if config.normalize:
+    if config.normalizes:
         gain, bias = held_out(state.params).normalizer()
         for index, pair in enumerate(zip(gain, bias, strict=True)):
             metrics[f"final/member-{index}/gain"], metrics[f"final/member-{index}/bias"] = map(float, pair)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxalign import models
+from jaxalign.data import check_separator
 from jaxalign.errors import ConfigError
 from jaxalign.models.heads import ScalarModel
-from jaxalign.rewards import EnsembleReward, ModelReward, WeightedMix, load_function
+from jaxalign.rewards import EnsembleReward, ModelReward, ProcessReward, WeightedMix, load_function
+from jaxalign.rewards.process import StepScore
 from jaxalign.training import setup
 
 
@@ -16,18 +18,23 @@ class RewardSource:
     """Where rewards come from: a reward model, Python functions, or a weighted mix of both.
 
     Attributes:
-      model: folder of a reward model or of a reward ensemble (or its run folder); empty for none.
+      model: folder of a reward model, a process reward model or a reward ensemble (or its run folder); empty for none.
       models: in place of model, folders of several reward models that make an ensemble.
       aggregate: one score of an ensemble's: mean, mean_minus_std (mean - aggregate_coefficient * standard
         deviation over the members) or worst (the smallest).
       aggregate_coefficient: lambda of mean_minus_std.
+      step_score: what a step earns by a process reward model: minimum (change of its lowest probability so far),
+        difference (change of the probability), probability or logit; auto takes probability where
+        loss.advantages=process, else minimum.
+      separator: text that ends a step; empty takes what the process reward model was trained with.
       functions: Python functions, as package.module:function or file.py:function.
       model_weight: weight of the reward model (or ensemble) in the mix.
       weights: weights of the functions, in their order; empty for 1 each.
       missing_stop_penalty: taken from the score of a completion without a stop token.
       missing_stop_score: score of a completion without a stop token, in place of its own; None keeps it.
-      clip: scores are clipped to +-clip; 0 turns it off.
-      normalize: divide scores by their running standard deviation, after taking the running mean away.
+      clip: scores are clipped to +-clip (token rewards are not); 0 turns it off.
+      normalize: divide scores by their running standard deviation, after taking the running mean away (token
+        rewards are left as they are).
       whiten: scale token rewards to variance 1 over the rollout batch, the mean kept.
     """
 
@@ -35,6 +42,8 @@ class RewardSource:
     models: tuple[str, ...] = ()
     aggregate: Literal["mean", "mean_minus_std", "worst"] = "mean"
     aggregate_coefficient: float = 1.0
+    step_score: Literal["auto"] | StepScore = "auto"
+    separator: str = ""
     functions: tuple[str, ...] = ()
     model_weight: float = 1.0
     weights: tuple[float, ...] = ()
@@ -58,6 +67,7 @@ class RewardSource:
                 f"reward.aggregate_coefficient = {self.aggregate_coefficient} is read with "
                 f"reward.aggregate=mean_minus_std only, got {self.aggregate}"
             )
+        check_separator("reward.separator", self.separator)
         if self.weights and len(self.weights) != len(self.functions):
             raise ValueError(
                 f"reward.weights: expected one weight for each of the {len(self.functions)} functions, "
@@ -66,7 +76,13 @@ class RewardSource:
 
 
 def build_reward(
-    source: RewardSource, reward: Any, *, batch_size: int, vocabulary: int
+    source: RewardSource,
+    reward: Any,
+    *,
+    batch_size: int,
+    vocabulary: int,
+    tokenizer: Any = None,
+    step_score: StepScore = "minimum",
 ) -> tuple[Any, ScalarModel | None]:
     """The reward, and the reward model in it where there is one (of an ensemble: its first member).
 
@@ -75,9 +91,12 @@ def build_reward(
       reward: a live reward, scalar model or sequence of scalar models (an ensemble), in place of `source`; or None.
       batch_size: rows that a reward model scores at once.
       vocabulary: the policy's; a reward model must know as many tokens.
+      tokenizer: the policy's; a process reward model needs it.
+      step_score: what `auto` stands for.
 
     Raises:
-      ConfigError: no reward, no such function, or a rule for ensembles where there is none.
+      ConfigError: no reward, no such function, a rule for ensembles where there is none, or a process reward
+        model that is a member of one or has no separator.
       ModelError, UserError: a reward model that is damaged or does not fit.
     """
 
@@ -87,7 +106,9 @@ def build_reward(
                 raise ConfigError(
                     f"reward.aggregate={source.aggregate} needs an ensemble; there is one reward model only"
                 )
-            return ModelReward(found, batch_size=batch_size, vocabulary=vocabulary), found
+            return alone(found), found
+        if any(member.steps for member in found):
+            raise ConfigError("reward.models: a process reward model cannot be a member of an ensemble")
         ensemble = EnsembleReward(
             found,
             aggregate=source.aggregate,
@@ -96,6 +117,18 @@ def build_reward(
             vocabulary=vocabulary,
         )
         return ensemble, found[0]
+
+    def alone(found: ScalarModel) -> ModelReward | ProcessReward:
+        if found.steps is None:
+            return ModelReward(found, batch_size=batch_size, vocabulary=vocabulary)
+        return ProcessReward(
+            found,
+            tokenizer,
+            separator=source.separator,
+            score=step_score if source.step_score == "auto" else source.step_score,
+            batch_size=batch_size,
+            vocabulary=vocabulary,
+        )
 
     if isinstance(reward, ScalarModel) or _is_ensemble(reward):
         return scored_by(reward)
@@ -116,6 +149,9 @@ def build_reward(
         weights[label] = source.weights[index] if source.weights else 1.0
     if not rewards:
         raise ConfigError("reward: expected reward.model, reward.models or reward.functions; there is none")
+    if (source.separator or source.step_score != "auto") and (model is None or model.steps is None):
+        name = "separator" if source.separator else "step_score"
+        raise ConfigError(f"reward.{name} is for a process reward model; reward.model names none")
     return WeightedMix(rewards, weights), model
 
 

@@ -13,6 +13,7 @@ from jaxalign.data import (
     collate_demonstrations,
     collate_prompts,
     collate_rankings,
+    collate_steps,
     eval_batches,
 )
 from jaxalign.errors import DataError
@@ -121,3 +122,12 @@ def test_evaluation_covers_every_row_once(size):
 def test_no_example_is_an_error():
     with pytest.raises(ValueError, match="at least one example"):
         iterator([])
+
+
+def test_labels_lie_where_steps_end():
+    row = Example(((1, 2, 3, 4, 5),), ((False, False, True, False, True),), (1,), "p", labels=(0.25, 1.0))
+    short = Example(((1, 2),), ((False, True),), (1,), "p", labels=(1.0,))
+    batch = collate_steps([row, short], [0, 1])
+    assert batch["labels"].dtype == np.float32
+    np.testing.assert_array_equal(batch["labels"][:, :6], [[0, 0, 0.25, 0, 1, 0], [0, 1, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch["mask"].sum(1), [2, 1])

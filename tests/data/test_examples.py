@@ -10,6 +10,7 @@ from jaxalign.data import (
     PromptRecord,
     Ranking,
     Rating,
+    Stepwise,
     chat_format,
     make_example,
 )
@@ -132,3 +133,91 @@ def test_answers_labelled_bad_are_not_imitated(chat):
 def test_a_record_of_another_kind_is_left_out_with_a_reason(chat, kind):
     with pytest.raises(Filtered, match=f"not a {kind} but a prompt"):
         make_example(PromptRecord("abc"), kind, chat, limits())
+
+
+SOLUTION = Stepwise("abc", ("de", "f", "gh"), (1.0, 0.0, 0.5))  # abc de. f. gh. are 3 + 3 + 2 + 3 tokens
+
+
+def ends_of(example):
+    return [i for i, ends in enumerate(example.masks[0]) if ends]
+
+
+def stepwise(record, chat, rule, separator="."):
+    return make_example(record, "stepwise", chat, rule, separator=separator)
+
+
+def test_a_label_sits_at_the_last_token_of_its_steps_separator(chat, plain_bytes):
+    example = stepwise(SOLUTION, chat, limits())
+    assert plain_bytes.decode(list(example.rows[0])) == "abcde.f.gh."
+    assert ends_of(example) == [5, 7, 10]
+    assert example.labels == (1.0, 0.0, 0.5)
+    assert plain_bytes.decode(list(example.prompt_tokens)) == "abc"
+    assert not example.truncated
+    two = stepwise(SOLUTION, chat, limits(), separator="; ")
+    assert plain_bytes.decode(list(two.rows[0])) == "abcde; f; gh; "
+    assert ends_of(two) == [6, 9, 13]
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "ends", "labels"),
+    [
+        (limits(10, truncation="cut_completion"), "abcde.f.", [5, 7], (1.0, 0.0)),
+        (limits(6, truncation="cut_completion"), "abcde.", [5], (1.0,)),
+        (limits(9, truncation="cut_prompt_start"), "cde.f.gh.", [3, 5, 8], (1.0, 0.0, 0.5)),
+    ],
+)
+def test_steps_that_fall_off_go_with_their_labels(chat, plain_bytes, rule, text, ends, labels):
+    example = stepwise(SOLUTION, chat, rule)
+    assert plain_bytes.decode(list(example.rows[0])) == text
+    assert (ends_of(example), example.labels, example.truncated) == (ends, labels, True)
+
+
+@pytest.mark.parametrize(
+    ("record", "rule", "reason"),
+    [
+        (SOLUTION, limits(10), "too long"),
+        (SOLUTION, limits(5, truncation="cut_completion"), "no whole step"),
+        (Stepwise("a", ("b", " "), (1.0, 1.0)), limits(), "a step without text"),
+        (Stepwise("a", ("b.c",), (1.0,)), limits(), "the separator inside a step"),
+        (Rating("a", "b", None, True), limits(), "not a solution in steps but a rating"),
+    ],
+)
+def test_steps_that_cannot_be_used_are_left_out_with_a_reason(chat, record, rule, reason):
+    with pytest.raises(Filtered, match=f"^{reason}$"):
+        stepwise(record, chat, rule)
+
+
+def test_a_separator_that_a_step_brings_along_is_not_doubled(chat):
+    assert stepwise(Stepwise("abc", ("de.", "f", "gh."), SOLUTION.labels), chat, limits()) == stepwise(
+        SOLUTION, chat, limits()
+    )
+
+
+# These tokenizers merge "hi", and a full stop with a newline.
+@pytest.mark.parametrize(
+    ("name", "template", "separator"),
+    [("plain_bytes", "plain", "h"), ("chatml", "tokenizer", "h"), ("spaced", "markers", "\n")],
+)
+def test_no_token_holds_the_end_of_a_step_and_the_beginning_of_the_next(name, template, separator, request):
+    chat = chat_format(request.getfixturevalue(name), template, "", "Human:", "Assistant:")
+    steps = ("so.", "i is", " a.")
+    example = stepwise(Stepwise("Q", steps, (1.0, 1.0, 1.0)), chat, limits(), separator)
+    row, start = list(example.rows[0]), len(example.prompt_tokens)
+    assert row[:start] == chat.prompt_ids("Q")
+    lead = " " if template == "markers" else ""
+    for step, end in zip((lead + steps[0], *steps[1:]), ends_of(example), strict=True):
+        assert row[start : end + 1] == chat.continuation_ids(step) + chat.continuation_ids(separator)
+        start = end + 1
+    assert start == len(row)
+    # As one text they are fewer tokens.
+    whole = chat.continuation_ids(lead + "".join(step + separator for step in steps))
+    assert len(whole) < len(row) - len(example.prompt_tokens)
+
+
+def test_a_template_that_changes_the_answer_is_refused(plain_bytes):
+    from jaxalign.errors import DataError
+    from tests.data.conftest import byte_tokenizer
+
+    upper = byte_tokenizer("{% for m in messages %}[{{ m['content'] | upper }}]{% endfor %}")
+    with pytest.raises(DataError, match="the chat template changes the answer"):
+        chat_format(upper, "tokenizer", "", "", "").steps("q", ["abc"], ";")

@@ -10,6 +10,7 @@ from jaxalign.data import (
     PromptRecord,
     Ranking,
     Rating,
+    Stepwise,
     read_records,
 )
 from jaxalign.errors import DataError
@@ -78,6 +79,11 @@ TABLE = [
     ("scored_conversation", SCORED, Rating((U("Hi"),), "Hello", 4.5, None, "ok")),
     ("kto_chat", {"messages": CHAT, "label": False}, Rating((U("Hi"),), "Hello", None, False)),
     ("kto", {"prompt": "P", "completion": "C", "label": True}, Rating("P", "C", None, True)),
+    (
+        "stepwise",
+        {"prompt": "P", "completions": ["a", "b", "c"], "labels": [True, 0, 0.25]},
+        Stepwise("P", ("a", "b", "c"), (1.0, 0.0, 0.25)),
+    ),
     ("messages", {"messages": CHAT}, Demonstration((U("Hi"), A("Hello")), None)),
     (
         "conversations",
@@ -194,3 +200,23 @@ def test_unknown_layout_and_unknown_format_are_named(write):
         read_records(path)
     with pytest.raises(DataError, match="'hh' is not known; expected auto or one of"):
         read_records(path, format="hh")
+
+
+BAD_STEPS = [
+    ({"completions": ["a", "b"], "labels": [True]}, "'labels': expected one for each of the 2 steps, got 1"),
+    ({"completions": [], "labels": []}, "'completions': expected at least one step, got an empty list"),
+    ({"completions": ["a"], "labels": [1.5]}, r"'labels': step 1: expected true, .* in \[0, 1\], got 1.5"),
+    ({"completions": ["a"], "labels": [float("nan")]}, "'labels': step 1: expected true, .* got nan"),
+    ({"completions": ["a", "b"], "labels": [1, -1]}, "'labels': step 2: expected true, .* got -1"),
+    ({"completions": ["a"], "labels": ["yes"]}, "'labels': step 1: expected true, .* got 'yes'"),
+    ({"completions": ["a", 2], "labels": [1, 1]}, "'completions': step 2: expected text, got int"),
+    ({"completions": "a", "labels": [1]}, "'completions': expected a list, one for each step, got str"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_STEPS)
+def test_wrong_steps_are_named_by_file_and_line(write, fields, message):
+    good = {"prompt": "P", "completions": ["a"], "labels": [True]}
+    path = write([good, {"prompt": "P"} | fields])
+    with pytest.raises(DataError, match=f"rows.jsonl:2: field {message}"):
+        read_records(path)

@@ -2,12 +2,14 @@
 
 Run by `make goldens`, in a venv with torch. Writes tests/golden/models/FAMILY/ with
 - config.json and model.safetensors, by transformers;
-- saved.json and reward.json: every JSON file of the folder that jaxalign saves from it, as a
-  language model and as a reward model; transformers loaded both folders without a missing or
-  left-over tensor. Their tensors are those of model.safetensors, byte for byte (the reward model's
-  without the vocabulary head, with `reward_score`), and are not kept twice;
+- saved.json, reward.json and process.json: every JSON file of the folder that jaxalign saves from it, as a
+  language model, as a reward model and as a process reward model (a token classifier; Gemma 3 has none); transformers
+  loaded these folders without a missing or left-over tensor. Their tensors are those of model.safetensors, byte for
+  byte (the reward models' without the vocabulary head, with `reward_score`, the process one's with a bias of 0.5),
+  and are not kept twice;
 - golden.npz: tokens [B, T]; logits [B, T, V] and saved_logits, by transformers from its own folder and from
-  jaxalign's; reward_score [D] and saved_scores [B], the head and what transformers' classifier gives; versions.
+  jaxalign's; reward_score [D], saved_scores [B] and saved_token_scores [B, T], the head and what transformers'
+  classifiers of rows and of tokens give; versions.
 """
 
 import json
@@ -20,7 +22,11 @@ import numpy as np
 import torch
 import transformers
 from safetensors.numpy import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 HERE = Path(__file__).parent / "models"
 SMALL = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 48}
@@ -111,6 +117,8 @@ def main() -> None:
             "reward_score": score,
             "saved_scores": save_and_load_reward(ours, score, folder, tokens),
         }
+        if ours.config.family != "gemma3_text":
+            golden["saved_token_scores"] = save_and_load_process(ours, score, folder, tokens)
         worst = float(np.abs(golden["saved_logits"] - logits).max())
         print(f"{name}: transformers loads what jaxalign saves; largest difference of logits {worst:.2e}")
         assert worst < 1e-4, worst
@@ -135,10 +143,7 @@ def save_and_load_reward(model, score: np.ndarray, folder: Path, tokens: np.ndar
 
     from jaxalign import models
 
-    scalar = models.create_scalar_model(model, key=jax.random.key(0))
-    params = scalar.params
-    params["head"]["score"] = jax.numpy.asarray(score)
-    scalar = models.ScalarModel(scalar.config, scalar.head_config, params)
+    scalar = scalar_model(model, score)
     with tempfile.TemporaryDirectory() as temporary:
         saved = models.save_reward_model(scalar, Path(temporary) / "saved")
         keep_json(saved, folder / "reward.json")
@@ -153,6 +158,35 @@ def save_and_load_reward(model, score: np.ndarray, folder: Path, tokens: np.ndar
     print(f"{folder.name}: {type(loaded).__name__}; largest difference of scores {worst:.2e}")
     assert worst < 1e-4, worst
     return theirs
+
+
+def save_and_load_process(model, score: np.ndarray, folder: Path, tokens: np.ndarray) -> np.ndarray:
+    """Logits [B, T] that transformers' one-label token classifier gives from our folder; writes process.json."""
+    import jax
+
+    from jaxalign import models
+
+    scalar = scalar_model(model, score, bias=0.5, steps=models.StepMarks(separator="\n"))
+    with tempfile.TemporaryDirectory() as temporary:
+        saved = models.save_reward_model(scalar, Path(temporary) / "saved")
+        keep_json(saved, folder / "process.json")
+        loaded = load(AutoModelForTokenClassification, saved)
+        theirs = logits_of(loaded, tokens)[..., 0]
+    worst = float(np.abs(np.asarray(scalar.per_token(jax.numpy.asarray(tokens))) - theirs).max())
+    print(f"{folder.name}: {type(loaded).__name__}; largest difference of token scores {worst:.2e}")
+    assert worst < 1e-4, worst
+    return theirs
+
+
+def scalar_model(model, score: np.ndarray, *, bias: float = 0.0, steps=None):
+    """The trunk of a language model under a head of these weights."""
+    import jax
+
+    from jaxalign import models
+
+    definition, params = models.split(models.create_scalar_model(model, key=jax.random.key(0), steps=steps))
+    params["head"]["score"] = jax.numpy.asarray(score)
+    return models.merge(definition, models.with_normalizer(params, gain=1.0, bias=bias))
 
 
 def load(auto_class, folder: Path):

@@ -129,3 +129,26 @@ def test_gdpo_in_parts_with_the_batchs_statistics_is_the_whole():
 def test_an_unknown_scale_is_named():
     with pytest.raises(Exception, match="batches"):
         losses.group_advantages(f(1, 2), 2, scale="batches")
+
+
+def test_process_advantages_by_hand():
+    # Two completions: steps of rewards 1 and 0 that end at tokens 1 and 3; one step of reward 1/2 at token 2.
+    rewards = jnp.asarray([[np.nan, 1, np.nan, 0], [7, np.nan, 0.5, np.nan]], jnp.float32)
+    steps = jnp.asarray([[0, 1, 0, 1], [0, 0, 1, 0]])
+    mask = jnp.asarray([[1, 1, 1, 1], [0, 1, 1, 1]])
+    found = losses.process_group_advantages(rewards, steps, 2, mask, epsilon=0.0)
+    # The three rewards have mean 1/2 and deviation 1/2: 1, -1 and 0.
+    np.testing.assert_allclose(found, [[1 - 1, 1 - 1, -1, -1], [0, 0, 0, 0]], atol=1e-6)
+    # The last step is a quarter better: mean 7/12, squares of (5, -7, 2)/12 over 2; then what is to come.
+    found = losses.process_group_advantages(rewards.at[1, 2].set(0.75), steps, 2, mask, epsilon=0.1)
+    scale = np.sqrt((5**2 + 7**2 + 2**2) / 2) / 12 + 0.1
+    expected = np.asarray([[5 - 7, 5 - 7, -7, -7], [0, 2, 2, 0]]) / 12 / scale
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_step_a_completion_is_outcome_supervision():
+    rewards, last = f(1, 2, 6, -3, 0, 0.5), jnp.zeros((6, 3)).at[:, 2].set(1)
+    found = losses.process_group_advantages(rewards[:, None] * last, last, 3)
+    np.testing.assert_allclose(
+        found, losses.group_advantages(rewards, 3)[:, None] * jnp.ones((6, 3)), rtol=1e-6
+    )

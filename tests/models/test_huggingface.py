@@ -87,6 +87,62 @@ def test_scores_equal_the_classifiers_of_transformers(family, tmp_path):
     np.testing.assert_allclose(scores, golden["saved_scores"], atol=1e-4)
 
 
+TOKEN_CLASSIFIERS = [name for name in FAMILIES if (GOLDEN / name / "process.json").is_file()]
+
+
+def process_model(family: str) -> models.ScalarModel:
+    scalar = reward_model(family)
+    params = models.with_normalizer(scalar.params, gain=1.0, bias=0.5)
+    return models.ScalarModel(scalar.config, scalar.head_config, params, models.StepMarks(separator="\n"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_process_reward_folder_is_the_one_transformers_loaded(family, tmp_path):
+    models.save_reward_model(process_model(family), tmp_path / "saved")
+    if family not in TOKEN_CLASSIFIERS:
+        assert family == "gemma3_text"  # transformers has no token classifier of this family
+        assert models.load_reward_model(tmp_path / "saved").steps == models.StepMarks(separator="\n")
+        return
+    head = "classifier" if family.startswith("gpt") else "score"
+    tensors = load_file(GOLDEN / family / "model.safetensors")
+    tensors = {n: a for n, a in tensors.items() if n not in ("lm_head.weight", "embed_out.weight")}
+    tensors[f"{head}.weight"] = np.load(GOLDEN / family / "golden.npz")["reward_score"][None]
+    tensors[f"{head}.bias"] = np.asarray([0.5], np.float32)
+    assert_folder(tmp_path / "saved", json.loads((GOLDEN / family / "process.json").read_text()), tensors)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_step_logits_equal_the_token_classifiers_of_transformers(family, tmp_path):
+    golden = np.load(GOLDEN / family / "golden.npz")
+    models.save_reward_model(process_model(family), tmp_path / "saved")
+    again = models.load_reward_model(tmp_path / "saved")
+    np.testing.assert_allclose(
+        again.per_token(jnp.asarray(golden["tokens"])), golden["saved_token_scores"], atol=1e-4
+    )
+    assert again.steps == models.StepMarks(separator="\n")
+
+
+def test_a_token_classifier_of_two_labels_is_read_as_the_difference(tmp_path):
+    # As TRL trains them: its folder says nothing of a separator, and its labels are wrong and right.
+    folder = models.save_reward_model(process_model("llama"), tmp_path / "saved")
+    (folder / "jaxalign_head.json").unlink()
+    tensors = load_file(folder / "model.safetensors")
+    weight, bias = tensors["score.weight"], tensors["score.bias"]
+    tensors["score.weight"] = np.concatenate([0.5 * weight, 1.5 * weight])
+    tensors["score.bias"] = np.concatenate([-bias, 0 * bias])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    again = models.load_reward_model(folder)
+    tokens = jnp.arange(12).reshape(2, 6)
+    np.testing.assert_allclose(
+        again.per_token(tokens), process_model("llama").per_token(tokens), rtol=1e-5, atol=1e-5
+    )
+    assert again.steps == models.StepMarks(separator="")
+    tensors["score.weight"] = np.concatenate([weight] * 3)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"shape \(3, 32\); expected .* a single label, or \[2, width\]"):
+        models.load_reward_model(folder)
+
+
 def test_shards_with_an_index_load_exactly(tmp_path):
     model = models.load_pretrained(GOLDEN / "llama")
     models.save_pretrained(model, tmp_path / "saved", max_shard_bytes=20_000)

@@ -13,6 +13,7 @@ from jaxalign.training.sft import SFTConfig
 READERS = {
     "sft": SFTConfig,
     "reward": RewardConfig,
+    "process_reward": RewardConfig,
     "dpo": DPOConfig,
     "grpo": GRPOConfig,
     "openai2019": PPOConfig,

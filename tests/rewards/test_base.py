@@ -73,3 +73,15 @@ def test_a_function_is_given_texts_ids_and_columns():
 def test_a_wrong_return_is_named(value, message):
     with pytest.raises(UserError, match="reward politeness: .*" + message):
         evaluate_reward(returning(value), REQUEST, name="politeness")
+
+
+def test_a_step_ends_where_it_is_said_and_where_there_is_a_reward():
+    tokens, steps = np.zeros((3, 2)), np.zeros((3, 2), bool)
+    tokens[0, 1], steps[0, 0], steps[2, 1] = 0.5, True, True
+    valid = np.array([True, True, False])
+    found = evaluate_reward(returning(Rewards(token_rewards=tokens, valid=valid, steps=steps)), REQUEST)
+    np.testing.assert_array_equal(found.steps, [[True, True], [False, False], [False, False]])
+    np.testing.assert_array_equal(evaluate_reward(returning(tokens), REQUEST).steps, tokens != 0)
+    assert evaluate_reward(returning([1, 2, 3]), REQUEST).steps is None
+    with pytest.raises(UserError, match=r"steps have shape \(3, 1\), expected \(3, 2\)"):
+        evaluate_reward(returning(Rewards(token_rewards=tokens, steps=steps[:, :1])), REQUEST)

@@ -12,6 +12,7 @@ from jaxalign.training.ppo_config import PPOConfig, PPOLossConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
 from jaxalign.training.preference import DPOLossConfig, preference_loss
 from jaxalign.training.preference_losses import FORMS
+from jaxalign.training.process_reward import process_loss, step_count
 from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
 
 KEY = jax.random.key(0)
@@ -61,6 +62,17 @@ def preference_parts(mesh, config):
 def dpo_case(mesh, config=SUPERVISED_DPO):
     policy, definition, trained, frozen, batch = preference_parts(mesh, config)
     return preference_loss(policy, definition, config), valid_rows, trained, frozen, batch
+
+
+def step_case(mesh):
+    scalar = models.create_scalar_model(models.create(shape(), key=KEY), key=KEY)
+    policy, trained, frozen = setup.scalar_of(scalar, None, mesh, key=KEY)
+    batch, rng = rows(8), np.random.default_rng(2)
+    # Rows of one to five steps, whose last tokens are anywhere.
+    batch["mask"] &= rng.random((8, 12)) < 0.5
+    batch["mask"][:, 4] = True
+    batch["labels"] = rng.random((8, 12)).astype(np.float32)
+    return process_loss(policy), step_count, trained, frozen, batch
 
 
 def ppo_case(mesh, config=PLAIN_PPO):

@@ -1,6 +1,8 @@
 """Small data files and configurations for the trainers."""
 
 import json
+import random
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +13,7 @@ from jaxalign.training.loop import TrainConfig
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig
 from jaxalign.training.preference import DPOConfig
-from jaxalign.training.reward import RewardConfig
+from jaxalign.training.reward import RewardConfig, RewardLossConfig
 from jaxalign.training.reward_source import RewardSource
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.sft import SFTConfig
@@ -35,6 +37,19 @@ def pairs_file(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def steps_file(tmp_path_factory):
+    """80 solutions of one to four steps, in no order; a step is right where it begins with a vowel."""
+    path, draw = tmp_path_factory.mktemp("data") / "steps.jsonl", random.Random(0)
+    rows = []
+    for i in range(80):
+        labels = [draw.random() < 0.5 for _ in range(draw.randint(1, 4))]
+        steps = [draw.choice("aeiou" if right else "bcdfg") + "x" * draw.randint(1, 2) for right in labels]
+        rows.append({"prompt": f"q{i} ", "completions": steps, "labels": labels})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def reward_vowels(prompts, completions, *, completion_ids, columns):
     """A fractional reward: the share of vowels."""
     del prompts, columns
@@ -47,9 +62,10 @@ def reward_vowels(prompts, completions, *, completion_ids, columns):
 class Configs:
     """Configurations of every trainer on the tiny model."""
 
-    def __init__(self, model, data):
+    def __init__(self, model, data, steps):
         self.model = ModelSource(path=str(model))
         self.data = DataConfig(train=(str(data),), template="plain", max_length=32, validation_fraction=0.2)
+        self.stepwise = replace(self.data, train=(str(steps),), separator=";")
         self.train = TrainConfig(batch_size=4, steps=4)
         self.optimizer = OptimizerConfig(learning_rate=1e-2, warmup_ratio=0.3)
 
@@ -69,6 +85,10 @@ class Configs:
         parts = {"model": self.model, "data": self.data, "train": self.train, "optimizer": self.optimizer}
         return RewardConfig(run=self.run(output), **(parts | changes))
 
+    def steps(self, output, **changes):
+        loss = RewardLossConfig(labels="steps")
+        return self.reward(output, **({"data": self.stepwise, "loss": loss} | changes))
+
     def dpo(self, output, **changes):
         parts = {"model": self.model, "data": self.data, "train": self.train, "optimizer": self.optimizer}
         return DPOConfig(run=self.run(output), sampling=SamplingConfig(max_new_tokens=4), **(parts | changes))
@@ -87,5 +107,5 @@ class Configs:
 
 
 @pytest.fixture
-def configs(tiny_model_folder, pairs_file):
-    return Configs(tiny_model_folder, pairs_file)
+def configs(tiny_model_folder, pairs_file, steps_file):
+    return Configs(tiny_model_folder, pairs_file, steps_file)

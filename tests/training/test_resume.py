@@ -19,7 +19,13 @@ from jaxalign.training.preference import train_dpo
 from jaxalign.training.reward import train_reward
 from jaxalign.training.sft import train_sft
 
-TRAINERS = {"sft": train_sft, "reward": train_reward, "dpo": train_dpo, "ppo": train_ppo}
+TRAINERS = {
+    "sft": train_sft,
+    "reward": train_reward,
+    "steps": train_reward,
+    "dpo": train_dpo,
+    "ppo": train_ppo,
+}
 
 
 def numbers(folder):

@@ -169,6 +169,22 @@ def plus_plus(inputs, options):
     return torch.nan_to_num(result)
 
 
+def process(inputs, options):
+    """Token by token: the normalised rewards of the steps still to end."""
+    rewards, mask = inputs["rewards"], inputs["mask"].bool()
+    ends = inputs["steps"].bool() & mask
+    result = torch.zeros_like(rewards)
+    size = options["group_size"]
+    for start in range(0, len(rewards), size):
+        rows = range(start, start + size)
+        found = torch.stack([rewards[i, t] for i in rows for t in range(rewards.shape[1]) if ends[i, t]])
+        for i in rows:
+            for t in torch.nonzero(mask[i])[:, 0].tolist():
+                later = [rewards[i, u] for u in range(t, rewards.shape[1]) if ends[i, u]]
+                result[i, t] = sum((r - found.mean()) / (found.std() + 1e-4) for r in later)
+    return result
+
+
 def remax(inputs, options):
     del options
     return torch.where(inputs["mask"], inputs["rewards"] - inputs["greedy_rewards"], 0.0)
@@ -180,6 +196,7 @@ REFERENCES = {
     "global_batch_advantages": lambda i, o: normalized(kinds(i)[:, 0]),
     "group_advantages": group,
     "leave_one_out_advantages": lambda i, o: trl(RLOOTrainer, kinds(i), o["group_size"]),
+    "process_group_advantages": process,
     "gpg_advantages": gpg,
     "reinforce_plus_plus_baseline_advantages": plus_plus_baseline,
     "gdpo_advantages": gdpo,

@@ -28,6 +28,11 @@ def columns(rng) -> Arrays:
     return {"rewards": normal(rng, B, T), "mask": ragged_mask(rng, gaps=True)}
 
 
+def process(rng) -> Arrays:
+    """Step rewards of ragged rows; a step may end at a token that does not count."""
+    return columns(rng) | {"steps": rng.uniform(size=(B, T)) < 0.5}
+
+
 def kinds(rng) -> Arrays:
     """Several rewards, of which one does not apply to a row, and one row has none."""
     mask = np.ones((B, KINDS), bool)
@@ -186,6 +191,14 @@ CASES = [
         "leave_one_out_advantages",
         "TRL 1.16.0 `RLOOTrainer._generate_and_score_completions`",
         options={"group_size": 4},
+    ),
+    group(
+        "process_group_advantages",
+        "float64 derivation",
+        process,
+        options={"group_size": 4},
+        padded=True,
+        wrong=GROUPS | {"epsilon": (-1e-4,)},
     ),
     group(
         "gpg_advantages",
