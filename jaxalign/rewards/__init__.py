@@ -2,15 +2,19 @@
 
 from jaxalign.rewards.base import Reward, RewardRequest, Rewards, evaluate_reward
 from jaxalign.rewards.functions import load_function
+from jaxalign.rewards.judge import Judge, Verdicts, evaluate_judge
 from jaxalign.rewards.mix import WeightedMix
 from jaxalign.rewards.model import ModelReward
 
 __all__ = [
+    "Judge",
     "ModelReward",
     "Reward",
     "RewardRequest",
     "Rewards",
+    "Verdicts",
     "WeightedMix",
+    "evaluate_judge",
     "evaluate_reward",
     "load_function",
 ]

@@ -18,21 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import losses, models
+from jaxalign import losses
 from jaxalign.errors import UserError
 from jaxalign.rewards import RewardRequest, Rewards, evaluate_reward
-from jaxalign.rollout import Completions, join_rows
-from jaxalign.runs import Run
-from jaxalign.training import setup
+from jaxalign.rollout import Completions
 from jaxalign.training.experience import final_scores
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
-from jaxalign.training.on_policy import OnPolicyTrainer, Stopwatch, load_prompts, rollout_metrics, run_updates
-from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.on_policy import Stopwatch, rollout_metrics, step_metrics
+from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.reward_source import build_reward
-from jaxalign.training.scoring import CausalPolicy, score_tokens
+from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
-from jaxalign.training.state import create_state
 from jaxalign.training.step import make_update, mean_of
 
 __all__ = ["GRPOConfig", "train_grpo"]
@@ -67,18 +64,11 @@ def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, 
             per_token += terms * batch["weights"]
             total = jnp.zeros(())
         total += _reduced(config.recipe.reduction, per_token, mask, counts, length)
-        log_ratio = jnp.where(mask, scores.logps - batch["old_logps"], 0.0)
-        ratio = jnp.exp(log_ratio)
+        ratio = jnp.exp(jnp.where(mask, scores.logps - batch["old_logps"], 0.0))
         low, high = config.recipe.clip
         high = high if config.name == "cispo" else 1 + high
-        metrics = {
-            "policy/approx_kl": mean_of(ratio - 1 - log_ratio, mask),
-            "policy/clip_fraction": mean_of((ratio < 1 - low) | (ratio > high), mask),
-            "policy/ratio_mean": mean_of(ratio, mask),
-            "policy/ratio_max": (jnp.max(jnp.where(mask, ratio, 0.0)), jnp.ones(())),
-            "policy/entropy": mean_of(scores.entropy, mask),
-        }
-        return total, metrics
+        clipped = mean_of((ratio < 1 - low) | (ratio > high), mask)
+        return total, step_metrics(scores, batch["old_logps"], mask) | {"policy/clip_fraction": clipped}
 
     return loss
 
@@ -150,22 +140,16 @@ class Rollout:
     informative: np.ndarray  # bool [N]: the row's group has rewards that differ
 
 
-@dataclass(kw_only=True)
-class Trainer(OnPolicyTrainer):
+class Trainer(PolicyTrainer):
     """The live objects of one run."""
 
-    policy: CausalPolicy
-    reference_definition: Any
-    reference: Any
-    optimizer: Any
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         config, temperature = self.config, self.config.sampling.temperature
         loss = grpo_loss(self.policy, config.loss, temperature, config.sampling.max_new_tokens)
         self._update = make_update(
             loss, ppo_counts, self.optimizer, accumulation_steps=config.train.accumulation_steps
         )
-        self._score = jax.jit(self._score_rows)
         self._advantages = jax.jit(
             lambda *arrays: advantages_of(
                 config.loss, arrays[0], arrays[1], config.sampling.num_samples, *arrays[2:]
@@ -178,11 +162,9 @@ class Trainer(OnPolicyTrainer):
         rollout, sampling_metrics = self._rollout(number)
         completions, rewards = rollout.completions, rollout.rewards
         watch.sampled = time.perf_counter()
-        rows = join_rows(rollout.request.prompt_ids, completions, multiple=16)
-        logps, ref_logps, entropy = self.score_rows(
-            rows, lambda batch: self._score(self.state.params, self.frozen, self.reference, batch)
+        rows, logps, ref_logps, entropy, gap = self.score_completions(
+            number, rollout.request.prompt_ids, completions
         )
-        gap = self.check_logps(number, rows, logps, completions)
         config = self.config.loss
         valid = np.asarray(rewards.valid)
         cut = np.array([reason == "length" for reason in completions.finish_reason])
@@ -244,6 +226,11 @@ class Trainer(OnPolicyTrainer):
             "rollout/groups_alike": float((~kept.informative).sum() / self.group),
         }
 
+    @classmethod
+    def reads_reference(cls, config: GRPOConfig) -> bool:
+        """Only for the KL to it."""
+        return bool(config.loss.beta)
+
     @property
     def group(self) -> int:
         """Completions a prompt."""
@@ -269,18 +256,6 @@ class Trainer(OnPolicyTrainer):
         return Rollout(
             completions, request, rewards, scores.astype(np.float32), np.repeat(spread, self.group)
         )
-
-    def _score_rows(self, params, frozen, reference, batch):
-        tokens, lengths, mask = batch["tokens"], batch["lengths"], batch["mask"]
-        temperature = self.config.sampling.temperature
-        scores = self.policy.score(
-            params["policy"], frozen["policy"], tokens, lengths, mask, temperature=temperature
-        )
-        if not self.config.loss.beta:
-            return scores.logps, scores.logps, scores.entropy
-        model = models.merge(self.reference_definition, reference)
-        ref = score_tokens(model, tokens, lengths, mask, temperature=temperature)
-        return scores.logps, ref.logps, scores.entropy
 
 
 def _replaced(kept: Rollout, more: Rollout, group: int) -> Rollout:
@@ -329,42 +304,9 @@ def train_grpo(
     Raises:
       UserError: anything wrong with configuration, files, rows or rewards, in one line.
     """
-    mesh = setup.start(config.run, config.mesh)
-    key = jax.random.key(config.run.seed)
-    with Run.open(config.run, config, "grpo") as run:
-        if policy is None:
-            policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
-        train = config.train
-        vocabulary = policy.config.vocab_size
-        reward, _ = build_reward(
-            config.reward, reward, batch_size=train.score_batch_size, vocabulary=vocabulary
-        )
-        reference = policy
-        if config.reference.path and config.loss.beta:
-            reference, _ = setup.load_model(config.reference, mesh, seed=config.run.seed, section="reference")
-        reference_definition, reference_params = models.split(reference)
-        scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
-        optimizer, _ = make_optimizer(config.optimizer, train.updates * train.epochs * train.minibatches)
-        rollout_key = jax.random.fold_in(key, 2)
-        trainer = Trainer(
-            config=config,
-            run=run,
-            mesh=mesh,
-            frozen={"policy": frozen},
-            reward=reward,
-            tokenizer=tokenizer,
-            prompts=load_prompts(config, policy.config, tokenizer, run, mesh),
-            state=create_state({"policy": trained}, optimizer),
-            key=rollout_key,
-            generator=setup.Generator(scorer, frozen, config.sampling, tokenizer, rollout_key),
-            policy=scorer,
-            reference_definition=reference_definition,
-            reference=reference_params,
-            optimizer=optimizer,
-        )
-        metrics = run_updates(trainer)
-        model = setup.export_policy(
-            run, scorer, trainer.state.params["policy"], frozen, tokenizer, config.lora
-        )
-        run.finish(metrics)
-        return TrainResult(run.folder, metrics, model, tokenizer)
+
+    def parts(policy: Any) -> dict[str, Any]:
+        size, vocabulary = config.train.score_batch_size, policy.config.vocab_size
+        return {"reward": build_reward(config.reward, reward, batch_size=size, vocabulary=vocabulary)[0]}
+
+    return train_policy(Trainer, config, "grpo", parts, policy=policy, tokenizer=tokenizer)

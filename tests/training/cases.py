@@ -10,8 +10,9 @@ from jaxalign.training.actor_critic import build
 from jaxalign.training.pairs import valid_rows
 from jaxalign.training.ppo_config import PPOConfig, PPOLossConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
-from jaxalign.training.preference import DPOLossConfig, preference_loss
+from jaxalign.training.preference import DPOLossConfig
 from jaxalign.training.preference_losses import FORMS
+from jaxalign.training.preference_step import preference_loss
 from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
 
 KEY = jax.random.key(0)
