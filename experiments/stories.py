@@ -145,7 +145,7 @@ class Stories:
         return self._measure(result, self._scorer())
 
     def online_dpo(self):
-        """As many updates and prompts as PPO, two completions a prompt, one optimizer pass."""
+        """As many updates and completions as PPO: two each of half as many prompts; one optimizer step an update."""
         result = train_online_dpo(
             OnlineDPOConfig(
                 run=self.run("online-dpo", log_every=1, sample_every=20),
@@ -154,7 +154,7 @@ class Stories:
                 data=self.prompts,
                 sampling=replace(SAMPLING, num_samples=2),
                 loss=DPOLossConfig(beta=0.1),
-                train=RolloutTrainConfig(updates=30, prompts=64, epochs=1, minibatches=2),
+                train=RolloutTrainConfig(updates=30, prompts=32, epochs=1, minibatches=1),
                 optimizer=OptimizerConfig(learning_rate=3e-4, schedule="linear"),
             )
         )

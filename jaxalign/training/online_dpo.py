@@ -207,7 +207,7 @@ class Trainer(PolicyTrainer):
         """Pairs by the judge's preference, and how often the policy's samples win against the reference's."""
         count, against = len(request.prompts) // 2, len(answers)
         # One call for both: a judge may be slow to ask, and batch by itself.
-        asked = np.concatenate([np.arange(count), np.arange(against)]) * 2
+        asked = [2 * i for i in (*range(count), *range(against))]
         verdicts = evaluate_judge(
             self.judge,
             [request.prompts[i] for i in asked],
