@@ -12,7 +12,7 @@ from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_update
-from tests.training.cases import KEY, dpo_case, ppo_case, sft_case, shape, step_case
+from tests.training.cases import KEY, dpo_case, online_dpo_case, ppo_case, sft_case, shape, step_case
 
 RATE = 1e-2
 # All three axes at once in `make test`; each alone in `make test-all`.
@@ -23,7 +23,7 @@ MESHES = [
 ]
 
 
-CASES = {"sft": sft_case, "dpo": dpo_case, "ppo": ppo_case, "steps": step_case}
+CASES = {"sft": sft_case, "dpo": dpo_case, "ppo": ppo_case, "steps": step_case, "online_dpo": online_dpo_case}
 
 
 def gradient(case, mesh):
