@@ -119,6 +119,7 @@ def start(folder: Path, seed: int, solved: list[str], held_out: list[str], words
                 data=data(file),
                 train=TrainConfig(batch_size=64, steps=50),
                 optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant"),
+                sampling=replace(SAMPLING, num_samples=1),
             ),
             model=model,
             tokenizer=words,
