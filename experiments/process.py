@@ -2,11 +2,13 @@
 
 Claims: the process reward model tells right steps from wrong ones far better than the majority does; whether process
   advantages help at an equal number of completions is what the log says.
-Command: python experiments/process.py --output runs/process [--seeds 0 1 2] [--updates 40]
+Command: python experiments/process.py --output runs/process [--seeds 0 1 2] [--updates 40] [--arms outcome process]
+  Further arms: "lowest step" (GRPO on the lowest probability of a step) and "process and outcome" (their sum).
 Task: "3 1 4 0 2 >" is answered by the running sums, "4 ; 8 ; 8 ; 10 ;". A step is right where it is the sum of the
   step before it, as it was written, and the next digit; an answer is right where its last sum is.
-Model: a Llama of two layers and width 64 (random weights, made here), fine-tuned on right chains until it answers 10
-  to 40% right. Step labels: of its own samples, by the rule. The process reward model starts from its trunk.
+Model: a Llama of two layers and width 64 (random weights, made here), fine-tuned on right chains until at least 15% of
+  its answers are sound, right in every step. Step labels: of its own samples, by the rule. The process reward model
+  starts from its trunk.
 Evaluation: 500 held-out prompts, sampled at temperature 1. Hardware, time and figures: experiments/LOG.md.
 """
 
@@ -90,11 +92,11 @@ def sampled(model, prompts: list[str], words, seed: int) -> list[str]:
 
 
 def measures(model, prompts: list[str], words, seed: int) -> dict[str, float]:
-    """Success, and the part of the successes whose steps are all right."""
+    """Part of the answers whose last sum is right, and whose steps all are."""
     texts = sampled(model, prompts, words, seed)
     hits = np.asarray(exact(prompts, texts, completion_ids=[], columns={}))
     sound = np.asarray([all(step_labels(p, split(t))) for p, t in zip(prompts, texts, strict=True)])
-    return {"success": float(hits.mean()), "of it sound": float((hits * sound).sum() / max(hits.sum(), 1))}
+    return {"success": float(hits.mean()), "sound": float((hits * sound).mean())}
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -111,26 +113,26 @@ def run_config(folder: Path, seed: int) -> RunConfig:
 
 
 def start(folder: Path, seed: int, solved: list[str], held_out: list[str], words):
-    """A model that answers 10 to 40% of held-out prompts: fine-tuned in pieces of 25 steps until it does."""
+    """A model with at least 15% sound answers to held-out prompts: fine-tuned in pieces of 50 steps until it has."""
     model = models.create(SHAPE, key=jax.random.key(seed))
     file = write(folder / "solved.jsonl", [{"prompt": p, "completion": answer(sums(p))} for p in solved])
-    for part in range(40):
+    for part in range(30):
         result = train_sft(
             SFTConfig(
                 run=run_config(folder / f"sft-{part}", seed + part),
                 data=data(file),
-                train=TrainConfig(batch_size=64, steps=25),
+                train=TrainConfig(batch_size=64, steps=50),
                 optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant"),
                 sampling=replace(SAMPLING, num_samples=1),
             ),
             model=model,
             tokenizer=words,
         )
-        model, rate = result.model, measures(result.model, held_out, words, seed)["success"]
-        if rate >= 0.14:  # guessing the last sum alone gives 11%
-            print(f"seed {seed}: {25 * (part + 1)} supervised steps, success {rate:.3f}", flush=True)
+        model, rate = result.model, measures(result.model, held_out, words, seed)["sound"]
+        if rate >= 0.15:
+            print(f"seed {seed}: {50 * (part + 1)} supervised steps, {rate:.3f} sound", flush=True)
             return model, result.folder
-    raise SystemExit(f"seed {seed}: the supervised model did not reach 14%")
+    raise SystemExit(f"seed {seed}: the supervised model has not 15% sound answers")
 
 
 def process_model(folder: Path, seed: int, model, prompts: list[str], words):
@@ -152,7 +154,7 @@ def process_model(folder: Path, seed: int, model, prompts: list[str], words):
             run=run_config(folder / "process", seed),
             data=data(write(folder / "steps.jsonl", rows), separator=" ;", validation_fraction=0.1),
             loss=RewardLossConfig(labels="steps"),
-            train=TrainConfig(batch_size=64, steps=1500, eval_batch_size=256),
+            train=TrainConfig(batch_size=64, steps=1000, eval_batch_size=256),
             optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear"),
         ),
         model=model,
@@ -161,13 +163,13 @@ def process_model(folder: Path, seed: int, model, prompts: list[str], words):
     return result, {"steps": len(labels), "majority": max(np.mean(labels), 1 - np.mean(labels))}
 
 
-def run(seed: int, output: Path, updates: int) -> None:
+def run(seed: int, output: Path, updates: int, names: list[str]) -> None:
     words, folder = tokenizer(WORDS), output / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)
     every = [" ".join(digits) + " >" for digits in itertools.product(DIGITS, repeat=TERMS)]  # 3,125
     draw.shuffle(every)
-    held_out, solved, labelled, unsolved = every[:500], every[500:1000], every[1000:2000], every[2000:]
+    held_out, solved, labelled, unsolved = every[:500], every[500:1250], every[1250:2250], every[2250:]
     began = time.perf_counter()
     model, path = start(folder, seed, solved, held_out, words)
     judge, labels = process_model(folder, seed, model, labelled, words)
@@ -187,7 +189,8 @@ def run(seed: int, output: Path, updates: int) -> None:
             RewardSource(model=str(judge.folder), functions=outcome),
         ),
     }
-    for name, (loss, reward) in arms.items():
+    for name in names:
+        loss, reward = arms[name]
         began = time.perf_counter()
         result = train_grpo(
             GRPOConfig(
@@ -212,10 +215,11 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/process"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=["outcome", "process"])
     parser.add_argument("--updates", type=int, default=40)
     arguments = parser.parse_args()
     for seed in arguments.seeds:
-        run(seed, arguments.output, arguments.updates)
+        run(seed, arguments.output, arguments.updates, arguments.arms)
 
 
 if __name__ == "__main__":
