@@ -2,15 +2,18 @@
 
 Claims: the process reward model tells right steps from wrong ones far better than the majority does; whether process
   advantages help at an equal number of completions is what the log says.
-Command: python experiments/process.py --output runs/process [--seeds 0 1 2] [--updates 40]
-Task: "3 8 5 9 7 >" is answered by the running sums modulo 10, "1 ; 6 ; 5 ; 2 ;". A step is right where it is the sum
-  of the step before it, as it was written, and the next digit; an answer is right where its last sum is.
-Model: a Llama of two layers and width 64 (random weights, made here), fine-tuned on right chains until it answers 10
-  to 40% right. Step labels: of its own samples, by the rule. The process reward model starts from its trunk.
+Command: python experiments/process.py --output runs/process [--seeds 0 1 2] [--updates 40] [--arms outcome process]
+  Further arms: "lowest step" (GRPO on the lowest probability of a step) and "process and outcome" (their sum).
+Task: "3 1 4 0 2 >" is answered by the running sums, "4 ; 8 ; 8 ; 10 ;". A step is right where it is the sum of the
+  step before it, as it was written, and the next digit; an answer is right where its last sum is.
+Model: a Llama of two layers and width 64 (random weights, made here), fine-tuned on right chains until at least 15% of
+  its answers are sound, right in every step. Step labels: of its own samples, by the rule. The process reward model
+  starts from its trunk.
 Evaluation: 500 held-out prompts, sampled at temperature 1. Hardware, time and figures: experiments/LOG.md.
 """
 
 import argparse
+import itertools
 import json
 import random
 import time
@@ -34,8 +37,9 @@ from jaxalign.training.reward_source import RewardSource
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.sft import SFTConfig, train_sft
 
-DIGITS, TERMS = "0123456789", 5
-WORDS = [*DIGITS, ">", ";", "<s>", "</s>", "<pad>"]
+DIGITS, TERMS = "01234", 5
+NUMBERS = [str(n) for n in range(4 * TERMS + 1)]
+WORDS = [*NUMBERS, ">", ";", "<s>", "</s>", "<pad>"]
 SHAPE = replace(
     SHAPE,
     vocab_size=len(WORDS),
@@ -49,7 +53,7 @@ SAMPLING = SamplingConfig(max_new_tokens=10, num_samples=8)
 def sums(prompt: str) -> list[str]:
     """The right steps."""
     digits = [int(d) for d in prompt.split()[:TERMS]]
-    return [str(sum(digits[: i + 2]) % 10) for i in range(TERMS - 1)]
+    return [str(sum(digits[: i + 2])) for i in range(TERMS - 1)]
 
 
 def answer(steps: list[str]) -> str:
@@ -61,9 +65,9 @@ def step_labels(prompt: str, steps: list[str]) -> list[bool]:
     digits = [int(d) for d in prompt.split()[:TERMS]]
     before, labels = str(digits[0]), []
     for number, step in enumerate(steps, 1):
-        fits = number < TERMS and before.strip() in DIGITS
-        labels.append(bool(fits and step.strip() == str((int(before) + digits[number]) % 10)))
-        before = step.strip() if step.strip() in DIGITS else "?"
+        fits = number < TERMS and before in NUMBERS
+        labels.append(fits and step.strip() == str(int(before) + digits[number]))
+        before = step.strip()
     return labels
 
 
@@ -88,11 +92,11 @@ def sampled(model, prompts: list[str], words, seed: int) -> list[str]:
 
 
 def measures(model, prompts: list[str], words, seed: int) -> dict[str, float]:
-    """Success, and the part of the successes whose steps are all right."""
+    """Part of the answers whose last sum is right, and whose steps all are."""
     texts = sampled(model, prompts, words, seed)
     hits = np.asarray(exact(prompts, texts, completion_ids=[], columns={}))
     sound = np.asarray([all(step_labels(p, split(t))) for p, t in zip(prompts, texts, strict=True)])
-    return {"success": float(hits.mean()), "of it sound": float((hits * sound).sum() / max(hits.sum(), 1))}
+    return {"success": float(hits.mean()), "sound": float((hits * sound).mean())}
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -109,30 +113,32 @@ def run_config(folder: Path, seed: int) -> RunConfig:
 
 
 def start(folder: Path, seed: int, solved: list[str], held_out: list[str], words):
-    """A model that answers 10 to 40% of held-out prompts: fine-tuned in pieces of 50 steps until it does."""
+    """A model with at least 15% sound answers to held-out prompts: fine-tuned in pieces of 50 steps until it has."""
     model = models.create(SHAPE, key=jax.random.key(seed))
     file = write(folder / "solved.jsonl", [{"prompt": p, "completion": answer(sums(p))} for p in solved])
-    for part in range(40):
+    for part in range(30):
         result = train_sft(
             SFTConfig(
                 run=run_config(folder / f"sft-{part}", seed + part),
                 data=data(file),
                 train=TrainConfig(batch_size=64, steps=50),
                 optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant"),
+                sampling=replace(SAMPLING, num_samples=1),
             ),
             model=model,
             tokenizer=words,
         )
-        model, rate = result.model, measures(result.model, held_out, words, seed)["success"]
-        if rate >= 0.14:  # guessing the last digit alone gives 10%
-            print(f"seed {seed}: {50 * (part + 1)} supervised steps, success {rate:.3f}", flush=True)
+        model, rate = result.model, measures(result.model, held_out, words, seed)["sound"]
+        if rate >= 0.15:
+            print(f"seed {seed}: {50 * (part + 1)} supervised steps, {rate:.3f} sound", flush=True)
             return model, result.folder
-    raise SystemExit(f"seed {seed}: the supervised model did not reach 14%")
+    raise SystemExit(f"seed {seed}: the supervised model has not 15% sound answers")
 
 
 def process_model(folder: Path, seed: int, model, prompts: list[str], words):
     """The process reward model, trained on labelled samples of the supervised model."""
     rows = []
+    prompts = prompts * 4
     for prompt, text in zip(prompts, sampled(model, prompts, words, seed + 7), strict=True):
         if steps := split(text):
             rows.append(
@@ -148,7 +154,7 @@ def process_model(folder: Path, seed: int, model, prompts: list[str], words):
             run=run_config(folder / "process", seed),
             data=data(write(folder / "steps.jsonl", rows), separator=" ;", validation_fraction=0.1),
             loss=RewardLossConfig(labels="steps"),
-            train=TrainConfig(batch_size=64, steps=1500, eval_batch_size=256),
+            train=TrainConfig(batch_size=64, steps=1000, eval_batch_size=256),
             optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear"),
         ),
         model=model,
@@ -157,12 +163,13 @@ def process_model(folder: Path, seed: int, model, prompts: list[str], words):
     return result, {"steps": len(labels), "majority": max(np.mean(labels), 1 - np.mean(labels))}
 
 
-def run(seed: int, output: Path, updates: int) -> None:
+def run(seed: int, output: Path, updates: int, names: list[str]) -> None:
     words, folder = tokenizer(WORDS), output / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)
-    every = list(dict.fromkeys(" ".join(draw.choices(DIGITS, k=TERMS)) + " >" for _ in range(16000)))
-    held_out, solved, labelled, unsolved = every[:500], every[500:2500], every[2500:8500], every[8500:]
+    every = [" ".join(digits) + " >" for digits in itertools.product(DIGITS, repeat=TERMS)]  # 3,125
+    draw.shuffle(every)
+    held_out, solved, labelled, unsolved = every[:500], every[500:1250], every[1250:2250], every[2250:]
     began = time.perf_counter()
     model, path = start(folder, seed, solved, held_out, words)
     judge, labels = process_model(folder, seed, model, labelled, words)
@@ -182,7 +189,8 @@ def run(seed: int, output: Path, updates: int) -> None:
             RewardSource(model=str(judge.folder), functions=outcome),
         ),
     }
-    for name, (loss, reward) in arms.items():
+    for name in names:
+        loss, reward = arms[name]
         began = time.perf_counter()
         result = train_grpo(
             GRPOConfig(
@@ -207,10 +215,11 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/process"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=["outcome", "process"])
     parser.add_argument("--updates", type=int, default=40)
     arguments = parser.parse_args()
     for seed in arguments.seeds:
-        run(seed, arguments.output, arguments.updates)
+        run(seed, arguments.output, arguments.updates, arguments.arms)
 
 
 if __name__ == "__main__":

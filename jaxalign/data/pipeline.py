@@ -140,11 +140,14 @@ def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -
     decides which rows a weight below 1 keeps.
 
     Raises:
-      DataError: no file, a bad row (file and line), or nothing left to train on (with the counts).
+      DataError: no file, a bad row (file and line), a separator of steps without a token, or nothing left to
+        train on (with the counts).
     """
     if not config.train:
         raise DataError("data.train: expected at least one file, folder or hub id")
     chat = chat_format(tokenizer, config.template, config.end_token, config.human, config.assistant)
+    if kind == "stepwise" and not chat.continuation_ids(config.separator):
+        raise DataError(f"data.separator: the tokenizer has no token for {config.separator!r}")
     options = Options(config.dimension, config.human, config.assistant, _decoder(config))
     limits = Limits(config.max_length, config.max_prompt_length, config.truncation)
     counts = Counts()

@@ -48,7 +48,7 @@ class ProcessReward:
       vocabulary: the policy's size, checked where given.
 
     Raises:
-      ConfigError: no separator, here or in the model.
+      ConfigError: no separator, here or in the model, or one without a token.
       UserError: the model knows fewer tokens than the policy.
     """
 
@@ -75,6 +75,8 @@ class ProcessReward:
         self.batch_size, self.pad_multiple = batch_size, pad_multiple
         self._text = ChatFormat(tokenizer, "plain", ())
         self._end = self._text.continuation_ids(self.separator)
+        if not self._end:
+            raise ConfigError(f"reward.separator: the tokenizer has no token for {self.separator!r}")
         self._split = StepSplitter(tokenizer, self.separator)
         definition, params = models.split(model)
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jaxalign import models
 from jaxalign.data import DataConfig
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, DataError
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rewards import Rewards
@@ -295,6 +295,14 @@ def test_a_score_is_part_of_the_last_steps_reward():
 def test_rewards_without_tokens_are_refused_for_process_advantages(configs, tmp_path):
     with pytest.raises(ConfigError, match=r"loss\.advantages=process: the reward gave no token rewards"):
         train_grpo(grpo(configs, tmp_path / "run"), reward=lambda p, c, **_: [1.0] * len(p))
+
+
+def test_a_separator_without_a_token_is_refused(process_run, configs, in_world, tmp_path):
+    config = configs.steps(tmp_path / "run", model=ModelSource(path=str(process_run.folder)))
+    with pytest.raises(DataError, match=r"data\.separator: the tokenizer has no token for '\\n'"):
+        train_reward(replace(config, data=replace(config.data, separator="\n")))
+    with pytest.raises(ConfigError, match=r"reward\.separator: the tokenizer has no token for '\\n'"):
+        train_grpo(grpo(configs, tmp_path / "grpo", **in_world(separator="\n")))
 
 
 @pytest.mark.parametrize("changes", [{"separator": "\n"}, {"step_score": "logit"}])
