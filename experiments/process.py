@@ -1,6 +1,6 @@
 """A process reward model of arithmetic chains, and GRPO with its step rewards against GRPO with the outcome alone.
 
-Claims: the process reward model tells right steps from wrong ones far better than the majority does; whether process
+Claims: the process reward model tells right steps from wrong ones better than the majority does; whether process
   advantages help at an equal number of completions is what the log says.
 Command: python experiments/process.py --output runs/process [--seeds 0 1 2] [--updates 40] [--arms outcome process]
   Further arms: "lowest step" (GRPO on the lowest probability of a step) and "process and outcome" (their sum).
@@ -151,7 +151,7 @@ def process_model(folder: Path, seed: int, model, prompts: list[str], words):
     labels = [label for row in rows for label in row["labels"]]
     result = train_reward(
         RewardConfig(
-            run=run_config(folder / "process", seed),
+            run=run_config(folder / "judge", seed),
             data=data(write(folder / "steps.jsonl", rows), separator=" ;", validation_fraction=0.1),
             loss=RewardLossConfig(labels="steps"),
             train=TrainConfig(batch_size=64, steps=1000, eval_batch_size=256),
@@ -215,7 +215,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/process"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=["outcome", "process"])
+    parser.add_argument("--arms", nargs="*", default=["outcome", "process"])
     parser.add_argument("--updates", type=int, default=40)
     arguments = parser.parse_args()
     for seed in arguments.seeds:

@@ -22,6 +22,10 @@ class ModelReward:
         self, model: Any, *, batch_size: int = 32, pad_multiple: int = 32, vocabulary: int | None = None
     ) -> None:
         check_vocabulary(model, vocabulary)
+        if model.steps is not None:
+            raise UserError(
+                "reward model: it scores the steps of a completion, not the whole; see ProcessReward"
+            )
         self.config = model.config
         self.batch_size, self.pad_multiple = batch_size, pad_multiple
         self._forward = program_of(model)

@@ -8,7 +8,7 @@ import pytest
 from jaxalign import models
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.models.heads import HeadConfig
-from jaxalign.rewards import ProcessReward, RewardRequest, WeightedMix, evaluate_reward
+from jaxalign.rewards import ModelReward, ProcessReward, RewardRequest, WeightedMix, evaluate_reward
 from jaxalign.rewards.process import StepSplitter, step_rewards
 from tests.data.conftest import byte_tokenizer as merging_tokenizer
 from tests.data.conftest import spaced_tokenizer
@@ -134,6 +134,8 @@ def test_a_model_without_a_separator_and_one_of_another_vocabulary_are_refused(p
     assert ProcessReward(bare, byte_tokenizer, separator="\n").separator == "\n"
     with pytest.raises(UserError, match="its vocabulary has 259 tokens"):
         ProcessReward(process_model, byte_tokenizer, vocabulary=300)
+    with pytest.raises(UserError, match="it scores the steps of a completion, not the whole"):
+        ModelReward(process_model)
 
 
 def test_a_mix_ends_a_step_where_any_part_does(process_model, byte_tokenizer):

@@ -297,8 +297,8 @@ def test_rewards_without_tokens_are_refused_for_process_advantages(configs, tmp_
         train_grpo(grpo(configs, tmp_path / "run"), reward=lambda p, c, **_: [1.0] * len(p))
 
 
-def test_a_separator_without_a_token_is_refused(process_run, configs, in_world, tmp_path):
-    config = configs.steps(tmp_path / "run", model=ModelSource(path=str(process_run.folder)))
+def test_a_separator_without_a_token_is_refused(configs, in_world, tmp_path):
+    config = configs.steps(tmp_path / "run", model=in_world()["model"])
     with pytest.raises(DataError, match=r"data\.separator: the tokenizer has no token for '\\n'"):
         train_reward(replace(config, data=replace(config.data, separator="\n")))
     with pytest.raises(ConfigError, match=r"reward\.separator: the tokenizer has no token for '\\n'"):
