@@ -195,7 +195,9 @@ def test_rewards_that_never_differ_change_nothing_and_are_warned_of(online, tmp_
     assert "update 2: no pair is left" in (tmp_path / "run" / "run.log").read_text()
 
 
-@pytest.mark.parametrize(("better", "steps"), [((7,), 1), ((1, 5), 2)], ids=["one", "two"])
+@pytest.mark.parametrize(
+    ("better", "steps"), [pytest.param((7,), 1, marks=pytest.mark.slow), ((1, 5), 2)], ids=["one", "two"]
+)
 def test_pairs_are_dealt_out_over_the_minibatches_and_ties_are_in_no_mean(better, steps, online, tmp_path):
     config = online(tmp_path / "run", train=replace(ONE, minibatches=2))
     train_online_dpo(config, reward=lambda p, c, **_: [float(i in better) for i in range(len(p))])

@@ -48,9 +48,9 @@ RATE = 1e-2
 
 
 @pytest.fixture(scope="module")
-def ensemble(tiny_model_folder, pairs_file, tmp_path_factory):
+def ensemble(tiny_model_folder, pairs_file, steps_file, tmp_path_factory):
     """Three models on the pairs of vowels: (configuration, result)."""
-    config = Configs(tiny_model_folder, pairs_file).reward(
+    config = Configs(tiny_model_folder, pairs_file, steps_file).reward(
         tmp_path_factory.mktemp("ensemble") / "run",
         ensemble=THREE,
         train=TrainConfig(batch_size=8, steps=24),
