@@ -283,9 +283,9 @@ def test_an_interrupted_and_resumed_run_gives_the_same_bits(online, tmp_path, mo
     from jaxalign.training.online_dpo import Trainer
     from tests.training.test_resume import assert_same_run, terminate
 
-    # A judge with a bias to a place: its pairs depend on the order that is drawn.
+    # Half of what it says depends on the place alone, half on the texts (the reference's too).
     def biased(prompts, first, second, *, columns):
-        return [1.0] * len(prompts)
+        return [i % 2 == 0 or a > b for i, (a, b) in enumerate(zip(first, second, strict=True))]
 
     settings = {"reward": RewardSource()}
     whole = train_online_dpo(online(tmp_path / "whole", **settings), judge=biased)
