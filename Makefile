@@ -31,8 +31,9 @@ demo: $(CORE)
 test: $(DEV)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
+# All tests, on programs that are optimized as a user's are.
 test-all: $(DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

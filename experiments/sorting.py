@@ -1,7 +1,6 @@
 """GRPO and RLOO on sorting six letters, with an exact reward.
 
 Target: from a model that sorts 10 to 30% of strings right, both reach 90% on unseen strings, in three seeds.
-  Not reached so far: see the log.
 Command: python experiments/sorting.py --output runs/sorting [--seeds 0 1 2] [--algorithms grpo rloo]
 Model: a Llama of two layers and width 64 (random weights, made here); first fine-tuned on a few solved strings, for as
   many steps as bring it into the range, then trained on the reward alone.
@@ -138,8 +137,8 @@ def run(algorithm: str, seed: int, output: Path, updates: int) -> dict[str, obje
         data=DataConfig(train=(str(folder / "unsolved.jsonl"),), template="plain", validation_fraction=0.0),
         sampling=SamplingConfig(max_new_tokens=8, num_samples=8),
         loss=GRPOLossConfig(name=algorithm),
-        train=GRPOTrainConfig(updates=updates, prompts=64, minibatches=2, score_batch_size=512),
-        optimizer=OptimizerConfig(learning_rate=3e-4, schedule="linear"),
+        train=GRPOTrainConfig(updates=updates, prompts=64, minibatches=4, score_batch_size=512),
+        optimizer=OptimizerConfig(learning_rate=5e-4, beta2=0.99, schedule="linear"),
     )
     result = train_grpo(config, reward=exact)
     curve = [row["objective/score"] for row in records.read(result.folder / "metrics.jsonl")]
@@ -163,7 +162,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/sorting"))
     parser.add_argument("--algorithms", nargs="+", default=["grpo", "rloo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=150)
+    parser.add_argument("--updates", type=int, default=250)
     arguments = parser.parse_args()
     for seed in arguments.seeds:
         for algorithm in arguments.algorithms:

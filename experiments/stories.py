@@ -1,4 +1,4 @@
-"""Stories on a real checkpoint: SFT, a sentiment reward model, PPO against two rewards, and DPO.
+"""Stories on a real checkpoint: SFT, a sentiment reward model, PPO against two rewards, DPO, online DPO.
 
 Claim: the pipeline moves a real, trained model (stories260K, 260,032 parameters) at a small distance.
 Command: python experiments/stories.py STAGE --shared ../shared --output runs/stories [--seed 0]
@@ -7,6 +7,7 @@ Command: python experiments/stories.py STAGE --shared ../shared --output runs/st
          ppo-python  PPO against a plain Python function that counts happy words
          ppo-model   PPO against the reward model (of seed 0; run `reward` first)
          dpo         DPO on samples of the base model, ranked by the same reward model
+        online-dpo  online DPO on pairs of the policy's own samples, ranked by the happy words
          summary     all measurements so far, over seeds
 Needs: stories260K, tinystories.jsonl.gz and sentence_polarity.jsonl.gz under SHARED/data.
 Time: 2 to 6 minutes a stage on two CPU cores. Figures: experiments/LOG.md.
@@ -17,7 +18,7 @@ import gzip
 import json
 import random
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.runs import RunConfig
 from jaxalign.training.kl_controller import KLConfig
 from jaxalign.training.loop import TrainConfig
+from jaxalign.training.on_policy_config import RolloutTrainConfig
+from jaxalign.training.online_dpo import OnlineDPOConfig, train_online_dpo
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.ppo import train_ppo
 from jaxalign.training.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig
@@ -140,6 +143,22 @@ class Stories:
             )
         )
         return self._measure(result, self._scorer())
+
+    def online_dpo(self):
+        """As many updates and completions as PPO: two each of half as many prompts; one optimizer step an update."""
+        result = train_online_dpo(
+            OnlineDPOConfig(
+                run=self.run("online-dpo", log_every=1, sample_every=20),
+                model=self.base,
+                reward=RewardSource(functions=(f"{__file__}:happy_words",)),
+                data=self.prompts,
+                sampling=replace(SAMPLING, num_samples=2),
+                loss=DPOLossConfig(beta=0.1),
+                train=RolloutTrainConfig(updates=30, prompts=32, epochs=1, minibatches=1),
+                optimizer=OptimizerConfig(learning_rate=3e-4, schedule="linear"),
+            )
+        )
+        return self._measure(result, happy_words)
 
     def _ppo(self, stage: str, reward: RewardSource):
         return train_ppo(
@@ -265,7 +284,7 @@ class Stories:
 
     def summary(self) -> None:
         """Mean rise over seeds, its standard error, and the largest KL."""
-        for stage in ("ppo-python", "ppo-model", "dpo"):
+        for stage in ("ppo-python", "ppo-model", "dpo", "online-dpo"):
             files = sorted(self.output.glob(f"{stage}-*/measured.json"))
             found = [json.loads(path.read_text()) for path in files]
             if len(found) < 2:
@@ -283,7 +302,7 @@ class Stories:
 
 
 def main() -> None:
-    stages = ("sft", "reward", "ppo-python", "ppo-model", "dpo", "summary")
+    stages = ("sft", "reward", "ppo-python", "ppo-model", "dpo", "online-dpo", "summary")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

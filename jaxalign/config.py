@@ -111,8 +111,9 @@ def find_config(config: str | Path) -> Path:
     if path.is_file():
         return path
     shipped = shipped_configs()
-    if str(config) in shipped:
-        return shipped[str(config)]
+    name = str(config).replace("-", "_")
+    if name in shipped:
+        return shipped[name]
     what = "is a folder, not a YAML file" if path.is_dir() else "no such file"
     raise ConfigError(
         f"--config {config}: {what}; {_nearest(str(config), list(shipped), 'shipped configurations')}"

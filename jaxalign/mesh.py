@@ -124,13 +124,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays onto the mesh, rows (axis 0) split over `data` and `fsdp` where they divide."""
-    axes = ("batch",)
+def shard_batch(batch: Mapping[str, Any], mesh: Mesh, *, axis: int = 0) -> dict[str, jax.Array]:
+    """Host arrays onto the mesh, rows (along `axis`) split over `data` and `fsdp` where they divide."""
     placed = {}
     for name, value in batch.items():
         array = np.asarray(value)
-        names = axes + (None,) * (array.ndim - 1) if array.ndim else ()
+        names = tuple("batch" if index == axis else None for index in range(array.ndim))
         placed[name] = jax.device_put(array, NamedSharding(mesh, partition_spec(names, array.shape, mesh)))
     return placed
 

@@ -71,6 +71,12 @@ COMMANDS: dict[str, Command] = {
         "jaxalign.training.grpo:train_grpo",
         _ROWS,
     ),
+    "online-dpo": Command(
+        "DPO on pairs of the policy's own samples, ranked by a reward or a judge",
+        "jaxalign.training.online_dpo:OnlineDPOConfig",
+        "jaxalign.training.online_dpo:train_online_dpo",
+        _ROWS,
+    ),
     "generate": Command(
         "completions of prompts, from any model folder or run",
         "jaxalign.cli.generate:GenerateConfig",
@@ -134,10 +140,12 @@ def main(arguments: Sequence[str]) -> int:
         if arguments[0] == "--version":
             print(f"jaxalign {jaxalign.__version__}")
             return 0
-        command = find_command(arguments[0])
-        name = f"jaxalign {arguments[0]}"
+        # As in keys, an underscore is as good as a hyphen.
+        command_name = arguments[0].replace("_", "-")
+        command = find_command(command_name)
+        name = f"jaxalign {command_name}"
         if "--help" in arguments[1:] or "-h" in arguments[1:]:
-            print(command_help(arguments[0]))
+            print(command_help(command_name))
             return 0
         settings = read_settings(command, arguments[1:])
         use_device(settings)

@@ -11,6 +11,7 @@ from jaxalign.models.heads import (
     StepMarks,
     apply_head,
     create_scalar_model,
+    gain_and_bias,
     with_normalizer,
 )
 from jaxalign.models.huggingface import (
@@ -24,6 +25,7 @@ from jaxalign.models.huggingface import (
 )
 from jaxalign.models.lora import LoraConfig, attach, create_adapter, merge_adapter
 from jaxalign.models.peft import load_adapter, save_adapter
+from jaxalign.models.reward_ensemble import is_reward_ensemble, load_reward_ensemble, save_reward_ensemble
 from jaxalign.models.sharding import param_logical_axes
 from jaxalign.models.transformer import Definition, Transformer, create, params_count
 
@@ -42,9 +44,12 @@ __all__ = [
     "create",
     "create_adapter",
     "create_scalar_model",
+    "gain_and_bias",
+    "is_reward_ensemble",
     "load_adapter",
     "load_config",
     "load_pretrained",
+    "load_reward_ensemble",
     "load_reward_model",
     "load_tokenizer",
     "merge",
@@ -53,6 +58,7 @@ __all__ = [
     "params_count",
     "save_adapter",
     "save_pretrained",
+    "save_reward_ensemble",
     "save_reward_model",
     "split",
     "with_normalizer",

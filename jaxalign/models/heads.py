@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -171,3 +172,9 @@ def create_scalar_model(
 def with_normalizer(frozen: Any, *, gain: float, bias: float) -> Any:
     """Frozen leaves of a scalar model with another gain and bias."""
     return {**frozen, "normalizer": {"gain": jnp.float32(gain), "bias": jnp.float32(bias)}}
+
+
+def gain_and_bias(mean: Any, variance: Any) -> tuple[Any, Any]:
+    """What brings raw scores of this mean and variance (NumPy, any shape) to mean 0 and variance 1."""
+    gain = 1.0 / np.sqrt(np.maximum(variance, 1e-12))
+    return gain, -gain * mean

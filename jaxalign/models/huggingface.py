@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from jaxalign.models.token_classifier import head_tensors, is_token_classifier, 
 from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
 
 HEAD_FILE = "jaxalign_head.json"
+ENSEMBLE_FILE = "ensemble.json"
 MAX_SHARD_BYTES = 4 * 2**30
 
 
@@ -124,9 +126,14 @@ def local_folder(folder: str | Path, revision: str | None = None, *, weights: bo
     """The folder itself, or the cached snapshot of a hub id; without `weights` only its small files are fetched.
 
     Raises:
-      ModelError: neither a folder nor a hub id that can be fetched.
+      ModelError: neither a folder nor a hub id that can be fetched; or the folder of an ensemble.
     """
     path = Path(folder)
+    if (path / ENSEMBLE_FILE).is_file():
+        raise ModelError(
+            f"{path}: an ensemble of reward models, where one model is expected; name a member, such as "
+            f"{path / 'member-0'}"
+        )
     if path.is_dir():
         return path
     text = str(folder)
@@ -347,10 +354,7 @@ def _write(
 ) -> Path:
     from safetensors.numpy import save_file
 
-    check_replaceable(folder, "config.json")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder, "config.json") as temporary:
         shards = _shards(tensors, max_shard_bytes)
         if len(shards) == 1:
             save_file(shards[0], temporary / "model.safetensors", metadata={"format": "pt"})
@@ -371,6 +375,21 @@ def _write(
             (temporary / name).write_text(json.dumps(body, indent=2))
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+    return folder
+
+
+@contextmanager
+def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `folder` at the end, or is gone where filling it failed.
+
+    Raises:
+      ModelError: `folder` holds something without the file `marker`.
+    """
+    check_replaceable(folder, marker)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
         os.chmod(temporary, 0o755)
         old = folder.with_name(f".{folder.name}.old")
         if folder.exists():
@@ -381,7 +400,6 @@ def _write(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return folder
 
 
 def check_replaceable(folder: Path, marker: str) -> None:

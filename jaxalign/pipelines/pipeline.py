@@ -21,7 +21,7 @@ from jaxalign.pipelines.compare import (
     format_table,
     gains,
 )
-from jaxalign.rewards import ModelReward, WeightedMix
+from jaxalign.rewards import WeightedMix
 from jaxalign.runs import plots, records
 from jaxalign.runs.report import metric_series, write_comparison_report
 from jaxalign.training import setup
@@ -29,6 +29,7 @@ from jaxalign.training.ppo import train_ppo
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.preference import DPOConfig, train_dpo
 from jaxalign.training.reward import RewardConfig, train_reward
+from jaxalign.training.reward_source import build_reward
 from jaxalign.training.sft import SFTConfig, train_sft
 
 
@@ -154,8 +155,11 @@ def run_pipeline(
         sft = train_sft(plan.sft, model=model, tokenizer=tokenizer)
     with stages.stage("reward", "reward model from preference pairs"):
         scorer = train_reward(plan.reward, model=sft.model, tokenizer=tokenizer)
-    proxy = ModelReward(
-        scorer.model, batch_size=plan.ppo.train.score_batch_size, vocabulary=sft.model.config.vocab_size
+    proxy, _ = build_reward(
+        plan.ppo.reward,
+        scorer.model,
+        batch_size=plan.ppo.train.score_batch_size,
+        vocabulary=sft.model.config.vocab_size,
     )
     with stages.stage("ppo", "proximal policy optimization against the reward model"):
         ppo = train_ppo(plan.ppo, policy=sft.model, reward=_followed(proxy, true_reward), tokenizer=tokenizer)
@@ -207,14 +211,19 @@ def placed(config: PipelineConfig) -> PipelineConfig:
     ppo = at(config.ppo, "ppo")
     if ppo.critic.init == "reward":
         # The live reward is a mix that follows the truth too, so the critic starts from the folder.
-        ppo = replace(ppo, critic=replace(ppo.critic, init="path", path=str(folder / "reward")))
+        reward = (
+            folder / "reward" / "export" / "member-0"
+            if config.reward.ensemble.size > 1
+            else folder / "reward"
+        )
+        ppo = replace(ppo, critic=replace(ppo.critic, init="path", path=str(reward)))
     dpo = at(config.dpo, "dpo")
     if not dpo.data.train:
         dpo = replace(dpo, data=config.reward.data)
     return replace(config, sft=at(config.sft, "sft"), reward=at(config.reward, "reward"), ppo=ppo, dpo=dpo)
 
 
-def _followed(proxy: ModelReward, true_reward: Judge | None) -> Any:
+def _followed(proxy: Any, true_reward: Judge | None) -> Any:
     """The proxy; where the truth is known it rides along with weight 0, for the log."""
     if true_reward is None:
         return proxy
@@ -226,7 +235,7 @@ def _followed(proxy: ModelReward, true_reward: Judge | None) -> Any:
 
 
 def _comparison(
-    plan: PipelineConfig, supervised: Any, proxy: ModelReward, tokenizer: Any, true_reward: Judge | None
+    plan: PipelineConfig, supervised: Any, proxy: Any, tokenizer: Any, true_reward: Judge | None
 ) -> Comparison:
     settings = plan.evaluation
     asked = load_dataset(plan.ppo.data, "prompt", tokenizer, seed=plan.seed).validation[: settings.prompts]

@@ -1,18 +1,24 @@
-"""Rewards: a model, a process reward model, a Python function, or a weighted mix, behind one call."""
+"""Rewards: a model, an ensemble, a process reward model, a Python function, or a weighted mix, behind one call."""
 
 from jaxalign.rewards.base import Reward, RewardRequest, Rewards, evaluate_reward
+from jaxalign.rewards.ensemble import EnsembleReward
 from jaxalign.rewards.functions import load_function
+from jaxalign.rewards.judge import Judge, Verdicts, evaluate_judge
 from jaxalign.rewards.mix import WeightedMix
 from jaxalign.rewards.model import ModelReward
 from jaxalign.rewards.process import ProcessReward
 
 __all__ = [
+    "EnsembleReward",
+    "Judge",
     "ModelReward",
     "ProcessReward",
     "Reward",
     "RewardRequest",
     "Rewards",
+    "Verdicts",
     "WeightedMix",
+    "evaluate_judge",
     "evaluate_reward",
     "load_function",
 ]

@@ -11,29 +11,24 @@ divided by.
 """
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import losses, models
+from jaxalign import losses
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import evaluate_reward
-from jaxalign.rollout import join_rows
-from jaxalign.runs import Run
-from jaxalign.training import setup
 from jaxalign.training.experience import final_scores
 from jaxalign.training.group_rollout import Rollout, ending_at_last, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
-from jaxalign.training.on_policy import OnPolicyTrainer, Stopwatch, load_prompts, rollout_metrics, run_updates
-from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.on_policy import Stopwatch, rollout_metrics, step_metrics
+from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.reward_source import build_reward
-from jaxalign.training.scoring import CausalPolicy, score_tokens
+from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
-from jaxalign.training.state import create_state
 from jaxalign.training.step import make_update, mean_of
 
 __all__ = ["GRPOConfig", "train_grpo"]
@@ -68,18 +63,11 @@ def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, 
             per_token += terms * batch["weights"]
             total = jnp.zeros(())
         total += _reduced(config.recipe.reduction, per_token, mask, counts, length)
-        log_ratio = jnp.where(mask, scores.logps - batch["old_logps"], 0.0)
-        ratio = jnp.exp(log_ratio)
+        ratio = jnp.exp(jnp.where(mask, scores.logps - batch["old_logps"], 0.0))
         low, high = config.recipe.clip
         high = high if config.name == "cispo" else 1 + high
-        metrics = {
-            "policy/approx_kl": mean_of(ratio - 1 - log_ratio, mask),
-            "policy/clip_fraction": mean_of((ratio < 1 - low) | (ratio > high), mask),
-            "policy/ratio_mean": mean_of(ratio, mask),
-            "policy/ratio_max": (jnp.max(jnp.where(mask, ratio, 0.0)), jnp.ones(())),
-            "policy/entropy": mean_of(scores.entropy, mask),
-        }
-        return total, metrics
+        clipped = mean_of((ratio < 1 - low) | (ratio > high), mask)
+        return total, step_metrics(scores, batch["old_logps"], mask) | {"policy/clip_fraction": clipped}
 
     return loss
 
@@ -152,22 +140,16 @@ def advantages_of(
     return jnp.where(mask, rows[:, None], 0.0)
 
 
-@dataclass(kw_only=True)
-class Trainer(OnPolicyTrainer):
+class Trainer(PolicyTrainer):
     """The live objects of one run."""
 
-    policy: CausalPolicy
-    reference_definition: Any
-    reference: Any
-    optimizer: Any
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         config, temperature = self.config, self.config.sampling.temperature
         loss = grpo_loss(self.policy, config.loss, temperature, config.sampling.max_new_tokens)
         self._update = make_update(
             loss, ppo_counts, self.optimizer, accumulation_steps=config.train.accumulation_steps
         )
-        self._score = jax.jit(self._score_rows)
         self._advantages = jax.jit(
             lambda *arrays: advantages_of(
                 config.loss, arrays[0], arrays[1], config.sampling.num_samples, *arrays[2:]
@@ -180,11 +162,9 @@ class Trainer(OnPolicyTrainer):
         rollout, sampling_metrics = self._rollout(number)
         completions, rewards = rollout.completions, rollout.rewards
         watch.sampled = time.perf_counter()
-        rows = join_rows(rollout.request.prompt_ids, completions, multiple=16)
-        logps, ref_logps, entropy = self.score_rows(
-            rows, lambda batch: self._score(self.state.params, self.frozen, self.reference, batch)
+        rows, logps, ref_logps, entropy, gap = self.score_completions(
+            number, rollout.request.prompt_ids, completions
         )
-        gap = self.check_logps(number, rows, logps, completions)
         config = self.config.loss
         valid = np.asarray(rewards.valid)
         cut = np.array([reason == "length" for reason in completions.finish_reason])
@@ -247,6 +227,11 @@ class Trainer(OnPolicyTrainer):
             "rollout/groups_alike": float((~kept.informative).sum() / self.group),
         }
 
+    @classmethod
+    def reads_reference(cls, config: GRPOConfig) -> bool:
+        """Only for the KL to it."""
+        return bool(config.loss.beta)
+
     @property
     def group(self) -> int:
         """Completions a prompt."""
@@ -288,18 +273,6 @@ class Trainer(OnPolicyTrainer):
             steps,
         )
 
-    def _score_rows(self, params, frozen, reference, batch):
-        tokens, lengths, mask = batch["tokens"], batch["lengths"], batch["mask"]
-        temperature = self.config.sampling.temperature
-        scores = self.policy.score(
-            params["policy"], frozen["policy"], tokens, lengths, mask, temperature=temperature
-        )
-        if not self.config.loss.beta:
-            return scores.logps, scores.logps, scores.entropy
-        model = models.merge(self.reference_definition, reference)
-        ref = score_tokens(model, tokens, lengths, mask, temperature=temperature)
-        return scores.logps, ref.logps, scores.entropy
-
 
 def train_grpo(
     config: GRPOConfig, *, policy: Any = None, reward: Any = None, tokenizer: Any = None
@@ -318,47 +291,16 @@ def train_grpo(
     Raises:
       UserError: anything wrong with configuration, files, rows or rewards, in one line.
     """
-    mesh = setup.start(config.run, config.mesh)
-    key = jax.random.key(config.run.seed)
-    with Run.open(config.run, config, "grpo") as run:
-        if policy is None:
-            policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
-        train = config.train
-        vocabulary = policy.config.vocab_size
-        reward, _ = build_reward(
+
+    def parts(policy: Any, tokenizer: Any) -> dict[str, Any]:
+        source, _ = build_reward(
             config.reward,
             reward,
-            batch_size=train.score_batch_size,
-            vocabulary=vocabulary,
+            batch_size=config.train.score_batch_size,
+            vocabulary=policy.config.vocab_size,
             tokenizer=tokenizer,
             step_score="probability" if config.loss.recipe.advantages == "process" else "minimum",
         )
-        reference = policy
-        if config.reference.path and config.loss.beta:
-            reference, _ = setup.load_model(config.reference, mesh, seed=config.run.seed, section="reference")
-        reference_definition, reference_params = models.split(reference)
-        scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
-        optimizer, _ = make_optimizer(config.optimizer, train.updates * train.epochs * train.minibatches)
-        rollout_key = jax.random.fold_in(key, 2)
-        trainer = Trainer(
-            config=config,
-            run=run,
-            mesh=mesh,
-            frozen={"policy": frozen},
-            reward=reward,
-            tokenizer=tokenizer,
-            prompts=load_prompts(config, policy.config, tokenizer, run, mesh),
-            state=create_state({"policy": trained}, optimizer),
-            key=rollout_key,
-            generator=setup.Generator(scorer, frozen, config.sampling, tokenizer, rollout_key),
-            policy=scorer,
-            reference_definition=reference_definition,
-            reference=reference_params,
-            optimizer=optimizer,
-        )
-        metrics = run_updates(trainer)
-        model = setup.export_policy(
-            run, scorer, trainer.state.params["policy"], frozen, tokenizer, config.lora
-        )
-        run.finish(metrics)
-        return TrainResult(run.folder, metrics, model, tokenizer)
+        return {"reward": source}
+
+    return train_policy(Trainer, config, "grpo", parts, policy=policy, tokenizer=tokenizer)

@@ -123,7 +123,7 @@ class Loop:
 
     def _fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         config = self.run.config
-        start = int(state.step)
+        start = int(np.max(state.step))  # an ensemble has one step a member
         final: dict[str, float] = {}
         pending: tuple[int, dict[str, Any], Mapping[str, Any], int] | None = None
         mark = time.perf_counter()

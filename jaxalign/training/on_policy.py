@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.checkpoints import CheckpointStore
@@ -24,7 +25,9 @@ from jaxalign.training import setup
 from jaxalign.training.experience import RunningMoments
 from jaxalign.training.loop import Interrupted
 from jaxalign.training.on_policy_config import OnPolicyConfig
+from jaxalign.training.scoring import TokenScores
 from jaxalign.training.state import TrainState
+from jaxalign.training.step import Metrics, mean_of
 
 
 @dataclass(kw_only=True)
@@ -59,7 +62,7 @@ class OnPolicyTrainer(ABC):
 
     @abstractmethod
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """One rollout and its passes; returns metrics (with objective/score) and a few samples as rows."""
+        """One rollout and its passes; returns metrics and a few samples as rows."""
 
     def sample(self, number: int, part: int = 0) -> tuple[Completions, RewardRequest]:
         """Completions of the next prompts, samples of a prompt together, and what a reward is asked about them.
@@ -121,13 +124,22 @@ class OnPolicyTrainer(ABC):
             )
         return gap
 
-    def passes(self, number: int, data: dict[str, np.ndarray], step: Callable) -> dict[str, float]:
+    def passes(
+        self,
+        number: int,
+        data: dict[str, np.ndarray],
+        step: Callable,
+        *,
+        counted: np.ndarray | None = None,
+    ) -> dict[str, float]:
         """Epochs of shuffled minibatches over a rollout.
 
         Args:
           number: of the update, which the order depends on.
-          data: arrays with one row a completion.
-          step: `step(state, frozen, batch, key) -> (state, metrics)`.
+          data: arrays with one row a completion (or a pair of them).
+          step: `step(state, frozen, batch, key) -> (state, metrics)`, with `step_metrics`.
+          counted: bool, rows that count, at least one. They are dealt out evenly over the minibatches, and a
+            minibatch without any is no optimizer step. None where all do.
 
         Returns:
           Means of the metrics over all optimizer steps.
@@ -142,13 +154,19 @@ class OnPolicyTrainer(ABC):
         for epoch in range(train.epochs):
             key = jax.random.fold_in(jax.random.fold_in(self.key, number), 1_000_003 + epoch)
             order = np.asarray(jax.random.permutation(key, rows))
+            if counted is not None:
+                order = order[np.argsort(~counted[order], kind="stable")]
+                order = order.reshape(size, train.minibatches).T.ravel()
+            before = len(seen)
             for start in range(0, rows, size):
                 pick = order[start : start + size]
+                if counted is not None and not counted[pick].any():
+                    continue
                 batch = shard_batch({name: value[pick] for name, value in data.items()}, self.mesh)
                 self.state, metrics = step(self.state, self.frozen, batch, self.key)
                 seen.append(metrics)
             if train.target_kl and epoch + 1 < train.epochs:
-                recent = [float(m["policy/approx_kl"]) for m in seen[-train.minibatches :]]
+                recent = [float(m["policy/approx_kl"]) for m in seen[before:]]
                 if np.mean(recent) > train.target_kl:
                     break
         fetched = jax.device_get(seen)
@@ -190,6 +208,18 @@ class OnPolicyTrainer(ABC):
         self.moments = RunningMoments(*extra["moments"])
 
 
+def step_metrics(scores: TokenScores, old_logps: jax.Array, mask: jax.Array) -> Metrics:
+    """How far an optimizer step finds the policy from the one that sampled; all [B, T]."""
+    log_ratio = jnp.where(mask, scores.logps - old_logps, 0.0)
+    ratio = jnp.exp(log_ratio)
+    return {
+        "policy/approx_kl": mean_of(ratio - 1 - log_ratio, mask),
+        "policy/ratio_mean": mean_of(ratio, mask),
+        "policy/ratio_max": (jnp.max(jnp.where(mask, ratio, 0.0)), jnp.ones(())),
+        "policy/entropy": mean_of(scores.entropy, mask),
+    }
+
+
 def rollout_metrics(completions: Completions, rewards: Rewards, scores: np.ndarray) -> dict[str, float]:
     """What a rollout looked like; scores are the rewards before any shaping, [N]."""
     valid = rewards.valid
@@ -197,10 +227,17 @@ def rollout_metrics(completions: Completions, rewards: Rewards, scores: np.ndarr
     return {
         "objective/score": float(scores[valid].mean()),
         "objective/score_std": float(scores[valid].std()),
-        "rollout/length": float(completions.lengths.mean()),
-        "rollout/stop_rate": float(np.mean([r == "stop" for r in completions.finish_reason])),
+        **completion_metrics(completions),
         "rollout/valid_rows": float(valid.mean()),
         **{f"reward/{name}": float(value) for name, value in rewards.metrics.items()},
+    }
+
+
+def completion_metrics(completions: Completions) -> dict[str, float]:
+    """Mean length in tokens, and the share of completions that ended by themselves."""
+    return {
+        "rollout/length": float(completions.lengths.mean()),
+        "rollout/stop_rate": float(np.mean([r == "stop" for r in completions.finish_reason])),
     }
 
 
@@ -250,7 +287,8 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             last, halted = number == total, stop.signal_received is not None
             if number == 1 or last or (every.log_every and number % every.log_every == 0):
                 run.log_metrics(number, metrics)
-            run.progress(number, total, metrics["objective/score"], metrics["time/tokens_per_second"])
+            shown = metrics.get("objective/score", metrics.get("loss", float("nan")))
+            run.progress(number, total, shown, metrics["time/tokens_per_second"])
             if last or (every.sample_every and number % every.sample_every == 0):
                 run.log_samples(number, samples)
             if last or halted or (every.save_every and number % every.save_every == 0):

@@ -14,7 +14,8 @@ class CriticConfig:
     """The value function.
 
     Attributes:
-      init: reward (copy of the reward model), policy (the policy's trunk under a fresh head), or path.
+      init: reward (copy of the reward model, of an ensemble its first member), policy (the policy's trunk
+        under a fresh head), or path.
       path: folder of a scalar model, where init is path.
       shared_trunk: one trunk for policy and value, with a value head on it.
       head: the value head, where it is fresh.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jaxalign.losses import ppo_policy_loss, ppo_value_loss, sequence_mean, token_mean
 from jaxalign.training.actor_critic import ActorCritic
+from jaxalign.training.on_policy import step_metrics
 from jaxalign.training.ppo_config import PPOLossConfig
 from jaxalign.training.step import mean_of
 
@@ -46,16 +47,11 @@ def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float):
         weight = batch["policy_weight"][:, None]
         total = reduce(policy_terms * weight, mask, counts)
         total += config.value_weight * reduce(value_terms, mask, counts)
-        log_ratio = jnp.where(mask, scores.logps - batch["old_logps"], 0.0)
-        ratio = jnp.exp(log_ratio)
+        ratio = jnp.exp(jnp.where(mask, scores.logps - batch["old_logps"], 0.0))
         clipped = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
-        metrics = {
+        metrics = step_metrics(scores, batch["old_logps"], mask) | {
             "policy/loss": mean_of(policy_terms, mask),
-            "policy/approx_kl": mean_of(ratio - 1 - log_ratio, mask),
             "policy/clip_fraction": mean_of(clipped, mask),
-            "policy/ratio_mean": mean_of(ratio, mask),
-            "policy/ratio_max": (jnp.max(jnp.where(mask, ratio, 0.0)), jnp.ones(())),
-            "policy/entropy": mean_of(scores.entropy, mask),
             "value/loss": mean_of(value_terms, mask),
         }
         if config.value_clip:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jaxalign import losses, models
+from jaxalign import models
 from jaxalign.data import (
     BatchIterator,
     Dataset,
@@ -24,128 +23,15 @@ from jaxalign.training.loop import Loop, evaluation
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
 from jaxalign.training.preference_config import DPOConfig, DPOLossConfig
-from jaxalign.training.preference_losses import FORMS, ScoredRows, batch_statistics, row_terms
+from jaxalign.training.preference_losses import FORMS
+from jaxalign.training.preference_step import completion_sums, preference_loss, whole_batch_statistics
 from jaxalign.training.reference import ReferenceTable, reference_table
-from jaxalign.training.scoring import CausalPolicy, TokenScores, score_tokens
+from jaxalign.training.scoring import score_tokens
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import create_state
-from jaxalign.training.step import joined_rows, make_evaluation, make_update, mean_of, split_rows
+from jaxalign.training.step import make_evaluation, make_update
 
-__all__ = ["DPOConfig", "DPOLossConfig", "preference_loss", "train_dpo"]
-
-# Statistics of a whole batch, in its micro-batches: [B], a scalar repeated.
-STATISTIC = "statistic_"
-
-
-def preference_loss(policy: CausalPolicy, reference_definition: Any, config: DPOLossConfig):
-    """Builds the loss function of `make_update`: the mean over the examples of the whole batch.
-
-    `frozen` is {"base": frozen leaves of the policy, "reference": the reference's leaves}. A batch may hold
-    `ref_logps` [B, G] computed before, and the statistics of the whole batch that it is a part of.
-    """
-
-    def loss(params, frozen, batch, key, counts):
-        rows, scores, mask = _scored(policy, reference_definition, config, params, frozen, batch, key)
-        given = {n.removeprefix(STATISTIC): x for n, x in batch.items() if n.startswith(STATISTIC)}
-        scalars = ("kl", "delta")
-        statistics = {n: x[0] if n in scalars else x for n, x in given.items()} or batch_statistics(
-            rows, config
-        )
-        per_row = row_terms(rows, config, statistics)
-        if config.weighted:
-            weights = losses.wpo_weights(scores.logps, scores.sum_squared_probs, mask)
-            per_row *= jnp.prod(weights.reshape(rows.logps.shape), axis=1)
-        if config.supervised_weight:
-            nll = -(scores.logps.sum(1) / jnp.maximum(mask.sum(1), 1)).reshape(rows.logps.shape)
-            per_row += config.supervised_weight * jnp.sum(jnp.where(rows.desirable, nll, 0.0), axis=1)
-        metrics = preference_metrics(rows, config.beta) | {"entropy": mean_of(scores.entropy, mask)}
-        return jnp.sum(jnp.where(rows.valid, per_row, 0.0)) / jnp.maximum(counts, 1.0), metrics
-
-    return loss
-
-
-def _scored(
-    policy: CausalPolicy, reference_definition: Any, config: DPOLossConfig, params, frozen, batch, key
-) -> tuple[ScoredRows, TokenScores, jax.Array]:
-    """The batch's completions under policy and reference; the policy's token scores; the token mask."""
-    form = FORMS[config.name]
-    shape = batch["tokens"].shape[:2]
-    tokens, mask, lengths = flatten(batch)
-    counted = jnp.maximum(mask.sum(1), 1).reshape(shape).astype(jnp.float32)
-    scale = counted if form.means or config.length_normalize else 1.0
-    scores = policy.score(params, frozen["base"], tokens, lengths, mask, key=key)
-    logps = completion_sums(scores.logps, mask, shape, config.length_alpha) / scale
-
-    def reference(tokens, lengths, mask):
-        model = models.merge(reference_definition, frozen["reference"])
-        return jax.lax.stop_gradient(score_tokens(model, tokens, lengths, mask).logps)
-
-    ref_logps, kl_ratio = jnp.zeros(shape), jnp.zeros(shape)
-    if "ref_logps" in batch:
-        ref_logps = batch["ref_logps"] / scale
-    elif form.reference:
-        ref_logps = (
-            completion_sums(reference(tokens, lengths, mask), mask, shape, config.length_alpha) / scale
-        )
-    if "kl_tokens" in batch:
-        tokens, kl_mask, lengths = flatten(batch, "kl_")
-        live = jax.lax.stop_gradient(params)
-        mismatched = policy.score(live, frozen["base"], tokens, lengths, kl_mask).logps
-        kl_ratio = (mismatched - reference(tokens, lengths, kl_mask)).sum(1).reshape(shape)
-    desirable = batch["desirable"] if form.unpaired else jnp.broadcast_to(jnp.asarray([True, False]), shape)
-    return ScoredRows(logps, ref_logps, desirable, batch["valid"], kl_ratio), scores, mask
-
-
-def completion_sums(logps: jax.Array, mask: jax.Array, shape: tuple[int, int], alpha: float) -> jax.Array:
-    """Token log-probs [B*G, T] -> summed log-probs [B, G]; tokens beyond the shorter completion count `alpha`."""
-    if alpha == 1.0:
-        return logps.sum(1).reshape(shape)
-    shared = jnp.repeat(mask.sum(1).reshape(shape).min(1), shape[1])
-    return losses.length_desensitized_logps(logps, mask, shared, alpha=alpha).reshape(shape)
-
-
-def preference_metrics(rows: ScoredRows, beta: float) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Implicit rewards beta * (policy - reference), and how well they agree with the labels."""
-    valid = rows.valid
-    rewards = beta * (rows.logps - rows.ref_logps)
-    if rewards.shape[1] == 1:  # labels, not pairs
-        right = (rewards > 0) == rows.desirable
-        good, bad = (valid[:, None] & x for x in (rows.desirable, ~rows.desirable))
-        return {
-            "accuracy": mean_of(right.astype(jnp.float32), valid[:, None]),
-            "reward_desirable": mean_of(rewards, good),
-            "reward_undesirable": mean_of(rewards, bad),
-        }
-    margin = rewards[:, 0] - rewards[:, 1]
-    return {
-        "accuracy": mean_of((margin > 0) + 0.5 * (margin == 0), valid),
-        "margin": mean_of(margin, valid),
-        "margin_square": mean_of(jnp.square(margin), valid),
-        "reward_chosen": mean_of(rewards[:, 0], valid),
-        "reward_rejected": mean_of(rewards[:, 1], valid),
-        "logps_chosen": mean_of(rows.logps[:, 0], valid),
-        "logps_rejected": mean_of(rows.logps[:, 1], valid),
-    }
-
-
-def whole_batch_statistics(
-    policy: CausalPolicy, reference_definition: Any, config: DPOLossConfig, parts: int
-):
-    """Builds `(params, frozen, batch) -> batch` with the statistics that couple its rows, in `parts` micro-batches.
-
-    Without it each micro-batch would be sorted, or averaged, by itself, and accumulation would change the loss.
-    """
-
-    @jax.jit
-    def statistics(params, frozen, batch):
-        def rows_of(part):
-            return _scored(policy, reference_definition, config, params, frozen, part, None)[0]
-
-        rows = jax.lax.map(rows_of, jax.tree.map(split_rows(parts), dict(batch)))
-        found = batch_statistics(jax.tree.map(joined_rows, rows), config)
-        return {STATISTIC + n: jnp.broadcast_to(x, batch["valid"].shape) for n, x in found.items()}
-
-    return lambda params, frozen, batch: batch | statistics(params, frozen, batch)
+__all__ = ["DPOConfig", "DPOLossConfig", "train_dpo"]
 
 
 def precomputed_reference(

@@ -28,6 +28,7 @@ from jaxalign.training.loop import Loop, TrainConfig, evaluation
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
 from jaxalign.training.process_reward import held_out_steps, process_loss, step_count
+from jaxalign.training.reward_ensemble import EnsembleConfig, train_ensemble
 from jaxalign.training.scoring import ScalarPolicy
 from jaxalign.training.setup import ModelSource, TrainResult
 from jaxalign.training.state import create_state
@@ -71,6 +72,7 @@ class RewardConfig:
       optimizer: AdamW and its schedule.
       lora: train an adapter on the trunk instead of all its weights.
       mesh: devices by axis.
+      ensemble: several reward models at once, for rewards that doubt.
       normalize: after training set gain and bias so that scores of the held-out (else the
         training) completions have mean 0 and variance 1; null does so but for steps, whose scores are
         logits with a scale of their own.
@@ -85,6 +87,7 @@ class RewardConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     normalize: bool | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +96,21 @@ class RewardConfig:
                 "normalize=true: the scores of loss.labels=steps are logits, which gain and bias would spoil; "
                 "leave it out"
             )
+        if self.ensemble.size > 1 and self.loss.labels == "steps":
+            raise ValueError(
+                "ensemble.size above 1 is for loss.labels=pairs and best_of_n: the members' rewards are made one "
+                f"a completion; got {self.ensemble.size} with loss.labels=steps"
+            )
+        if self.ensemble.members == "heads" and self.lora.enabled:
+            raise ValueError(
+                "ensemble.members=heads and lora.enabled: choose one; heads leave the trunk as it is, and "
+                "ensemble.members=models gives each member an adapter of its own"
+            )
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether scores are brought to mean 0 and variance 1 after training."""
+        return self.loss.labels != "steps" if self.normalize is None else self.normalize
 
 
 def reward_loss(policy: ScalarPolicy, config: RewardLossConfig):
@@ -156,6 +174,8 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
     Returns:
       The run folder, final metrics (`eval/accuracy` and `eval/margin` over held-out pairs, each with a
         95% interval `..._low`, `..._high`; of steps those of `process_reward.step_measures`) and the `ScalarModel`.
+        With `config.ensemble.size` above 1 a list of them, and the metrics of their mean score, see
+        `reward_ensemble.HeldOut.metrics`.
 
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.
@@ -170,6 +190,17 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
         data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
         setup.check_context(model.config, data)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
+        if config.ensemble.size > 1:
+            return train_ensemble(
+                config,
+                run,
+                mesh,
+                model=model,
+                tokenizer=tokenizer,
+                data=data,
+                collate=lambda examples, numbers: arrange(collate(examples, numbers)),
+                loss_of=lambda policy: reward_loss(policy, config.loss),
+            )
         scalar = models.create_scalar_model(model, config.head, key=jax.random.fold_in(key, 1), steps=steps)
         policy, trained, frozen = setup.scalar_of(scalar, config.lora, mesh, key=jax.random.fold_in(key, 2))
         total = config.train.total_steps(len(data.train))
@@ -200,7 +231,7 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
             learning_rate=schedule,
         )
         state, metrics = loop.fit(create_state(trained, optimizer))
-        if config.normalize is not False and steps is None:
+        if config.normalizes:
             batches = eval_batches(data.validation or data.train, size, collate)
             gain, bias = normalization(evaluate_batch, state.params, frozen, map(place, batches))
             frozen = models.with_normalizer(frozen, gain=gain, bias=bias)
@@ -224,5 +255,5 @@ def normalization(
         square += np.asarray(part["score_square"], np.float64)
     average = mean[0] / max(mean[1], 1.0)
     variance = square[0] / max(square[1], 1.0) - average**2
-    gain = 1.0 / float(np.sqrt(max(variance, 1e-12)))
-    return gain, float(-gain * average)
+    gain, bias = models.gain_and_bias(average, variance)
+    return float(gain), float(bias)

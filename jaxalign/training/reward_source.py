@@ -1,5 +1,6 @@
-"""The reward that a configuration names: a model, Python functions, or a weighted mix of both."""
+"""The reward that a configuration names: a model or an ensemble, Python functions, or a weighted mix."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -7,7 +8,7 @@ from jaxalign import models
 from jaxalign.data import check_separator
 from jaxalign.errors import ConfigError
 from jaxalign.models.heads import ScalarModel
-from jaxalign.rewards import ModelReward, ProcessReward, WeightedMix, load_function
+from jaxalign.rewards import EnsembleReward, ModelReward, ProcessReward, WeightedMix, load_function
 from jaxalign.rewards.process import StepScore
 from jaxalign.training import setup
 
@@ -17,13 +18,17 @@ class RewardSource:
     """Where rewards come from: a reward model, Python functions, or a weighted mix of both.
 
     Attributes:
-      model: folder of a reward model (or its run folder), a process reward model too; empty for none.
+      model: folder of a reward model, a process reward model or a reward ensemble (or its run folder); empty for none.
+      models: in place of model, folders of several reward models that make an ensemble.
+      aggregate: one score of an ensemble's: mean, mean_minus_std (mean - aggregate_coefficient * standard
+        deviation over the members) or worst (the smallest).
+      aggregate_coefficient: lambda of mean_minus_std.
       step_score: what a step earns by a process reward model: minimum (change of its lowest probability so far),
         difference (change of the probability), probability or logit; auto takes probability where
         loss.advantages=process, else minimum.
       separator: text that ends a step; empty takes what the process reward model was trained with.
       functions: Python functions, as package.module:function or file.py:function.
-      model_weight: weight of the reward model in the mix.
+      model_weight: weight of the reward model (or ensemble) in the mix.
       weights: weights of the functions, in their order; empty for 1 each.
       missing_stop_penalty: taken from the score of a completion without a stop token.
       missing_stop_score: score of a completion without a stop token, in place of its own; None keeps it.
@@ -34,6 +39,9 @@ class RewardSource:
     """
 
     model: str = ""
+    models: tuple[str, ...] = ()
+    aggregate: Literal["mean", "mean_minus_std", "worst"] = "mean"
+    aggregate_coefficient: float = 1.0
     step_score: Literal["auto"] | StepScore = "auto"
     separator: str = ""
     functions: tuple[str, ...] = ()
@@ -46,6 +54,19 @@ class RewardSource:
     whiten: bool = False
 
     def __post_init__(self) -> None:
+        if self.model and self.models:
+            raise ValueError("reward.model and reward.models: choose one")
+        if len(self.models) == 1:
+            raise ValueError("reward.models: expected two folders or more, got 1; one goes to reward.model")
+        if self.aggregate_coefficient < 0:
+            raise ValueError(
+                f"reward.aggregate_coefficient must not be negative, got {self.aggregate_coefficient}"
+            )
+        if self.aggregate_coefficient != 1.0 and self.aggregate != "mean_minus_std":
+            raise ValueError(
+                f"reward.aggregate_coefficient = {self.aggregate_coefficient} is read with "
+                f"reward.aggregate=mean_minus_std only, got {self.aggregate}"
+            )
         check_separator("reward.separator", self.separator)
         if self.weights and len(self.weights) != len(self.functions):
             raise ValueError(
@@ -63,22 +84,41 @@ def build_reward(
     tokenizer: Any = None,
     step_score: StepScore = "minimum",
 ) -> tuple[Any, ScalarModel | None]:
-    """The reward, and the reward model in it where there is one.
+    """The reward, and the reward model in it where there is one (of an ensemble: its first member).
 
     Args:
       source: what the configuration names.
-      reward: a live reward or scalar model, in place of `source`; or None.
+      reward: a live reward, scalar model or sequence of scalar models (an ensemble), in place of `source`; or None.
       batch_size: rows that a reward model scores at once.
       vocabulary: the policy's; a reward model must know as many tokens.
       tokenizer: the policy's; a process reward model needs it.
       step_score: what `auto` stands for.
 
     Raises:
-      ConfigError: no reward, no such function, or a process reward model without a separator.
+      ConfigError: no reward, no such function, a rule for ensembles where there is none, or a process reward
+        model that is a member of one or has no separator.
       ModelError, UserError: a reward model that is damaged or does not fit.
     """
 
-    def of(found: ScalarModel) -> ModelReward | ProcessReward:
+    def scored_by(found: ScalarModel | Sequence[ScalarModel]) -> tuple[Any, ScalarModel]:
+        if isinstance(found, ScalarModel):
+            if source.aggregate != "mean":
+                raise ConfigError(
+                    f"reward.aggregate={source.aggregate} needs an ensemble; there is one reward model only"
+                )
+            return alone(found), found
+        if any(member.steps for member in found):
+            raise ConfigError("reward.models: a process reward model cannot be a member of an ensemble")
+        ensemble = EnsembleReward(
+            found,
+            aggregate=source.aggregate,
+            coefficient=source.aggregate_coefficient,
+            batch_size=batch_size,
+            vocabulary=vocabulary,
+        )
+        return ensemble, found[0]
+
+    def alone(found: ScalarModel) -> ModelReward | ProcessReward:
         if found.steps is None:
             return ModelReward(found, batch_size=batch_size, vocabulary=vocabulary)
         return ProcessReward(
@@ -90,25 +130,39 @@ def build_reward(
             vocabulary=vocabulary,
         )
 
-    if isinstance(reward, ScalarModel):
-        return of(reward), reward
+    if isinstance(reward, ScalarModel) or _is_ensemble(reward):
+        return scored_by(reward)
     if reward is not None:
         return reward, None
     model = None
     rewards: dict[str, Any] = {}
     weights: dict[str, float] = {}
-    if source.model:
-        model = models.load_reward_model(setup.model_folder(source.model))
-        rewards["model"] = of(model)
+    if source.model or source.models:
+        rewards["model"], model = scored_by(_load(source))
         weights["model"] = source.model_weight
+    elif source.aggregate != "mean":
+        raise ConfigError(f"reward.aggregate={source.aggregate} needs an ensemble; there is no reward model")
     for index, name in enumerate(source.functions):
         label = name.rpartition(":")[2]
         label = label if label not in rewards else f"{label}_{index}"
         rewards[label] = load_function(name)
         weights[label] = source.weights[index] if source.weights else 1.0
     if not rewards:
-        raise ConfigError("reward: expected reward.model or reward.functions; there is neither")
+        raise ConfigError("reward: expected reward.model, reward.models or reward.functions; there is none")
     if (source.separator or source.step_score != "auto") and (model is None or model.steps is None):
         name = "separator" if source.separator else "step_score"
         raise ConfigError(f"reward.{name} is for a process reward model; reward.model names none")
     return WeightedMix(rewards, weights), model
+
+
+def _is_ensemble(reward: Any) -> bool:
+    return isinstance(reward, Sequence) and bool(reward) and all(isinstance(r, ScalarModel) for r in reward)
+
+
+def _load(source: RewardSource) -> ScalarModel | list[ScalarModel]:
+    if source.models:
+        return [models.load_reward_model(setup.model_folder(path)) for path in source.models]
+    folder = setup.model_folder(source.model)
+    if models.is_reward_ensemble(folder):
+        return models.load_reward_ensemble(folder)
+    return models.load_reward_model(folder)

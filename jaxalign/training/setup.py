@@ -226,11 +226,15 @@ def scalar_of(
 
 def export_scalar(run: Run, policy: ScalarPolicy, trained: Any, frozen: Any, tokenizer: Any) -> Any:
     """Writes `export/` in the ...ForSequenceClassification layout (adapters merged); returns the model."""
-    model, adapter = policy.parts(trained, frozen)
-    if adapter is not None:
-        model = models.merge_adapter(model, adapter)
+    model = merged_scalar(policy, trained, frozen)
     models.save_reward_model(model, run.folder / "export", tokenizer=tokenizer)
     return model
+
+
+def merged_scalar(policy: ScalarPolicy, trained: Any, frozen: Any) -> Any:
+    """The scalar model, its adapter merged where there is one."""
+    model, adapter = policy.parts(trained, frozen)
+    return model if adapter is None else models.merge_adapter(model, adapter)
 
 
 def checkpoint_store(run: Run) -> CheckpointStore:

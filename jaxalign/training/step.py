@@ -40,6 +40,7 @@ def make_update(
     *,
     accumulation_steps: int = 1,
     accept: Callable[[Mapping[str, jax.Array]], jax.Array] | None = None,
+    lift: Callable[[Callable], Callable] | None = None,
 ) -> Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `update(state, frozen, batch, key) -> (state, metrics)`, jitted, `state` donated.
 
@@ -48,7 +49,8 @@ def make_update(
     Where the loss or the gradient norm is not finite the old state is returned and
     `metrics["finite"]` is 0. Where `accept(metrics)` of the whole batch is False the old
     state is returned too, and `metrics["skipped"]` is 1. The key is folded with the step, so a resumed run
-    repeats itself.
+    repeats itself. `lift` makes another function of the whole update before it is compiled: an ensemble's
+    maps it over members.
 
     Raises:
       ValueError: the rows do not divide by `accumulation_steps` (when traced).
@@ -99,7 +101,9 @@ def make_update(
         if compiled is None:
             # The new state lies where the old one lay: else the second step would be another program.
             shardings = jax.tree.map(lambda x: x.sharding, state)
-            compiled = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+            compiled = jax.jit(
+                lift(update) if lift else update, donate_argnums=0, out_shardings=(shardings, None)
+            )
         return compiled(state, frozen, batch, key)
 
     return call

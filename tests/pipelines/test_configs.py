@@ -5,6 +5,7 @@ import pytest
 from jaxalign.config import parse, shipped_configs
 from jaxalign.pipelines.pipeline import PipelineConfig
 from jaxalign.training.grpo import GRPOConfig
+from jaxalign.training.online_dpo import OnlineDPOConfig
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.preference import DPOConfig
 from jaxalign.training.reward import RewardConfig
@@ -16,6 +17,7 @@ READERS = {
     "process_reward": RewardConfig,
     "dpo": DPOConfig,
     "grpo": GRPOConfig,
+    "online_dpo": OnlineDPOConfig,
     "openai2019": PPOConfig,
     "tldr2024": PPOConfig,
     "pipeline": PipelineConfig,

@@ -7,11 +7,13 @@ from jaxalign import models
 from jaxalign.models.lora import LoraConfig
 from jaxalign.training import setup
 from jaxalign.training.actor_critic import build
+from jaxalign.training.online_dpo import pair_loss
 from jaxalign.training.pairs import valid_rows
 from jaxalign.training.ppo_config import PPOConfig, PPOLossConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
-from jaxalign.training.preference import DPOLossConfig, preference_loss
+from jaxalign.training.preference import DPOLossConfig
 from jaxalign.training.preference_losses import FORMS
+from jaxalign.training.preference_step import preference_loss
 from jaxalign.training.process_reward import process_loss, step_count
 from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
 
@@ -73,6 +75,16 @@ def step_case(mesh):
     batch["mask"][:, 4] = True
     batch["labels"] = rng.random((8, 12)).astype(np.float32)
     return process_loss(policy), step_count, trained, frozen, batch
+
+
+def online_dpo_case(mesh):
+    """Pairs of a policy that has moved since it sampled them."""
+    policy, _, trained, frozen, batch = preference_parts(mesh, DPOLossConfig())
+    rng = np.random.default_rng(1)
+    batch["old_logps"] = np.where(batch["mask"], -4 - rng.random(batch["mask"].shape), 0).astype(np.float32)
+    batch["ref_logps"] = (-35 - rng.random((8, 2))).astype(np.float32)
+    loss = pair_loss(policy, DPOLossConfig(), 0.7)
+    return loss, valid_rows, {"policy": trained}, {"policy": frozen["base"]}, batch
 
 
 def ppo_case(mesh, config=PLAIN_PPO):

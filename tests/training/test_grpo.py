@@ -96,6 +96,7 @@ def test_rewards_rise(name, grpo, tmp_path):
     assert rows[-1]["objective/kl"] > 1e-3
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_resumed_run_gives_the_same_bits(grpo, tmp_path, monkeypatch):
     from jaxalign.training.grpo import Trainer
     from tests.training.test_resume import assert_same_run, terminate

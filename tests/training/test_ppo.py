@@ -186,7 +186,9 @@ def test_only_the_critic_learns_in_its_warm_up(configs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "critic", [CriticConfig(shared_trunk=True), CriticConfig(init="reward")], ids=["shared", "reward"]
+    "critic",
+    [CriticConfig(shared_trunk=True), pytest.param(CriticConfig(init="reward"), marks=pytest.mark.slow)],
+    ids=["shared", "reward"],
 )
 def test_a_reward_model_and_other_critics_work(critic, configs, tmp_path):
     reward = train_reward(configs.reward(tmp_path / "reward"))
@@ -219,7 +221,7 @@ def test_a_live_function_and_token_rewards_are_accepted(configs, tmp_path):
 
 
 def test_no_reward_and_wrong_rewards_are_named(configs, tmp_path):
-    with pytest.raises(ConfigError, match=r"reward\.model or reward\.functions"):
+    with pytest.raises(ConfigError, match=r"reward\.model, reward\.models or reward\.functions"):
         train_ppo(configs.ppo(tmp_path / "a", reward=RewardSource()))
     with pytest.raises(ConfigError, match=r"no file nowhere\.py"):
         train_ppo(configs.ppo(tmp_path / "b", reward=RewardSource(functions=("nowhere.py:f",))))

@@ -17,7 +17,8 @@ from jaxalign.runs import records
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.pairs import valid_rows
-from jaxalign.training.preference import DPOLossConfig, preference_loss, train_dpo, whole_batch_statistics
+from jaxalign.training.preference import DPOLossConfig, train_dpo
+from jaxalign.training.preference_step import preference_loss, whole_batch_statistics
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_update

@@ -12,7 +12,7 @@ from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_update
-from tests.training.cases import KEY, dpo_case, ppo_case, sft_case, shape, step_case
+from tests.training.cases import KEY, dpo_case, online_dpo_case, ppo_case, sft_case, shape, step_case
 
 RATE = 1e-2
 # All three axes at once in `make test`; each alone in `make test-all`.
@@ -23,7 +23,12 @@ MESHES = [
 ]
 
 
-CASES = {"sft": sft_case, "dpo": dpo_case, "ppo": ppo_case, "steps": step_case}
+CASES = {"sft": sft_case, "dpo": dpo_case, "ppo": ppo_case, "steps": step_case, "online_dpo": online_dpo_case}
+
+
+def some_slow(*names):
+    """The cases, those of `names` in `make test-all` only."""
+    return [pytest.param(case, marks=pytest.mark.slow) if case in names else case for case in CASES]
 
 
 def gradient(case, mesh):
@@ -46,7 +51,7 @@ def close(a, b, scale):
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some_slow("steps", "online_dpo"))
 def test_eight_devices_equal_one(name, axes, devices):
     case = CASES[name]
     one, eight = make_mesh(MeshConfig(), devices), make_mesh(MeshConfig(**axes), devices)
@@ -58,7 +63,7 @@ def test_eight_devices_equal_one(name, axes, devices):
     close(one_step(case, eight)[0].params, one_step(case, one)[0].params, 0.01 * RATE)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some_slow("dpo", "steps", "online_dpo"))
 def test_bfloat16_compute_takes_nearly_the_same_step_on_float32_masters(name, devices, monkeypatch):
     mesh = make_mesh(MeshConfig(), devices)
     loss, grads = gradient(CASES[name], mesh)

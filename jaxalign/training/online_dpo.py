@@ -1,0 +1,309 @@
+"""Online direct preference optimization: a preference loss on pairs that the policy itself draws.
+
+One update:
+
+    sample completions -> a reward or a judge makes one pair a prompt -> score them (policy, reference)
+    -> epochs x minibatches of the preference loss -> log, save
+
+A prompt whose completions tie (equal scores, equal tokens, no opinion of the judge) gives no pair.
+
+Sources: arXiv:2402.04792 (two completions and a judge); arXiv:2401.10020, section 2.4 (the best and the worst of
+several, ties left out; there in rounds of whole data sets).
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign import models
+from jaxalign.errors import ConfigError, UserError
+from jaxalign.rewards import RewardRequest, evaluate_judge, evaluate_reward, load_function
+from jaxalign.rollout import Completions, Sampler
+from jaxalign.training.experience import final_scores
+from jaxalign.training.on_policy import Stopwatch, completion_metrics, rollout_metrics, step_metrics
+from jaxalign.training.online_dpo_config import JudgeSource, OnlineDPOConfig
+from jaxalign.training.pairs import valid_rows
+from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
+from jaxalign.training.preference_config import DPOLossConfig
+from jaxalign.training.preference_losses import FORMS
+from jaxalign.training.preference_step import (
+    completion_sums,
+    loss_of_rows,
+    scored_rows,
+    whole_batch_statistics,
+)
+from jaxalign.training.reward_source import RewardSource, build_reward
+from jaxalign.training.scoring import CausalPolicy
+from jaxalign.training.setup import TrainResult
+from jaxalign.training.step import make_update
+
+__all__ = ["JudgeSource", "OnlineDPOConfig", "train_online_dpo"]
+
+# Folded into an update's key, beside the parts of its rollout (0, 1, ...) and its epochs (1_000_003 and on).
+REFERENCE_SAMPLES, SHOWN_ORDER = 2_000_003, 3_000_017
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One pair a prompt, P of them, as rows of the rollout.
+
+    Attributes:
+      chosen: int [P].
+      rejected: int [P]; the same row as `chosen` where there is no pair.
+      valid: bool [P].
+    """
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    valid: np.ndarray
+
+
+def best_and_worst(scores: np.ndarray, valid: np.ndarray, group: int) -> Pairs:
+    """The best against the worst of each group of consecutive rows, by their scores.
+
+    Args:
+      scores: float32 [P * group].
+      valid: bool [P * group], rows that have a score; a group with fewer than two gives no pair.
+      group: completions a prompt.
+    """
+    scored, known = scores.reshape(-1, group), valid.reshape(-1, group)
+    start = np.arange(len(scored)) * group
+    best = start + np.where(known, scored, -np.inf).argmax(1)
+    worst = start + np.where(known, scored, np.inf).argmin(1)
+    differ = (known.sum(1) > 1) & (scores[best] > scores[worst])
+    return Pairs(best, np.where(differ, worst, best), differ)
+
+
+def preferred(preference: np.ndarray) -> Pairs:
+    """The completion that a judge prefers against the other; `preference` [P] is its opinion of the first of two."""
+    start = np.arange(len(preference)) * 2
+    chosen = start + (preference < 0.5)
+    differ = preference != 0.5
+    return Pairs(chosen, np.where(differ, 2 * start + 1 - chosen, chosen), differ)
+
+
+def pair_loss(policy: CausalPolicy, config: DPOLossConfig, temperature: float):
+    """Builds the loss function of `make_update` for minibatches of pairs.
+
+    Batches hold tokens, mask, old_logps [B, 2, T] (chosen, rejected), lengths [B, 2], valid [B], and, for a loss
+    with a reference, its ref_logps [B, 2].
+    """
+
+    def loss(params, frozen, batch, key, counts):
+        del key  # dropout is off: the policy is the one that sampled
+        base = {"base": frozen["policy"]}
+        rows, scores, mask = scored_rows(
+            policy, None, config, params["policy"], base, batch, None, temperature=temperature
+        )
+        total, metrics = loss_of_rows(config, rows, scores, mask, batch, counts)
+        old = batch["old_logps"].reshape(mask.shape)
+        return total, {f"pairs/{n}": x for n, x in metrics.items()} | step_metrics(scores, old, mask)
+
+    return loss
+
+
+@dataclass(kw_only=True)
+class Trainer(PolicyTrainer):
+    """The live objects of one run; `judge` is None where there is a reward."""
+
+    judge: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config, temperature = self.config, self.config.sampling.temperature
+        parts, form = config.train.accumulation_steps, FORMS[config.loss.name]
+        self._step = make_update(
+            pair_loss(self.policy, config.loss, temperature),
+            valid_rows,
+            self.optimizer,
+            accumulation_steps=parts,
+        )
+        self._coupled = parts > 1 and bool(form.statistic)
+        self._with_statistics = whole_batch_statistics(
+            self.policy, None, config.loss, parts, temperature=temperature
+        )
+        self._sums = jax.jit(
+            lambda logps, mask: completion_sums(logps, mask, (len(mask) // 2, 2), config.loss.length_alpha)
+        )
+        self._reference_sampler = Sampler(models.merge(self.reference_definition, self.reference))
+
+    def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """One rollout and its passes; returns metrics and a few pairs as rows."""
+        watch = Stopwatch()
+        completions, request = self.sample(number)
+        answers = self._reference_answers(number, request)
+        watch.sampled = time.perf_counter()
+        rows, logps, ref_logps, entropy, gap = self.score_completions(number, request.prompt_ids, completions)
+        scores = None
+        if self.judge is None:
+            pairs, metrics, scores = self._rewarded(number, completions, request)
+        else:
+            pairs, metrics = self._judged(number, request, answers)
+            metrics |= completion_metrics(completions)
+        pairs = _without_equal(pairs, request)
+        counted = int(pairs.valid.sum())
+        order = np.stack([pairs.chosen, pairs.rejected], axis=1)  # [P, 2]
+        data = {
+            "tokens": rows.tokens[order],
+            "lengths": rows.lengths[order],
+            "mask": rows.mask[order],
+            "old_logps": logps[order],
+            "valid": pairs.valid,
+        }
+        if FORMS[self.config.loss.name].reference:
+            data["ref_logps"] = np.asarray(
+                self._sums(ref_logps[order].reshape(2 * len(order), -1), rows.mask[order.ravel()])
+            )
+        watch.scored = time.perf_counter()
+        if counted:
+            metrics |= self.passes(number, data, self._update, counted=pairs.valid)
+        else:
+            self.run.warn(
+                f"update {number}: no pair is left, the completions of all {len(order)} prompts tie; it is skipped"
+            )
+        metrics |= {
+            "objective/kl": float((logps - ref_logps).sum() / len(logps)),
+            "objective/entropy": float(np.where(rows.mask, entropy, 0.0).sum() / rows.mask.sum()),
+            "rollout/pairs": float(counted),
+            "rollout/ties": float(len(order) - counted),
+            "rollout/logp_gap": gap,
+            **watch.metrics(int(completions.lengths.sum())),
+        }
+        if scores is not None and counted:
+            metrics["objective/score_chosen"] = float(scores[pairs.chosen[pairs.valid]].mean())
+            metrics["objective/score_rejected"] = float(scores[pairs.rejected[pairs.valid]].mean())
+        return metrics, self._pair_samples(request, pairs, scores)
+
+    def _update(self, state: Any, frozen: Any, batch: Any, key: jax.Array):
+        if self._coupled:
+            base = {"base": frozen["policy"]}
+            batch = self._with_statistics(state.params["policy"], base, batch)
+        return self._step(state, frozen, batch, key)
+
+    # --- pairs ------------------------------------------------------------------------------
+
+    def _rewarded(
+        self, number: int, completions: Completions, request: RewardRequest
+    ) -> tuple[Pairs, dict[str, float], np.ndarray]:
+        """Pairs by reward; metrics; the rewards before any shaping, [N]."""
+        rewards = evaluate_reward(self.reward, request)
+        assert rewards.valid is not None
+        if not rewards.valid.any():
+            raise UserError(
+                f"update {number}: no reward applies to any of the {len(rewards.valid)} completions"
+            )
+        token_rewards = np.asarray(rewards.token_rewards).sum(1)
+        raw = np.asarray(rewards.scores) + token_rewards
+        scores = final_scores(self.config.reward, rewards, completions, self.moments) + token_rewards
+        pairs = best_and_worst(scores, rewards.valid, self.config.sampling.num_samples)
+        return pairs, rollout_metrics(completions, rewards, raw), raw
+
+    def _judged(
+        self, number: int, request: RewardRequest, answers: list[str]
+    ) -> tuple[Pairs, dict[str, float]]:
+        """Pairs by the judge's preference, and how often the policy's samples win against the reference's."""
+        count, against = len(request.prompts) // 2, len(answers)
+        # One call for both: a judge may be slow to ask, and batch by itself.
+        asked = [2 * i for i in (*range(count), *range(against))]
+        verdicts = evaluate_judge(
+            self.judge,
+            [request.prompts[i] for i in asked],
+            [request.completions[i] for i in asked],
+            [*request.completions[1::2], *answers],
+            columns={name: [values[i] for i in asked] for name, values in request.columns.items()},
+            key=jax.random.fold_in(jax.random.fold_in(self.key, number), SHOWN_ORDER),
+        )
+        metrics = {f"judge/{name}": value for name, value in verdicts.metrics.items()}
+        if against:
+            wins = np.sign(verdicts.preference[count:] - 0.5) / 2 + 0.5
+            metrics["objective/score"] = float(wins.mean())
+        return preferred(verdicts.preference[:count]), metrics
+
+    def _reference_answers(self, number: int, request: RewardRequest) -> list[str]:
+        """The reference's completions of the first prompts, for the judge; none without a judge."""
+        count = min(self.config.judge.reference_prompts, self.config.train.prompts)
+        if self.judge is None or not count:
+            return []
+        done = self._reference_sampler.generate(
+            list(request.prompt_ids[: 2 * count : 2]),
+            key=jax.random.fold_in(jax.random.fold_in(self.key, number), REFERENCE_SAMPLES),
+            **self.config.sampling.arguments(num_samples=1),
+        )
+        return done.texts(self.tokenizer)
+
+    def _pair_samples(
+        self, request: RewardRequest, pairs: Pairs, scores: np.ndarray | None
+    ) -> list[dict[str, Any]]:
+        """The first pairs as rows of samples.jsonl."""
+        rows = []
+        for place in np.flatnonzero(pairs.valid)[: self.config.run.sample_rows]:
+            good, bad = int(pairs.chosen[place]), int(pairs.rejected[place])
+            row: dict[str, Any] = {
+                "prompt": request.prompts[good],
+                "chosen": request.completions[good],
+                "rejected": request.completions[bad],
+            }
+            if scores is not None:
+                row |= {"chosen_score": float(scores[good]), "rejected_score": float(scores[bad])}
+            rows.append(row)
+        return rows
+
+
+def _without_equal(pairs: Pairs, request: RewardRequest) -> Pairs:
+    """A completion against itself teaches nothing, whatever was said of the two."""
+    ids = request.completion_ids
+    equal = [list(ids[a]) == list(ids[b]) for a, b in zip(pairs.chosen, pairs.rejected, strict=True)]
+    return Pairs(pairs.chosen, pairs.rejected, pairs.valid & ~np.asarray(equal))
+
+
+def train_online_dpo(
+    config: OnlineDPOConfig,
+    *,
+    policy: Any = None,
+    reward: Any = None,
+    judge: Any = None,
+    tokenizer: Any = None,
+) -> TrainResult:
+    """Trains a policy on pairs of its own samples, ranked by a reward or a judge (online DPO).
+
+    Args:
+      config: see `OnlineDPOConfig`.
+      policy: a live model in place of `config.model`; needs `tokenizer`.
+      reward: a live reward (see `jaxalign.rewards`) or scalar model in place of `config.reward`.
+      judge: a live judge (see `jaxalign.rewards.judge`) in place of `config.judge.function`.
+      tokenizer: the policy's tokenizer.
+
+    Returns:
+      The run folder, the last update's metrics and the model. `objective/score` is the mean reward of all samples;
+        with a judge it is how often it prefers the policy's samples to the reference's, ties as halves.
+
+    Raises:
+      UserError: anything wrong with configuration, files, rows, rewards or verdicts, in one line.
+    """
+
+    def parts(policy: Any, tokenizer: Any) -> dict[str, Any]:
+        if judge is None and not config.judge.function:
+            if reward is None and config.reward == RewardSource():
+                raise ConfigError(
+                    "expected reward.model, reward.functions or judge.function; there is none of them"
+                )
+            source, _ = build_reward(
+                config.reward,
+                reward,
+                batch_size=config.train.score_batch_size,
+                vocabulary=policy.config.vocab_size,
+                tokenizer=tokenizer,
+            )
+            return {"reward": source}
+        if reward is not None:
+            raise ConfigError("judge and reward: choose one; a judge compares, and nothing is scored")
+        try:
+            config.check_judged()
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return {"reward": None, "judge": judge or load_function(config.judge.function, kind="judge")}
+
+    return train_policy(Trainer, config, "online-dpo", parts, policy=policy, tokenizer=tokenizer)

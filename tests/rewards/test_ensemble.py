@@ -1,0 +1,79 @@
+"""Several reward models as one reward."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxalign import models
+from jaxalign.errors import UserError
+from jaxalign.models.heads import HeadConfig
+from jaxalign.rewards import EnsembleReward, ModelReward, RewardRequest
+from jaxalign.rewards.ensemble import of_one_shape, same_arrays
+
+ROWS = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10], [11, 12, 13, 14]]
+REQUEST = RewardRequest([""] * 4, [""] * 4, [r[:1] for r in ROWS], [r[1:] for r in ROWS], {}, width=4)
+LINEAR, MLP = HeadConfig(init_std=1.0), HeadConfig(kind="mlp", hidden_size=5, init_std=1.0)
+
+
+def scalar(folder, seed, head=LINEAR, *, trunk_seed=None):
+    """A reward model with gain and bias of its own, on the folder's trunk or on one of a seed."""
+    base = models.load_pretrained(folder)
+    if trunk_seed is not None:
+        base = models.create(base.config, key=jax.random.key(trunk_seed))
+    definition, params = models.split(models.create_scalar_model(base, head, key=jax.random.key(seed)))
+    return models.merge(definition, models.with_normalizer(params, gain=1.0 + seed, bias=-0.5 * seed))
+
+
+def heads(folder):
+    return [scalar(folder, seed) for seed in (1, 2, 3)]
+
+
+def whole_models(folder):
+    return [scalar(folder, seed, trunk_seed=seed) for seed in (1, 2, 3)]
+
+
+def mixed(folder):
+    return [scalar(folder, 1), scalar(folder, 2, MLP), scalar(folder, 3)]
+
+
+@pytest.mark.parametrize("make", [heads, whole_models, mixed])
+def test_members_score_as_they_do_alone(make, tiny_model_folder):
+    members = make(tiny_model_folder)
+    assert of_one_shape(members) == (make is not mixed)
+    trunks = [models.split(member)[1]["trunk"] for member in members]
+    assert same_arrays(trunks[0], trunks[2]) == (make is not whole_models)
+    alone = np.stack([ModelReward(member).score_rows(ROWS) for member in members])
+    # Three rows a batch: the last batch is filled up.
+    scores = EnsembleReward(members, batch_size=3, pad_multiple=8).score_members(ROWS)
+    np.testing.assert_allclose(scores, alone, rtol=2e-5, atol=1e-5)
+    assert alone.std(axis=0).min() > 0.01
+
+
+@pytest.mark.parametrize("mode", ["mean", "mean_minus_std", "worst"])
+def test_the_score_is_the_members_made_one(mode, tiny_model_folder):
+    members = whole_models(tiny_model_folder)
+    each = np.stack([ModelReward(member).score_rows(ROWS) for member in members]).astype(np.float64)
+    mean, std = each.mean(0), np.sqrt(np.square(each - each.mean(0)).mean(0))
+    expected = {"mean": mean, "mean_minus_std": mean - 0.7 * std, "worst": each.min(0)}[mode]
+    reward = EnsembleReward(members, aggregate=mode, coefficient=0.7)
+    found = reward.score(REQUEST)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found.scores, reward.score_rows(ROWS))
+    assert found.metrics["disagreement"] == pytest.approx(std.mean(), rel=1e-4)
+    for k in range(3):
+        assert found.metrics[f"member-{k}"] == pytest.approx(each[k].mean(), rel=1e-4, abs=1e-5)
+
+
+def test_the_worst_is_never_above_the_mean(tiny_model_folder):
+    members = heads(tiny_model_folder)
+    worst, mean = (EnsembleReward(members, aggregate=a).score_rows(ROWS) for a in ("worst", "mean"))
+    assert (worst < mean).all()
+
+
+def test_no_rows_give_no_scores(tiny_model_folder):
+    assert EnsembleReward(heads(tiny_model_folder)).score_rows([]).shape == (0,)
+
+
+def test_a_member_that_knows_fewer_tokens_than_the_policy_is_refused(tiny_model_folder):
+    with pytest.raises(UserError, match=r"its vocabulary has 259 tokens, the policy's 300"):
+        EnsembleReward(heads(tiny_model_folder), vocabulary=300)
