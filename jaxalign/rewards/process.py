@@ -1,5 +1,6 @@
 """A process reward model as a reward: token rewards where the steps of a completion end."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -153,8 +154,11 @@ class StepSplitter:
 
     def __init__(self, tokenizer: Any, separator: str) -> None:
         self._tokenizer, self._separator = tokenizer, separator
-        # Tokenizers drop a space at the beginning of what they decode, so pieces are read behind another token.
-        self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+        # Tokenizers drop a space at the beginning of what they decode, so pieces are read behind another token,
+        # one that is written (a letter outside the vocabulary would be a special token, which is not).
+        letter = tokenizer("a", add_special_tokens=False)["input_ids"]
+        others = ([i] for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids)
+        self._anchor = next(ids for ids in itertools.chain([letter], others) if self._decode(ids).strip())
         self._before = len(self._decode(self._anchor))
         self._pieces: dict[int, str] = {}
 

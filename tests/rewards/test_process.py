@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from jaxalign import models
 from jaxalign.errors import ConfigError, UserError
@@ -103,6 +107,13 @@ def test_space_marks_keep_their_spaces():
     ids = tokenizer("so.\n ab")["input_ids"]
     assert len(ids) == 7
     assert StepSplitter(tokenizer, "\n")(ids) == [(" so.", 4), (" ab", 6)]
+
+
+def test_a_vocabulary_without_letters_has_its_steps_too():
+    core = Tokenizer(WordLevel({"<pad>": 0, "1": 1, "2": 2, ";": 3}, unk_token="<pad>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    words = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<pad>", eos_token="<pad>")
+    assert StepSplitter(words, " ;")([1, 2, 3, 2, 3, 1, 0]) == [(" 1 2", 2), (" 2", 4), (" 1", 6)]
 
 
 def test_the_model_reads_steps_as_it_was_taught_whatever_tokens_were_sampled(process_model):
