@@ -91,6 +91,9 @@ def test_the_first_loss_is_that_of_a_policy_equal_to_its_reference(online, tmp_p
     assert row["rollout/logp_gap"] < 1e-4
     assert row["rollout/pairs"] + row["rollout/ties"] == 4
     assert row["objective/score_chosen"] > row["objective/score"] > row["objective/score_rejected"]
+    kept = list(records.read(tmp_path / "run" / "samples.jsonl"))
+    assert len(kept) == min(4, row["rollout/pairs"]) > 0
+    assert all(pair["chosen_score"] > pair["rejected_score"] and pair["prompt"] for pair in kept)
 
 
 class Recorded:
@@ -315,14 +318,6 @@ def test_with_an_adapter_the_reference_is_the_base(online, tmp_path):
     assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
     assert abs(rows[-1]["objective/kl"]) > 1e-3
     assert (tmp_path / "run" / "adapter").is_dir()
-
-
-def test_pairs_are_kept_as_samples(online, tmp_path):
-    config = online(tmp_path / "run", train=ONE)
-    train_online_dpo(replace(config, run=replace(config.run, sample_every=1)))
-    rows = list(records.read(tmp_path / "run" / "samples.jsonl"))
-    assert rows
-    assert all(row["chosen_score"] > row["rejected_score"] and row["prompt"] for row in rows)
 
 
 @pytest.mark.parametrize(
