@@ -9,7 +9,13 @@ import numpy as np
 
 from jaxalign import losses, models
 from jaxalign.rewards.base import RewardRequest, Rewards
-from jaxalign.rewards.model import check_vocabulary, in_batches, program_of, request_rows
+from jaxalign.rewards.model import (
+    check_scores_whole,
+    check_vocabulary,
+    in_batches,
+    program_of,
+    request_rows,
+)
 
 Aggregate = Literal["mean", "mean_minus_std", "worst"]
 
@@ -28,7 +34,7 @@ class EnsembleReward:
 
     Raises:
       ValueError: no member.
-      UserError: a member whose vocabulary is smaller than the policy's.
+      UserError: a member whose vocabulary is smaller than the policy's, or one that scores steps.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class EnsembleReward:
             raise ValueError("an ensemble needs at least one reward model")
         for member in members:
             check_vocabulary(member, vocabulary)
+            check_scores_whole(member)
         self.size = len(members)
         self.batch_size, self.pad_multiple = batch_size, pad_multiple
         self._aggregate = lambda scores: losses.aggregate_ensemble(

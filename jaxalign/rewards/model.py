@@ -22,10 +22,7 @@ class ModelReward:
         self, model: Any, *, batch_size: int = 32, pad_multiple: int = 32, vocabulary: int | None = None
     ) -> None:
         check_vocabulary(model, vocabulary)
-        if model.steps is not None:
-            raise UserError(
-                "reward model: it scores the steps of a completion, not the whole; see ProcessReward"
-            )
+        check_scores_whole(model)
         self.config = model.config
         self.batch_size, self.pad_multiple = batch_size, pad_multiple
         self._forward = program_of(model)
@@ -59,6 +56,16 @@ def check_vocabulary(model: Any, vocabulary: int | None) -> None:
             f"reward model: its vocabulary has {model.config.vocab_size} tokens, the policy's {vocabulary}; "
             "they must share a tokenizer"
         )
+
+
+def check_scores_whole(model: Any) -> None:
+    """A reward model gives one score for a prompt with its completion.
+
+    Raises:
+      UserError: it is a process reward model.
+    """
+    if model.steps is not None:
+        raise UserError("reward model: it scores the steps of a completion, not the whole; see ProcessReward")
 
 
 def request_rows(request: RewardRequest) -> list[list[int]]:

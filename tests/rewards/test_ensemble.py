@@ -77,3 +77,11 @@ def test_no_rows_give_no_scores(tiny_model_folder):
 def test_a_member_that_knows_fewer_tokens_than_the_policy_is_refused(tiny_model_folder):
     with pytest.raises(UserError, match=r"its vocabulary has 259 tokens, the policy's 300"):
         EnsembleReward(heads(tiny_model_folder), vocabulary=300)
+
+
+def test_a_member_that_scores_steps_is_refused(tiny_model_folder):
+    base = models.load_pretrained(tiny_model_folder)
+    steps = models.StepMarks(separator=";")
+    process = models.create_scalar_model(base, LINEAR, key=jax.random.key(1), steps=steps)
+    with pytest.raises(UserError, match="it scores the steps of a completion, not the whole"):
+        EnsembleReward([*heads(tiny_model_folder)[:1], process])
