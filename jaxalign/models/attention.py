@@ -1,14 +1,17 @@
 """Grouped-query attention over whole rows, and over a cache."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxalign.models.blockwise_attention import NEGATIVE, blockwise_attention
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.layers import softcap
 
-NEGATIVE = -1e30
 BLOCK = 512
+Form = Literal["blockwise", "plain"]
 
 
 def visible(
@@ -50,11 +53,36 @@ def attend(
     window: jax.Array | int,
     config: ModelConfig,
 ) -> Float[Array, "B T NH"]:
-    """Causal attention in blocks of queries, each against the columns up to its own end.
+    """Causal attention, in the form that is fast on this backend.
 
-    A query that sees nothing (padding) gets the mean of the values of its block: finite,
-    and never read. Columns must be in order of position within a segment.
+    A query that sees nothing (padding) gets a mean of values: finite, and never read. Columns must
+    be in order of position within a segment.
     """
+    if attention_form() == "plain":
+        return attend_plain(q, k, v, positions, segments, window, config)
+    rows, length, heads, size = q.shape
+    kv_heads = k.shape[2]
+    q = scaled(q, config).reshape(rows, length, kv_heads, heads // kv_heads, size).transpose(0, 2, 1, 3, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    out = blockwise_attention(q, k, v, positions, segments, window, softcap=config.attention_softcap)
+    return out.transpose(0, 2, 1, 3, 4).reshape(rows, length, heads * size)
+
+
+def attention_form() -> Form:
+    """What `attend` runs here: `blockwise` on a CPU; `plain` where the compiler fuses better than we do."""
+    return "blockwise" if jax.default_backend() == "cpu" else "plain"
+
+
+def attend_plain(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    positions: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    window: jax.Array | int,
+    config: ModelConfig,
+) -> Float[Array, "B T NH"]:
+    """Causal attention in blocks of queries, each against the columns up to its own end; arguments as of `attend`."""
     rows, length, heads, size = q.shape
     kv_heads = k.shape[2]
     group = heads // kv_heads

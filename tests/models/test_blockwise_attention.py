@@ -1,0 +1,143 @@
+"""Attention in tiles, against the plain form and a derivation in float64."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.models import attention, blockwise_attention
+
+HEADS, KV_HEADS, SIZE = 4, 2, 8
+
+
+def inputs(length, *, rows=2, dtype=jnp.float32, seed=0):
+    """Queries, keys, values, and a cotangent of the output."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    shapes = [(rows, length, n, SIZE) for n in (HEADS, KV_HEADS, KV_HEADS)] + [(rows, length, HEADS * SIZE)]
+    return [jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
+
+
+def layout(kind, length, rows=2):
+    """Positions and segments [B, T]."""
+    columns = np.broadcast_to(np.arange(length), (rows, length))
+    if kind == "full":
+        return columns, np.ones_like(columns)
+    if kind == "padded":
+        return columns, (columns < np.array([[length], [length // 3]])).astype(np.int32)
+    segments = np.minimum(columns // 7 + 1, 5) * (columns < length - 3)
+    starts = np.where(columns == 0, True, segments != np.roll(segments, 1, axis=1))
+    return columns - np.maximum.accumulate(np.where(starts, columns, 0), axis=1), segments
+
+
+def in_float64(q, k, v, positions, segments, window, softcap):
+    """softmax over the visible keys, written out; rows without any are left at 0."""
+    rows, length, heads, size = q.shape
+    out = np.zeros((rows, length, heads, size))
+    for b in range(rows):
+        for t in range(length):
+            seen = (segments[b] == segments[b, t]) & (positions[b] <= positions[b, t])
+            seen &= (positions[b, t] - positions[b] < window) | (window == 0)
+            if not segments[b, t]:
+                continue
+            for n in range(heads):
+                kv = n // (heads // KV_HEADS)
+                scores = k[b, seen, kv] @ q[b, t, n] / np.sqrt(size)
+                if softcap:
+                    scores = softcap * np.tanh(scores / softcap)
+                weights = np.exp(scores - scores.max())
+                out[b, t, n] = weights / weights.sum() @ v[b, seen, kv]
+    return out.reshape(rows, length, heads * size)
+
+
+def config(softcap=0.0):
+    return SimpleNamespace(head_dim=SIZE, query_scale=0.0, attention_softcap=softcap)
+
+
+CASES = [
+    ("full", 37, 0, 0.0),
+    ("padded", 150, 0, 0.0),
+    ("packed", 33, 0, 0.0),
+    ("packed", 70, 5, 0.0),
+    ("padded", 40, 11, 2.0),
+]
+
+
+@pytest.mark.parametrize(("kind", "length", "window", "softcap"), CASES)
+def test_blockwise_attention_is_the_plain_one_and_the_one_by_hand(kind, length, window, softcap):
+    q, k, v, d_out = inputs(length)
+    positions, segments = layout(kind, length)
+    counted = jnp.asarray(segments > 0)[..., None]
+
+    def run(form):
+        def loss(q, k, v):
+            out = form(q, k, v, positions, segments, window, config(softcap))
+            return jnp.sum(jnp.where(counted, out * d_out, 0.0)), out
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+
+    (_, out), grads = run(attention.attend)
+    (_, plain), plain_grads = run(attention.attend_plain)
+    by_hand = in_float64(
+        *(np.asarray(x, np.float64) for x in (q, k, v)), positions, segments, window, softcap
+    )
+    mask = np.asarray(counted)
+    np.testing.assert_allclose(np.where(mask, out, 0), by_hand, rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(np.where(mask, plain, 0), by_hand, rtol=2e-5, atol=2e-6)
+    for got, wanted in zip(grads, plain_grads, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(out).all()
+
+
+def test_this_backend_takes_the_blockwise_form():
+    assert attention.attention_form() == "blockwise"
+
+
+def test_tiles_above_the_bound_are_taken_row_by_row(monkeypatch):
+    q, k, v, d_out = inputs(50, rows=3)
+    positions, segments = (np.broadcast_to(x[:1], (3, 50)) for x in layout("packed", 50))
+
+    def run():
+        def loss(q, k, v):
+            return jnp.sum(attention.attend(q, k, v, positions, segments, 0, config()) * d_out)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+
+    whole = run()(q, k, v)
+    monkeypatch.setattr(blockwise_attention, "TILE", 100)
+    lowered = run().lower(q, k, v)
+    assert "while" in lowered.as_text()
+    for a, b in zip(whole, lowered.compile()(q, k, v), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_no_array_is_as_large_as_all_pairs_of_positions():
+    q, k, v, d_out = inputs(640, rows=1)
+    positions, segments = layout("full", 640, rows=1)
+
+    def loss(q, k, v):
+        return jnp.sum(attention.attend(q, k, v, positions, segments, 0, config()) * d_out)
+
+    text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).as_text()
+    # Blocks of 64 queries of two heads; neither all pairs of positions nor those of a group are there.
+    assert "128x640" in text
+    assert "640x640" not in text and "1280x640" not in text
+
+
+def test_bfloat16_stays_within_its_rounding():
+    q, k, v, _ = inputs(64)
+    positions, segments = layout("full", 64)
+    exact = attention.attend(q, k, v, positions, segments, 0, config())
+    rounded = attention.attend(*(x.astype(jnp.bfloat16) for x in (q, k, v)), positions, segments, 0, config())
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(rounded, np.float32), exact, atol=0.04)
+
+
+def test_a_segment_does_not_depend_on_its_neighbours():
+    q, k, v, _ = inputs(33)
+    positions, segments = layout("packed", 33)
+    other = [jnp.where(jnp.asarray(segments == 2)[..., None, None], x + 3.0, x) for x in (q, k, v)]
+    before, after = (attention.attend(*x, positions, segments, 0, config()) for x in ((q, k, v), other))
+    np.testing.assert_array_equal(np.asarray(before)[segments == 3], np.asarray(after)[segments == 3])
+    assert not np.allclose(np.asarray(before)[segments == 2], np.asarray(after)[segments == 2])
