@@ -1,6 +1,7 @@
 # Every target sets up .venv by itself: nothing is needed but Python >= 3.11 and make.
 #   make demo            the whole pipeline on a tiny model that the project makes (QUICK=1: fewer steps)
 #   make test            the test suite (make test-all: with the long grids)
+#   make bench           speed and memory against TRL (make bench-all: every case; make bench-smoke: no TRL, 3 minutes)
 #   make parity          the losses' reference values, computed anew in torch and compared
 #   make lint types      style and types
 # PYTHON=python3.12 chooses the interpreter, ARGS="..." is passed on to the command.
@@ -21,7 +22,7 @@ DEV := .venv/dev-$(VERSION).stamp
 # --no-compile: Python compiles what is imported when it is; all of it at once doubles the time of installing.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all lint types format bench goldens parity constraints clean venv
+.PHONY: demo test test-all lint types format bench bench-all bench-peers bench-smoke goldens parity constraints clean venv
 .DEFAULT_GOAL := test
 
 demo: $(CORE)
@@ -46,10 +47,19 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The benchmark scripts come with their own issue; until then this target says so and fails.
-bench: $(CORE)
-	@if [ -f benchmarks/run.py ]; then $(BIN)/python benchmarks/run.py $(ARGS); \
-	else echo "make bench: there is no benchmarks/run.py yet; nothing was measured" >&2; exit 2; fi
+# jaxalign against TRL and transformers, in turns, within one run; kept case by case in runs/bench. bench-all takes hours.
+bench: $(CORE) bench-peers
+	$(BIN)/python benchmarks/run.py --peer-python .venv-parity/bin/python $(ARGS)
+
+bench-all: $(CORE) bench-peers
+	$(BIN)/python benchmarks/run.py --all --peer-python .venv-parity/bin/python $(ARGS)
+
+# The peers live beside the references of make parity: the same torch and TRL, in a venv of their own.
+bench-peers: .venv/parity-$(VERSION).stamp
+
+# Ratios within jaxalign (packed rows, chunked head, cache, tiles); fails where one got much worse. Needs no peer.
+bench-smoke: $(CORE)
+	$(BIN)/python benchmarks/smoke.py $(ARGS)
 
 # Reference values from other libraries, kept in tests/golden; no test needs those libraries. Two venvs of their own:
 #   .venv-flax    transformers 4, the last with Flax classes: flax_model.msgpack folders, config.json as it wrote them
