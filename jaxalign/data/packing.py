@@ -16,7 +16,7 @@ import numpy as np
 PREFIXES = ("", "kl_")
 
 
-def best_fit_decreasing(lengths: Sequence[int], width: int) -> list[list[int]]:
+def best_fit_decreasing(lengths: Sequence[int] | np.ndarray, width: int) -> list[list[int]]:
     """Rows of `width` tokens that together hold every length once.
 
     The longest come first, each goes to the fullest row that has room; at most 11/9 of the fewest possible

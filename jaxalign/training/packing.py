@@ -1,5 +1,6 @@
 """Packed rows on the device: tokens into them, and what a model says of them back to where the batch has them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,14 +63,14 @@ def taken(values: Shaped[Array, "N T"], places: Int[Array, "*P"]) -> Shaped[Arra
 
 
 def spread(
-    values: Float[Array, "*P"], places: Int[Array, "*P"], shape: tuple[int, int]
+    values: Float[Array, "*P"], places: Int[Array, "*P"], shape: tuple[int, ...]
 ) -> Float[Array, "N T"]:
     """The inverse: values of tokens at their places in rows of this shape, 0 elsewhere.
 
     Values may have trailing axes of their own, which are kept.
     """
     rest = values.shape[places.ndim :]
-    flat = jnp.zeros((shape[0] * shape[1], *rest), values.dtype)
+    flat = jnp.zeros((math.prod(shape), *rest), values.dtype)
     # No place occurs twice. An addition has a plain gather as its gradient, a replacement has not.
     flat = flat.at[places.reshape(-1)].add(values.reshape(-1, *rest), mode="drop")
     return flat.reshape(*shape, *rest)
