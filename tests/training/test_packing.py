@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from jaxalign import models
+from jaxalign.data import Example, collate_demonstrations, eval_batches
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models.lora import LoraConfig
 from jaxalign.training import setup
@@ -17,13 +18,17 @@ from jaxalign.training.grpo import grpo_loss
 from jaxalign.training.grpo_config import GRPOLossConfig
 from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import valid_rows
+from jaxalign.training.ppo import train_ppo
+from jaxalign.training.ppo_config import CriticConfig
 from jaxalign.training.ppo_step import ppo_counts
-from jaxalign.training.preference import DPOLossConfig
-from jaxalign.training.reward import RewardLossConfig, reward_loss
+from jaxalign.training.preference import DPOLossConfig, train_dpo
+from jaxalign.training.reward import RewardLossConfig, reward_loss, train_reward
 from jaxalign.training.scoring import score_tokens
+from jaxalign.training.sft import train_sft
 from jaxalign.training.state import create_state
-from jaxalign.training.step import make_update
+from jaxalign.training.step import make_evaluation, make_update
 from tests.training.cases import KEY, dpo_case, online_dpo_case, ppo_case, rows, sft_case, shape, step_case
+from tests.training.test_resume import Killed, assert_same_run, at_step, kill
 
 WIDTH = 12
 
@@ -178,3 +183,70 @@ def test_other_rows_of_a_packed_row_change_nothing_bit_for_bit(changes, devices)
         others = np.arange(6) != changed
         np.testing.assert_array_equal(after[others], before[others])
         assert lengths[changed] == 1 or (after[changed] != before[changed]).any()
+
+
+def test_each_shape_is_compiled_once(devices):
+    """An epoch of long-tailed lengths, twice: whatever comes back is not compiled again, padded or packed."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(2.3, 0.6, 120), 3, 60).astype(int)
+    examples = [
+        Example((tuple(rng.integers(1, 64, n).tolist()),), ((False, False, *[True] * (n - 2)),), (), "")
+        for n in lengths
+    ]
+    mesh = make_mesh(MeshConfig(), devices[:1])
+    loss, counts, trained, frozen, _ = sft_case(mesh)
+    evaluate, compiled = make_evaluation(loss, counts), []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    for packing, most in ((False, 5), (True, 12)):
+        collate = setup.collate_of(collate_demonstrations, examples, packing=packing)
+        shapes: set[tuple] = set()
+        for _ in range(2):
+            for batch in eval_batches(examples, 8, collate):
+                placed = setup.on_mesh(batch, mesh, packing=packing)
+                shape_of = tuple(sorted((name, x.shape) for name, x in placed.items()))
+                compiled.clear()
+                jax.block_until_ready(evaluate(trained, frozen, placed))
+                assert bool(compiled) == (shape_of not in shapes)
+                shapes.add(shape_of)
+        assert 1 < len(shapes) <= most
+
+
+RUNS = {
+    "sft": (train_sft, {}),
+    "reward": (train_reward, {}),
+    "steps": (train_reward, {}),
+    "dpo": (train_dpo, {"reference_logps": "precomputed"}),
+    "ppo": (train_ppo, {"critic": CriticConfig(shared_trunk=True)}),
+}
+
+
+@pytest.mark.parametrize("name", [n if n == "dpo" else pytest.param(n, marks=pytest.mark.slow) for n in RUNS])
+def test_a_run_with_packed_rows_ends_where_one_with_padded_rows_does(name, configs, tmp_path):
+    train, more = RUNS[name]
+    found = {}
+    for packing in (False, True):
+        config = getattr(configs, name)(tmp_path / str(packing), **more)
+        config = replace(config, train=replace(config.train, packing=packing))
+        found[packing] = train(config).metrics
+    timeless = {k: v for k, v in found[False].items() if not k.startswith("time/")}
+    assert found[True].keys() == found[False].keys()
+    for metric, value in timeless.items():
+        np.testing.assert_allclose(found[True][metric], value, rtol=2e-3, atol=2e-4, err_msg=metric)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_with_packed_rows_is_the_same_bit_for_bit(configs, tmp_path, monkeypatch):
+    def config(name):
+        made = configs.sft(tmp_path / name)
+        return replace(made, train=replace(made.train, packing=True, accumulation_steps=2))
+
+    train_sft(config("whole"))
+    with monkeypatch.context() as patch:
+        at_step(patch, "sft", 4, kill)
+        with pytest.raises(Killed):
+            train_sft(config("stopped"))
+    stopped = config("stopped")
+    train_sft(replace(stopped, run=replace(stopped.run, resume=True)))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
