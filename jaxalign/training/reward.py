@@ -102,6 +102,11 @@ class RewardConfig:
                 "ensemble.size above 1 is for loss.labels=pairs and best_of_n: the members' rewards are made one "
                 f"a completion; got {self.ensemble.size} with loss.labels=steps"
             )
+        if self.ensemble.size > 1 and self.train.packing:
+            raise ValueError(
+                "train.packing=true is for a single reward model; leave it out with ensemble.size above 1, "
+                f"got {self.ensemble.size}"
+            )
         if self.ensemble.members == "heads" and self.lora.enabled:
             raise ValueError(
                 "ensemble.members=heads and lora.enabled: choose one; heads leave the trunk as it is, and "

@@ -16,13 +16,15 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.training import setup
 from jaxalign.training.grpo import grpo_loss
 from jaxalign.training.grpo_config import GRPOLossConfig
+from jaxalign.training.loop import TrainConfig
 from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import valid_rows
 from jaxalign.training.ppo import train_ppo
 from jaxalign.training.ppo_config import CriticConfig
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.preference import DPOLossConfig, train_dpo
-from jaxalign.training.reward import RewardLossConfig, reward_loss, train_reward
+from jaxalign.training.reward import RewardConfig, RewardLossConfig, reward_loss, train_reward
+from jaxalign.training.reward_ensemble import EnsembleConfig
 from jaxalign.training.scoring import score_tokens
 from jaxalign.training.sft import train_sft
 from jaxalign.training.state import create_state
@@ -250,3 +252,8 @@ def test_a_resumed_run_with_packed_rows_is_the_same_bit_for_bit(configs, tmp_pat
     stopped = config("stopped")
     train_sft(replace(stopped, run=replace(stopped.run, resume=True)))
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_reward_ensemble_refuses_it():
+    with pytest.raises(ValueError, match=r"train.packing=true .* got 3"):
+        RewardConfig(train=TrainConfig(packing=True), ensemble=EnsembleConfig(size=3))
