@@ -67,7 +67,7 @@ NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name fo
 
 
 def with_lengths(batch, seed=3):
-    """Other lengths: of one token, of all columns, and between; prompts of two tokens; some counted at random."""
+    """Other lengths: of one token, of all columns, and between; some tokens counted at random."""
     rng, result = np.random.default_rng(seed), dict(batch)
     if "advantages" in batch:
         del result["valid"]  # rollouts have no filler rows
@@ -78,9 +78,9 @@ def with_lengths(batch, seed=3):
         lengths.flat[:3] = 1, WIDTH, WIDTH
         columns = np.arange(WIDTH)
         result[prefix + "lengths"] = lengths
-        result[prefix + "mask"] = (
-            (columns >= 2) & (columns < lengths[..., None]) & (rng.random(batch[prefix + "mask"].shape) < 0.7)
-        )
+        chance = rng.random(batch[prefix + "mask"].shape) < 0.7
+        # Always the second token: what fills up the heads of counted tokens must not stand for it.
+        result[prefix + "mask"] = (columns >= 1) & (columns < lengths[..., None]) & (chance | (columns == 1))
     for name in ("labels", "old_logps", "old_values", "advantages", "returns"):
         if name in batch:
             result[name] = np.where(result["mask"], batch[name], 0)

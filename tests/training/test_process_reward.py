@@ -46,7 +46,7 @@ class Fixed(ScalarPolicy):
     """Gives the logits that it was made with, so that a loss can be worked out by hand."""
 
     def per_token(self, trained, frozen, tokens, lengths, *, key=None, packing=None):
-        del frozen, tokens, lengths, key
+        del frozen, tokens, lengths, key, packing
         return trained
 
 
