@@ -23,13 +23,24 @@ from jaxalign.training.ppo import train_ppo
 from jaxalign.training.ppo_config import CriticConfig
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.preference import DPOLossConfig, train_dpo
+from jaxalign.training.preference_step import scored_rows
 from jaxalign.training.reward import RewardConfig, RewardLossConfig, reward_loss, train_reward
 from jaxalign.training.reward_ensemble import EnsembleConfig
 from jaxalign.training.scoring import score_tokens
 from jaxalign.training.sft import train_sft
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_evaluation, make_update
-from tests.training.cases import KEY, dpo_case, online_dpo_case, ppo_case, rows, sft_case, shape, step_case
+from tests.training.cases import (
+    KEY,
+    dpo_case,
+    online_dpo_case,
+    ppo_case,
+    preference_parts,
+    rows,
+    sft_case,
+    shape,
+    step_case,
+)
 from tests.training.test_resume import Killed, assert_same_run, at_step, kill
 
 WIDTH = 12
@@ -115,6 +126,20 @@ def assert_equal(found, expected, *, tolerance=1e-5):
 def test_packed_rows_give_the_loss_metrics_and_gradient_of_padded_rows(name, devices):
     mesh = make_mesh(MeshConfig(), devices[:1])
     assert_equal(results(name, mesh, packing=True), results(name, mesh, packing=False))
+
+
+def test_mismatched_rows_have_a_packing_of_their_own(devices):
+    mesh, config = make_mesh(MeshConfig(), devices[:1]), DPOLossConfig(name="kto")
+    policy, definition, trained, frozen, batch = preference_parts(mesh, config)
+    batch = with_lengths(batch)
+    ratios = [
+        scored_rows(
+            policy, definition, config, trained, frozen, setup.on_mesh(batch, mesh, packing=packing), None
+        )[0].kl_ratio
+        for packing in (False, True)
+    ]
+    assert np.abs(ratios[0]).max() > 0.01
+    np.testing.assert_allclose(ratios[1], ratios[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sft", pytest.param("reward", marks=pytest.mark.slow)])
