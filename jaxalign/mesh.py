@@ -134,6 +134,11 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh, *, axis: int = 0) -> dict[
     return placed
 
 
+def row_shards(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def devices_of(kind: str) -> list[Any]:
     """The devices of one kind: `cpu`, `gpu`, `tpu`, or `auto` (JAX's default).
 

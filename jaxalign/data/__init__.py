@@ -9,10 +9,12 @@ from jaxalign.data.batches import (
     collate_rankings,
     collate_steps,
     eval_batches,
+    usual_width,
 )
 from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.examples import Example, make_example
 from jaxalign.data.formats import FORMATS, Options, detect
+from jaxalign.data.packing import packed
 from jaxalign.data.pipeline import DataConfig, Dataset, check_separator, load_dataset
 from jaxalign.data.readers import Counts, read_records
 from jaxalign.data.records import Comparison, Demonstration, Message, PromptRecord, Ranking, Rating, Stepwise
@@ -45,5 +47,7 @@ __all__ = [
     "eval_batches",
     "load_dataset",
     "make_example",
+    "packed",
     "read_records",
+    "usual_width",
 ]

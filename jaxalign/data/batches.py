@@ -9,7 +9,7 @@ from jaxalign.data.examples import Example
 
 LADDER = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 Batch = dict[str, Any]
-Collate = Callable[[Sequence[Example], Sequence[int]], Batch]
+Collate = Callable[..., Batch]
 
 
 class BatchIterator:
@@ -71,20 +71,23 @@ def eval_batches(examples: Sequence[Example], batch_size: int, collate: Collate)
         yield batch
 
 
-def collate_demonstrations(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
+# Each collate function takes `width`, the least number of columns T.
+
+
+def collate_demonstrations(examples: Sequence[Example], numbers: Sequence[int], *, width: int = 0) -> Batch:
     """tokens, mask [B, T]; lengths, row_ids, valid [B]."""
-    return _rows([e.rows[0] for e in examples], [e.masks[0] for e in examples]) | _common(numbers)
+    return _rows([e.rows[0] for e in examples], [e.masks[0] for e in examples], width) | _common(numbers)
 
 
-def collate_comparisons(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
+def collate_comparisons(examples: Sequence[Example], numbers: Sequence[int], *, width: int = 0) -> Batch:
     """tokens, mask [2B, T], chosen rows first; lengths [2B]; margin, row_ids, valid [B]."""
     rows = [e.rows[side] for side in (0, 1) for e in examples]
     masks = [e.masks[side] for side in (0, 1) for e in examples]
     margin = np.asarray([e.margin for e in examples], np.float32)
-    return _rows(rows, masks) | _common(numbers) | {"margin": margin}
+    return _rows(rows, masks, width) | _common(numbers) | {"margin": margin}
 
 
-def collate_rankings(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
+def collate_rankings(examples: Sequence[Example], numbers: Sequence[int], *, width: int = 0) -> Batch:
     """tokens, mask [B * K, T], a question's candidates together; lengths [B * K]; best, row_ids, valid [B].
 
     Raises:
@@ -98,10 +101,12 @@ def collate_rankings(examples: Sequence[Example], numbers: Sequence[int]) -> Bat
     rows = [row for e in examples for row in e.rows]
     masks = [mask for e in examples for mask in e.masks]
     best = np.asarray([e.best for e in examples], np.int32)
-    return _rows(rows, masks) | _common(numbers) | {"best": best}
+    return _rows(rows, masks, width) | _common(numbers) | {"best": best}
 
 
-def collate_labels(examples: Sequence[Example], numbers: Sequence[int], *, mismatched: bool = False) -> Batch:
+def collate_labels(
+    examples: Sequence[Example], numbers: Sequence[int], *, mismatched: bool = False, width: int = 0
+) -> Batch:
     """tokens, mask [B * G, T], lengths [B * G], an example's completions together (G is 1, or 2 of a comparison);
     desirable [B, G]; row_ids, valid [B].
 
@@ -120,7 +125,9 @@ def collate_labels(examples: Sequence[Example], numbers: Sequence[int], *, misma
     rows = [row for e in examples for row in e.rows]
     masks = [mask for e in examples for mask in e.masks]
     batch = (
-        _rows(rows, masks) | _common(numbers) | {"desirable": np.asarray([e.labels for e in examples], bool)}
+        _rows(rows, masks, width)
+        | _common(numbers)
+        | {"desirable": np.asarray([e.labels for e in examples], bool)}
     )
     if mismatched:
         others = [
@@ -128,7 +135,7 @@ def collate_labels(examples: Sequence[Example], numbers: Sequence[int], *, misma
             for i, e in enumerate(examples)
             for g in range(len(e.rows))
         ]
-        found = _rows([row for row, _ in others], [mask for _, mask in others])
+        found = _rows([row for row, _ in others], [mask for _, mask in others], width)
         batch |= {f"kl_{name}": value for name, value in found.items()}
     return batch
 
@@ -142,9 +149,9 @@ def _mismatched(example: Example, other: Example, index: int) -> tuple[tuple[int
     return row, mask
 
 
-def collate_steps(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
+def collate_steps(examples: Sequence[Example], numbers: Sequence[int], *, width: int = 0) -> Batch:
     """tokens, mask (True where a step ends), labels (float32, 0 elsewhere) [B, T]; lengths, row_ids, valid [B]."""
-    batch = collate_demonstrations(examples, numbers)
+    batch = collate_demonstrations(examples, numbers, width=width)
     labels = np.zeros(batch["mask"].shape, np.float32)
     for row, example in enumerate(examples):
         labels[row, batch["mask"][row]] = example.labels
@@ -165,9 +172,17 @@ def _common(numbers: Sequence[int]) -> Batch:
     return {"row_ids": np.asarray(numbers, np.int32), "valid": np.ones(len(numbers), bool)}
 
 
-def _rows(rows: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]]) -> Batch:
-    longest = max(len(row) for row in rows)
-    width = next((w for w in LADDER if w >= longest), -(-longest // 1024) * 1024)
+def usual_width(examples: Sequence[Example]) -> int:
+    """Columns that hold 99 of 100 rows of the examples: of the ladder of widths."""
+    return _width(int(np.percentile([len(row) for e in examples for row in e.rows], 99, method="higher")))
+
+
+def _width(longest: int) -> int:
+    return next((w for w in LADDER if w >= longest), -(-longest // 1024) * 1024)
+
+
+def _rows(rows: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], width: int) -> Batch:
+    width = max(width, _width(max(len(row) for row in rows)))
     tokens = np.zeros((len(rows), width), np.int32)
     mask = np.zeros((len(rows), width), bool)
     for i, (row, counted) in enumerate(zip(rows, masks, strict=True)):

@@ -35,31 +35,42 @@ class ActorCritic:
     reference_definition: Any
     head: Any = None
 
-    def forward(self, params, frozen, tokens, lengths, mask, *, temperature) -> tuple[TokenScores, jax.Array]:
+    def forward(
+        self, params, frozen, tokens, lengths, mask, *, temperature, packing=None
+    ) -> tuple[TokenScores, jax.Array]:
         """Token scores, and the value before each counted token."""
-        scores, per_token = self._both(params, frozen, tokens, lengths, mask, temperature)
+        scores, per_token = self._both(params, frozen, tokens, lengths, mask, temperature, packing)
         return scores, values_before(per_token, mask)
 
     def score(
-        self, params, frozen, tokens, lengths, mask, *, temperature
+        self, params, frozen, tokens, lengths, mask, *, temperature, packing=None
     ) -> tuple[TokenScores, jax.Array, jax.Array]:
         """The same, and the value [B] after each row's last token."""
-        scores, per_token = self._both(params, frozen, tokens, lengths, mask, temperature)
+        scores, per_token = self._both(params, frozen, tokens, lengths, mask, temperature, packing)
         after = jnp.take_along_axis(per_token, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
         return scores, values_before(per_token, mask), after
 
-    def _both(self, params, frozen, tokens, lengths, mask, temperature) -> tuple[TokenScores, jax.Array]:
+    def _both(
+        self, params, frozen, tokens, lengths, mask, temperature, packing
+    ) -> tuple[TokenScores, jax.Array]:
         scores = self.policy.score(
-            params["policy"], frozen["policy"], tokens, lengths, mask, temperature=temperature
+            params["policy"],
+            frozen["policy"],
+            tokens,
+            lengths,
+            mask,
+            temperature=temperature,
+            packing=packing,
         )
         if self.critic is None:
             return scores, self.head(params["critic"], scores.hidden)
-        return scores, self.critic.per_token(params["critic"], frozen["critic"], tokens, lengths)
+        values = self.critic.per_token(params["critic"], frozen["critic"], tokens, lengths, packing=packing)
+        return scores, values
 
-    def reference_logps(self, reference, tokens, lengths, mask, *, temperature):
+    def reference_logps(self, reference, tokens, lengths, mask, *, temperature, packing=None):
         """Log-probs [B, T] under the frozen reference, at the sampling temperature."""
         model = models.merge(self.reference_definition, reference)
-        return score_tokens(model, tokens, lengths, mask, temperature=temperature).logps
+        return score_tokens(model, tokens, lengths, mask, temperature=temperature, packing=packing).logps
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from jaxalign.training.experience import final_scores
 from jaxalign.training.group_rollout import Rollout, ending_at_last, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
 from jaxalign.training.on_policy import Stopwatch, rollout_metrics, step_metrics
+from jaxalign.training.packing import packing_of
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.reward_source import build_reward
@@ -51,6 +52,7 @@ def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, 
             batch["lengths"],
             mask,
             temperature=temperature,
+            packing=packing_of(batch),
         )
         terms = policy_terms(config, scores.logps, batch)
         per_token = -config.entropy_weight * scores.entropy

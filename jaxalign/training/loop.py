@@ -34,6 +34,8 @@ class TrainConfig:
       epochs: passes over the training rows, where steps is 0.
       eval_batch_size: rows in an evaluation batch; 0 takes batch_size.
       eval_batches: evaluation batches at most; 0 takes all.
+      packing: lay out the rows of a batch end to end in fewer rows, so that padding and prompts cost little;
+        the loss is the same.
     """
 
     batch_size: int = 8
@@ -42,6 +44,7 @@ class TrainConfig:
     epochs: float = 1.0
     eval_batch_size: int = 0
     eval_batches: int = 0
+    packing: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

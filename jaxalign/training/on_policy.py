@@ -16,7 +16,6 @@ import numpy as np
 from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import BatchIterator, collate_prompts, load_dataset
 from jaxalign.errors import UserError
-from jaxalign.mesh import shard_batch
 from jaxalign.rewards import RewardRequest, Rewards
 from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
@@ -91,7 +90,8 @@ class OnPolicyTrainer(ABC):
 
         Args:
           rows: N rows.
-          score: {"tokens", "lengths", "mask"} on the mesh -> a tree of arrays, one row each.
+          score: {"tokens", "lengths", "mask"} and perhaps their packing, on the mesh -> a tree of arrays,
+            one row each.
 
         Returns:
           The tree on the host, with N rows.
@@ -104,7 +104,7 @@ class OnPolicyTrainer(ABC):
                 name: _filled(getattr(rows, name)[start : start + size], size)
                 for name in ("tokens", "lengths", "mask")
             }
-            parts.append(jax.device_get(score(shard_batch(piece, self.mesh))))
+            parts.append(jax.device_get(score(self._on_mesh(piece))))
         return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
 
     def check_logps(self, number: int, rows: Rows, logps: np.ndarray, completions: Completions) -> float:
@@ -162,7 +162,9 @@ class OnPolicyTrainer(ABC):
                 pick = order[start : start + size]
                 if counted is not None and not counted[pick].any():
                     continue
-                batch = shard_batch({name: value[pick] for name, value in data.items()}, self.mesh)
+                batch = self._on_mesh(
+                    {name: value[pick] for name, value in data.items()}, train.accumulation_steps
+                )
                 self.state, metrics = step(self.state, self.frozen, batch, self.key)
                 seen.append(metrics)
             if train.target_kl and epoch + 1 < train.epochs:
@@ -183,6 +185,9 @@ class OnPolicyTrainer(ABC):
         metrics["policy/first_ratio"] = float(fetched[0]["policy/ratio_mean"])
         metrics["policy/steps"] = float(len(fetched))
         return metrics
+
+    def _on_mesh(self, rows: Mapping[str, np.ndarray], parts: int = 1) -> dict[str, jax.Array]:
+        return setup.on_mesh(rows, self.mesh, packing=self.config.train.packing, parts=parts)
 
     def samples(self, request: RewardRequest, scores: np.ndarray) -> list[dict[str, Any]]:
         """The first completions as rows of samples.jsonl."""

@@ -14,6 +14,7 @@ from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.on_policy import OnPolicyTrainer, load_prompts, run_updates
 from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.packing import packing_of
 from jaxalign.training.scoring import CausalPolicy, score_tokens
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import create_state
@@ -61,14 +62,12 @@ class PolicyTrainer(OnPolicyTrainer):
 
     def _score_rows(self, params: Any, frozen: Any, reference: Any, batch: Mapping[str, jax.Array]):
         tokens, lengths, mask = batch["tokens"], batch["lengths"], batch["mask"]
-        temperature = self.config.sampling.temperature
-        scores = self.policy.score(
-            params["policy"], frozen["policy"], tokens, lengths, mask, temperature=temperature
-        )
+        options = {"temperature": self.config.sampling.temperature, "packing": packing_of(batch)}
+        scores = self.policy.score(params["policy"], frozen["policy"], tokens, lengths, mask, **options)
         if not self.reads_reference(self.config):
             return scores.logps, scores.logps, scores.entropy
         model = models.merge(self.reference_definition, reference)
-        ref = score_tokens(model, tokens, lengths, mask, temperature=temperature)
+        ref = score_tokens(model, tokens, lengths, mask, **options)
         return scores.logps, ref.logps, scores.entropy
 
 

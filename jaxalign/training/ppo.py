@@ -28,6 +28,7 @@ from jaxalign.training.actor_critic import ActorCritic, build
 from jaxalign.training.experience import Scored, advantages_of, drop_rows, final_scores
 from jaxalign.training.kl_controller import negative_streak, next_coefficient
 from jaxalign.training.on_policy import OnPolicyTrainer, Stopwatch, load_prompts, rollout_metrics, run_updates
+from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
 from jaxalign.training.setup import TrainResult
@@ -109,12 +110,10 @@ class Trainer(OnPolicyTrainer):
 
     def _score_rows(self, params, frozen, reference, batch) -> Scored:
         tokens, lengths, mask = batch["tokens"], batch["lengths"], batch["mask"]
-        temperature = self.config.sampling.temperature
-        scores, values, after = self.models.score(
-            params, frozen, tokens, lengths, mask, temperature=temperature
-        )
+        options = {"temperature": self.config.sampling.temperature, "packing": packing_of(batch)}
+        scores, values, after = self.models.score(params, frozen, tokens, lengths, mask, **options)
         # A reference whose penalty is 0 still gives the KL that is logged and alarmed on.
-        ref = self.models.reference_logps(reference, tokens, lengths, mask, temperature=temperature)
+        ref = self.models.reference_logps(reference, tokens, lengths, mask, **options)
         return Scored(tokens, lengths, mask, scores.logps, ref, values, scores.entropy, after)
 
     def _within_limit(self, metrics: Mapping[str, jax.Array]) -> jax.Array:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxalign.losses import ppo_policy_loss, ppo_value_loss, sequence_mean, token_mean
 from jaxalign.training.actor_critic import ActorCritic
 from jaxalign.training.on_policy import step_metrics
+from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOLossConfig
 from jaxalign.training.step import mean_of
 
@@ -29,7 +30,13 @@ def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float):
         del key  # dropout is off in PPO, in the update too
         mask = batch["mask"]
         scores, values = models.forward(
-            params, frozen, batch["tokens"], batch["lengths"], mask, temperature=temperature
+            params,
+            frozen,
+            batch["tokens"],
+            batch["lengths"],
+            mask,
+            temperature=temperature,
+            packing=packing_of(batch),
         )
         policy_terms = ppo_policy_loss(
             scores.logps,

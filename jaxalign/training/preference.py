@@ -16,11 +16,11 @@ from jaxalign.data import (
     eval_batches,
     load_dataset,
 )
-from jaxalign.mesh import shard_batch
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.loop import Loop, evaluation
 from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
 from jaxalign.training.preference_config import DPOConfig, DPOLossConfig
 from jaxalign.training.preference_losses import FORMS
@@ -49,7 +49,8 @@ def precomputed_reference(
     @jax.jit
     def score(params, batch):
         tokens, mask, lengths = flatten(batch)
-        logps = score_tokens(models.merge(reference_definition, params), tokens, lengths, mask).logps
+        model = models.merge(reference_definition, params)
+        logps = score_tokens(model, tokens, lengths, mask, packing=packing_of(batch)).logps
         return completion_sums(logps, mask, batch["tokens"].shape[:2], config.loss.length_alpha)
 
     table, path = reference_table(
@@ -57,7 +58,9 @@ def precomputed_reference(
         data,
         reference_params,
         {"length_alpha": config.loss.length_alpha, "dtype": config.model.compute_dtype},
-        lambda batch: score(reference_params, shard_batch(setup.device_part(arrange(batch)), mesh)),
+        lambda batch: score(
+            reference_params, setup.on_mesh(arrange(batch), mesh, packing=config.train.packing)
+        ),
         collate,
         batch_size=config.train.eval_batch_size or config.train.batch_size,
     )
@@ -98,6 +101,7 @@ def train_dpo(
         collate, arrange = collate_comparisons, pair_axis
         if form.unpaired:
             collate, arrange = partial(collate_labels, mismatched=form.statistic == "kl"), question_axis
+        collate = setup.collate_of(collate, data.train, packing=config.train.packing)
         # The update donates its own copy of the parameters, so the start can serve as reference.
         reference_definition, reference_params = models.split(policy if reference is None else reference)
         scorer, trained, base = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
@@ -122,7 +126,7 @@ def train_dpo(
 
         def place(batch, *, training=False):
             batch = arrange(batch) if table is None else table.attached(arrange(batch), training=training)
-            return shard_batch(setup.device_part(batch), mesh)
+            return setup.on_mesh(batch, mesh, packing=config.train.packing, parts=parts if training else 1)
 
         def update(state, batch):
             batch = place(batch, training=True)

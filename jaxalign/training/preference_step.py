@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign import losses, models
+from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten
 from jaxalign.training.preference_config import DPOLossConfig
 from jaxalign.training.preference_losses import FORMS, ScoredRows, batch_statistics, row_terms
@@ -83,28 +84,31 @@ def scored_rows(
     tokens, mask, lengths = flatten(batch)
     counted = jnp.maximum(mask.sum(1), 1).reshape(shape).astype(jnp.float32)
     scale = counted if form.means or config.length_normalize else 1.0
-    scores = policy.score(params, frozen["base"], tokens, lengths, mask, temperature=temperature, key=key)
+    packing = packing_of(batch)
+    scores = policy.score(
+        params, frozen["base"], tokens, lengths, mask, temperature=temperature, key=key, packing=packing
+    )
     logps = completion_sums(scores.logps, mask, shape, config.length_alpha) / scale
 
-    def reference(tokens, lengths, mask):
+    def reference(tokens, lengths, mask, packing):
         model = models.merge(reference_definition, frozen["reference"])
-        found = score_tokens(model, tokens, lengths, mask, temperature=temperature)
+        found = score_tokens(model, tokens, lengths, mask, temperature=temperature, packing=packing)
         return jax.lax.stop_gradient(found.logps)
 
     ref_logps, kl_ratio = jnp.zeros(shape), jnp.zeros(shape)
     if "ref_logps" in batch:
         ref_logps = batch["ref_logps"] / scale
     elif form.reference:
-        ref_logps = (
-            completion_sums(reference(tokens, lengths, mask), mask, shape, config.length_alpha) / scale
-        )
+        ref_tokens = reference(tokens, lengths, mask, packing)
+        ref_logps = completion_sums(ref_tokens, mask, shape, config.length_alpha) / scale
     if "kl_tokens" in batch:
         tokens, kl_mask, lengths = flatten(batch, "kl_")
+        packing = packing_of(batch, "kl_")
         live = jax.lax.stop_gradient(params)
         mismatched = policy.score(
-            live, frozen["base"], tokens, lengths, kl_mask, temperature=temperature
+            live, frozen["base"], tokens, lengths, kl_mask, temperature=temperature, packing=packing
         ).logps
-        kl_ratio = (mismatched - reference(tokens, lengths, kl_mask)).sum(1).reshape(shape)
+        kl_ratio = (mismatched - reference(tokens, lengths, kl_mask, packing)).sum(1).reshape(shape)
     desirable = batch["desirable"] if form.unpaired else jnp.broadcast_to(jnp.asarray([True, False]), shape)
     return ScoredRows(logps, ref_logps, desirable, batch["valid"], kl_ratio), scores, mask
 

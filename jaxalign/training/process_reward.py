@@ -14,6 +14,7 @@ import numpy as np
 from jaxalign.data import collate_steps, eval_batches
 from jaxalign.data.examples import Example
 from jaxalign.losses import process_reward_loss, token_mean
+from jaxalign.training.packing import packing_of
 from jaxalign.training.scoring import ScalarPolicy
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import mean_of
@@ -29,7 +30,9 @@ def process_loss(policy: ScalarPolicy):
     """Builds the loss function of `make_update`: the mean over the steps of the whole batch."""
 
     def loss(params, frozen, batch, key, counts):
-        logits = policy.per_token(params, frozen, batch["tokens"], batch["lengths"], key=key)
+        logits = policy.per_token(
+            params, frozen, batch["tokens"], batch["lengths"], key=key, packing=packing_of(batch)
+        )
         ends, labels = _ends(batch), batch["labels"]
         terms = process_reward_loss(logits, labels, ends)
         metrics = {"step_accuracy": mean_of((logits > 0) == (labels >= 0.5), ends)}
@@ -51,7 +54,9 @@ def held_out_steps(
 
     @jax.jit
     def forward(params, frozen, batch):
-        logits = policy.per_token(params, frozen, batch["tokens"], batch["lengths"])
+        logits = policy.per_token(
+            params, frozen, batch["tokens"], batch["lengths"], packing=packing_of(batch)
+        )
         return logits, process_reward_loss(logits, batch["labels"], _ends(batch))
 
     def evaluate(state: TrainState) -> dict[str, float]:

@@ -19,13 +19,14 @@ from jaxalign.data import (
     load_dataset,
 )
 from jaxalign.losses import best_of_n_loss, bradley_terry_loss
-from jaxalign.mesh import MeshConfig, shard_batch
+from jaxalign.mesh import MeshConfig
 from jaxalign.models.heads import HeadConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training import setup
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
 from jaxalign.training.process_reward import held_out_steps, process_loss, step_count
 from jaxalign.training.reward_ensemble import EnsembleConfig, train_ensemble
@@ -101,6 +102,11 @@ class RewardConfig:
                 "ensemble.size above 1 is for loss.labels=pairs and best_of_n: the members' rewards are made one "
                 f"a completion; got {self.ensemble.size} with loss.labels=steps"
             )
+        if self.ensemble.size > 1 and self.train.packing:
+            raise ValueError(
+                "train.packing=true is for a single reward model; leave it out with ensemble.size above 1, "
+                f"got {self.ensemble.size}"
+            )
         if self.ensemble.members == "heads" and self.lora.enabled:
             raise ValueError(
                 "ensemble.members=heads and lora.enabled: choose one; heads leave the trunk as it is, and "
@@ -138,7 +144,7 @@ def reward_loss(policy: ScalarPolicy, config: RewardLossConfig):
 
     def loss(params, frozen, batch, key, counts):
         tokens, _, lengths = flatten(batch)
-        flat = policy.last(params, frozen, tokens, lengths, key=key)
+        flat = policy.last(params, frozen, tokens, lengths, key=key, packing=packing_of(batch))
         rewards = flat.reshape(batch["tokens"].shape[:2])
         terms = pair_terms if config.labels == "pairs" else ranking_terms
         per_row, right, margin = terms(rewards, batch)
@@ -206,11 +212,13 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
         total = config.train.total_steps(len(data.train))
         optimizer, schedule = make_optimizer(config.optimizer, total)
         loss = reward_loss(policy, config.loss)
-        update = make_update(loss, count, optimizer, accumulation_steps=config.train.accumulation_steps)
+        parts, packing = config.train.accumulation_steps, config.train.packing
+        update = make_update(loss, count, optimizer, accumulation_steps=parts)
+        collate = setup.collate_of(collate, data.train, packing=packing)
         size = config.train.eval_batch_size or config.train.batch_size
 
-        def place(batch):
-            return shard_batch(setup.device_part(arrange(batch)), mesh)
+        def place(batch, into=1):
+            return setup.on_mesh(arrange(batch), mesh, packing=packing, parts=into, head=False)
 
         evaluate_batch, limit = make_evaluation(loss, count), config.train.eval_batches
         held_out = evaluation(
@@ -225,7 +233,7 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
             batches=BatchIterator(
                 data.train, batch_size=config.train.batch_size, seed=config.run.seed, collate=collate
             ),
-            update=lambda state, batch: update(state, frozen, place(batch), update_key),
+            update=lambda state, batch: update(state, frozen, place(batch, parts), update_key),
             total_steps=total,
             evaluate=held_out if data.validation else None,
             learning_rate=schedule,

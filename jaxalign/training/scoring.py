@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.logprobs import linear_logprobs
 from jaxalign.models import LoraConfig, attach, merge
+from jaxalign.training.packing import Packing, spread, taken
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,19 @@ class CausalPolicy:
         *,
         temperature: float | jax.Array = 1.0,
         key: jax.Array | None = None,
+        packing: Packing | None = None,
     ) -> "TokenScores":
         """Log-probs of the counted tokens under the model (with its adapter)."""
         model, adapter = self.parts(trained, frozen)
         return score_tokens(
-            model, tokens, lengths, mask, adapter=adapter, temperature=temperature, dropout_key=key
+            model,
+            tokens,
+            lengths,
+            mask,
+            adapter=adapter,
+            temperature=temperature,
+            dropout_key=key,
+            packing=packing,
         )
 
 
@@ -77,8 +86,9 @@ def score_tokens(
     adapter: Any = None,
     temperature: float | jax.Array = 1.0,
     dropout_key: jax.Array | None = None,
+    packing: Packing | None = None,
 ) -> TokenScores:
-    """Scores right-padded rows.
+    """Scores right-padded rows, or the same rows packed, with the same result.
 
     Args:
       model: a `Transformer`.
@@ -88,28 +98,32 @@ def score_tokens(
       adapter: LoRA adapter, or None.
       temperature: the sampling temperature; logits are divided by it.
       dropout_key: for LoRA dropout; None turns it off.
+      packing: how the rows are packed, so that neither padding nor, in the head, what does not count costs
+        anything. All counted tokens must be among those it was made for. None where they are not.
     """
-    options = {} if dropout_key is None else {"dropout_key": dropout_key}
-    hidden = model.hidden(tokens, lengths=lengths, adapter=adapter, **options)
-    stats = linear_logprobs(
-        hidden[:, :-1],
-        model.head,
-        tokens[:, 1:],
-        mask[:, 1:],
-        temperature=temperature,
-        **model.head_options,
-    )
-
-    def shift(x: Float[Array, "B S"]) -> Float[Array, "B T"]:
-        return jnp.pad(x, ((0, 0), (1, 0)))
-
+    options: dict[str, Any] = {"adapter": adapter}
+    if dropout_key is not None:
+        options["dropout_key"] = dropout_key
+    head = {"embedding": model.head, "temperature": temperature, **model.head_options}
+    if packing is None:
+        hidden = model.hidden(tokens, lengths=lengths, **options)
+        stats = linear_logprobs(hidden[:, :-1], targets=tokens[:, 1:], mask=mask[:, 1:], **head)
+        stats = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), stats)
+    else:
+        states = model.hidden(**packing.rows(tokens), **options)
+        places = packing.targets(tokens.size)
+        stats = linear_logprobs(
+            packing.heads(states), targets=taken(tokens, places), mask=taken(mask, places), **head
+        )
+        stats = jax.tree.map(lambda x: spread(x, places, tokens.shape), stats)
+        hidden = spread(states, packing.places, tokens.shape)
     return TokenScores(
-        logps=shift(stats.logps),
-        entropy=shift(stats.entropy),
-        is_top1=shift(stats.is_top1.astype(jnp.float32)),
-        logsumexp=shift(stats.logsumexp),
-        mean_logps=shift(stats.mean_logps),
-        sum_squared_probs=shift(stats.sum_squared_probs),
+        logps=stats.logps,
+        entropy=stats.entropy,
+        is_top1=stats.is_top1.astype(jnp.float32),
+        logsumexp=stats.logsumexp,
+        mean_logps=stats.mean_logps,
+        sum_squared_probs=stats.sum_squared_probs,
         hidden=hidden,
     )
 
@@ -149,10 +163,14 @@ class ScalarPolicy:
         lengths: Int[Array, " B"],
         *,
         key: jax.Array | None = None,
+        packing: Packing | None = None,
     ) -> Float[Array, "B T"]:
-        """The score after each token."""
+        """The score after each token; the rows may be packed, with the same result."""
         model, adapter = self.parts(trained, frozen)
-        return model.per_token(tokens, lengths=lengths, adapter=adapter, dropout_key=key)
+        if packing is None:
+            return model.per_token(tokens, lengths=lengths, adapter=adapter, dropout_key=key)
+        scores = model.per_token(**packing.rows(tokens), adapter=adapter, dropout_key=key)
+        return spread(scores, packing.places, tokens.shape)
 
     def last(
         self,
@@ -162,7 +180,8 @@ class ScalarPolicy:
         lengths: Int[Array, " B"],
         *,
         key: jax.Array | None = None,
+        packing: Packing | None = None,
     ) -> Float[Array, " B"]:
         """The score at each row's last valid token."""
-        scores = self.per_token(trained, frozen, tokens, lengths, key=key)
+        scores = self.per_token(trained, frozen, tokens, lengths, key=key, packing=packing)
         return jnp.take_along_axis(scores, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]

@@ -1,8 +1,9 @@
 """From a configuration to live objects: devices, seeds, models, adapters, exports."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,18 @@ from jax.sharding import Mesh
 
 from jaxalign import models
 from jaxalign.checkpoints.orbax_store import CheckpointStore
-from jaxalign.data import Dataset
+from jaxalign.data import Dataset, Example, packed, usual_width
+from jaxalign.data.batches import Collate
 from jaxalign.errors import ConfigError
-from jaxalign.mesh import MeshConfig, devices_of, make_mesh, replicated, shard_batch, tree_shardings
+from jaxalign.mesh import (
+    MeshConfig,
+    devices_of,
+    make_mesh,
+    replicated,
+    row_shards,
+    shard_batch,
+    tree_shardings,
+)
 from jaxalign.models.lora import LoraConfig, create_adapter
 from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.runs import Run, RunConfig
@@ -145,13 +155,26 @@ def policy_of(model: Any, lora: LoraConfig, mesh: Mesh, *, key: jax.Array) -> tu
     return CausalPolicy(definition, lora), jax.device_put(adapter, replicated(mesh)), params
 
 
-def placed(update: Callable, mesh: Mesh, frozen: Any, key: jax.Array) -> Callable:
-    """An update over host batches: rows go to the mesh, the frozen leaves and the key are given."""
+def on_mesh(
+    batch: Mapping[str, Any], mesh: Mesh, *, packing: bool = False, parts: int = 1, head: bool = True
+) -> dict[str, jax.Array]:
+    """A host batch on the mesh, rows split over its devices.
 
-    def run(state, batch):
-        return update(state, frozen, shard_batch(device_part(batch), mesh), key)
+    Args:
+      batch: arrays; columns of text stay on the host.
+      mesh: the devices.
+      packing: lay out its rows of tokens in fewer, fuller ones (see `data.packed`).
+      parts: micro-batches it will be split into.
+      head: whether a vocabulary head reads them.
+    """
+    if packing:
+        batch = packed(batch, parts=parts, shards=row_shards(mesh), counted=head)
+    return shard_batch(device_part(batch), mesh)
 
-    return run
+
+def collate_of(collate: Collate, examples: Sequence[Example], *, packing: bool) -> Collate:
+    """`collate` of one width for nearly all batches where rows are packed: more columns cost nothing there."""
+    return partial(collate, width=usual_width(examples)) if packing else collate
 
 
 def device_part(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 
 from jaxalign.data import BatchIterator, DataConfig, collate_demonstrations, eval_batches, load_dataset
 from jaxalign.losses import token_mean
-from jaxalign.mesh import MeshConfig, shard_batch
+from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training import setup
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.packing import packing_of
 from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import ModelSource, TrainResult
 from jaxalign.training.state import create_state
@@ -72,7 +73,9 @@ def sft_loss(policy: CausalPolicy, config: SFTLossConfig):
 
     def loss(params, frozen, batch, key, counts):
         mask = batch["mask"] & batch["valid"][:, None]
-        scores = policy.score(params, frozen, batch["tokens"], batch["lengths"], mask, key=key)
+        scores = policy.score(
+            params, frozen, batch["tokens"], batch["lengths"], mask, key=key, packing=packing_of(batch)
+        )
         # The same terms as losses.cross_entropy_loss, from statistics of the chunked head.
         smoothing = config.label_smoothing
         per_token = -(1.0 - smoothing) * scores.logps - smoothing * scores.mean_logps
@@ -119,27 +122,29 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
         total = config.train.total_steps(len(data.train))
         optimizer, schedule = make_optimizer(config.optimizer, total)
         loss = sft_loss(policy, config.loss)
-        update = make_update(loss, sft_counts, optimizer, accumulation_steps=config.train.accumulation_steps)
+        parts, packing = config.train.accumulation_steps, config.train.packing
+        update = make_update(loss, sft_counts, optimizer, accumulation_steps=parts)
+        update_key = jax.random.fold_in(key, 3)
+        collate = setup.collate_of(collate_demonstrations, data.train, packing=packing)
         generator = setup.Generator(policy, frozen, config.sampling, tokenizer, jax.random.fold_in(key, 2))
         prompts = [list(e.prompt_tokens) for e in (data.validation or data.train)[: config.run.sample_rows]]
         size = config.train.eval_batch_size or config.train.batch_size
         held_out = evaluation(
             make_evaluation(loss, sft_counts),
-            lambda: eval_batches(data.validation, size, collate_demonstrations),
+            lambda: eval_batches(data.validation, size, collate),
             frozen,
-            lambda batch: shard_batch(setup.device_part(batch), mesh),
+            lambda batch: setup.on_mesh(batch, mesh, packing=packing),
             config.train.eval_batches,
         )
         loop = Loop(
             run=run,
             store=setup.checkpoint_store(run),
             batches=BatchIterator(
-                data.train,
-                batch_size=config.train.batch_size,
-                seed=config.run.seed,
-                collate=collate_demonstrations,
+                data.train, batch_size=config.train.batch_size, seed=config.run.seed, collate=collate
             ),
-            update=setup.placed(update, mesh, frozen, jax.random.fold_in(key, 3)),
+            update=lambda state, batch: update(
+                state, frozen, setup.on_mesh(batch, mesh, packing=packing, parts=parts), update_key
+            ),
             total_steps=total,
             evaluate=held_out if data.validation else None,
             sample=lambda state: generator.samples(state.params, prompts, int(state.step)),

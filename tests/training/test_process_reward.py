@@ -45,8 +45,8 @@ def metrics_of(folder):
 class Fixed(ScalarPolicy):
     """Gives the logits that it was made with, so that a loss can be worked out by hand."""
 
-    def per_token(self, trained, frozen, tokens, lengths, *, key=None):
-        del frozen, tokens, lengths, key
+    def per_token(self, trained, frozen, tokens, lengths, *, key=None, packing=None):
+        del frozen, tokens, lengths, key, packing
         return trained
 
 

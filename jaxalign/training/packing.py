@@ -1,0 +1,76 @@
+"""Packed rows on the device: tokens into them, and what a model says of them back to where the batch has them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Packing:
+    """The layout that `data.packed` adds to a batch of N rows of T tokens.
+
+    Attributes:
+      places: row * T + column of the token in each column of the packed rows; N * T in padding.
+      counted: for each shard of the packed rows, flattened, the columns whose hidden state predicts a counted
+        token; -1 fills. None where no vocabulary head is applied.
+    """
+
+    places: Int[Array, "R T"]
+    counted: Int[Array, "S C"] | None = None
+
+    def rows(self, tokens: Int[Array, "N T"]) -> dict[str, jax.Array]:
+        """The arguments by which a model reads the packed rows: tokens, positions, segment_ids, all int32 [R, T]."""
+        width = tokens.shape[1]
+        there = self.places < tokens.size
+        return {
+            "tokens": taken(tokens, self.places),
+            "positions": jnp.where(there, self.places % width, 0),
+            # A row of the batch is a segment; no other has its number.
+            "segment_ids": jnp.where(there, self.places // width + 1, 0),
+        }
+
+    def heads(self, hidden: Float[Array, "R T D"]) -> Float[Array, "S C D"]:
+        """The hidden states that predict counted tokens; some state in filled slots."""
+        assert self.counted is not None
+        shards = hidden.reshape(self.counted.shape[0], -1, hidden.shape[-1])
+        return jnp.take_along_axis(shards, jnp.maximum(self.counted, 0)[..., None], axis=1)
+
+    def targets(self, size: int) -> Int[Array, "S C"]:
+        """Where the token lies that each of `heads` predicts, row * T + column; `size` = N * T in filled slots."""
+        assert self.counted is not None
+        before = jnp.take_along_axis(
+            self.places.reshape(self.counted.shape[0], -1), jnp.maximum(self.counted, 0), axis=1
+        )
+        return jnp.where(self.counted < 0, size, before + 1)
+
+
+def packing_of(batch: Mapping[str, Any], prefix: str = "") -> Packing | None:
+    """The layout of a batch's rows (of those of the prefix); None where they are not packed."""
+    if prefix + "packed" not in batch:
+        return None
+    return Packing(batch[prefix + "packed"], batch.get(prefix + "counted"))
+
+
+def taken(values: Shaped[Array, "N T"], places: Int[Array, "*P"]) -> Shaped[Array, "*P"]:
+    """The values of the tokens at row * T + column; 0 (False) where there is none."""
+    return values.reshape(-1).at[places].get(mode="fill", fill_value=0)
+
+
+def spread(
+    values: Float[Array, "*P"], places: Int[Array, "*P"], shape: tuple[int, ...]
+) -> Float[Array, "N T"]:
+    """The inverse: values of tokens at their places in rows of this shape, 0 elsewhere.
+
+    Values may have trailing axes of their own, which are kept.
+    """
+    rest = values.shape[places.ndim :]
+    flat = jnp.zeros((math.prod(shape), *rest), values.dtype)
+    # No place occurs twice. An addition has a plain gather as its gradient, a replacement has not.
+    flat = flat.at[places.reshape(-1)].add(values.reshape(-1, *rest), mode="drop")
+    return flat.reshape(*shape, *rest)

@@ -1,0 +1,130 @@
+"""Where packing puts rows of tokens, and in how many shapes."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxalign.data import packed
+from jaxalign.data.packing import best_fit_decreasing, rung
+from jaxalign.training.step import split_rows
+
+WIDTH = 16
+
+
+def batch(lengths, *, seed=0, **more):
+    """Rows of different tokens, the first one of a row not counted, the others by chance."""
+    lengths = np.asarray(lengths, np.int32)
+    rng, columns = np.random.default_rng(seed), np.arange(WIDTH)
+    inside = columns < lengths[..., None]
+    mask = inside & (columns > 0) & (rng.random(inside.shape) < 0.5)
+    tokens = np.where(inside, np.arange(inside.size).reshape(inside.shape), -1)
+    return {"tokens": tokens, "mask": mask, "lengths": lengths, **more}
+
+
+def read(found, name="tokens"):
+    """What lies in each column of the packed rows; -1 in padding."""
+    return np.append(found[name].ravel(), -1)[found["packed"]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, WIDTH), max_size=40))
+def test_every_length_lies_in_one_row_that_holds_it_and_no_two_rows_would_fit_in_one(lengths):
+    rows = best_fit_decreasing(lengths, WIDTH)
+    assert sorted(i for row in rows for i in row) == [i for i, n in enumerate(lengths) if n]
+    filled = sorted(sum(lengths[i] for i in row) for row in rows)
+    assert not filled or filled[-1] <= WIDTH
+    assert len(filled) < 2 or filled[0] + filled[1] > WIDTH
+
+
+def test_the_fullest_row_with_room_is_taken():
+    # After 9, 7 and 8 the rooms are 0 (9 + 7) and 8; of rooms 3 and 8 a 3 takes the 3.
+    assert best_fit_decreasing([9, 8, 7], WIDTH) == [[0, 2], [1]]
+    assert best_fit_decreasing([13, 8, 3], WIDTH) == [[0, 2], [1]]
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="17 tokens does not fit rows of 16"):
+        best_fit_decreasing([17], WIDTH)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, WIDTH), min_size=1, max_size=30), st.sampled_from([1, 2, 4]))
+def test_each_token_lies_once_in_one_piece_and_each_counted_one_has_its_head(lengths, shards):
+    rows = batch(lengths)
+    found = packed(rows, shards=shards)
+    there = read(found)
+    assert found["packed"].shape[0] % shards == 0
+    np.testing.assert_array_equal(np.sort(there[there >= 0]), np.sort(rows["tokens"][rows["tokens"] >= 0]))
+    places = found["packed"]
+    inside = places < rows["tokens"].size
+    follows = inside[:, 1:] & (places[:, 1:] % WIDTH > 0)
+    # Column t > 0 of a row follows its column t - 1, and column 0 follows another row's last one.
+    np.testing.assert_array_equal((places[:, 1:] - places[:, :-1])[follows], 1)
+    heads = places.reshape(shards, -1)
+    predicted = [heads[s, c] + 1 for s in range(shards) for c in found["counted"][s] if c >= 0]
+    np.testing.assert_array_equal(np.sort(predicted), np.flatnonzero(rows["mask"]))
+
+
+def test_a_micro_batch_of_a_packed_batch_is_the_packed_micro_batch():
+    rng = np.random.default_rng(1)
+    rows = batch(rng.integers(1, WIDTH + 1, (8, 2)))
+    whole, cut = packed(rows, parts=4, shards=2), split_rows(4)
+    for part in range(4):
+        piece = {name: np.asarray(cut(value)[part]) for name, value in whole.items()}
+        alone = packed({name: piece[name] for name in rows}, shards=2)
+        np.testing.assert_array_equal(
+            np.sort(read(piece)[read(piece) >= 0]), np.sort(read(alone)[read(alone) >= 0])
+        )
+        # Packed for itself, it may have fewer rows than the largest of its fellows.
+        height = len(alone["packed"])
+        assert height <= len(piece["packed"])
+
+
+def test_full_rows_stay_as_many():
+    for count in (1, 9, 11, 30):
+        found = packed(batch([WIDTH] * count))
+        assert found["packed"].shape == (count, WIDTH)
+        np.testing.assert_array_equal(
+            np.sort(found["packed"], axis=0), np.arange(count * WIDTH).reshape(count, WIDTH)
+        )
+
+
+def test_filler_rows_are_left_out():
+    lengths = [5, 6, 7, 8]
+    found = packed(batch(lengths, valid=np.asarray([True, False, True, False])))
+    assert set(np.unique(found["packed"] // WIDTH)) == {0, 2, 4}
+    nothing = packed(batch(lengths, valid=np.zeros(4, bool)))
+    assert (nothing["packed"] == 4 * WIDTH).all()
+    assert (nothing["counted"] == -1).all()
+
+
+def test_mismatched_rows_are_packed_too_and_heads_only_where_asked():
+    rows = batch([4, 5])
+    more = rows | {f"kl_{name}": value for name, value in batch([9, 16]).items()}
+    added = set(packed(more)) - set(more)
+    assert added == {"packed", "counted", "kl_packed", "kl_counted"}
+    assert set(packed(more, counted=False)) - set(more) == {"packed", "kl_packed"}
+
+
+def test_hundreds_of_batches_have_few_shapes_and_little_padding():
+    rng = np.random.default_rng(0)
+    shapes, tokens, slots = set(), 0, 0
+    for seed in range(300):
+        # Long-tailed as lengths of chats are; prompts take a varying part.
+        lengths = np.clip(rng.lognormal(1.5, 0.6, 32), 2, WIDTH).astype(int)
+        rows = batch(lengths, seed=seed)
+        found = packed(rows)
+        shapes.add((found["packed"].shape, found["counted"].shape))
+        tokens, slots = tokens + lengths.sum(), slots + found["packed"].size
+    assert len(shapes) <= 20
+    assert tokens / slots > 0.85
+
+
+def test_the_ladder_of_sizes_has_no_gap_above_a_quarter():
+    found = sorted({rung(n, steps=4) for n in range(1, 1000)})
+    assert found[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
+    assert all(rung(n, steps=4) >= n for n in range(1, 1000))
+    assert all(b <= 1.25 * a for a, b in itertools.pairwise(found[3:]))
