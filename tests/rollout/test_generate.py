@@ -151,11 +151,11 @@ def test_the_ends_of_the_interval_draw_a_possible_token(uniform):
 
 
 def test_a_rows_randomness_depends_on_its_id_and_position_alone():
-    first = row_uniforms(KEY, jnp.asarray([3, 8]), jnp.asarray(5))
-    second = row_uniforms(KEY, jnp.asarray([8, 1, 3]), jnp.asarray(5))
+    first = row_uniforms(KEY, jnp.asarray([3, 8]), jnp.asarray([5, 5]))
+    second = row_uniforms(KEY, jnp.asarray([8, 1, 3]), jnp.asarray([5, 5, 5]))
     assert first[0] == second[2]
     assert first[1] == second[0]
-    assert first[0] != row_uniforms(KEY, jnp.asarray([3]), jnp.asarray(6))[0]
+    assert first[0] != row_uniforms(KEY, jnp.asarray([3]), jnp.asarray([6]))[0]
 
 
 def test_rows_and_completion_columns_map_onto_each_other(sampler):
