@@ -76,7 +76,7 @@ def _first_possible(weights: Float[Array, "B n"], index: Int[Array, " B"]) -> In
 
 
 def kept_tokens(
-    logps: Float[Array, "B V"],
+    logits: Float[Array, "B V"],
     top_k: Int[Array, " B"],
     top_p: Float[Array, " B"],
     min_p: Float[Array, " B"],
@@ -84,32 +84,34 @@ def kept_tokens(
     """Which tokens are left after top-k, then top-p among those, then min-p.
 
     top_k 0, top_p 1 and min_p 0 leave all. Ties at a threshold are all kept. Thresholds are
-    found by bisection over log-probs, so nothing is sorted.
+    found by bisection over logits, so nothing is sorted. Give logits as they are: where a sum was
+    taken of them just before, a compiler may round it another way when it compares a token with its own
+    threshold, and lose the token.
     """
-    vocabulary = logps.shape[-1]
-    top = logps.max(-1)
+    vocabulary = logits.shape[-1]
+    top = logits.max(-1)
     k = jnp.where(top_k > 0, jnp.minimum(top_k, vocabulary), vocabulary)
     floor = jnp.full_like(top, NEGATIVE)
 
     def count_above(threshold):
-        return (logps >= threshold[:, None]).sum(-1)
+        return (logits >= threshold[:, None]).sum(-1)
 
-    k_threshold = _largest(lambda t: count_above(t) >= k, logps, top)
-    keep = logps >= jnp.where(k < vocabulary, k_threshold, floor)[:, None]
-    probabilities = jnp.where(keep, jnp.exp(logps - top[:, None]), 0.0)
+    k_threshold = _largest(lambda t: count_above(t) >= k, logits, top)
+    keep = logits >= jnp.where(k < vocabulary, k_threshold, floor)[:, None]
+    probabilities = jnp.where(keep, jnp.exp(logits - top[:, None]), 0.0)
     wanted = top_p * probabilities.sum(-1)
 
     def mass_above(threshold):
-        return jnp.where(logps >= threshold[:, None], probabilities, 0.0).sum(-1)
+        return jnp.where(logits >= threshold[:, None], probabilities, 0.0).sum(-1)
 
-    p_threshold = _largest(lambda t: mass_above(t) >= wanted, logps, top)
-    keep &= logps >= jnp.where(top_p < 1.0, p_threshold, floor)[:, None]
+    p_threshold = _largest(lambda t: mass_above(t) >= wanted, logits, top)
+    keep &= logits >= jnp.where(top_p < 1.0, p_threshold, floor)[:, None]
     least = top + jnp.log(jnp.maximum(min_p, 1e-30))
-    return keep & (logps >= jnp.where(min_p > 0, least, floor)[:, None])
+    return keep & (logits >= jnp.where(min_p > 0, least, floor)[:, None])
 
 
-def _largest(enough, logps: jax.Array, top: jax.Array) -> jax.Array:
-    """The largest log-prob of the row at which `enough` still holds.
+def _largest(enough, logits: jax.Array, top: jax.Array) -> jax.Array:
+    """The largest logit of the row at which `enough` still holds.
 
     Bisection over the float32 numbers themselves (their bits in order), so it ends exact.
     """
@@ -123,7 +125,7 @@ def _largest(enough, logps: jax.Array, top: jax.Array) -> jax.Array:
             jnp.where(bits < 0, jnp.int32(-(2**31)) - bits, bits), jnp.float32
         )
 
-    low, high = ordered(jnp.minimum(logps.min(-1), -1e-30)), ordered(top)
+    low, high = ordered(jnp.minimum(logits.min(-1), -1e-30)), ordered(top)
 
     def halve(_, bounds):
         low, high = bounds
@@ -165,7 +167,7 @@ def next_token(
     weights = jnp.exp(scaled - top[:, None])
     normalizer = top + jnp.log(weights.sum(-1))
     if branches.truncated and branches.sampled:
-        kept = kept_tokens(scaled - normalizer[:, None], top_k, top_p, min_p)
+        kept = kept_tokens(scaled, top_k, top_p, min_p)
         weights = jnp.where(kept, weights, 0.0)
     tokens = sample(weights, uniforms) if branches.sampled else jnp.zeros(top.shape, jnp.int32)
     if branches.greedy:

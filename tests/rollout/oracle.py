@@ -63,8 +63,9 @@ def uniforms(key, ids, position):
 def drawn(logits, uniforms, temperature, top_k, top_p, min_p):
     """(token, log-prob, log-prob under the distribution sampled from): softmax, argmax and a running sum."""
     greedy = temperature == 0
-    logps = jax.nn.log_softmax(logits / jnp.where(greedy, 1.0, temperature)[:, None])
-    kept = jnp.where(kept_tokens(logps, top_k, top_p, min_p), jnp.exp(logps), 0.0)
+    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
+    logps = jax.nn.log_softmax(scaled)
+    kept = jnp.where(kept_tokens(scaled, top_k, top_p, min_p), jnp.exp(logps), 0.0)
     sums = jnp.cumsum(kept, axis=-1)
     passed = (sums <= uniforms[:, None] * sums[:, -1:]).sum(-1)
     token = jnp.where(greedy, jnp.argmax(logits, axis=-1), passed)

@@ -13,7 +13,7 @@ from jaxalign.rollout import Sampler, decode, slots
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 KEY = jax.random.key(0)
-LENGTHS = (3, 17, 5, 9, 1, 12, 16, 2, 8, 4)
+LENGTHS = (3, 15, 5, 9, 1, 12, 16, 2, 8, 4)
 STOPS = (7, 11, 20)
 NEW = 20
 
@@ -85,7 +85,7 @@ def test_short_blocks_give_them_and_the_batch_shrinks_as_rows_end(model, expecte
     assert rows[-1] <= 4
     assert len(set(columns)) >= 2
     # Never the length at which everything would fit.
-    assert columns[0] < 17 + NEW
+    assert columns[0] < 16 + NEW
 
 
 def test_refilled_slots_give_them_in_fewer_steps_than_batches_would_take(model, expected, programs):
@@ -227,7 +227,8 @@ def test_random_lengths_take_a_bounded_number_of_programs(model, monkeypatch):
     blocks = {p[1:] for p in programs if p[0] == "block"}
     # Rows: 1 to 16. Columns: what is between one block and 149 + 100 tokens, rounded up.
     assert {rows for rows, _ in blocks} <= {1, 2, 4, 8, 16}
-    assert {columns for _, columns in blocks} <= set(slots.WIDTHS) - {384}
+    assert {columns for _, columns in blocks} <= set(slots.WIDTHS)
+    assert max(columns for _, columns in blocks) <= 384
     assert len(blocks) <= 40
     assert len({p for p in programs if p[0] == "read"}) <= 40
 
