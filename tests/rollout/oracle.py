@@ -28,12 +28,12 @@ def one_loop(
     width = max(len(p) for p in prompts)
     tokens = jnp.asarray([list(p) + [0] * (width - len(p)) for p in prompts])
     lengths = jnp.asarray([len(p) for p in prompts])
-    settings = [
-        jnp.broadcast_to(jnp.asarray(x), (len(prompts),)) for x in (temperature, top_k, top_p, min_p)
-    ]
+    settings = [jnp.broadcast_to(jnp.asarray(x), (len(prompts),)) for x in (temperature, top_k, top_p, min_p)]
 
     def program(params_model, tokens, lengths, ids):
-        hidden, cache = params_model.prefill(tokens, lengths, cache_length=width + new_tokens, adapter=adapter)
+        hidden, cache = params_model.prefill(
+            tokens, lengths, cache_length=width + new_tokens, adapter=adapter
+        )
         weights = params_model.decode_weights(adapter)
 
         def step(carry, position):

@@ -5,11 +5,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tests.rollout.oracle import one_loop
 
 from jaxalign import models
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.rollout import Sampler, decode, slots
+from tests.rollout.oracle import one_loop
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 KEY = jax.random.key(0)
