@@ -233,6 +233,15 @@ def test_random_lengths_take_a_bounded_number_of_programs(model, monkeypatch):
     assert len({p for p in programs if p[0] == "read"}) <= 40
 
 
+def test_a_prompt_finds_room_where_younger_rows_left_the_cache_narrow(model, monkeypatch):
+    # 33 tokens are read as 48; rows that have just begun need 34 columns and what they drew.
+    for seed in range(60):
+        prompts = [[0] * 33] * 20
+        machine = Machine(monkeypatch, prompts, seed)
+        sampled(model, prompts, 100, block=4, max_rows=2)
+        assert ("read", (1, 48), 1) in machine.programs
+
+
 def test_widths_end_in_steps_of_2048():
     assert [slots.width_of(n) for n in (1, 8, 9, 8192, 8193, 10241)] == [8, 8, 16, 8192, 10240, 12288]
     assert slots.width_of(90, limit=92) == 92
