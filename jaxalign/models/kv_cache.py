@@ -1,8 +1,8 @@
 """Keys and values of the tokens seen so far, for decoding.
 
-Prompts are right-padded into columns 0..P-1. Completion token number s of *every* row
-is written into column P + s, so a step writes one column for all rows; its position is
-the row's own prompt length + s.
+Every row ends at the same column: a prompt of n tokens fills the n columns before the one
+that is written next, and a step writes one column for all rows. So a row that joins later
+only starts later, and a token's position is its column less the row's first one.
 """
 
 from dataclasses import dataclass, replace
@@ -22,33 +22,24 @@ class KVCache:
     Attributes:
       keys: per layer [B, K, H, S].
       values: per layer [B, K, S, H].
-      prompt_lengths: int32 [B], tokens of each prompt.
-      prompt_width: int32 scalar, P.
-      step: int32 scalar, completion tokens written.
+      starts: int32 [B], the column of each row's first token.
+      column: int32 scalar, the column that is written next.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
-    prompt_lengths: Int[Array, " B"]
-    prompt_width: Int[Array, ""]
-    step: Int[Array, ""]
+    starts: Int[Array, " B"]
+    column: Int[Array, ""]
 
     @property
     def length(self) -> int:
         """Columns, S."""
         return self.values[0].shape[2]
 
-    def positions(self) -> Int[Array, "B S"]:
-        """Position of the token in each column."""
-        columns = jnp.arange(self.length)[None, :]
-        after = self.prompt_lengths[:, None] + columns - self.prompt_width
-        return jnp.where(columns < self.prompt_width, columns, after)
-
     def filled(self) -> Bool[Array, "B S"]:
-        """Columns that hold a token, the one of the current step included."""
+        """Columns that hold a token of the row, the one of the current step included."""
         columns = jnp.arange(self.length)[None, :]
-        prompt = columns < self.prompt_lengths[:, None]
-        return prompt | ((columns >= self.prompt_width) & (columns <= self.prompt_width + self.step))
+        return (columns >= self.starts[:, None]) & (columns <= self.column)
 
 
 def from_prompt(
@@ -57,16 +48,15 @@ def from_prompt(
     lengths: Int[Array, " B"],
     cache_length: int,
 ) -> KVCache:
-    """A cache of `cache_length` columns that holds the prompts."""
+    """A cache of `cache_length` columns that holds prompts, each in the last of P columns."""
     width = keys.shape[2]
-    pad = [(0, 0), (0, 0), (0, 0), (0, cache_length - width)]
-    return KVCache(
-        keys=tuple(jnp.pad(k.transpose(0, 2, 3, 1), pad) for k in keys),
-        values=tuple(jnp.pad(v.transpose(0, 2, 1, 3), [pad[0], pad[1], pad[3], pad[2]]) for v in values),
-        prompt_lengths=lengths.astype(jnp.int32),
-        prompt_width=jnp.asarray(width, jnp.int32),
-        step=jnp.zeros((), jnp.int32),
+    cache = KVCache(
+        keys=tuple(k.transpose(0, 2, 3, 1) for k in keys),
+        values=tuple(v.transpose(0, 2, 1, 3) for v in values),
+        starts=(width - lengths).astype(jnp.int32),
+        column=jnp.asarray(width, jnp.int32),
     )
+    return grow(cache, cache_length)
 
 
 def grow(cache: KVCache, length: int) -> KVCache:
@@ -79,13 +69,58 @@ def grow(cache: KVCache, length: int) -> KVCache:
     )
 
 
+def moved(cache: KVCache, shift: Int[Array, ""] | None, length: int) -> KVCache:
+    """Each column `shift` to the right (left where negative), in a cache of `length` columns.
+
+    What leaves one end comes in at the other, where no row of the result may have a column.
+    """
+    wide = grow(cache, max(length, cache.length))
+    if shift is None:
+        return replace(
+            cache,
+            keys=tuple(k[..., :length] for k in wide.keys),
+            values=tuple(v[:, :, :length] for v in wide.values),
+        )
+    return KVCache(
+        keys=tuple(jnp.roll(k, shift, axis=3)[..., :length] for k in wide.keys),
+        values=tuple(jnp.roll(v, shift, axis=2)[:, :, :length] for v in wide.values),
+        starts=cache.starts + shift,
+        column=cache.column + shift,
+    )
+
+
 def take_rows(cache: KVCache, rows: Int[Array, " R"]) -> KVCache:
     """The given rows of the cache, in that order (also to repeat a prompt for several samples)."""
     return replace(
         cache,
         keys=tuple(k[rows] for k in cache.keys),
         values=tuple(v[rows] for v in cache.values),
-        prompt_lengths=cache.prompt_lengths[rows],
+        starts=cache.starts[rows],
+    )
+
+
+def put_rows(cache: KVCache, prompts: KVCache, source: Int[Array, " B"]) -> KVCache:
+    """The cache with prompts in some of its rows, ending before the column that is written next.
+
+    Args:
+      cache: B rows; its next column is P or more.
+      prompts: prompts of P columns.
+      source: for each row of the cache the prompt that replaces it; negative where it stays.
+    """
+    width, start = prompts.length, cache.column - prompts.length
+    new = source >= 0
+    chosen = take_rows(prompts, jnp.maximum(source, 0))
+
+    def put(old: jax.Array, prompt: jax.Array, axis: int) -> jax.Array:
+        there = jax.lax.dynamic_slice_in_dim(old, start, width, axis)
+        merged = jnp.where(new[:, None, None, None], prompt, there)
+        return jax.lax.dynamic_update_slice_in_dim(old, merged, start, axis)
+
+    return replace(
+        cache,
+        keys=tuple(put(k, p, 3) for k, p in zip(cache.keys, chosen.keys, strict=True)),
+        values=tuple(put(v, p, 2) for v, p in zip(cache.values, chosen.values, strict=True)),
+        starts=jnp.where(new, chosen.starts + start, cache.starts),
     )
 
 

@@ -113,14 +113,17 @@ class Transformer(nnx.Module):
           The hidden state at each row's last token, and a cache of `cache_length` columns
           (P and room for completions).
         """
-        positions, segments = layout(tokens, None, None, lengths)
+        # Moved to the right end: in the cache all rows end at the same column.
+        positions = jnp.arange(tokens.shape[1])[None, :] - (tokens.shape[1] - lengths)[:, None]
+        segments = (positions >= 0).astype(jnp.int32)
+        positions = jnp.maximum(positions, 0)
+        tokens = jnp.take_along_axis(tokens, positions, axis=1)
         hidden, cached = self._layers(tokens, positions, segments, adapter, None, keep_cache=True)
-        last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
         keys, values = cached
-        return last, kv_cache.from_prompt(keys, values, lengths, cache_length)
+        return hidden[:, -1], kv_cache.from_prompt(keys, values, lengths, cache_length)
 
     def decode_weights(self, adapter: Any = None) -> dict[str, Any]:
-        """Weights for `decode`: a list of layers, cast once. Call it outside the decode loop.
+        """Weights for `decode` and `logits`: a list of layers, cast once. Call it outside the decode loop.
 
         The adapter, where given, is added to the weights it adapts.
         """
@@ -132,7 +135,12 @@ class Transformer(nnx.Module):
         layers = [
             {k: (v if "norm" in k else v.astype(config.compute_dtype)) for k, v in p.items()} for p in layers
         ]
-        return {**params, "layers": layers}
+        embeddings = jax.tree.map(lambda x: x.astype(config.compute_dtype), params["embed"])
+        result = {**params, "layers": layers, "embed": embeddings}
+        if not config.tied_head:
+            weight = params["head"]["weight"].astype(config.compute_dtype)
+            result["head"] = {**params["head"], "weight": weight}
+        return result
 
     def decode(
         self, weights: dict[str, Any], tokens: Int[Array, " B"], cache: KVCache
@@ -143,13 +151,13 @@ class Transformer(nnx.Module):
           The hidden state after it [B, D], and the cache one step on.
         """
         config = self.config
-        positions = cache.prompt_lengths + cache.step
-        column = cache.prompt_width + cache.step
+        column = cache.column
+        positions = column - cache.starts
         x = embed(weights, tokens[:, None], positions[:, None], config)
         tables = {s: rope_tables(positions[:, None], config, local=s) for s in (False, True)}
         # One bias for each kind of layer: where a column is visible by distance and filled.
         filled = cache.filled()
-        distance = positions[:, None] - cache.positions()
+        distance = column - jnp.arange(cache.length)[None, :]
         biases = {
             window: jnp.where(filled & ((distance < window) | (window == 0)), 0.0, NEGATIVE)
             for window in {kv_cache.window_of(config, layer) for layer in range(config.num_layers)}
@@ -175,7 +183,7 @@ class Transformer(nnx.Module):
                 return attend_cached(q[:, 0], key, value, bias, config)[:, None]
 
             x = block(x, params, config, attention, None, None)
-        cache = replace(cache, keys=tuple(keys), values=tuple(values), step=cache.step + 1)
+        cache = replace(cache, keys=tuple(keys), values=tuple(values), column=column + 1)
         return norm(x, weights["final_norm"], "weight", config)[:, 0], cache
 
     # --- the stack --------------------------------------------------------------------------

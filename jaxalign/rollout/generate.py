@@ -1,7 +1,7 @@
-"""Generation: prefill, then a cached decode loop, in one program per prompt width.
+"""Generation: completions of prompts, sampled with one model.
 
-The host groups prompts by padded width and splits them into batches; a row's
-randomness depends on the key, its row id and the position alone, so the samples are
+Prompts are read, then decoded in blocks of tokens by rows that come and go (`slots`). A
+row's randomness depends on the key, its row id and the position alone, so the samples are
 the same however rows are batched.
 """
 
@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import models
 from jaxalign.errors import UserError
-from jaxalign.models import kv_cache
+from jaxalign.rollout import slots
 from jaxalign.rollout.config import check_sampling
-from jaxalign.rollout.sampling import next_token, row_uniforms
-
-WIDTHS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+from jaxalign.rollout.decode import Draws
+from jaxalign.rollout.sampling import Branches
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,15 @@ class Sampler:
     Args:
       model: a causal language model.
       adapter: an attached LoRA adapter, added to the decode weights.
-      max_rows: rows decoded at once; more are split into batches.
+      max_rows: rows decoded at once; of more, the next ones start where others have ended.
+      block: tokens decoded between two looks at which rows have ended.
     """
 
-    def __init__(self, model: Any, *, adapter: Any = None, max_rows: int = 256) -> None:
+    def __init__(self, model: Any, *, adapter: Any = None, max_rows: int = 256, block: int = 64) -> None:
         self.definition, self.params = models.split(model)
         self.adapter = adapter
         self.max_rows = max_rows
+        self.block = block
 
     @property
     def config(self) -> Any:
@@ -116,48 +116,37 @@ class Sampler:
                 f"max_new_tokens and num_samples must be 1 or more, got {max_new_tokens}, {num_samples}"
             )
         self._check_prompts(prompts, max_new_tokens)
-        stops = tuple(self.config.eos_ids) if stop_tokens is None else tuple(int(t) for t in stop_tokens)
-        truncated = bool((settings[1] > 0).any() or (settings[2] < 1).any() or (settings[3] > 0).any())
+        stops = np.asarray(self.config.eos_ids if stop_tokens is None else stop_tokens, np.int32).ravel()
         total = count * num_samples
         ids = np.arange(total) if row_ids is None else np.asarray(row_ids)
-        out = {
-            "tokens": np.zeros((total, max_new_tokens), np.int32),
-            "logps": np.zeros((total, max_new_tokens), np.float32),
-            "sampling_logps": np.zeros((total, max_new_tokens), np.float32),
-            "lengths": np.zeros(total, np.int32),
-            "stopped": np.zeros(total, bool),
-        }
-        for width, rows in self._groups(prompts):
-            size = _batch_size(len(rows), max(1, self.max_rows // num_samples))
-            for start in range(0, len(rows), size):
-                chosen = rows[start : start + size]
-                padded = np.concatenate([chosen, np.full(size - len(chosen), chosen[0])])
-                tokens = np.zeros((size, width), np.int32)
-                for index, row in enumerate(padded):
-                    tokens[index, : len(prompts[row])] = prompts[row]
-                lengths = np.asarray([len(prompts[row]) for row in padded], np.int32)
-                places = (padded[:, None] * num_samples + np.arange(num_samples)).ravel()
-                result = _run(
-                    self.definition,
-                    self.params,
-                    self.adapter,
-                    tokens,
-                    lengths,
-                    ids[places].astype(np.int32),
-                    key,
-                    settings[0][padded].astype(np.float32),
-                    settings[1][padded].astype(np.int32),
-                    settings[2][padded].astype(np.float32),
-                    settings[3][padded].astype(np.float32),
-                    copies=num_samples,
-                    new_tokens=max_new_tokens,
-                    truncated=truncated,
-                    stops=stops,
-                )
-                result = jax.device_get(result)
-                valid = len(chosen) * num_samples
-                for name, values in result.items():
-                    out[name][places[:valid]] = values[:valid]
+        heat, k, p, least = (np.repeat(values, num_samples) for values in settings)
+        out = slots.run(
+            slots.Job(
+                definition=self.definition,
+                params=self.params,
+                adapter=self.adapter,
+                prompts=prompts,
+                copies=num_samples,
+                new_tokens=max_new_tokens,
+                draws=Draws(
+                    ids=ids.astype(np.int32),
+                    temperature=heat.astype(np.float32),
+                    top_k=k.astype(np.int32),
+                    top_p=p.astype(np.float32),
+                    min_p=least.astype(np.float32),
+                ),
+                # Few programs, however many stop tokens there are; -1 is no token.
+                stops=np.pad(stops, (0, slots.power_of_two(len(stops)) - len(stops)), constant_values=-1),
+                key=key,
+                branches=Branches(
+                    sampled=bool((heat > 0).any()),
+                    greedy=bool((heat == 0).any()),
+                    truncated=bool(((k > 0) | (p < 1) | (least > 0)).any()),
+                ),
+                max_rows=self.max_rows,
+                block=self.block,
+            )
+        )
         stopped = out.pop("stopped")
         mask = np.arange(max_new_tokens)[None, :] < out["lengths"][:, None]
         reasons = ["stop" if s else "length" for s in stopped]
@@ -178,73 +167,6 @@ class Sampler:
                     f"{self.config.max_positions} leaves room for {max(room, 0)}"
                 )
 
-    def _groups(self, prompts: Sequence[Sequence[int]]):
-        """(width, prompt indices) by padded width."""
-        widths = np.asarray([_width(len(p), self.config.max_positions) for p in prompts])
-        for width in np.unique(widths):
-            yield int(width), np.flatnonzero(widths == width)
-
-
-def _program(
-    definition, params, adapter, tokens, lengths, row_ids, key, temperature, top_k, top_p, min_p,
-    *, copies: int, new_tokens: int, truncated: bool, stops: tuple[int, ...],
-):  # fmt: skip
-    model = models.merge(definition, params)
-    width = tokens.shape[1]
-    hidden, cache = model.prefill(tokens, lengths, cache_length=width + new_tokens, adapter=adapter)
-    weights = model.decode_weights(adapter)
-    if copies > 1:  # the prompt is read once, whatever the number of samples
-        repeat = jnp.repeat(jnp.arange(tokens.shape[0]), copies)
-        cache, hidden = kv_cache.take_rows(cache, repeat), hidden[repeat]
-        temperature, top_k, top_p, min_p = (x[repeat] for x in (temperature, top_k, top_p, min_p))
-    rows = row_ids.shape[0]
-
-    def draw(hidden, step):
-        uniforms = row_uniforms(key, row_ids, step)
-        return next_token(
-            model.logits(hidden), uniforms, temperature, top_k, top_p, min_p, truncated=truncated
-        )
-
-    def unfinished(carry):
-        return (carry["step"] < new_tokens) & ~carry["stopped"].all()
-
-    def step(carry):
-        token, logp, sampling_logp = draw(carry["hidden"], carry["step"])
-        at = carry["step"]
-        alive = ~carry["stopped"]
-        stop = jnp.isin(token, jnp.asarray(stops, jnp.int32)) if stops else jnp.zeros(rows, bool)
-        write = {"tokens": token, "logps": logp, "sampling_logps": sampling_logp}
-        written = {
-            name: jax.lax.dynamic_update_slice_in_dim(carry[name], jnp.where(alive, value, 0)[:, None], at, 1)
-            for name, value in write.items()
-        }
-        hidden, cache = model.decode(weights, token, carry["cache"])
-        return {
-            **written,
-            "step": at + 1,
-            "stopped": carry["stopped"] | stop,
-            "lengths": carry["lengths"] + alive,
-            "hidden": hidden,
-            "cache": cache,
-        }
-
-    carry = {
-        "tokens": jnp.zeros((rows, new_tokens), jnp.int32),
-        "logps": jnp.zeros((rows, new_tokens), jnp.float32),
-        "sampling_logps": jnp.zeros((rows, new_tokens), jnp.float32),
-        "lengths": jnp.zeros(rows, jnp.int32),
-        "stopped": jnp.zeros(rows, bool),
-        "step": jnp.zeros((), jnp.int32),
-        "hidden": hidden,
-        "cache": cache,
-    }
-    carry = jax.lax.while_loop(unfinished, step, carry)
-    return {name: carry[name] for name in ("tokens", "logps", "sampling_logps", "lengths", "stopped")}
-
-
-# One cache of programs for all samplers: a model of the same shape compiles once.
-_run = jax.jit(_program, static_argnames=("definition", "copies", "new_tokens", "truncated", "stops"))
-
 
 def generate(model: Any, prompts: Sequence[Sequence[int]], **arguments: Any) -> Completions:
     """`Sampler(model).generate(prompts, ...)`: for one call; keep a `Sampler` for several."""
@@ -259,20 +181,3 @@ def _per_prompt(value: Any, count: int, name: str) -> np.ndarray:
     if array.shape != (count,):
         raise ValueError(f"{name} has shape {array.shape}; expected a number or one per prompt, ({count},)")
     return array
-
-
-def _width(length: int, limit: int) -> int:
-    for width in WIDTHS:
-        if width >= length:
-            return min(width, max(limit, length))
-    return length
-
-
-def _batch_size(rows: int, limit: int) -> int:
-    """A power of two (or the limit), so that few programs serve all sizes."""
-    if rows >= limit:
-        return limit
-    size = 1
-    while size < rows:
-        size *= 2
-    return min(size, limit)

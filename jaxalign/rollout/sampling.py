@@ -4,6 +4,8 @@
 rest of a decode step at large vocabularies; here one uniform number a row is enough.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -13,13 +15,30 @@ LANES = 128
 _BISECTIONS = 32
 
 
-def row_uniforms(key: jax.Array, row_ids: Int[Array, " B"], position: Int[Array, ""]) -> Float[Array, " B"]:
+@dataclass(frozen=True)
+class Branches:
+    """What a program of sampling must provide for; what no row needs is left out of it.
+
+    Attributes:
+      sampled: some row has a temperature above 0.
+      greedy: some row has temperature 0.
+      truncated: some row has a top-k, top-p or min-p.
+    """
+
+    sampled: bool = True
+    greedy: bool = True
+    truncated: bool = True
+
+
+def row_uniforms(
+    key: jax.Array, row_ids: Int[Array, " B"], positions: Int[Array, " B"]
+) -> Float[Array, " B"]:
     """One uniform number in [0, 1) a row: of (key, row id, position) alone, not of the batch."""
 
-    def draw(row):
+    def draw(row, position):
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), position))
 
-    return jax.vmap(draw)(row_ids)
+    return jax.vmap(draw)(row_ids, positions)
 
 
 def sample(probabilities: Float[Array, "B V"], uniforms: Float[Array, " B"]) -> Int[Array, " B"]:
@@ -31,25 +50,33 @@ def sample(probabilities: Float[Array, "B V"], uniforms: Float[Array, " B"]) -> 
     rows, vocabulary = probabilities.shape
     pad = -vocabulary % LANES
     blocks = jnp.pad(probabilities, ((0, 0), (0, pad))).reshape(rows, -1, LANES)
-    sums = jnp.cumsum(blocks.sum(-1), axis=-1)
+    masses = blocks.sum(-1)
+    sums = jnp.cumsum(masses, axis=-1)
     target = uniforms[:, None] * sums[:, -1:]
-    block = jnp.minimum((sums <= target).sum(-1), blocks.shape[1] - 1)
+    block = _first_possible(masses, (sums <= target).sum(-1))
     before = jnp.where(
         block > 0, jnp.take_along_axis(sums, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0
     )
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     running = jnp.cumsum(inside, axis=-1) + before[:, None]
-    lane = (running <= target).sum(-1)
-    # Rounding may leave the target at or past the end: take the last lane that has probability.
-    last = LANES - 1 - jnp.argmax((inside > 0)[:, ::-1], axis=-1)
-    lane = jnp.minimum(lane, last)
-    token = block * LANES + lane
-    empty = jnp.take_along_axis(inside, lane[:, None], axis=1)[:, 0] <= 0
-    return jnp.where(empty, jnp.argmax(probabilities, axis=-1), token).astype(jnp.int32)
+    lane = _first_possible(inside, (running <= target).sum(-1))
+    return (block * LANES + lane).astype(jnp.int32)
+
+
+def _first_possible(weights: Float[Array, "B n"], index: Int[Array, " B"]) -> Int[Array, " B"]:
+    """The first entry at or after `index` that has weight, else the last one that has.
+
+    Rounding of running sums may point at an entry of weight 0, or past the end.
+    """
+    columns = jnp.arange(weights.shape[-1])[None, :]
+    possible = weights > 0
+    after = jnp.where(possible & (columns >= index[:, None]), columns, weights.shape[-1]).min(-1)
+    last = jnp.where(possible, columns, 0).max(-1)
+    return jnp.where(after < weights.shape[-1], after, last)
 
 
 def kept_tokens(
-    logps: Float[Array, "B V"],
+    logits: Float[Array, "B V"],
     top_k: Int[Array, " B"],
     top_p: Float[Array, " B"],
     min_p: Float[Array, " B"],
@@ -57,32 +84,34 @@ def kept_tokens(
     """Which tokens are left after top-k, then top-p among those, then min-p.
 
     top_k 0, top_p 1 and min_p 0 leave all. Ties at a threshold are all kept. Thresholds are
-    found by bisection over log-probs, so nothing is sorted.
+    found by bisection over logits, so nothing is sorted. Give logits as they are: where a sum was
+    taken of them just before, a compiler may round it another way when it compares a token with its own
+    threshold, and lose the token.
     """
-    vocabulary = logps.shape[-1]
-    top = logps.max(-1)
+    vocabulary = logits.shape[-1]
+    top = logits.max(-1)
     k = jnp.where(top_k > 0, jnp.minimum(top_k, vocabulary), vocabulary)
     floor = jnp.full_like(top, NEGATIVE)
 
     def count_above(threshold):
-        return (logps >= threshold[:, None]).sum(-1)
+        return (logits >= threshold[:, None]).sum(-1)
 
-    k_threshold = _largest(lambda t: count_above(t) >= k, logps, top)
-    keep = logps >= jnp.where(k < vocabulary, k_threshold, floor)[:, None]
-    probabilities = jnp.where(keep, jnp.exp(logps - top[:, None]), 0.0)
+    k_threshold = _largest(lambda t: count_above(t) >= k, logits, top)
+    keep = logits >= jnp.where(k < vocabulary, k_threshold, floor)[:, None]
+    probabilities = jnp.where(keep, jnp.exp(logits - top[:, None]), 0.0)
     wanted = top_p * probabilities.sum(-1)
 
     def mass_above(threshold):
-        return jnp.where(logps >= threshold[:, None], probabilities, 0.0).sum(-1)
+        return jnp.where(logits >= threshold[:, None], probabilities, 0.0).sum(-1)
 
-    p_threshold = _largest(lambda t: mass_above(t) >= wanted, logps, top)
-    keep &= logps >= jnp.where(top_p < 1.0, p_threshold, floor)[:, None]
+    p_threshold = _largest(lambda t: mass_above(t) >= wanted, logits, top)
+    keep &= logits >= jnp.where(top_p < 1.0, p_threshold, floor)[:, None]
     least = top + jnp.log(jnp.maximum(min_p, 1e-30))
-    return keep & (logps >= jnp.where(min_p > 0, least, floor)[:, None])
+    return keep & (logits >= jnp.where(min_p > 0, least, floor)[:, None])
 
 
-def _largest(enough, logps: jax.Array, top: jax.Array) -> jax.Array:
-    """The largest log-prob of the row at which `enough` still holds.
+def _largest(enough, logits: jax.Array, top: jax.Array) -> jax.Array:
+    """The largest logit of the row at which `enough` still holds.
 
     Bisection over the float32 numbers themselves (their bits in order), so it ends exact.
     """
@@ -96,7 +125,7 @@ def _largest(enough, logps: jax.Array, top: jax.Array) -> jax.Array:
             jnp.where(bits < 0, jnp.int32(-(2**31)) - bits, bits), jnp.float32
         )
 
-    low, high = ordered(jnp.minimum(logps.min(-1), -1e-30)), ordered(top)
+    low, high = ordered(jnp.minimum(logits.min(-1), -1e-30)), ordered(top)
 
     def halve(_, bounds):
         low, high = bounds
@@ -117,7 +146,7 @@ def next_token(
     top_p: Float[Array, " B"],
     min_p: Float[Array, " B"],
     *,
-    truncated: bool,
+    branches: Branches,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
     """Draws one token a row.
 
@@ -125,21 +154,33 @@ def next_token(
       logits: float32.
       uniforms: one number in [0, 1) a row.
       temperature: 0 is greedy (log-probs are then those of temperature 1).
-      top_k, top_p, min_p: per row; read only where `truncated`.
-      truncated: static; False skips truncation altogether.
+      top_k, top_p, min_p: per row; read only where `branches.truncated`.
+      branches: static.
 
     Returns:
       (tokens, logps under the temperature-scaled policy, logps under the distribution
       really sampled from; 0 where greedy).
     """
     greedy = temperature <= 0
-    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
-    normalizer = jax.nn.logsumexp(scaled, axis=-1)
-    weights = jnp.exp(scaled - normalizer[:, None])
-    if truncated:
-        kept = kept_tokens(scaled - normalizer[:, None], top_k, top_p, min_p)
+    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None] if branches.sampled else logits
+    top = scaled.max(-1)
+    weights = jnp.exp(scaled - top[:, None])
+    normalizer = top + jnp.log(weights.sum(-1))
+    if branches.truncated and branches.sampled:
+        kept = kept_tokens(scaled, top_k, top_p, min_p)
         weights = jnp.where(kept, weights, 0.0)
-    tokens = jnp.where(greedy, jnp.argmax(logits, axis=-1), sample(weights, uniforms)).astype(jnp.int32)
-    logps = jnp.take_along_axis(scaled, tokens[:, None], axis=1)[:, 0] - normalizer
-    sampled = logps - jnp.log(weights.sum(-1)) if truncated else logps
+    tokens = sample(weights, uniforms) if branches.sampled else jnp.zeros(top.shape, jnp.int32)
+    if branches.greedy:
+        tokens = jnp.where(greedy, _first_top(scaled, top), tokens)
+    raw = jnp.take_along_axis(scaled, tokens[:, None], axis=1)[:, 0]
+    logps = raw - normalizer
+    sampled = raw - (top + jnp.log(weights.sum(-1))) if branches.truncated else logps
     return tokens, logps, jnp.where(greedy, 0.0, sampled)
+
+
+def _first_top(x: Float[Array, "B V"], top: Float[Array, " B"]) -> Int[Array, " B"]:
+    """argmax, given the maximum: a plain minimum over columns, which XLA's CPU backend vectorizes."""
+    vocabulary = x.shape[-1]
+    columns = jnp.arange(vocabulary, dtype=jnp.int32)[None, :]
+    # Where all is NaN nothing equals the maximum: the last token, not one outside the vocabulary.
+    return jnp.where(x >= top[:, None], columns, vocabulary - 1).min(-1)

@@ -111,11 +111,12 @@ def test_bad_prompts_are_named(sampler):
 @pytest.mark.parametrize("seed", range(3))
 def test_truncation_equals_a_sort(seed):
     rng = np.random.default_rng(seed)
-    logps = np.asarray(jax.nn.log_softmax(jnp.asarray(3 * rng.standard_normal((40, 301)), jnp.float32)))
+    logits = jnp.asarray(3 * rng.standard_normal((40, 301)) + 2, jnp.float32)  # of both signs
+    logps = np.asarray(jax.nn.log_softmax(logits))
     k = rng.integers(0, 60, 40)
     p = np.where(rng.random(40) < 0.3, 1.0, rng.uniform(0.1, 1, 40)).astype(np.float32)
     least = np.where(rng.random(40) < 0.5, 0.05, 0.0).astype(np.float32)
-    kept = np.asarray(kept_tokens(*map(jnp.asarray, (logps, k, p, least))))
+    kept = np.asarray(kept_tokens(*map(jnp.asarray, (logits, k, p, least))))
     for row in range(40):
         order = np.argsort(-logps[row])[: k[row] or 301]
         mass = np.cumsum(np.exp(logps[row, order].astype(np.float64)))
@@ -151,11 +152,11 @@ def test_the_ends_of_the_interval_draw_a_possible_token(uniform):
 
 
 def test_a_rows_randomness_depends_on_its_id_and_position_alone():
-    first = row_uniforms(KEY, jnp.asarray([3, 8]), jnp.asarray(5))
-    second = row_uniforms(KEY, jnp.asarray([8, 1, 3]), jnp.asarray(5))
+    first = row_uniforms(KEY, jnp.asarray([3, 8]), jnp.asarray([5, 5]))
+    second = row_uniforms(KEY, jnp.asarray([8, 1, 3]), jnp.asarray([5, 5, 5]))
     assert first[0] == second[2]
     assert first[1] == second[0]
-    assert first[0] != row_uniforms(KEY, jnp.asarray([3]), jnp.asarray(6))[0]
+    assert first[0] != row_uniforms(KEY, jnp.asarray([3]), jnp.asarray([6]))[0]
 
 
 def test_rows_and_completion_columns_map_onto_each_other(sampler):

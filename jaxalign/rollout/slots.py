@@ -1,0 +1,249 @@
+"""Who is decoded where: prompts take free slots, rows that end give them back, the cache follows.
+
+The host sees the rows after each block of tokens. While prompts wait, slots that fall free
+get the next ones; when none waits, the rows that are left move into half as many slots.
+A row's tokens depend on none of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.models.kv_cache import KVCache
+from jaxalign.rollout import decode
+from jaxalign.rollout.decode import Draws
+from jaxalign.rollout.sampling import Branches
+
+WIDTHS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+# Prompt tokens read by one program, padding included: bounds its memory.
+PREFILL_TOKENS = 16_384
+# The share of slots that must be free before prompts are read into them: reading few at a time is slow.
+REFILL = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be generated.
+
+    Attributes:
+      definition, params, adapter: the model.
+      prompts: token ids of each prompt.
+      copies: completions a prompt.
+      new_tokens: longest completion.
+      draws: how each completion is drawn; host arrays.
+      stops: int32, ids that end a completion; -1 is none.
+      key: source of all randomness.
+      branches: what sampling must provide for.
+      max_rows: slots, at most; one prompt's completions always fit.
+      block: tokens decoded between two looks at which rows have ended.
+    """
+
+    definition: Any
+    params: Any
+    adapter: Any
+    prompts: Sequence[Sequence[int]]
+    copies: int
+    new_tokens: int
+    draws: Draws
+    stops: np.ndarray
+    key: jax.Array
+    branches: Branches
+    max_rows: int
+    block: int
+
+
+def run(job: Job) -> dict[str, np.ndarray]:
+    """Generates all completions.
+
+    Returns:
+      [N, C] `tokens`, `logps` and `sampling_logps`, 0 beyond the completion, and [N] `lengths`
+      and `stopped` (ended by a stop token).
+    """
+    slots = _Slots(job)
+    while slots.waiting or slots.alive.any():
+        slots.admit()
+        if slots.alive.any():
+            slots.fit()
+            slots.decode()
+    return slots.out
+
+
+class _Slots:
+    """The rows that are being decoded. Arrays with one entry a slot mean something where it is alive."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        total = len(job.prompts) * job.copies
+        lengths = np.asarray([len(p) for p in job.prompts])
+        # Longest first: prompts of like length are read together, and later ones fit where earlier ones did.
+        self.waiting = np.argsort(-lengths, kind="stable").tolist()
+        size = min(power_of_two(total), max(job.max_rows, job.copies))
+        self.row = np.zeros(size, np.int32)
+        self.token = np.zeros(size, np.int32)
+        self.drawn = np.zeros(size, np.int32)
+        self.starts = np.zeros(size, np.int32)
+        self.alive = np.zeros(size, bool)
+        self.column = 0
+        self.cache: KVCache | None = None
+        self.weights: Any = None
+        self.out = {
+            "tokens": np.zeros((total, job.new_tokens), np.int32),
+            "logps": np.zeros((total, job.new_tokens), np.float32),
+            "sampling_logps": np.zeros((total, job.new_tokens), np.float32),
+            "lengths": np.zeros(total, np.int32),
+            "stopped": np.zeros(total, bool),
+        }
+
+    def admit(self) -> None:
+        """Reads waiting prompts into free slots, once enough of those are free."""
+        copies, size = self.job.copies, len(self.alive)
+        enough = min(len(self.waiting), max(1, size // (REFILL * copies)))
+        if self.alive.any() and self._free() < enough:
+            return
+        while self.waiting and self._free():
+            width = width_of(len(self.job.prompts[self.waiting[0]]), self.job.definition.config.max_positions)
+            count = min(len(self.waiting), self._free(), max(1, PREFILL_TOKENS // width))
+            chosen, self.waiting = self.waiting[:count], self.waiting[count:]
+            self._read(chosen, width)
+
+    def fit(self) -> None:
+        """Halves the slots as long as that suffices, and makes room for the next block."""
+        size, seats = len(self.alive), None
+        if not self.waiting and self.alive.sum() <= size // 2:
+            kept = np.flatnonzero(self.alive)
+            seats = np.resize(kept, power_of_two(len(kept)))
+        if seats is not None or self.column + self._ahead() > self._length:
+            self._rearrange(seats)
+
+    def decode(self) -> None:
+        """One block; its tokens go to `out`."""
+        job = self.job
+        if self.weights is None:
+            self.weights = decode.decode_weights(job.definition, job.params, job.adapter)
+        before = self.drawn
+        self.cache, new = decode.decode_block(
+            job.definition,
+            self.weights,
+            self._placed(),
+            self.token,
+            self.alive,
+            self.drawn,
+            np.int32(job.new_tokens),
+            np.int32(self._ahead()),
+            job.draws.take(self.row),
+            job.stops,
+            job.key,
+            branches=job.branches,
+            block=job.block,
+        )
+        new = jax.device_get(new)
+        for slot in np.flatnonzero(self.alive):
+            row, start, count = self.row[slot], before[slot], new["drawn"][slot] - before[slot]
+            for name in ("tokens", "logps", "sampling_logps"):
+                self.out[name][row, start : start + count] = new[name][slot, :count]
+            self.out["lengths"][row] = start + count
+            self.out["stopped"][row] = new["stopped"][slot]
+        self.token, self.drawn, self.alive = (np.array(new[n]) for n in ("token", "drawn", "alive"))
+        self.column += int(new["step"])
+
+    def _read(self, chosen: list[int], width: int) -> None:
+        """Reads the chosen prompts, keeps their first tokens, and seats the rows that go on."""
+        job, count = self.job, len(chosen)
+        padded = np.resize(chosen, power_of_two(count))
+        tokens = np.zeros((len(padded), width), np.int32)
+        for index, prompt in enumerate(padded):
+            tokens[index, : len(job.prompts[prompt])] = job.prompts[prompt]
+        lengths = np.asarray([len(job.prompts[prompt]) for prompt in padded], np.int32)
+        rows = (padded[:, None] * job.copies + np.arange(job.copies)).ravel()
+        prompts, first = decode.read_prompts(
+            job.definition,
+            job.params,
+            job.adapter,
+            tokens,
+            lengths,
+            job.draws.take(rows),
+            job.stops,
+            job.key,
+            copies=job.copies,
+            branches=job.branches,
+        )
+        first = {name: value[: count * job.copies] for name, value in jax.device_get(first).items()}
+        rows = rows[: count * job.copies]
+        for name in ("tokens", "logps", "sampling_logps"):
+            self.out[name][rows, 0] = first[name]
+        self.out["lengths"][rows] = 1
+        self.out["stopped"][rows] = first["stop"]
+        if job.new_tokens == 1 or first["stop"].all():
+            return
+        going = np.flatnonzero(~first["stop"])
+        slots = np.flatnonzero(~self.alive)[: len(going)]
+        source = np.full(len(self.alive), -1, np.int32)
+        source[slots] = going // job.copies
+        self._seat(prompts, source, width)
+        self.row[slots], self.token[slots], self.drawn[slots] = rows[going], first["tokens"][going], 1
+        self.starts[slots] = self.column - lengths[going // job.copies]
+        self.alive[slots] = True
+
+    def _seat(self, prompts: KVCache, source: np.ndarray, width: int) -> None:
+        ahead = min(self.job.block, self.job.new_tokens - 1)
+        if self.cache is None:
+            self.column = width
+            length = width_of(width + ahead)
+            self.cache = decode.new_cache(prompts, source, np.int32(width), length=length)
+            return
+        if self.column < width or self.column + ahead > self._length:
+            self._rearrange(None, width=width, ahead=ahead)
+        self.cache = decode.seat(self._placed(), prompts, source)
+
+    def _rearrange(self, seats: np.ndarray | None, *, width: int = 0, ahead: int = 0) -> None:
+        """The given slots (all when None) in a cache with `width` columns before the next one, and room after it.
+
+        Columns that no row needs any more are left out where that makes it shorter.
+        """
+        room = max(ahead, self._ahead() if self.alive.any() else 0)
+        needed = int((self.column - self.starts[self.alive]).max(initial=0))
+        tight = max(needed, width)
+        length = width_of(tight + room)
+        column = self.column if self.column >= width and width_of(self.column + room) == length else tight
+        shift = column - self.column
+        order = np.arange(len(self.alive)) if seats is None else seats
+        self.cache = decode.rearranged(
+            self._placed(), order.astype(np.int32), np.int32(shift) if shift else None, length=length
+        )
+        if seats is not None:
+            self.row, self.token, self.drawn = self.row[seats], self.token[seats], self.drawn[seats]
+            self.starts, self.alive = self.starts[seats], self.alive[seats]
+            # The slots that fill up to a power of two repeat rows; each row is alive once.
+            self.alive &= np.arange(len(seats)) < len(np.unique(seats))
+        self.starts, self.column = self.starts + shift, column
+
+    def _placed(self) -> KVCache:
+        """The cache, with the columns that the host keeps."""
+        assert self.cache is not None
+        return replace(self.cache, starts=self.starts.astype(np.int32), column=np.int32(self.column))
+
+    def _ahead(self) -> int:
+        """Tokens of the next block."""
+        return min(self.job.block, self.job.new_tokens - int(self.drawn[self.alive].min()))
+
+    def _free(self) -> int:
+        """Prompts whose completions find a slot each."""
+        return int((~self.alive).sum()) // self.job.copies
+
+    @property
+    def _length(self) -> int:
+        return 0 if self.cache is None else self.cache.length
+
+
+def width_of(length: int, limit: int | None = None) -> int:
+    """`length` rounded up to the ladder of widths, but not beyond `limit` where that has room for it."""
+    width = next((w for w in WIDTHS if w >= length), -(-length // 2048) * 2048)
+    return width if limit is None else min(width, max(limit, length))
+
+
+def power_of_two(count: int) -> int:
+    """The smallest that is `count` or more."""
+    return 1 << max(count - 1, 0).bit_length()
