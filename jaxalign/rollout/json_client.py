@@ -81,7 +81,7 @@ class JsonClient:
                 return self._answer(path, status, text)
             reason = f"HTTP {status}: {_message(text)}"
         raise UserError(
-            f"{self.url}: the server does not answer, after {self._retries + 1} tries ({reason}); "
+            f"{self.url}: the server does not answer ({reason}; tries: {self._retries + 1}); "
             "is rollout.engine.url right, and the server running?"
         )
 

@@ -108,12 +108,14 @@ def test_a_rows_seed_is_of_the_key_and_its_id_alone(make, stub):
     assert [sent[tuple(prompt)] for prompt in PROMPTS] == many[[8, 0, 2]].tolist()
 
 
-def test_token_ids_written_as_text_are_read(make, stub):
+def test_token_ids_written_as_text_and_choices_in_any_order_are_read(make, stub):
     expected = generate(make()).token_lists()
 
     def without_ids(path, answer):
-        for choice in answer[1].get("choices", []):
+        choices = answer[1].get("choices", [])
+        for choice in choices:
             del choice["token_ids"]
+        choices.reverse()
         return answer
 
     stub.alter = without_ids
@@ -179,7 +181,7 @@ def whole(status, answer, path="/v1/completions"):
             "HTTP 400: max_tokens is too large$",
         ),
         (whole(422, {"detail": [{"msg": "no such field"}]}), r'HTTP 422: \[{"msg": "no such field"}\]$'),
-        (whole(503, {"message": "loading"}), r"does not answer, after 2 tries \(HTTP 503: loading\)"),
+        (whole(503, {"message": "loading"}), r"does not answer \(HTTP 503: loading; tries: 2\)"),
         (whole(200, None), "asked for 2 completions and got no"),
         (whole(200, {"choices": ["a", "b"]}), "asked for 2 completions and got no"),
         (changed(logprobs=lambda x: [1]), "6 token ids and 0 log-probs"),
@@ -203,7 +205,7 @@ def test_a_server_that_is_not_there_is_one_line_after_the_retries(make):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    with pytest.raises(UserError, match=r"does not answer, after 2 tries .*is rollout.engine.url right"):
+    with pytest.raises(UserError, match=r"does not answer \(.*; tries: 2\); is rollout.engine.url right"):
         make(url=url).connect()
 
 
