@@ -1,7 +1,19 @@
-"""Sampling completions from a model."""
+"""Sampling completions from a model, in this process or on a server."""
 
 from jaxalign.rollout.config import SamplingConfig
+from jaxalign.rollout.engine import Engine, EngineConfig
 from jaxalign.rollout.generate import Completions, Sampler, generate
+from jaxalign.rollout.server import ServerEngine
 from jaxalign.rollout.trajectory import Rows, join_rows
 
-__all__ = ["Completions", "Rows", "Sampler", "SamplingConfig", "generate", "join_rows"]
+__all__ = [
+    "Completions",
+    "Engine",
+    "EngineConfig",
+    "Rows",
+    "Sampler",
+    "SamplingConfig",
+    "ServerEngine",
+    "generate",
+    "join_rows",
+]

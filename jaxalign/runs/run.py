@@ -26,6 +26,8 @@ FREE_KEYS = {
     "run.output", "run.device", "run.resume", "run.log_every", "run.eval_every", "run.save_every",
     "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
     "run.tensorboard", "run.wandb", "run.progress",
+    "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",
+    "rollout.engine.timeout", "rollout.engine.retries",
 }  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "jaxalign")
 

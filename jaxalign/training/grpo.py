@@ -20,6 +20,7 @@ import numpy as np
 from jaxalign import losses
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import evaluate_reward
+from jaxalign.rollout import Engine
 from jaxalign.training.experience import final_scores
 from jaxalign.training.group_rollout import Rollout, ending_at_last, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
@@ -28,6 +29,7 @@ from jaxalign.training.packing import packing_of
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.reward_source import build_reward
+from jaxalign.training.rollout_engine import importance
 from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.step import make_update, mean_of
@@ -164,7 +166,7 @@ class Trainer(PolicyTrainer):
         rollout, sampling_metrics = self._rollout(number)
         completions, rewards = rollout.completions, rollout.rewards
         watch.sampled = time.perf_counter()
-        rows, logps, ref_logps, entropy, gap = self.score_completions(
+        rows, logps, ref_logps, entropy, gaps = self.score_completions(
             number, rollout.request.prompt_ids, completions
         )
         config = self.config.loss
@@ -174,14 +176,8 @@ class Trainer(PolicyTrainer):
             valid = valid & ~cut
         mask = rows.mask & valid[:, None]
         logps, ref_logps = np.where(mask, logps, 0.0), np.where(mask, ref_logps, 0.0)
-        weights = np.ones_like(logps)
-        if config.importance_cap:
-            sampler = rows.from_completion(completions.sampling_logps)
-            weights = np.asarray(
-                losses.importance_weights(
-                    jnp.asarray(logps), jnp.asarray(sampler), jnp.asarray(mask), cap=config.importance_cap
-                )
-            )
+        cap = config.importance_cap
+        weights = importance(cap, rows, logps, mask, completions) if cap else np.ones_like(logps)
         by_step = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
         advantages = self._advantages(rollout.scores, valid, logps, ref_logps, mask, *by_step)
         # A group without differences has advantage 0 already; its KL and entropy terms stay.
@@ -204,7 +200,7 @@ class Trainer(PolicyTrainer):
         metrics |= {
             "objective/entropy": float(np.where(mask, entropy, 0.0).sum() / max(mask.sum(), 1)),
             "rollout/counted_rows": float(mask.any(1).mean()),
-            "rollout/logp_gap": gap,
+            **gaps,
             **watch.metrics(int(completions.lengths.sum())),
         }
         return metrics, self.samples(rollout.request, raw)
@@ -277,7 +273,12 @@ class Trainer(PolicyTrainer):
 
 
 def train_grpo(
-    config: GRPOConfig, *, policy: Any = None, reward: Any = None, tokenizer: Any = None
+    config: GRPOConfig,
+    *,
+    policy: Any = None,
+    reward: Any = None,
+    tokenizer: Any = None,
+    engine: Engine | None = None,
 ) -> TrainResult:
     """Trains a policy against a reward by GRPO or one of its relatives.
 
@@ -286,6 +287,7 @@ def train_grpo(
       policy: a live model in place of `config.model`; needs `tokenizer`.
       reward: a live reward (see `jaxalign.rewards`) or scalar model in place of `config.reward`.
       tokenizer: the policy's tokenizer.
+      engine: who samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
 
     Returns:
       The run folder, the last update's metrics and the model.
@@ -305,4 +307,4 @@ def train_grpo(
         )
         return {"reward": source}
 
-    return train_policy(Trainer, config, "grpo", parts, policy=policy, tokenizer=tokenizer)
+    return train_policy(Trainer, config, "grpo", parts, policy=policy, tokenizer=tokenizer, engine=engine)

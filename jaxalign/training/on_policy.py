@@ -6,6 +6,7 @@ A trainer adds what makes the algorithm: how rows are scored, and `update`.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from jaxalign.training import setup
 from jaxalign.training.experience import RunningMoments
 from jaxalign.training.loop import Interrupted
 from jaxalign.training.on_policy_config import OnPolicyConfig
+from jaxalign.training.rollout_engine import logp_gaps, server_gap
 from jaxalign.training.scoring import TokenScores
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import Metrics, mean_of
@@ -45,6 +47,8 @@ class OnPolicyTrainer(ABC):
       key: source of all randomness.
       generator: samples from the policy.
       moments: of all scores seen.
+      server_checked: whether this process has seen that the server has the policy's weights.
+      server_warned: whether it has said that they are no longer near enough.
     """
 
     config: Any
@@ -58,6 +62,8 @@ class OnPolicyTrainer(ABC):
     key: jax.Array
     generator: setup.Generator
     moments: RunningMoments = field(default_factory=RunningMoments)
+    server_checked: bool = False
+    server_warned: bool = False
 
     @abstractmethod
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -71,10 +77,12 @@ class OnPolicyTrainer(ABC):
         batch = self.prompts.next()
         sampling = self.config.sampling
         prompts = [list(p) for p in batch["prompts"]]
-        sampler = self.generator.refresh(self.state.params["policy"])
+        # All parts of a rollout are drawn by the weights of its first.
+        engine = self.generator.engine if part else self.generator.refresh(self.state.params["policy"])
+        assert engine is not None
         key = jax.random.fold_in(self.key, number)
         key = jax.random.fold_in(key, part) if part else key
-        completions = sampler.generate(prompts, key=key, **sampling.arguments())
+        completions = engine.generate(prompts, key=key, **sampling.arguments())
         copies = sampling.num_samples
         return completions, RewardRequest(
             prompts=[t for t in batch["prompt_texts"] for _ in range(copies)],
@@ -107,22 +115,38 @@ class OnPolicyTrainer(ABC):
             parts.append(jax.device_get(score(self._on_mesh(piece))))
         return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
 
-    def check_logps(self, number: int, rows: Rows, logps: np.ndarray, completions: Completions) -> float:
-        """Largest difference of the sampler's and the training forward's log-probs, in nats.
+    def check_logps(
+        self, number: int, rows: Rows, logps: np.ndarray, completions: Completions
+    ) -> dict[str, float]:
+        """How far the sampler's log-probs are from the training forward's, as metrics (see `logp_gaps`).
 
         Raises:
-          UserError: before the first update, where it is larger than is allowed.
+          UserError: before the first update, where it is further than is allowed. Also before the first one of a
+            resumed run, where a server has just been given the policy's weights.
         """
-        sampled = rows.from_completion(np.where(completions.mask, completions.logps, 0.0))
-        gap = float(np.max(np.abs(np.where(rows.mask, sampled - logps, 0.0)), initial=0.0))
-        default = 1e-3 if self.config.model.compute_dtype == "float32" else 0.1
-        tolerance = self.config.train.logp_tolerance or default
-        if number == 1 and not gap <= tolerance:
+        gaps = logp_gaps(rows, logps, completions)
+        engine = self.config.rollout.engine
+        if engine.kind == "local":
+            default = 1e-3 if self.config.model.compute_dtype == "float32" else 0.1
+            tolerance = self.config.train.logp_tolerance or default
+            gap = gaps["rollout/logp_gap"]
+            if number == 1 and not gap <= tolerance:
+                raise UserError(
+                    f"sampler and training log-probs of the same tokens differ by {gap:.3g} nats, more than "
+                    f"train.logp_tolerance = {tolerance:g}; the update would not be on-policy"
+                )
+            return gaps
+        wrong = server_gap(engine, gaps)
+        if wrong and (number == 1 or not (self.server_checked or engine.allow_stale)):
             raise UserError(
-                f"sampler and training log-probs of the same tokens differ by {gap:.3g} nats, more than "
-                f"train.logp_tolerance = {tolerance:g}; the update would not be on-policy"
+                f"{wrong}; it has another model, or reports log-probs before temperature (vLLM: start it with "
+                "--logprobs-mode processed_logprobs)"
             )
-        return gap
+        if wrong and not self.server_warned:
+            self.run.warn(f"update {number}: {wrong}; the update is off-policy")
+            self.server_warned = True
+        self.server_checked = True
+        return gaps
 
     def passes(
         self,
@@ -286,7 +310,7 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
     metrics: dict[str, float] = {}
     run, config = trainer.run, trainer.config
     total, every = config.train.updates, config.run
-    with setup.checkpoint_store(run) as store, StopFlag() as stop:
+    with closing(trainer.generator), setup.checkpoint_store(run) as store, StopFlag() as stop:
         for number in range(_updates_done(trainer, store) + 1, total + 1):
             metrics, samples = trainer.update(number)
             last, halted = number == total, stop.signal_received is not None

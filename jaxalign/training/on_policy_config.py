@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from jaxalign.data import DataConfig
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
-from jaxalign.rollout import SamplingConfig
+from jaxalign.rollout import EngineConfig, SamplingConfig
 from jaxalign.runs import RunConfig
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.reward_source import RewardSource
@@ -25,7 +25,7 @@ class RolloutTrainConfig:
       score_batch_size: rows scored at once by policy, reference, critic and reward model.
       target_kl: stop the passes over a rollout when approx-KL (nats a token) exceeds it; 0 turns it off.
       logp_tolerance: largest difference of sampler and training log-probs allowed before the first
-        update, nats; 0 picks 1e-3 for float32 and 0.1 for bfloat16.
+        update, nats; 0 picks 1e-3 for float32 and 0.1 for bfloat16 (a server has rollout.engine.logp_tolerance).
       packing: lay out the rows of a batch end to end in fewer rows, so that padding and prompts cost little;
         the loss is the same.
     """
@@ -47,6 +47,17 @@ class RolloutTrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Where rollouts come from.
+
+    Attributes:
+      engine: who samples.
+    """
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnPolicyConfig:
     """A policy that learns from rewards of its own samples.
 
@@ -57,6 +68,7 @@ class OnPolicyConfig:
       reward: where rewards come from.
       data: prompts (any format; completions are ignored).
       sampling: how completions are drawn; its temperature is the one log-probs are scored at.
+      rollout: who draws them.
       train: the size of a rollout and how it is used.
       optimizer: the policy's optimizer.
       lora: train an adapter instead of all policy weights.
@@ -69,6 +81,7 @@ class OnPolicyConfig:
     reward: RewardSource = field(default_factory=RewardSource)
     data: DataConfig = field(default_factory=DataConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     train: RolloutTrainConfig = field(default_factory=RolloutTrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -86,3 +99,11 @@ class OnPolicyConfig:
             raise ValueError(
                 f"sampling.temperature must be positive for training, got {self.sampling.temperature}"
             )
+        engine, sampling = self.rollout.engine, self.sampling
+        if engine.kind != "local" and (sampling.top_k or sampling.top_p < 1 or sampling.min_p):
+            raise ValueError(
+                f"sampling.top_k, top_p and min_p must be off with rollout.engine.kind={engine.kind}: the server's "
+                "log-probs of a truncated distribution cannot be held against the policy's"
+            )
+        if engine.weights == "adapter" and not self.lora.enabled:
+            raise ValueError("rollout.engine.weights=adapter needs lora.enabled")

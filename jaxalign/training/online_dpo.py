@@ -21,7 +21,7 @@ import numpy as np
 from jaxalign import models
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import RewardRequest, evaluate_judge, evaluate_reward, load_function
-from jaxalign.rollout import Completions, Sampler
+from jaxalign.rollout import Completions, Engine, Sampler
 from jaxalign.training.experience import final_scores
 from jaxalign.training.on_policy import Stopwatch, completion_metrics, rollout_metrics, step_metrics
 from jaxalign.training.online_dpo_config import JudgeSource, OnlineDPOConfig
@@ -136,7 +136,9 @@ class Trainer(PolicyTrainer):
         completions, request = self.sample(number)
         answers = self._reference_answers(number, request)
         watch.sampled = time.perf_counter()
-        rows, logps, ref_logps, entropy, gap = self.score_completions(number, request.prompt_ids, completions)
+        rows, logps, ref_logps, entropy, gaps = self.score_completions(
+            number, request.prompt_ids, completions
+        )
         scores = None
         if self.judge is None:
             pairs, metrics, scores = self._rewarded(number, completions, request)
@@ -169,7 +171,7 @@ class Trainer(PolicyTrainer):
             "objective/entropy": float(np.where(rows.mask, entropy, 0.0).sum() / rows.mask.sum()),
             "rollout/pairs": float(counted),
             "rollout/ties": float(len(order) - counted),
-            "rollout/logp_gap": gap,
+            **gaps,
             **watch.metrics(int(completions.lengths.sum())),
         }
         if scores is not None and counted:
@@ -266,6 +268,7 @@ def train_online_dpo(
     reward: Any = None,
     judge: Any = None,
     tokenizer: Any = None,
+    engine: Engine | None = None,
 ) -> TrainResult:
     """Trains a policy on pairs of its own samples, ranked by a reward or a judge (online DPO).
 
@@ -275,6 +278,7 @@ def train_online_dpo(
       reward: a live reward (see `jaxalign.rewards`) or scalar model in place of `config.reward`.
       judge: a live judge (see `jaxalign.rewards.judge`) in place of `config.judge.function`.
       tokenizer: the policy's tokenizer.
+      engine: who samples from the policy, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
 
     Returns:
       The run folder, the last update's metrics and the model. `objective/score` is the mean reward of all samples;
@@ -306,4 +310,6 @@ def train_online_dpo(
             raise ConfigError(str(error)) from None
         return {"reward": None, "judge": judge or load_function(config.judge.function, kind="judge")}
 
-    return train_policy(Trainer, config, "online-dpo", parts, policy=policy, tokenizer=tokenizer)
+    return train_policy(
+        Trainer, config, "online-dpo", parts, policy=policy, tokenizer=tokenizer, engine=engine
+    )

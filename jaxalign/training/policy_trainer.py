@@ -8,13 +8,14 @@ import jax
 import numpy as np
 
 from jaxalign import models
-from jaxalign.rollout import Completions, join_rows
+from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.on_policy import OnPolicyTrainer, load_prompts, run_updates
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.packing import packing_of
+from jaxalign.training.rollout_engine import make_generator
 from jaxalign.training.scoring import CausalPolicy, score_tokens
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import create_state
@@ -47,12 +48,12 @@ class PolicyTrainer(OnPolicyTrainer):
 
     def score_completions(
         self, number: int, prompts: Sequence[Sequence[int]], completions: Completions
-    ) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray, float]:
+    ) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
         """Rows of N prompts with their completions, and what policy and reference say of them.
 
         Returns:
-          The rows; log-probs under the policy and under the reference, and the policy's entropy, [N, T]; the
-          largest difference of the policy's from the sampler's, nats (see `check_logps`, also for errors).
+          The rows; log-probs under the policy and under the reference, and the policy's entropy, [N, T]; how far
+          the policy's are from the sampler's (see `check_logps`, also for errors).
         """
         rows = join_rows(prompts, completions, multiple=16)
         logps, ref_logps, entropy = self.score_rows(
@@ -79,6 +80,7 @@ def train_policy(
     *,
     policy: Any = None,
     tokenizer: Any = None,
+    engine: Engine | None = None,
 ) -> TrainResult:
     """A whole run of a trainer without a critic.
 
@@ -89,6 +91,7 @@ def train_policy(
       parts: the policy's model and tokenizer -> the trainer's own fields (`reward` at least).
       policy: a live model in place of `config.model`; needs `tokenizer`.
       tokenizer: the policy's tokenizer.
+      engine: who samples, in place of `config.rollout.engine`.
 
     Returns:
       The run folder, the last update's metrics and the model.
@@ -119,7 +122,7 @@ def train_policy(
             prompts=load_prompts(config, policy.config, tokenizer, run, mesh),
             state=create_state({"policy": trained}, optimizer),
             key=rollout_key,
-            generator=setup.Generator(scorer, frozen, config.sampling, tokenizer, rollout_key),
+            generator=make_generator(config, scorer, frozen, tokenizer, rollout_key, run, engine),
             policy=scorer,
             reference_definition=reference_definition,
             reference=reference_params,

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.rewards import evaluate_reward
-from jaxalign.rollout import join_rows
+from jaxalign.rollout import Engine, join_rows
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.actor_critic import ActorCritic, build
@@ -31,6 +31,7 @@ from jaxalign.training.on_policy import OnPolicyTrainer, Stopwatch, load_prompts
 from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
+from jaxalign.training.rollout_engine import importance, make_generator
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import make_update
@@ -75,7 +76,7 @@ class Trainer(OnPolicyTrainer):
             rows, lambda batch: self._score(self.state.params, self.frozen, self.reference, batch)
         )
         scored = replace(scored, tokens=rows.tokens, lengths=rows.lengths, mask=rows.mask)
-        gap = self.check_logps(number, rows, scored.logps, completions)
+        gaps = self.check_logps(number, rows, scored.logps, completions)
         rewards = evaluate_reward(self.reward, request)
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
         scores = final_scores(self.config.reward, rewards, completions, self.moments)
@@ -94,11 +95,13 @@ class Trainer(OnPolicyTrainer):
         data = {name: np.asarray(value) for name, value in jax.device_get(data).items()}
         warming = number <= self.config.critic.warmup_updates
         data["policy_weight"] = np.full(len(raw), 0.0 if warming else 1.0, np.float32)
+        if cap := self.config.loss.importance_cap:
+            data["weights"] = importance(cap, rows, data["old_logps"], data["mask"], completions)
         metrics |= self.passes(number, data, self._update)
         metrics |= rollout_metrics(completions, rewards, raw)
         metrics |= {
             "objective/kl_coefficient": self.coefficient,
-            "rollout/logp_gap": gap,
+            **gaps,
             **watch.metrics(int(completions.lengths.sum())),
         }
         kl = metrics["objective/kl"]
@@ -131,7 +134,12 @@ class Trainer(OnPolicyTrainer):
 
 
 def train_ppo(
-    config: PPOConfig, *, policy: Any = None, reward: Any = None, tokenizer: Any = None
+    config: PPOConfig,
+    *,
+    policy: Any = None,
+    reward: Any = None,
+    tokenizer: Any = None,
+    engine: Engine | None = None,
 ) -> TrainResult:
     """Trains a policy against a reward by PPO.
 
@@ -140,6 +148,7 @@ def train_ppo(
       policy: a live model in place of `config.model`; needs `tokenizer`.
       reward: a live reward (see `jaxalign.rewards`) or scalar model in place of `config.reward`.
       tokenizer: the policy's tokenizer.
+      engine: who samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
 
     Returns:
       The run folder, the last update's metrics and the model.
@@ -167,8 +176,8 @@ def train_ppo(
             state=create_state(parts.trained, parts.optimizer),
             optimizer=parts.optimizer,
             key=rollout_key,
-            generator=setup.Generator(
-                parts.models.policy, parts.frozen["policy"], config.sampling, tokenizer, rollout_key
+            generator=make_generator(
+                config, parts.models.policy, parts.frozen["policy"], tokenizer, rollout_key, run, engine
             ),
         )
         metrics = run_updates(trainer)

@@ -51,6 +51,8 @@ class PPOLossConfig:
       unbiased_variance: divide by n - 1 in whitening (TRL) rather than by n (OpenAI).
       reduction: token (mean over all tokens) or sequence (mean over rows of row means).
       bootstrap_truncated: completions cut by length are followed by the critic's value, not by 0.
+      importance_cap: tokens of the policy loss weigh by the ratio of the policy in training to the sampler, at most
+        this (for truncated sampling, or another engine); 0 turns it off.
     """
 
     gamma: float = 1.0
@@ -66,10 +68,15 @@ class PPOLossConfig:
     unbiased_variance: bool = True
     reduction: Literal["token", "sequence"] = "token"
     bootstrap_truncated: bool = False
+    importance_cap: float = 0.0
 
     def __post_init__(self) -> None:
         if self.ratio_limit and self.ratio_limit <= 1:
             raise ValueError(f"loss.ratio_limit must be above 1, or 0 for none, got {self.ratio_limit}")
+        if self.importance_cap and self.importance_cap < 1:
+            raise ValueError(
+                f"loss.importance_cap must be 1 or more, or 0 for none, got {self.importance_cap}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

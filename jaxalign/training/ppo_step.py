@@ -16,6 +16,7 @@ __all__ = ["ppo_counts", "ppo_loss"]
 def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float):
     """Builds the loss function of `make_update`: clipped policy loss + value_weight * value loss.
 
+    `batch["weights"]` [B, T], read with an importance cap only, weighs the clipped policy loss.
     `batch["policy_weight"]` [B] is 0 while only the critic learns. With a critic of its
     own the two losses touch different leaves, so value_weight only scales its gradient
     (which Adam undoes); with a shared trunk it balances them.
@@ -47,6 +48,8 @@ def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float):
             clip_high=config.clip_high,
             dual_clip=config.dual_clip or None,
         )
+        if config.importance_cap:
+            policy_terms = policy_terms * batch["weights"]
         value_terms = ppo_value_loss(
             values, batch["old_values"], batch["returns"], mask, clip=config.value_clip or None
         )

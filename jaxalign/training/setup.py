@@ -27,7 +27,7 @@ from jaxalign.mesh import (
     tree_shardings,
 )
 from jaxalign.models.lora import LoraConfig, create_adapter
-from jaxalign.rollout import Sampler, SamplingConfig
+from jaxalign.rollout import Engine, Sampler, SamplingConfig, ServerEngine
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.scoring import CausalPolicy, ScalarPolicy
 
@@ -196,32 +196,47 @@ def export_policy(
 
 @dataclass
 class Generator:
-    """Samples from the policy in training, with one compiled program for all updates."""
+    """Samples from the policy in training: with one compiled program for all updates, or by the engine given.
+
+    Attributes:
+      policy: how the policy's leaves make a model.
+      frozen: its leaves that are not trained.
+      sampling: how completions are drawn.
+      tokenizer: the policy's.
+      key: source of the randomness of `samples`.
+      engine: who samples; None makes a `Sampler`.
+      merged: whether the engine gets an adapter merged into the weights, or apart.
+    """
 
     policy: CausalPolicy
     frozen: Any
     sampling: SamplingConfig
     tokenizer: Any
     key: jax.Array
-    sampler: Sampler | None = None
+    engine: Engine | None = None
+    merged: bool = True
 
-    def refresh(self, trained: Any) -> Sampler:
-        """The sampler, with the newest parameters."""
+    def refresh(self, trained: Any) -> Engine:
+        """The engine, with the newest parameters."""
         model, adapter = self.policy.parts(trained, self.frozen)
-        if adapter is not None:
-            model = models.merge_adapter(model, adapter)
-        if self.sampler is None:
-            self.sampler = Sampler(model)
+        if adapter is not None and self.merged:
+            model, adapter = models.merge_adapter(model, adapter), None
+        if self.engine is None:
+            self.engine = Sampler(model, adapter=adapter)
         else:
-            self.sampler.update(models.split(model)[1])
-        return self.sampler
+            self.engine.update(models.split(model)[1], adapter=adapter)
+        return self.engine
+
+    def close(self) -> None:
+        """Gives back what a server's engine holds."""
+        if isinstance(self.engine, ServerEngine):
+            self.engine.close()
 
     def samples(self, trained: Any, prompts: list[list[int]], step: int) -> list[dict[str, Any]]:
         """One completion a prompt, as rows for samples.jsonl."""
         if not prompts:
             return []
-        sampler = self.refresh(trained)
-        done = sampler.generate(
+        done = self.refresh(trained).generate(
             prompts, key=jax.random.fold_in(self.key, step), **self.sampling.arguments(num_samples=1)
         )
         return [

@@ -9,11 +9,11 @@ from jaxalign.training.ppo_config import PPOLossConfig
 from tests.training.cases import ppo_case
 
 
-def total(devices, **changes):
-    """(loss, metrics as means, batch) of the tiny model."""
+def total(devices, more=None, **changes):
+    """(loss, metrics as means, batch) of the tiny model, whose batch also holds `more`."""
     mesh = make_mesh(MeshConfig(), devices[:1])
     loss, counts, trained, frozen, batch = ppo_case(mesh, PPOLossConfig(**changes))
-    batch = {name: jnp.asarray(x) for name, x in batch.items()}
+    batch = {name: jnp.asarray(x) for name, x in (batch | (more or {})).items()}
     value, sums = loss(trained, frozen, batch, None, counts(batch))
     return float(value), {name: float(a / b) for name, (a, b) in sums.items()}, batch
 
@@ -30,6 +30,19 @@ def test_entropy_is_rewarded(devices):
     bonus, _, _ = total(devices, entropy_weight=0.1)
     assert metrics["policy/entropy"] > 1.0
     assert bonus == pytest.approx(plain - 0.1 * metrics["policy/entropy"], rel=1e-4)
+
+
+def test_importance_weights_scale_the_policy_loss_and_nothing_else(devices):
+    plain, metrics, batch = total(devices, entropy_weight=0.1)
+    halves = np.full(batch["mask"].shape, 0.5, np.float32)
+    weighed, _, _ = total(devices, {"weights": halves}, entropy_weight=0.1, importance_cap=2.0)
+    clipped = metrics["policy/loss"] + 0.1 * metrics["policy/entropy"]
+    assert abs(clipped) > 1e-3
+    assert weighed == pytest.approx(plain - 0.5 * clipped, rel=1e-5)
+    # One weight belongs to one token.
+    halves[0] = 1.0
+    other, _, _ = total(devices, {"weights": halves}, entropy_weight=0.1, importance_cap=2.0)
+    assert abs(other - weighed) > 1e-5
 
 
 def test_rows_weigh_alike_under_the_sequence_reduction(devices):

@@ -1,0 +1,77 @@
+"""Rollouts by another engine than the trainer's own sampler: making it, and holding its log-probs against ours."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.losses import importance_weights
+from jaxalign.rollout import Completions, Engine, EngineConfig, ServerEngine
+from jaxalign.rollout.trajectory import Rows
+from jaxalign.runs import Run
+from jaxalign.training.on_policy_config import OnPolicyConfig
+from jaxalign.training.scoring import CausalPolicy
+from jaxalign.training.setup import Generator
+
+
+def make_generator(
+    config: OnPolicyConfig,
+    policy: CausalPolicy,
+    frozen: Any,
+    tokenizer: Any,
+    key: jax.Array,
+    run: Run,
+    engine: Engine | None = None,
+) -> Generator:
+    """What samples for a run: `engine` where one is given, else the one that `config.rollout.engine` names.
+
+    Raises:
+      UserError: a server that is not there, or does not have the model.
+    """
+    settings = config.rollout.engine
+    if engine is None and settings.kind != "local":
+        # A name that nothing else has: what lies there is removed before the first weights are written.
+        folder = (
+            Path(settings.folder) / f"jaxalign-{run.folder.resolve().name}"
+            if settings.folder
+            else run.folder / "engine"
+        )
+        engine = ServerEngine(settings, policy.definition, folder, lora=policy.lora)
+        engine.connect()
+    merged = settings.weights == "merged"
+    return Generator(policy, frozen, config.sampling, tokenizer, key, engine=engine, merged=merged)
+
+
+def logp_gaps(rows: Rows, logps: np.ndarray, completions: Completions) -> dict[str, float]:
+    """Largest and mean difference of the sampler's log-probs and those of the training forward [N, T], in nats."""
+    sampled = rows.from_completion(np.where(completions.mask, completions.logps, 0.0))
+    gaps = np.abs(sampled - logps)[rows.mask]
+    return {
+        "rollout/logp_gap": float(np.max(gaps, initial=0.0)),
+        "rollout/logp_gap_mean": float(gaps.mean()) if gaps.size else 0.0,
+    }
+
+
+def server_gap(engine: EngineConfig, gaps: Mapping[str, float]) -> str:
+    """What is wrong with a server's log-probs, in one line; empty where they are near enough."""
+    mean = gaps["rollout/logp_gap_mean"]
+    if mean <= engine.logp_tolerance:
+        return ""
+    return (
+        f"log-probs of the server and of the policy differ by {mean:.3g} nats a token "
+        f"(at most {gaps['rollout/logp_gap']:.3g}), more than rollout.engine.logp_tolerance = "
+        f"{engine.logp_tolerance:g}"
+    )
+
+
+def importance(
+    cap: float, rows: Rows, logps: np.ndarray, mask: np.ndarray, completions: Completions
+) -> np.ndarray:
+    """Truncated importance weights of the tokens [N, T], for a sampler that is not quite the policy."""
+    sampled = rows.from_completion(completions.sampling_logps)
+    return np.asarray(
+        importance_weights(jnp.asarray(logps), jnp.asarray(sampled), jnp.asarray(mask), cap=cap)
+    )
