@@ -51,8 +51,16 @@ CASES = [
     # What users get who change nothing: bfloat16 and gradient checkpointing there, float32 here.
     Case("sft-s-defaults", "sft", "S", peer={"bf16": True, "checkpointing": True}),
     Case("sft-s-peer-huge-pages", "sft", "S", peer={"huge_pages": True}),
-    Case("sft-chat-s", "sft", "S", chat=True, target=3.0, peer={"bf16": True, "checkpointing": True}),
-    Case("sft-chat-s-packed", "sft", "S", chat=True, peer={"packing": True}),
+    Case(
+        "sft-chat-s",
+        "sft",
+        "S",
+        chat=True,
+        target=3.0,
+        ours=("--train.packing=true",),
+        peer={"bf16": True, "checkpointing": True},
+    ),
+    Case("sft-chat-s-tuned", "sft", "S", chat=True, ours=("--train.packing=true",)),
     Case("reward-s", "reward", "S", target=1.3),
     Case("reward-s-bf16", "reward", "S", bf16=True, target=1.5),
     Case("dpo-s", "dpo", "S", target=1.5),

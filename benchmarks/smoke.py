@@ -19,9 +19,12 @@ import numpy as np
 from inputs import LENGTHS, shape
 
 from jaxalign import models
+from jaxalign.data import packed
 from jaxalign.logprobs import linear_logprobs, token_logprobs
 from jaxalign.models import attention
 from jaxalign.rollout import Sampler
+from jaxalign.training.scoring import CausalPolicy
+from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
 
 REPEATS = 7
 
@@ -104,15 +107,29 @@ def tiles() -> list[tuple[str, float, float]]:
     return [("plain attention / in tiles", ratio(lambda: plain(*arrays), lambda: ours(*arrays)), 0.8)]
 
 
-def lengths() -> np.ndarray:
-    """Tokens of real dialogues, at most 256."""
-    return np.clip(json.loads(LENGTHS.read_text())["tokens"], 8, 256)
+def rows() -> list[tuple[str, float, float]]:
+    """A gradient on 16 rows as long as real dialogues are: padded, against packed."""
+    definition, params = models.split(models.create(shape("S"), key=jax.random.key(0)))
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.choice(json.loads(LENGTHS.read_text())["tokens"], 16), 8, 256)
+    columns = np.arange(256)
+    batch = {
+        "tokens": random.integers(4, 4096, (16, 256)).astype(np.int32),
+        "mask": (columns > 0) & (columns < lengths[:, None]),
+        "lengths": lengths.astype(np.int32),
+        "valid": np.ones(16, bool),
+    }
+    loss = sft_loss(CausalPolicy(definition), SFTLossConfig())
+    gradient = jax.jit(jax.grad(lambda p, b: loss(p, {}, b, None, sft_counts(b))[0]))
+    whole = packed(batch)
+    value = ratio(lambda: gradient(params, batch), lambda: gradient(params, whole))
+    return [("padded rows / packed", value, 1.2)]
 
 
 def main() -> int:
     """Measures all ratios."""
     began, failed = time.perf_counter(), 0
-    for name, value, bound in [*head(), *decoding(), *tiles()]:
+    for name, value, bound in [*head(), *decoding(), *tiles(), *rows()]:
         verdict = "" if value >= bound else f"  below {bound}"
         failed += value < bound
         print(f"{name:32} {value:6.2f}{verdict}", flush=True)
