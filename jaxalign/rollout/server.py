@@ -254,11 +254,10 @@ class ServerEngine:
 
     def _choices(self, request: Request, answer: Any) -> list[dict[str, Any]]:
         choices = answer.get("choices") if isinstance(answer, dict) else None
-        known = isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)
-        if not known or len(choices) != request.samples:
-            raise UserError(
-                f"{self._where}: asked for {request.samples} completions and got {len(choices) if known else 'no'}"
-            )
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            raise UserError(f"{self._where}: asked for {request.samples} completions and got no list of them")
+        if len(choices) != request.samples:
+            raise UserError(f"{self._where}: asked for {request.samples} completions and got {len(choices)}")
         return sorted(choices, key=lambda choice: choice.get("index", 0))
 
     def _completion(
