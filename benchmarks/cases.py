@@ -1,5 +1,6 @@
 """What is measured: one row a case. Read by the driver and by both children, so it needs the standard library alone."""
 
+import random
 from dataclasses import dataclass, field
 
 # The shapes of models S and M (Llama, no tied head), and the length of their rows.
@@ -17,7 +18,7 @@ class Case:
 
     Attributes:
       name: of the case, and of its folder.
-      task: sft, reward, dpo, grpo, ppo or generate.
+      task: sft, reward, dpo, grpo or generate.
       model: a key of `MODELS`.
       bf16: bfloat16 matrix products on both sides (parameters stay float32).
       chat: rows as long as real dialogues are, instead of full ones.
@@ -76,7 +77,6 @@ CASES = [
     Case("generate-s-bf16", "generate", "S", bf16=True, batch=16, target=2.0),
     Case("generate-s-compiled", "generate", "S", batch=16, target=1.5, peer={"cache": "static-compile"}),
     Case("grpo-s", "grpo", "S", batch=16, target=2.0),
-    Case("ppo-s", "ppo", "S", batch=16, target=2.0),
     Case("sft-m", "sft", "M", target=2.5, default=False),
     Case("sft-m-bf16", "sft", "M", bf16=True, target=2.5, default=False),
     Case("reward-m", "reward", "M", target=1.3, default=False),
@@ -85,11 +85,18 @@ CASES = [
     Case("generate-m", "generate", "M", batch=16, target=1.5, default=False),
     Case("generate-m-bf16", "generate", "M", bf16=True, batch=16, target=2.0, default=False),
     Case("grpo-m", "grpo", "M", batch=16, target=2.0, default=False),
-    Case("ppo-m", "ppo", "M", batch=16, target=2.0, default=False),
 ]
 BY_NAME = {case.name: case for case in CASES}
 
-# Generation, GRPO and PPO: tokens of a prompt, and new tokens.
+# Generation and GRPO: tokens of a prompt, and new tokens.
 PROMPT, NEW = 64, 192
+# Steps whose results are compared; in GRPO both sides are given the completions of these, and sample after them.
+CHECKED = 10
 # Completions a prompt in GRPO.
 GROUP = 8
+
+
+def given_completion(step: int, row: int, vocabulary: int) -> list[int]:
+    """What a row of a rollout says in one of the compared steps, on both sides."""
+    generator = random.Random(f"{step} {row}")
+    return [generator.randrange(4, vocabulary) for _ in range(NEW)]

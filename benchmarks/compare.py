@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cases import Case
+from cases import CHECKED, Case
 
 HERE = Path(__file__).parent
-# Steps whose losses are compared, and steps before the first one that counts.
-CHECKED, WARM_UP = 10, 12
+# Steps before the first one that counts.
+WARM_UP = CHECKED + 2
 # A repetition whose threads waited longer than this share of its time for a core is measured again.
 WAITED = 0.03
 

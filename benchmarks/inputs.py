@@ -27,7 +27,7 @@ def write_inputs(case: Case, folder: Path) -> None:
     tokenizer = words(case.shape["vocab"])
     model = models.create(shape(case.model), key=jax.random.key(SEED))
     models.save_pretrained(model, folder / "model", tokenizer=tokenizer)
-    if case.task in ("reward", "ppo"):
+    if case.task == "reward":
         head = HeadConfig(init_std=0.0)  # as both sides begin
         scalar = models.create_scalar_model(model, head, key=jax.random.key(SEED + 1))
         models.save_reward_model(scalar, folder / "scalar", tokenizer=tokenizer)

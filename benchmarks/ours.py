@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from cases import BY_NAME, GROUP, LEARNING_RATE, NEW, SEED, Case
+import numpy as np
+from cases import BY_NAME, CHECKED, GROUP, LEARNING_RATE, NEW, SEED, Case, given_completion
 from gate import Gate, Stop, peak_memory
 
 import jaxalign
@@ -33,6 +34,31 @@ class Compilations:
     def facts(self) -> dict[str, Any]:
         """For the gate."""
         return {"programs": self.programs, "compile_seconds": self.seconds}
+
+
+def give_completions(case: Case) -> None:
+    """In the compared steps the sampler returns what the peer is given too; no row of a later step ends early."""
+    from jaxalign.rollout import Completions, Sampler
+
+    sample, calls = Sampler.generate, 0
+
+    def generate(self: Sampler, prompts: Any, **options: Any) -> Completions:
+        nonlocal calls
+        calls += 1
+        if calls > CHECKED:
+            return sample(self, prompts, **{**options, "stop_tokens": ()})
+        rows = [given_completion(calls, row, case.shape["vocab"]) for row in range(case.batch)]
+        nothing = np.zeros((case.batch, NEW), np.float32)
+        return Completions(
+            tokens=np.asarray(rows, np.int32),
+            mask=np.ones((case.batch, NEW), bool),
+            lengths=np.full(case.batch, NEW, np.int32),
+            logps=nothing,
+            sampling_logps=nothing,
+            finish_reason=["length"] * case.batch,
+        )
+
+    Sampler.generate = generate  # type: ignore[method-assign]
 
 
 def finish() -> None:
@@ -70,16 +96,17 @@ def settings(case: Case, folder: Path) -> list[str]:
         if case.task == "reward":
             more += ["--head.init_std=0"]
         return [*common, *more]
-    groups = case.batch // GROUP if case.task == "grpo" else case.batch
-    more = [
+    return [
+        *common,
         "--train.updates=1000000",
-        f"--train.prompts={groups}",
+        f"--train.prompts={case.batch // GROUP}",
         f"--sampling.max_new_tokens={NEW}",
+        f"--sampling.num_samples={GROUP}",
+        "--loss.beta=0",
         f"--reward.functions={Path(__file__).parent / 'toy_reward.py'}:reward",
+        # The completions given in the compared steps were sampled from nothing.
+        "--train.logp_tolerance=1e9",
     ]
-    if case.task == "grpo":
-        more += [f"--sampling.num_samples={GROUP}", "--loss.beta=0"]
-    return [*common, *more]
 
 
 def train(case: Case, folder: Path, gate: Gate) -> None:
@@ -91,6 +118,8 @@ def train(case: Case, folder: Path, gate: Gate) -> None:
         return take(self)
 
     BatchIterator.next = gated  # type: ignore[method-assign]
+    if case.task == "grpo":
+        give_completions(case)
     command = COMMANDS[case.task]
     config = read_settings(command, settings(case, folder))
     use_device(config)

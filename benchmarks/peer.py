@@ -16,7 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import transformers
-from cases import BY_NAME, GROUP, LEARNING_RATE, NEW, SEED, Case
+from cases import BY_NAME, CHECKED, GROUP, LEARNING_RATE, NEW, SEED, Case, given_completion
 from gate import Gate, Stop, peak_memory
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, TrainerCallback
 
@@ -118,14 +118,31 @@ def trainer_of(case: Case, folder: Path, callback: Gated) -> Any:
             top_p=1.0,
             top_k=0,
             beta=0.0,
+            shuffle_dataset=False,
             generation_kwargs={"min_new_tokens": NEW},
         )
         common["reward_funcs"] = lambda completion_ids, **_: [float(sum(i[:4]) % 7) for i in completion_ids]
         base = trl.GRPOTrainer
+        give_completions(case, model)
     else:
         raise SystemExit(f"{case.task}: no such trainer here")
     in_order = type("InOrder" + base.__name__, (InOrder, base), {}) if case.task != "grpo" else base
     return in_order(model=model, args=config, train_dataset=data, **common)
+
+
+def give_completions(case: Case, model: Any) -> None:
+    """In the compared steps `generate` returns what jaxalign is given too."""
+    sample, calls = model.generate, 0
+
+    def generate(**inputs):
+        nonlocal calls
+        calls += 1
+        if calls > CHECKED:
+            return sample(**inputs)
+        rows = [given_completion(calls, row, case.shape["vocab"]) for row in range(case.batch)]
+        return torch.cat([inputs["input_ids"], torch.tensor(rows)], dim=1)
+
+    model.generate = generate
 
 
 def train(case: Case, folder: Path, gate: Gate) -> None:

@@ -21,7 +21,7 @@ def results(folder: Path) -> list[tuple[Case, dict[str, Any]]]:
 
 def tokens(case: Case, result: dict[str, Any]) -> int:
     """Tokens a step: those of all rows, or the new ones where there are any."""
-    if case.task in ("generate", "grpo", "ppo"):
+    if case.task in ("generate", "grpo"):
         return case.batch * NEW
     return int(
         result.get("tokens_a_step") or case.batch * case.shape["length"] * (1 if case.task == "sft" else 2)

@@ -1,4 +1,4 @@
-"""The reward of the GRPO and PPO cases: arbitrary, exact, and free."""
+"""The reward of the GRPO cases: arbitrary, exact, and free."""
 
 
 def reward(prompts, completions, *, completion_ids, columns):
