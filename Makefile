@@ -14,7 +14,7 @@ ARGS ?=
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 CONSTRAINTS := $(if $(filter 3.11,$(VERSION)),constraints-py311.txt,constraints-py312.txt)
 # Older releases of TRL hold losses that later ones deleted; they are read, never imported.
-TRL_RELEASES := 0.11.4 0.28.0 1.13.0
+TRL_RELEASES := 0.11.4 0.28.0 1.12.0 1.13.0
 RELEASES := JAXALIGN_TRL_RELEASES=.venv-parity/releases
 BIN := .venv/bin
 CORE := .venv/core-$(VERSION).stamp
