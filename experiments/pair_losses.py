@@ -4,7 +4,7 @@ Target: each loss of `jaxalign dpo --loss.name=...` trains on real pairs and rep
 Command: python experiments/pair_losses.py --shared ../shared --output runs/pair_losses [--names dpo ipo ...]
 Model: stories260K, which knows stories only: the table shows that every loss runs and moves, not that this model can
   tell a harmless answer from a harmful one.
-Not run as a whole yet.
+Result: LOG.md, 2026-11-21.
 """
 
 import argparse
