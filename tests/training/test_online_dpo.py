@@ -80,6 +80,7 @@ def test_a_judges_favourite_is_chosen_and_no_opinion_is_no_pair():
 # --- one update ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_a_policy_equal_to_its_reference(online, tmp_path):
     sampling = SamplingConfig(max_new_tokens=6, num_samples=3, top_p=0.9)
     train_online_dpo(online(tmp_path / "run", sampling=sampling, train=ONE))

@@ -184,7 +184,10 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(v, id=k, marks=[pytest.mark.slow] * (k == "sliding windows")) for k, v in VARIANTS.items()],
+)
 def test_other_rows_of_a_packed_row_change_nothing_bit_for_bit(changes, devices):
     model = models.create(replace(shape(), **changes), key=KEY)
     lengths = np.asarray([5, 3, 4, 12, 1, 7], np.int32)
@@ -249,7 +252,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", [n if n == "dpo" else pytest.param(n, marks=pytest.mark.slow) for n in RUNS])
+@pytest.mark.parametrize("name", [n if n == "sft" else pytest.param(n, marks=pytest.mark.slow) for n in RUNS])
 def test_a_run_with_packed_rows_ends_where_one_with_padded_rows_does(name, configs, tmp_path):
     train, more = RUNS[name]
     found = {}

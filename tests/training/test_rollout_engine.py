@@ -236,7 +236,8 @@ def test_importance_weights_are_of_the_policy_over_the_server(tmp_path):
     )
 
 
-@pytest.mark.parametrize("cap", [pytest.param(0.0, marks=pytest.mark.slow), 2.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("cap", [0.0, 2.0])
 def test_ppo_learns_from_a_server(cap, configs, stub, tmp_path):
     engine = RolloutConfig(engine=EngineConfig(kind="sglang", url=stub.url, retries=0))
     config = configs.ppo(tmp_path / "run", rollout=engine, loss=PPOLossConfig(importance_cap=cap))
