@@ -20,7 +20,7 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import linear, mlp, norm, rms_norm, rope_tables, rotate, softcap
 
-UNROLLED_LAYERS = 4
+UNROLLED_LAYERS = 8
 
 
 class Transformer(nnx.Module):
