@@ -19,13 +19,11 @@ def results(folder: Path) -> list[tuple[Case, dict[str, Any]]]:
     return found
 
 
-def tokens(case: Case, result: dict[str, Any]) -> int:
-    """Tokens a step: those of all rows, or the new ones where there are any."""
+def tokens(case: Case) -> int:
+    """Tokens a step of full rows, or the new ones where there are any; 0 for rows of real lengths, which differ."""
     if case.task in ("generate", "grpo"):
         return case.batch * NEW
-    return int(
-        result.get("tokens_a_step") or case.batch * case.shape["length"] * (1 if case.task == "sft" else 2)
-    )
+    return 0 if case.chat else case.batch * case.shape["length"] * (1 if case.task == "sft" else 2)
 
 
 def table(folder: Path) -> str:
@@ -40,9 +38,10 @@ def table(folder: Path) -> str:
         ours, theirs = (statistics.median(result["seconds_a_step"][n]) for n in ("ours", "peer"))
         memory, startup = result["memory"], result["first_step_after"]
         target = "" if case.target is None else f"{case.target}{'' if middle >= case.target else ' missed'}"
+        speed = f"{tokens(case) / ours:,.0f}" if tokens(case) else ""
         lines.append(
             f"| {case.name} | {middle:.2f} [{low:.2f}, {high:.2f}] | {target} | {ours * 1e3:.0f} | {theirs * 1e3:.0f} "
-            f"| {tokens(case, result) / ours:,.0f} | {memory['ours'] >> 20} / {memory['peer'] >> 20} "
+            f"| {speed} | {memory['ours'] >> 20} / {memory['peer'] >> 20} "
             f"| {startup['ours']:.1f} / {startup['peer']:.1f} "
             f"| {result['compile_seconds'] or 0:.1f}, {result['programs']}, {result['recompilations']} |"
         )

@@ -219,7 +219,8 @@ class Transformer(nnx.Module):
         if config.remat and not keep_cache:
             body = jax.checkpoint(body)
         inputs = (params["layers"], adapter, jnp.asarray(slides), jnp.arange(config.num_layers))
-        # Few layers are written out: measured 1.7 times faster (backward, CPU, 2 layers of width 64).
+        # Few layers are written out: measured faster on a CPU, 1.7 times for 2 layers (backward, width 64), 1.13 times
+        # for 6 (a step of width 288, which compiles in 9.6 s in place of 7.1).
         x, cache = jax.lax.scan(body, x, inputs, unroll=config.num_layers <= UNROLLED_LAYERS)
         return norm(x, params["final_norm"], "weight", config), cache
 
