@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from cases import MODELS, NEW, PROMPT, SEED, Case
+from cases import MODELS, PROMPT, SEED, Case
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -102,6 +102,3 @@ def make_rows(case: Case) -> list[dict[str, list[int]]]:
             rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
         return rows
     return [{"prompt": tokens(PROMPT)} for _ in range(ROWS)]
-
-
-__all__ = ["NEW", "PROMPT", "write_inputs"]

@@ -1,4 +1,4 @@
-"""Tables and plots from the results of `run.py`."""
+"""The table of the results of `run.py`."""
 
 import json
 import statistics

@@ -21,7 +21,8 @@ NEGATIVE = -1e30
 # Rows of one product; measured best among 64..512 for 1 and 2 heads a group.
 ROWS = 128
 MAX_BLOCKS = 16
-# Numbers in a tile, 64 MiB of float32: heads are taken in turns where all at once would be more.
+# Numbers in a tile, 64 MiB of float32: rows of the batch are taken in turns where all at once would be more. One row's
+# tile may be larger: it grows with the square of its length above ROWS * MAX_BLOCKS.
 TILE = 1 << 24
 
 
