@@ -1,5 +1,7 @@
 """Dense products, norms, rotary embeddings and the MLP: pure functions on arrays."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +38,12 @@ def _dense_backward(saved, dy):
         dy, w.astype(x.dtype), (((last,), (1,)), ((), ())), preferred_element_type=jnp.float32
     )
     rows = tuple(range(last))
-    dw = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    over_rows = functools.partial(
+        jax.lax.dot_general, dimension_numbers=((rows, rows), ((), ())), preferred_element_type=jnp.float32
+    )
+    # XLA's CPU compiler transposes the left side of a product over rows: let it be the narrower one. The barrier
+    # keeps it from writing the other product itself.
+    dw = over_rows(x, dy) if x.shape[-1] <= dy.shape[-1] else jax.lax.optimization_barrier(over_rows(dy, x)).T
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -120,6 +127,23 @@ def rope_tables(
     return jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
 
 
+def rope_tables_apart(
+    positions: Int[Array, "B T"], config: ModelConfig, *, local: bool
+) -> tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]:
+    """`rope_tables` of whole rows; on a CPU by a loop over two halves of the columns.
+
+    XLA's CPU compiler computes sines and cosines again for each layer and head where it can; out of a loop it
+    cannot (a barrier does not stop it). Elsewhere that costs less than the memory traffic of tables.
+    """
+    rows, length = positions.shape
+    if jax.default_backend() != "cpu" or length % 2 or config.positions != "rope":
+        return rope_tables(positions, config, local=local)
+    halves = positions.reshape(rows, 2, length // 2).swapaxes(0, 1)
+    tables = jax.lax.map(lambda half: rope_tables(half, config, local=local), halves)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(rows, length, *x.shape[3:]), tables)
+
+
+@jax.custom_vjp
 def rotate(x: Float[Array, "B T N H"], tables: tuple[jax.Array, jax.Array]) -> Float[Array, "B T N H"]:
     """Rotates the leading dimensions of each head (halves paired, as Hugging Face does)."""
     cos, sin = tables
@@ -128,6 +152,19 @@ def rotate(x: Float[Array, "B T N H"], tables: tuple[jax.Array, jax.Array]) -> F
     a, b = first.astype(jnp.float32), second.astype(jnp.float32)
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
     return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+
+
+def _rotate_forward(x, tables):
+    return rotate(x, tables), tables
+
+
+def _rotate_backward(tables, d_out):
+    # The transpose of a rotation turns back.
+    cos, sin = tables
+    return rotate(d_out, (cos, -sin)), None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 def activate(x: jax.Array, config: ModelConfig) -> jax.Array:

@@ -18,7 +18,16 @@ from jaxalign.models import kv_cache
 from jaxalign.models.attention import NEGATIVE, attend, attend_cached, visible
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.models.layers import linear, mlp, norm, rms_norm, rope_tables, rotate, softcap
+from jaxalign.models.layers import (
+    linear,
+    mlp,
+    norm,
+    rms_norm,
+    rope_tables,
+    rope_tables_apart,
+    rotate,
+    softcap,
+)
 
 UNROLLED_LAYERS = 8
 
@@ -193,7 +202,7 @@ class Transformer(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         config, params = self.config, self.params
         x = embed(params, tokens, positions, config)
-        tables = [rope_tables(positions, config, local=local) for local in (False, True)]
+        tables = [rope_tables_apart(positions, config, local=local) for local in (False, True)]
         slides = np.asarray(config.layer_slides)
 
         def body(x, inputs):
