@@ -11,7 +11,7 @@ diagonal is not computed.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ MAX_BLOCKS = 16
 # Numbers in a tile, 64 MiB of float32: rows of the batch are taken in turns where all at once would be more. One row's
 # tile may be larger: it grows with the square of its length above ROWS * MAX_BLOCKS.
 TILE = 1 << 24
+# Numbers in all tiles of a layer up to which the compiler may have them at once, and keep them for the backward pass.
+TILES = 1 << 23
 
 
 class Where(NamedTuple):
@@ -113,12 +115,13 @@ def _forward(softcap, q, k, v, where):
         # The division comes after the product: one pass less over the tile.
         return (out.reshape(q.shape) / total).astype(v.dtype), top, 1.0 / total
 
-    parts = []
+    parts, one_by_one = [], _is_long(q)
     for start, end in _blocks(q.shape[2], group):
-        hidden = _hidden(where, start, end)
-        parts.append(
-            _in_turns(block, (q[:, :, start:end], k[:, :, :end], v[:, :, :end]), hidden, (end - start) * end)
-        )
+        queries, here = q[:, :, start:end], where
+        if parts and one_by_one:
+            queries, here = _after(parts[-1][0], (queries, here))
+        arrays = (queries, k[:, :, :end], v[:, :, :end])
+        parts.append(_in_turns(block, arrays, _hidden(here, start, end), (end - start) * end))
     out, top, scale = (jnp.concatenate(x, axis=2) for x in zip(*parts, strict=True))
     return out, (q, k, v, where, out, top, scale)
 
@@ -147,24 +150,52 @@ def _backward(softcap, saved, d_out):
         dv = _product("zqs,zqd->zds", weights.astype(q.dtype).reshape(z, r, -1), d_out.reshape(z, r, size))
         return dq.reshape(q.shape), dk.reshape(rows, heads, size, -1), dv.reshape(rows, heads, size, -1)
 
-    dq = []
-    dk = dv = jnp.zeros((rows, heads, size, length), jnp.float32)
-    for start, end in _blocks(length, group):
-        queries = tuple(x[:, :, start:end] for x in (q, d_out, top, scale, drift))
+    dq, one_by_one = [], _is_long(q)
+    dk = dv = None
+    # From the last block, which sees all keys: what the others add is added in place.
+    for start, end in reversed(_blocks(length, group)):
+        queries, here = tuple(x[:, :, start:end] for x in (q, d_out, top, scale, drift)), where
+        if one_by_one:
+            queries, here = _after(dq[-1] if dq else d_out, (queries, here))
         arrays = (queries[0], k[:, :, :end], v[:, :, :end], *queries[1:])
-        part = _in_turns(block, arrays, _hidden(where, start, end), (end - start) * end)
+        part = _in_turns(block, arrays, _hidden(here, start, end), (end - start) * end)
         dq.append(part[0])
-        rest = ((0, 0), (0, 0), (0, 0), (0, length - end))
-        dk, dv = dk + jnp.pad(part[1], rest), dv + jnp.pad(part[2], rest)
+        dk, dv = _with(dk, part[1]), _with(dv, part[2])
+    assert dk is not None and dv is not None
     return (
-        jnp.concatenate(dq, axis=2).astype(q.dtype),
+        jnp.concatenate(dq[::-1], axis=2).astype(q.dtype),
         dk.swapaxes(2, 3).astype(k.dtype),
         dv.swapaxes(2, 3).astype(v.dtype),
         None,
     )
 
 
+def _with(total: jax.Array | None, part: Float[Array, "B K H S"]) -> jax.Array:
+    """The total with what a block adds to its first columns."""
+    if total is None:
+        return part
+    more = total[..., : part.shape[-1]] + part
+    return jax.lax.dynamic_update_slice(total, more, (0, 0, 0, 0))
+
+
 _attention.defvjp(_forward, _backward)
+
+
+def _is_long(q: Float[Array, "B K T G H"]) -> bool:
+    """Whether all tiles together would be too large to be there at once."""
+    rows, heads, length, group, _ = q.shape
+    return rows * heads * group * length**2 // 2 > TILES
+
+
+def _after(done: jax.Array, values: Any) -> Any:
+    """The values, which the compiler cannot have before `done`.
+
+    XLA's CPU compiler drops barriers before it decides what runs when, and it would run all blocks at once. So the
+    values depend on a number of `done`, by a condition that never holds and that the compiler does not see through.
+    """
+    number = done[(0,) * done.ndim]
+    never = jnp.isnan(number) & jnp.isinf(number)
+    return jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), values)
 
 
 def _in_turns(block, arrays, hidden, pairs: int):

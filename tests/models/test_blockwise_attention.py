@@ -141,3 +141,22 @@ def test_a_segment_does_not_depend_on_its_neighbours():
     before, after = (attention.attend(*x, positions, segments, 0, config()) for x in ((q, k, v), other))
     np.testing.assert_array_equal(np.asarray(before)[segments == 3], np.asarray(after)[segments == 3])
     assert not np.allclose(np.asarray(before)[segments == 2], np.asarray(after)[segments == 2])
+
+
+def test_long_rows_take_their_tiles_one_by_one_with_the_same_result_in_less_memory(monkeypatch):
+    q, k, v, d_out = inputs(448, rows=1)
+    positions, segments = layout("full", 448, rows=1)
+
+    def compiled():
+        def loss(q, k, v):
+            return jnp.sum(attention.attend(q, k, v, positions, segments, 0, config()) * d_out)
+
+        program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
+        return program, program.memory_analysis().temp_size_in_bytes
+
+    at_once, much = compiled()
+    monkeypatch.setattr(blockwise_attention, "TILES", 0)
+    one_by_one, less = compiled()
+    assert less < much / 2
+    for a, b in zip(at_once(q, k, v), one_by_one(q, k, v), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
