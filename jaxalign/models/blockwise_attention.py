@@ -128,7 +128,7 @@ def _forward(softcap, q, k, v, where):
 
 def _backward(softcap, saved, d_out):
     q, k, v, where, out, top, scale = saved
-    rows, heads, length, group, size = q.shape
+    length, group, size = q.shape[2:]
     d_out = d_out.astype(q.dtype)
     # sum over keys of weight * d(weight), from the output (appendix B.2, equation 4).
     # As a product with ones: eight times faster than a sum on a CPU.
