@@ -1,22 +1,26 @@
-"""How step time and peak memory grow with the length of rows, their number, the vocabulary, layers and samples.
+"""How step time and memory grow with the length of rows, their number, the vocabulary, layers and samples.
 
-usage: python benchmarks/growth.py [--output runs/growth]: writes growth.json and growth.png, prints a table (6 minutes)
+usage: python benchmarks/growth.py [--output runs/growth] [--minutes 3] [--docs]: goes on where it stopped; writes growth.json
+and growth.png, prints a table; --docs copies the picture to docs/performance/
 
-Each line of a curve doubles one number of a small Llama and leaves the others; memory is what the compiled program
-needs for temporaries, which XLA states exactly.
+Each point of a curve doubles one number of a small Llama and leaves the others. Memory is what the compiled step needs
+for its state, batch and temporaries, which XLA states exactly; of sampling, what the process grew by at its most.
 """
 
 import argparse
 import dataclasses
 import json
-import statistics
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from inputs import shape
+from gate import forget_peak, memory, peak_memory
+from plots import growth, slope
+from shapes import shape
 
 from jaxalign import models
 from jaxalign.rollout import Sampler
@@ -26,14 +30,24 @@ from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_update
 
+DOCS = Path(__file__).parent.parent / "docs" / "performance"
 BASE = {"length": 256, "rows": 4, "vocabulary": 4096, "layers": 4}
 CURVES = {
     "length": (128, 256, 512, 1024, 2048),
     "rows": (1, 2, 4, 8, 16),
     "vocabulary": (2048, 4096, 8192, 16384, 32768),
     "layers": (2, 4, 8, 16),
+    "samples": (2, 4, 8, 16, 32),
 }
-SAMPLES = (1, 2, 4, 8, 16)
+# Both axes of each curve; what does not depend on the number (the head, the optimizer) comes on top.
+THEORY = {
+    "length": "memory linear,\ntime linear + attention's square",
+    "rows": "linear",
+    "vocabulary": "linear",
+    "layers": "linear",
+    "samples": "linear, but each decoding\nstep reads the weights once",
+}
+REPEATS = 7
 
 
 def small(vocabulary: int, layers: int) -> Any:
@@ -51,12 +65,11 @@ def small(vocabulary: int, layers: int) -> Any:
     )
 
 
-def training(length: int, rows: int, vocabulary: int, layers: int, *, repeats: int = 5) -> dict[str, float]:
-    """Seconds of an SFT step, and bytes of its temporaries."""
+def training(length: int, rows: int, vocabulary: int, layers: int) -> dict[str, float]:
+    """Seconds of an SFT step (the quickest of several: other processes only add), and bytes it needs."""
     definition, params = models.split(models.create(small(vocabulary, layers), key=jax.random.key(0)))
     optimizer, _ = make_optimizer(OptimizerConfig(), 100)
-    loss = sft_loss(CausalPolicy(definition), SFTLossConfig())
-    update = make_update(loss, sft_counts, optimizer)
+    update = make_update(sft_loss(CausalPolicy(definition), SFTLossConfig()), sft_counts, optimizer)
     random = np.random.default_rng(0)
     mask = np.ones((rows, length), bool)
     mask[:, 0] = False
@@ -67,71 +80,92 @@ def training(length: int, rows: int, vocabulary: int, layers: int, *, repeats: i
         "valid": np.ones(rows, bool),
     }
     key = jax.random.key(1)
-    gradient = jax.jit(jax.grad(lambda p: loss(p, {}, batch, None, sft_counts(batch))[0]))
-    temporaries = gradient.lower(params).compile().memory_analysis().temp_size_in_bytes
+    step = jax.jit(lambda state, batch: update(state, {}, batch, key), donate_argnums=0)
     state, times = create_state(params, optimizer), []
-    for _ in range(repeats + 1):
+    program = step.lower(state, batch).compile()
+    sizes = program.memory_analysis()
+    needed = (
+        sizes.argument_size_in_bytes
+        + sizes.temp_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+    )
+    for _ in range(REPEATS):
         began = time.perf_counter()
-        state, metrics = update(state, {}, batch, key)
+        state, metrics = program(state, batch)
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - began)
-    return {"seconds": statistics.median(times[1:]), "bytes": float(temporaries)}
+    return {"seconds": min(times), "bytes": float(needed)}
 
 
-def sampling(samples: int, *, repeats: int = 5) -> dict[str, float]:
-    """Seconds for `samples` completions each of two prompts of 64 tokens, 64 new tokens."""
+def sampling(samples: int) -> dict[str, float]:
+    """Seconds for `samples` completions each of two prompts of 64 tokens, 64 new tokens; bytes the process grew by."""
     sampler = Sampler(models.create(small(4096, 4), key=jax.random.key(0)))
-    prompts, times = [list(range(4, 68)), list(range(5, 69))], []
-    for number in range(repeats + 1):
-        began = time.perf_counter()
-        sampler.generate(
-            prompts, max_new_tokens=64, key=jax.random.key(number), stop_tokens=(), num_samples=samples
-        )
+    prompts, times, grown = [list(range(4, 68)), list(range(5, 69))], [], []
+    for number in range(REPEATS):
+        key = jax.random.key(number)
+        forget_peak()
+        held, began = memory(), time.perf_counter()
+        sampler.generate(prompts, max_new_tokens=64, key=key, stop_tokens=(), num_samples=samples)
         times.append(time.perf_counter() - began)
-    return {"seconds": statistics.median(times[1:])}
+        grown.append(peak_memory() - held)
+    # The first compiles.
+    return {"seconds": min(times[1:]), "bytes": float(max(grown[1:]))}
 
 
-def plot(found: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """A panel a number that was doubled, both axes logarithmic, with a straight line of slope 1."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(found), figsize=(3.2 * len(found), 3.2), constrained_layout=True)
-    for axis, (name, points) in zip(axes, found.items(), strict=True):
-        at = [p["at"] for p in points]
-        axis.loglog(at, [p["seconds"] for p in points], "o-", label="step, s")
-        axis.loglog(at, [points[0]["seconds"] * a / at[0] for a in at], ":", color="gray", label="linear")
-        if "bytes" in points[0]:
-            axis.loglog(at, [p["bytes"] / 2**30 for p in points], "s--", label="temporaries, GiB")
-        axis.set_xlabel(name)
-        axis.set_xticks(at, [str(a) for a in at])
-        axis.minorticks_off()
-        axis.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+def point(curve: str, at: int) -> dict[str, float]:
+    """One point of a curve."""
+    found = sampling(at) if curve == "samples" else training(**{**BASE, curve: at})
+    return {"at": at, **found}
 
 
-def main() -> None:
-    """Measures all curves."""
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """A Markdown table, a row a point, with the slope at the end of each curve."""
+    lines = ["| | at | step, ms | memory, MiB | slope at the end: time, memory |", "|---|---:|---:|---:|---|"]
+    for name, points in found.items():
+        for p in points:
+            whole = p is points[-1] and len(points) == len(CURVES[name])
+            ends = f"{slope(points, 'seconds'):.2f}, {slope(points, 'bytes'):.2f}" if whole else ""
+            lines.append(
+                f"| {name} | {p['at']:,} | {p['seconds'] * 1e3:,.1f} | {p['bytes'] / 2**20:,.1f} | {ends} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measures the points that are missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/growth"), help="folder for the results")
-    output = parser.parse_args().output
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/growth"), help="folder for the results (runs/growth)"
+    )
+    parser.add_argument("--minutes", type=float, default=60, help="begin no point after so long (60)")
+    parser.add_argument("--docs", action="store_true", help="copy the picture to docs/performance")
+    arguments = parser.parse_args()
+    output, began = arguments.output, time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[dict[str, float]]] = {}
+    path = output / "growth.json"
+    found: dict[str, list[dict[str, float]]] = json.loads(path.read_text()) if path.is_file() else {}
     for name, values in CURVES.items():
-        found[name] = [{"at": v, **training(**{**BASE, name: v})} for v in values]
-        rows = "  ".join(
-            f"{p['at']}: {p['seconds'] * 1e3:.0f} ms {p['bytes'] / 2**20:.0f} MiB" for p in found[name]
-        )
-        print(f"{name:12} {rows}", flush=True)
-    found["samples"] = [{"at": v, **sampling(v)} for v in SAMPLES]
-    print(f"{'samples':12} " + "  ".join(f"{p['at']}: {p['seconds'] * 1e3:.0f} ms" for p in found["samples"]))
-    (output / "growth.json").write_text(json.dumps(found, indent=1))
-    plot(found, output / "growth.png")
+        points = found.setdefault(name, [])
+        for at in values[len(points) :]:
+            if time.perf_counter() - began > 60 * arguments.minutes:
+                print(f"stopped before {name} {at}: the same command goes on")
+                return 3
+            points.append(point(name, at))
+            path.write_text(json.dumps(found, indent=1))
+            print(
+                f"{name} {at:,}: {points[-1]['seconds'] * 1e3:,.1f} ms, {points[-1]['bytes'] / 2**20:,.1f} MiB",
+                flush=True,
+            )
+    print(table(found))
+    (output / "growth.png").write_bytes(growth(found, THEORY))
+    if arguments.docs:
+        DOCS.mkdir(exist_ok=True)
+        shutil.copy(output / "growth.png", DOCS / "growth.png")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
