@@ -253,7 +253,8 @@ def share(name: str, row: dict[str, float]) -> str:
         )
         return f"{text} of the time | {GENERATION:.0%} at most{'' if reached else ', missed'}"
     if name.startswith("decode"):
-        return f"{row['roofline']:.1%} of the roofline | {ROOFLINE:.0%}{'' if row['roofline'] >= ROOFLINE else ', missed'}"
+        missed = "" if row["roofline"] >= ROOFLINE else ", missed"
+        return f"{row['roofline']:.1%} of the roofline | {ROOFLINE:.0%}{missed}"
     text = f"{row['mfu']:.1%} MFU"
     if name.startswith("lora"):
         return (
@@ -277,9 +278,8 @@ def table(found: dict[str, Any]) -> str:
         "|---|---:|---:|---|---|---:|",
     ]
     for name, row in found["rows"].items():
-        lines.append(
-            f"| {name} | {row['ms']:,.1f} | {row['tokens_per_second']:,.0f} | {share(name, row)} | {row['peak_gib']:.1f} |"
-        )
+        speed = f"{row['ms']:,.1f} | {row['tokens_per_second']:,.0f}"
+        lines.append(f"| {name} | {speed} | {share(name, row)} | {row['peak_gib']:.1f} |")
     return "\n".join(lines)
 
 

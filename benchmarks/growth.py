@@ -1,7 +1,7 @@
 """How step time and memory grow with the length of rows, their number, the vocabulary, layers and samples.
 
-usage: python benchmarks/growth.py [--output runs/growth] [--minutes 3] [--docs]: goes on where it stopped; writes growth.json
-and growth.png, prints a table; --docs copies the picture to docs/performance/
+usage: python benchmarks/growth.py [--output runs/growth] [--minutes 3] [--docs]: goes on where it stopped; writes
+growth.json, growth.md and growth.png; --docs puts table and picture into docs/performance.md
 
 Each point of a curve doubles one number of a small Llama and leaves the others. Memory is what the compiled step needs
 for its state, batch and temporaries, which XLA states exactly; of sampling, what the process grew by at its most.

@@ -1,4 +1,4 @@
-"""Cases whose sides run by themselves: the memory of a few steps, and the time from a process's start to its first step."""
+"""Cases whose sides run by themselves: the memory of a few steps, and the time from process start to first step."""
 
 import shutil
 import time

@@ -3,6 +3,7 @@
 usage: peer.py CASE FOLDER (started by run.py, with the Python of .venv-parity)
 """
 
+import itertools
 import json
 import os
 import sys
@@ -195,14 +196,14 @@ def train(case: Case, folder: Path, gate: Gate) -> None:
 
 
 def packing_gap(trainer: Any) -> float:
-    """How much the logits of packed rows differ from those of the same rows alone: not at all unless rows see each other."""
+    """How much packing changes the logits of rows: not at all, unless packed rows see each other."""
     rows = [trainer.train_dataset[i] for i in range(2)]
     inputs = trainer.data_collator(rows)
     model, ids, gap = trainer.model, inputs["input_ids"][0], 0.0
     starts = [*inputs["cu_seq_lens_q"].tolist()]
     with torch.no_grad():
         packed = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False).logits[0]
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in itertools.pairwise(starts):
             alone = model(input_ids=ids[None, start:end], use_cache=False).logits[0]
             gap = max(gap, float((packed[start:end] - alone).abs().max()))
     return gap

@@ -4,6 +4,7 @@ What differs from jaxalign and is matched by settings there: gradients are never
 share one optimizer. What differs and is left: old log-probs are the sampler's, where jaxalign scores the rollout anew.
 """
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,8 @@ def train(case: Case, folder: Path, gate: Gate, common: dict[str, Any]) -> None:
             norms.append(float(torch.stack(grads).norm()))
 
     trainer.optimizer.optimizer.register_step_pre_hook(norm)
-    try:
+    with contextlib.suppress(Stop):
         trainer.train()
-    except Stop:
-        pass
     passes = trainer.args.num_ppo_epochs
     gate.answer(
         losses=callback.policy,

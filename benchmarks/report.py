@@ -94,7 +94,8 @@ def steps(found: Results) -> str:
 def starts(found: Results) -> str:
     """The table of times to the first step."""
     lines = [
-        "| case | ratio (95% interval) | target | s to the end of the first step, ours / peer | of which compiled or read from the cache |",
+        "| case | ratio (95% interval) | target | s to the end of the first step, ours / peer "
+        "| of which compiling, or reading what was compiled |",
         "|---|---|---|---:|---:|",
     ]
     for case, result in found:
@@ -102,9 +103,8 @@ def starts(found: Results) -> str:
             middle, low, high = start_ratio(result)
             times = " / ".join(f"{statistics.median(result['seconds'][side]):.1f}" for side in SIDES)
             compiled = statistics.median(result["compile_seconds"])
-            lines.append(
-                f"| {case.name} | {middle:.2f} [{low:.2f}, {high:.2f}] | {verdict(case, middle)} | {times} | {compiled:.1f} |"
-            )
+            value = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+            lines.append(f"| {case.name} | {value} | {verdict(case, middle)} | {times} | {compiled:.1f} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
