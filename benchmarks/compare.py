@@ -199,6 +199,7 @@ def measure(case: Case, folder: Path, sides: Sides, *, pairs: int, seconds: floa
         "programs": programs[0],
         "recompilations": programs[1] - programs[0],
         "memory": {name: answer["memory"] for name, answer in last.items()},
+        "packing_gap": last["peer"].get("packing_gap"),
         "compared": {
             name: {key: answer.get(key, [])[:CHECKED] for key in COMPARED} for name, answer in last.items()
         },

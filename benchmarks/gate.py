@@ -76,6 +76,11 @@ class Gate:
         """Sends one line."""
         print(json.dumps(values), file=self._answers, flush=True)
 
+    def close(self) -> None:
+        """Lets go of the pipes."""
+        self._commands.close()
+        self._answers.close()
+
     def _wait(self) -> None:
         words = self._commands.readline().split()
         if words[:1] != ["run"]:

@@ -26,6 +26,7 @@ from shapes import dialogue_lengths, shape
 
 from jaxalign import losses, models
 from jaxalign.data import packed
+from jaxalign.data.packing import best_fit_decreasing
 from jaxalign.models import LoraConfig, ModelConfig
 from jaxalign.rollout import Sampler, join_rows
 from jaxalign.training.grpo import grpo_loss
@@ -102,12 +103,13 @@ def model_of(name: str, *, trained: bool) -> tuple[Any, Any]:
 
 
 def packed_batch(vocabulary: int, rows: int, length: int) -> dict[str, Any]:
-    """Rows as long as real dialogues are, and whole rows of the longest kind, packed into `rows` of `length` tokens."""
+    """`rows` packed rows of `length` tokens: half of them one long text each, half as many dialogues as fit."""
     random = np.random.default_rng(0)
-    lengths, room = [length] * (rows // 2), (rows - rows // 2) * length
-    while room:
-        lengths.append(min(room, length, int(random.choice(dialogue_lengths()))))
-        room -= lengths[-1]
+    lengths = [length] * (rows // 2)
+    while (
+        len(best_fit_decreasing(more := [*lengths, int(random.choice(dialogue_lengths()))], length)) <= rows
+    ):
+        lengths = more
     columns, counts = np.arange(length), np.asarray(lengths, np.int32)
     batch = {
         "tokens": random.integers(4, vocabulary, (len(counts), length)).astype(np.int32),
@@ -130,7 +132,7 @@ def operations(config: ModelConfig, count: int, lengths: Any, *, lora: bool = Fa
 
 
 def training(name: str, rows: int, length: int, *, lora: bool) -> dict[str, float]:
-    """Steps of SFT on packed rows: half of them one long text each, half as many dialogues as fit."""
+    """Steps of SFT on packed rows; padding is no useful token, and counts as no work."""
     definition, params = model_of(name, trained=not lora)
     count, config = models.params_count(params), definition.config
     settings = LoraConfig(enabled=lora, rank=16) if lora else None

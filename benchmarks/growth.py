@@ -10,7 +10,6 @@ for its state, batch and temporaries, which XLA states exactly; of sampling, wha
 import argparse
 import dataclasses
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from gate import forget_peak, memory, peak_memory
+from pages import fill
 from plots import growth, slope
 from shapes import shape
 
@@ -30,7 +30,6 @@ from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_update
 
-DOCS = Path(__file__).parent.parent / "docs" / "performance"
 BASE = {"length": 256, "rows": 4, "vocabulary": 4096, "layers": 4}
 CURVES = {
     "length": (128, 256, 512, 1024, 2048),
@@ -141,7 +140,7 @@ def main() -> int:
         "--output", type=Path, default=Path("runs/growth"), help="folder for the results (runs/growth)"
     )
     parser.add_argument("--minutes", type=float, default=60, help="begin no point after so long (60)")
-    parser.add_argument("--docs", action="store_true", help="copy the picture to docs/performance")
+    parser.add_argument("--docs", action="store_true", help="write docs/performance.md and its picture too")
     arguments = parser.parse_args()
     output, began = arguments.output, time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
@@ -159,11 +158,12 @@ def main() -> int:
                 f"{name} {at:,}: {points[-1]['seconds'] * 1e3:,.1f} ms, {points[-1]['bytes'] / 2**20:,.1f} MiB",
                 flush=True,
             )
-    print(table(found))
-    (output / "growth.png").write_bytes(growth(found, THEORY))
+    text, picture = table(found), growth(found, THEORY)
+    print(text)
+    (output / "growth.md").write_text(text + "\n")
+    (output / "growth.png").write_bytes(picture)
     if arguments.docs:
-        DOCS.mkdir(exist_ok=True)
-        shutil.copy(output / "growth.png", DOCS / "growth.png")
+        fill("growth", text, picture)
     return 0
 
 

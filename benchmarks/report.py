@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from cases import CASES, Case
-from compare import HERE, ratio
+from compare import ratio
 from once import memory_ratio, start_ratio
+from pages import fill
 
 Results = list[tuple[Case, dict[str, Any]]]
-DOCS = HERE.parent / "docs"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 SIDES = ("ours", "peer")
 
 
 def results(folder: Path) -> Results:
     """What was measured, in the order of the cases."""
-    paths = {case: folder / case.name / "result.json" for case in CASES}
-    return [(case, json.loads(path.read_text())) for case, path in paths.items() if path.is_file()]
+    paths = [(case, folder / case.name / "result.json") for case in CASES]
+    return [(case, json.loads(path.read_text())) for case, path in paths if path.is_file()]
 
 
 def headline(case: Case, result: dict[str, Any]) -> str:
@@ -161,14 +160,7 @@ def write_report(folder: Path, *, docs: bool = False) -> str:
     picture = ratios([row for row in (bar(case, result) for case, result in found) if row])
     (folder / "ratios.png").write_bytes(picture)
     if docs:
-        page = DOCS / "performance.md"
-        before, begin, rest = page.read_text().partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not begin or not end:
-            raise SystemExit(f"report: error: {page}: no {BEGIN} and {END}")
-        page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
-        (DOCS / "performance").mkdir(exist_ok=True)
-        (DOCS / "performance" / "ratios.png").write_bytes(picture)
+        fill("ratios", text, picture)
     return text
 
 
