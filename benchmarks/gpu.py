@@ -106,9 +106,10 @@ def packed_batch(vocabulary: int, rows: int, length: int) -> dict[str, Any]:
     """`rows` packed rows of `length` tokens: half of them one long text each, half as many dialogues as fit."""
     random = np.random.default_rng(0)
     lengths = [length] * (rows // 2)
-    while (
-        len(best_fit_decreasing(more := [*lengths, int(random.choice(dialogue_lengths()))], length)) <= rows
-    ):
+    while True:
+        more = [*lengths, min(length, int(random.choice(dialogue_lengths())))]
+        if len(best_fit_decreasing(more, length)) > rows:
+            break
         lengths = more
     columns, counts = np.arange(length), np.asarray(lengths, np.int32)
     batch = {

@@ -53,11 +53,18 @@ def test_sides_that_compute_something_else_are_not_timed(benchmark, compare, nam
         compare.check(case(benchmark, "ppo-s"), last)
 
 
-@pytest.mark.parametrize("name", ["tokens", "grad_norms"])
-def test_a_side_that_reports_nothing_to_compare_is_not_timed(benchmark, compare, name):
-    silent = {**COMPARED, name: []}
-    with pytest.raises(compare.BenchmarkError, match=f"no {name} to compare"):
-        compare.check(case(benchmark, "sft-s"), {"ours": silent, "peer": silent})
+@pytest.mark.parametrize("name", ["tokens", "losses", "grad_norms"])
+def test_a_side_that_reports_too_few_steps_is_not_timed(benchmark, compare, name):
+    silent = {**COMPARED, name: COMPARED[name][:9]}
+    with pytest.raises(compare.BenchmarkError, match=f"9 {name} to compare, expected 10"):
+        compare.check(case(benchmark, "sft-s"), {"ours": silent, "peer": COMPARED})
+
+
+def test_the_memory_of_a_few_steps_needs_one_that_is_compared(benchmark, compare):
+    few = {name: values[:1] for name, values in COMPARED.items()}
+    compare.check(case(benchmark, "memory-128k"), {"ours": few, "peer": COMPARED})
+    with pytest.raises(compare.BenchmarkError, match="0 tokens to compare"):
+        compare.check(case(benchmark, "memory-128k"), {"ours": few | {"tokens": []}, "peer": COMPARED})
 
 
 @pytest.mark.parametrize("gap", [1e-2, float("nan")])

@@ -17,6 +17,8 @@ def test_packed_rows_are_as_many_as_asked_for_and_nearly_full(benchmark):
     assert filled == batch["lengths"].sum() and 0.9 * 4 * 1024 < filled <= 4 * 1024
     assert (batch["lengths"] == 1024).sum() == 2 and len(batch["lengths"]) > 6
     assert batch["mask"].sum() == filled - len(batch["lengths"])
+    short = benchmark("gpu").packed_batch(512, 2, 64)  # dialogues longer than a row are cut
+    assert short["packed"].shape == (2, 64) and short["lengths"].max() == 64
 
 
 def test_operations_are_those_of_the_products(benchmark):
