@@ -255,6 +255,8 @@ def check(case: Case, last: dict[str, dict[str, Any]]) -> None:
             )
         return
     tolerances = {"tokens": 0.0, "losses": 1e-4, "value_losses": 1e-4, "grad_norms": 1e-3}
+    # Where rows are sampled, a loss is the mean of terms of size 1 that cancel.
+    least = 0.1 if case.task in ("grpo", "ppo") else 1e-2
     steps = CHECKED if case.kind == "time" else 1
     for name in COMPARED if case.task == "ppo" else [n for n in COMPARED if n != "value_losses"]:
         # jaxalign logs a step when the next is under way: where it is stopped soon it has logged one less.
@@ -262,7 +264,7 @@ def check(case: Case, last: dict[str, dict[str, Any]]) -> None:
         if len(pairs) < steps:
             raise BenchmarkError(f"{case.name}: {len(pairs)} {name} to compare, expected {steps}")
         for step, (a, b) in enumerate(pairs, start=1):
-            allowed = tolerances[name] * (200 if case.low_precision else 1) * max(abs(b), 1e-2)
+            allowed = tolerances[name] * (200 if case.low_precision else 1) * max(abs(b), least)
             if not abs(a - b) <= allowed:
                 raise BenchmarkError(f"{case.name}: step {step}: {name} {a:.6g} here, {b:.6g} there")
 

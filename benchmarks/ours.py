@@ -4,6 +4,7 @@ usage: ours.py CASE FOLDER (started by run.py)
 """
 
 import contextlib
+import importlib
 import json
 import sys
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ import jaxalign
 from jaxalign.cli.main import COMMANDS, load, read_settings, use_device
 from jaxalign.data import BatchIterator
 from jaxalign.runs import Run
-from jaxalign.training.on_policy import OnPolicyTrainer
 
 
 class Compilations:
@@ -137,24 +137,41 @@ def on_policy(case: Case, folder: Path) -> list[str]:
     ]
 
 
-def watch(case: Case, gate: Gate) -> None:
-    """Stops before each step, counts its tokens, and takes the time of its batch and of the log."""
-    take, write, passes = BatchIterator.next, Run.log_metrics, OnPolicyTrainer.passes
+def watch_batches(case: Case, gate: Gate) -> None:
+    """Stops before each batch, counts its tokens and takes the time of making it."""
+    take = BatchIterator.next
 
     def next_batch(self: BatchIterator) -> Any:
         gate.between()
         with gate.clock("data"):
             batch = take(self)
-        if "mask" in batch:
-            # A pair counts by its whole rows in reward modelling, else a row by the tokens in its loss.
-            gate.count(batch["lengths"].sum() if case.task == "reward" else batch["mask"].sum())
+        # A pair counts by its whole rows in reward modelling, else a row by the tokens in its loss.
+        gate.count(batch["lengths"].sum() if case.task == "reward" else batch["mask"].sum())
         return batch
 
-    def counted(
-        self: OnPolicyTrainer, number: int, data: dict[str, np.ndarray], *args: Any, **more: Any
-    ) -> Any:
+    BatchIterator.next = next_batch  # type: ignore[method-assign]
+
+
+def watch_updates(case: Case, gate: Gate) -> None:
+    """Stops before each rollout, and counts the tokens that its passes are made over."""
+    trainer = importlib.import_module(f"jaxalign.training.{case.task}").Trainer
+    update, passes = trainer.update, trainer.passes
+
+    # Not before its batch: a trainer's own clock would run while the other side has its turn.
+    def gated(self: Any, number: int) -> Any:
+        gate.between()
+        return update(self, number)
+
+    def counted(self: Any, number: int, data: dict[str, np.ndarray], *args: Any, **more: Any) -> Any:
         gate.count(data["mask"].sum())
         return passes(self, number, data, *args, **more)
+
+    trainer.update, trainer.passes = gated, counted
+
+
+def watch_log(gate: Gate) -> None:
+    """Takes the time of the log, and from it the parts of an update."""
+    write = Run.log_metrics
 
     def log_metrics(self: Run, step: int, values: Mapping[str, float]) -> None:
         for part in ("sample", "score", "optimize"):
@@ -163,16 +180,17 @@ def watch(case: Case, gate: Gate) -> None:
         with gate.clock("logging"):
             write(self, step, values)
 
-    BatchIterator.next = next_batch  # type: ignore[method-assign]
-    OnPolicyTrainer.passes = counted  # type: ignore[method-assign]
     Run.log_metrics = log_metrics  # type: ignore[method-assign]
 
 
 def train(case: Case, folder: Path, gate: Gate) -> None:
     """Runs the command until the driver stops it, then reports what its steps logged."""
-    watch(case, gate)
+    watch_log(gate)
     if case.task in ("grpo", "ppo"):
+        watch_updates(case, gate)
         give_completions(case)
+    else:
+        watch_batches(case, gate)
     command = COMMANDS[case.task]
     config = read_settings(command, settings(case, folder))
     use_device(config)

@@ -24,7 +24,6 @@ def ratios(rows: Sequence[tuple[str, float, float, float, float | None]]) -> byt
     axes.plot([], [], "|", color=THEIRS, markersize=12, markeredgewidth=2.5, label="target")
     axes.axvline(1, color=GREY, linewidth=1)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
-    axes.invert_yaxis()
     axes.set_xscale("log")
     ticks = [t for t in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8) if _within(t, rows)]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize=8)
@@ -34,7 +33,8 @@ def ratios(rows: Sequence[tuple[str, float, float, float, float | None]]) -> byt
     )
     axes.grid(alpha=0.25, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False, loc="best")
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return _png(figure)
 
 
@@ -70,7 +70,8 @@ def growth(found: dict[str, list[dict[str, float]]], theory: dict[str, str]) -> 
             axes.loglog(at, [values[-1] * a / at[-1] for a in at], ":", color=GREY)
             axes.set_title(f"slope at the end {slope(points, kind):.2f}", fontsize=8, loc="left")
             axes.set_xticks(at, [f"{a:,}" for a in at], fontsize=7)
-            axes.tick_params(axis="y", labelsize=7)
+            ends = sorted({min(values), max(values)})
+            axes.set_yticks(ends, [f"{v:,.3g}" for v in ends], fontsize=7)
             axes.minorticks_off()
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)

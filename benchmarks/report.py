@@ -127,7 +127,7 @@ def splits(found: Results) -> str:
     """Where the time of a step went, a line a case."""
     lines = []
     for case, result in found:
-        if case.kind != "time":
+        if case.kind != "time" or not any(result["split"].values()):
             continue
         sides = []
         for side in SIDES:
