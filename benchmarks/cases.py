@@ -62,6 +62,15 @@ class Case:
         return MODELS[self.model]
 
     @property
+    def about(self) -> str:
+        """What is compared, in a line."""
+        rows = f"batch {self.batch}{', rows as long as dialogues' if self.chat else ''}"
+        ours = [f"jaxalign {setting.removeprefix('--')}" for setting in self.ours]
+        peer = [f"peer {name}" + ("" if value is True else f" {value}") for name, value in self.peer.items()]
+        precision = "bfloat16" if self.bf16 else "float32"
+        return "; ".join([f"{self.task}, model {self.model}, {rows}, {precision}", *ours, *peer])
+
+    @property
     def low_precision(self) -> bool:
         """Whether either side computes in bfloat16."""
         return self.bf16 or bool(self.peer.get("bf16"))
@@ -72,38 +81,54 @@ PACKED = ("--train.packing=true",)
 DEFAULTS = {"bf16": True, "checkpointing": True}
 
 CASES = [
-    Case("sft-s", "sft", "S", target=1.2),
+    Case("sft-s", "sft", "S", target=1.2, minutes=2),
     Case("sft-s-bf16", "sft", "S", bf16=True, target=1.5),
     # What users get who change nothing: bfloat16 and gradient checkpointing there, float32 here.
     Case("sft-s-defaults", "sft", "S", peer=DEFAULTS),
-    Case("sft-s-peer-huge-pages", "sft", "S", peer={"huge_pages": True}),
+    Case("sft-s-peer-huge-pages", "sft", "S", peer={"huge_pages": True}, minutes=2, default=False),
     Case("sft-chat-s", "sft", "S", chat=True, target=3.0, ours=PACKED, peer=DEFAULTS),
     # The peer at its best: float32, no checkpointing; its padded rows, then its own packing.
-    Case("sft-chat-s-tuned", "sft", "S", chat=True, ours=PACKED),
+    Case("sft-chat-s-tuned", "sft", "S", chat=True, ours=PACKED, minutes=2),
     Case("sft-chat-s-peer-packed", "sft", "S", chat=True, ours=PACKED, peer={"packing": True}),
     Case("reward-s", "reward", "S", target=1.3),
-    Case("reward-s-bf16", "reward", "S", bf16=True, target=1.5),
+    Case("reward-s-bf16", "reward", "S", bf16=True, target=1.5, minutes=4),
     Case("dpo-s", "dpo", "S", target=1.5),
-    Case("dpo-s-bf16", "dpo", "S", bf16=True, target=2.0),
-    Case("dpo-s-precomputed", "dpo", "S", ours=("--reference_logps=precomputed",), peer={"precompute": True}),
-    Case("generate-s", "generate", "S", batch=16, target=1.5),
-    Case("generate-s-bf16", "generate", "S", bf16=True, batch=16, target=2.0),
-    Case("generate-s-compiled", "generate", "S", batch=16, target=1.5, peer={"cache": "static-compile"}),
-    Case("grpo-s", "grpo", "S", batch=16, target=2.0),
-    Case("ppo-s", "ppo", "S", batch=16, target=2.0),
-    Case("start-s", "sft", "S", kind="start", target=1.0),
-    Case("memory-128k", "sft", "H", kind="memory", batch=2, target=0.5, peer=DEFAULTS),
-    Case("sft-m", "sft", "M", target=2.5, default=False),
-    Case("sft-m-bf16", "sft", "M", bf16=True, target=2.5, default=False),
-    Case("reward-m", "reward", "M", target=1.3, default=False),
-    Case("dpo-m", "dpo", "M", target=2.5, default=False),
-    Case("dpo-m-bf16", "dpo", "M", bf16=True, target=2.0, default=False),
-    Case("generate-m", "generate", "M", batch=16, target=1.5, default=False),
-    Case("generate-m-bf16", "generate", "M", bf16=True, batch=16, target=2.0, default=False),
-    Case("grpo-m", "grpo", "M", batch=16, target=2.0, default=False),
+    Case("dpo-s-bf16", "dpo", "S", bf16=True, target=2.0, minutes=5),
+    Case(
+        "dpo-s-precomputed",
+        "dpo",
+        "S",
+        ours=("--reference_logps=precomputed",),
+        peer={"precompute": True},
+        minutes=5,
+        default=False,
+    ),
+    Case("generate-s", "generate", "S", batch=16, target=1.5, minutes=2.5),
+    Case("generate-s-bf16", "generate", "S", bf16=True, batch=16, target=2.0, minutes=4),
+    Case(
+        "generate-s-compiled",
+        "generate",
+        "S",
+        batch=16,
+        target=1.5,
+        peer={"cache": "static-compile"},
+        minutes=4,
+    ),
+    Case("grpo-s", "grpo", "S", batch=16, target=2.0, minutes=5),
+    Case("ppo-s", "ppo", "S", batch=16, target=2.0, minutes=7),
+    Case("start-s", "sft", "S", kind="start", target=1.0, minutes=4),
+    Case("memory-128k", "sft", "H", kind="memory", batch=2, target=0.5, peer=DEFAULTS, minutes=8),
+    Case("sft-m", "sft", "M", target=2.5, default=False, minutes=10),
+    Case("sft-m-bf16", "sft", "M", bf16=True, target=2.5, default=False, minutes=25),
+    Case("reward-m", "reward", "M", target=1.3, default=False, minutes=8),
+    Case("dpo-m", "dpo", "M", target=2.5, default=False, minutes=20),
+    Case("dpo-m-bf16", "dpo", "M", bf16=True, target=2.0, default=False, minutes=50),
+    Case("generate-m", "generate", "M", batch=16, target=1.5, default=False, minutes=6),
+    Case("generate-m-bf16", "generate", "M", bf16=True, batch=16, target=2.0, default=False, minutes=12),
+    Case("grpo-m", "grpo", "M", batch=16, target=2.0, default=False, minutes=20),
     # Four passes over a rollout, the peer's default: the clipped ratio is not 1 then.
-    Case("ppo-s-epochs", "ppo", "S", batch=16, peer={"epochs": 4}, default=False),
-    Case("ppo-m", "ppo", "M", batch=16, target=2.0, default=False),
+    Case("ppo-s-epochs", "ppo", "S", batch=16, peer={"epochs": 4}, minutes=15, default=False),
+    Case("ppo-m", "ppo", "M", batch=16, target=2.0, default=False, minutes=25),
     Case(
         "memory-128k-bf16",
         "sft",
@@ -113,6 +138,7 @@ CASES = [
         batch=2,
         target=0.5,
         peer=DEFAULTS,
+        minutes=8,
         default=False,
     ),
 ]

@@ -38,10 +38,14 @@ def headline(case: Case, result: dict[str, Any]) -> str:
 
 
 def tables(found: Results) -> str:
-    """All results as Markdown: what they were measured with, then a table a kind, then where the time went."""
-    return "\n\n".join(
-        part for part in (origin(found), steps(found), starts(found), memory(found), splits(found)) if part
-    )
+    """All results as Markdown: what they were measured with, a table a kind, what each case is, where time went."""
+    parts = (origin, steps, starts, memory, legend, splits)
+    return "\n\n".join(text for text in (part(found) for part in parts) if text)
+
+
+def legend(found: Results) -> str:
+    """What each case compares."""
+    return "\n".join(["What the cases are:", "", *(f"- {case.name}: {case.about}" for case, _ in found)])
 
 
 def origin(found: Results) -> str:

@@ -60,7 +60,9 @@ def main() -> int:
     )
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="these cases only")
     parser.add_argument("--all", action="store_true", help="every case, also those that take hours")
-    parser.add_argument("--list", action="store_true", help="name the cases and stop")
+    parser.add_argument(
+        "--list", action="store_true", help="name the cases, with the minutes each takes, and stop"
+    )
     parser.add_argument("--again", action="store_true", help="measure again what is there already")
     parser.add_argument("--pairs", type=int, default=7, help="repetitions of each side (7)")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a repetition (3)")
@@ -79,7 +81,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.list:
         for case in CASES:
-            print(f"{case.name:24} {'default' if case.default else '       '} {case.minutes:g} min")
+            default = "default" if case.default else ""
+            print(f"{case.name:24} {default:7} {case.minutes:4g} min  {case.about}")
         return 0
     try:
         cases = chosen(arguments)
@@ -93,6 +96,9 @@ def main() -> int:
     except BenchmarkError as error:
         print(f"bench: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("bench: stopped; what was measured is kept, the same command goes on", file=sys.stderr)
+        return 130
     print(write_report(arguments.output))
     return 1 if failed else 0
 
