@@ -108,12 +108,6 @@ def peak_memory() -> int:
     return _status("VmHWM")
 
 
-def forget_peak() -> None:
-    """Lets `peak_memory` begin anew from what the process holds now."""
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-
-
 def memory() -> int:
     """The memory this process holds, in bytes."""
     return _status("VmRSS")

@@ -53,7 +53,7 @@ def growth(found: dict[str, list[dict[str, float]]], theory: dict[str, str]) -> 
     """A column for each number that was doubled: step time above, memory below, each with a line of slope 1.
 
     Args:
-      found: points by what was doubled, each with `at`, `seconds` and `bytes`.
+      found: points by what was doubled, each with `at`, `seconds`, `cpu` (seconds of all threads) and `bytes`.
       theory: how time and memory should grow with it.
     """
     figure = Figure(figsize=(2.7 * len(found), 4.8), dpi=110, layout="constrained")
@@ -66,9 +66,15 @@ def growth(found: dict[str, list[dict[str, float]]], theory: dict[str, str]) -> 
             axes = grid[row][column]
             values = [p[kind] * unit for p in points]
             axes.loglog(at, values, "o-", color=colour, markersize=4)
+            if kind == "seconds":
+                axes.loglog(
+                    at, [p["cpu"] for p in points], "--", color=colour, linewidth=0.9, label="CPU time"
+                )
             # Through the last point: what is constant bends the curve at its beginning only.
             axes.loglog(at, [values[-1] * a / at[-1] for a in at], ":", color=GREY)
-            axes.set_title(f"slope at the end {slope(points, kind):.2f}", fontsize=8, loc="left")
+            title = f"slope at the end {slope(points, kind):.2f}"
+            title += f" (CPU time {slope(points, 'cpu'):.2f})" if kind == "seconds" else ""
+            axes.set_title(title, fontsize=8, loc="left")
             axes.set_xticks(at, [f"{a:,}" for a in at], fontsize=7)
             ends = sorted({min(values), max(values)})
             axes.set_yticks(ends, [f"{v:,.3g}" for v in ends], fontsize=7)
@@ -77,6 +83,8 @@ def growth(found: dict[str, list[dict[str, float]]], theory: dict[str, str]) -> 
             axes.spines[["top", "right"]].set_visible(False)
             if column == 0:
                 axes.set_ylabel(label, fontsize=8)
+                if row == 0:
+                    axes.legend(fontsize=7, frameon=False)
         grid[1][column].set_xlabel(f"{name}\ntheory: {theory[name]}", fontsize=8)
     return _png(figure)
 
