@@ -1,5 +1,6 @@
 """One case: start both sides, check that they compute the same, then let them run in turns."""
 
+import contextlib
 import json
 import os
 import random
@@ -79,13 +80,17 @@ class Child:
 
     def run(self, steps: int) -> dict[str, Any]:
         """Some steps."""
-        print(f"run {steps}", file=self.commands, flush=True)
+        return self.ask(f"run {steps}")
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """The answer to a command."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which `read` says
+            print(command, file=self.commands, flush=True)
         return self.read()
 
     def stop(self) -> dict[str, Any]:
         """Its last answer."""
-        print("stop", file=self.commands, flush=True)
-        last = self.read()
+        last = self.ask("stop")
         self.process.wait(timeout=300)
         return last
 
@@ -158,7 +163,8 @@ def measure(case: Case, folder: Path, sides: Sides, *, pairs: int, seconds: floa
     """
     children: list[Child] = []
     try:
-        children += [sides.start("ours", case, folder), sides.start("peer", case, folder)]
+        for name in ("ours", "peer"):
+            children.append(sides.start(name, case, folder))
         versions: dict[str, str] = {}
         for side in children:
             versions |= side.read()["versions"]

@@ -1,5 +1,7 @@
 """The arithmetic and the check of `benchmarks/compare.py`; no other library is started."""
 
+import contextlib
+
 import pytest
 
 COMPARED = {"tokens": [64] * 12, "losses": [1.0] * 12, "value_losses": [0.5] * 12, "grad_norms": [2.0] * 12}
@@ -100,3 +102,15 @@ def test_given_completions_are_the_same_in_every_process_and_differ_by_row(bench
 def test_the_default_cases_take_about_an_hour(benchmark):
     minutes = sum(c.minutes for c in benchmark("cases").CASES if c.default)
     assert 40 <= minutes <= 70
+
+
+def test_a_side_that_ends_is_reported_with_the_end_of_what_it_printed(compare, tmp_path):
+    side = compare.Child.start("ours", ["sh", "-c", "echo no such thing; exit 3"], tmp_path / "log", {})
+    side.process.wait()
+    try:
+        with pytest.raises(compare.BenchmarkError, match="ours ended with status 3: no such thing"):
+            side.run(1)
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            side.commands.close()
+        side.answers.close()
