@@ -22,7 +22,7 @@ DEV := .venv/dev-$(VERSION).stamp
 # --no-compile: Python compiles what is imported when it is; all of it at once doubles the time of installing.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all lint types format bench bench-all bench-peers bench-smoke goldens parity constraints clean venv
+.PHONY: demo test test-all lint types format bench bench-all bench-docs bench-peers bench-smoke goldens parity constraints clean venv
 .DEFAULT_GOAL := test
 
 demo: $(CORE)
@@ -49,13 +49,18 @@ format: $(DEV)
 
 # jaxalign against TRL and transformers, in turns, within one run; kept case by case in runs/bench. bench-all takes hours.
 bench: $(CORE) bench-peers
-	$(BIN)/python benchmarks/run.py --peer-python .venv-parity/bin/python $(ARGS)
+	$(RELEASES) $(BIN)/python benchmarks/run.py --peer-python .venv-parity/bin/python $(ARGS)
 
 bench-all: $(CORE) bench-peers
-	$(BIN)/python benchmarks/run.py --all --peer-python .venv-parity/bin/python $(ARGS)
+	$(RELEASES) $(BIN)/python benchmarks/run.py --all --peer-python .venv-parity/bin/python $(ARGS)
 
-# The peers live beside the references of make parity: the same torch and TRL, in a venv of their own.
-bench-peers: .venv/parity-$(VERSION).stamp
+# What was measured by make bench, and the growth curves (measured here where they are not yet), into docs/performance.md.
+bench-docs: $(CORE)
+	$(BIN)/python benchmarks/report.py --docs
+	$(BIN)/python benchmarks/growth.py --docs
+
+# The peers live beside the references of make parity: the same torch and TRL, in a venv of their own; PPO is of TRL 1.12.
+bench-peers: .venv/releases-$(VERSION).stamp
 
 # Ratios within jaxalign (packed rows, chunked head, cache, tiles); fails where one got much worse. Needs no peer.
 bench-smoke: $(CORE)

@@ -7,7 +7,9 @@ numbered by BENCH_READ and BENCH_WRITE, so what libraries print does not disturb
 import json
 import os
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -21,6 +23,10 @@ class Gate:
     Args:
       finish: waits until all work that was begun is done.
       facts: more to report at each stop, for example counts of compilations.
+
+    Attributes:
+      spent: seconds by name since the last command; what nobody took the time of is the step itself.
+      tokens: tokens that count, of each step so far.
     """
 
     def __init__(self, finish: Callable[[], None], facts: Callable[[], dict[str, Any]] = dict) -> None:
@@ -29,6 +35,20 @@ class Gate:
         self._finish, self._facts = finish, facts
         self._left = self._steps = 0
         self._begun: tuple[float, float, float] | None = None
+        self.spent: defaultdict[str, float] = defaultdict(float)
+        self.tokens: list[int] = []
+        self._counted = 0
+
+    @contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Adds the time of a block to `spent`."""
+        began = time.perf_counter()
+        yield
+        self.spent[name] += time.perf_counter() - began
+
+    def count(self, tokens: int) -> None:
+        """Called once a step: how many tokens count in it."""
+        self.tokens.append(int(tokens))
 
     def between(self) -> None:
         """Called before each step.
@@ -40,7 +60,15 @@ class Gate:
             if self._begun is not None:
                 self._finish()
                 wall, cpu, waited = (b - a for a, b in zip(self._begun, clocks(), strict=True))
-                self.answer(steps=self._steps, seconds=wall, cpu=cpu, waited=waited, **self._facts())
+                self.answer(
+                    steps=self._steps,
+                    seconds=wall,
+                    cpu=cpu,
+                    waited=waited,
+                    tokens=sum(self.tokens[self._counted :]),
+                    spent=dict(self.spent),
+                    **self._facts(),
+                )
             self._wait()
         self._left -= 1
 
@@ -48,11 +76,18 @@ class Gate:
         """Sends one line."""
         print(json.dumps(values), file=self._answers, flush=True)
 
+    def close(self) -> None:
+        """Lets go of the pipes."""
+        self._commands.close()
+        self._answers.close()
+
     def _wait(self) -> None:
         words = self._commands.readline().split()
         if words[:1] != ["run"]:
             raise Stop
         self._left = self._steps = int(words[1])
+        self._counted = len(self.tokens)
+        self.spent.clear()
         self._begun = clocks()
 
 
@@ -69,9 +104,18 @@ def clocks() -> tuple[float, float, float]:
 
 
 def peak_memory() -> int:
-    """The most memory this process has held, in bytes."""
+    """The most memory this process has held, in bytes (of this program alone, as ru_maxrss is not after exec)."""
+    return _status("VmHWM")
+
+
+def memory() -> int:
+    """The memory this process holds, in bytes."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
     with open("/proc/self/status") as file:
         for line in file:
-            if line.startswith("VmHWM"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     return 0

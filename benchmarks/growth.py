@@ -1,22 +1,28 @@
-"""How step time and peak memory grow with the length of rows, their number, the vocabulary, layers and samples.
+"""How step time and memory grow with the length of rows, their number, the vocabulary, layers and samples.
 
-usage: python benchmarks/growth.py [--output runs/growth]: writes growth.json and growth.png, prints a table (6 minutes)
+usage: python benchmarks/growth.py [--output runs/growth] [--minutes 3] [--docs]: goes on where it stopped; writes
+growth.json, growth.md and growth.png; --docs puts table and picture into docs/performance.md
 
-Each line of a curve doubles one number of a small Llama and leaves the others; memory is what the compiled program
-needs for temporaries, which XLA states exactly.
+Each point of a curve doubles one number of a small Llama and leaves the others. Memory is what the compiled step needs
+for its state, batch and temporaries, which XLA states exactly; of sampling, what its arrays (weights, caches) take.
 """
 
 import argparse
 import dataclasses
+import inspect
 import json
-import statistics
+import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from inputs import shape
+from pages import fill
+from plots import growth, slope
+from shapes import shape
 
 from jaxalign import models
 from jaxalign.rollout import Sampler
@@ -32,8 +38,17 @@ CURVES = {
     "rows": (1, 2, 4, 8, 16),
     "vocabulary": (2048, 4096, 8192, 16384, 32768),
     "layers": (2, 4, 8, 16),
+    "samples": (2, 4, 8, 16, 32),
 }
-SAMPLES = (1, 2, 4, 8, 16)
+# Both axes of each curve; what does not depend on the number (the head, the optimizer) comes on top.
+THEORY = {
+    "length": "memory linear,\ntime linear + attention's square",
+    "rows": "linear",
+    "vocabulary": "linear",
+    "layers": "linear",
+    "samples": "linear, but each decoding\nstep reads the weights once",
+}
+REPEATS = 7
 
 
 def small(vocabulary: int, layers: int) -> Any:
@@ -51,12 +66,11 @@ def small(vocabulary: int, layers: int) -> Any:
     )
 
 
-def training(length: int, rows: int, vocabulary: int, layers: int, *, repeats: int = 5) -> dict[str, float]:
-    """Seconds of an SFT step, and bytes of its temporaries."""
+def training(length: int, rows: int, vocabulary: int, layers: int) -> dict[str, float]:
+    """Seconds of an SFT step, and bytes it needs."""
     definition, params = models.split(models.create(small(vocabulary, layers), key=jax.random.key(0)))
     optimizer, _ = make_optimizer(OptimizerConfig(), 100)
-    loss = sft_loss(CausalPolicy(definition), SFTLossConfig())
-    update = make_update(loss, sft_counts, optimizer)
+    update = make_update(sft_loss(CausalPolicy(definition), SFTLossConfig()), sft_counts, optimizer)
     random = np.random.default_rng(0)
     mask = np.ones((rows, length), bool)
     mask[:, 0] = False
@@ -67,71 +81,121 @@ def training(length: int, rows: int, vocabulary: int, layers: int, *, repeats: i
         "valid": np.ones(rows, bool),
     }
     key = jax.random.key(1)
-    gradient = jax.jit(jax.grad(lambda p: loss(p, {}, batch, None, sft_counts(batch))[0]))
-    temporaries = gradient.lower(params).compile().memory_analysis().temp_size_in_bytes
     state, times = create_state(params, optimizer), []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
+    for _ in range(REPEATS + 1):
+        began = clock()
         state, metrics = update(state, {}, batch, key)
         jax.block_until_ready((state, metrics))
-        times.append(time.perf_counter() - began)
-    return {"seconds": statistics.median(times[1:]), "bytes": float(temporaries)}
+        times.append(clock() - began)
+    # The program that ran, compiled already.
+    program = inspect.getclosurevars(update).nonlocals["compiled"].lower(state, {}, batch, key).compile()
+    sizes = program.memory_analysis()
+    needed = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
+    needed += sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return {**quickest(times[1:]), "bytes": float(needed)}
 
 
-def sampling(samples: int, *, repeats: int = 5) -> dict[str, float]:
-    """Seconds for `samples` completions each of two prompts of 64 tokens, 64 new tokens."""
+def clock() -> np.ndarray:
+    """Seconds of wall time, and of CPU time of all threads."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def quickest(times: list[np.ndarray]) -> dict[str, float]:
+    """The least of several, each by itself: other processes only add."""
+    seconds, cpu = np.min(times, axis=0).tolist()
+    return {"seconds": seconds, "cpu": cpu}
+
+
+def sampling(samples: int) -> dict[str, float]:
+    """Seconds for `samples` completions each of two prompts of 64 tokens, 64 new tokens; bytes its arrays take."""
     sampler = Sampler(models.create(small(4096, 4), key=jax.random.key(0)))
     prompts, times = [list(range(4, 68)), list(range(5, 69))], []
-    for number in range(repeats + 1):
-        began = time.perf_counter()
-        sampler.generate(
-            prompts, max_new_tokens=64, key=jax.random.key(number), stop_tokens=(), num_samples=samples
-        )
-        times.append(time.perf_counter() - began)
-    return {"seconds": statistics.median(times[1:])}
+
+    def sample(number: int) -> None:
+        key = jax.random.key(number)
+        sampler.generate(prompts, max_new_tokens=64, key=key, stop_tokens=(), num_samples=samples)
+
+    needed = held_at_most(lambda: sample(0))
+    for number in range(1, REPEATS + 1):
+        began = clock()
+        sample(number)
+        times.append(clock() - began)
+    return {**quickest(times), "bytes": float(needed)}
 
 
-def plot(found: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """A panel a number that was doubled, both axes logarithmic, with a straight line of slope 1."""
-    import matplotlib
+def held_at_most(run: Callable[[], None]) -> int:
+    """The most bytes that all arrays took at once while something ran, seen every half millisecond."""
+    done, most = threading.Event(), 0
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.0005):
+            most = max(most, sum(array.nbytes for array in jax.live_arrays()))
 
-    figure, axes = plt.subplots(1, len(found), figsize=(3.2 * len(found), 3.2), constrained_layout=True)
-    for axis, (name, points) in zip(axes, found.items(), strict=True):
-        at = [p["at"] for p in points]
-        axis.loglog(at, [p["seconds"] for p in points], "o-", label="step, s")
-        axis.loglog(at, [points[0]["seconds"] * a / at[0] for a in at], ":", color="gray", label="linear")
-        if "bytes" in points[0]:
-            axis.loglog(at, [p["bytes"] / 2**30 for p in points], "s--", label="temporaries, GiB")
-        axis.set_xlabel(name)
-        axis.set_xticks(at, [str(a) for a in at])
-        axis.minorticks_off()
-        axis.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    return most
 
 
-def main() -> None:
-    """Measures all curves."""
+def point(curve: str, at: int) -> dict[str, float]:
+    """One point of a curve."""
+    found = sampling(at) if curve == "samples" else training(**{**BASE, curve: at})
+    return {"at": at, **found}
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """A Markdown table, a row a point, with the slopes at the end of each curve."""
+    lines = [
+        "| | at | step, ms | CPU time of it, ms | memory, MiB | slope at the end: time, CPU time, memory |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for name, points in found.items():
+        for p in points:
+            whole = p is points[-1] and len(points) == len(CURVES[name])
+            ends = ", ".join(f"{slope(points, kind):.2f}" for kind in ("seconds", "cpu", "bytes") if whole)
+            times = f"{p['seconds'] * 1e3:,.1f} | {p['cpu'] * 1e3:,.1f}"
+            lines.append(f"| {name} | {p['at']:,} | {times} | {p['bytes'] / 2**20:,.1f} | {ends} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measures the points that are missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/growth"), help="folder for the results")
-    output = parser.parse_args().output
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/growth"), help="folder for the results (runs/growth)"
+    )
+    parser.add_argument("--minutes", type=float, default=60, help="begin no point after so long (60)")
+    parser.add_argument("--docs", action="store_true", help="write docs/performance.md and its picture too")
+    arguments = parser.parse_args()
+    output, began = arguments.output, time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[dict[str, float]]] = {}
+    path = output / "growth.json"
+    found: dict[str, list[dict[str, float]]] = json.loads(path.read_text()) if path.is_file() else {}
     for name, values in CURVES.items():
-        found[name] = [{"at": v, **training(**{**BASE, name: v})} for v in values]
-        rows = "  ".join(
-            f"{p['at']}: {p['seconds'] * 1e3:.0f} ms {p['bytes'] / 2**20:.0f} MiB" for p in found[name]
-        )
-        print(f"{name:12} {rows}", flush=True)
-    found["samples"] = [{"at": v, **sampling(v)} for v in SAMPLES]
-    print(f"{'samples':12} " + "  ".join(f"{p['at']}: {p['seconds'] * 1e3:.0f} ms" for p in found["samples"]))
-    (output / "growth.json").write_text(json.dumps(found, indent=1))
-    plot(found, output / "growth.png")
+        points = found.setdefault(name, [])
+        for at in values[len(points) :]:
+            if time.perf_counter() - began > 60 * arguments.minutes:
+                print(f"stopped before {name} {at}: the same command goes on")
+                return 3
+            points.append(point(name, at))
+            path.write_text(json.dumps(found, indent=1))
+            print(
+                f"{name} {at:,}: {points[-1]['seconds'] * 1e3:,.1f} ms, {points[-1]['bytes'] / 2**20:,.1f} MiB",
+                flush=True,
+            )
+    text, picture = table(found), growth(found, THEORY)
+    print(text)
+    (output / "growth.md").write_text(text + "\n")
+    (output / "growth.png").write_bytes(picture)
+    if arguments.docs:
+        fill("growth", text, picture)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from cases import MODELS, PROMPT, SEED, Case
+from cases import PROMPT, SEED, Case
+from shapes import dialogue_lengths, shape
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from jaxalign import models
-from jaxalign.models import HeadConfig, ModelConfig
+from jaxalign.models import HeadConfig
 
 ROWS = 640
-# Tokens of real dialogues (quantiles 1/64, 3/64, ...): made by `python benchmarks/lengths.py`.
-LENGTHS = Path(__file__).parent / "lengths.json"
+# Tokens of all rows together at most, where rows are long.
+TOKENS = 1 << 19
 
 
 def write_inputs(case: Case, folder: Path) -> None:
@@ -27,8 +28,9 @@ def write_inputs(case: Case, folder: Path) -> None:
     tokenizer = words(case.shape["vocab"])
     model = models.create(shape(case.model), key=jax.random.key(SEED))
     models.save_pretrained(model, folder / "model", tokenizer=tokenizer)
-    if case.task == "reward":
-        head = HeadConfig(init_std=0.0)  # as both sides begin
+    if case.task in ("reward", "ppo"):
+        # A reward model begins at zero on both sides; in PPO the rewards, and the values, are to differ.
+        head = HeadConfig(init_std=0.0) if case.task == "reward" else HeadConfig()
         scalar = models.create_scalar_model(model, head, key=jax.random.key(SEED + 1))
         models.save_reward_model(scalar, folder / "scalar", tokenizer=tokenizer)
     rows = make_rows(case)
@@ -41,26 +43,6 @@ def write_inputs(case: Case, folder: Path) -> None:
     # jaxalign's own order of the first epoch, which the peer then reads from the first row to the last.
     order = np.random.default_rng((SEED, 0)).permutation(len(rows))
     (folder / "rows.json").write_text(json.dumps([rows[i] for i in order]))
-
-
-def shape(name: str) -> ModelConfig:
-    """A Llama of one of the sizes."""
-    sizes = MODELS[name]
-    return ModelConfig(
-        family="llama",
-        vocab_size=sizes["vocab"],
-        hidden_size=sizes["width"],
-        intermediate_size=sizes["mlp"],
-        num_layers=sizes["layers"],
-        num_heads=sizes["heads"],
-        num_kv_heads=sizes["kv_heads"],
-        head_dim=sizes["width"] // sizes["heads"],
-        max_positions=1024,
-        tied_head=False,
-        bos_id=1,
-        eos_ids=(2,),
-        pad_id=0,
-    )
 
 
 def words(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -88,10 +70,10 @@ def make_rows(case: Case) -> list[dict[str, list[int]]]:
     def longest() -> int:
         if not case.chat:
             return length
-        return int(np.clip(random.choice(json.loads(LENGTHS.read_text())["tokens"]), 8, length))
+        return int(np.clip(random.choice(dialogue_lengths()), 8, length))
 
     if case.task == "sft":
-        return [{"text": tokens(longest())} for _ in range(ROWS)]
+        return [{"text": tokens(longest())} for _ in range(min(ROWS, TOKENS // length))]
     if case.task in ("reward", "dpo"):
         # A prompt of a quarter of the row, as in the peers' scripts; completions of their own lengths.
         rows = []

@@ -4,19 +4,22 @@ usage: ours.py CASE FOLDER (started by run.py)
 """
 
 import contextlib
+import importlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from cases import BY_NAME, CHECKED, GROUP, LEARNING_RATE, NEW, SEED, Case, given_completion
-from gate import Gate, Stop, peak_memory
+from cases import BY_NAME, CHECKED, GROUP, KL, LEARNING_RATE, NEW, SEED, Case, given_completions
+from gate import Gate, Stop, memory, peak_memory
 
 import jaxalign
 from jaxalign.cli.main import COMMANDS, load, read_settings, use_device
 from jaxalign.data import BatchIterator
+from jaxalign.runs import Run
 
 
 class Compilations:
@@ -47,7 +50,7 @@ def give_completions(case: Case) -> None:
         calls += 1
         if calls > CHECKED:
             return sample(self, prompts, **{**options, "stop_tokens": ()})
-        rows = [given_completion(calls, row, case.shape["vocab"]) for row in range(case.batch)]
+        rows = given_completions(case, calls)
         nothing = np.zeros((case.batch, NEW), np.float32)
         return Completions(
             tokens=np.asarray(rows, np.int32),
@@ -85,61 +88,129 @@ def settings(case: Case, folder: Path) -> list[str]:
         "--run.progress=false",
         "--run.log_every=1",
         "--run.sample_rows=0",
-        *case.ours,
     ]
-    if case.task in ("sft", "reward", "dpo"):
-        more = [
-            f"--data.max_length={case.shape['length']}",
-            f"--train.batch_size={case.batch}",
-            "--train.steps=1000000",
-        ]
-        if case.task == "reward":
-            more += ["--head.init_std=0"]
-        return [*common, *more]
+    own = supervised(case) if case.task in ("sft", "reward", "dpo") else on_policy(case, folder)
+    return [*common, *own, *case.ours]
+
+
+def supervised(case: Case) -> list[str]:
+    """Settings of SFT, reward modelling and DPO."""
     return [
-        *common,
+        f"--data.max_length={case.shape['length']}",
+        f"--train.batch_size={case.batch}",
+        "--train.steps=1000000",
+        *(["--head.init_std=0"] if case.task == "reward" else []),
+    ]
+
+
+def on_policy(case: Case, folder: Path) -> list[str]:
+    """Settings of GRPO and PPO."""
+    both = [
         "--train.updates=1000000",
-        f"--train.prompts={case.batch // GROUP}",
         f"--sampling.max_new_tokens={NEW}",
-        f"--sampling.num_samples={GROUP}",
-        "--loss.beta=0",
-        f"--reward.functions={Path(__file__).parent / 'toy_reward.py'}:reward",
         # The completions given in the compared steps were sampled from nothing.
         "--train.logp_tolerance=1e9",
     ]
+    if case.task == "grpo":
+        return [
+            *both,
+            f"--train.prompts={case.batch // GROUP}",
+            f"--sampling.num_samples={GROUP}",
+            "--loss.beta=0",
+            f"--reward.functions={Path(__file__).parent / 'toy_reward.py'}:reward",
+        ]
+    # What the peer's trainer does: gradients are not clipped, and policy and critic have one optimizer.
+    alone = {"learning_rate": LEARNING_RATE, "schedule": "constant", "max_grad_norm": 0, "epsilon": 1e-8}
+    return [
+        *both,
+        f"--train.prompts={case.batch}",
+        f"--train.epochs={case.peer.get('epochs', 1)}",
+        "--train.minibatches=1",
+        f"--reward.model={folder / 'scalar'}",
+        "--critic.init=reward",
+        f"--kl.coefficient={KL}",
+        *(
+            f"--{part}.{name}={value}"
+            for part in ("optimizer", "critic.optimizer")
+            for name, value in alone.items()
+        ),
+    ]
+
+
+def watch_batches(case: Case, gate: Gate) -> None:
+    """Stops before each batch, counts its tokens and takes the time of making it."""
+    take = BatchIterator.next
+
+    def next_batch(self: BatchIterator) -> Any:
+        gate.between()
+        with gate.clock("data"):
+            batch = take(self)
+        # A pair counts by its whole rows in reward modelling, else a row by the tokens in its loss.
+        gate.count(batch["lengths"].sum() if case.task == "reward" else batch["mask"].sum())
+        return batch
+
+    BatchIterator.next = next_batch  # type: ignore[method-assign]
+
+
+def watch_updates(case: Case, gate: Gate) -> None:
+    """Stops before each rollout, and counts the tokens that its passes are made over."""
+    trainer = importlib.import_module(f"jaxalign.training.{case.task}").Trainer
+    update, passes = trainer.update, trainer.passes
+
+    # Not before its batch: a trainer's own clock would run while the other side has its turn.
+    def gated(self: Any, number: int) -> Any:
+        gate.between()
+        return update(self, number)
+
+    def counted(self: Any, number: int, data: dict[str, np.ndarray], *args: Any, **more: Any) -> Any:
+        gate.count(data["mask"].sum())
+        return passes(self, number, data, *args, **more)
+
+    trainer.update, trainer.passes = gated, counted
+
+
+def watch_log(gate: Gate) -> None:
+    """Takes the time of the log, and from it the parts of an update."""
+    write = Run.log_metrics
+
+    def log_metrics(self: Run, step: int, values: Mapping[str, float]) -> None:
+        for part in ("sample", "score", "optimize"):
+            if (name := f"time/{part}_seconds") in values:
+                gate.spent[part] += values[name]
+        with gate.clock("logging"):
+            write(self, step, values)
+
+    Run.log_metrics = log_metrics  # type: ignore[method-assign]
 
 
 def train(case: Case, folder: Path, gate: Gate) -> None:
     """Runs the command until the driver stops it, then reports what its steps logged."""
-    take = BatchIterator.next
-
-    def gated(self: BatchIterator) -> Any:
-        gate.between()
-        return take(self)
-
-    BatchIterator.next = gated  # type: ignore[method-assign]
-    if case.task == "grpo":
+    watch_log(gate)
+    if case.task in ("grpo", "ppo"):
+        watch_updates(case, gate)
         give_completions(case)
+    else:
+        watch_batches(case, gate)
     command = COMMANDS[case.task]
     config = read_settings(command, settings(case, folder))
     use_device(config)
     with contextlib.suppress(Stop):
         load(command.function)(config)
-    gate.answer(**logged(folder / "run" / "metrics.jsonl"), memory=peak_memory())
+    gate.answer(**logged(folder / "run" / "metrics.jsonl"), tokens=gate.tokens, memory=peak_memory())
 
 
 def logged(path: Path) -> dict[str, Any]:
-    """Losses and gradient norms by step, and means of the time splits that were logged."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    """What the steps logged, by step: losses (in PPO the policy's and the critic's) and gradient norms."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     rows = [r for r in rows if any(k.endswith("grad_norm") for k in r)]
-    found: dict[str, Any] = {"losses": [], "grad_norms": [], "split": {}}
+    found: dict[str, Any] = {"losses": [], "grad_norms": []}
     for row in rows:
-        found["losses"].append(next((v for k, v in row.items() if k.split("/")[-1] == "loss"), None))
         found["grad_norms"].append(next(v for k, v in row.items() if k.endswith("grad_norm")))
-    later = rows[len(rows) // 2 :]
-    for name in later[0]:
-        if name.startswith("time/"):
-            found["split"][name.removeprefix("time/")] = sum(r[name] for r in later) / len(later)
+        if "value/loss" in row:
+            found.setdefault("value_losses", []).append(row["value/loss"])
+            found["losses"].append(row["policy/loss"])
+        else:
+            found["losses"].append(next((v for k, v in row.items() if k.split("/")[-1] == "loss"), None))
     return found
 
 
@@ -156,6 +227,7 @@ def generate(case: Case, folder: Path, gate: Gate) -> None:
     try:
         while True:
             gate.between()
+            gate.count(case.batch * NEW)
             done = sampler.generate(
                 prompts, max_new_tokens=NEW, key=jax.random.fold_in(key, number), stop_tokens=()
             )
@@ -163,9 +235,9 @@ def generate(case: Case, folder: Path, gate: Gate) -> None:
             number += 1
     except Stop:
         pass
-    memory = peak_memory()
+    peak = peak_memory()
     greedy = sampler.generate(prompts, max_new_tokens=NEW, key=key, temperature=0.0, stop_tokens=())
-    gate.answer(tokens=greedy.tokens.tolist(), memory=memory)
+    gate.answer(greedy=greedy.tokens.tolist(), tokens=gate.tokens, memory=peak)
 
 
 def main() -> None:
@@ -173,7 +245,9 @@ def main() -> None:
     case, folder = BY_NAME[sys.argv[1]], Path(sys.argv[2])
     compilations = Compilations()
     gate = Gate(finish, compilations.facts)
-    gate.answer(versions={"jax": jax.__version__, "jaxalign": jaxalign.__version__})
+    if case.task != "generate":
+        load(COMMANDS[case.task].function)  # imports what the command needs
+    gate.answer(versions={"jax": jax.__version__, "jaxalign": jaxalign.__version__}, baseline=memory())
     (generate if case.task == "generate" else train)(case, folder, gate)
 
 

@@ -3,6 +3,7 @@
 usage: peer.py CASE FOLDER (started by run.py, with the Python of .venv-parity)
 """
 
+import itertools
 import json
 import os
 import sys
@@ -16,8 +17,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import transformers
-from cases import BY_NAME, CHECKED, GROUP, LEARNING_RATE, NEW, SEED, Case, given_completion
-from gate import Gate, Stop, peak_memory
+from cases import BY_NAME, CHECKED, GROUP, LEARNING_RATE, NEW, SEED, Case, given_completions
+from gate import Gate, Stop, memory, peak_memory
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, TrainerCallback
 
 
@@ -54,6 +55,37 @@ class InOrder:
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
+class Watched:
+    """Counts a step's tokens, and takes the time of its batch and of the log."""
+
+    gate: Gate
+    count_tokens: Any
+
+    def compute_loss(self, model, inputs, *args, **options):
+        """The trainer's own."""
+        self.gate.count(self.count_tokens(inputs))
+        return super().compute_loss(model, inputs, *args, **options)
+
+    def get_batch_samples(self, *args, **options):
+        """The trainer's own."""
+        with self.gate.clock("data"):
+            return super().get_batch_samples(*args, **options)
+
+    def log(self, *args, **options):
+        """The trainer's own."""
+        with self.gate.clock("logging"):
+            return super().log(*args, **options)
+
+
+# A pair counts by its whole rows in reward modelling, else a row by the tokens in its loss; a first token has none.
+TOKENS = {
+    "sft": lambda inputs: (inputs["labels"][:, 1:] != -100).sum(),
+    "reward": lambda inputs: inputs["attention_mask"].sum(),
+    "dpo": lambda inputs: inputs["completion_mask"][:, 1:].sum(),
+    "grpo": lambda inputs: inputs["completion_mask"].sum(),
+}
+
+
 def arguments(case: Case) -> dict[str, Any]:
     """What all trainers are told."""
     return {
@@ -75,7 +107,7 @@ def arguments(case: Case) -> dict[str, Any]:
     }
 
 
-def trainer_of(case: Case, folder: Path, callback: Gated) -> Any:
+def trainer_of(case: Case, folder: Path, callback: Gated, gate: Gate) -> Any:
     """The trainer of a case over the case's rows."""
     import trl
     from datasets import Dataset
@@ -123,14 +155,17 @@ def trainer_of(case: Case, folder: Path, callback: Gated) -> Any:
         )
         common["reward_funcs"] = lambda completion_ids, **_: [float(sum(i[:4]) % 7) for i in completion_ids]
         base = trl.GRPOTrainer
-        give_completions(case, model)
+        give_completions(case, model, gate)
     else:
         raise SystemExit(f"{case.task}: no such trainer here")
-    in_order = type("InOrder" + base.__name__, (InOrder, base), {}) if case.task != "grpo" else base
-    return in_order(model=model, args=config, train_dataset=data, **common)
+    parts = (Watched, base) if case.task == "grpo" else (Watched, InOrder, base)
+    watched = type(
+        "Watched" + base.__name__, parts, {"gate": gate, "count_tokens": staticmethod(TOKENS[case.task])}
+    )
+    return watched(model=model, args=config, train_dataset=data, **common)
 
 
-def give_completions(case: Case, model: Any) -> None:
+def give_completions(case: Case, model: Any, gate: Gate) -> None:
     """In the compared steps `generate` returns what jaxalign is given too."""
     sample, calls = model.generate, 0
 
@@ -138,9 +173,9 @@ def give_completions(case: Case, model: Any) -> None:
         nonlocal calls
         calls += 1
         if calls > CHECKED:
-            return sample(**inputs)
-        rows = [given_completion(calls, row, case.shape["vocab"]) for row in range(case.batch)]
-        return torch.cat([inputs["input_ids"], torch.tensor(rows)], dim=1)
+            with gate.clock("sample"):
+                return sample(**inputs)
+        return torch.cat([inputs["input_ids"], torch.tensor(given_completions(case, calls))], dim=1)
 
     model.generate = generate
 
@@ -148,13 +183,30 @@ def give_completions(case: Case, model: Any) -> None:
 def train(case: Case, folder: Path, gate: Gate) -> None:
     """Trains until the driver stops it."""
     callback = Gated(gate)
-    trainer = trainer_of(case, folder, callback)
+    trainer = trainer_of(case, folder, callback, gate)
+    gap = packing_gap(trainer) if case.peer.get("packing") else 0.0
     trainer.train()
     gate.answer(
         losses=[row["loss"] for row in callback.logged],
         grad_norms=[row["grad_norm"] for row in callback.logged],
+        tokens=gate.tokens,
+        packing_gap=gap,
         memory=peak_memory(),
     )
+
+
+def packing_gap(trainer: Any) -> float:
+    """How much packing changes the logits of rows: not at all, unless packed rows see each other."""
+    rows = [trainer.train_dataset[i] for i in range(2)]
+    inputs = trainer.data_collator(rows)
+    model, ids, gap = trainer.model, inputs["input_ids"][0], 0.0
+    starts = [*inputs["cu_seq_lens_q"].tolist()]
+    with torch.no_grad():
+        packed = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False).logits[0]
+        for start, end in itertools.pairwise(starts):
+            alone = model(input_ids=ids[None, start:end], use_cache=False).logits[0]
+            gap = max(gap, float((packed[start:end] - alone).abs().max()))
+    return gap
 
 
 def generate(case: Case, folder: Path, gate: Gate) -> None:
@@ -175,14 +227,15 @@ def generate(case: Case, folder: Path, gate: Gate) -> None:
     try:
         while True:
             gate.between()
+            gate.count(case.batch * NEW)
             with torch.no_grad():
                 model.generate(prompts, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **options)
     except Stop:
         pass
-    memory = peak_memory()
+    peak = peak_memory()
     with torch.no_grad():
         greedy = model.generate(prompts, do_sample=False, **options)
-    gate.answer(tokens=greedy[:, prompts.shape[1] :].tolist(), memory=memory)
+    gate.answer(greedy=greedy[:, prompts.shape[1] :].tolist(), tokens=gate.tokens, memory=peak)
 
 
 def main() -> None:
@@ -192,12 +245,22 @@ def main() -> None:
     torch.manual_seed(SEED)
     gate = Gate(lambda: None)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if case.task == "ppo":
+        sys.path.insert(0, os.environ["BENCH_PPO_RELEASE"])
     if case.task != "generate":
         import trl
 
         versions["trl"] = trl.__version__
-    gate.answer(versions=versions)
-    (generate if case.task == "generate" else train)(case, folder, gate)
+        if case.task != "ppo":
+            # Imported when it is first named: what that takes is no memory of training.
+            trl.SFTTrainer  # noqa: B018
+    gate.answer(versions=versions, baseline=memory())
+    if case.task == "ppo":
+        import peer_ppo
+
+        peer_ppo.train(case, folder, gate, arguments(case))
+    else:
+        (generate if case.task == "generate" else train)(case, folder, gate)
 
 
 if __name__ == "__main__":

@@ -1,48 +1,196 @@
-"""The table of the results of `run.py`."""
+"""Tables and plots of what `run.py` measured, made from the raw results; nothing is measured again.
 
+usage: python benchmarks/report.py [--output runs/bench] [--docs]: writes report.md and ratios.png beside the results;
+--docs puts both into docs/performance.md (between its markers) and docs/performance/
+"""
+
+import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
-from cases import BY_NAME, CASES, NEW, Case
+from cases import CASES, Case
 from compare import ratio
+from once import memory_ratio, start_ratio
+from pages import fill
+
+Results = list[tuple[Case, dict[str, Any]]]
+SIDES = ("ours", "peer")
 
 
-def results(folder: Path) -> list[tuple[Case, dict[str, Any]]]:
+def results(folder: Path) -> Results:
     """What was measured, in the order of the cases."""
-    found = []
-    for case in CASES:
-        path = folder / case.name / "result.json"
-        if path.is_file():
-            found.append((BY_NAME[case.name], json.loads(path.read_text())))
-    return found
+    paths = [(case, folder / case.name / "result.json") for case in CASES]
+    return [(case, json.loads(path.read_text())) for case, path in paths if path.is_file()]
 
 
-def tokens(case: Case) -> int:
-    """Tokens a step of full rows, or the new ones where there are any; 0 for rows of real lengths, which differ."""
-    if case.task in ("generate", "grpo"):
-        return case.batch * NEW
-    return 0 if case.chat else case.batch * case.shape["length"] * (1 if case.task == "sft" else 2)
+def headline(case: Case, result: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    if case.kind == "memory":
+        needs = [(result["memory"][side] - result["baseline"][side]) >> 20 for side in SIDES]
+        return f"{case.name}: {memory_ratio(result):.2f}x the memory: {needs[0]:,} MiB against {needs[1]:,}"
+    middle, low, high = start_ratio(result) if case.kind == "start" else ratio(result)
+    times = result["seconds" if case.kind == "start" else "seconds_a_step"]
+    ours, peer = (statistics.median(times[side]) * 1e3 for side in SIDES)
+    return f"{case.name}: {middle:.2f}x [{low:.2f}, {high:.2f}]  {ours:,.0f} ms against {peer:,.0f} ms"
 
 
-def table(folder: Path) -> str:
-    """A Markdown table of all results in the folder."""
+def tables(found: Results) -> str:
+    """All results as Markdown: what they were measured with, a table a kind, what each case is, where time went."""
+    parts = (origin, steps, starts, memory, legend, splits)
+    return "\n\n".join(text for text in (part(found) for part in parts) if text)
+
+
+def legend(found: Results) -> str:
+    """What each case compares."""
+    return "\n".join(["What the cases are:", "", *(f"- {case.name}: {case.about}" for case, _ in found)])
+
+
+def origin(found: Results) -> str:
+    """The machine, the versions and the days."""
+    machines = {
+        (r["machine"]["cpu"], r["machine"]["cores"], " ".join(r["machine"]["flags"])) for _, r in found
+    }
+    versions = sorted({f"{name} {of}" for _, r in found for name, of in r["versions"].items()})
+    days = sorted({r["machine"]["date"][:10] for _, r in found})
+    commits = sorted({r["machine"]["commit"] for _, r in found})
+    machine = "; ".join(f"{cpu}, {cores} cores ({flags})" for cpu, cores, flags in sorted(machines))
+    return (
+        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, commit {', '.join(commits)}; {machine}; "
+        f"{', '.join(versions)}. Above 1: jaxalign is faster."
+    )
+
+
+def verdict(case: Case, value: float) -> str:
+    """The target of a case, and whether it is missed."""
+    if case.target is None:
+        return ""
+    reached = value <= case.target if case.kind == "memory" else value >= case.target
+    return f"{case.target}{'' if reached else ', missed'}"
+
+
+def steps(found: Results) -> str:
+    """The table of times of a step."""
     lines = [
-        "| case | ratio (95% interval) | target | ours, ms a step | peer, ms | ours, tokens/s | ours / peer, peak MiB "
-        "| first step after, s (ours / peer) | compiled: s, programs, again |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| case | ratio (95% interval) | target | ms a step, ours / peer | useful tokens/s, ours / peer "
+        "| peak MiB, ours / peer | compile s, programs, again |",
+        "|---|---|---|---:|---:|---:|---:|",
     ]
-    for case, result in results(folder):
+    for case, result in found:
+        if case.kind != "time":
+            continue
         middle, low, high = ratio(result)
-        ours, theirs = (statistics.median(result["seconds_a_step"][n]) for n in ("ours", "peer"))
-        memory, startup = result["memory"], result["first_step_after"]
-        target = "" if case.target is None else f"{case.target}{'' if middle >= case.target else ' missed'}"
-        speed = f"{tokens(case) / ours:,.0f}" if tokens(case) else ""
+        seconds, tokens = result["seconds_a_step"], result["tokens_a_step"]
+        times = " / ".join(f"{statistics.median(seconds[side]) * 1e3:,.0f}" for side in SIDES)
+        speeds = " / ".join(f"{sum(tokens[side]) / sum(seconds[side]):,.0f}" for side in SIDES)
+        peaks = " / ".join(f"{result['memory'][side] >> 20:,}" for side in SIDES)
+        compiled = f"{result['compile_seconds']:.1f}, {result['programs']}, {result['recompilations']}"
         lines.append(
-            f"| {case.name} | {middle:.2f} [{low:.2f}, {high:.2f}] | {target} | {ours * 1e3:.0f} | {theirs * 1e3:.0f} "
-            f"| {speed} | {memory['ours'] >> 20} / {memory['peer'] >> 20} "
-            f"| {startup['ours']:.1f} / {startup['peer']:.1f} "
-            f"| {result['compile_seconds'] or 0:.1f}, {result['programs']}, {result['recompilations']} |"
+            f"| {case.name} | {middle:.2f} [{low:.2f}, {high:.2f}] | {verdict(case, middle)} | {times} | {speeds} "
+            f"| {peaks} | {compiled} |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def starts(found: Results) -> str:
+    """The table of times to the first step."""
+    lines = [
+        "| case | ratio (95% interval) | target | s to the end of the first step, ours / peer "
+        "| of which compiling, or reading what was compiled |",
+        "|---|---|---|---:|---:|",
+    ]
+    for case, result in found:
+        if case.kind == "start":
+            middle, low, high = start_ratio(result)
+            times = " / ".join(f"{statistics.median(result['seconds'][side]):.1f}" for side in SIDES)
+            compiled = statistics.median(result["compile_seconds"])
+            value = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+            lines.append(f"| {case.name} | {value} | {verdict(case, middle)} | {times} | {compiled:.1f} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def memory(found: Results) -> str:
+    """The table of peak memory beyond what the imports hold."""
+    lines = [
+        "| case | ours / peer | target (at most) | peak MiB beyond imports, ours / peer | imports, MiB |",
+        "|---|---:|---|---:|---:|",
+    ]
+    for case, result in found:
+        if case.kind == "memory":
+            base = result["baseline"]
+            needs = " / ".join(f"{(result['memory'][side] - base[side]) >> 20:,}" for side in SIDES)
+            imports = " / ".join(f"{base[side] >> 20:,}" for side in SIDES)
+            value = memory_ratio(result)
+            lines.append(f"| {case.name} | {value:.2f} | {verdict(case, value)} | {needs} | {imports} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def splits(found: Results) -> str:
+    """Where the time of a step went, a line a case."""
+    lines = []
+    for case, result in found:
+        if case.kind != "time" or not any(result["split"].values()):
+            continue
+        sides = []
+        for side in SIDES:
+            parts = {name: 1e3 * seconds for name, seconds in result["split"][side].items()}
+            # A part that was only measured in other tasks, or takes no time, says nothing.
+            shown = ", ".join(f"{name} {ms:,.1f}" for name, ms in parts.items() if ms >= 0.05)
+            sides.append(f"{side} {shown}")
+        lines.append(f"- {case.name}: {'; '.join(sides)}")
+    if not lines:
+        return ""
+    return (
+        "Milliseconds of a step by part (means; `step` is all that is in no other part, `data` the making of a batch, "
+        "which is done while the last step computes):\n\n" + "\n".join(lines)
+    )
+
+
+def write_report(folder: Path, *, docs: bool = False) -> str:
+    """Writes report.md and ratios.png into the folder, and into the documentation where asked; returns the text.
+
+    Raises:
+      SystemExit: nothing was measured in the folder, or the documentation has no markers; one line.
+    """
+    from plots import ratios
+
+    found = results(folder)
+    if not found:
+        return f"no results in {folder}"
+    text = tables(found)
+    (folder / "report.md").write_text(text + "\n")
+    picture = ratios([row for row in (bar(case, result) for case, result in found) if row])
+    (folder / "ratios.png").write_bytes(picture)
+    if docs:
+        fill("ratios", text, picture)
+    return text
+
+
+def bar(case: Case, result: dict[str, Any]) -> tuple[str, float, float, float, float | None] | None:
+    """Name, ratio, interval and target of a row of the plot; None of a memory, where less is better."""
+    if case.kind == "memory":
+        return None
+    return (case.name, *(start_ratio(result) if case.kind == "start" else ratio(result)), case.target)
+
+
+def main() -> int:
+    """Writes the report of a folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/bench"), help="folder with results (runs/bench)"
+    )
+    parser.add_argument("--docs", action="store_true", help="write docs/performance.md and its plot too")
+    arguments = parser.parse_args()
+    if not results(arguments.output):
+        print(f"report: error: --output {arguments.output}: no results there", file=sys.stderr)
+        return 2
+    print(write_report(arguments.output, docs=arguments.docs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

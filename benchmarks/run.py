@@ -8,16 +8,18 @@ import argparse
 import json
 import os
 import platform
-import statistics
+import shutil
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cases import BY_NAME, CASES, Case
-from compare import HERE, BenchmarkError, measure, ratio
-from report import table
+from compare import HERE, BenchmarkError, Sides, measure
+from once import measure_memory, measure_start
+from report import headline, write_report
 
 
 def machine() -> dict[str, Any]:
@@ -58,7 +60,9 @@ def main() -> int:
     )
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="these cases only")
     parser.add_argument("--all", action="store_true", help="every case, also those that take hours")
-    parser.add_argument("--list", action="store_true", help="name the cases and stop")
+    parser.add_argument(
+        "--list", action="store_true", help="name the cases, with the minutes each takes, and stop"
+    )
     parser.add_argument("--again", action="store_true", help="measure again what is there already")
     parser.add_argument("--pairs", type=int, default=7, help="repetitions of each side (7)")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a repetition (3)")
@@ -68,13 +72,22 @@ def main() -> int:
     parser.add_argument(
         "--peer-python", default=".venv-parity/bin/python", help="interpreter with torch and TRL"
     )
+    parser.add_argument(
+        "--peer-releases",
+        type=Path,
+        default=Path(os.environ.get("JAXALIGN_TRL_RELEASES", ".venv-parity/releases")),
+        help="folder of older releases of TRL, for PPO (.venv-parity/releases)",
+    )
     arguments = parser.parse_args()
     if arguments.list:
         for case in CASES:
-            print(f"{case.name:24} {'default' if case.default else ''}")
+            default = "default" if case.default else ""
+            print(f"{case.name:24} {default:7} {case.minutes:4g} min  {case.about}")
         return 0
     try:
         cases = chosen(arguments)
+        if arguments.pairs < 1:
+            raise BenchmarkError(f"--pairs must be 1 or more, got {arguments.pairs}")
         if not Path(arguments.peer_python).is_file():
             raise BenchmarkError(
                 f"--peer-python {arguments.peer_python}: no such file; `make bench-peers` makes it"
@@ -83,7 +96,10 @@ def main() -> int:
     except BenchmarkError as error:
         print(f"bench: error: {error}", file=sys.stderr)
         return 2
-    print(table(arguments.output))
+    except KeyboardInterrupt:
+        print("bench: stopped; what was measured is kept, the same command goes on", file=sys.stderr)
+        return 130
+    print(write_report(arguments.output))
     return 1 if failed else 0
 
 
@@ -91,39 +107,34 @@ def run(cases: list[Case], arguments: argparse.Namespace) -> list[str]:
     """Measures the cases that have no result yet; names of those that failed."""
     from inputs import write_inputs
 
+    sides = Sides(sys.executable, os.path.abspath(arguments.peer_python), arguments.peer_releases.absolute())
     failed = []
     for case in cases:
-        folder = arguments.output / case.name
+        folder = (arguments.output / case.name).absolute()
         result = folder / "result.json"
         if result.is_file() and not arguments.again:
             print(f"{case.name}: there already ({result})")
             continue
-        for old in folder.glob("run*"):
-            subprocess.run(["rm", "-rf", str(old)], check=True)
-        write_inputs(case, folder.absolute())
+        for old in (folder / "run", folder / "compiled"):
+            shutil.rmtree(old, ignore_errors=True)
+        write_inputs(case, folder)
+        began = time.perf_counter()
         try:
-            found = measure(
-                case,
-                folder.absolute(),
-                sys.executable,
-                os.path.abspath(arguments.peer_python),
-                pairs=arguments.pairs,
-                seconds=arguments.seconds,
-            )
+            if case.kind == "memory":
+                found = measure_memory(case, folder, sides)
+            elif case.kind == "start":
+                found = measure_start(case, folder, sides, pairs=arguments.pairs)
+            else:
+                found = measure(case, folder, sides, pairs=arguments.pairs, seconds=arguments.seconds)
         except BenchmarkError as error:
-            print(f"{case.name}: {error}", file=sys.stderr)
+            print(f"{case.name}: {error}", file=sys.stderr, flush=True)
             failed.append(case.name)
             continue
-        found["machine"] = machine()
+        found |= {"machine": machine(), "took": time.perf_counter() - began}
         partial = result.with_suffix(".partial")
         partial.write_text(json.dumps(found, indent=1))
         partial.rename(result)
-        middle, low, high = ratio(found)
-        ours, theirs = (statistics.median(found["seconds_a_step"][n]) for n in ("ours", "peer"))
-        print(
-            f"{case.name}: {middle:.2f}x [{low:.2f}, {high:.2f}]  {ours * 1e3:.0f} ms against {theirs * 1e3:.0f} ms",
-            flush=True,
-        )
+        print(headline(case, found), flush=True)
     return failed
 
 

@@ -6,7 +6,6 @@ The bounds are far from what is measured (docs/performance.md), so that a busy m
 """
 
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from inputs import LENGTHS, shape
+from shapes import dialogue_lengths, shape
 
 from jaxalign import models
 from jaxalign.data import packed
@@ -111,7 +110,7 @@ def rows() -> list[tuple[str, float, float]]:
     """A gradient on 16 rows as long as real dialogues are: padded, against packed."""
     definition, params = models.split(models.create(shape("S"), key=jax.random.key(0)))
     random = np.random.default_rng(0)
-    lengths = np.clip(random.choice(json.loads(LENGTHS.read_text())["tokens"], 16), 8, 256)
+    lengths = np.clip(random.choice(dialogue_lengths(), 16), 8, 256)
     columns = np.arange(256)
     batch = {
         "tokens": random.integers(4, 4096, (16, 256)).astype(np.int32),

@@ -1,0 +1,50 @@
+"""A child of `benchmarks/gate.py` between two steps, its driver at the other end of the pipes."""
+
+import json
+import os
+
+import pytest
+
+
+@pytest.fixture
+def gate_and_driver(benchmark, monkeypatch):
+    gates = benchmark("gate")
+    read, commands = os.pipe()
+    answers, write = os.pipe()
+    monkeypatch.setenv("BENCH_READ", str(read))
+    monkeypatch.setenv("BENCH_WRITE", str(write))
+    with os.fdopen(commands, "w") as driver, os.fdopen(answers) as heard:
+        gate = gates.Gate(lambda: None)
+        yield gates, gate, driver, heard
+        gate.close()
+
+
+def test_each_command_is_answered_with_its_own_steps_tokens_and_times(gate_and_driver):
+    gates, gate, driver, heard = gate_and_driver
+    print("run 2\nrun 1\nstop", file=driver, flush=True)
+
+    def step(tokens):
+        gate.between()
+        gate.count(tokens)
+        with gate.clock("data"):
+            pass
+        gate.spent["sample"] += 1.0
+
+    for tokens in (5, 6, 7):
+        step(tokens)
+    with pytest.raises(gates.Stop):
+        step(8)
+    first, second = (json.loads(heard.readline()) for _ in range(2))
+    assert (first["steps"], first["tokens"], first["spent"]["sample"]) == (2, 11, 2.0)
+    assert (second["steps"], second["tokens"], second["spent"]["sample"]) == (1, 7, 1.0)
+    assert 0 < first["spent"]["data"] < first["seconds"]
+    assert gate.tokens == [5, 6, 7]
+
+
+def test_the_peak_of_memory_is_kept_when_it_is_given_back(benchmark):
+    gate = benchmark("gate")
+    held = gate.memory()
+    block = bytearray(b"x" * (64 << 20))
+    assert gate.memory() > held + (32 << 20)
+    del block
+    assert gate.peak_memory() > gate.memory() + (32 << 20)
