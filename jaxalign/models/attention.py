@@ -44,7 +44,7 @@ def choose_attention(config: ModelConfig, device: Any) -> Choice:
     if config.attention != "auto":
         why = _refusal(config.attention, config, device)
         if why:
-            raise ValueError(f"attention {config.attention}: {why}; choose auto, plain or blockwise")
+            raise ValueError(f"attention {config.attention}: {why}; plain and blockwise run anywhere")
         return Choice(config.attention, "asked for")
     form = FASTEST.get(device.platform, "plain")
     why = _refusal(form, config, device)

@@ -52,4 +52,4 @@ def config(softcap=0.0, **changes):
     """A model's shape as far as attention reads it."""
     shape = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": SIZE, "max_positions": 1024}
     rest = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_layers": 1}
-    return ModelConfig(**shape, **rest, attention_softcap=softcap, **changes)
+    return ModelConfig(**(shape | rest | {"attention_softcap": softcap} | changes))

@@ -1,4 +1,4 @@
-"""cuDNN's attention: what can be seen without a GPU, and on one (JAX_PLATFORMS=cuda) that it computes the plain form."""
+"""cuDNN's attention: what can be seen without a GPU; on one (JAX_PLATFORMS=cuda), that it computes the plain form."""
 
 import re
 
