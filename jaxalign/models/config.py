@@ -1,7 +1,7 @@
 """The shape of a decoder, whatever its family."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 AttentionForm = Literal["plain", "blockwise", "cudnn", "splash"]
 ProductForm = Literal["natural", "bfloat16_float32", "float32"]
@@ -126,6 +126,10 @@ class ModelConfig:
             raise ValueError(
                 f"sliding_layers has {len(self.sliding_layers)} entries for {self.num_layers} layers"
             )
+        for name, forms in (("attention", AttentionForm), ("products", ProductForm)):
+            known = ("auto", *get_args(forms))
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     @property
     def rotary_size(self) -> int:

@@ -64,7 +64,6 @@ def product(pattern: str, *operands: jax.Array, dtype: Any) -> jax.Array:
     return jnp.einsum(pattern, *(x.astype(dtype) for x in operands), preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dense(x: Float[Array, "*B K"], w: Float[Array, "K M"], form: ProductForm) -> Float[Array, "*B M"]:
     """x @ w, accumulated in float32, in the dtype of x.
 
@@ -72,6 +71,11 @@ def dense(x: Float[Array, "*B K"], w: Float[Array, "K M"], form: ProductForm) ->
     writes goes through a transposed copy of dy on XLA's CPU backend (7 times slower for
     an MLP there) and plain bf16 products leave its fast path.
     """
+    return _dense(form, x, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dense(form, x, w):
     return _multiply(x, w, x, (((x.ndim - 1,), (0,)), ((), ())), form)
 
 
@@ -83,8 +87,8 @@ def _multiply(a, b, like, dimensions, form):
     return out.astype(like.dtype)
 
 
-def _dense_forward(x, w, form):
-    return dense(x, w, form), (x, w)
+def _dense_forward(form, x, w):
+    return _dense(form, x, w), (x, w)
 
 
 def _dense_backward(form, saved, dy):
@@ -100,4 +104,4 @@ def _dense_backward(form, saved, dy):
     return dx, dw.astype(w.dtype)
 
 
-dense.defvjp(_dense_forward, _dense_backward)
+_dense.defvjp(_dense_forward, _dense_backward)

@@ -9,10 +9,10 @@ from jaxalign.models import ModelConfig
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 
 
-def inputs(length, *, rows=2, dtype=jnp.float32, seed=0):
+def inputs(length, *, rows=2, dtype=jnp.float32, seed=0, size=SIZE):
     """Queries, keys, values, and a cotangent of the output."""
     keys = jax.random.split(jax.random.key(seed), 4)
-    shapes = [(rows, length, n, SIZE) for n in (HEADS, KV_HEADS, KV_HEADS)] + [(rows, length, HEADS * SIZE)]
+    shapes = [(rows, length, n, size) for n in (HEADS, KV_HEADS, KV_HEADS)] + [(rows, length, HEADS * size)]
     return [jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
 
 

@@ -61,6 +61,12 @@ def test_a_form_that_cannot_run_is_refused_in_one_line(form, where, reason):
         attention.choose_attention(config(attention=form), where)
 
 
+@pytest.mark.parametrize("name", ["attention", "products"])
+def test_a_form_that_is_not_there_is_refused(name):
+    with pytest.raises(ValueError, match=rf"^{name} must be one of auto, .*, got 'flash'$"):
+        config(**{name: "flash"})
+
+
 @pytest.mark.parametrize(
     ("shape", "most", "where", "reason"),
     [
