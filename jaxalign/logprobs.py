@@ -76,6 +76,7 @@ def linear_logprobs(
     softcap: float | None = None,
     bias: Float[Array, " V"] | None = None,
     logit_scale: Scalar = 1.0,
+    product_dtype: Any = None,
 ) -> LogprobStatistics:
     """Statistics of softmax(logits / temperature), logits = cap(logit_scale * hidden @ embedding^T + bias).
 
@@ -89,6 +90,8 @@ def linear_logprobs(
       softcap: c in c * tanh(logits / c), applied before the temperature; None for none.
       bias: added to the logits.
       logit_scale: factor on the logits; no gradient.
+      product_dtype: what operands of the products are cast to; None takes that of hidden. (float32 is faster than
+        bfloat16 on a CPU without instructions for it.)
 
     Returns:
       `LogprobStatistics`; gradients reach hidden, embedding and bias.
@@ -112,7 +115,8 @@ def linear_logprobs(
     if bias is None:
         bias = jnp.zeros(embedding.shape[0], jnp.float32)
     scales = jnp.stack([jnp.asarray(logit_scale, jnp.float32), 1.0 / jnp.asarray(temperature, jnp.float32)])
-    static = (min(chunk_size, embedding.shape[0]), float(softcap or 0.0), with_bias)
+    dtype = jnp.dtype(product_dtype or hidden.dtype)
+    static = (min(chunk_size, embedding.shape[0]), float(softcap or 0.0), with_bias, dtype)
     values: tuple[jax.Array, ...] = _statistics(static, hidden, embedding, bias, scales, targets)
     return LogprobStatistics(*(jnp.where(mask, v, 0.0) for v in values))
 
@@ -126,10 +130,10 @@ def _chunks(vocabulary: int, size: int) -> tuple[jax.Array, jax.Array]:
 
 def _chunk_logits(static, hidden, embedding, bias, scales, start, first):
     """Scaled logits [B, T, C] of one chunk (NEGATIVE at rows of the chunk before), and d(logit)/d(product)."""
-    size, cap, _ = static
-    weights = jax.lax.dynamic_slice_in_dim(embedding, start, size, 0).astype(hidden.dtype)
+    size, cap, _, dtype = static
+    weights = jax.lax.dynamic_slice_in_dim(embedding, start, size, 0).astype(dtype)
     shift = jax.lax.dynamic_slice_in_dim(bias, start, size, 0).astype(jnp.float32)
-    logits = jnp.einsum("btd,vd->btv", hidden, weights, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("btd,vd->btv", hidden.astype(dtype), weights, preferred_element_type=jnp.float32)
     logits = scales[0] * logits + shift
     slope = jnp.ones((), jnp.float32)
     if cap:
@@ -214,8 +218,8 @@ def _backward(static, saved: Any, cotangents: Any):
         # The barrier keeps XLA's CPU compiler from computing `part` once for each product below, and a
         # product with ones is several times faster there than a sum over leading axes. It transposes the
         # left side of a product over rows: that is the hidden states here, not the far larger `part`.
-        part = jax.lax.optimization_barrier(grad * scales[0]).astype(hidden.dtype)
-        dw = jnp.einsum("btd,btv->dv", hidden, part, preferred_element_type=jnp.float32)
+        part = jax.lax.optimization_barrier(grad * scales[0]).astype(static[3])
+        dw = jnp.einsum("btd,btv->dv", hidden.astype(static[3]), part, preferred_element_type=jnp.float32)
         dh = jnp.einsum("btv,vd->btd", part, weights, preferred_element_type=jnp.float32)
         old = jax.lax.dynamic_slice_in_dim(d_embedding, start, static[0], 1)
         d_embedding = jax.lax.dynamic_update_slice_in_dim(d_embedding, old + dw, start, 1)

@@ -14,17 +14,23 @@ from typing import Any
 import numpy as np
 
 PREFIXES = ("", "kl_")
+# Rows that share a packed row, at most: attention on GPUs keeps statistics of float32 for each of so many places.
+MAX_SEGMENTS = 32
 
 
-def best_fit_decreasing(lengths: Sequence[int] | np.ndarray, width: int) -> list[list[int]]:
+def best_fit_decreasing(
+    lengths: Sequence[int] | np.ndarray, width: int, most: int = MAX_SEGMENTS
+) -> list[list[int]]:
     """Rows of `width` tokens that together hold every length once.
 
-    The longest come first, each goes to the fullest row that has room; at most 11/9 of the fewest possible
-    rows and four more are needed (D. S. Johnson, "Near-optimal bin packing algorithms", 1973).
+    The longest come first, each goes to the fullest row that has room; where no row is full by number, at most
+    11/9 of the fewest possible rows and four more are needed (D. S. Johnson, "Near-optimal bin packing algorithms",
+    1973).
 
     Args:
       lengths: tokens, none above `width`; those of 0 tokens go nowhere.
       width: tokens a row.
+      most: lengths in a row, at most.
 
     Returns:
       For each row the indices of what it holds.
@@ -47,7 +53,8 @@ def best_fit_decreasing(lengths: Sequence[int] | np.ndarray, width: int) -> list
         else:
             room, row = rooms.pop(place)
         rows[row].append(index)
-        bisect.insort(rooms, (room - length, row))
+        if len(rows[row]) < most:
+            bisect.insort(rooms, (room - length, row))
     return rows
 
 

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from jaxalign.models.config import ModelConfig
+from jaxalign.models.attention import choose_attention
+from jaxalign.models.config import AttentionForm, Choice, ModelConfig, ProductForm
 from jaxalign.models.heads import (
     HeadConfig,
     ScalarDefinition,
@@ -25,15 +26,19 @@ from jaxalign.models.huggingface import (
 )
 from jaxalign.models.lora import LoraConfig, attach, create_adapter, merge_adapter
 from jaxalign.models.peft import load_adapter, save_adapter
+from jaxalign.models.products import choose_products, product_form
 from jaxalign.models.reward_ensemble import is_reward_ensemble, load_reward_ensemble, save_reward_ensemble
 from jaxalign.models.sharding import param_logical_axes
 from jaxalign.models.transformer import Definition, Transformer, create, params_count
 
 __all__ = [
+    "AttentionForm",
+    "Choice",
     "Definition",
     "HeadConfig",
     "LoraConfig",
     "ModelConfig",
+    "ProductForm",
     "ScalarDefinition",
     "ScalarModel",
     "StepMarks",
@@ -41,6 +46,8 @@ __all__ = [
     "apply_head",
     "attach",
     "check_vocabulary",
+    "choose_attention",
+    "choose_products",
     "create",
     "create_adapter",
     "create_scalar_model",
@@ -56,11 +63,13 @@ __all__ = [
     "merge_adapter",
     "param_logical_axes",
     "params_count",
+    "product_form",
     "save_adapter",
     "save_pretrained",
     "save_reward_ensemble",
     "save_reward_model",
     "split",
+    "with_config",
     "with_normalizer",
     "with_remat",
 ]
@@ -80,7 +89,12 @@ def merge(definition: Any, params: Any) -> Any:
     return Transformer(definition.config, params)
 
 
+def with_config(model: Any, **changes: Any) -> Any:
+    """The same parameters under a config with other fields, for example attention, products or mesh."""
+    definition, params = split(model)
+    return merge(replace(definition, config=replace(definition.config, **changes)), params)
+
+
 def with_remat(model: Any, remat: bool = True) -> Any:
     """The same model that recomputes (or keeps) each layer in the backward pass."""
-    definition, params = split(model)
-    return merge(replace(definition, config=replace(definition.config, remat=remat)), params)
+    return with_config(model, remat=remat)

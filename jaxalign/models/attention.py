@@ -1,17 +1,63 @@
-"""Grouped-query attention over whole rows, and over a cache."""
+"""Grouped-query attention over whole rows, and over a cache.
 
-from typing import Literal
+Over whole rows it has four forms, which give the same:
+
+    plain      blocks of queries against all earlier keys, the derivative left to JAX: anywhere
+    blockwise  tiles with a backward pass of their own: CPUs
+    cudnn      cuDNN's fused kernels: NVIDIA GPUs (see `cudnn_attention.refusal` for what they cannot do)
+    splash     a Pallas kernel: TPUs
+
+The last two are custom calls, which XLA's partitioner cannot split: on a mesh of several devices they run on each
+device's rows and heads (`ModelConfig.mesh`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxalign.mesh import partition_spec
+from jaxalign.models import cudnn_attention, splash_attention
 from jaxalign.models.blockwise_attention import NEGATIVE, blockwise_attention
-from jaxalign.models.config import ModelConfig
+from jaxalign.models.config import AttentionForm, Choice, ModelConfig
 from jaxalign.models.layers import softcap
+from jaxalign.models.products import operand_dtype, product
 
 BLOCK = 512
-Form = Literal["blockwise", "plain"]
+REFUSALS = {"cudnn": cudnn_attention.refusal, "splash": splash_attention.refusal}
+FASTEST: dict[str, AttentionForm] = {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"}
+
+
+def choose_attention(config: ModelConfig, device: Any) -> Choice:
+    """The form that is fast on a device, and why.
+
+    Args:
+      config: what the form must be able to do, and `attention` where one is asked for.
+      device: one of those that will run it.
+
+    Raises:
+      ValueError: the form that is asked for cannot run there; in one line.
+    """
+    if config.attention != "auto":
+        why = _refusal(config.attention, config, device)
+        if why:
+            raise ValueError(f"attention {config.attention}: {why}; plain and blockwise run anywhere")
+        return Choice(config.attention, "asked for")
+    form = FASTEST.get(device.platform, "plain")
+    why = _refusal(form, config, device)
+    return Choice("plain", why) if why else Choice(form, f"a {device.platform}")
+
+
+def _refusal(form: str, config: ModelConfig, device: Any) -> str:
+    return REFUSALS[form](config, device) if form in REFUSALS else ""
+
+
+def _device(config: ModelConfig) -> Any:
+    """One of the devices that run the model."""
+    return jax.devices()[0] if config.mesh is None else config.mesh.devices.flat[0]
 
 
 def visible(
@@ -35,13 +81,12 @@ def scaled(q: jax.Array, config: ModelConfig) -> jax.Array:
     return q * jnp.asarray(config.query_scale or config.head_dim**-0.5, q.dtype)
 
 
-def _weighted(scores, values, pattern: str):
+def _weighted(scores, values, pattern: str, dtype: Any):
     """softmax(scores) @ values with the division after the product: one pass less over the scores."""
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum(pattern, weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return (out / total).astype(values.dtype)
+    return (product(pattern, weights, values, dtype=dtype) / total).astype(values.dtype)
 
 
 def attend(
@@ -52,25 +97,84 @@ def attend(
     segments: Int[Array, "B T"],
     window: jax.Array | int,
     config: ModelConfig,
+    *,
+    max_segments: int = 0,
 ) -> Float[Array, "B T NH"]:
-    """Causal attention, in the form that is fast on this backend.
+    """Causal attention, in the form that the config names or that is fast on this backend.
 
-    A query that sees nothing (padding) gets a mean of values: finite, and never read. Columns must
-    be in order of position within a segment.
+    A query that sees nothing (padding) gets something finite, which is never read. The columns of a segment lie
+    side by side, in order of position.
+
+    Args:
+      q, k, v: queries, keys and values.
+      positions: of each token.
+      segments: 1, 2, ... by segment, 0 for padding.
+      window: how far back a query sees; 0: all of it. Traced, it is 0 or `config.sliding_window`.
+      config: form, soft cap and scale.
+      max_segments: 1 where each row holds one segment that begins at column 0; else no row holds more than that;
+        0 where it is not known (then `cudnn` cannot run, and `plain` does).
     """
-    if attention_form() == "plain":
+    device = _device(config)
+    form = choose_attention(config, device).form
+    if form == "cudnn" and cudnn_attention.refusal_of_rows(q.shape, max_segments, device):
+        form = "plain"
+    if form == "plain":
         return attend_plain(q, k, v, positions, segments, window, config)
     rows, length, heads, size = q.shape
-    kv_heads = k.shape[2]
-    q = scaled(q, config).reshape(rows, length, kv_heads, heads // kv_heads, size).transpose(0, 2, 1, 3, 4)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    out = blockwise_attention(q, k, v, positions, segments, window, softcap=config.attention_softcap)
-    return out.transpose(0, 2, 1, 3, 4).reshape(rows, length, heads * size)
+    if form == "blockwise":
+        kv_heads = k.shape[2]
+        q = (
+            scaled(q, config)
+            .reshape(rows, length, kv_heads, heads // kv_heads, size)
+            .transpose(0, 2, 1, 3, 4)
+        )
+        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        out = blockwise_attention(
+            q,
+            k,
+            v,
+            positions,
+            segments,
+            window,
+            softcap=config.attention_softcap,
+            dtype=operand_dtype(config),
+        )
+        return out.transpose(0, 2, 1, 3, 4).reshape(rows, length, heads * size)
+    if form == "cudnn":
+        scale = config.query_scale or config.head_dim**-0.5
+        call = functools.partial(cudnn_attention.cudnn_attention, scale=scale, max_segments=max_segments)
+    else:
+        q = scaled(q, config)
+        call = functools.partial(splash_attention.splash_attention, softcap=config.attention_softcap)
+    return _custom_call(call, q, k, v, segments, window, config).reshape(rows, length, heads * size)
 
 
-def attention_form() -> Form:
-    """What `attend` runs here: `blockwise` on a CPU; `plain` where the compiler fuses better than we do."""
-    return "blockwise" if jax.default_backend() == "cpu" else "plain"
+def _custom_call(call: Callable[..., jax.Array], q, k, v, segments, window, config: ModelConfig) -> jax.Array:
+    """A kernel on each device's rows and heads; its window is static, so a traced one chooses between two kernels."""
+
+    def run(static: int) -> jax.Array:
+        kernel = functools.partial(call, window=static)
+        mesh = config.mesh
+        if mesh is None or mesh.size == 1:
+            return kernel(q, k, v, segments)
+        # Query and key heads are split together or not at all: else a group would be torn from its key.
+        axes = ("batch", None, "kv_heads", None)
+        specs = [partition_spec(axes, x.shape, mesh) for x in (q, k)]
+        if specs[0] != specs[1]:
+            axes = ("batch", None, None, None)
+            specs = [partition_spec(axes, x.shape, mesh) for x in (q, k)]
+        of_segments = partition_spec(("batch", None), segments.shape, mesh)
+        return jax.shard_map(
+            kernel,
+            mesh=mesh,
+            in_specs=(specs[0], specs[1], specs[1], of_segments),
+            out_specs=specs[0],
+            check_vma=False,
+        )(q, k, v, segments)
+
+    if isinstance(window, int):
+        return run(window)
+    return jax.lax.cond(window > 0, lambda: run(config.sliding_window), lambda: run(0))
 
 
 def attend_plain(
@@ -85,7 +189,7 @@ def attend_plain(
     """Causal attention in blocks of queries, each against the columns up to its own end; arguments as of `attend`."""
     rows, length, heads, size = q.shape
     kv_heads = k.shape[2]
-    group = heads // kv_heads
+    group, dtype = heads // kv_heads, operand_dtype(config)
     # (B, K, G, T, H) once: the transposes stay off the score path.
     q = scaled(q, config).reshape(rows, length, kv_heads, group, size).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -95,11 +199,9 @@ def attend_plain(
         seen = visible(
             positions[:, start:end], positions[:, :end], segments[:, start:end], segments[:, :end], window
         )
-        scores = jnp.einsum(
-            "bkgtd,bksd->bkgts", q[:, :, :, start:end], k[:, :, :end], preferred_element_type=jnp.float32
-        )
+        scores = product("bkgtd,bksd->bkgts", q[:, :, :, start:end], k[:, :, :end], dtype=dtype)
         scores = softcap(scores, config.attention_softcap) + jnp.where(seen, 0.0, NEGATIVE)[:, None, None]
-        parts.append(_weighted(scores, v[:, :, :end], "bkgts,bksd->bkgtd"))
+        parts.append(_weighted(scores, v[:, :, :end], "bkgts,bksd->bkgtd", dtype))
     out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=3)
     return out.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * size)
 
@@ -115,6 +217,7 @@ def attend_cached(
     rows, heads, size = q.shape
     kv_heads = keys.shape[1]
     q = scaled(q, config).reshape(rows, kv_heads, heads // kv_heads, size)
-    scores = jnp.einsum("bkgd,bkds->bkgs", q, keys, preferred_element_type=jnp.float32)
+    dtype = operand_dtype(config)
+    scores = product("bkgd,bkds->bkgs", q, keys, dtype=dtype)
     scores = softcap(scores, config.attention_softcap) + bias[:, None, None, :]
-    return _weighted(scores, values, "bkgs,bksd->bkgd").reshape(rows, heads * size)
+    return _weighted(scores, values, "bkgs,bksd->bkgd", dtype).reshape(rows, heads * size)

@@ -1,7 +1,17 @@
 """The shape of a decoder, whatever its family."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple, get_args
+
+AttentionForm = Literal["plain", "blockwise", "cudnn", "splash"]
+ProductForm = Literal["natural", "bfloat16_float32", "float32"]
+
+
+class Choice(NamedTuple):
+    """A form of some computation, and why it was chosen."""
+
+    form: Any
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +69,9 @@ class ModelConfig:
       bos_id, eos_ids, pad_id: special tokens; -1 or () where there is none.
       param_dtype, compute_dtype: names of dtypes.
       remat: recompute each layer in the backward pass.
+      attention: form of attention over whole rows, see `models.attention`; auto takes what is fast on the backend.
+      products: form of matrix products, see `models.products`; auto likewise.
+      mesh: the devices that custom attention calls are split over (`jax.sharding.Mesh`); None for one device.
     """
 
     family: str = "llama"
@@ -100,6 +113,9 @@ class ModelConfig:
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     remat: bool = False
+    attention: Literal["auto"] | AttentionForm = "auto"
+    products: Literal["auto"] | ProductForm = "auto"
+    mesh: Any = None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -110,6 +126,10 @@ class ModelConfig:
             raise ValueError(
                 f"sliding_layers has {len(self.sliding_layers)} entries for {self.num_layers} layers"
             )
+        for name, forms in (("attention", AttentionForm), ("products", ProductForm)):
+            known = ("auto", *get_args(forms))
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     @property
     def rotary_size(self) -> int:

@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxalign.models.config import ModelConfig
-from jaxalign.models.layers import dense
+from jaxalign.models.config import ModelConfig, ProductForm
+from jaxalign.models.products import dense, product_form
 from jaxalign.models.transformer import Transformer
 
 
@@ -83,6 +83,7 @@ class ScalarModel(nnx.Module):
         lengths: Int[Array, " B"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
+        max_segments: int = 0,
         adapter: Any = None,
         dropout_key: jax.Array | None = None,
     ) -> Float[Array, "B T"]:
@@ -93,10 +94,17 @@ class ScalarModel(nnx.Module):
             lengths=lengths,
             positions=positions,
             segment_ids=segment_ids,
+            max_segments=max_segments,
             adapter=adapter,
             dropout_key=dropout_key,
         )
-        raw = apply_head(self.head_config, params["head"], hidden, dropout_key=dropout_key)
+        raw = apply_head(
+            self.head_config,
+            params["head"],
+            hidden,
+            products=product_form(self.config),
+            dropout_key=dropout_key,
+        )
         normalizer = params["normalizer"]
         return normalizer["gain"] * raw + normalizer["bias"]
 
@@ -120,9 +128,10 @@ def apply_head(
     params: Any,
     hidden: Float[Array, "*B D"],
     *,
+    products: ProductForm,
     dropout_key: jax.Array | None = None,
 ) -> Float[Array, "*B"]:
-    """Raw scores of hidden states, float32."""
+    """Raw scores of hidden states, float32; `products` is the form of an MLP head's product."""
     x = hidden
     if dropout_key is not None and head_config.dropout:
         keep = jax.random.bernoulli(
@@ -130,7 +139,7 @@ def apply_head(
         )
         x = jnp.where(keep, x / (1 - head_config.dropout), 0).astype(x.dtype)
     if head_config.kind == "mlp":
-        x = dense(x, params["hidden"]) + params["hidden_bias"].astype(x.dtype)
+        x = dense(x, params["hidden"], products) + params["hidden_bias"].astype(x.dtype)
         x = jax.nn.gelu(x, approximate=True)
     return jnp.einsum("...d,d->...", x.astype(jnp.float32), params["score"].astype(jnp.float32))
 

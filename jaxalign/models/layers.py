@@ -1,6 +1,4 @@
-"""Dense products, norms, rotary embeddings and the MLP: pure functions on arrays."""
-
-import functools
+"""Projections, norms, rotary embeddings and the MLP: pure functions on arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -8,50 +6,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxalign.models.config import ModelConfig, RopeScaling
+from jaxalign.models.products import dense, product_form
 
 Params = dict[str, jax.Array]
 
 
-@jax.custom_vjp
-def dense(x: Float[Array, "*B K"], w: Float[Array, "K M"]) -> Float[Array, "*B M"]:
-    """x @ w, accumulated in float32, in the dtype of x.
-
-    The weight gradient is one product x^T dy in the parameter's own layout: what autodiff
-    writes goes through a transposed copy of dy on XLA's CPU backend (7 times slower for
-    an MLP there) and plain bf16 products leave its fast path.
-    """
-    out = jax.lax.dot_general(
-        x, w.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return out.astype(x.dtype)
-
-
-def _dense_forward(x, w):
-    return dense(x, w), (x, w)
-
-
-def _dense_backward(saved, dy):
-    x, w = saved
-    dy = dy.astype(x.dtype)
-    last = dy.ndim - 1
-    dx = jax.lax.dot_general(
-        dy, w.astype(x.dtype), (((last,), (1,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    rows = tuple(range(last))
-    over_rows = functools.partial(
-        jax.lax.dot_general, dimension_numbers=((rows, rows), ((), ())), preferred_element_type=jnp.float32
-    )
-    # XLA's CPU compiler transposes the left side of a product over rows: let it be the narrower one. The barrier
-    # keeps it from writing the other product itself.
-    dw = over_rows(x, dy) if x.shape[-1] <= dy.shape[-1] else jax.lax.optimization_barrier(over_rows(dy, x)).T
-    return dx.astype(x.dtype), dw.astype(w.dtype)
-
-
-dense.defvjp(_dense_forward, _dense_backward)
-
-
 def linear(
-    x: jax.Array, params: Params, name: str, adapter: dict | None = None, key: jax.Array | None = None
+    x: jax.Array,
+    params: Params,
+    name: str,
+    config: ModelConfig,
+    adapter: dict | None = None,
+    key: jax.Array | None = None,
 ):
     """One projection with its bias and its LoRA adapter, where there are any.
 
@@ -59,10 +25,12 @@ def linear(
       x: [..., K].
       params: the layer's leaves; `name` and, with a bias, `name + "_bias"`.
       name: which projection, for example q_proj.
+      config: says the form of products.
       adapter: the layer's adapters by projection: {"a": [K, r], "b": [r, M], "scale": []}.
       key: dropout key of this layer; None turns adapter dropout off.
     """
-    y = dense(x, params[name])
+    form = product_form(config)
+    y = dense(x, params[name], form)
     bias = params.get(name + "_bias")
     if bias is not None:
         y = y + bias.astype(y.dtype)
@@ -73,7 +41,7 @@ def linear(
             salt = int.from_bytes(name.encode()[:3], "little")
             keep = jax.random.bernoulli(jax.random.fold_in(key, salt), 1.0 - part["dropout"], x.shape)
             inner = jnp.where(keep, x / (1.0 - part["dropout"]).astype(x.dtype), 0)
-        y = y + dense(dense(inner, part["a"]), part["b"]) * part["scale"].astype(y.dtype)
+        y = y + dense(dense(inner, part["a"], form), part["b"], form) * part["scale"].astype(y.dtype)
     return y
 
 
@@ -182,12 +150,12 @@ def mlp(
     key: jax.Array | None = None,
 ) -> jax.Array:
     """The feed-forward block, [..., D] -> [..., D]."""
-    up = linear(x, params, "up_proj", adapter, key)
+    up = linear(x, params, "up_proj", config, adapter, key)
     if config.gated_mlp:
-        up = activate(linear(x, params, "gate_proj", adapter, key), config) * up
+        up = activate(linear(x, params, "gate_proj", config, adapter, key), config) * up
     else:
         up = activate(up, config)
-    return linear(up, params, "down_proj", adapter, key)
+    return linear(up, params, "down_proj", config, adapter, key)
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:

@@ -28,6 +28,7 @@ from jaxalign.models.layers import (
     rotate,
     softcap,
 )
+from jaxalign.models.products import operand_dtype, product
 
 UNROLLED_LAYERS = 8
 
@@ -56,6 +57,7 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         lengths: Int[Array, " B"] | None = None,
+        max_segments: int = 0,
         adapter: Any = None,
     ) -> Float[Array, "B T V"]:
         """Logits, float32, for plain use; training takes `hidden` and a chunked head.
@@ -64,11 +66,18 @@ class Transformer(nnx.Module):
           tokens: token ids.
           positions: position of each token; counted from 0 within a row (or segment) when None.
           segment_ids: packed rows: 1, 2, ... by segment, 0 for padding.
+          max_segments: of packed rows, a number of segments that no row exceeds; 0 where it is not known, which
+            keeps cuDNN's attention from being used.
           lengths: right-padded rows: valid tokens a row; all when None.
           adapter: LoRA adapter, or None.
         """
         hidden = self.hidden(
-            tokens, positions=positions, segment_ids=segment_ids, lengths=lengths, adapter=adapter
+            tokens,
+            positions=positions,
+            segment_ids=segment_ids,
+            lengths=lengths,
+            max_segments=max_segments,
+            adapter=adapter,
         )
         return self.logits(hidden)
 
@@ -79,6 +88,7 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         lengths: Int[Array, " B"] | None = None,
+        max_segments: int = 0,
         adapter: Any = None,
         dropout_key: jax.Array | None = None,
     ) -> Float[Array, "B T D"]:
@@ -87,25 +97,27 @@ class Transformer(nnx.Module):
         `dropout_key` turns the adapter's dropout on.
         """
         positions, segments = layout(tokens, positions, segment_ids, lengths)
-        hidden, _ = self._layers(tokens, positions, segments, adapter, dropout_key, keep_cache=False)
+        most = 1 if segment_ids is None else max_segments
+        hidden, _ = self._layers(tokens, positions, segments, most, adapter, dropout_key, keep_cache=False)
         return hidden
 
     @property
     def head(self) -> Float[Array, "V D"]:
-        """The vocabulary projection, in the compute dtype."""
+        """The vocabulary projection, in the dtype of products' operands."""
         params = self.weights
         weight = params["embed"]["tokens"] if self.config.tied_head else params["head"]["weight"]
-        return weight[...].astype(self.config.compute_dtype)
+        return weight[...].astype(operand_dtype(self.config))
 
     @property
     def head_options(self) -> dict[str, Any]:
         """What `logprobs.linear_logprobs` must know beside the head."""
         bias = self.weights["head"]["bias"][...] if self.config.head_bias else None
-        return {"softcap": self.config.final_softcap or None, "bias": bias}
+        dtype = operand_dtype(self.config)
+        return {"softcap": self.config.final_softcap or None, "bias": bias, "product_dtype": dtype}
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits of hidden states."""
-        out = jnp.einsum("...d,vd->...v", hidden, self.head, preferred_element_type=jnp.float32)
+        out = product("...d,vd->...v", hidden, self.head, dtype=operand_dtype(self.config))
         options = self.head_options
         if options["bias"] is not None:
             out = out + options["bias"].astype(jnp.float32)
@@ -127,7 +139,8 @@ class Transformer(nnx.Module):
         segments = (positions >= 0).astype(jnp.int32)
         positions = jnp.maximum(positions, 0)
         tokens = jnp.take_along_axis(tokens, positions, axis=1)
-        hidden, cached = self._layers(tokens, positions, segments, adapter, None, keep_cache=True)
+        # One segment that does not begin at column 0: two is the bound for which nothing is taken for granted.
+        hidden, cached = self._layers(tokens, positions, segments, 2, adapter, None, keep_cache=True)
         keys, values = cached
         return hidden[:, -1], kv_cache.from_prompt(keys, values, lengths, cache_length)
 
@@ -136,18 +149,16 @@ class Transformer(nnx.Module):
 
         The adapter, where given, is added to the weights it adapts.
         """
-        config = self.config
+        config, dtype = self.config, operand_dtype(self.config)
         params = self.params
         if adapter is not None:
             params = folded(params, adapter)
         layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.num_layers)]
-        layers = [
-            {k: (v if "norm" in k else v.astype(config.compute_dtype)) for k, v in p.items()} for p in layers
-        ]
-        embeddings = jax.tree.map(lambda x: x.astype(config.compute_dtype), params["embed"])
+        layers = [{k: (v if "norm" in k else v.astype(dtype)) for k, v in p.items()} for p in layers]
+        embeddings = jax.tree.map(lambda x: x.astype(dtype), params["embed"])
         result = {**params, "layers": layers, "embed": embeddings}
         if not config.tied_head:
-            weight = params["head"]["weight"].astype(config.compute_dtype)
+            weight = params["head"]["weight"].astype(dtype)
             result["head"] = {**params["head"], "weight": weight}
         return result
 
@@ -198,7 +209,7 @@ class Transformer(nnx.Module):
     # --- the stack --------------------------------------------------------------------------
 
     def _layers(
-        self, tokens, positions, segments, adapter, dropout_key, *, keep_cache: bool
+        self, tokens, positions, segments, max_segments, adapter, dropout_key, *, keep_cache: bool
     ) -> tuple[jax.Array, Any]:
         config, params = self.config, self.params
         x = embed(params, tokens, positions, config)
@@ -220,7 +231,7 @@ class Transformer(nnx.Module):
                 nonlocal kept
                 q, k, v = project(h, layer, config, cos_sin, part, key)
                 kept = (k, v)
-                return attend(q, k, v, positions, segments, window, config)
+                return attend(q, k, v, positions, segments, window, config, max_segments=max_segments)
 
             x = block(x, layer, config, attention, part, key)
             return x, kept if keep_cache else None
@@ -266,9 +277,13 @@ def embed(params, tokens, positions, config: ModelConfig) -> jax.Array:
 def project(h, params, config: ModelConfig, tables, adapter, key):
     """Rotated queries and keys, and values: [B, T, N or K, H]."""
     shape = h.shape[:-1]
-    q = linear(h, params, "q_proj", adapter, key).reshape(*shape, config.num_heads, config.head_dim)
-    k = linear(h, params, "k_proj", adapter, key).reshape(*shape, config.num_kv_heads, config.head_dim)
-    v = linear(h, params, "v_proj", adapter, key).reshape(*shape, config.num_kv_heads, config.head_dim)
+    q = linear(h, params, "q_proj", config, adapter, key).reshape(*shape, config.num_heads, config.head_dim)
+    k = linear(h, params, "k_proj", config, adapter, key).reshape(
+        *shape, config.num_kv_heads, config.head_dim
+    )
+    v = linear(h, params, "v_proj", config, adapter, key).reshape(
+        *shape, config.num_kv_heads, config.head_dim
+    )
     if config.qk_norm:
         q, k = rms_norm(q, params["q_norm"], config), rms_norm(k, params["k_norm"], config)
     if config.positions == "rope":
@@ -278,7 +293,7 @@ def project(h, params, config: ModelConfig, tables, adapter, key):
 
 def block(x, params, config: ModelConfig, attention, adapter, key):
     """One layer; `attention(h)` maps normed input [B, T, D] to head outputs [B, T, N*H]."""
-    mixed = linear(attention(norm(x, params, "input_norm", config)), params, "o_proj", adapter, key)
+    mixed = linear(attention(norm(x, params, "input_norm", config)), params, "o_proj", config, adapter, key)
     if config.parallel_residual:
         return x + mixed + mlp(norm(x, params, "mlp_norm", config), params, config, adapter, key)
     if config.post_norms:

@@ -21,8 +21,10 @@ from jaxalign.runs.config import RunConfig
 from jaxalign.runs.progress import Progress
 from jaxalign.runs.trackers import make_trackers
 
-# Keys that may differ between a run and its resumption: they change no number of the training.
+# Keys that may differ between a run and its resumption: they change no number of the training, or (forms of attention
+# and products) its rounding only, so that a run can go on on another kind of machine.
 FREE_KEYS = {
+    "model.attention", "model.products", "reference.attention", "reference.products",
     "run.output", "run.device", "run.resume", "run.log_every", "run.eval_every", "run.save_every",
     "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
     "run.tensorboard", "run.wandb", "run.progress",
@@ -137,10 +139,13 @@ class Run:
         """Shows how far the run is."""
         self._progress.show(step, total, loss, tokens_per_second)
 
+    def metadata(self) -> dict[str, Any]:
+        """What metadata.json holds."""
+        return json.loads((self.folder / "metadata.json").read_text())
+
     def add_metadata(self, **values: Any) -> None:
         """Adds fields to metadata.json."""
-        path = self.folder / "metadata.json"
-        self._write_metadata(json.loads(path.read_text()) | values)
+        self._write_metadata(self.metadata() | values)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Writes the final metrics and report.html."""

@@ -9,6 +9,7 @@ import optax
 
 from jaxalign import models
 from jaxalign.errors import ConfigError
+from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.ppo_config import PPOConfig
@@ -86,16 +87,25 @@ class Parts:
 
 
 def build(
-    config: PPOConfig, policy: Any, reward: Any, mesh: Any, *, key: jax.Array, tokenizer: Any = None
+    config: PPOConfig,
+    policy: Any,
+    reward: Any,
+    mesh: Any,
+    *,
+    key: jax.Array,
+    tokenizer: Any = None,
+    run: Run | None = None,
 ) -> Parts:
-    """Loads what the configuration names beside the policy, and says what is trained.
+    """Loads what the configuration names beside the policy, and says what is trained; see `setup.load_model` for `run`.
 
     Raises:
       ConfigError: no reward; or a critic from a reward model that is not there.
     """
     reference = policy
     if config.reference.path:
-        reference, _ = setup.load_model(config.reference, mesh, seed=config.run.seed, section="reference")
+        reference, _ = setup.load_model(
+            config.reference, mesh, seed=config.run.seed, section="reference", run=run
+        )
     reference_definition, reference_params = models.split(reference)
     batch, vocabulary = config.train.score_batch_size, policy.config.vocab_size
     reward, reward_model = build_reward(
@@ -134,7 +144,8 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
     definition = scorer.definition
 
     def head(params, hidden):
-        return models.apply_head(definition.head_config, params["head"], hidden)
+        products = models.product_form(definition.config)
+        return models.apply_head(definition.head_config, params["head"], hidden, products=products)
 
     return None, {"head": trained["head"]}, {}, head
 

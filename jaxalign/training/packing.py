@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxalign.data.packing import MAX_SEGMENTS
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -24,8 +26,12 @@ class Packing:
     places: Int[Array, "R T"]
     counted: Int[Array, "S C"] | None = None
 
-    def rows(self, tokens: Int[Array, "N T"]) -> dict[str, jax.Array]:
-        """The arguments by which a model reads the packed rows: tokens, positions, segment_ids, all int32 [R, T]."""
+    def rows(self, tokens: Int[Array, "N T"]) -> dict[str, Any]:
+        """The arguments by which a model reads the packed rows.
+
+        Returns:
+          tokens, positions and segment_ids, int32 [R, T], and max_segments.
+        """
         width = tokens.shape[1]
         there = self.places < tokens.size
         return {
@@ -33,6 +39,7 @@ class Packing:
             "positions": jnp.where(there, self.places % width, 0),
             # A row of the batch is a segment; no other has its number.
             "segment_ids": jnp.where(there, self.places // width + 1, 0),
+            "max_segments": MAX_SEGMENTS,
         }
 
     def heads(self, hidden: Float[Array, "R T D"]) -> Float[Array, "S C D"]:

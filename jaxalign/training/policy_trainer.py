@@ -103,12 +103,14 @@ def train_policy(
     key = jax.random.key(config.run.seed)
     with Run.open(config.run, config, command) as run:
         if policy is None:
-            policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
+            policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed, run=run)
         own = parts(policy, tokenizer)
         train = config.train
         reference = policy
         if config.reference.path and trainer_class.reads_reference(config):
-            reference, _ = setup.load_model(config.reference, mesh, seed=config.run.seed, section="reference")
+            reference, _ = setup.load_model(
+                config.reference, mesh, seed=config.run.seed, section="reference", run=run
+            )
         reference_definition, reference_params = models.split(reference)
         scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
         optimizer, _ = make_optimizer(config.optimizer, train.updates * train.epochs * train.minibatches)

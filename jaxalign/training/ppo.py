@@ -160,8 +160,10 @@ def train_ppo(
     key = jax.random.key(config.run.seed)
     with Run.open(config.run, config, "ppo") as run:
         if policy is None:
-            policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
-        parts = build(config, policy, reward, mesh, key=jax.random.fold_in(key, 1), tokenizer=tokenizer)
+            policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed, run=run)
+        parts = build(
+            config, policy, reward, mesh, key=jax.random.fold_in(key, 1), tokenizer=tokenizer, run=run
+        )
         rollout_key = jax.random.fold_in(key, 2)
         trainer = Trainer(
             config=config,

@@ -91,9 +91,11 @@ def train_dpo(
     form = FORMS[config.loss.name]
     with Run.open(config.run, config, "dpo") as run:
         if policy is None:
-            policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
+            policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed, run=run)
         if reference is None and config.reference.path and form.reference:
-            reference, _ = setup.load_model(config.reference, mesh, seed=config.run.seed, section="reference")
+            reference, _ = setup.load_model(
+                config.reference, mesh, seed=config.run.seed, section="reference", run=run
+            )
         kind = "label" if form.unpaired else "comparison"
         data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
         setup.check_context(policy.config, data)

@@ -192,7 +192,7 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
     steps = models.StepMarks(separator=config.data.separator) if kind == "stepwise" else None
     with Run.open(config.run, config, "reward") as run:
         if model is None:
-            model, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed)
+            model, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed, run=run)
         data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
         setup.check_context(model.config, data)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))

@@ -46,6 +46,10 @@ class ModelSource:
       compute_dtype: dtype of the matrix products; norms, softmax and losses are float32 always.
       random_init: take only config.json from path and draw the weights from the seed.
       remat: recompute each layer in the backward pass, to save memory.
+      attention: how whole rows attend, with the same result: plain, blockwise (fast on CPUs), cudnn (NVIDIA GPUs) or
+        splash (TPUs); auto takes what is fast here and can compute this model, or when resuming what the run had.
+      products: how matrix products are computed in bfloat16: natural (GPUs, TPUs), bfloat16_float32 (CPUs with AMX)
+        or float32 (other CPUs); auto likewise. metadata.json records both.
     """
 
     path: str = ""
@@ -55,6 +59,8 @@ class ModelSource:
     compute_dtype: Dtype = "float32"
     random_init: bool = False
     remat: bool = False
+    attention: Literal["auto"] | models.AttentionForm = "auto"
+    products: Literal["auto"] | models.ProductForm = "auto"
 
 
 @dataclass(frozen=True)
@@ -104,11 +110,20 @@ def model_folder(path: str) -> str:
     return str(export) if export.is_dir() else path
 
 
-def load_model(source: ModelSource, mesh: Mesh, *, seed: int, section: str = "model") -> tuple[Any, Any]:
-    """The model and tokenizer that `source` names.
+def load_model(
+    source: ModelSource, mesh: Mesh, *, seed: int, section: str = "model", run: Run | None = None
+) -> tuple[Any, Any]:
+    """The model and tokenizer that `source` names, in forms of attention and of products that suit the devices.
+
+    Args:
+      source: what the configuration names.
+      mesh: the devices.
+      seed: of random weights.
+      section: of the configuration, for messages and records.
+      run: records the forms, and gives back those that it began with; None where there is no run.
 
     Raises:
-      ConfigError: no path.
+      ConfigError: no path, or a form that cannot run here.
       ModelError: a folder, tensor or tokenizer that is wrong.
     """
     if not source.path:
@@ -129,12 +144,38 @@ def load_model(source: ModelSource, mesh: Mesh, *, seed: int, section: str = "mo
     if source.remat:
         model = models.with_remat(model)
     models.check_vocabulary(model.config, tokenizer)
-    return place_model(model, mesh), tokenizer
+    return place_model(_with_forms(model, source, mesh, section, run), mesh), tokenizer
+
+
+def _with_forms(model: Any, source: ModelSource, mesh: Mesh, section: str, run: Run | None) -> Any:
+    """The model in the forms asked for, else those the run began with, else the fast ones; the run records them."""
+    recorded = {} if run is None else run.metadata().get("forms", {})
+    before = recorded.get(section, {})
+    asked = {
+        name: value if (value := getattr(source, name)) != "auto" else before.get(name, "auto")
+        for name in ("attention", "products")
+    }
+    model, device = models.with_config(model, **asked), mesh.devices.flat[0]
+    try:
+        attention = models.choose_attention(model.config, device)
+    except ValueError as problem:
+        began = f" ({run.folder} began with it)" if run and source.attention == "auto" else ""
+        raise ConfigError(f"{section}.attention: {problem}{began}") from None
+    products = models.choose_products(model.config, device.platform)
+    forms = {"attention": attention.form, "products": products.form}
+    if run is not None and forms != {name: before.get(name) for name in forms}:
+        why = {"attention_reason": attention.reason, "products_reason": products.reason}
+        run.add_metadata(forms=recorded | {section: forms | why})
+        run.info(
+            f"{section}: attention {attention.form} ({attention.reason}), "
+            f"products {products.form} ({products.reason})"
+        )
+    return models.with_config(model, **forms)
 
 
 def place_model(model: Any, mesh: Mesh) -> Any:
-    """The model with its parameters laid out on the mesh."""
-    definition, params = models.split(model)
+    """The model with its parameters laid out on the mesh, which its custom calls are split over."""
+    definition, params = models.split(models.with_config(model, mesh=mesh if mesh.size > 1 else None))
     return models.merge(definition, place_params(params, mesh))
 
 
@@ -249,8 +290,7 @@ def scalar_of(
     scalar: Any, lora: LoraConfig | None, mesh: Mesh, *, key: jax.Array
 ) -> tuple[ScalarPolicy, Any, Any]:
     """The same as `policy_of` for a scalar model: trunk (or adapter) and head are trained, the normalizer is not."""
-    definition, params = models.split(scalar)
-    params = place_params(params, mesh)
+    definition, params = models.split(place_model(scalar, mesh))
     head, normalizer = params["head"], {"normalizer": params["normalizer"]}
     if lora is None or not lora.enabled:
         return ScalarPolicy(definition), {"trunk": params["trunk"], "head": head}, normalizer

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.data import packed
-from jaxalign.data.packing import best_fit_decreasing, rung
+from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, rung
 from jaxalign.training.step import split_rows
 
 WIDTH = 16
@@ -43,6 +43,13 @@ def test_the_fullest_row_with_room_is_taken():
     # After 9, 7 and 8 the rooms are 0 (9 + 7) and 8; of rooms 3 and 8 a 3 takes the 3.
     assert best_fit_decreasing([9, 8, 7], WIDTH) == [[0, 2], [1]]
     assert best_fit_decreasing([13, 8, 3], WIDTH) == [[0, 2], [1]]
+
+
+def test_no_row_holds_more_than_the_most():
+    assert [len(row) for row in best_fit_decreasing([1] * 10, 16, 4)] == [4, 4, 2]
+    # The second row is full by number, not by tokens: what is left of it is not filled.
+    assert best_fit_decreasing([9, 8, 3, 2, 1], 12, 2) == [[0, 2], [1, 3], [4]]
+    assert {len(row) for row in best_fit_decreasing([1] * 320, 64)} == {MAX_SEGMENTS}
 
 
 def test_what_does_not_fit_is_refused():

@@ -1,59 +1,12 @@
 """Attention in tiles, against the plain form and a derivation in float64."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxalign.models import attention, blockwise_attention
-
-HEADS, KV_HEADS, SIZE = 4, 2, 8
-
-
-def inputs(length, *, rows=2, dtype=jnp.float32, seed=0):
-    """Queries, keys, values, and a cotangent of the output."""
-    keys = jax.random.split(jax.random.key(seed), 4)
-    shapes = [(rows, length, n, SIZE) for n in (HEADS, KV_HEADS, KV_HEADS)] + [(rows, length, HEADS * SIZE)]
-    return [jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
-
-
-def layout(kind, length, rows=2):
-    """Positions and segments [B, T]."""
-    columns = np.broadcast_to(np.arange(length), (rows, length))
-    if kind == "full":
-        return columns, np.ones_like(columns)
-    if kind == "padded":
-        return columns, (columns < np.array([[length], [length // 3]])).astype(np.int32)
-    segments = np.minimum(columns // 7 + 1, 5) * (columns < length - 3)
-    starts = np.where(columns == 0, True, segments != np.roll(segments, 1, axis=1))
-    return columns - np.maximum.accumulate(np.where(starts, columns, 0), axis=1), segments
-
-
-def in_float64(q, k, v, positions, segments, window, softcap):
-    """softmax over the visible keys, written out; rows without any are left at 0."""
-    rows, length, heads, size = q.shape
-    out = np.zeros((rows, length, heads, size))
-    for b in range(rows):
-        for t in range(length):
-            seen = (segments[b] == segments[b, t]) & (positions[b] <= positions[b, t])
-            seen &= (positions[b, t] - positions[b] < window) | (window == 0)
-            if not segments[b, t]:
-                continue
-            for n in range(heads):
-                kv = n // (heads // KV_HEADS)
-                scores = k[b, seen, kv] @ q[b, t, n] / np.sqrt(size)
-                if softcap:
-                    scores = softcap * np.tanh(scores / softcap)
-                weights = np.exp(scores - scores.max())
-                out[b, t, n] = weights / weights.sum() @ v[b, seen, kv]
-    return out.reshape(rows, length, heads * size)
-
-
-def config(softcap=0.0):
-    return SimpleNamespace(head_dim=SIZE, query_scale=0.0, attention_softcap=softcap)
-
+from tests.models.attention_cases import config, in_float64, inputs, layout
 
 CASES = [
     ("full", 37, 0, 0.0),
@@ -88,10 +41,6 @@ def test_blockwise_attention_is_the_plain_one_and_the_one_by_hand(kind, length, 
     for got, wanted in zip(grads, plain_grads, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
     assert np.isfinite(out).all()
-
-
-def test_this_backend_takes_the_blockwise_form():
-    assert attention.attention_form() == "blockwise"
 
 
 def test_tiles_above_the_bound_are_taken_row_by_row(monkeypatch):
@@ -129,9 +78,13 @@ def test_bfloat16_stays_within_its_rounding():
     q, k, v, _ = inputs(64)
     positions, segments = layout("full", 64)
     exact = attention.attend(q, k, v, positions, segments, 0, config())
-    rounded = attention.attend(*(x.astype(jnp.bfloat16) for x in (q, k, v)), positions, segments, 0, config())
-    assert rounded.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(rounded, np.float32), exact, atol=0.04)
+    for products in ("natural", "float32"):
+        rounding = config(compute_dtype="bfloat16", products=products)
+        rounded = attention.attend(
+            *(x.astype(jnp.bfloat16) for x in (q, k, v)), positions, segments, 0, rounding
+        )
+        assert rounded.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(rounded, np.float32), exact, atol=0.04)
 
 
 def test_a_segment_does_not_depend_on_its_neighbours():

@@ -12,7 +12,6 @@ from flax import nnx
 from jaxalign import models
 from jaxalign.models import kv_cache
 from jaxalign.models.attention import BLOCK
-from jaxalign.models.layers import dense
 from jaxalign.models.lora import LoraConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
@@ -111,14 +110,6 @@ def test_remat_changes_neither_loss_nor_gradient():
 
     plain, again = loss(model), loss(models.with_remat(model))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, again)
-
-
-def test_dense_has_the_gradient_of_a_product():
-    x, w = jax.random.normal(jax.random.key(0), (2, 3, 5)), jax.random.normal(jax.random.key(1), (5, 4))
-    weights = jax.random.normal(jax.random.key(2), (2, 3, 4))
-    ours = jax.grad(lambda x, w: (dense(x, w) * weights).sum(), (0, 1))(x, w)
-    plain = jax.grad(lambda x, w: ((x @ w) * weights).sum(), (0, 1))(x, w)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, plain)
 
 
 def test_a_fresh_adapter_changes_nothing_and_merged_equals_beside():

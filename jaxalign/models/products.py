@@ -1,0 +1,117 @@
+"""The form of matrix products: what their operands and results are, of which each processor runs another fast.
+
+    natural           operands and results in the compute dtype, accumulated in float32: GPUs, TPUs, float32 anywhere
+    bfloat16_float32  bfloat16 operands, float32 results: a CPU with bfloat16 matrix instructions (AMX)
+    float32           operands cast up to float32: any other CPU, where bfloat16 products are slower than these
+
+Whatever the form, what is handed on is in the compute dtype, sums are float32, and so are scores, logits and the
+gradients of weights, which come in the layout of the weight itself. In float32 compute all forms are one; in bfloat16
+they differ by rounding.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxalign.models.config import Choice, ModelConfig, ProductForm
+
+
+def choose_products(config: ModelConfig, platform: str, flags: frozenset[str] | None = None) -> Choice:
+    """The form that is fast on a platform, by what the processor can do (never by timing: a run must be repeatable).
+
+    Args:
+      config: compute dtype, and `products` where one is asked for.
+      platform: of the devices: cpu, gpu or tpu.
+      flags: of the CPU; None reads them here.
+    """
+    if config.products != "auto":
+        return Choice(config.products, "asked for")
+    if platform != "cpu":
+        return Choice("natural", f"the {platform} multiplies {config.compute_dtype} itself")
+    if config.compute_dtype == "float32":
+        return Choice("natural", "float32 compute")
+    if "amx_bf16" in (cpu_flags() if flags is None else flags):
+        return Choice("bfloat16_float32", "a CPU with amx_bf16")
+    return Choice("float32", "a CPU without amx_bf16")
+
+
+@functools.cache
+def cpu_flags(path: str = "/proc/cpuinfo") -> frozenset[str]:
+    """What the CPU can do, by Linux's names; empty where there is no such file (other systems)."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def product_form(config: ModelConfig) -> ProductForm:
+    """The form of a model's products: the one it was given, else what is fast on the default backend."""
+    return choose_products(config, jax.default_backend()).form
+
+
+def operand_dtype(config: ModelConfig) -> Any:
+    """What operands of scores and logits are cast to: float32, or the compute dtype."""
+    return jnp.dtype("float32" if product_form(config) == "float32" else config.compute_dtype)
+
+
+def product(pattern: str, *operands: jax.Array, dtype: Any) -> jax.Array:
+    """An einsum of operands cast to `dtype`, in float32."""
+    return jnp.einsum(pattern, *(x.astype(dtype) for x in operands), preferred_element_type=jnp.float32)
+
+
+def dense(x: Float[Array, "*B K"], w: Float[Array, "K M"], form: ProductForm) -> Float[Array, "*B M"]:
+    """x @ w, accumulated in float32, in the dtype of x.
+
+    The weight gradient is one product x^T dy in the parameter's own layout: what autodiff
+    writes goes through a transposed copy of dy on XLA's CPU backend (7 times slower for
+    an MLP there) and plain bf16 products leave its fast path.
+    """
+    return _dense(form, x, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dense(form, x, w):
+    return _multiply(x, w, x, (((x.ndim - 1,), (0,)), ((), ())), form)
+
+
+def _multiply(a, b, like, dimensions, form):
+    """One product in the form given, in the dtype of `like`."""
+    dtype = jnp.float32 if form == "float32" else like.dtype
+    result = like.dtype if form == "natural" else jnp.float32
+    out = jax.lax.dot_general(a.astype(dtype), b.astype(dtype), dimensions, preferred_element_type=result)
+    return out.astype(like.dtype)
+
+
+def _dense_forward(form, x, w):
+    return _dense(form, x, w), (x, w)
+
+
+def _dense_backward(form, saved, dy):
+    x, w = saved
+    dy = dy.astype(x.dtype)
+    last = dy.ndim - 1
+    dx = _multiply(dy, w, x, (((last,), (1,)), ((), ())), form)
+    rows = tuple(range(last))
+    operand = jnp.float32 if form == "float32" else x.dtype
+
+    def over_rows(a, b):
+        dimensions = ((rows, rows), ((), ()))
+        return jax.lax.dot_general(
+            a.astype(operand), b.astype(operand), dimensions, preferred_element_type=jnp.float32
+        )
+
+    if jax.default_backend() == "cpu" and operand == jnp.float32 and x.shape[-1] > dy.shape[-1]:
+        # XLA's CPU compiler transposes the left side of a product over rows: let it be the narrower one. The barrier
+        # keeps it from writing the other product itself.
+        dw = jax.lax.optimization_barrier(over_rows(dy, x)).T
+    else:
+        dw = over_rows(x, dy)
+    return dx, dw.astype(w.dtype)
+
+
+_dense.defvjp(_dense_forward, _dense_backward)

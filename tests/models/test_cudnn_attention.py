@@ -1,0 +1,118 @@
+"""cuDNN's attention: what can be seen without a GPU; on one (JAX_PLATFORMS=cuda), that it computes the plain form."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.models import attention, cudnn_attention
+from tests.models.attention_cases import config, inputs, layout
+
+try:
+    GPU = jax.devices("gpu")[0]
+except RuntimeError:
+    GPU = None
+
+# kind of rows, length, window, most segments
+CASES = [
+    ("full", 96, 0, 1),
+    ("padded", 150, 0, 1),
+    ("padded", 60, 11, 1),
+    ("packed", 70, 0, 8),
+    ("packed", 70, 5, 8),
+]
+
+
+def by_a_loop(row, most):
+    """Starts and lengths of the runs of one row that are above 0."""
+    starts, lengths, before = [], [], 0
+    for column, segment in enumerate(row):
+        if segment and segment != before:
+            starts.append(column)
+            lengths.append(0)
+        if segment:
+            lengths[-1] += 1
+        before = segment
+    fill = [-1] * (most - len(starts))
+    return [*starts, *fill, -1], [*lengths, *fill]
+
+
+def test_spans_are_those_of_a_loop():
+    random = np.random.default_rng(0)
+    rows = [
+        np.zeros(12, int),  # nothing
+        np.ones(12, int),
+        np.array([0, 0, 3, 3, 3, 1, 0, 0, 2, 2, 0, 0]),  # padding before, between and after; ids in no order
+        np.array([5] * 11 + [4]),  # one token at the end
+        *(np.repeat(random.permutation(4) + random.integers(0, 2), 3) for _ in range(5)),
+    ]
+    starts, lengths = cudnn_attention.spans(jnp.asarray(rows), 5)
+    wanted = [by_a_loop(row, 5) for row in rows]
+    assert starts.tolist() == [a for a, _ in wanted]
+    assert lengths.tolist() == [b for _, b in wanted]
+
+
+def computed(form, kind, length, window, most):
+    """A program of output and gradients in bfloat16, and its arguments."""
+    q, k, v, d_out = inputs(length, dtype=jnp.bfloat16, size=64)
+    positions, segments = layout(kind, length)
+    counted = jnp.asarray(segments > 0)[..., None]
+    options = config(attention=form, compute_dtype="bfloat16", products="natural", head_dim=64)
+
+    def loss(q, k, v):
+        out = attention.attend(q, k, v, positions, segments, window, options, max_segments=most)
+        return jnp.sum(jnp.where(counted, out * d_out, 0).astype(jnp.float32)), jnp.where(counted, out, 0)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)), (q, k, v)
+
+
+@pytest.mark.skipif(GPU is None, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize(("kind", "length", "window", "most"), CASES)
+def test_on_a_gpu_it_computes_the_plain_form_with_its_gradients(kind, length, window, most):
+    results = []
+    for form in ("cudnn", "plain"):
+        run, arrays = computed(form, kind, length, window, most)
+        (_, out), grads = run(*arrays)
+        results.append([np.asarray(x, np.float32) for x in (out, *grads)])
+    for got, wanted in zip(*results, strict=True):
+        assert np.isfinite(got).all()
+        np.testing.assert_allclose(got, wanted, atol=0.06, rtol=0.06)
+        # Rounding cannot hide a wrong mask: of all differences the mean is small too.
+        assert np.abs(got - wanted).mean() < 0.004
+
+
+@pytest.fixture
+def lowered(monkeypatch):
+    """StableHLO for a GPU of the Hopper generation, of the forward and backward pass."""
+    if GPU is not None:
+        pytest.skip("for machines without a GPU")
+    inside = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(inside, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(inside, "check_compute_capability", lambda capability: True)
+    monkeypatch.setitem(attention.REFUSALS, "cudnn", lambda config, device: "")
+    monkeypatch.setattr(cudnn_attention, "_capability", lambda device: (9, 0))
+
+    def text(*case):
+        run, arrays = computed("cudnn", *case)
+        return run.trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+
+    return text
+
+
+@pytest.mark.parametrize(("kind", "length", "window", "most"), CASES)
+def test_a_gpu_program_has_the_fused_kernels_and_no_array_of_all_pairs(lowered, kind, length, window, most):
+    text = lowered(kind, length, window, most)
+    assert "__cudnn$fmhaSoftmax" in text
+    assert "__cudnn$fmhaSoftmaxBackward" in text
+    assert f"{length}x{length}x" not in text
+    assert "PADDING_CAUSAL" in text
+    for name, value in (("sliding_window_length", window), ("max_seg_per_batch", most)):
+        told = set(re.findall(rf"{name}\\22: (\d+)", text))
+        assert told == {str(value)}, name
+
+
+def test_rows_of_an_unknown_number_of_segments_take_the_plain_form(lowered):
+    text = lowered("packed", 70, 0, 0)
+    assert "__cudnn" not in text

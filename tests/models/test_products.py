@@ -1,0 +1,202 @@
+"""The forms of matrix products: which is chosen, what they compute, and that a training step has no other."""
+
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign import models
+from jaxalign.models import layers, products
+from jaxalign.training.scoring import CausalPolicy
+from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
+from tests.models.attention_cases import config
+
+FORMS = ("natural", "bfloat16_float32", "float32")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "platform", "flags", "form"),
+    [
+        ("bfloat16", "cpu", {"avx512f", "amx_bf16"}, "bfloat16_float32"),
+        ("bfloat16", "cpu", {"avx512f", "avx512_bf16"}, "float32"),
+        ("bfloat16", "cpu", set(), "float32"),
+        ("float32", "cpu", {"amx_bf16"}, "natural"),
+        ("bfloat16", "gpu", {"amx_bf16"}, "natural"),
+        ("bfloat16", "tpu", set(), "natural"),
+    ],
+)
+def test_the_form_follows_from_platform_and_cpu_flags(dtype, platform, flags, form):
+    assert products.choose_products(config(compute_dtype=dtype), platform, frozenset(flags)).form == form
+
+
+def test_a_form_that_is_asked_for_is_taken():
+    asked = config(compute_dtype="bfloat16", products="natural")
+    assert products.choose_products(asked, "cpu", frozenset({"amx_bf16"})) == ("natural", "asked for")
+
+
+def test_cpu_flags_are_read_from_the_first_processor(tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text(
+        "processor\t: 0\nmodel name\t: X\nflags\t\t: fpu amx_bf16 amx_tile\n\nprocessor\t: 1\nflags\t: fpu\n"
+    )
+    assert products.cpu_flags(str(file)) == {"fpu", "amx_bf16", "amx_tile"}
+    assert products.cpu_flags(str(tmp_path / "nowhere")) == frozenset()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dense_has_value_and_gradient_of_a_product(form, dtype):
+    x, w = jax.random.normal(jax.random.key(0), (2, 3, 5)), jax.random.normal(jax.random.key(1), (5, 4))
+    weights = jax.random.normal(jax.random.key(2), (2, 3, 4)).astype(dtype)
+    x = x.astype(dtype)
+
+    def loss(product):
+        return lambda x, w: (product(x, w) * weights).astype(jnp.float32).sum()
+
+    ours = jax.grad(loss(lambda x, w: products.dense(x, w, form)), (0, 1))(x, w)
+    wide = jnp.float32(x), jnp.float32(w)
+    plain = jax.grad(lambda x, w: ((x @ w) * jnp.float32(weights)).sum(), (0, 1))(*wide)
+    tolerance = 1e-5 if dtype == "float32" else 0.06
+    out = products.dense(x, w, form)
+    np.testing.assert_allclose(np.float32(out), wide[0] @ wide[1], atol=tolerance)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), b, atol=tolerance), ours, plain)
+    assert out.dtype == ours[0].dtype == dtype
+    assert ours[1].dtype == jnp.float32
+
+
+def test_in_float32_all_forms_are_one():
+    x, w = jax.random.normal(jax.random.key(0), (6, 5)), jax.random.normal(jax.random.key(1), (5, 4))
+    first, *others = (jax.jit(lambda x, w, f=f: products.dense(x, w, f)).lower(x, w).as_text() for f in FORMS)
+    assert others == [first, first]
+
+
+# --- the products of a whole training step -------------------------------------------------------
+
+# No width is another's, so that a product is known by the shape of its result.
+SHAPE = {
+    "vocab_size": 272, "hidden_size": 48, "intermediate_size": 80, "num_layers": 1, "num_heads": 4,
+    "num_kv_heads": 2, "head_dim": 16, "max_positions": 64,
+}  # fmt: skip
+ROWS, LENGTH = 2, 24
+
+
+def lowered(**changes):
+    """Loss and gradient of supervised fine-tuning, lowered; the optimizer multiplies no matrices."""
+    model = models.create(models.ModelConfig(**SHAPE, **changes), key=jax.random.key(0))
+    definition, params = models.split(model)
+    loss = sft_loss(CausalPolicy(definition), SFTLossConfig())
+    batch = {
+        "tokens": jnp.zeros((ROWS, LENGTH), jnp.int32),
+        "mask": jnp.ones((ROWS, LENGTH), bool),
+        "lengths": jnp.full(ROWS, LENGTH, jnp.int32),
+        "valid": jnp.ones(ROWS, bool),
+    }
+
+    def whole(params):
+        return loss(params, {}, batch, None, sft_counts(batch))
+
+    return jax.jit(jax.value_and_grad(whole, has_aux=True)).lower(params)
+
+
+PRODUCT = re.compile(r"stablehlo\.dot_general .*: \(tensor<(\S+)>, tensor<(\S+)>\) -> tensor<(\S+)>")
+
+
+def products_in(text):
+    """(operand dtypes, result dtype, result shape) of each product of a program."""
+    found = []
+    for line in text.splitlines():
+        if "stablehlo.dot_general" in line:
+            match = PRODUCT.search(line)
+            assert match, line
+            *operands, result = (shape.split("x") for shape in match.groups())
+            found.append(({o[-1] for o in operands}, result[-1], tuple(map(int, result[:-1]))))
+    assert len(found) > 20
+    return found
+
+
+def wrong_products(text, operand, result):
+    """Products of other dtypes, and gradients of key and value projections [48, 32] that come transposed.
+
+    float32's are meant to: there the narrower side is the one that is transposed.
+    """
+    transposed = (32, 48) if operand != "f32" else None
+    return [
+        product
+        for product in products_in(text)
+        if product[0] != {operand} or product[1] not in result or product[2] == transposed
+    ]
+
+
+WANTED = {
+    "natural": ("bf16", {"bf16", "f32"}),
+    "bfloat16_float32": ("bf16", {"f32"}),
+    "float32": ("f32", {"f32"}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_product_of_a_bfloat16_step_has_the_form(form):
+    text = lowered(compute_dtype="bfloat16", products=form, attention="blockwise").as_text()
+    assert wrong_products(text, *WANTED[form]) == []
+    # Key and value projections have their gradients in the layout that is meant.
+    gradient = (32, 48) if form == "float32" else (48, 32)
+    assert [p[2] for p in products_in(text)].count(gradient) == 2
+
+
+def plain_dense(x, w, form):
+    return x @ w.astype(x.dtype)
+
+
+def test_the_check_sees_products_that_are_left_to_autodiff(monkeypatch):
+    monkeypatch.setattr(layers, "dense", plain_dense)
+    text = lowered(compute_dtype="bfloat16", products="bfloat16_float32", attention="blockwise").as_text()
+    wrong = wrong_products(text, *WANTED["bfloat16_float32"])
+    assert {result for _, result, _ in wrong} == {"bf16"}
+    assert (32, 48) in {shape for *_, shape in wrong}
+
+
+def off_the_fast_path(text):
+    """Products of a compiled CPU program that its library of fast ones does not take, or with a transposed gradient.
+
+    But for attention's dk and dv [row and head, H, column], whose left side comes transposed: no library takes them.
+    """
+    fast = set(re.findall(r"fusion\(.*calls=%?([\w.\-]+).*__ynn_fusion", text))
+    assert fast
+    computation, found = "", []
+    for line in text.splitlines():
+        head = re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line)
+        computation = head[1] if head else computation
+        if " dot(" not in line:
+            continue
+        keys = re.search(r"= f32\[4,16,24\].*lhs_batch_dims=\{0\}, lhs_contracting_dims=\{1\}", line)
+        if (computation not in fast and not keys) or re.search(r"= (bf16|\w+\[32,48\])", line):
+            found.append(line.strip())
+    return found
+
+
+# The compiler's passes are off in `make test` (see tests/conftest.py), on for users and in `make test-all`.
+optimised = pytest.mark.skipif(
+    os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1", reason="needs JAX_DISABLE_MOST_OPTIMIZATIONS=0"
+)
+
+
+@optimised
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{}, *({"compute_dtype": "bfloat16", "products": form} for form in ("bfloat16_float32", "float32"))],
+    ids=["float32 compute", "bfloat16_float32", "float32"],
+)
+def test_the_compiled_step_has_no_product_off_the_fast_path(changes):
+    assert off_the_fast_path(lowered(**changes).compile().as_text()) == []
+
+
+@optimised
+@pytest.mark.slow
+def test_the_compiled_check_sees_products_that_are_left_to_autodiff(monkeypatch):
+    monkeypatch.setattr(layers, "dense", plain_dense)
+    text = lowered(compute_dtype="bfloat16", products="bfloat16_float32").compile().as_text()
+    assert off_the_fast_path(text) != []

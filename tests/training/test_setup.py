@@ -1,0 +1,91 @@
+"""Models as a run loads them: forms of attention and products that are recorded, and kept when it goes on."""
+
+import json
+
+import pytest
+
+from jaxalign.errors import ConfigError
+from jaxalign.mesh import MeshConfig, make_mesh
+from jaxalign.models import products
+from jaxalign.runs import Run, RunConfig
+from jaxalign.training import setup
+from jaxalign.training.setup import ModelSource
+from jaxalign.training.sft import SFTConfig
+
+
+@pytest.fixture
+def loaded(tiny_model_folder, tmp_path):
+    """A function that loads the model of a run and gives its config: of a new run, then of the resumed one."""
+
+    def load(amx, **options):
+        products.cpu_flags.cache_clear()
+        source = ModelSource(path=str(tiny_model_folder), **options)
+        config = SFTConfig(run=RunConfig(output=str(tmp_path / "run"), resume=True), model=source)
+        with pytest.MonkeyPatch.context() as patch, Run.open(config.run, config, "sft") as run:
+            patch.setattr(products, "cpu_flags", lambda: {"amx_bf16"} if amx else set())
+            return setup.load_model(source, make_mesh(MeshConfig()), seed=0, run=run)[0].config
+
+    return load
+
+
+def recorded(tmp_path):
+    return json.loads((tmp_path / "run" / "metadata.json").read_text())["forms"]
+
+
+def test_a_run_records_its_forms_and_why(loaded, tmp_path):
+    config = loaded(False, compute_dtype="bfloat16")
+    assert (config.attention, config.products) == ("blockwise", "float32")
+    assert recorded(tmp_path) == {
+        "model": {
+            "attention": "blockwise",
+            "attention_reason": "a cpu",
+            "products": "float32",
+            "products_reason": "a CPU without amx_bf16",
+        }
+    }
+
+
+def test_a_resumed_run_keeps_its_forms_on_another_cpu(loaded, tmp_path):
+    assert loaded(True, compute_dtype="bfloat16").products == "bfloat16_float32"
+    assert loaded(False, compute_dtype="bfloat16").products == "bfloat16_float32"
+    assert recorded(tmp_path)["model"]["products_reason"] == "a CPU with amx_bf16"
+
+
+def test_a_resumed_run_takes_another_form_where_it_is_asked_to(loaded, tmp_path):
+    loaded(True, compute_dtype="bfloat16")
+    asked = {"compute_dtype": "bfloat16", "products": "natural", "attention": "plain"}
+    config = loaded(True, **asked)
+    assert (config.attention, config.products) == ("plain", "natural")
+    loaded(True, compute_dtype="bfloat16")
+    assert recorded(tmp_path)["model"] == {
+        "attention": "plain",
+        "attention_reason": "asked for",
+        "products": "natural",
+        "products_reason": "asked for",
+    }
+
+
+def test_a_form_that_cannot_run_here_is_one_line(loaded, tmp_path):
+    with pytest.raises(ConfigError, match=r"^model\.attention: attention splash: .* needs a TPU.*anywhere$"):
+        loaded(False, attention="splash")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recorded_form_that_cannot_run_here_says_where_it_comes_from(loaded, tmp_path):
+    loaded(False)
+    file = tmp_path / "run" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    metadata["forms"]["model"]["attention"] = "cudnn"
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(
+        ConfigError, match=r"cudnn: .* NVIDIA GPU.*plain and blockwise run anywhere \(.*began with it\)"
+    ):
+        loaded(False)
+    assert loaded(False, attention="plain").attention == "plain"
+
+
+def test_a_placed_model_knows_its_devices(tiny_model_folder, devices):
+    source = ModelSource(path=str(tiny_model_folder))
+    mesh = make_mesh(MeshConfig(data=2), devices)
+    assert setup.load_model(source, mesh, seed=0)[0].config.mesh is mesh
+    assert setup.load_model(source, make_mesh(MeshConfig()), seed=0)[0].config.mesh is None
