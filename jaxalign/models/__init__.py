@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import jax
+
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.heads import (
     HeadConfig,
@@ -23,6 +25,7 @@ from jaxalign.models.huggingface import (
     save_pretrained,
     save_reward_model,
 )
+from jaxalign.models.int8 import Int8, quantize_params
 from jaxalign.models.lora import LoraConfig, attach, create_adapter, merge_adapter
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.reward_ensemble import is_reward_ensemble, load_reward_ensemble, save_reward_ensemble
@@ -32,6 +35,7 @@ from jaxalign.models.transformer import Definition, Transformer, create, params_
 __all__ = [
     "Definition",
     "HeadConfig",
+    "Int8",
     "LoraConfig",
     "ModelConfig",
     "ScalarDefinition",
@@ -56,6 +60,8 @@ __all__ = [
     "merge_adapter",
     "param_logical_axes",
     "params_count",
+    "quantize",
+    "quantize_params",
     "save_adapter",
     "save_pretrained",
     "save_reward_ensemble",
@@ -78,6 +84,12 @@ def merge(definition: Any, params: Any) -> Any:
     if isinstance(definition, ScalarDefinition):
         return ScalarModel(definition.config, definition.head_config, params, definition.steps)
     return Transformer(definition.config, params)
+
+
+def quantize(model: Any) -> Any:
+    """The model with 8-bit weights (see `quantize_params`): to sample from or to score with, not to train or save."""
+    definition, params = split(model)
+    return merge(definition, jax.jit(quantize_params)(params))
 
 
 def with_remat(model: Any, remat: bool = True) -> Any:

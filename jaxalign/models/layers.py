@@ -1,13 +1,16 @@
 """Dense products, norms, rotary embeddings and the MLP: pure functions on arrays."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxalign.models.config import ModelConfig, RopeScaling
+from jaxalign.models.int8 import Int8, scaled_product
 
-Params = dict[str, jax.Array]
+Params = dict[str, Any]
 
 
 @jax.custom_vjp
@@ -50,12 +53,13 @@ def linear(
 
     Args:
       x: [..., K].
-      params: the layer's leaves; `name` and, with a bias, `name + "_bias"`.
+      params: the layer's leaves; `name` and, with a bias, `name + "_bias"`; the weight may be an `Int8`.
       name: which projection, for example q_proj.
       adapter: the layer's adapters by projection: {"a": [K, r], "b": [r, M], "scale": []}.
       key: dropout key of this layer; None turns adapter dropout off.
     """
-    y = dense(x, params[name])
+    weight = params[name]
+    y = scaled_product(x, weight) if isinstance(weight, Int8) else dense(x, weight)
     bias = params.get(name + "_bias")
     if bias is not None:
         y = y + bias.astype(y.dtype)
