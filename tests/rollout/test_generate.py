@@ -9,6 +9,7 @@ import pytest
 
 from jaxalign import models
 from jaxalign.errors import UserError
+from jaxalign.evaluation.policy import token_logps
 from jaxalign.rollout import Sampler, SamplingConfig, generate, join_rows
 from jaxalign.rollout.sampling import kept_tokens, row_uniforms, sample
 from jaxalign.training.scoring import score_tokens
@@ -82,6 +83,46 @@ def test_settings_can_differ_by_prompt(sampler):
     )
     greedy = sampler.generate(PROMPTS[:1], max_new_tokens=5, key=KEY, temperature=0.0, stop_tokens=())
     assert mixed.token_lists()[0] == greedy.token_lists()[0]
+
+
+def test_8_bit_weights_give_the_samples_of_the_quantized_model(model, sampler):
+    arguments = {"max_new_tokens": 8, "key": KEY, "stop_tokens": (7, 11)}
+    small = Sampler(model, weights="int8")
+    done = small.generate(PROMPTS, **arguments)
+    exact(done, Sampler(models.quantize(model)).generate(PROMPTS, **arguments))
+    # Its log-probs are of what was sampled from, which is near the model and not the model.
+    rows = join_rows(PROMPTS, done)
+    scored = rows.to_completion(token_logps(model, rows.tokens, rows.lengths, rows.mask), 8)
+    gap = np.abs(scored - done.logps)[done.mask]
+    assert 1e-3 < gap.max() < 0.5
+    small.update(jax.tree.map(lambda x: -x, model.params))
+    assert small.generate(PROMPTS, **arguments).token_lists() != done.token_lists()
+
+
+def test_an_adapter_is_part_of_8_bit_weights(model):
+    lora = models.LoraConfig(enabled=True, rank=2)
+    leaves = models.create_adapter(model.config, lora, key=jax.random.key(5))
+    adapter = models.attach(jax.tree.map(lambda x: x + 0.3, leaves), lora)
+    arguments = {"max_new_tokens": 6, "key": KEY, "stop_tokens": ()}
+    merged = Sampler(models.merge_adapter(model, adapter), weights="int8").generate(PROMPTS, **arguments)
+    own = Sampler(model, adapter=adapter, weights="int8")
+    exact(own.generate(PROMPTS, **arguments), merged)
+    assert Sampler(model, weights="int8").generate(PROMPTS, **arguments).token_lists() != merged.token_lists()
+    own.update(model.params)
+    exact(own.generate(PROMPTS, **arguments), merged)
+
+
+def test_an_8_bit_cache_is_near_and_survives_moved_columns(model, sampler):
+    arguments = {"max_new_tokens": 12, "key": KEY, "stop_tokens": (7, 11)}
+    prompts = [*PROMPTS, [1] * 14, [30, 31], [17] * 6]
+    done = Sampler(model, cache="int8").generate(prompts, **arguments)
+    exact(Sampler(model, cache="int8", block=3, max_rows=2).generate(prompts, **arguments), done)
+    rows = join_rows(prompts, done)
+    scored = rows.to_completion(token_logps(model, rows.tokens, rows.lengths, rows.mask), 12)
+    gap = np.abs(scored - done.logps)
+    # The first token comes from the prompt's own forward, the others from the cache.
+    assert gap[:, 0].max() < 1e-4
+    assert 1e-3 < gap[done.mask].max() < 0.5
 
 
 def test_new_parameters_are_used(model):
