@@ -58,8 +58,27 @@ def quantized(x: Float[Array, "..."], *, axis: int) -> Int8:
 
 def scaled_product(x: Float[Array, "*B K"], w: Int8) -> Float[Array, "*B M"]:
     """x @ w in the dtype of x, accumulated in float32, for w [K, M] with a scale a column: it is applied to the sum."""
-    out = jnp.einsum("...k,km->...m", x, w.values.astype(x.dtype), preferred_element_type=jnp.float32)
+    x, values = _beside(x, w.values)
+    out = jnp.einsum("...k,km->...m", x, values, preferred_element_type=jnp.float32)
     return (out * w.scales[0]).astype(x.dtype)
+
+
+def scaled_logits(hidden: Float[Array, "*B D"], w: Int8) -> Float[Array, "*B V"]:
+    """hidden @ w.T in float32, for w [V, D] with a scale a row."""
+    hidden, values = _beside(hidden, w.values)
+    return jnp.einsum("...d,vd->...v", hidden, values, preferred_element_type=jnp.float32) * w.scales[:, 0]
+
+
+def _beside(x: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x, and the integers in its dtype, which are there only while they are needed.
+
+    Left alone, a compiler converts weights before a decode loop, and the floats of all layers stay. XLA's CPU
+    backend drops a barrier and then runs first what is ready, so there the integers depend on x by a zero.
+    """
+    if jax.default_backend() == "cpu":
+        return x, (values + (x.ravel()[0] * 0).astype(values.dtype)).astype(x.dtype)
+    x, values = jax.lax.optimization_barrier((x, values))
+    return x, values.astype(x.dtype)
 
 
 def quantize_params(params: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxalign.models import kv_cache
 from jaxalign.models.attention import NEGATIVE, attend, attend_cached, visible
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.int8 import Int8
+from jaxalign.models.int8 import Int8, scaled_logits
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import linear, mlp, norm, rms_norm, rope_tables, rotate, softcap
 
@@ -102,9 +102,7 @@ class Transformer(nnx.Module):
         """float32 logits of hidden states."""
         weight = self._head
         if isinstance(weight, Int8):
-            values = weight.values.astype(hidden.dtype)
-            out = jnp.einsum("...d,vd->...v", hidden, values, preferred_element_type=jnp.float32)
-            out = out * weight.scales[:, 0]
+            out = scaled_logits(hidden, weight)
         else:
             out = jnp.einsum("...d,vd->...v", hidden, self.head, preferred_element_type=jnp.float32)
         options = self.head_options
