@@ -11,7 +11,8 @@ from jaxalign import models
 from jaxalign.errors import UserError
 from jaxalign.evaluation.policy import token_logps
 from jaxalign.rollout import Sampler, SamplingConfig, generate, join_rows
-from jaxalign.rollout.sampling import kept_tokens, row_uniforms, sample
+from jaxalign.rollout.decode import Draws, read_prompts
+from jaxalign.rollout.sampling import Branches, kept_tokens, row_uniforms, sample
 from jaxalign.training.scoring import score_tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
@@ -75,6 +76,30 @@ def test_a_stop_token_is_counted_and_ends_the_row(model):
     assert done.finish_reason == ["stop"]
     assert done.mask.sum() == first
     assert greedy.finish_reason == ["length"]
+
+
+def test_prompts_are_read_without_logits_of_all_their_tokens(model):
+    rows, width, vocabulary = 3, 16, model.config.vocab_size
+    definition, params = models.split(model)
+    draws = Draws(np.arange(6), *(np.ones(6, np.float32) for _ in range(4)))
+    program = jax.make_jaxpr(
+        lambda p, t, n: read_prompts(
+            definition,
+            p,
+            None,
+            t,
+            n,
+            draws,
+            np.asarray([1]),
+            KEY,
+            copies=2,
+            branches=Branches(),
+            int8_cache=False,
+        )
+    )(params, jnp.zeros((rows, width), jnp.int32), jnp.full(rows, 9))
+    # Logits of every row are there, and nothing with a vocabulary beside the tokens of a prompt.
+    assert f"f32[{rows},{vocabulary}]" in str(program)
+    assert f"{width},{vocabulary}]" not in str(program)
 
 
 def test_settings_can_differ_by_prompt(sampler):
