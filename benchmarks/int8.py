@@ -2,8 +2,8 @@
 
 usage: python benchmarks/int8.py MODEL TEXTS.jsonl[.gz] [--prompts 64] [--new 128]
 
-MODEL is a Hugging Face folder; the first 8 tokens of each row's `text` are a prompt. Variants take turns; CPU time is that
-of all threads, so that another process on the machine does not count.
+MODEL is a Hugging Face folder; the first 8 tokens of each row's `text` are a prompt. Variants take turns; CPU time is
+that of all threads, so that another process on the machine does not count.
 """
 
 import argparse
@@ -26,7 +26,7 @@ VARIANTS = {
     "int8 cache": {"cache": "int8"},
     "both": {"weights": "int8", "cache": "int8"},
 }
-REPETITIONS = 5
+REPETITIONS = 3
 
 
 def megabytes(tree: object) -> float:

@@ -4,8 +4,8 @@ usage: python benchmarks/slots.py
 
 256 completions whose lengths are those of real dialogues (lengths.json), cut at 512 tokens, after prompts of 64, are
 decoded in 64 or 256 slots. Counted for each token that is kept: row-steps (a slot times a step), and cache columns read
-against those that hold a token; 1 would be no waste. One loop is what a plain batched decoder does: each batch until its
-longest row has ended.
+against those that hold a token; 1 would be no waste. One loop is what a plain batched decoder does: each batch until
+its longest row has ended.
 """
 
 import json

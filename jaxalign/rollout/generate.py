@@ -160,7 +160,9 @@ class Sampler:
                 branches=Branches(
                     sampled=bool((heat > 0).any()),
                     greedy=bool((heat == 0).any()),
-                    truncated=bool(((k > 0) | (p < 1) | (least > 0)).any()),
+                    top_k=bool((k > 0).any()),
+                    top_p=bool((p < 1).any()),
+                    min_p=bool((least > 0).any()),
                 ),
                 max_rows=self.max_rows,
                 block=self.block,

@@ -110,7 +110,7 @@ def test_settings_can_differ_by_prompt(sampler):
     assert mixed.token_lists()[0] == greedy.token_lists()[0]
 
 
-def test_8_bit_weights_give_the_samples_of_the_quantized_model(model, sampler):
+def test_8_bit_weights_give_the_samples_of_the_quantized_model(model):
     arguments = {"max_new_tokens": 8, "key": KEY, "stop_tokens": (7, 11)}
     small = Sampler(model, weights="int8")
     done = small.generate(PROMPTS, **arguments)
@@ -137,7 +137,7 @@ def test_an_adapter_is_part_of_8_bit_weights(model):
     exact(own.generate(PROMPTS, **arguments), merged)
 
 
-def test_an_8_bit_cache_is_near_and_survives_moved_columns(model, sampler):
+def test_an_8_bit_cache_is_near_and_survives_moved_columns(model):
     arguments = {"max_new_tokens": 12, "key": KEY, "stop_tokens": (7, 11)}
     prompts = [*PROMPTS, [1] * 14, [30, 31], [17] * 6]
     done = Sampler(model, cache="int8").generate(prompts, **arguments)
@@ -192,6 +192,29 @@ def test_truncation_equals_a_sort(seed):
         expected[order] = True
         expected &= np.exp(logps[row]) >= least[row] * np.exp(logps[row].max())
         np.testing.assert_array_equal(kept[row], expected)
+
+
+def test_ties_at_a_threshold_are_all_kept():
+    logits = jnp.asarray([[2.0, 5.0, 2.0, -1.0, 2.0, 0.0], [2.0, 5.0, 2.0, -1.0, 2.0, 0.0]])
+    # Of the first row the two best, of the second what makes up 0.93: 5 alone has 0.87.
+    kept = kept_tokens(logits, jnp.asarray([2, 0]), jnp.asarray([1.0, 0.93]), jnp.zeros(2))
+    np.testing.assert_array_equal(kept, [[True, True, True, False, True, False]] * 2)
+
+
+@pytest.mark.parametrize(("name", "loops"), [("top_k", 1), ("top_p", 1), ("min_p", 0)])
+def test_what_no_row_asks_for_is_not_computed_and_changes_nothing(name, loops):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(8, 301)), jnp.float32)
+    settings = {"top_k": jnp.zeros(8, jnp.int32), "top_p": jnp.ones(8), "min_p": jnp.zeros(8)}
+    settings[name] = {"top_k": jnp.arange(1, 9) * 5, "top_p": jnp.full(8, 0.4), "min_p": jnp.full(8, 0.1)}[
+        name
+    ]
+    only = Branches(**{other: other == name for other in settings})
+    whole, part = kept_tokens(logits, **settings), kept_tokens(logits, **settings, branches=only)
+    np.testing.assert_array_equal(part, whole)
+    assert 1 < int(whole.sum()) < whole.size
+    for branches, expected in ((only, loops), (Branches(), 2)):
+        program = jax.make_jaxpr(lambda x, b=branches: kept_tokens(x, **settings, branches=b))(logits)
+        assert sum("scan" in str(step.primitive) for step in program.eqns) == expected
 
 
 def test_draws_follow_the_distribution_and_never_a_zero():
