@@ -272,11 +272,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
 
 
 def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
-    """Tensors under Hugging Face names from our parameter tree; the inverse of `from_tensors`.
-
-    Raises:
-      ValueError: 8-bit weights, which have no such tensors.
-    """
+    """Tensors under Hugging Face names, the inverse of `from_tensors`; ValueError where weights are of 8 bits."""
     if isinstance(params["embed"]["tokens"], Int8):
         raise ValueError(
             "a model with 8-bit weights is not written; write the one that it was quantized from"
