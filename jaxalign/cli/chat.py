@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jaxalign.cli.loading import Dtype, Speaker, Template, load_speaker
 from jaxalign.errors import UserError
 from jaxalign.rollout import SamplingConfig
+from jaxalign.rollout.config import Storage
 
 HELP = "/reset starts anew, /undo takes the last turn back, /quit (or end of input) leaves"
 
@@ -31,6 +32,8 @@ class ChatConfig:
       device: auto, cpu, gpu or tpu.
       param_dtype: dtype the parameters are kept in.
       compute_dtype: dtype of the matrix products.
+      weights: int8 rounds the weights to 8-bit integers: less memory, slightly other answers; same keeps them.
+      cache: int8 does so with the keys and values of the tokens seen; same keeps them.
     """
 
     model: str = ""
@@ -46,6 +49,8 @@ class ChatConfig:
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     param_dtype: Dtype = "float32"
     compute_dtype: Dtype = "float32"
+    weights: Storage = "same"
+    cache: Storage = "same"
 
 
 @dataclass
@@ -134,6 +139,8 @@ def chat(
         template=config.template,
         param_dtype=config.param_dtype,
         compute_dtype=config.compute_dtype,
+        weights=config.weights,
+        cache=config.cache,
     )
     conversation = Conversation(speaker, config)
     commands = {"/reset": conversation.reset, "/undo": conversation.undo, "/help": lambda: write(HELP)}

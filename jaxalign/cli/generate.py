@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jaxalign.cli.loading import Dtype, Speaker, Template, load_speaker
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.rollout import SamplingConfig
+from jaxalign.rollout.config import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class GenerateConfig:
       device: auto, cpu, gpu or tpu.
       param_dtype: dtype the parameters are kept in.
       compute_dtype: dtype of the matrix products.
+      weights: int8 rounds the weights to 8-bit integers: less memory, slightly other answers; same keeps them.
+      cache: int8 does so with the keys and values of the tokens seen; same keeps them.
     """
 
     model: str = ""
@@ -54,6 +57,8 @@ class GenerateConfig:
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     param_dtype: Dtype = "float32"
     compute_dtype: Dtype = "float32"
+    weights: Storage = "same"
+    cache: Storage = "same"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -89,6 +94,8 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         template=config.template,
         param_dtype=config.param_dtype,
         compute_dtype=config.compute_dtype,
+        weights=config.weights,
+        cache=config.cache,
     )
     rows: list[dict[str, Any]] = []
     for start in range(0, len(prompts), config.batch_size):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 
 from jaxalign.errors import ConfigError, ModelError
+from jaxalign.rollout.config import Storage
 
 Dtype = Literal["float32", "bfloat16"]
 Template = Literal["auto", "tokenizer", "markers", "plain"]
@@ -65,6 +66,8 @@ def load_speaker(
     template: Template = "auto",
     param_dtype: Dtype = "float32",
     compute_dtype: Dtype = "float32",
+    weights: Storage = "same",
+    cache: Storage = "same",
 ) -> Speaker:
     """Loads a model and its tokenizer for generation.
 
@@ -75,6 +78,7 @@ def load_speaker(
       revision: revision of a hub id.
       template: how prompts are written, see `format_of`.
       param_dtype, compute_dtype: precision of the weights and of the matrix products.
+      weights, cache: as of a `Sampler`.
 
     Raises:
       ConfigError: no model is named.
@@ -99,7 +103,8 @@ def load_speaker(
     if adapter:
         leaves, settings = models.load_adapter(adapter, live.config)
         live = models.merge_adapter(live, models.attach(leaves, settings))
-    return Speaker(Sampler(live), words, format_of(words, template, model), int(live.config.max_positions))
+    sampler = Sampler(live, weights=weights, cache=cache)
+    return Speaker(sampler, words, format_of(words, template, model), int(live.config.max_positions))
 
 
 def format_of(tokenizer: Any, template: Template, model: str) -> Any:

@@ -16,6 +16,13 @@ from jaxalign.training.scoring import score_tokens
 def row_logps(model: Any, tokens: np.ndarray, lengths: np.ndarray, mask: np.ndarray, *, temperature: float = 1.0,
               batch_size: int = 64) -> np.ndarray:  # fmt: skip
     """float64 [N]: summed log-prob of the counted tokens of each row, nats."""
+    logps = token_logps(model, tokens, lengths, mask, temperature=temperature, batch_size=batch_size)
+    return logps.astype(np.float64).sum(1)
+
+
+def token_logps(model: Any, tokens: np.ndarray, lengths: np.ndarray, mask: np.ndarray, *, temperature: float = 1.0,
+                batch_size: int = 64) -> np.ndarray:  # fmt: skip
+    """float32 [N, T]: log-prob of each counted token, nats; 0 elsewhere."""
     definition, params = models.split(model)
 
     @jax.jit
@@ -24,14 +31,13 @@ def row_logps(model: Any, tokens: np.ndarray, lengths: np.ndarray, mask: np.ndar
             models.merge(definition, params), tokens, lengths, mask, temperature=temperature
         ).logps
 
-    sums = []
+    done = []
     for start in range(0, len(tokens), batch_size):
         part = [np.asarray(x[start : start + batch_size]) for x in (tokens, lengths, mask)]
         missing = batch_size - len(part[0])
         part = [np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) if missing else x for x in part]
-        logps = np.asarray(score(params, *map(jnp.asarray, part)), np.float64).sum(1)
-        sums.append(logps[: batch_size - missing])
-    return np.concatenate(sums)
+        done.append(np.asarray(score(params, *map(jnp.asarray, part)))[: batch_size - missing])
+    return np.concatenate(done)
 
 
 def sequence_kl(

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import jax
+
 from jaxalign.models.attention import choose_attention
 from jaxalign.models.config import AttentionForm, Choice, ModelConfig, ProductForm
 from jaxalign.models.heads import (
@@ -24,6 +26,7 @@ from jaxalign.models.huggingface import (
     save_pretrained,
     save_reward_model,
 )
+from jaxalign.models.int8 import Int8, quantize_params
 from jaxalign.models.lora import LoraConfig, attach, create_adapter, merge_adapter
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.products import choose_products, product_form
@@ -36,6 +39,7 @@ __all__ = [
     "Choice",
     "Definition",
     "HeadConfig",
+    "Int8",
     "LoraConfig",
     "ModelConfig",
     "ProductForm",
@@ -64,6 +68,8 @@ __all__ = [
     "param_logical_axes",
     "params_count",
     "product_form",
+    "quantize",
+    "quantize_params",
     "save_adapter",
     "save_pretrained",
     "save_reward_ensemble",
@@ -93,6 +99,12 @@ def with_config(model: Any, **changes: Any) -> Any:
     """The same parameters under a config with other fields, for example attention, products or mesh."""
     definition, params = split(model)
     return merge(replace(definition, config=replace(definition.config, **changes)), params)
+
+
+def quantize(model: Any) -> Any:
+    """The model with 8-bit weights (see `quantize_params`): to sample from or to score with, not to train or save."""
+    definition, params = split(model)
+    return merge(definition, jax.jit(quantize_params)(params))
 
 
 def with_remat(model: Any, remat: bool = True) -> Any:

@@ -23,6 +23,7 @@ from jaxalign.mesh import partition_spec
 from jaxalign.models import cudnn_attention, splash_attention
 from jaxalign.models.blockwise_attention import NEGATIVE, blockwise_attention
 from jaxalign.models.config import AttentionForm, Choice, ModelConfig
+from jaxalign.models.int8 import Int8
 from jaxalign.models.layers import softcap
 from jaxalign.models.products import operand_dtype, product
 
@@ -81,11 +82,12 @@ def scaled(q: jax.Array, config: ModelConfig) -> jax.Array:
     return q * jnp.asarray(config.query_scale or config.head_dim**-0.5, q.dtype)
 
 
-def _weighted(scores, values, pattern: str, dtype: Any):
-    """softmax(scores) @ values with the division after the product: one pass less over the scores."""
+def _weighted(scores, values, pattern: str, dtype: Any, scales: jax.Array | None = None):
+    """softmax(scores) @ (scales * values) with the division after the product: one pass less over the scores."""
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights if scales is None else weights * scales
     return (product(pattern, weights, values, dtype=dtype) / total).astype(values.dtype)
 
 
@@ -208,8 +210,8 @@ def attend_plain(
 
 def attend_cached(
     q: Float[Array, "B N H"],
-    keys: Float[Array, "B K H S"],
-    values: Float[Array, "B K S H"],
+    keys: Float[Array, "B K H S"] | Int8,
+    values: Float[Array, "B K S H"] | Int8,
     bias: Float[Array, "B S"],
     config: ModelConfig,
 ) -> Float[Array, "B NH"]:
@@ -218,6 +220,11 @@ def attend_cached(
     kv_heads = keys.shape[1]
     q = scaled(q, config).reshape(rows, kv_heads, heads // kv_heads, size)
     dtype = operand_dtype(config)
+    # A token has one scale a head, so integers go into the products and scales to the scores and weights.
+    key_scales = keys.scales if isinstance(keys, Int8) else None
+    value_scales = values.scales.swapaxes(2, 3) if isinstance(values, Int8) else None
+    keys, values = (x.values.astype(q.dtype) if isinstance(x, Int8) else x for x in (keys, values))
     scores = product("bkgd,bkds->bkgs", q, keys, dtype=dtype)
+    scores = scores if key_scales is None else scores * key_scales
     scores = softcap(scores, config.attention_softcap) + bias[:, None, None, :]
-    return _weighted(scores, values, "bkgs,bksd->bkgd", dtype).reshape(rows, heads * size)
+    return _weighted(scores, values, "bkgs,bksd->bkgd", dtype, value_scales).reshape(rows, heads * size)

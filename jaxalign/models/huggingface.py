@@ -27,6 +27,7 @@ from jaxalign.models.families import (
 )
 from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
 from jaxalign.models.heads import HeadConfig, ScalarModel, StepMarks
+from jaxalign.models.int8 import Int8
 from jaxalign.models.token_classifier import head_tensors, is_token_classifier, take_head
 from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
 
@@ -271,7 +272,11 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
 
 
 def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
-    """Tensors under Hugging Face names from our parameter tree; the inverse of `from_tensors`."""
+    """Tensors under Hugging Face names, the inverse of `from_tensors`; ValueError where weights are of 8 bits."""
+    if isinstance(params["embed"]["tokens"], Int8):
+        raise ValueError(
+            "a model with 8-bit weights is not written; write the one that it was quantized from"
+        )
     family = FAMILIES[config.family]
     host = jax.device_get(dict(params))
     tensors: dict[str, np.ndarray] = {}

@@ -6,12 +6,14 @@ only starts later, and a token's position is its column less the row's first one
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.int8 import Int8, quantized
 
 
 @jax.tree_util.register_dataclass
@@ -20,14 +22,14 @@ class KVCache:
     """One array a layer, so that the decode loop carries them without copies.
 
     Attributes:
-      keys: per layer [B, K, H, S].
-      values: per layer [B, K, S, H].
+      keys: per layer [B, K, H, S], an array or an `Int8` with a scale for each token of a head.
+      values: per layer [B, K, S, H], likewise.
       starts: int32 [B], the column of each row's first token.
       column: int32 scalar, the column that is written next.
     """
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+    keys: tuple[Any, ...]
+    values: tuple[Any, ...]
     starts: Int[Array, " B"]
     column: Int[Array, ""]
 
@@ -47,12 +49,15 @@ def from_prompt(
     values: Float[Array, "L B P K H"],
     lengths: Int[Array, " B"],
     cache_length: int,
+    *,
+    int8: bool = False,
 ) -> KVCache:
-    """A cache of `cache_length` columns that holds prompts, each in the last of P columns."""
+    """A cache of `cache_length` columns that holds prompts, each in the last of P columns; `int8`: as integers."""
     width = keys.shape[2]
+    by_layer = [k.transpose(0, 2, 3, 1) for k in keys], [v.transpose(0, 2, 1, 3) for v in values]
     cache = KVCache(
-        keys=tuple(k.transpose(0, 2, 3, 1) for k in keys),
-        values=tuple(v.transpose(0, 2, 1, 3) for v in values),
+        keys=tuple(quantized(k, axis=2) if int8 else k for k in by_layer[0]),
+        values=tuple(quantized(v, axis=3) if int8 else v for v in by_layer[1]),
         starts=(width - lengths).astype(jnp.int32),
         column=jnp.asarray(width, jnp.int32),
     )
@@ -64,8 +69,8 @@ def grow(cache: KVCache, length: int) -> KVCache:
     more = length - cache.length
     return replace(
         cache,
-        keys=tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, more))) for k in cache.keys),
-        values=tuple(jnp.pad(v, ((0, 0), (0, 0), (0, more), (0, 0))) for v in cache.values),
+        keys=jax.tree.map(lambda k: jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, more))), cache.keys),
+        values=jax.tree.map(lambda v: jnp.pad(v, ((0, 0), (0, 0), (0, more), (0, 0))), cache.values),
     )
 
 
@@ -78,12 +83,12 @@ def moved(cache: KVCache, shift: Int[Array, ""] | None, length: int) -> KVCache:
     if shift is None:
         return replace(
             cache,
-            keys=tuple(k[..., :length] for k in wide.keys),
-            values=tuple(v[:, :, :length] for v in wide.values),
+            keys=jax.tree.map(lambda k: k[..., :length], wide.keys),
+            values=jax.tree.map(lambda v: v[:, :, :length], wide.values),
         )
     return KVCache(
-        keys=tuple(jnp.roll(k, shift, axis=3)[..., :length] for k in wide.keys),
-        values=tuple(jnp.roll(v, shift, axis=2)[:, :, :length] for v in wide.values),
+        keys=jax.tree.map(lambda k: jnp.roll(k, shift, axis=3)[..., :length], wide.keys),
+        values=jax.tree.map(lambda v: jnp.roll(v, shift, axis=2)[:, :, :length], wide.values),
         starts=cache.starts + shift,
         column=cache.column + shift,
     )
@@ -93,8 +98,8 @@ def take_rows(cache: KVCache, rows: Int[Array, " R"]) -> KVCache:
     """The given rows of the cache, in that order (also to repeat a prompt for several samples)."""
     return replace(
         cache,
-        keys=tuple(k[rows] for k in cache.keys),
-        values=tuple(v[rows] for v in cache.values),
+        keys=jax.tree.map(lambda k: k[rows], cache.keys),
+        values=jax.tree.map(lambda v: v[rows], cache.values),
         starts=cache.starts[rows],
     )
 
@@ -118,9 +123,19 @@ def put_rows(cache: KVCache, prompts: KVCache, source: Int[Array, " B"]) -> KVCa
 
     return replace(
         cache,
-        keys=tuple(put(k, p, 3) for k, p in zip(cache.keys, chosen.keys, strict=True)),
-        values=tuple(put(v, p, 2) for v, p in zip(cache.values, chosen.values, strict=True)),
+        keys=jax.tree.map(lambda k, p: put(k, p, 3), cache.keys, chosen.keys),
+        values=jax.tree.map(lambda v, p: put(v, p, 2), cache.values, chosen.values),
         starts=jnp.where(new, chosen.starts + start, cache.starts),
+    )
+
+
+def written(cached: Any, new: jax.Array, column: Int[Array, ""], *, axis: int) -> Any:
+    """Keys (columns on `axis` 3) or values (axis 2) of a layer with one column more."""
+    features = 5 - axis
+    start = (0, 0, 0, column) if axis == 3 else (0, 0, column, 0)
+    column_of = quantized(new, axis=features) if isinstance(cached, Int8) else new
+    return jax.tree.map(
+        lambda old, x: jax.lax.dynamic_update_slice(old, x.astype(old.dtype), start), cached, column_of
     )
 
 

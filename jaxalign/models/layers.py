@@ -1,14 +1,17 @@
 """Projections, norms, rotary embeddings and the MLP: pure functions on arrays."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxalign.models.config import ModelConfig, RopeScaling
+from jaxalign.models.int8 import Int8, scaled_product
 from jaxalign.models.products import dense, product_form
 
-Params = dict[str, jax.Array]
+Params = dict[str, Any]
 
 
 def linear(
@@ -23,14 +26,14 @@ def linear(
 
     Args:
       x: [..., K].
-      params: the layer's leaves; `name` and, with a bias, `name + "_bias"`.
+      params: the layer's leaves; `name` and, with a bias, `name + "_bias"`; the weight may be an `Int8`.
       name: which projection, for example q_proj.
       config: says the form of products.
       adapter: the layer's adapters by projection: {"a": [K, r], "b": [r, M], "scale": []}.
       key: dropout key of this layer; None turns adapter dropout off.
     """
-    form = product_form(config)
-    y = dense(x, params[name], form)
+    form, weight = product_form(config), params[name]
+    y = scaled_product(x, weight) if isinstance(weight, Int8) else dense(x, weight, form)
     bias = params.get(name + "_bias")
     if bias is not None:
         y = y + bias.astype(y.dtype)

@@ -29,10 +29,17 @@ def param_logical_axes(params: Any) -> Any:
     """The tree of `params` with a tuple of logical axis names in place of each array; None is replicated."""
 
     def axes(path, leaf) -> tuple[str | None, ...]:
-        names = [str(getattr(p, "key", p)) for p in path]
+        # Of an `Int8` the path ends in an attribute: integers and scales lie as the array would.
+        names = [str(p.key) for p in path if hasattr(p, "key")]
         own = _AXES.get(names[-1], ())
         stacked = ("layers",) if "layers" in names else ()
         known = (*stacked, *own)
-        return known if len(known) == leaf.ndim else (None,) * leaf.ndim
+        if len(known) != leaf.ndim:
+            return (None,) * leaf.ndim
+        return (
+            known
+            if len(names) == len(path)
+            else tuple(a if n > 1 else None for a, n in zip(known, leaf.shape, strict=True))
+        )
 
     return jax.tree_util.tree_map_with_path(axes, params)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxalign.models import kv_cache
 from jaxalign.models.attention import NEGATIVE, attend, attend_cached, visible
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.int8 import Int8, scaled_logits
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import (
     linear,
@@ -104,9 +105,12 @@ class Transformer(nnx.Module):
     @property
     def head(self) -> Float[Array, "V D"]:
         """The vocabulary projection, in the dtype of products' operands."""
+        return self._head.astype(operand_dtype(self.config))
+
+    @property
+    def _head(self) -> Any:
         params = self.weights
-        weight = params["embed"]["tokens"] if self.config.tied_head else params["head"]["weight"]
-        return weight[...].astype(operand_dtype(self.config))
+        return (params["embed"]["tokens"] if self.config.tied_head else params["head"]["weight"])[...]
 
     @property
     def head_options(self) -> dict[str, Any]:
@@ -117,7 +121,11 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits of hidden states."""
-        out = product("...d,vd->...v", hidden, self.head, dtype=operand_dtype(self.config))
+        weight = self._head
+        if isinstance(weight, Int8):
+            out = scaled_logits(hidden, weight)
+        else:
+            out = product("...d,vd->...v", hidden, self.head, dtype=operand_dtype(self.config))
         options = self.head_options
         if options["bias"] is not None:
             out = out + options["bias"].astype(jnp.float32)
@@ -126,13 +134,19 @@ class Transformer(nnx.Module):
     # --- decoding ---------------------------------------------------------------------------
 
     def prefill(
-        self, tokens: Int[Array, "B P"], lengths: Int[Array, " B"], *, cache_length: int, adapter: Any = None
+        self,
+        tokens: Int[Array, "B P"],
+        lengths: Int[Array, " B"],
+        *,
+        cache_length: int,
+        adapter: Any = None,
+        int8_cache: bool = False,
     ) -> tuple[Float[Array, "B D"], KVCache]:
         """Reads right-padded prompts.
 
         Returns:
           The hidden state at each row's last token, and a cache of `cache_length` columns
-          (P and room for completions).
+          (P and room for completions), as 8-bit integers where `int8_cache`.
         """
         # Moved to the right end: in the cache all rows end at the same column.
         positions = jnp.arange(tokens.shape[1])[None, :] - (tokens.shape[1] - lengths)[:, None]
@@ -142,24 +156,27 @@ class Transformer(nnx.Module):
         # One segment that does not begin at column 0: two is the bound for which nothing is taken for granted.
         hidden, cached = self._layers(tokens, positions, segments, 2, adapter, None, keep_cache=True)
         keys, values = cached
-        return hidden[:, -1], kv_cache.from_prompt(keys, values, lengths, cache_length)
+        return hidden[:, -1], kv_cache.from_prompt(keys, values, lengths, cache_length, int8=int8_cache)
 
     def decode_weights(self, adapter: Any = None) -> dict[str, Any]:
         """Weights for `decode` and `logits`: a list of layers, cast once. Call it outside the decode loop.
 
-        The adapter, where given, is added to the weights it adapts.
+        The adapter, where given, is added to the weights it adapts. An `Int8` stays one.
         """
         config, dtype = self.config, operand_dtype(self.config)
         params = self.params
         if adapter is not None:
             params = folded(params, adapter)
         layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.num_layers)]
-        layers = [{k: (v if "norm" in k else v.astype(dtype)) for k, v in p.items()} for p in layers]
-        embeddings = jax.tree.map(lambda x: x.astype(dtype), params["embed"])
+
+        def cast(part: dict[str, Any]) -> dict[str, Any]:
+            kept = {k for k, v in part.items() if "norm" in k or isinstance(v, Int8)}
+            return {k: (v if k in kept else v.astype(dtype)) for k, v in part.items()}
+
+        layers, embeddings = [cast(p) for p in layers], cast(params["embed"])
         result = {**params, "layers": layers, "embed": embeddings}
         if not config.tied_head:
-            weight = params["head"]["weight"].astype(dtype)
-            result["head"] = {**params["head"], "weight": weight}
+            result["head"] = {**params["head"], **cast({"weight": params["head"]["weight"]})}
         return result
 
     def decode(
@@ -187,16 +204,8 @@ class Transformer(nnx.Module):
 
             def attention(h, params=params, layer=layer):
                 q, k, v = project(h, params, config, tables[config.layer_slides[layer]], None, None)
-                key = jax.lax.dynamic_update_slice(
-                    cache.keys[layer],
-                    k.transpose(0, 2, 3, 1).astype(cache.keys[layer].dtype),
-                    (0, 0, 0, column),
-                )
-                value = jax.lax.dynamic_update_slice(
-                    cache.values[layer],
-                    v.transpose(0, 2, 1, 3).astype(cache.values[layer].dtype),
-                    (0, 0, column, 0),
-                )
+                key = kv_cache.written(cache.keys[layer], k.transpose(0, 2, 3, 1), column, axis=3)
+                value = kv_cache.written(cache.values[layer], v.transpose(0, 2, 1, 3), column, axis=2)
                 keys.append(key)
                 values.append(value)
                 bias = biases[kv_cache.window_of(config, layer)]

@@ -1,7 +1,9 @@
 """How completions are drawn."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+Storage = Literal["same", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)

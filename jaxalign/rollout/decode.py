@@ -64,7 +64,14 @@ def decode_weights(definition: Any, params: Any, adapter: Any) -> Any:
     return models.merge(definition, params).decode_weights(adapter)
 
 
-@partial(jax.jit, static_argnames=("definition", "copies", "branches"))
+@partial(jax.jit, static_argnames=("definition",))
+def int8_params(definition: Any, params: Any, adapter: Any) -> Any:
+    """The parameters as 8-bit integers, the adapter added to them before."""
+    model = models.merge(definition, params)
+    return models.quantize_params((model if adapter is None else models.merge_adapter(model, adapter)).params)
+
+
+@partial(jax.jit, static_argnames=("definition", "copies", "branches", "int8_cache"))
 def read_prompts(
     definition: Any,
     params: Any,
@@ -77,10 +84,13 @@ def read_prompts(
     *,
     copies: int,
     branches: Branches,
+    int8_cache: bool,
 ) -> tuple[KVCache, dict[str, jax.Array]]:
     """Reads n prompts, each once, and draws the first token of the n * `copies` completions."""
     model = models.merge(definition, params)
-    hidden, cache = model.prefill(tokens, lengths, cache_length=tokens.shape[1], adapter=adapter)
+    hidden, cache = model.prefill(
+        tokens, lengths, cache_length=tokens.shape[1], adapter=adapter, int8_cache=int8_cache
+    )
     logits = jnp.repeat(model.logits(hidden), copies, axis=0)
     uniforms = row_uniforms(key, draws.ids, jnp.zeros_like(draws.ids))
     return cache, _drawn(logits, uniforms, draws, stops, branches)
@@ -91,8 +101,10 @@ def new_cache(prompts: KVCache, source: Int[Array, " B"], column: Int[Array, ""]
     """`seat` in an empty cache of B rows and `length` columns, of which `column` is written next."""
     rows = source.shape[0]
     empty = KVCache(
-        keys=tuple(jnp.zeros((rows, *k.shape[1:3], length), k.dtype) for k in prompts.keys),
-        values=tuple(jnp.zeros((rows, v.shape[1], length, v.shape[3]), v.dtype) for v in prompts.values),
+        keys=jax.tree.map(lambda k: jnp.zeros((rows, *k.shape[1:3], length), k.dtype), prompts.keys),
+        values=jax.tree.map(
+            lambda v: jnp.zeros((rows, v.shape[1], length, v.shape[3]), v.dtype), prompts.values
+        ),
         starts=jnp.broadcast_to(column, (rows,)),
         column=column,
     )

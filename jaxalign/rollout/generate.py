@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxalign import models
 from jaxalign.errors import UserError
-from jaxalign.rollout import slots
-from jaxalign.rollout.config import check_sampling
+from jaxalign.rollout import decode, slots
+from jaxalign.rollout.config import Storage, check_sampling
 from jaxalign.rollout.decode import Draws
 from jaxalign.rollout.sampling import Branches
 
@@ -57,13 +57,30 @@ class Sampler:
       adapter: an attached LoRA adapter, added to the decode weights.
       max_rows: rows decoded at once; of more, the next ones start where others have ended.
       block: tokens decoded between two looks at which rows have ended.
+      weights: int8 samples from the model with its weights rounded to 8-bit integers (see `models.quantize`), of
+        which it keeps a copy; same takes them as they are.
+      cache: int8 keeps keys and values as 8-bit integers; same in the compute dtype.
+
+    Log-probs of completions are those of the rounded model, which the samples are drawn from.
     """
 
-    def __init__(self, model: Any, *, adapter: Any = None, max_rows: int = 256, block: int = 64) -> None:
-        self.definition, self.params = models.split(model)
-        self.adapter = adapter
+    def __init__(
+        self,
+        model: Any,
+        *,
+        adapter: Any = None,
+        max_rows: int = 256,
+        block: int = 64,
+        weights: Storage = "same",
+        cache: Storage = "same",
+    ) -> None:
+        self.definition, params = models.split(model)
+        self.adapter = None
         self.max_rows = max_rows
         self.block = block
+        self.weights = weights
+        self.cache = cache
+        self.update(params, adapter=adapter)
 
     @property
     def config(self) -> Any:
@@ -72,8 +89,9 @@ class Sampler:
 
     def update(self, params: Any, *, adapter: Any = None) -> None:
         """New parameters of the same shapes, and a new adapter where given; programs are kept."""
-        self.params = params
         self.adapter = self.adapter if adapter is None else adapter
+        int8 = self.weights == "int8"
+        self.params = decode.int8_params(self.definition, params, self.adapter) if int8 else params
 
     def generate(
         self,
@@ -124,7 +142,8 @@ class Sampler:
             slots.Job(
                 definition=self.definition,
                 params=self.params,
-                adapter=self.adapter,
+                # It is in the integers already.
+                adapter=None if self.weights == "int8" else self.adapter,
                 prompts=prompts,
                 copies=num_samples,
                 new_tokens=max_new_tokens,
@@ -141,10 +160,13 @@ class Sampler:
                 branches=Branches(
                     sampled=bool((heat > 0).any()),
                     greedy=bool((heat == 0).any()),
-                    truncated=bool(((k > 0) | (p < 1) | (least > 0)).any()),
+                    top_k=bool((k > 0).any()),
+                    top_p=bool((p < 1).any()),
+                    min_p=bool((least > 0).any()),
                 ),
                 max_rows=self.max_rows,
                 block=self.block,
+                int8_cache=self.cache == "int8",
             )
         )
         stopped = out.pop("stopped")

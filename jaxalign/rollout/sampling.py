@@ -22,12 +22,21 @@ class Branches:
     Attributes:
       sampled: some row has a temperature above 0.
       greedy: some row has temperature 0.
-      truncated: some row has a top-k, top-p or min-p.
+      top_k: some row has a top-k; each of these costs passes over all logits, so each is there only where asked for.
+      top_p: some row has a top-p below 1.
+      min_p: some row has a min-p.
     """
 
     sampled: bool = True
     greedy: bool = True
-    truncated: bool = True
+    top_k: bool = True
+    top_p: bool = True
+    min_p: bool = True
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some row is sampled from fewer than all tokens."""
+        return self.top_k or self.top_p or self.min_p
 
 
 def row_uniforms(
@@ -80,34 +89,36 @@ def kept_tokens(
     top_k: Int[Array, " B"],
     top_p: Float[Array, " B"],
     min_p: Float[Array, " B"],
+    branches: Branches = Branches(),
 ) -> Bool[Array, "B V"]:
     """Which tokens are left after top-k, then top-p among those, then min-p.
 
-    top_k 0, top_p 1 and min_p 0 leave all. Ties at a threshold are all kept. Thresholds are
-    found by bisection over logits, so nothing is sorted. Give logits as they are: where a sum was
-    taken of them just before, a compiler may round it another way when it compares a token with its own
-    threshold, and lose the token.
+    top_k 0, top_p 1 and min_p 0 leave all; `branches` says which of them any row has. Ties at a threshold
+    are all kept. Thresholds are found by bisection over logits, so nothing is sorted. Give logits as they are:
+    where a sum was taken of them just before, a compiler may round it another way when it compares a token
+    with its own threshold, and lose the token.
     """
     vocabulary = logits.shape[-1]
     top = logits.max(-1)
-    k = jnp.where(top_k > 0, jnp.minimum(top_k, vocabulary), vocabulary)
     floor = jnp.full_like(top, NEGATIVE)
+    keep = jnp.ones(logits.shape, bool)
+    if branches.top_k:
+        k = jnp.where(top_k > 0, jnp.minimum(top_k, vocabulary), vocabulary)
+        threshold = _largest(lambda t: (logits >= t[:, None]).sum(-1) >= k, logits, top)
+        keep = logits >= jnp.where(k < vocabulary, threshold, floor)[:, None]
+    if branches.top_p:
+        probabilities = jnp.where(keep, jnp.exp(logits - top[:, None]), 0.0)
+        wanted = top_p * probabilities.sum(-1)
 
-    def count_above(threshold):
-        return (logits >= threshold[:, None]).sum(-1)
+        def mass_above(threshold):
+            return jnp.where(logits >= threshold[:, None], probabilities, 0.0).sum(-1)
 
-    k_threshold = _largest(lambda t: count_above(t) >= k, logits, top)
-    keep = logits >= jnp.where(k < vocabulary, k_threshold, floor)[:, None]
-    probabilities = jnp.where(keep, jnp.exp(logits - top[:, None]), 0.0)
-    wanted = top_p * probabilities.sum(-1)
-
-    def mass_above(threshold):
-        return jnp.where(logits >= threshold[:, None], probabilities, 0.0).sum(-1)
-
-    p_threshold = _largest(lambda t: mass_above(t) >= wanted, logits, top)
-    keep &= logits >= jnp.where(top_p < 1.0, p_threshold, floor)[:, None]
-    least = top + jnp.log(jnp.maximum(min_p, 1e-30))
-    return keep & (logits >= jnp.where(min_p > 0, least, floor)[:, None])
+        threshold = _largest(lambda t: mass_above(t) >= wanted, logits, top)
+        keep &= logits >= jnp.where(top_p < 1.0, threshold, floor)[:, None]
+    if branches.min_p:
+        least = top + jnp.log(jnp.maximum(min_p, 1e-30))
+        keep &= logits >= jnp.where(min_p > 0, least, floor)[:, None]
+    return keep
 
 
 def _largest(enough, logits: jax.Array, top: jax.Array) -> jax.Array:
@@ -154,7 +165,7 @@ def next_token(
       logits: float32.
       uniforms: one number in [0, 1) a row.
       temperature: 0 is greedy (log-probs are then those of temperature 1).
-      top_k, top_p, min_p: per row; read only where `branches.truncated`.
+      top_k, top_p, min_p: per row; each is read only where `branches` has it.
       branches: static.
 
     Returns:
@@ -167,7 +178,7 @@ def next_token(
     weights = jnp.exp(scaled - top[:, None])
     normalizer = top + jnp.log(weights.sum(-1))
     if branches.truncated and branches.sampled:
-        kept = kept_tokens(scaled, top_k, top_p, min_p)
+        kept = kept_tokens(scaled, top_k, top_p, min_p, branches)
         weights = jnp.where(kept, weights, 0.0)
     tokens = sample(weights, uniforms) if branches.sampled else jnp.zeros(top.shape, jnp.int32)
     if branches.greedy:

@@ -39,6 +39,7 @@ class Job:
       branches: what sampling must provide for.
       max_rows: slots, at most; one prompt's completions always fit.
       block: tokens decoded between two looks at which rows have ended.
+      int8_cache: keep keys and values as 8-bit integers.
     """
 
     definition: Any
@@ -53,6 +54,7 @@ class Job:
     branches: Branches
     max_rows: int
     block: int
+    int8_cache: bool = False
 
 
 def run(job: Job) -> dict[str, np.ndarray]:
@@ -169,6 +171,7 @@ class _Slots:
             job.key,
             copies=job.copies,
             branches=job.branches,
+            int8_cache=job.int8_cache,
         )
         first = {name: value[: count * job.copies] for name, value in jax.device_get(first).items()}
         rows = rows[: count * job.copies]

@@ -163,6 +163,7 @@ class GRPOConfig(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.rollout.check_corrected(self.loss.importance_cap)
         if self.sampling.num_samples < 2 and self.loss.recipe.advantages not in ("global", "reinforce++"):
             raise ValueError(
                 f"sampling.num_samples must be 2 or more: loss.name={self.loss.name} compares the completions of "

@@ -125,15 +125,16 @@ class OnPolicyTrainer(ABC):
             resumed run, where a server has just been given the policy's weights.
         """
         gaps = logp_gaps(rows, logps, completions)
-        engine = self.config.rollout.engine
+        engine, int8 = self.config.rollout.engine, self.config.rollout.int8
         if engine.kind == "local":
-            default = 1e-3 if self.config.model.compute_dtype == "float32" else 0.1
-            tolerance = self.config.train.logp_tolerance or default
-            gap = gaps["rollout/logp_gap"]
+            exact = 1e-3 if self.config.model.compute_dtype == "float32" else 0.1
+            tolerance = self.config.train.logp_tolerance or (0.05 if int8 else exact)
+            gap = gaps["rollout/logp_gap_mean" if int8 else "rollout/logp_gap"]
             if number == 1 and not gap <= tolerance:
                 raise UserError(
-                    f"sampler and training log-probs of the same tokens differ by {gap:.3g} nats, more than "
-                    f"train.logp_tolerance = {tolerance:g}; the update would not be on-policy"
+                    f"sampler and training log-probs of the same tokens differ by {gap:.3g} nats"
+                    f"{' in the mean' if int8 else ''}, more than train.logp_tolerance = {tolerance:g}; the update "
+                    "would not be on-policy"
                 )
             return gaps
         wrong = server_gap(engine, gaps)

@@ -6,6 +6,7 @@ from jaxalign.data import DataConfig
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import EngineConfig, SamplingConfig
+from jaxalign.rollout.config import Storage
 from jaxalign.runs import RunConfig
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.reward_source import RewardSource
@@ -26,6 +27,7 @@ class RolloutTrainConfig:
       target_kl: stop the passes over a rollout when approx-KL (nats a token) exceeds it; 0 turns it off.
       logp_tolerance: largest difference of sampler and training log-probs allowed before the first
         update, nats; 0 picks 1e-3 for float32 and 0.1 for bfloat16 (a server has rollout.engine.logp_tolerance).
+        With int8 rollouts it bounds the mean difference, and 0 picks 0.05.
       packing: lay out the rows of a batch end to end in fewer rows, so that padding and prompts cost little;
         the loss is the same.
     """
@@ -52,9 +54,35 @@ class RolloutConfig:
 
     Attributes:
       engine: who samples.
+      weights: int8 samples from the policy with its weights rounded to 8-bit integers, in a quarter of the memory
+        (float32); same takes them as they are.
+      cache: int8 keeps the keys and values of a rollout as 8-bit integers; same in the compute dtype. Either makes the
+        sampler another distribution than the policy: PPO and GRPO ask for loss.importance_cap then.
     """
 
     engine: EngineConfig = field(default_factory=EngineConfig)
+    weights: Storage = "same"
+    cache: Storage = "same"
+
+    def __post_init__(self) -> None:
+        if self.int8 and self.engine.kind != "local":
+            raise ValueError(
+                f"rollout.weights and rollout.cache must be same with rollout.engine.kind={self.engine.kind}: "
+                "the server has its own settings for that"
+            )
+
+    @property
+    def int8(self) -> bool:
+        """Whether samples come from a rounded policy."""
+        return "int8" in (self.weights, self.cache)
+
+    def check_corrected(self, importance_cap: float) -> None:
+        """Raises ValueError where samples of a rounded policy would be taken for the policy's own."""
+        if self.int8 and not importance_cap:
+            raise ValueError(
+                "rollout.weights=int8 and rollout.cache=int8 sample from another distribution than the policy's; "
+                "correct for it with loss.importance_cap=2 (where the loss has it), or leave both at same"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

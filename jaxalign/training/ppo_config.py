@@ -107,6 +107,7 @@ class PPOConfig(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.rollout.check_corrected(self.loss.importance_cap)
         if self.critic.shared_trunk and self.lora.enabled:
             raise ValueError(
                 "critic.shared_trunk and lora.enabled: choose one; the trunk is frozen under LoRA"

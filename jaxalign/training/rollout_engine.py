@@ -42,7 +42,10 @@ def make_generator(
         engine = ServerEngine(settings, policy.definition, folder, lora=policy.lora)
         engine.connect()
     merged = settings.weights == "merged"
-    return Generator(policy, frozen, config.sampling, tokenizer, key, engine=engine, merged=merged)
+    storage = {"weights": config.rollout.weights, "cache": config.rollout.cache}
+    return Generator(
+        policy, frozen, config.sampling, tokenizer, key, engine=engine, merged=merged, storage=storage
+    )
 
 
 def logp_gaps(rows: Rows, logps: np.ndarray, completions: Completions) -> dict[str, float]:

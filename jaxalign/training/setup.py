@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from jaxalign.mesh import (
 )
 from jaxalign.models.lora import LoraConfig, create_adapter
 from jaxalign.rollout import Engine, Sampler, SamplingConfig, ServerEngine
+from jaxalign.rollout.config import Storage
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.scoring import CausalPolicy, ScalarPolicy
 
@@ -247,6 +248,7 @@ class Generator:
       key: source of the randomness of `samples`.
       engine: who samples; None makes a `Sampler`.
       merged: whether the engine gets an adapter merged into the weights, or apart.
+      storage: `weights` and `cache` of the `Sampler`.
     """
 
     policy: CausalPolicy
@@ -256,6 +258,7 @@ class Generator:
     key: jax.Array
     engine: Engine | None = None
     merged: bool = True
+    storage: Mapping[str, Storage] = field(default_factory=dict)
 
     def refresh(self, trained: Any) -> Engine:
         """The engine, with the newest parameters."""
@@ -263,7 +266,7 @@ class Generator:
         if adapter is not None and self.merged:
             model, adapter = models.merge_adapter(model, adapter), None
         if self.engine is None:
-            self.engine = Sampler(model, adapter=adapter)
+            self.engine = Sampler(model, adapter=adapter, **self.storage)
         else:
             self.engine.update(models.split(model)[1], adapter=adapter)
         return self.engine

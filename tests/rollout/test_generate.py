@@ -9,8 +9,10 @@ import pytest
 
 from jaxalign import models
 from jaxalign.errors import UserError
+from jaxalign.evaluation.policy import token_logps
 from jaxalign.rollout import Sampler, SamplingConfig, generate, join_rows
-from jaxalign.rollout.sampling import kept_tokens, row_uniforms, sample
+from jaxalign.rollout.decode import Draws, read_prompts
+from jaxalign.rollout.sampling import Branches, kept_tokens, row_uniforms, sample
 from jaxalign.training.scoring import score_tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
@@ -76,12 +78,76 @@ def test_a_stop_token_is_counted_and_ends_the_row(model):
     assert greedy.finish_reason == ["length"]
 
 
+def test_prompts_are_read_without_logits_of_all_their_tokens(model):
+    rows, width, vocabulary = 3, 16, model.config.vocab_size
+    definition, params = models.split(model)
+    draws = Draws(np.arange(6), *(np.ones(6, np.float32) for _ in range(4)))
+    program = jax.make_jaxpr(
+        lambda p, t, n: read_prompts(
+            definition,
+            p,
+            None,
+            t,
+            n,
+            draws,
+            np.asarray([1]),
+            KEY,
+            copies=2,
+            branches=Branches(),
+            int8_cache=False,
+        )
+    )(params, jnp.zeros((rows, width), jnp.int32), jnp.full(rows, 9))
+    # Logits of every row are there, and nothing with a vocabulary beside the tokens of a prompt.
+    assert f"f32[{rows},{vocabulary}]" in str(program)
+    assert f"{width},{vocabulary}]" not in str(program)
+
+
 def test_settings_can_differ_by_prompt(sampler):
     mixed = sampler.generate(
         PROMPTS[:2], max_new_tokens=5, key=KEY, temperature=np.asarray([0.0, 1.0]), stop_tokens=()
     )
     greedy = sampler.generate(PROMPTS[:1], max_new_tokens=5, key=KEY, temperature=0.0, stop_tokens=())
     assert mixed.token_lists()[0] == greedy.token_lists()[0]
+
+
+def test_8_bit_weights_give_the_samples_of_the_quantized_model(model):
+    arguments = {"max_new_tokens": 8, "key": KEY, "stop_tokens": (7, 11)}
+    small = Sampler(model, weights="int8")
+    done = small.generate(PROMPTS, **arguments)
+    exact(done, Sampler(models.quantize(model)).generate(PROMPTS, **arguments))
+    # Its log-probs are of what was sampled from, which is near the model and not the model.
+    rows = join_rows(PROMPTS, done)
+    scored = rows.to_completion(token_logps(model, rows.tokens, rows.lengths, rows.mask), 8)
+    gap = np.abs(scored - done.logps)[done.mask]
+    assert 1e-3 < gap.max() < 0.5
+    small.update(jax.tree.map(lambda x: -x, model.params))
+    assert small.generate(PROMPTS, **arguments).token_lists() != done.token_lists()
+
+
+def test_an_adapter_is_part_of_8_bit_weights(model):
+    lora = models.LoraConfig(enabled=True, rank=2)
+    leaves = models.create_adapter(model.config, lora, key=jax.random.key(5))
+    adapter = models.attach(jax.tree.map(lambda x: x + 0.3, leaves), lora)
+    arguments = {"max_new_tokens": 6, "key": KEY, "stop_tokens": ()}
+    merged = Sampler(models.merge_adapter(model, adapter), weights="int8").generate(PROMPTS, **arguments)
+    own = Sampler(model, adapter=adapter, weights="int8")
+    exact(own.generate(PROMPTS, **arguments), merged)
+    assert Sampler(model, weights="int8").generate(PROMPTS, **arguments).token_lists() != merged.token_lists()
+    own.update(model.params)
+    exact(own.generate(PROMPTS, **arguments), merged)
+
+
+def test_an_8_bit_cache_is_near_and_survives_moved_columns(model):
+    arguments = {"max_new_tokens": 12, "key": KEY, "stop_tokens": (7, 11)}
+    prompts = [*PROMPTS, [1] * 14, [30, 31], [17] * 6]
+    done = Sampler(model, cache="int8").generate(prompts, **arguments)
+    exact(Sampler(model, cache="int8", block=3, max_rows=2).generate(prompts, **arguments), done)
+    rows = join_rows(prompts, done)
+    scored = rows.to_completion(token_logps(model, rows.tokens, rows.lengths, rows.mask), 12)
+    gap = np.abs(scored - done.logps)
+    # The first token comes from the prompt's own forward, the others from the cache.
+    assert gap[:, 0].max() < 1e-4
+    assert 1e-3 < gap[done.mask].max() < 0.5
 
 
 def test_new_parameters_are_used(model):
@@ -126,6 +192,29 @@ def test_truncation_equals_a_sort(seed):
         expected[order] = True
         expected &= np.exp(logps[row]) >= least[row] * np.exp(logps[row].max())
         np.testing.assert_array_equal(kept[row], expected)
+
+
+def test_ties_at_a_threshold_are_all_kept():
+    logits = jnp.asarray([[2.0, 5.0, 2.0, -1.0, 2.0, 0.0], [2.0, 5.0, 2.0, -1.0, 2.0, 0.0]])
+    # Of the first row the two best, of the second what makes up 0.93: 5 alone has 0.87.
+    kept = kept_tokens(logits, jnp.asarray([2, 0]), jnp.asarray([1.0, 0.93]), jnp.zeros(2))
+    np.testing.assert_array_equal(kept, [[True, True, True, False, True, False]] * 2)
+
+
+@pytest.mark.parametrize(("name", "loops"), [("top_k", 1), ("top_p", 1), ("min_p", 0)])
+def test_what_no_row_asks_for_is_not_computed_and_changes_nothing(name, loops):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(8, 301)), jnp.float32)
+    settings = {"top_k": jnp.zeros(8, jnp.int32), "top_p": jnp.ones(8), "min_p": jnp.zeros(8)}
+    settings[name] = {"top_k": jnp.arange(1, 9) * 5, "top_p": jnp.full(8, 0.4), "min_p": jnp.full(8, 0.1)}[
+        name
+    ]
+    only = Branches(**{other: other == name for other in settings})
+    whole, part = kept_tokens(logits, **settings), kept_tokens(logits, **settings, branches=only)
+    np.testing.assert_array_equal(part, whole)
+    assert 1 < int(whole.sum()) < whole.size
+    for branches, expected in ((only, loops), (Branches(), 2)):
+        program = jax.make_jaxpr(lambda x, b=branches: kept_tokens(x, **settings, branches=b))(logits)
+        assert sum("scan" in str(step.primitive) for step in program.eqns) == expected
 
 
 def test_draws_follow_the_distribution_and_never_a_zero():

@@ -285,3 +285,41 @@ def test_rewards_rise_on_a_servers_samples(grpo, stub, tmp_path):
 def test_settings_that_cannot_work_with_a_server_are_named(changes, message, grpo, stub, tmp_path):
     with pytest.raises(ValueError, match=message):
         grpo(tmp_path / "run", stub, **changes)
+
+
+INT8 = {"weights": "int8", "cache": "int8"}
+
+
+@pytest.mark.parametrize("part", ["weights", "cache"])
+def test_8_bit_rollouts_without_a_correction_are_refused(part, grpo, configs, tmp_path):
+    rollout = RolloutConfig(**{part: "int8"})
+    for make in (grpo, configs.ppo):
+        with pytest.raises(ValueError, match=r"correct for it with loss.importance_cap=2"):
+            make(tmp_path, rollout=rollout)
+    with pytest.raises(ValueError, match=r"loss.name=rloo has one loss a completion"):
+        grpo(tmp_path, rollout=rollout, loss=GRPOLossConfig(name="rloo", importance_cap=2.0))
+    with pytest.raises(ValueError, match=r"must be same with rollout.engine.kind=vllm"):
+        RolloutConfig(**{part: "int8"}, engine=EngineConfig(kind="vllm", url="http://127.0.0.1:1"))
+
+
+def test_rewards_rise_with_8_bit_rollouts_that_are_corrected(grpo, tmp_path):
+    train = GRPOTrainConfig(updates=12, prompts=8, minibatches=2, score_batch_size=32)
+    sampling = SamplingConfig(max_new_tokens=6, num_samples=4)
+    config = grpo(
+        tmp_path / "run",
+        rollout=RolloutConfig(**INT8),
+        loss=GRPOLossConfig(importance_cap=2.0),
+        train=train,
+        sampling=sampling,
+    )
+    train_grpo(config)
+    rows = metrics_of(tmp_path / "run")
+    assert rows[-1]["objective/score"] > rows[0]["objective/score"] + 0.04
+    assert all(1e-5 < row["rollout/logp_gap_mean"] < 0.05 for row in rows)
+
+
+def test_8_bit_rollouts_that_are_too_far_from_the_policy_stop_the_run(grpo, tmp_path):
+    train = GRPOTrainConfig(updates=1, prompts=4, score_batch_size=16, logp_tolerance=1e-6)
+    loss = GRPOLossConfig(importance_cap=2.0)
+    with pytest.raises(UserError, match=r"nats in the mean, more than train.logp_tolerance = 1e-06"):
+        train_grpo(grpo(tmp_path / "run", rollout=RolloutConfig(**INT8), loss=loss, train=train))

@@ -1,0 +1,63 @@
+"""How far a sampler is from the model that it stands for: what 8-bit weights or another engine change."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.evaluation.policy import token_logps
+from jaxalign.rollout import Engine, join_rows
+
+
+@dataclass(frozen=True)
+class SamplerGap:
+    """Differences of log-probs over the sampler's own completions, in nats.
+
+    Attributes:
+      tokens: completion tokens compared.
+      mean: mean absolute difference a token.
+      largest: of any token.
+      kl: KL(sampler || model) a token, by the estimator r - 1 - log r with r = p_model / p_sampler: unbiased
+        over the sampler's own samples, and never negative.
+    """
+
+    tokens: int
+    mean: float
+    largest: float
+    kl: float
+
+
+def sampler_gap(
+    sampler: Engine,
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    key: jax.Array,
+    num_samples: int = 1,
+) -> SamplerGap:
+    """Samples at temperature 1 without truncation, and scores the same tokens with the model's plain forward.
+
+    Args:
+      sampler: for example `Sampler(model, weights="int8", cache="int8")`.
+      model: the causal language model that it should sample from.
+      prompts: token ids of each prompt.
+      max_new_tokens: longest completion.
+      key: source of all randomness.
+      num_samples: completions a prompt.
+
+    Raises:
+      UserError: an empty prompt, or one that leaves no room in the context.
+    """
+    done = sampler.generate(prompts, max_new_tokens=max_new_tokens, key=key, num_samples=num_samples)
+    rows = join_rows([p for p in prompts for _ in range(num_samples)], done)
+    scored = rows.to_completion(token_logps(model, rows.tokens, rows.lengths, rows.mask), max_new_tokens)
+    difference = (scored.astype(np.float64) - done.sampling_logps)[done.mask]
+    return SamplerGap(
+        tokens=difference.size,
+        mean=float(np.abs(difference).mean()),
+        largest=float(np.abs(difference).max()),
+        kl=float((np.expm1(difference) - difference).mean()),
+    )
