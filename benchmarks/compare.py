@@ -140,7 +140,7 @@ class Sides:
         if case.task == "ppo":
             release = self.releases / PPO_RELEASE
             if not (release / "trl").is_dir():
-                raise BenchmarkError(f"{case.name}: {release}: no TRL there; `make bench-peers` fetches it")
+                raise BenchmarkError(f"{release}: no TRL there; `make bench-peers` fetches it")
             environment = {**environment, "BENCH_PPO_RELEASE": str(release)}
         return Child.start(name, [self.peer, str(HERE / "peer.py"), case.name, str(folder)], log, environment)
 
@@ -251,13 +251,13 @@ def check(case: Case, last: dict[str, dict[str, Any]]) -> None:
         equal = sum(a == b for a, b in pairs) / len(pairs)
         # One rounding that turns a near tie changes all that follows it in that row.
         if equal < (0.3 if case.low_precision else 0.9):
-            raise BenchmarkError(f"{case.name}: only {equal:.1%} of the greedy tokens are equal")
+            raise BenchmarkError(f"only {equal:.1%} of the greedy tokens are equal")
         return
     if case.peer.get("packing"):
         # Other rows a step: what can be compared is that its packed rows do not see each other.
         if not peer["packing_gap"] < 1e-4:
             raise BenchmarkError(
-                f"{case.name}: packed rows of the peer change each other's logits by {peer['packing_gap']:.3g}"
+                f"packed rows of the peer change each other's logits by {peer['packing_gap']:.3g}"
             )
         return
     tolerances = {"tokens": 0.0, "losses": 1e-4, "value_losses": 1e-4, "grad_norms": 1e-3}
@@ -268,11 +268,11 @@ def check(case: Case, last: dict[str, dict[str, Any]]) -> None:
         # jaxalign logs a step when the next is under way: where it is stopped soon it has logged one less.
         pairs = list(zip(ours[name][:CHECKED], peer[name][:CHECKED], strict=False))
         if len(pairs) < steps:
-            raise BenchmarkError(f"{case.name}: {len(pairs)} {name} to compare, expected {steps}")
+            raise BenchmarkError(f"{len(pairs)} {name} to compare, expected {steps}")
         for step, (a, b) in enumerate(pairs, start=1):
             allowed = tolerances[name] * (200 if case.low_precision else 1) * max(abs(b), least)
             if not abs(a - b) <= allowed:
-                raise BenchmarkError(f"{case.name}: step {step}: {name} {a:.6g} here, {b:.6g} there")
+                raise BenchmarkError(f"step {step}: {name} {a:.6g} here, {b:.6g} there")
 
 
 def ratio(result: dict[str, Any], *, draws: int = 10_000) -> tuple[float, float, float]:

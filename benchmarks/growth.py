@@ -193,7 +193,7 @@ def main() -> int:
     (output / "growth.md").write_text(text + "\n")
     (output / "growth.png").write_bytes(picture)
     if arguments.docs:
-        fill("growth", text, picture)
+        fill("growth", text, picture, title="Growth curves")
     return 0
 
 

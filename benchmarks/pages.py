@@ -10,8 +10,8 @@ def marker(name: str, end: str) -> str:
     return f"<!-- {name}: {end} -->"
 
 
-def fill(name: str, text: str, picture: bytes) -> None:
-    """Puts the text between the markers of the name, and the picture into performance/NAME.png.
+def fill(name: str, text: str, picture: bytes, *, title: str) -> None:
+    """Puts picture and text between the markers of the name; the picture lies in performance/NAME.png.
 
     Raises:
       SystemExit: the page has no such markers; one line, nothing is written.
@@ -24,4 +24,5 @@ def fill(name: str, text: str, picture: bytes) -> None:
         raise SystemExit(f"error: {page}: expected the lines {begin} and {end}")
     (DOCS / "performance").mkdir(exist_ok=True)
     (DOCS / "performance" / f"{name}.png").write_bytes(picture)
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    shown = f"![{title}](performance/{name}.png)"
+    page.write_text(f"{before}{begin}\n\n{shown}\n\n{text}\n\n{end}{after}")

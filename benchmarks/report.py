@@ -164,7 +164,7 @@ def write_report(folder: Path, *, docs: bool = False) -> str:
     picture = ratios([row for row in (bar(case, result) for case, result in found) if row])
     (folder / "ratios.png").write_bytes(picture)
     if docs:
-        fill("ratios", text, picture)
+        fill("ratios", text, picture, title="Ratios with their intervals and targets")
     return text
 
 

@@ -28,7 +28,6 @@ from jaxalign.mesh import (
 )
 from jaxalign.models.lora import LoraConfig, create_adapter
 from jaxalign.rollout import Engine, Sampler, SamplingConfig, ServerEngine
-from jaxalign.rollout.config import Storage
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.scoring import CausalPolicy, ScalarPolicy
 
@@ -258,7 +257,7 @@ class Generator:
     key: jax.Array
     engine: Engine | None = None
     merged: bool = True
-    storage: Mapping[str, Storage] = field(default_factory=dict)
+    storage: Mapping[str, Any] = field(default_factory=dict)
 
     def refresh(self, trained: Any) -> Engine:
         """The engine, with the newest parameters."""

@@ -62,7 +62,7 @@ def test_documentation_changes_between_its_markers_only(benchmark, folder, tmp_p
     text = report.write_report(folder, docs=True)
     changed = page.read_text()
     assert changed.startswith("before\n") and changed.endswith("\nafter\n") and "old" not in changed
-    assert text in changed
+    assert text in changed and "(performance/ratios.png)" in changed
     assert (docs / "performance" / "ratios.png").is_file()
     report.write_report(folder, docs=True)
     assert page.read_text() == changed
