@@ -151,25 +151,24 @@ def _with_forms(model: Any, source: ModelSource, mesh: Mesh, section: str, run: 
     """The model in the forms asked for, else those the run began with, else the fast ones; the run records them."""
     recorded = {} if run is None else run.metadata().get("forms", {})
     before = recorded.get(section, {})
-    asked = {
-        name: value if (value := getattr(source, name)) != "auto" else before.get(name, "auto")
-        for name in ("attention", "products")
+    kept = [name for name in ("attention", "products") if getattr(source, name) == "auto" and name in before]
+    asked = {"attention": source.attention, "products": source.products} | {
+        name: before[name] for name in kept
     }
     model, device = models.with_config(model, **asked), mesh.devices.flat[0]
     try:
         attention = models.choose_attention(model.config, device)
     except ValueError as problem:
-        began = f" ({run.folder} began with it)" if run and source.attention == "auto" else ""
+        began = f" ({run.folder} began with it)" if run and "attention" in kept else ""
         raise ConfigError(f"{section}.attention: {problem}{began}") from None
-    products = models.choose_products(model.config, device.platform)
-    forms = {"attention": attention.form, "products": products.form}
-    if run is not None and forms != {name: before.get(name) for name in forms}:
-        why = {"attention_reason": attention.reason, "products_reason": products.reason}
+    chosen = {"attention": attention, "products": models.choose_products(model.config, device.platform)}
+    forms = {name: choice.form for name, choice in chosen.items()}
+    if run is not None and len(kept) < len(chosen):
+        why = {f"{name}_reason": choice.reason for name, choice in chosen.items()}
+        why |= {f"{name}_reason": before[f"{name}_reason"] for name in kept}
         run.add_metadata(forms=recorded | {section: forms | why})
-        run.info(
-            f"{section}: attention {attention.form} ({attention.reason}), "
-            f"products {products.form} ({products.reason})"
-        )
+        told = (f"{name} {form} ({why[name + '_reason']})" for name, form in forms.items())
+        run.info(f"{section}: {', '.join(told)}")
     return models.with_config(model, **forms)
 
 

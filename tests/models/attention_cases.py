@@ -23,6 +23,9 @@ def layout(kind, length, rows=2):
         return columns, np.ones_like(columns)
     if kind == "padded":
         return columns, (columns < np.array([[length], [length // 3]])).astype(np.int32)
+    if kind == "left":  # padding on the left, as prompts are read
+        positions = columns - np.array([[0], [length // 3]])
+        return np.maximum(positions, 0), (positions >= 0).astype(np.int32)
     segments = np.minimum(columns // 7 + 1, 5) * (columns < length - 3)
     starts = np.where(columns == 0, True, segments != np.roll(segments, 1, axis=1))
     return columns - np.maximum.accumulate(np.where(starts, columns, 0), axis=1), segments

@@ -22,6 +22,7 @@ CASES = [
     ("padded", 60, 11, 1),
     ("packed", 70, 0, 8),
     ("packed", 70, 5, 8),
+    ("left", 50, 0, 2),
 ]
 
 
@@ -68,12 +69,57 @@ def computed(form, kind, length, window, most):
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)), (q, k, v)
 
 
-@pytest.mark.skipif(GPU is None, reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize(("kind", "length", "window", "most"), CASES)
-def test_on_a_gpu_it_computes_the_plain_form_with_its_gradients(kind, length, window, most):
+@jax.custom_vjp
+def spoiled(x, padding):
+    """x, whose gradient is not a number in padding."""
+    return x
+
+
+spoiled.defvjp(lambda x, padding: (x, padding), lambda padding, g: (jnp.where(padding, jnp.nan, g), None))
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Kernels of the same contract as cuDNN's that run here, and leave nothing of use in padding."""
+    real = jax.nn.dot_product_attention
+
+    def run(q, k, v, padding, **options):
+        padding = padding[..., None, None]
+        wide = [spoiled(x, padding).astype(jnp.float32) for x in (q, k, v)]
+        return jnp.where(padding, jnp.nan, real(*wide, implementation="xla", **options)).astype(q.dtype)
+
+    def by_lengths(q, k, v, *, implementation, query_seq_lengths, **options):
+        assert implementation == "cudnn"
+        padding = jnp.arange(q.shape[1]) >= query_seq_lengths[:, None]
+        return run(q, k, v, padding, query_seq_lengths=query_seq_lengths, **options)
+
+    def by_offsets(
+        q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, mask_type, sliding_window_length
+    ):
+        assert mask_type == "causal with padding"
+        assert q_offsets is kv_offsets and q_seqlen is kv_seqlen
+        # These count the offsets of keys with the heads of queries.
+        assert jax.__version_info__ >= (0, 11, 2) or q.shape == k.shape
+        columns = jnp.arange(q.shape[1])[:, None]
+        starts, lengths = q_offsets[:, None, :-1], q_seqlen[:, None]
+        inside = (starts >= 0) & (columns >= starts) & (columns < starts + lengths)
+        segments = jnp.where(inside, jnp.arange(1, inside.shape[2] + 1), 0).sum(-1)
+        distance = columns - columns.T
+        mask = (segments[:, :, None] == segments[:, None]) & (distance >= 0)
+        mask &= distance < (sliding_window_length or q.shape[1])
+        return run(q, k, v, segments == 0, mask=mask[:, None], scale=scale)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_lengths)
+    monkeypatch.setattr(cudnn_attention, "_packed_function", lambda: (by_offsets, "causal with padding"))
+    monkeypatch.setattr(cudnn_attention, "_capability", lambda device: (9, 0))
+    monkeypatch.setitem(attention.REFUSALS, "cudnn", lambda config, device: "")
+
+
+def close(case):
+    """cudnn against plain, value and gradients, to bfloat16's rounding."""
     results = []
     for form in ("cudnn", "plain"):
-        run, arrays = computed(form, kind, length, window, most)
+        run, arrays = computed(form, *case)
         (_, out), grads = run(*arrays)
         results.append([np.asarray(x, np.float32) for x in (out, *grads)])
     for got, wanted in zip(*results, strict=True):
@@ -81,6 +127,17 @@ def test_on_a_gpu_it_computes_the_plain_form_with_its_gradients(kind, length, wi
         np.testing.assert_allclose(got, wanted, atol=0.06, rtol=0.06)
         # Rounding cannot hide a wrong mask: of all differences the mean is small too.
         assert np.abs(got - wanted).mean() < 0.004
+
+
+@pytest.mark.parametrize("case", CASES[1:], ids=str)
+def test_what_the_kernels_are_told_makes_them_the_plain_form_and_padding_reaches_nothing(case, stand_in):
+    close(case)
+
+
+@pytest.mark.skipif(GPU is None, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_on_a_gpu_it_computes_the_plain_form_with_its_gradients(case):
+    close(case)
 
 
 @pytest.fixture

@@ -53,13 +53,12 @@ def test_a_resumed_run_keeps_its_forms_on_another_cpu(loaded, tmp_path):
 
 def test_a_resumed_run_takes_another_form_where_it_is_asked_to(loaded, tmp_path):
     loaded(True, compute_dtype="bfloat16")
-    asked = {"compute_dtype": "bfloat16", "products": "natural", "attention": "plain"}
-    config = loaded(True, **asked)
-    assert (config.attention, config.products) == ("plain", "natural")
-    loaded(True, compute_dtype="bfloat16")
+    config = loaded(True, compute_dtype="bfloat16", products="natural")
+    assert (config.attention, config.products) == ("blockwise", "natural")
+    assert loaded(True, compute_dtype="bfloat16").products == "natural"
     assert recorded(tmp_path)["model"] == {
-        "attention": "plain",
-        "attention_reason": "asked for",
+        "attention": "blockwise",
+        "attention_reason": "a cpu",
         "products": "natural",
         "products_reason": "asked for",
     }
