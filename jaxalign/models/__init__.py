@@ -25,6 +25,7 @@ from jaxalign.models.huggingface import (
 )
 from jaxalign.models.lora import LoraConfig, attach, create_adapter, merge_adapter
 from jaxalign.models.peft import load_adapter, save_adapter
+from jaxalign.models.remat import Remat, remat_level
 from jaxalign.models.reward_ensemble import is_reward_ensemble, load_reward_ensemble, save_reward_ensemble
 from jaxalign.models.sharding import param_logical_axes
 from jaxalign.models.transformer import Definition, Transformer, create, params_count
@@ -34,6 +35,7 @@ __all__ = [
     "HeadConfig",
     "LoraConfig",
     "ModelConfig",
+    "Remat",
     "ScalarDefinition",
     "ScalarModel",
     "StepMarks",
@@ -56,6 +58,7 @@ __all__ = [
     "merge_adapter",
     "param_logical_axes",
     "params_count",
+    "remat_level",
     "save_adapter",
     "save_pretrained",
     "save_reward_ensemble",
@@ -80,7 +83,11 @@ def merge(definition: Any, params: Any) -> Any:
     return Transformer(definition.config, params)
 
 
-def with_remat(model: Any, remat: bool = True) -> Any:
-    """The same model that recomputes (or keeps) each layer in the backward pass."""
+def with_remat(model: Any, remat: Remat | bool = "full") -> Any:
+    """The same model with another level of rematerialization (see `models.remat`).
+
+    Raises:
+      ValueError: no such level.
+    """
     definition, params = split(model)
-    return merge(replace(definition, config=replace(definition.config, remat=remat)), params)
+    return merge(replace(definition, config=replace(definition.config, remat=remat_level(remat))), params)

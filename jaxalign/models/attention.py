@@ -4,11 +4,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.models.blockwise_attention import NEGATIVE, blockwise_attention
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.layers import softcap
+from jaxalign.models.remat import CONTEXT
 
 BLOCK = 512
 Form = Literal["blockwise", "plain"]
@@ -101,7 +103,7 @@ def attend_plain(
         scores = softcap(scores, config.attention_softcap) + jnp.where(seen, 0.0, NEGATIVE)[:, None, None]
         parts.append(_weighted(scores, v[:, :, :end], "bkgts,bksd->bkgtd"))
     out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=3)
-    return out.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * size)
+    return checkpoint_name(out.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * size), CONTEXT)
 
 
 def attend_cached(

@@ -15,7 +15,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
+
+from jaxalign.models.remat import CONTEXT, STATISTICS
 
 NEGATIVE = -1e30
 # Rows of one product; measured best among 64..512 for 1 and 2 heads a group.
@@ -120,6 +123,10 @@ def _forward(softcap, q, k, v, where):
             _in_turns(block, (q[:, :, start:end], k[:, :, :end], v[:, :, :end]), hidden, (end - start) * end)
         )
     out, top, scale = (jnp.concatenate(x, axis=2) for x in zip(*parts, strict=True))
+    # Named together: where one of them is not kept, all of attention is computed again.
+    out, top, scale = (
+        checkpoint_name(x, name) for x, name in ((out, CONTEXT), (top, STATISTICS), (scale, STATISTICS))
+    )
     return out, (q, k, v, where, out, top, scale)
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxalign.models.remat import Remat, remat_level
+
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
@@ -58,7 +60,7 @@ class ModelConfig:
       tied_head: the embedding is the vocabulary projection too.
       bos_id, eos_ids, pad_id: special tokens; -1 or () where there is none.
       param_dtype, compute_dtype: names of dtypes.
-      remat: recompute each layer in the backward pass.
+      remat: what of a layer waits for the backward pass; the rest is computed again (see `models.remat`).
     """
 
     family: str = "llama"
@@ -99,9 +101,10 @@ class ModelConfig:
     pad_id: int = -1
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
-    remat: bool = False
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
+        remat_level(self.remat)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads = {self.num_heads} does not divide by num_kv_heads = {self.num_kv_heads}"

@@ -28,6 +28,8 @@ class RolloutTrainConfig:
         update, nats; 0 picks 1e-3 for float32 and 0.1 for bfloat16 (a server has rollout.engine.logp_tolerance).
       packing: lay out the rows of a batch end to end in fewer rows, so that padding and prompts cost little;
         the loss is the same.
+      offload: keep the reference and the reward models in the host's memory while they are not used, where the
+        device has memory of its own (GPU, TPU). Each update copies them to the device once.
     """
 
     updates: int = 100
@@ -39,6 +41,7 @@ class RolloutTrainConfig:
     target_kl: float = 0.0
     logp_tolerance: float = 0.0
     packing: bool = False
+    offload: bool = False
 
     def __post_init__(self) -> None:
         for name in ("updates", "prompts", "epochs", "minibatches", "accumulation_steps", "score_batch_size"):

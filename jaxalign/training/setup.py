@@ -45,7 +45,9 @@ class ModelSource:
       param_dtype: dtype the parameters are kept (and updated) in.
       compute_dtype: dtype of the matrix products; norms, softmax and losses are float32 always.
       random_init: take only config.json from path and draw the weights from the seed.
-      remat: recompute each layer in the backward pass, to save memory.
+      remat: what of a layer waits for the backward pass, to save memory; the rest is computed again. From most
+        memory to least: none (all is kept), minimal (products are kept), save_qkv_context (those of attention and its
+        output), save_context (attention's output), full (nothing; also read as true). false is none.
     """
 
     path: str = ""
@@ -54,7 +56,10 @@ class ModelSource:
     param_dtype: Dtype = "float32"
     compute_dtype: Dtype = "float32"
     random_init: bool = False
-    remat: bool = False
+    remat: models.Remat | bool = "none"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "remat", models.remat_level(self.remat))
 
 
 @dataclass(frozen=True)
@@ -126,8 +131,7 @@ def load_model(source: ModelSource, mesh: Mesh, *, seed: int, section: str = "mo
         model = models.create(config, key=jax.random.key(seed), **dtypes)
     else:
         model = models.load_pretrained(folder, revision=revision, **dtypes)
-    if source.remat:
-        model = models.with_remat(model)
+    model = models.with_remat(model, source.remat)
     models.check_vocabulary(model.config, tokenizer)
     return place_model(model, mesh), tokenizer
 
