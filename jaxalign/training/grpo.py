@@ -218,7 +218,8 @@ class Trainer(PolicyTrainer):
         if alone:
             metrics["rollout/logp_gap"] = metrics.pop("rollout/logp_gap_max")
             metrics["objective/entropy"] = metrics["policy/entropy"]
-            self.check_gaps(number, metrics)
+            if not asked:
+                self.check_gaps(number, metrics)
         else:
             counted = max(int(mask.any(1).sum()), 1)
             if config.beta:

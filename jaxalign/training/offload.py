@@ -25,16 +25,13 @@ def offloaded(reference: Any, reward: Any, policy: Any, mesh: Any, run: Run) -> 
     if not accelerated(mesh):
         run.warn("train.offload=true: the device is the host itself, so nothing is moved")
         return reference
-    shared = {id(x) for x in jax.tree.leaves(policy)}
-    if any(id(x) in shared for x in jax.tree.leaves(reference)):
+    if hasattr(reward, "offload"):
+        reward.offload()
+    base = {id(x) for x in jax.tree.leaves(policy)}
+    if any(id(x) in base for x in jax.tree.leaves(reference)):
         run.info("train.offload: the reference is the policy's own base, which stays on the device")
-    else:
-        reference = to_host(reference)
-    offload = getattr(reward, "offload", None)
-    if offload is not None:
-        offload()
-    run.info("train.offload: " + ("reference" if jax.tree.leaves(reference) else "no reference"))
-    return reference
+        return reference
+    return to_host(reference)
 
 
 def accelerated(mesh: Any) -> bool:

@@ -57,6 +57,15 @@ def test_every_level_computes_the_same_and_takes_less_memory_than_the_one_before
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), result, results[0])
 
 
+def test_few_layers_take_less_memory_too():
+    sizes = []
+    for level in ("none", "full"):
+        function, params = gradient(level, num_layers=4)
+        program = jax.jit(function).lower(params).compile()
+        sizes.append(program.memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < 0.5 * sizes[0]
+
+
 def test_each_level_computes_again_what_it_says():
     products, exponentials = [], []
     for level in LADDER:
