@@ -90,7 +90,7 @@ def test_a_norm_on_queries_and_keys_costs_no_second_product(level):
     assert again - once == {"minimal": 0, "save_qkv_context": 3, "save_context": 6, "full": 10}[level]
 
 
-@pytest.mark.parametrize("level", ["minimal", "full"])
+@pytest.mark.parametrize("level", [pytest.param("minimal", marks=pytest.mark.slow), "full"])
 def test_an_adapter_has_the_same_gradient_at_every_level(level):
     settings = LoraConfig(enabled=True, rank=2, targets=("all",))
     adapter = models.create_adapter(model(num_layers=2).config, settings, key=jax.random.key(3))

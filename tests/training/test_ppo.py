@@ -157,6 +157,7 @@ def test_a_reference_of_its_own_is_what_the_kl_is_measured_to(configs, tmp_path,
     assert abs(metrics_of(tmp_path / "run")[0]["objective/kl"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_penalty_of_zero_that_is_not_monitored_needs_no_reference(configs, tmp_path, monkeypatch):
     train = PPOTrainConfig(updates=1, prompts=4, epochs=1, minibatches=1, score_batch_size=8)
     plain = configs.ppo(tmp_path / "plain", train=train, kl=KLConfig(coefficient=0.0))
