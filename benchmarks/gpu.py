@@ -84,7 +84,7 @@ def config_of(name: str) -> ModelConfig:
         tied_head=tied,
         max_positions=8192,
         rope_theta=500_000.0,
-        remat=name != "tiny",
+        remat="none" if name == "tiny" else "full",
     )
 
 

@@ -12,7 +12,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxalign"
 
 # A group may import the groups before it, never itself's neighbours; see the style guide in CONTRIBUTING.md.
-BASE = {"arrays", "masking", "logprobs", "mesh", "errors", "uncertainty", "config", "config_values"}
+BASE = {
+    "arrays",
+    "masking",
+    "logprobs",
+    "mesh",
+    "host_memory",
+    "errors",
+    "uncertainty",
+    "config",
+    "config_values",
+}
 LEVELS = [
     BASE,
     {"losses", "data"},
@@ -26,7 +36,17 @@ LEVELS = [
 ]
 LEVEL = {group: level for level, groups in enumerate(LEVELS) for group in groups}
 # Among the groups of the base: who may import whom, left of right.
-BASE_ORDER = ["errors", "uncertainty", "arrays", "masking", "logprobs", "mesh", "config_values", "config"]
+BASE_ORDER = [
+    "errors",
+    "uncertainty",
+    "arrays",
+    "masking",
+    "logprobs",
+    "mesh",
+    "host_memory",
+    "config_values",
+    "config",
+]
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]

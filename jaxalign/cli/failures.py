@@ -7,7 +7,7 @@ from jaxalign.errors import UserError
 
 # What lowers the memory that a step takes, the cheapest first.
 MEMORY_KNOBS = (
-    "more --train.accumulation_steps, a smaller --train.batch_size or --data.max_length, --model.remat=true, "
+    "more --train.accumulation_steps, a smaller --train.batch_size or --data.max_length, --model.remat=full, "
     "--model.compute_dtype=bfloat16, --lora.enabled=true or more devices on --mesh.fsdp may help"
 )
 

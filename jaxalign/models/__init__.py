@@ -30,6 +30,7 @@ from jaxalign.models.int8 import Int8, quantize_params
 from jaxalign.models.lora import LoraConfig, attach, create_adapter, merge_adapter
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.products import choose_products, product_form
+from jaxalign.models.remat import Remat, remat_level
 from jaxalign.models.reward_ensemble import is_reward_ensemble, load_reward_ensemble, save_reward_ensemble
 from jaxalign.models.sharding import param_logical_axes
 from jaxalign.models.transformer import Definition, Transformer, create, params_count
@@ -43,6 +44,7 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "ProductForm",
+    "Remat",
     "ScalarDefinition",
     "ScalarModel",
     "StepMarks",
@@ -70,6 +72,7 @@ __all__ = [
     "product_form",
     "quantize",
     "quantize_params",
+    "remat_level",
     "save_adapter",
     "save_pretrained",
     "save_reward_ensemble",
@@ -107,6 +110,10 @@ def quantize(model: Any) -> Any:
     return merge(definition, jax.jit(quantize_params)(params))
 
 
-def with_remat(model: Any, remat: bool = True) -> Any:
-    """The same model that recomputes (or keeps) each layer in the backward pass."""
-    return with_config(model, remat=remat)
+def with_remat(model: Any, remat: Remat | bool = "full") -> Any:
+    """The same model with another level of rematerialization (see `models.remat`).
+
+    Raises:
+      ValueError: no such level.
+    """
+    return with_config(model, remat=remat_level(remat))

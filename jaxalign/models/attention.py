@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.mesh import partition_spec
@@ -26,6 +27,7 @@ from jaxalign.models.config import AttentionForm, Choice, ModelConfig
 from jaxalign.models.int8 import Int8
 from jaxalign.models.layers import softcap
 from jaxalign.models.products import operand_dtype, product
+from jaxalign.models.remat import CONTEXT
 
 BLOCK = 512
 REFUSALS = {"cudnn": cudnn_attention.refusal, "splash": splash_attention.refusal}
@@ -148,7 +150,9 @@ def attend(
     else:
         q = scaled(q, config)
         call = functools.partial(splash_attention.splash_attention, softcap=config.attention_softcap)
-    return _custom_call(call, q, k, v, segments, window, config).reshape(rows, length, heads * size)
+    out = _custom_call(call, q, k, v, segments, window, config).reshape(rows, length, heads * size)
+    # A kernel's own statistics have no name: where layers are rematerialized its forward pass runs again.
+    return checkpoint_name(out, CONTEXT)
 
 
 def _custom_call(call: Callable[..., jax.Array], q, k, v, segments, window, config: ModelConfig) -> jax.Array:
@@ -205,7 +209,7 @@ def attend_plain(
         scores = softcap(scores, config.attention_softcap) + jnp.where(seen, 0.0, NEGATIVE)[:, None, None]
         parts.append(_weighted(scores, v[:, :, :end], "bkgts,bksd->bkgtd", dtype))
     out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=3)
-    return out.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * size)
+    return checkpoint_name(out.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * size), CONTEXT)
 
 
 def attend_cached(

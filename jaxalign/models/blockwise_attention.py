@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from jaxalign.models.products import product
+from jaxalign.models.remat import CONTEXT, STATISTICS
 
 NEGATIVE = -1e30
 # Rows of one product; measured best among 64..512 for 1 and 2 heads a group.
@@ -127,6 +129,10 @@ def _forward(static, q, k, v, where):
         arrays = (queries, k[:, :, :end], v[:, :, :end])
         parts.append(_in_turns(block, arrays, _hidden(here, start, end), (end - start) * end))
     out, top, scale = (jnp.concatenate(x, axis=2) for x in zip(*parts, strict=True))
+    # Named together: where one of them is not kept, all of attention is computed again.
+    out, top, scale = (
+        checkpoint_name(x, name) for x, name in ((out, CONTEXT), (top, STATISTICS), (scale, STATISTICS))
+    )
     return out, (q, k, v, where, out, top, scale)
 
 

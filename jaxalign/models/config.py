@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
+from jaxalign.models.remat import Remat, remat_level
+
 AttentionForm = Literal["plain", "blockwise", "cudnn", "splash"]
 ProductForm = Literal["natural", "bfloat16_float32", "float32"]
 
@@ -68,7 +70,7 @@ class ModelConfig:
       tied_head: the embedding is the vocabulary projection too.
       bos_id, eos_ids, pad_id: special tokens; -1 or () where there is none.
       param_dtype, compute_dtype: names of dtypes.
-      remat: recompute each layer in the backward pass.
+      remat: what of a layer waits for the backward pass; the rest is computed again (see `models.remat`).
       attention: form of attention over whole rows, see `models.attention`; auto takes what is fast on the backend.
       products: form of matrix products, see `models.products`; auto likewise.
       mesh: the devices that custom attention calls are split over (`jax.sharding.Mesh`); None for one device.
@@ -112,12 +114,13 @@ class ModelConfig:
     pad_id: int = -1
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
-    remat: bool = False
+    remat: Remat = "none"
     attention: Literal["auto"] | AttentionForm = "auto"
     products: Literal["auto"] | ProductForm = "auto"
     mesh: Any = None
 
     def __post_init__(self) -> None:
+        remat_level(self.remat)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads = {self.num_heads} does not divide by num_kv_heads = {self.num_kv_heads}"

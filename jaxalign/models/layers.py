@@ -5,11 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.models.int8 import Int8, scaled_product
 from jaxalign.models.products import dense, product_form
+from jaxalign.models.remat import ADAPTER
 
 Params = dict[str, Any]
 
@@ -44,8 +46,9 @@ def linear(
             salt = int.from_bytes(name.encode()[:3], "little")
             keep = jax.random.bernoulli(jax.random.fold_in(key, salt), 1.0 - part["dropout"], x.shape)
             inner = jnp.where(keep, x / (1.0 - part["dropout"]).astype(x.dtype), 0)
-        y = y + dense(dense(inner, part["a"], form), part["b"], form) * part["scale"].astype(y.dtype)
-    return y
+        inner = checkpoint_name(dense(inner, part["a"], form), ADAPTER)
+        y = y + dense(inner, part["b"], form) * part["scale"].astype(y.dtype)
+    return checkpoint_name(y, name)
 
 
 def norm(x: jax.Array, params: Params, name: str, config: ModelConfig) -> jax.Array:

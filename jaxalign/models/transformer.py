@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxalign.models import kv_cache
 from jaxalign.models.attention import NEGATIVE, attend, attend_cached, visible
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.embedding import token_embeddings
 from jaxalign.models.int8 import Int8, scaled_logits
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import (
@@ -30,6 +31,7 @@ from jaxalign.models.layers import (
     softcap,
 )
 from jaxalign.models.products import operand_dtype, product
+from jaxalign.models.remat import rematerialized
 
 UNROLLED_LAYERS = 8
 
@@ -245,12 +247,14 @@ class Transformer(nnx.Module):
             x = block(x, layer, config, attention, part, key)
             return x, kept if keep_cache else None
 
-        if config.remat and not keep_cache:
-            body = jax.checkpoint(body)
+        level = "none" if keep_cache else config.remat
+        body = rematerialized(body, level)
         inputs = (params["layers"], adapter, jnp.asarray(slides), jnp.arange(config.num_layers))
         # Few layers are written out: measured faster on a CPU, 1.7 times for 2 layers (backward, width 64), 1.13 times
-        # for 6 (a step of width 288, which compiles in 9.6 s in place of 7.1).
-        x, cache = jax.lax.scan(body, x, inputs, unroll=config.num_layers <= UNROLLED_LAYERS)
+        # for 6 (a step of width 288, which compiles in 9.6 s in place of 7.1). Not where a layer is computed again: XLA
+        # may then do it before the backward pass needs it, and what was to be saved is held after all.
+        unroll = level == "none" and config.num_layers <= UNROLLED_LAYERS
+        x, cache = jax.lax.scan(body, x, inputs, unroll=unroll)
         return norm(x, params["final_norm"], "weight", config), cache
 
 
@@ -275,7 +279,7 @@ def layout(tokens, positions, segment_ids, lengths) -> tuple[jax.Array, jax.Arra
 
 def embed(params, tokens, positions, config: ModelConfig) -> jax.Array:
     """Token (and learned position) embeddings, in the compute dtype."""
-    x = params["embed"]["tokens"][tokens].astype(config.compute_dtype)
+    x = token_embeddings(params["embed"]["tokens"], tokens).astype(config.compute_dtype)
     if config.embedding_scale != 1.0:
         x = x * jnp.asarray(config.embedding_scale, x.dtype)
     if config.positions == "learned":

@@ -1,6 +1,6 @@
 """Several reward models as one reward, which holds their disagreement against a completion where asked to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from jaxalign import losses, models
 from jaxalign.rewards.base import RewardRequest, Rewards
 from jaxalign.rewards.model import (
+    Program,
     check_scores_whole,
     check_vocabulary,
     in_batches,
@@ -57,7 +58,7 @@ class EnsembleReward:
         self._aggregate = lambda scores: losses.aggregate_ensemble(
             jnp.asarray(scores), mode=aggregate, coefficient=coefficient
         )
-        self._forward = together(members) if of_one_shape(members) else one_by_one(members)
+        self._program = together(members) if of_one_shape(members) else one_by_one(members)
 
     def score(self, request: RewardRequest) -> Rewards:
         """`Rewards` with scores [N]; metrics are the mean disagreement and each member's mean."""
@@ -73,7 +74,11 @@ class EnsembleReward:
 
     def score_members(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """float32 [K, N]: each member's score of each row of token ids."""
-        return in_batches(self._forward, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        return in_batches(self._program, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+
+    def offload(self) -> None:
+        """From now on the weights wait in the host's memory between calls."""
+        self._program.offload()
 
 
 def of_one_shape(members: Sequence[Any]) -> bool:
@@ -86,8 +91,8 @@ def of_one_shape(members: Sequence[Any]) -> bool:
     return all(definition == first and signature(params) == signature(like) for definition, params in others)
 
 
-def together(members: Sequence[Any]) -> Callable[[Any, Any], jax.Array]:
-    """(tokens, lengths) -> [K, B], by one program for all members."""
+def together(members: Sequence[Any]) -> Program:
+    """[K, B] scores, by one program for all members."""
     definition = models.split(members[0])[0]
     params = [models.split(member)[1] for member in members]
     shared = all(same_arrays(params[0]["trunk"], other["trunk"]) for other in params[1:])
@@ -102,14 +107,17 @@ def together(members: Sequence[Any]) -> Callable[[Any, Any], jax.Array]:
     def forward(params, tokens, lengths):
         return models.merge(definition, params)(tokens, lengths=lengths)
 
-    program = jax.jit(jax.vmap(forward, in_axes=(axes, None, None)))
-    return lambda tokens, lengths: program(stacked, tokens, lengths)
+    return Program(jax.jit(jax.vmap(forward, in_axes=(axes, None, None))), stacked)
 
 
-def one_by_one(members: Sequence[Any]) -> Callable[[Any, Any], np.ndarray]:
-    """(tokens, lengths) -> [K, B], by a program for each member."""
+def one_by_one(members: Sequence[Any]) -> Program:
+    """[K, B] scores, by a program for each member."""
     programs = [program_of(member) for member in members]
-    return lambda tokens, lengths: np.stack([program(tokens, lengths) for program in programs])
+
+    def forward(params, tokens, lengths):
+        return np.stack([p.function(own, tokens, lengths) for p, own in zip(programs, params, strict=True)])
+
+    return Program(forward, [program.params for program in programs])
 
 
 def same_arrays(a: Any, b: Any) -> bool:

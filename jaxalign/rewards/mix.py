@@ -23,6 +23,12 @@ class WeightedMix:
         self.rewards = dict(rewards)
         self.weights = {name: float(weights.get(name, 1.0)) for name in self.rewards}
 
+    def offload(self) -> None:
+        """From now on the weights of reward models in it wait in the host's memory between calls."""
+        for reward in self.rewards.values():
+            if hasattr(reward, "offload"):
+                reward.offload()
+
     def score(self, request: RewardRequest) -> Rewards:
         """The mix, in `Rewards` form."""
         rows = len(request.completions)

@@ -1,6 +1,7 @@
 """A reward model as a reward."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 
 from jaxalign import models
 from jaxalign.errors import UserError
+from jaxalign.host_memory import on_device, to_host
 from jaxalign.rewards.base import RewardRequest, Rewards
 
 
@@ -25,7 +27,7 @@ class ModelReward:
         check_scores_whole(model)
         self.config = model.config
         self.batch_size, self.pad_multiple = batch_size, pad_multiple
-        self._forward = program_of(model)
+        self._program = program_of(model)
 
     def score(self, request: RewardRequest) -> Rewards:
         """`Rewards` with scores [N]."""
@@ -33,16 +35,42 @@ class ModelReward:
 
     def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """float32 [N]: the score of each row of token ids."""
-        return in_batches(self._forward, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        return in_batches(self._program, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+
+    def offload(self) -> None:
+        """From now on the weights wait in the host's memory between calls."""
+        self._program.offload()
 
 
-def program_of(model: Any) -> Callable[[Any, Any], jax.Array]:
-    """(tokens [B, T], lengths [B]) -> scores [B] of a `ScalarModel`, compiled once a shape."""
+@dataclass
+class Program:
+    """A compiled function of weights, token ids [B, T] and lengths [B], with its weights.
+
+    Attributes:
+      function: weights, tokens, lengths -> [..., B].
+      params: the weights, on the device or in the host's memory.
+    """
+
+    function: Callable[[Any, Any, Any], Any]
+    params: Any
+
+    def loaded(self) -> Callable[[Any, Any], Any]:
+        """(tokens, lengths) -> [..., B], with the weights on the device for as long as it is there."""
+        params = on_device(self.params)
+        return lambda tokens, lengths: self.function(params, tokens, lengths)
+
+    def offload(self) -> None:
+        """From now on the weights wait in the host's memory between uses."""
+        self.params = to_host(self.params)
+
+
+def program_of(model: Any) -> Program:
+    """The scores [B] of a `ScalarModel`, compiled once a shape."""
     definition, params = models.split(model)
-    program = jax.jit(
+    function = jax.jit(
         lambda params, tokens, lengths: models.merge(definition, params)(tokens, lengths=lengths)
     )
-    return lambda tokens, lengths: program(params, tokens, lengths)
+    return Program(function, params)
 
 
 def check_vocabulary(model: Any, vocabulary: int | None) -> None:
@@ -77,16 +105,16 @@ def request_rows(request: RewardRequest) -> list[list[int]]:
 
 
 def in_batches(
-    forward: Callable[[np.ndarray, np.ndarray], Any],
+    program: Program,
     rows: Sequence[Sequence[int]],
     *,
     batch_size: int,
     pad_multiple: int,
 ) -> np.ndarray:
-    """Scores of rows of token ids, from a function of whole batches.
+    """Scores of rows of token ids, by a program for whole batches.
 
     Args:
-      forward: (tokens [batch_size, T], lengths [batch_size]) -> [..., batch_size].
+      program: gives [..., batch_size].
       rows: N rows.
       batch_size: rows at once.
       pad_multiple: T is the longest row's length, rounded up to a multiple of it.
@@ -96,7 +124,7 @@ def in_batches(
     """
     longest = max((len(row) for row in rows), default=1)
     width = -(-longest // pad_multiple) * pad_multiple
-    parts = []
+    parts, forward = [], program.loaded()
     for start in range(0, max(len(rows), 1), batch_size):
         part = rows[start : start + batch_size]
         # Filler rows keep the shape, so that one program serves every call.

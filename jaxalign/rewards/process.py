@@ -11,7 +11,7 @@ from jaxalign import models
 from jaxalign.data import ChatFormat
 from jaxalign.errors import ConfigError
 from jaxalign.rewards.base import RewardRequest, Rewards
-from jaxalign.rewards.model import check_vocabulary, in_batches
+from jaxalign.rewards.model import Program, check_vocabulary, in_batches
 
 StepScore = Literal["minimum", "difference", "probability", "logit"]
 
@@ -85,7 +85,7 @@ class ProcessReward:
         def forward(params, tokens, lengths):
             return models.merge(definition, params).per_token(tokens, lengths=lengths).T
 
-        self._forward = lambda tokens, lengths: forward(params, tokens, lengths)
+        self._program = Program(forward, params)
 
     def score(self, request: RewardRequest) -> Rewards:
         """`Rewards` with token rewards [N, C] and where steps end."""
@@ -106,6 +106,10 @@ class ProcessReward:
             metrics["lowest_step"] = float(np.mean([x.min() for x in p]))
         return Rewards(token_rewards=rewards, steps=ends, metrics=metrics)
 
+    def offload(self) -> None:
+        """From now on the weights wait in the host's memory between calls."""
+        self._program.offload()
+
     def step_logits(
         self, prompts: Sequence[Sequence[int]], steps: Sequence[Sequence[str]]
     ) -> list[np.ndarray]:
@@ -125,7 +129,7 @@ class ProcessReward:
             rows.append(row[over:])
             ends.append(np.maximum(np.asarray(at, np.int64) - over, 0))
         # [T, N]: the helper cuts and joins rows along the last axis.
-        logits = in_batches(self._forward, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple).T
+        logits = in_batches(self._program, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple).T
         return [logits[row, at] for row, at in enumerate(ends)]
 
 

@@ -29,7 +29,7 @@ FREE_KEYS = {
     "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
     "run.tensorboard", "run.wandb", "run.progress",
     "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",
-    "rollout.engine.timeout", "rollout.engine.retries",
+    "rollout.engine.timeout", "rollout.engine.retries", "train.offload",
 }  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "jaxalign")
 
@@ -180,6 +180,11 @@ def _check_same(path: Path, command: str, full: dict[str, Any], resume: bool) ->
             f"run.output: {path.parent} holds a run of `{old.get('command')}`, not of `{command}`"
         )
     before, now = _flat(old.get("config", {})), _flat(records.clean(full))
+    # Earlier versions had two levels of rematerialization, and wrote true and false.
+    spelled = {
+        k: "full" if v else "none" for k, v in before.items() if k.endswith(".remat") and isinstance(v, bool)
+    }
+    before |= spelled
     changed = sorted(
         k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in FREE_KEYS
     )

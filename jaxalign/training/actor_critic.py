@@ -102,7 +102,7 @@ def build(
       ConfigError: no reward; or a critic from a reward model that is not there.
     """
     reference = policy
-    if config.reference.path:
+    if config.reference.path and config.kl.measured:
         reference, _ = setup.load_model(
             config.reference, mesh, seed=config.run.seed, section="reference", run=run
         )
@@ -118,7 +118,7 @@ def build(
         models=ActorCritic(scorer, critic, reference_definition, head),
         trained=both,
         frozen={"policy": frozen, "critic": critic_frozen},
-        reference=reference_params,
+        reference=reference_params if config.kl.measured else {},
         reward=reward,
         optimizer=_optimizer(config),
     )
@@ -138,6 +138,7 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
         if not critic.path:
             raise ConfigError("critic.path: expected the folder of a scalar model where critic.init=path")
         scalar = models.load_reward_model(setup.model_folder(critic.path))
+    scalar = models.with_remat(scalar, policy.config.remat)
     scorer, trained, frozen = setup.scalar_of(scalar, None, mesh, key=key)
     if not critic.shared_trunk:
         return scorer, trained, frozen, None

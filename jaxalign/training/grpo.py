@@ -3,7 +3,8 @@
 One update:
 
     sample groups of completions -> reward -> (more prompts while groups are all alike)
-    -> score them (policy, reference) -> advantages -> epochs x minibatches of the loss -> log, save
+    -> score them (policy, reference: whichever is needed) -> advantages -> epochs x minibatches of the loss
+    -> log, save
 
 GRPO, Dr. GRPO, DAPO, GSPO, CISPO, GMPO, RLOO, REINFORCE and REINFORCE++ differ in three choices, see
 `grpo_config.RECIPES`: how rewards become advantages, which function of the ratio is the loss, and what it is
@@ -20,7 +21,7 @@ import numpy as np
 from jaxalign import losses
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import evaluate_reward
-from jaxalign.rollout import Engine
+from jaxalign.rollout import Engine, join_rows
 from jaxalign.training.experience import final_scores
 from jaxalign.training.group_rollout import Rollout, ending_at_last, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
@@ -40,9 +41,12 @@ __all__ = ["GRPOConfig", "train_grpo"]
 def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, length: int):
     """Builds the loss function of `make_update` for minibatches of scored completions.
 
-    Batches hold tokens, lengths, mask [B, T]; old_logps, ref_logps, weights [B, T] (importance weights of the
-    tokens); advantages [B, T], equal along a row but for REINFORCE++ and process supervision.
+    Batches hold tokens, lengths, mask [B, T]; weights [B, T] (importance weights of the tokens); advantages [B, T],
+    equal along a row but for REINFORCE++ and process supervision; ref_logps [B, T] where the loss has a KL term; and
+    old_logps [B, T], or sampler_logps [B, T] where this is the only step on the rollout: the policy that sampled is
+    then the one that the step begins with.
     """
+    with_kl = config.beta and config.recipe.advantages != "reinforce++"
 
     def loss(params, frozen, batch, key, counts):
         del key
@@ -56,9 +60,11 @@ def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, 
             temperature=temperature,
             packing=packing_of(batch),
         )
-        terms = policy_terms(config, scores.logps, batch)
+        alone = "old_logps" not in batch
+        old = jax.lax.stop_gradient(scores.logps) if alone else batch["old_logps"]
+        terms = policy_terms(config, scores.logps, {**batch, "old_logps": old})
         per_token = -config.entropy_weight * scores.entropy
-        if config.beta and config.recipe.advantages != "reinforce++":
+        if with_kl:
             kl = losses.kl_penalty(scores.logps, batch["ref_logps"], mask, estimator="k3")
             per_token += config.beta * kl
         if terms.ndim == 1:  # one loss a row, and a mean over rows
@@ -67,11 +73,21 @@ def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, 
             per_token += terms * batch["weights"]
             total = jnp.zeros(())
         total += _reduced(config.recipe.reduction, per_token, mask, counts, length)
-        ratio = jnp.exp(jnp.where(mask, scores.logps - batch["old_logps"], 0.0))
+        ratio = jnp.exp(jnp.where(mask, scores.logps - old, 0.0))
         low, high = config.recipe.clip
         high = high if config.name == "cispo" else 1 + high
         clipped = mean_of((ratio < 1 - low) | (ratio > high), mask)
-        return total, step_metrics(scores, batch["old_logps"], mask) | {"policy/clip_fraction": clipped}
+        metrics = step_metrics(scores, old, mask) | {"policy/clip_fraction": clipped}
+        if alone:
+            gap = jnp.abs(jnp.where(mask, scores.logps - batch["sampler_logps"], 0.0))
+            metrics |= {
+                "rollout/logp_gap_max": (gap.max(), jnp.ones(())),
+                "rollout/logp_gap_mean": mean_of(gap, mask),
+            }
+        if alone and with_kl:
+            kl = jnp.where(mask, scores.logps - batch["ref_logps"], 0.0).sum()
+            metrics["objective/kl"] = (kl, jnp.sum(mask.any(1), dtype=jnp.float32))
+        return total, metrics
 
     return loss
 
@@ -166,16 +182,18 @@ class Trainer(PolicyTrainer):
         rollout, sampling_metrics = self._rollout(number)
         completions, rewards = rollout.completions, rollout.rewards
         watch.sampled = time.perf_counter()
-        rows, logps, ref_logps, entropy, gaps = self.score_completions(
-            number, rollout.request.prompt_ids, completions
-        )
-        config = self.config.loss
+        rows = join_rows(rollout.request.prompt_ids, completions, multiple=16)
+        config, alone = self.config.loss, self.one_step
+        asked = not alone or self.must_check(number)
+        found, gaps = self.score_completions(number, rows, completions, policy=asked)
         valid = np.asarray(rewards.valid)
         cut = np.array([reason == "length" for reason in completions.finish_reason])
         if config.mask_truncated:
             valid = valid & ~cut
         mask = rows.mask & valid[:, None]
-        logps, ref_logps = np.where(mask, logps, 0.0), np.where(mask, ref_logps, 0.0)
+        found = {name: np.where(mask, values, 0.0) for name, values in found.items()}
+        logps = np.zeros(mask.shape, np.float32) if alone else found["logps"]
+        ref_logps = found.get("ref_logps", logps)
         cap = config.importance_cap
         weights = importance(cap, rows, logps, mask, completions) if cap else np.ones_like(logps)
         by_step = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
@@ -185,22 +203,33 @@ class Trainer(PolicyTrainer):
             "tokens": rows.tokens,
             "lengths": rows.lengths,
             "mask": mask,
-            "old_logps": logps,
-            "ref_logps": ref_logps,
             "weights": weights,
             "advantages": np.asarray(advantages),
         }
+        if self.reads_reference(self.config):
+            data["ref_logps"] = ref_logps
+        if alone:
+            # What the only step finds is what a forward pass before it would: the weights are the same.
+            data["sampler_logps"] = rows.from_completion(np.where(completions.mask, completions.logps, 0.0))
+        else:
+            data["old_logps"] = logps
         watch.scored = time.perf_counter()
         metrics = self.passes(number, data, self._update)
+        if alone:
+            metrics["rollout/logp_gap"] = metrics.pop("rollout/logp_gap_max")
+            metrics["objective/entropy"] = metrics["policy/entropy"]
+            if not asked:
+                self.check_gaps(number, metrics)
+        else:
+            counted = max(int(mask.any(1).sum()), 1)
+            if config.beta:
+                metrics["objective/kl"] = float((logps - ref_logps).sum() / counted)
+            metrics["objective/entropy"] = float(found["entropy"].sum() / max(mask.sum(), 1))
+            metrics |= gaps
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
         metrics |= rollout_metrics(completions, rewards, raw) | sampling_metrics
-        counted = max(int(mask.any(1).sum()), 1)
-        if config.beta:
-            metrics["objective/kl"] = float((logps - ref_logps).sum() / counted)
         metrics |= {
-            "objective/entropy": float(np.where(mask, entropy, 0.0).sum() / max(mask.sum(), 1)),
             "rollout/counted_rows": float(mask.any(1).mean()),
-            **gaps,
             **watch.metrics(int(completions.lengths.sum())),
         }
         return metrics, self.samples(rollout.request, raw)
@@ -229,6 +258,17 @@ class Trainer(PolicyTrainer):
     def reads_reference(cls, config: GRPOConfig) -> bool:
         """Only for the KL to it."""
         return bool(config.loss.beta)
+
+    @property
+    def one_step(self) -> bool:
+        """Whether a rollout has one optimizer step, whose own forward pass tells all that is asked of the policy.
+
+        The old log-probs are then the new ones, without their gradient. Importance weights, and the KL in the
+        rewards of REINFORCE++, are needed before.
+        """
+        train, loss = self.config.train, self.config.loss
+        before = loss.importance_cap or (loss.beta and loss.recipe.advantages == "reinforce++")
+        return train.epochs * train.minibatches == 1 and not before
 
     @property
     def group(self) -> int:

@@ -14,6 +14,8 @@ class KLConfig:
       target: sequence KL in nats that the adaptive controller steers to.
       horizon: episodes over which it does so; larger is slower.
       estimator: k1 (log-ratio), k2 (half its square), k3 (unbiased and positive) or abs, per token.
+      monitor: measure the KL also where the coefficient is 0, to log it and to warn. false spares the reference
+        there: its weights and a forward pass an update.
     """
 
     coefficient: float = 0.05
@@ -21,12 +23,18 @@ class KLConfig:
     target: float = 6.0
     horizon: int = 10_000
     estimator: Literal["k1", "k2", "k3", "abs"] = "k1"
+    monitor: bool = True
 
     def __post_init__(self) -> None:
         if self.coefficient < 0:
             raise ValueError(f"kl.coefficient must not be negative, got {self.coefficient}")
         if self.target <= 0 or self.horizon < 1:
             raise ValueError(f"kl.target and kl.horizon must be positive, got {self.target}, {self.horizon}")
+
+    @property
+    def measured(self) -> bool:
+        """Whether the reference is asked."""
+        return self.monitor or self.coefficient > 0
 
 
 def next_coefficient(config: KLConfig, coefficient: float, kl: float, episodes: int) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.checkpoints.orbax_store import CheckpointStore
@@ -110,6 +111,7 @@ class Loop:
     tokens_in: Callable[[Mapping[str, Any]], int] = lambda batch: int(np.sum(batch["lengths"]))
     learning_rate: Callable[[int], Any] | None = None
     _last_eval: dict[str, float] = field(default_factory=dict)
+    _rates: np.ndarray | None = None
 
     def fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """Trains to `total_steps`, from the newest checkpoint where the run resumes.
@@ -128,6 +130,7 @@ class Loop:
         config = self.run.config
         start = int(np.max(state.step))  # an ensemble has one step a member
         final: dict[str, float] = {}
+        self._rates = self._learning_rates()
         pending: tuple[int, dict[str, Any], Mapping[str, Any], int] | None = None
         mark = time.perf_counter()
         if start == 0 and self.evaluate and config.eval_every:
@@ -155,6 +158,17 @@ class Loop:
                     raise Interrupted(stop.signal_received or 15)
         return state, final | self._last_eval
 
+    def _learning_rates(self) -> np.ndarray | None:
+        """The learning rate of every step [total_steps], on the host.
+
+        All at once: one at a time each would be an operation behind the step that the device is at work on, and the
+        host would wait for it.
+        """
+        if self.learning_rate is None:
+            return None
+        rates = jax.vmap(lambda step: jnp.asarray(self.learning_rate(step), jnp.float32))  # type: ignore[misc]
+        return np.asarray(rates(jnp.arange(self.total_steps)))
+
     @staticmethod
     def _due(every: int, step: int) -> bool:
         return every > 0 and step % every == 0
@@ -171,8 +185,8 @@ class Loop:
             )
         now = time.perf_counter()
         record = {"train/" + name: value for name, value in values.items()}
-        if self.learning_rate is not None:
-            record["train/learning_rate"] = float(self.learning_rate(step - 1))
+        if self._rates is not None:
+            record["train/learning_rate"] = float(self._rates[step - 1])
         record["time/tokens_per_second"] = tokens / max(now - mark, 1e-9)
         record["time/step_seconds"] = now - mark
         if self._due(self.run.config.log_every, step) or step in (1, self.total_steps):
@@ -198,7 +212,10 @@ class Loop:
             if self.run.resumed:
                 self.run.rewind(-1)
             return state
-        state, extra = self.store.restore(step, state)
+        fresh = state
+        state, extra = self.store.restore(step, fresh)
+        # As an update would have donated it: two states are not held at once, whoever still names the fresh one.
+        jax.tree.map(lambda x: x.delete(), fresh)
         self.batches.restore(extra["batches"])
         self._last_eval = dict(extra["last_eval"])
         self.run.rewind(step)

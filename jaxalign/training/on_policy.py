@@ -112,8 +112,9 @@ class OnPolicyTrainer(ABC):
                 name: _filled(getattr(rows, name)[start : start + size], size)
                 for name in ("tokens", "lengths", "mask")
             }
-            parts.append(jax.device_get(score(self._on_mesh(piece))))
-        return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
+            parts.append(score(self._on_mesh(piece)))
+        # Fetched when all are under way, so that the device does not wait for the host in between.
+        return jax.tree.map(lambda *x: np.concatenate(x)[:count], *jax.device_get(parts))
 
     def check_logps(
         self, number: int, rows: Rows, logps: np.ndarray, completions: Completions
@@ -125,6 +126,16 @@ class OnPolicyTrainer(ABC):
             resumed run, where a server has just been given the policy's weights.
         """
         gaps = logp_gaps(rows, logps, completions)
+        self.check_gaps(number, gaps)
+        return gaps
+
+    def must_check(self, number: int) -> bool:
+        """Whether the log-probs of this update's rollout must be checked before its first step."""
+        engine = self.config.rollout.engine
+        return number == 1 or not (engine.kind == "local" or self.server_checked or engine.allow_stale)
+
+    def check_gaps(self, number: int, gaps: Mapping[str, float]) -> None:
+        """Raises, or warns once, where these differences are larger than is allowed; see `check_logps`."""
         engine, int8 = self.config.rollout.engine, self.config.rollout.int8
         if engine.kind == "local":
             exact = 1e-3 if self.config.model.compute_dtype == "float32" else 0.1
@@ -136,9 +147,9 @@ class OnPolicyTrainer(ABC):
                     f"{' in the mean' if int8 else ''}, more than train.logp_tolerance = {tolerance:g}; the update "
                     "would not be on-policy"
                 )
-            return gaps
+            return
         wrong = server_gap(engine, gaps)
-        if wrong and (number == 1 or not (self.server_checked or engine.allow_stale)):
+        if wrong and self.must_check(number):
             raise UserError(
                 f"{wrong}; it has another model, or reports log-probs before temperature (vLLM: start it with "
                 "--logprobs-mode processed_logprobs)"
@@ -147,7 +158,6 @@ class OnPolicyTrainer(ABC):
             self.run.warn(f"update {number}: {wrong}; the update is off-policy")
             self.server_warned = True
         self.server_checked = True
-        return gaps
 
     def passes(
         self,

@@ -30,6 +30,8 @@ class RolloutTrainConfig:
         With int8 rollouts it bounds the mean difference, and 0 picks 0.05.
       packing: lay out the rows of a batch end to end in fewer rows, so that padding and prompts cost little;
         the loss is the same.
+      offload: keep the reference and the reward models in the host's memory while they are not used, where the
+        device has memory of its own (GPU, TPU). Each update copies them to the device once.
     """
 
     updates: int = 100
@@ -41,6 +43,7 @@ class RolloutTrainConfig:
     target_kl: float = 0.0
     logp_tolerance: float = 0.0
     packing: bool = False
+    offload: bool = False
 
     def __post_init__(self) -> None:
         for name in ("updates", "prompts", "epochs", "minibatches", "accumulation_steps", "score_batch_size"):

@@ -20,8 +20,9 @@ import numpy as np
 
 from jaxalign import models
 from jaxalign.errors import ConfigError, UserError
+from jaxalign.host_memory import on_device
 from jaxalign.rewards import RewardRequest, evaluate_judge, evaluate_reward, load_function
-from jaxalign.rollout import Completions, Engine, Sampler
+from jaxalign.rollout import Completions, Engine, Sampler, join_rows
 from jaxalign.training.experience import final_scores
 from jaxalign.training.on_policy import Stopwatch, completion_metrics, rollout_metrics, step_metrics
 from jaxalign.training.online_dpo_config import JudgeSource, OnlineDPOConfig
@@ -136,9 +137,9 @@ class Trainer(PolicyTrainer):
         completions, request = self.sample(number)
         answers = self._reference_answers(number, request)
         watch.sampled = time.perf_counter()
-        rows, logps, ref_logps, entropy, gaps = self.score_completions(
-            number, request.prompt_ids, completions
-        )
+        rows = join_rows(request.prompt_ids, completions, multiple=16)
+        found, gaps = self.score_completions(number, rows, completions)
+        logps, ref_logps, entropy = (found[name] for name in ("logps", "ref_logps", "entropy"))
         scores = None
         if self.judge is None:
             pairs, metrics, scores = self._rewarded(number, completions, request)
@@ -229,11 +230,13 @@ class Trainer(PolicyTrainer):
         count = min(self.config.judge.reference_prompts, self.config.train.prompts)
         if self.judge is None or not count:
             return []
+        self._reference_sampler.update(on_device(self.reference))
         done = self._reference_sampler.generate(
             list(request.prompt_ids[: 2 * count : 2]),
             key=jax.random.fold_in(jax.random.fold_in(self.key, number), REFERENCE_SAMPLES),
             **self.config.sampling.arguments(num_samples=1),
         )
+        self._reference_sampler.update(self.reference)
         return done.texts(self.tokenizer)
 
     def _pair_samples(

@@ -1,6 +1,6 @@
 """What the trainers without a critic share: a policy and its reference, scored side by side, and a whole run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,12 @@ import jax
 import numpy as np
 
 from jaxalign import models
-from jaxalign.rollout import Completions, Engine, join_rows
+from jaxalign.host_memory import on_device
+from jaxalign.rollout import Completions, Engine
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run
 from jaxalign.training import setup
+from jaxalign.training.offload import offloaded
 from jaxalign.training.on_policy import OnPolicyTrainer, load_prompts, run_updates
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.packing import packing_of
@@ -38,38 +40,54 @@ class PolicyTrainer(OnPolicyTrainer):
     optimizer: Any
 
     def __post_init__(self) -> None:
-        self._score = jax.jit(self._score_rows)
+        self._score = jax.jit(self._score_rows, static_argnames="policy")
 
     @classmethod
     def reads_reference(cls, config: Any) -> bool:
-        """Whether the reference's log-probs are needed; else the policy's stand in their place."""
+        """Whether the reference's log-probs are needed; where they are not there is no reference."""
         del config
         return True
 
     def score_completions(
-        self, number: int, prompts: Sequence[Sequence[int]], completions: Completions
-    ) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
-        """Rows of N prompts with their completions, and what policy and reference say of them.
+        self, number: int, rows: Rows, completions: Completions, *, policy: bool = True
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """What policy and reference say of N rows of prompts with their completions; no forward pass is run in vain.
+
+        Args:
+          number: of the update.
+          rows: prompts with completions.
+          completions: what was sampled.
+          policy: whether the policy is asked.
 
         Returns:
-          The rows; log-probs under the policy and under the reference, and the policy's entropy, [N, T]; how far
-          the policy's are from the sampler's (see `check_logps`, also for errors).
+          Float32 [N, T]: `logps` and `entropy` of the policy where it is asked, `ref_logps` where the reference is
+          read. And how far the policy's are from the sampler's (see `check_logps`, also for errors).
         """
-        rows = join_rows(prompts, completions, multiple=16)
-        logps, ref_logps, entropy = self.score_rows(
-            rows, lambda batch: self._score(self.state.params, self.frozen, self.reference, batch)
-        )
-        return rows, logps, ref_logps, entropy, self.check_logps(number, rows, logps, completions)
+        if not policy and not self.reads_reference(self.config):
+            return {}, {}
 
-    def _score_rows(self, params: Any, frozen: Any, reference: Any, batch: Mapping[str, jax.Array]):
+        reference = on_device(self.reference)
+
+        def score(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+            return self._score(self.state.params, self.frozen, reference, batch, policy=policy)
+
+        found = self.score_rows(rows, score)
+        gaps = self.check_logps(number, rows, found["logps"], completions) if policy else {}
+        return found, gaps
+
+    def _score_rows(
+        self, params: Any, frozen: Any, reference: Any, batch: Mapping[str, jax.Array], *, policy: bool
+    ) -> dict[str, jax.Array]:
         tokens, lengths, mask = batch["tokens"], batch["lengths"], batch["mask"]
         options = {"temperature": self.config.sampling.temperature, "packing": packing_of(batch)}
-        scores = self.policy.score(params["policy"], frozen["policy"], tokens, lengths, mask, **options)
-        if not self.reads_reference(self.config):
-            return scores.logps, scores.logps, scores.entropy
-        model = models.merge(self.reference_definition, reference)
-        ref = score_tokens(model, tokens, lengths, mask, **options)
-        return scores.logps, ref.logps, scores.entropy
+        found = {}
+        if policy:
+            scores = self.policy.score(params["policy"], frozen["policy"], tokens, lengths, mask, **options)
+            found |= {"logps": scores.logps, "entropy": scores.entropy}
+        if self.reads_reference(self.config):
+            model = models.merge(self.reference_definition, reference)
+            found["ref_logps"] = score_tokens(model, tokens, lengths, mask, **options).logps
+        return found
 
 
 def train_policy(
@@ -106,13 +124,16 @@ def train_policy(
             policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed, run=run)
         own = parts(policy, tokenizer)
         train = config.train
-        reference = policy
-        if config.reference.path and trainer_class.reads_reference(config):
+        reference, read = policy, trainer_class.reads_reference(config)
+        if config.reference.path and read:
             reference, _ = setup.load_model(
                 config.reference, mesh, seed=config.run.seed, section="reference", run=run
             )
         reference_definition, reference_params = models.split(reference)
         scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
+        reference_params = reference_params if read else {}
+        if train.offload:
+            reference_params = offloaded(reference_params, own["reward"], frozen, mesh, run)
         optimizer, _ = make_optimizer(config.optimizer, train.updates * train.epochs * train.minibatches)
         rollout_key = jax.random.fold_in(key, 2)
         trainer = trainer_class(
@@ -131,6 +152,8 @@ def train_policy(
             optimizer=optimizer,
             **own,
         )
+        # The trainer has copies of what it trains: what nothing reads any more leaves the device.
+        del policy, trained, reference, reference_params
         metrics = run_updates(trainer)
         model = setup.export_policy(
             run, scorer, trainer.state.params["policy"], frozen, tokenizer, config.lora

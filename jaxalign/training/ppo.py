@@ -20,13 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.host_memory import on_device
 from jaxalign.rewards import evaluate_reward
 from jaxalign.rollout import Engine, join_rows
+from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.actor_critic import ActorCritic, build
 from jaxalign.training.experience import Scored, advantages_of, drop_rows, final_scores
 from jaxalign.training.kl_controller import negative_streak, next_coefficient
+from jaxalign.training.offload import offloaded
 from jaxalign.training.on_policy import OnPolicyTrainer, Stopwatch, load_prompts, rollout_metrics, run_updates
 from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOConfig
@@ -72,10 +75,7 @@ class Trainer(OnPolicyTrainer):
         completions, request = self.sample(number)
         watch.sampled = time.perf_counter()
         rows = join_rows(request.prompt_ids, completions, multiple=16)
-        scored = self.score_rows(
-            rows, lambda batch: self._score(self.state.params, self.frozen, self.reference, batch)
-        )
-        scored = replace(scored, tokens=rows.tokens, lengths=rows.lengths, mask=rows.mask)
+        scored = self._scored(rows)
         gaps = self.check_logps(number, rows, scored.logps, completions)
         rewards = evaluate_reward(self.reward, request)
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
@@ -104,6 +104,10 @@ class Trainer(OnPolicyTrainer):
             **gaps,
             **watch.metrics(int(completions.lengths.sum())),
         }
+        if not self.config.kl.measured:
+            # There is no reference: what stands for its log-probs says nothing.
+            del metrics["objective/kl"], metrics["objective/kl_per_token"]
+            return metrics, self.samples(request, raw)
         kl = metrics["objective/kl"]
         self.negative, warning = negative_streak(self.negative, kl)
         if warning:
@@ -111,12 +115,21 @@ class Trainer(OnPolicyTrainer):
         self.coefficient = next_coefficient(self.config.kl, self.coefficient, kl, len(raw))
         return metrics, self.samples(request, raw)
 
+    def _scored(self, rows: Rows) -> Scored:
+        """Rows under policy, critic and reference, which is on the device for as long as this takes."""
+        reference = on_device(self.reference)
+        scored = self.score_rows(
+            rows, lambda batch: self._score(self.state.params, self.frozen, reference, batch)
+        )
+        return replace(scored, tokens=rows.tokens, lengths=rows.lengths, mask=rows.mask)
+
     def _score_rows(self, params, frozen, reference, batch) -> Scored:
         tokens, lengths, mask = batch["tokens"], batch["lengths"], batch["mask"]
         options = {"temperature": self.config.sampling.temperature, "packing": packing_of(batch)}
         scores, values, after = self.models.score(params, frozen, tokens, lengths, mask, **options)
-        # A reference whose penalty is 0 still gives the KL that is logged and alarmed on.
-        ref = self.models.reference_logps(reference, tokens, lengths, mask, **options)
+        ref = scores.logps
+        if self.config.kl.measured:
+            ref = self.models.reference_logps(reference, tokens, lengths, mask, **options)
         return Scored(tokens, lengths, mask, scores.logps, ref, values, scores.entropy, after)
 
     def _within_limit(self, metrics: Mapping[str, jax.Array]) -> jax.Array:
@@ -164,6 +177,9 @@ def train_ppo(
         parts = build(
             config, policy, reward, mesh, key=jax.random.fold_in(key, 1), tokenizer=tokenizer, run=run
         )
+        reference = parts.reference
+        if config.train.offload:
+            reference = offloaded(reference, parts.reward, parts.frozen["policy"], mesh, run)
         rollout_key = jax.random.fold_in(key, 2)
         trainer = Trainer(
             config=config,
@@ -171,7 +187,7 @@ def train_ppo(
             mesh=mesh,
             models=parts.models,
             frozen=parts.frozen,
-            reference=parts.reference,
+            reference=reference,
             reward=parts.reward,
             tokenizer=tokenizer,
             prompts=load_prompts(config, policy.config, tokenizer, run, mesh),
@@ -182,12 +198,14 @@ def train_ppo(
                 config, parts.models.policy, parts.frozen["policy"], tokenizer, rollout_key, run, engine
             ),
         )
+        # The trainer has copies of what it trains: what nothing reads any more leaves the device.
+        del policy, parts, reference
         metrics = run_updates(trainer)
         model = setup.export_policy(
             run,
-            parts.models.policy,
+            trainer.models.policy,
             trainer.state.params["policy"],
-            parts.frozen["policy"],
+            trainer.frozen["policy"],
             tokenizer,
             config.lora,
         )

@@ -115,6 +115,8 @@ def train_dpo(
                 config, run, data, collate, arrange, reference_definition, reference_params, mesh
             )
             frozen["reference"] = {}
+        # Live it is in `frozen`; else nothing reads it any more, and it leaves the device.
+        del policy, reference, reference_params
         total = config.train.total_steps(len(data.train))
         optimizer, schedule = make_optimizer(config.optimizer, total)
         loss = preference_loss(scorer, reference_definition, config.loss)
@@ -155,7 +157,9 @@ def train_dpo(
             sample=lambda state: generator.samples(state.params, prompts, int(state.step)),
             learning_rate=schedule,
         )
-        state, metrics = loop.fit(create_state(trained, optimizer))
+        state = create_state(trained, optimizer)
+        del trained
+        state, metrics = loop.fit(state)
         model = setup.export_policy(run, scorer, state.params, base, tokenizer, config.lora)
         run.finish(metrics)
         return TrainResult(run.folder, metrics, model, tokenizer)

@@ -127,7 +127,8 @@ class DPOConfig:
       model: the policy to start from.
       reference: the frozen reference; an empty path takes the policy as it starts (with LoRA: its base).
       reference_logps: live (the reference runs beside the policy) or precomputed (its log-probs of all rows
-        are computed once and kept in files, and the reference leaves the device).
+        are computed once and kept in files, and the reference leaves the device: what train.offload is elsewhere, which
+        would move it there and back for every step).
       reference_cache: folder of the files; empty takes the run's own. Runs on the same data and reference
         may share one.
       data: comparisons; for kto, bco and apo_zero_unpaired also labelled completions.

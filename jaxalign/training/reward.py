@@ -238,7 +238,10 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
             evaluate=held_out if data.validation else None,
             learning_rate=schedule,
         )
-        state, metrics = loop.fit(create_state(trained, optimizer))
+        state = create_state(trained, optimizer)
+        # The state has copies of what is trained: the model that it began with leaves the device.
+        del model, scalar, trained
+        state, metrics = loop.fit(state)
         if config.normalizes:
             batches = eval_batches(data.validation or data.train, size, collate)
             gain, bias = normalization(evaluate_batch, state.params, frozen, map(place, batches))

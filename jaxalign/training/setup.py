@@ -45,7 +45,9 @@ class ModelSource:
       param_dtype: dtype the parameters are kept (and updated) in.
       compute_dtype: dtype of the matrix products; norms, softmax and losses are float32 always.
       random_init: take only config.json from path and draw the weights from the seed.
-      remat: recompute each layer in the backward pass, to save memory.
+      remat: what of a layer waits for the backward pass, to save memory; the rest is computed again. From most
+        memory to least: none (all is kept), minimal (products are kept), save_qkv_context (those of attention and its
+        output), save_context (attention's output), full (nothing; also read as true). false is none.
       attention: how whole rows attend, with the same result: plain, blockwise (fast on CPUs), cudnn (NVIDIA GPUs) or
         splash (TPUs); auto takes what is fast here and can compute this model, or when resuming what the run had.
       products: how matrix products are computed in bfloat16: natural (GPUs, TPUs), bfloat16_float32 (CPUs with AMX)
@@ -58,9 +60,12 @@ class ModelSource:
     param_dtype: Dtype = "float32"
     compute_dtype: Dtype = "float32"
     random_init: bool = False
-    remat: bool = False
+    remat: models.Remat | bool = "none"
     attention: Literal["auto"] | models.AttentionForm = "auto"
     products: Literal["auto"] | models.ProductForm = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "remat", models.remat_level(self.remat))
 
 
 @dataclass(frozen=True)
@@ -141,8 +146,7 @@ def load_model(
         model = models.create(config, key=jax.random.key(seed), **dtypes)
     else:
         model = models.load_pretrained(folder, revision=revision, **dtypes)
-    if source.remat:
-        model = models.with_remat(model)
+    model = models.with_remat(model, source.remat)
     models.check_vocabulary(model.config, tokenizer)
     return place_model(_with_forms(model, source, mesh, section, run), mesh), tokenizer
 

@@ -150,7 +150,10 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
             sample=lambda state: generator.samples(state.params, prompts, int(state.step)),
             learning_rate=schedule,
         )
-        state, metrics = loop.fit(create_state(trained, optimizer))
+        state = create_state(trained, optimizer)
+        # The state has copies of what is trained: the model that it began with leaves the device.
+        del model, trained
+        state, metrics = loop.fit(state)
         model = setup.export_policy(run, policy, state.params, frozen, tokenizer, config.lora)
         run.finish(metrics)
         return TrainResult(run.folder, metrics, model, tokenizer)

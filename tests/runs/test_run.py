@@ -149,3 +149,41 @@ def test_a_tracker_without_its_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"jaxalign\[wandb\]"):
         opened(config(tmp_path, wandb=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """A model's settings.
+
+    Attributes:
+      remat: a level.
+    """
+
+    remat: str = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modelled(Config):
+    """A configuration with a model.
+
+    Attributes:
+      model: it.
+    """
+
+    model: Layers = field(default_factory=Layers)
+
+
+@pytest.mark.parametrize(("written", "level"), [(False, "none"), (True, "full")])
+def test_rematerialization_that_was_on_or_off_is_now_a_level(written, level, tmp_path):
+    settings = Modelled(run=config(tmp_path).run, model=Layers(remat=level))
+    with opened(settings):
+        pass
+    path = tmp_path / "metadata.json"
+    stored = json.loads(path.read_text())
+    stored["config"]["model"]["remat"] = written
+    path.write_text(json.dumps(stored))
+    again = replace(settings, run=replace(settings.run, resume=True))
+    with opened(again) as run:
+        assert run.resumed
+    with pytest.raises(ConfigError, match=rf"model\.remat was '{level}' and is now 'minimal'"):
+        opened(replace(again, model=Layers(remat="minimal")))

@@ -1,6 +1,7 @@
 """GRPO and its relatives: advantages of groups, the algorithm's loss, and learning from rewards."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import get_args
 
 import jax.numpy as jnp
@@ -12,10 +13,11 @@ from jaxalign import losses
 from jaxalign.errors import UserError
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import records
-from jaxalign.training.grpo import advantages_of, policy_terms, train_grpo
+from jaxalign.training.grpo import Trainer, advantages_of, policy_terms, train_grpo
 from jaxalign.training.grpo_config import RECIPES, GRPOConfig, GRPOLossConfig, GRPOTrainConfig, LossName
 from jaxalign.training.loop import Interrupted
 from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.setup import ModelSource
 
 MASK = jnp.asarray([[0, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 0, 0]], bool)
 
@@ -96,9 +98,91 @@ def test_rewards_rise(name, grpo, tmp_path):
     assert rows[-1]["objective/kl"] > 1e-3
 
 
+@pytest.fixture
+def forwards(monkeypatch):
+    """Of each rollout that is scored before its update: whether the policy is asked, and whether the reference."""
+    asked, plain = [], Trainer.score_rows
+
+    def score_rows(self, rows, score):
+        found = plain(self, rows, score)
+        asked.append(("logps" in found, "ref_logps" in found))
+        return found
+
+    monkeypatch.setattr(Trainer, "score_rows", score_rows)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [(0.0, [(True, False)]), pytest.param(0.1, [(True, True), *[(False, True)] * 2], marks=pytest.mark.slow)],
+)
+def test_one_step_a_rollout_asks_the_policy_once_and_learns_the_same(
+    beta, expected, grpo, tmp_path, monkeypatch, forwards
+):
+    train = GRPOTrainConfig(updates=3, prompts=4, accumulation_steps=2, score_batch_size=16)
+    settings = {"train": train, "loss": GRPOLossConfig(beta=beta)}
+    train_grpo(grpo(tmp_path / "once", **settings))
+    # Only before the first update, to hold the sampler's log-probs against it.
+    assert forwards == expected
+    monkeypatch.setattr(Trainer, "one_step", False)
+    train_grpo(grpo(tmp_path / "twice", **settings))
+    assert forwards[len(expected) :] == [(True, bool(beta))] * 3
+    once, twice = (metrics_of(tmp_path / name) for name in ("once", "twice"))
+    assert [row.keys() for row in once] == [row.keys() for row in twice]
+    for ours, theirs in zip(once, twice, strict=True):
+        for name in (n for n in ours if not n.startswith("time/")):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=2e-5), name
+    assert once[-1]["objective/entropy"] > 0.1 and once[-1]["rollout/logp_gap"] > 0
+    start = load_file(f"{grpo(tmp_path).model.path}/model.safetensors")
+    ours, theirs = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("once", "twice"))
+    for name in start:
+        # The learning rate is 1e-2, and Adam magnifies rounding.
+        np.testing.assert_allclose(ours[name], theirs[name], atol=5e-4, err_msg=name)
+    assert any(np.abs(ours[name] - start[name]).max() > 5e-3 for name in start)
+
+
+def test_a_sampler_that_disagrees_is_found_before_the_first_of_single_steps(grpo, tmp_path, monkeypatch):
+    steps, plain = [], Trainer.passes
+    monkeypatch.setattr(
+        Trainer, "passes", lambda *args, **options: steps.append(1) or plain(*args, **options)
+    )
+    train = GRPOTrainConfig(updates=1, prompts=4, score_batch_size=16, logp_tolerance=1e-12)
+    with pytest.raises(UserError, match="sampler and training log-probs of the same tokens differ"):
+        train_grpo(grpo(tmp_path / "run", train=train))
+    assert not steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"train": GRPOTrainConfig(prompts=4, minibatches=2)}, False),
+        ({"train": GRPOTrainConfig(prompts=4, epochs=2)}, False),
+        ({"loss": GRPOLossConfig(importance_cap=2.0)}, False),
+        ({"loss": GRPOLossConfig(name="reinforce++", beta=0.1)}, False),
+        ({"loss": GRPOLossConfig(name="rloo", beta=0.1)}, True),
+    ],
+)
+def test_what_needs_the_old_log_probs_before_the_update_gets_them(changes, expected, grpo, tmp_path):
+    config = grpo(tmp_path, **({"train": GRPOTrainConfig(prompts=4)} | changes))
+    assert Trainer.one_step.fget(SimpleNamespace(config=config)) == expected
+
+
+def test_without_a_kl_term_no_reference_is_held(grpo, tmp_path, monkeypatch):
+    held, plain = [], Trainer.update
+    monkeypatch.setattr(
+        Trainer, "update", lambda self, number: held.append(self.reference) or plain(self, number)
+    )
+    # A folder that is not there is not missed.
+    config = grpo(
+        tmp_path / "run", train=GRPOTrainConfig(updates=1, prompts=4), reference=ModelSource(path="nowhere")
+    )
+    train_grpo(config)
+    assert held == [{}]
+
+
 @pytest.mark.slow
 def test_an_interrupted_and_resumed_run_gives_the_same_bits(grpo, tmp_path, monkeypatch):
-    from jaxalign.training.grpo import Trainer
     from tests.training.test_resume import assert_same_run, terminate
 
     whole = train_grpo(grpo(tmp_path / "whole"))

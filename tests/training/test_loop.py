@@ -1,9 +1,16 @@
-"""The outer loop's own arithmetic: what an evaluation reports."""
+"""The outer loop's own arithmetic: what an evaluation reports; and when it asks the device for results."""
 
+from types import SimpleNamespace
+
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxalign.training.loop import summary
+from jaxalign.errors import UserError
+from jaxalign.runs import RunConfig
+from jaxalign.training.loop import Loop, summary
+from jaxalign.training.state import TrainState
 from jaxalign.uncertainty import estimate_mean, wilson_interval
 
 
@@ -26,3 +33,62 @@ def test_accuracy_gets_a_wilson_interval_and_other_means_none():
 
 def test_an_evaluation_of_no_row_has_no_interval():
     assert summary({"accuracy": np.zeros(2)}) == {"accuracy": 0.0}
+
+
+class Number:
+    """A result on the device: notes when it is asked for."""
+
+    def __init__(self, name, value, events):
+        self.name, self.value, self.events = name, value, events
+
+    def __float__(self):
+        self.events.append(f"read {self.name}")
+        return self.value
+
+
+def looped(events, *, losses, save_every=0):
+    """A loop of as many steps as losses, which notes its updates, reads and saves; and its log."""
+    logged = []
+
+    def update(state, batch):
+        events.append(f"update {batch['step']}")
+        loss = losses[batch["step"] - 1]
+        metrics = {
+            "loss": Number(str(batch["step"]), loss, events),
+            "grad_norm": 1.0,
+            "finite": float(loss == loss),
+        }
+        return TrainState(jnp.int32(batch["step"]), {}, {}), metrics
+
+    numbers = iter(range(1, len(losses) + 1))
+    run = SimpleNamespace(
+        config=RunConfig(output="unused", save_every=save_every, eval_every=0, sample_every=0, log_every=1),
+        resumed=False,
+        log_metrics=lambda step, values: logged.append((step, values)),
+        progress=lambda *_: None,
+    )
+    store = SimpleNamespace(
+        latest_step=lambda: None, save=lambda step, *_, **__: events.append(f"save {step}")
+    )
+    batches = SimpleNamespace(next=lambda: {"step": next(numbers), "lengths": [1]}, state=dict)
+    loop = Loop(
+        run, store, batches, update, len(losses), learning_rate=optax.linear_schedule(1.0, 0.0, len(losses))
+    )
+    return loop, logged
+
+
+def test_results_are_read_when_the_next_step_is_under_way():
+    events = []
+    loop, logged = looped(events, losses=[4.0, 3.0, 2.0])
+    loop._fit(TrainState(jnp.int32(0), {}, {}))
+    assert events == ["update 1", "update 2", "read 1", "update 3", "read 2", "read 3", "save 3"]
+    rows = [(step, row["train/loss"], row["train/learning_rate"]) for step, row in logged]
+    np.testing.assert_allclose(rows, [(1, 4, 1), (2, 3, 2 / 3), (3, 2, 1 / 3)], rtol=1e-6)
+
+
+def test_a_step_is_read_before_it_is_saved_so_that_a_bad_one_never_is():
+    events = []
+    loop, _ = looped(events, losses=[4.0, float("nan"), 2.0, 2.0], save_every=2)
+    with pytest.raises(UserError, match=r"step 2: the loss \(nan\)"):
+        loop._fit(TrainState(jnp.int32(0), {}, {}))
+    assert "update 3" not in events and not any(e.startswith("save") for e in events)

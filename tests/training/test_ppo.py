@@ -15,7 +15,7 @@ from jaxalign.runs import records
 from jaxalign.training.experience import RunningMoments, Scored, advantages_of, drop_rows, final_scores
 from jaxalign.training.kl_controller import NEGATIVE_UPDATES, KLConfig, negative_streak, next_coefficient
 from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.ppo import train_ppo
+from jaxalign.training.ppo import Trainer, train_ppo
 from jaxalign.training.ppo_config import CriticConfig, PPOLossConfig, PPOTrainConfig
 from jaxalign.training.reward import train_reward
 from jaxalign.training.reward_source import RewardSource
@@ -155,6 +155,38 @@ def test_a_reference_of_its_own_is_what_the_kl_is_measured_to(configs, tmp_path,
     config = configs.ppo(tmp_path / "run", reference=ModelSource(path=str(tmp_path / "reference")))
     train_ppo(replace(config, train=replace(config.train, updates=1)))
     assert abs(metrics_of(tmp_path / "run")[0]["objective/kl"]) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_penalty_of_zero_that_is_not_monitored_needs_no_reference(configs, tmp_path, monkeypatch):
+    train = PPOTrainConfig(updates=1, prompts=4, epochs=1, minibatches=1, score_batch_size=8)
+    plain = configs.ppo(tmp_path / "plain", train=train, kl=KLConfig(coefficient=0.0))
+    expected = train_ppo(plain)
+    held, update = [], Trainer.update
+    monkeypatch.setattr(
+        Trainer, "update", lambda self, number: held.append(self.reference) or update(self, number)
+    )
+    # A folder that is not there is not missed.
+    found = train_ppo(
+        configs.ppo(
+            tmp_path / "run",
+            train=train,
+            kl=KLConfig(coefficient=0.0, monitor=False),
+            reference=ModelSource(path="nowhere"),
+        )
+    )
+    assert held == [{}]
+    assert "objective/kl" in expected.metrics and "objective/kl_per_token" in expected.metrics
+    for name, value in expected.metrics.items():
+        if name.startswith("objective/kl") and name != "objective/kl_coefficient":
+            assert name not in found.metrics
+        elif not name.startswith("time/"):
+            assert found.metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def test_a_penalty_is_measured_whether_it_is_monitored_or_not():
+    assert KLConfig(coefficient=0.1, monitor=False).measured and KLConfig(coefficient=0.0).measured
+    assert not KLConfig(coefficient=0.0, monitor=False).measured
 
 
 def test_a_mean_ratio_over_the_limit_skips_the_step(configs, tmp_path):

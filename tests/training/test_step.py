@@ -134,6 +134,28 @@ def test_a_step_that_is_not_accepted_leaves_the_state_as_it_was(limit, devices):
     assert taken or all(map(np.array_equal, *map(jax.tree.leaves, (state.params, trained))))
 
 
+@pytest.mark.parametrize("axes", [{}, {"fsdp": 2, "tensor": 2}], ids=["one", "mesh"])
+def test_the_whole_state_is_updated_in_place(axes, devices, monkeypatch):
+    mesh = make_mesh(MeshConfig(**axes), devices)
+    loss, counts, trained, frozen, batch = sft_case(mesh)
+    optimizer, _ = make_optimizer(OptimizerConfig(), 10)
+    programs, plain = [], jax.jit
+    monkeypatch.setattr(
+        jax, "jit", lambda *args, **options: programs.append(plain(*args, **options)) or programs[-1]
+    )
+    state, batch = create_state(trained, optimizer), shard_batch(batch, mesh)
+    del programs[:]
+    update = make_update(loss, counts, optimizer)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    update(state, frozen, batch, KEY)
+    (program,) = programs
+    text = program.lower(abstract, frozen, batch, KEY).compile().as_text()
+    header = text[text.index("input_output_alias") :].splitlines()[0]
+    leaves = len(jax.tree.leaves(state))
+    assert header.count("-alias)") == leaves > 30
+    assert all(x.is_deleted() for x in jax.tree.leaves(state))
+
+
 def test_rows_that_do_not_divide_are_refused(devices):
     with pytest.raises(ValueError, match="8 rows do not divide by 3"):
         one_step(sft_case, make_mesh(MeshConfig(), devices), accumulation_steps=3)

@@ -1,0 +1,125 @@
+"""Rematerialization: each level of the ladder computes the same, keeps less, and computes again what it says."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign import models
+from jaxalign.models.lora import LoraConfig
+from jaxalign.models.remat import KEPT, rematerialized
+
+LADDER = ["none", *KEPT]
+TOKENS = jax.random.randint(jax.random.key(1), (4, 128), 0, 64)
+
+
+def model(**changes):
+    shape = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 96, "num_layers": 12, "num_heads": 4,
+        "num_kv_heads": 2, "head_dim": 8, "max_positions": 128,
+    }  # fmt: skip
+    return models.create(models.ModelConfig(**(shape | changes)), key=jax.random.key(0))
+
+
+def gradient(level, **changes):
+    """(loss and gradient of a model at a level, its parameters)."""
+    definition, params = models.split(models.with_remat(model(**changes), level))
+    return jax.value_and_grad(
+        lambda p: jnp.square(models.merge(definition, p).hidden(TOKENS)[:, ::3]).mean()
+    ), params
+
+
+def primitives(jaxpr, found=None):
+    """How often each primitive stands in a jaxpr and those in it (the body of a loop once)."""
+    found = Counter() if found is None else found
+    for equation in jaxpr.eqns:
+        found[equation.primitive.name] += 1
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                primitives(inner, found)
+    return found
+
+
+def test_every_level_computes_the_same_and_takes_less_memory_than_the_one_before():
+    sizes, results = [], []
+    for level in LADDER:
+        function, params = gradient(level)
+        program = jax.jit(function).lower(params).compile()
+        sizes.append(program.memory_analysis().temp_size_in_bytes)
+        results.append(program(params))
+    for less, more in zip(sizes[1:], sizes, strict=False):
+        assert less < 0.97 * more, sizes
+    assert sizes[-1] < 0.4 * sizes[0]
+    for result in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), result, results[0])
+
+
+def test_few_layers_take_less_memory_too():
+    sizes = []
+    for level in ("none", "full"):
+        function, params = gradient(level, num_layers=4)
+        program = jax.jit(function).lower(params).compile()
+        sizes.append(program.memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_each_level_computes_again_what_it_says():
+    products, exponentials = [], []
+    for level in LADDER:
+        function, params = gradient(level)
+        found = primitives(jax.make_jaxpr(function)(params).jaxpr)
+        products.append(found["dot_general"])
+        exponentials.append(found["exp"])
+    none, minimal, qkv, context, full = (n - products[0] for n in products)
+    # Products of a layer: queries, keys, values; attention's two, in two blocks; its output's; gate, up and down. What
+    # the last one gives is not read by the backward pass.
+    assert (none, minimal, qkv, context, full) == (0, 0, 3, 3 + 3, 3 + 3 + 4)
+    # Attention's forward pass has one a block: it is run again only where nothing of it is kept.
+    assert [n - exponentials[0] for n in exponentials] == [0, 0, 0, 0, 2]
+
+
+@pytest.mark.parametrize("level", LADDER[1:])
+def test_a_norm_on_queries_and_keys_costs_no_second_product(level):
+    function, params = gradient(level, qk_norm=True)
+    plain, _ = gradient("none", qk_norm=True)
+    again = primitives(jax.make_jaxpr(function)(params).jaxpr)["dot_general"]
+    once = primitives(jax.make_jaxpr(plain)(params).jaxpr)["dot_general"]
+    assert again - once == {"minimal": 0, "save_qkv_context": 3, "save_context": 6, "full": 10}[level]
+
+
+@pytest.mark.parametrize("level", [pytest.param("minimal", marks=pytest.mark.slow), "full"])
+def test_an_adapter_has_the_same_gradient_at_every_level(level):
+    settings = LoraConfig(enabled=True, rank=2, targets=("all",))
+    adapter = models.create_adapter(model(num_layers=2).config, settings, key=jax.random.key(3))
+    adapter = jax.tree.map(lambda x: x + 0.05, adapter)
+
+    def run(level):
+        definition, params = models.split(models.with_remat(model(num_layers=2), level))
+
+        def loss(a):
+            hidden = models.merge(definition, params).hidden(TOKENS, adapter=models.attach(a, settings))
+            return jnp.square(hidden[:, ::3]).mean()
+
+        return jax.jit(jax.grad(loss))(adapter), primitives(jax.make_jaxpr(jax.grad(loss))(adapter).jaxpr)
+
+    (ours, counted), (plain, once) = run(level), run("none")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7), ours, plain)
+    assert (counted["dot_general"] > once["dot_general"]) == (level == "full")
+
+
+def test_a_level_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(
+        ValueError, match="one of none, minimal, save_qkv_context, save_context, full, got 'all'"
+    ):
+        models.with_remat(model(), "all")
+    assert models.remat_level(True) == "full" and models.remat_level(False) == "none"
+
+
+def test_nothing_is_wrapped_where_all_is_kept():
+    def layer(x):
+        return x
+
+    assert rematerialized(layer, "none") is layer
