@@ -14,10 +14,11 @@ from jaxalign.data.batches import (
 from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.examples import Example, make_example
 from jaxalign.data.formats import FORMATS, Options, detect
-from jaxalign.data.packing import packed
+from jaxalign.data.packing import packed, packed_alike, with_heads
 from jaxalign.data.pipeline import DataConfig, Dataset, check_separator, load_dataset
 from jaxalign.data.readers import Counts, read_records
 from jaxalign.data.records import Comparison, Demonstration, Message, PromptRecord, Ranking, Rating, Stepwise
+from jaxalign.data.token_batches import TokenBatches
 
 __all__ = [
     "FORMATS",
@@ -35,6 +36,7 @@ __all__ = [
     "Ranking",
     "Rating",
     "Stepwise",
+    "TokenBatches",
     "chat_format",
     "check_separator",
     "collate_comparisons",
@@ -48,6 +50,8 @@ __all__ = [
     "load_dataset",
     "make_example",
     "packed",
+    "packed_alike",
     "read_records",
     "usual_width",
+    "with_heads",
 ]

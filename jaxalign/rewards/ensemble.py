@@ -12,9 +12,10 @@ from jaxalign.rewards.base import RewardRequest, Rewards
 from jaxalign.rewards.model import (
     check_scores_whole,
     check_vocabulary,
-    in_batches,
+    forward_of,
     program_of,
     request_rows,
+    token_scores,
 )
 
 Aggregate = Literal["mean", "mean_minus_std", "worst"]
@@ -73,7 +74,9 @@ class EnsembleReward:
 
     def score_members(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """float32 [K, N]: each member's score of each row of token ids."""
-        return in_batches(self._forward, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        found = token_scores(self._forward, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        last = [scores[:, -1] for scores in found]
+        return np.stack(last, axis=1) if last else np.zeros((self.size, 0), np.float32)
 
 
 def of_one_shape(members: Sequence[Any]) -> bool:
@@ -86,8 +89,8 @@ def of_one_shape(members: Sequence[Any]) -> bool:
     return all(definition == first and signature(params) == signature(like) for definition, params in others)
 
 
-def together(members: Sequence[Any]) -> Callable[[Any, Any], jax.Array]:
-    """(tokens, lengths) -> [K, B], by one program for all members."""
+def together(members: Sequence[Any]) -> Callable[..., jax.Array]:
+    """The `forward` of `token_scores`, [K, R, T], by one program for all members."""
     definition = models.split(members[0])[0]
     params = [models.split(member)[1] for member in members]
     shared = all(same_arrays(params[0]["trunk"], other["trunk"]) for other in params[1:])
@@ -99,17 +102,14 @@ def together(members: Sequence[Any]) -> Callable[[Any, Any], jax.Array]:
         for name, axis in axes.items()
     }
 
-    def forward(params, tokens, lengths):
-        return models.merge(definition, params)(tokens, lengths=lengths)
-
-    program = jax.jit(jax.vmap(forward, in_axes=(axes, None, None)))
-    return lambda tokens, lengths: program(stacked, tokens, lengths)
+    program = jax.jit(jax.vmap(forward_of(definition), in_axes=(axes, None, None, None)))
+    return lambda *rows: program(stacked, *rows)
 
 
-def one_by_one(members: Sequence[Any]) -> Callable[[Any, Any], np.ndarray]:
-    """(tokens, lengths) -> [K, B], by a program for each member."""
+def one_by_one(members: Sequence[Any]) -> Callable[..., np.ndarray]:
+    """The `forward` of `token_scores`, [K, R, T], by a program for each member."""
     programs = [program_of(member) for member in members]
-    return lambda tokens, lengths: np.stack([program(tokens, lengths) for program in programs])
+    return lambda *rows: np.stack([program(*rows) for program in programs])
 
 
 def same_arrays(a: Any, b: Any) -> bool:

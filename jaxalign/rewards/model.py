@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxalign import models
+from jaxalign.data.packing import best_fit_decreasing, rung
 from jaxalign.errors import UserError
 from jaxalign.rewards.base import RewardRequest, Rewards
 
@@ -33,16 +34,22 @@ class ModelReward:
 
     def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """float32 [N]: the score of each row of token ids."""
-        return in_batches(self._forward, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        found = token_scores(self._forward, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        return np.asarray([scores[-1] for scores in found], np.float32)
 
 
-def program_of(model: Any) -> Callable[[Any, Any], jax.Array]:
-    """(tokens [B, T], lengths [B]) -> scores [B] of a `ScalarModel`, compiled once a shape."""
+def program_of(model: Any) -> Callable[..., jax.Array]:
+    """The `forward` of `token_scores` for a `ScalarModel`: scores [R, T], compiled once a shape."""
     definition, params = models.split(model)
-    program = jax.jit(
-        lambda params, tokens, lengths: models.merge(definition, params)(tokens, lengths=lengths)
+    program = jax.jit(forward_of(definition))
+    return lambda *rows: program(params, *rows)
+
+
+def forward_of(definition: Any) -> Callable[..., jax.Array]:
+    """(params, tokens, positions, segment_ids) -> the score after each token of packed rows."""
+    return lambda params, tokens, positions, segment_ids: models.merge(definition, params).per_token(
+        tokens, positions=positions, segment_ids=segment_ids
     )
-    return lambda tokens, lengths: program(params, tokens, lengths)
 
 
 def check_vocabulary(model: Any, vocabulary: int | None) -> None:
@@ -76,35 +83,46 @@ def request_rows(request: RewardRequest) -> list[list[int]]:
     ]
 
 
-def in_batches(
-    forward: Callable[[np.ndarray, np.ndarray], Any],
+def token_scores(
+    forward: Callable[[np.ndarray, np.ndarray, np.ndarray], Any],
     rows: Sequence[Sequence[int]],
     *,
     batch_size: int,
     pad_multiple: int,
-) -> np.ndarray:
-    """Scores of rows of token ids, from a function of whole batches.
+) -> list[np.ndarray]:
+    """What scalar models say after each token of rows of token ids, which are laid end to end in fewer rows.
+
+    Equal rows are scored once: where they lie would change the last bit, and ties would be none.
 
     Args:
-      forward: (tokens [batch_size, T], lengths [batch_size]) -> [..., batch_size].
-      rows: N rows.
-      batch_size: rows at once.
-      pad_multiple: T is the longest row's length, rounded up to a multiple of it.
+      forward: (tokens, positions, segment_ids), int32 [R, T] -> scores [..., R, T].
+      rows: N rows; an empty one stands for a row of token 0.
+      batch_size: packed rows R at most.
+      pad_multiple: T is a multiple of it, R and T are of short ladders, so that few programs serve all calls.
 
     Returns:
-      float32 [..., N].
+      N arrays, float32 [..., length of the row].
     """
-    longest = max((len(row) for row in rows), default=1)
-    width = -(-longest // pad_multiple) * pad_multiple
-    parts = []
-    for start in range(0, max(len(rows), 1), batch_size):
-        part = rows[start : start + batch_size]
-        # Filler rows keep the shape, so that one program serves every call.
-        tokens = np.zeros((batch_size, width), np.int32)
-        lengths = np.ones(batch_size, np.int32)
-        for index, row in enumerate(part):
-            tokens[index, : len(row)] = row
-            lengths[index] = max(len(row), 1)
-        values = np.asarray(jax.device_get(forward(tokens, lengths)), np.float32)
-        parts.append(values[..., : len(part)])
-    return np.concatenate(parts, axis=-1)
+    asked = [tuple(row) or (0,) for row in rows]
+    rows = list(dict.fromkeys(asked))
+    lengths = [len(row) for row in rows]
+    width = pad_multiple * rung(-(-max(lengths, default=1) // pad_multiple), steps=4)
+    bins = best_fit_decreasing(lengths, width)
+    batches = -(-len(bins) // batch_size)
+    height = min(rung(-(-len(bins) // max(batches, 1)), steps=4), batch_size)
+    found = {}
+    for start in range(0, len(bins), height):
+        tokens, positions, segments = np.zeros((3, height, width), np.int32)
+        places = {}
+        for line, members in enumerate(bins[start : start + height]):
+            column = 0
+            for index in members:
+                place = slice(column, column + lengths[index])
+                tokens[line, place] = rows[index]
+                positions[line, place] = np.arange(lengths[index])
+                segments[line, place] = index + 1
+                places[index], column = (line, place), place.stop
+        scores = np.asarray(jax.device_get(forward(tokens, positions, segments)), np.float32)
+        for index, (line, place) in places.items():
+            found[rows[index]] = scores[..., line, place]
+    return [found[row] for row in asked]
