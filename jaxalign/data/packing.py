@@ -119,7 +119,8 @@ def with_heads(batch: Mapping[str, Any], *, parts: int = 1, shards: int = 1) -> 
     """The batch, its rows as they are, with the places to which the vocabulary head is to be applied.
 
     Args:
-      batch, parts, shards: as for `packed`.
+      batch, parts, shards: as for `packed`; `head_share`, where the batch has it, is the part of its columns that
+        batches of its shape usually need, so that they share a program.
 
     Returns:
       The batch and, for each prefix, `counted` int32 [parts * S, C]: for each of the S equal parts of a
@@ -138,7 +139,8 @@ def with_heads(batch: Mapping[str, Any], *, parts: int = 1, shards: int = 1) -> 
         ]
         examples = batch[prefix + "tokens"].shape[0] // parts
         places = np.arange(masks[0].size, dtype=np.int32).reshape(masks[0].shape)
-        heads = _heads([places] * parts, masks, shards if examples % shards == 0 else 1)
+        shares = shards if examples % shards == 0 else 1
+        heads = _heads([places] * parts, masks, shares, batch.get("head_share", 0.0))
         if heads.size < parts * places.size:
             result[prefix + "counted"] = heads
     return result
@@ -174,15 +176,17 @@ def _places(lengths: np.ndarray, bins: list[list[int]], width: int, height: int,
     return places
 
 
-def _heads(places: Sequence[np.ndarray], masks: Sequence[np.ndarray], shards: int) -> np.ndarray:
+def _heads(
+    places: Sequence[np.ndarray], masks: Sequence[np.ndarray], shards: int, least: float = 0.0
+) -> np.ndarray:
     """[parts * shards, C]: in each shard of each micro-batch's rows, the columns before a counted token."""
     columns = []
     for where, mask in zip(places, masks, strict=True):
         # Column 0 of a row never counts, so the token before a counted one is in the same row.
         before = np.append(np.pad(mask[:, 1:], ((0, 0), (0, 1))).ravel(), False)
         columns.append([np.flatnonzero(before[part]) for part in where.reshape(shards, -1)])
-    most = max(len(found) for part in columns for found in part)
     size = places[0].size // shards
+    most = max(max(len(found) for part in columns for found in part), min(int(size * least), size))
     room = next(room for room in (math.ceil(size * share) for share in HEAD_SHARES) if room >= most)
     heads = np.full((shards, len(columns), room), -1, np.int32)
     for part, of_part in enumerate(columns):

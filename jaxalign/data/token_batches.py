@@ -1,6 +1,7 @@
 """Batches of about as many tokens each: rows of like lengths together, many short ones or few long ones."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,11 +23,13 @@ class BatchShape:
       width: columns of tokens T.
       size: examples of a batch.
       batches: how many batches of an epoch have it.
+      head_share: part of their columns that predict a counted token, in nearly all of them.
     """
 
     width: int
     size: int
     batches: int
+    head_share: float
 
 
 class TokenBatches:
@@ -55,8 +58,9 @@ class TokenBatches:
             raise ValueError("expected at least one example")
         self._examples, self._seed, self._collate = examples, seed, collate
         self._lengths = np.asarray([max(len(row) for row in e.rows) for e in examples])
+        counted = np.asarray([sum(map(sum, e.masks)) for e in examples])
         rows = max(len(e.rows) for e in examples)
-        self.shapes = batch_shapes(self._lengths, tokens=tokens, rows=rows, multiple=multiple)
+        self.shapes = batch_shapes(self._lengths, counted, tokens=tokens, rows=rows, multiple=multiple)
         self._drawn = 0
         self._epoch, self._plan = -1, []
 
@@ -76,6 +80,7 @@ class TokenBatches:
         filled = [*numbers, *numbers[:1] * missing]
         batch = self._collate([self._examples[n] for n in filled], filled, width=shape.width)
         batch["valid"] = np.arange(shape.size) < len(numbers)
+        batch["head_share"] = shape.head_share
         batch["filler_tokens"] = missing * sum(map(len, self._examples[numbers[0]].rows))
         return batch
 
@@ -115,12 +120,19 @@ class TokenBatches:
 
 
 def batch_shapes(
-    lengths: np.ndarray, *, tokens: int, rows: int, multiple: int, most: int = MOST_WIDTHS
+    lengths: np.ndarray,
+    counted: np.ndarray,
+    *,
+    tokens: int,
+    rows: int,
+    multiple: int,
+    most: int = MOST_WIDTHS,
 ) -> list[BatchShape]:
-    """The shapes of an epoch's batches, narrowest first: from the lengths alone, so the number of steps is known.
+    """The shapes of an epoch's batches, narrowest first: from the data alone, so the number of steps is known.
 
     Args:
       lengths: of each example's longest row.
+      counted: tokens of each example that count.
       tokens: columns of a batch at most.
       rows: rows of an example.
       multiple: what sizes are multiples of.
@@ -139,7 +151,8 @@ def batch_shapes(
         )
     for width in widths:
         size = tokens // (rows * width) // multiple * multiple
-        left += int(((lengths > narrower) & (lengths <= width)).sum())
+        here = counted[(lengths > narrower) & (lengths <= width)]
+        left += len(here)
         narrower = width
         batches = left // size
         if width == widths[-1]:
@@ -147,7 +160,10 @@ def batch_shapes(
             # Evenly, so that no step is left with a few rows and many fillers.
             size = -(-left // (batches * multiple)) * multiple
         if batches:
-            shapes.append(BatchShape(width, size, batches))
+            # Of a micro-batch on one device, the mean and three standard deviations.
+            least = size // multiple
+            usual = least * here.mean() + 3 * math.sqrt(least) * here.std()
+            shapes.append(BatchShape(width, size, batches, min(1.0, usual / (least * rows * width))))
             left -= batches * size
     return shapes
 
