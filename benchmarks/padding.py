@@ -19,11 +19,11 @@ from jaxalign.data import (
     collate_demonstrations,
     load_dataset,
     packed,
-    usual_width,
     with_heads,
 )
 from jaxalign.errors import UserError
 from jaxalign.training.pairs import pair_axis
+from jaxalign.training.setup import collate_of
 
 LONGEST, HEADER = (
     1024,
@@ -69,21 +69,22 @@ def main() -> int:
         data, collate = load_dataset(config, "comparison", found, seed=0), collate_pairs
     except UserError:
         data, collate = load_dataset(config, "demonstration", found, seed=0), collate_demonstrations
-    rows = BatchIterator(data.train, batch_size=size, seed=0, collate=collate)
-    width = usual_width(data.train)
-    wide = BatchIterator(data.train, batch_size=size, seed=0, collate=lambda e, n: collate(e, n, width=width))
+
+    def rows(packing: bool = False) -> Iterator[Mapping[str, Any]]:
+        as_trained = collate_of(collate, data.train, packing=packing)
+        return epoch(BatchIterator(data.train, batch_size=size, seed=0, collate=as_trained))
+
     budget = max(
-        int(np.mean([batch["tokens"].size for batch in epoch(rows)])),
+        int(np.mean([batch["tokens"].size for batch in rows()])),
         max(len(row) for e in data.train for row in e.rows) * 2 * len(data.train[0].rows),
     )
-    rows = BatchIterator(data.train, batch_size=size, seed=0, collate=collate)
     tokens = TokenBatches(data.train, tokens=budget, multiple=1, seed=0, collate=collate)
     lines = [
         HEADER,
-        cost(f"{size} examples, padded, every column to the head", epoch(rows)),
-        cost(f"{size} examples, padded", map(with_heads, epoch(rows))),
+        cost(f"{size} examples, padded, every column to the head", rows()),
+        cost(f"{size} examples, padded", map(with_heads, rows())),
         cost(f"batch_tokens={budget}", map(with_heads, epoch(tokens))),
-        cost(f"{size} examples, packed", map(packed, epoch(wide))),
+        cost(f"{size} examples, packed", map(packed, rows(packing=True))),
     ]
     print(f"{len(data.train)} examples")
     for line in lines:

@@ -8,6 +8,7 @@ from jaxalign.data.batches import (
     collate_prompts,
     collate_rankings,
     collate_steps,
+    counted_tokens,
     eval_batches,
     usual_width,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "collate_prompts",
     "collate_rankings",
     "collate_steps",
+    "counted_tokens",
     "detect",
     "eval_batches",
     "load_dataset",

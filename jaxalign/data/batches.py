@@ -185,6 +185,11 @@ def usual_width(examples: Sequence[Example]) -> int:
     return _width(int(np.percentile([len(row) for e in examples for row in e.rows], 99, method="higher")))
 
 
+def counted_tokens(examples: Sequence[Example]) -> np.ndarray:
+    """[N]: tokens that count in all rows of each example."""
+    return np.asarray([sum(map(sum, e.masks)) for e in examples])
+
+
 def _width(longest: int) -> int:
     return next((w for w in LADDER if w >= longest), -(-longest // 1024) * 1024)
 

@@ -119,8 +119,8 @@ def with_heads(batch: Mapping[str, Any], *, parts: int = 1, shards: int = 1) -> 
     """The batch, its rows as they are, with the places to which the vocabulary head is to be applied.
 
     Args:
-      batch, parts, shards: as for `packed`; `head_share`, where the batch has it, is the part of its columns that
-        batches of its shape usually need, so that they share a program.
+      batch, parts, shards: as for `packed`; `counted_moments`, where the batch has it, are the mean and the standard
+        deviation of the counted tokens of an example, by which nearly all batches of a width get one C.
 
     Returns:
       The batch and, for each prefix, `counted` int32 [parts * S, C]: for each of the S equal parts of a
@@ -140,7 +140,9 @@ def with_heads(batch: Mapping[str, Any], *, parts: int = 1, shards: int = 1) -> 
         examples = batch[prefix + "tokens"].shape[0] // parts
         places = np.arange(masks[0].size, dtype=np.int32).reshape(masks[0].shape)
         shares = shards if examples % shards == 0 else 1
-        heads = _heads([places] * parts, masks, shares, batch.get("head_share", 0.0))
+        mean, deviation = batch.get("counted_moments", (0.0, 0.0))
+        least = (examples // shares) * mean + 3 * math.sqrt(examples // shares) * deviation
+        heads = _heads([places] * parts, masks, shares, math.ceil(least))
         if heads.size < parts * places.size:
             result[prefix + "counted"] = heads
     return result
@@ -177,7 +179,7 @@ def _places(lengths: np.ndarray, bins: list[list[int]], width: int, height: int,
 
 
 def _heads(
-    places: Sequence[np.ndarray], masks: Sequence[np.ndarray], shards: int, least: float = 0.0
+    places: Sequence[np.ndarray], masks: Sequence[np.ndarray], shards: int, least: int = 0
 ) -> np.ndarray:
     """[parts * shards, C]: in each shard of each micro-batch's rows, the columns before a counted token."""
     columns = []
@@ -186,7 +188,7 @@ def _heads(
         before = np.append(np.pad(mask[:, 1:], ((0, 0), (0, 1))).ravel(), False)
         columns.append([np.flatnonzero(before[part]) for part in where.reshape(shards, -1)])
     size = places[0].size // shards
-    most = max(max(len(found) for part in columns for found in part), min(int(size * least), size))
+    most = max(max(len(found) for part in columns for found in part), min(least, size))
     room = next(room for room in (math.ceil(size * share) for share in HEAD_SHARES) if room >= most)
     heads = np.full((shards, len(columns), room), -1, np.int32)
     for part, of_part in enumerate(columns):

@@ -1,13 +1,12 @@
 """Batches of about as many tokens each: rows of like lengths together, many short ones or few long ones."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from jaxalign.data.batches import Batch, Collate, position
+from jaxalign.data.batches import Batch, Collate, counted_tokens, position
 from jaxalign.data.examples import Example
 from jaxalign.errors import ConfigError
 
@@ -23,13 +22,13 @@ class BatchShape:
       width: columns of tokens T.
       size: examples of a batch.
       batches: how many batches of an epoch have it.
-      head_share: part of their columns that predict a counted token, in nearly all of them.
+      counted: mean and standard deviation of the counted tokens of its examples.
     """
 
     width: int
     size: int
     batches: int
-    head_share: float
+    counted: tuple[float, float]
 
 
 class TokenBatches:
@@ -58,9 +57,10 @@ class TokenBatches:
             raise ValueError("expected at least one example")
         self._examples, self._seed, self._collate = examples, seed, collate
         self._lengths = np.asarray([max(len(row) for row in e.rows) for e in examples])
-        counted = np.asarray([sum(map(sum, e.masks)) for e in examples])
         rows = max(len(e.rows) for e in examples)
-        self.shapes = batch_shapes(self._lengths, counted, tokens=tokens, rows=rows, multiple=multiple)
+        self.shapes = batch_shapes(
+            self._lengths, counted_tokens(examples), tokens=tokens, rows=rows, multiple=multiple
+        )
         self._drawn = 0
         self._epoch, self._plan = -1, []
 
@@ -80,7 +80,7 @@ class TokenBatches:
         filled = [*numbers, *numbers[:1] * missing]
         batch = self._collate([self._examples[n] for n in filled], filled, width=shape.width)
         batch["valid"] = np.arange(shape.size) < len(numbers)
-        batch["head_share"] = shape.head_share
+        batch["counted_moments"] = shape.counted
         batch["filler_tokens"] = missing * sum(map(len, self._examples[numbers[0]].rows))
         return batch
 
@@ -160,10 +160,7 @@ def batch_shapes(
             # Evenly, so that no step is left with a few rows and many fillers.
             size = -(-left // (batches * multiple)) * multiple
         if batches:
-            # Of a micro-batch on one device, the mean and three standard deviations.
-            least = size // multiple
-            usual = least * here.mean() + 3 * math.sqrt(least) * here.std()
-            shapes.append(BatchShape(width, size, batches, min(1.0, usual / (least * rows * width))))
+            shapes.append(BatchShape(width, size, batches, (float(here.mean()), float(here.std()))))
             left -= batches * size
     return shapes
 

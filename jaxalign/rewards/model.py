@@ -108,8 +108,8 @@ def token_scores(
     lengths = [len(row) for row in rows]
     width = pad_multiple * rung(-(-max(lengths, default=1) // pad_multiple), steps=4)
     bins = best_fit_decreasing(lengths, width)
-    batches = -(-len(bins) // batch_size)
-    height = min(rung(-(-len(bins) // max(batches, 1)), steps=4), batch_size)
+    batches = max(-(-len(bins) // batch_size), 1)
+    height = max(min(rung(-(-len(bins) // batches), steps=4), batch_size), 1)
     found = {}
     for start in range(0, len(bins), height):
         tokens, positions, segments = np.zeros((3, height, width), np.int32)

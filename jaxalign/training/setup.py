@@ -14,7 +14,16 @@ from jax.sharding import Mesh
 
 from jaxalign import models
 from jaxalign.checkpoints.orbax_store import CheckpointStore
-from jaxalign.data import BatchIterator, Dataset, Example, TokenBatches, packed, usual_width, with_heads
+from jaxalign.data import (
+    BatchIterator,
+    Dataset,
+    Example,
+    TokenBatches,
+    counted_tokens,
+    packed,
+    usual_width,
+    with_heads,
+)
 from jaxalign.data.batches import Collate
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import (
@@ -191,8 +200,16 @@ def training_batches(
 
 
 def collate_of(collate: Collate, examples: Sequence[Example], *, packing: bool) -> Collate:
-    """`collate` of one width for nearly all batches where rows are packed: more columns cost nothing there."""
-    return partial(collate, width=usual_width(examples)) if packing else collate
+    """`collate` with what makes batches of the examples share programs.
+
+    Packed rows get one width for nearly all batches, as more columns cost nothing there; padded ones the moments by
+    which `with_heads` finds one number of heads for each width.
+    """
+    if packing:
+        return partial(collate, width=usual_width(examples))
+    counted = counted_tokens(examples)
+    moments = (float(counted.mean()), float(counted.std()))
+    return lambda rows, numbers, **options: collate(rows, numbers, **options) | {"counted_moments": moments}
 
 
 def device_part(batch: Mapping[str, Any]) -> dict[str, Any]:
