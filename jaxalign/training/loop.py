@@ -36,8 +36,8 @@ class TrainConfig:
       epochs: passes over the training rows, where steps is 0.
       eval_batch_size: rows in an evaluation batch; 0 takes batch_size.
       eval_batches: evaluation batches at most; 0 takes all.
-      packing: lay out the rows of a batch end to end in fewer rows, so that padding and prompts cost little;
-        the loss is the same.
+      packing: lay out the rows of a batch end to end in fewer rows, so that padding costs little; the loss is
+        the same.
     """
 
     batch_size: int = 8

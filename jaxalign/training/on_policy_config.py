@@ -26,8 +26,8 @@ class RolloutTrainConfig:
       target_kl: stop the passes over a rollout when approx-KL (nats a token) exceeds it; 0 turns it off.
       logp_tolerance: largest difference of sampler and training log-probs allowed before the first
         update, nats; 0 picks 1e-3 for float32 and 0.1 for bfloat16 (a server has rollout.engine.logp_tolerance).
-      packing: lay out the rows of a batch end to end in fewer rows, so that padding and prompts cost little;
-        the loss is the same.
+      packing: lay out the rows of a batch end to end in fewer rows, so that padding costs little; the loss is
+        the same.
     """
 
     updates: int = 100
