@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 PREFIXES = ("", "kl_")
-# What a vocabulary head may be applied to, as parts of all columns: few programs, at most half as much again as counts.
+# What a vocabulary head may be applied to, as parts of all columns: so batches share programs.
 HEAD_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 
 

@@ -65,6 +65,11 @@ def test_the_examples_of_a_batch_are_a_multiple():
         assert batch["filler_tokens"] == (~batch["valid"]).sum() * batch["lengths"][0]
 
 
+def test_what_does_not_fill_the_last_batches_is_missing_in_each():
+    found = epoch(batches([example(16)] * 17, tokens=256, multiple=4))
+    assert [batch["valid"].tolist() for batch in found] == [[True] * n + [False] * (12 - n) for n in (9, 8)]
+
+
 def test_few_examples_make_one_batch_without_waste():
     (batch,) = epoch(batches([example(n) for n in (20, 30, 7, 28, 9)], tokens=100_000, multiple=2))
     assert batch["tokens"].shape == (6, 32)
