@@ -8,16 +8,18 @@ from jaxalign.data.batches import (
     collate_prompts,
     collate_rankings,
     collate_steps,
+    counted_tokens,
     eval_batches,
     usual_width,
 )
 from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.examples import Example, make_example
 from jaxalign.data.formats import FORMATS, Options, detect
-from jaxalign.data.packing import packed
+from jaxalign.data.packing import packed, packed_alike, with_heads
 from jaxalign.data.pipeline import DataConfig, Dataset, check_separator, load_dataset
 from jaxalign.data.readers import Counts, read_records
 from jaxalign.data.records import Comparison, Demonstration, Message, PromptRecord, Ranking, Rating, Stepwise
+from jaxalign.data.token_batches import TokenBatches
 
 __all__ = [
     "FORMATS",
@@ -35,6 +37,7 @@ __all__ = [
     "Ranking",
     "Rating",
     "Stepwise",
+    "TokenBatches",
     "chat_format",
     "check_separator",
     "collate_comparisons",
@@ -43,11 +46,14 @@ __all__ = [
     "collate_prompts",
     "collate_rankings",
     "collate_steps",
+    "counted_tokens",
     "detect",
     "eval_batches",
     "load_dataset",
     "make_example",
     "packed",
+    "packed_alike",
     "read_records",
     "usual_width",
+    "with_heads",
 ]

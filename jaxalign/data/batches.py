@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.examples import Example
+from jaxalign.errors import DataError
 
 LADDER = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 Batch = dict[str, Any]
@@ -29,6 +30,11 @@ class BatchIterator:
         self._drawn = 0
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
+    @property
+    def per_epoch(self) -> float:
+        """Batches of an epoch."""
+        return len(self._examples) / self._size
+
     def next(self) -> Batch:
         """The next batch."""
         rows = [self._row(self._drawn + i) for i in range(self._size)]
@@ -45,13 +51,7 @@ class BatchIterator:
         Raises:
           DataError: the position was saved on other data or with another seed.
         """
-        from jaxalign.errors import DataError
-
-        here = {"rows": len(self._examples), "seed": self._seed}
-        saved = {name: state.get(name) for name in here}
-        if saved != here:
-            raise DataError(f"the checkpoint was made on other data: it has {saved}, this run has {here}")
-        self._drawn = int(state["drawn"])
+        self._drawn = position(state, {"rows": len(self._examples), "seed": self._seed})
 
     def _row(self, number: int) -> int:
         epoch, index = divmod(number, len(self._examples))
@@ -59,6 +59,18 @@ class BatchIterator:
             self._epoch = epoch
             self._order = np.random.default_rng((self._seed, epoch)).permutation(len(self._examples))
         return int(self._order[index])
+
+
+def position(state: Mapping[str, Any], here: Mapping[str, Any]) -> int:
+    """The number drawn of a saved state, which must otherwise be `here`.
+
+    Raises:
+      DataError: it is another one's.
+    """
+    saved = {name: state.get(name) for name in here}
+    if saved != here:
+        raise DataError(f"the checkpoint was made on other data: it has {saved}, this run has {here}")
+    return int(state["drawn"])
 
 
 def eval_batches(examples: Sequence[Example], batch_size: int, collate: Collate) -> Iterator[Batch]:
@@ -93,8 +105,6 @@ def collate_rankings(examples: Sequence[Example], numbers: Sequence[int], *, wid
     Raises:
       DataError: questions with different numbers of candidates.
     """
-    from jaxalign.errors import DataError
-
     sizes = {len(e.rows): e.source for e in examples}
     if len(sizes) > 1:
         raise DataError(f"rankings in one data set need the same number of candidates; there are {sizes}")
@@ -115,8 +125,6 @@ def collate_labels(
     Raises:
       DataError: labelled completions and comparisons in one data set.
     """
-    from jaxalign.errors import DataError
-
     sizes = {len(e.rows): e.source for e in examples}
     if len(sizes) > 1:
         raise DataError(
@@ -177,12 +185,18 @@ def usual_width(examples: Sequence[Example]) -> int:
     return _width(int(np.percentile([len(row) for e in examples for row in e.rows], 99, method="higher")))
 
 
+def counted_tokens(examples: Sequence[Example]) -> np.ndarray:
+    """[N]: tokens that count in all rows of each example."""
+    return np.asarray([sum(map(sum, e.masks)) for e in examples])
+
+
 def _width(longest: int) -> int:
     return next((w for w in LADDER if w >= longest), -(-longest // 1024) * 1024)
 
 
 def _rows(rows: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], width: int) -> Batch:
-    width = max(width, _width(max(len(row) for row in rows)))
+    longest = max(len(row) for row in rows)
+    width = width if width >= longest else _width(longest)
     tokens = np.zeros((len(rows), width), np.int32)
     mask = np.zeros((len(rows), width), bool)
     for i, (row, counted) in enumerate(zip(rows, masks, strict=True)):

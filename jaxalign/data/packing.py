@@ -5,9 +5,13 @@ which token of the batch lies there. Rows of tokens stay where they are, and so 
 
     tokens   a a a a a .     packed   0  1  2  3  4  8      rows 0 and 1 share a row;
              b b . . . .              6  7  8  ...          a padding column holds rows * columns
+
+Packed or not, a batch may say which hidden states predict tokens that count, so that the vocabulary head is
+applied to no others.
 """
 
 import bisect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +20,8 @@ import numpy as np
 PREFIXES = ("", "kl_")
 # Rows that share a packed row, at most: attention on GPUs keeps statistics of float32 for each of so many places.
 MAX_SEGMENTS = 32
+# What a vocabulary head may be applied to, as parts of all columns: so batches share programs.
+HEAD_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 
 
 def best_fit_decreasing(
@@ -59,7 +65,7 @@ def best_fit_decreasing(
 
 
 def packed(
-    batch: Mapping[str, Any], *, parts: int = 1, shards: int = 1, counted: bool = True
+    batch: Mapping[str, Any], *, parts: int = 1, shards: int = 1, counted: bool = True, least: int = 0
 ) -> dict[str, Any]:
     """The batch with the layout of its rows, packed into rows as wide as it is.
 
@@ -73,6 +79,7 @@ def packed(
       parts: micro-batches.
       shards: devices that rows are split over; each gets as many packed rows.
       counted: whether the vocabulary head is to be applied, to the counted tokens alone.
+      least: packed rows R of a micro-batch at least.
 
     Returns:
       The batch and, for each prefix, `packed` int32 [parts * R, T]: row * T + column of the token in each
@@ -84,16 +91,76 @@ def packed(
       ValueError: B does not divide by `parts`.
     """
     result = dict(batch)
-    for prefix in PREFIXES:
-        if prefix + "tokens" in batch:
-            places, heads = _layout(batch, prefix, parts, shards)
-            result[prefix + "packed"] = places
-            if counted:
-                result[prefix + "counted"] = heads
+    for prefix in _prefixes(batch):
+        micro = _micro_batches(batch, prefix, parts)
+        bins = [best_fit_decreasing(lengths, mask.shape[1]) for lengths, mask in micro]
+        # Full rows gain nothing, and must not become more of them by the ladder.
+        needed = max(min(rung(max(map(len, bins)), steps=4), len(micro[0][0])), least, 1)
+        height = -(-needed // shards) * shards
+        places = [
+            _places(lengths, part_bins, mask.shape[1], height, shards)
+            for (lengths, mask), part_bins in zip(micro, bins, strict=True)
+        ]
+        # Row r of part p at r * parts + p: what `split_rows` undoes.
+        result[prefix + "packed"] = np.stack(places, axis=1).reshape(-1, places[0].shape[1])
+        if counted:
+            result[prefix + "counted"] = _heads(places, [mask for _, mask in micro], shards)
     return result
 
 
-def _layout(batch: Mapping[str, Any], prefix: str, parts: int, shards: int) -> tuple[np.ndarray, np.ndarray]:
+def packed_alike(
+    batches: Sequence[Mapping[str, Any]], *, parts: int = 1, shards: int = 1
+) -> list[dict[str, Any]]:
+    """Batches of one shape, each `packed` for itself without a vocabulary head, into as many rows as the largest."""
+    found = [packed(batch, parts=parts, shards=shards, counted=False) for batch in batches]
+    rows = max(len(batch["packed"]) for batch in found)
+    return [
+        batch
+        if len(batch["packed"]) == rows
+        else packed(batch, parts=parts, shards=shards, counted=False, least=rows // parts)
+        for batch in found
+    ]
+
+
+def with_heads(batch: Mapping[str, Any], *, parts: int = 1, shards: int = 1) -> dict[str, Any]:
+    """The batch, its rows as they are, with the places to which the vocabulary head is to be applied.
+
+    Args:
+      batch, parts, shards: as for `packed`; `counted_moments`, where the batch has it, are the mean and the standard
+        deviation of the counted tokens of an example, by which nearly all batches of a width get one C.
+
+    Returns:
+      The batch and, for each prefix, `counted` int32 [parts * S, C]: for each of the S equal parts of a
+      micro-batch's rows, flattened, the columns whose hidden state predicts a counted token; -1 fills. S is
+      `shards` where the rows of a micro-batch divide by it, else 1. Where nearly all columns are such places
+      there is no `counted`, and the head is to be applied to all.
+
+    Raises:
+      ValueError: B does not divide by `parts`.
+    """
+    result = dict(batch)
+    for prefix in _prefixes(batch):
+        masks = [
+            np.where(lengths[:, None] > 0, mask, False)
+            for lengths, mask in _micro_batches(batch, prefix, parts)
+        ]
+        examples = batch[prefix + "tokens"].shape[0] // parts
+        places = np.arange(masks[0].size, dtype=np.int32).reshape(masks[0].shape)
+        shares = shards if examples % shards == 0 else 1
+        mean, deviation = batch.get("counted_moments", (0.0, 0.0))
+        least = (examples // shares) * mean + 3 * math.sqrt(examples // shares) * deviation
+        heads = _heads([places] * parts, masks, shares, math.ceil(least))
+        if heads.size < parts * places.size:
+            result[prefix + "counted"] = heads
+    return result
+
+
+def _prefixes(batch: Mapping[str, Any]) -> list[str]:
+    return [prefix for prefix in PREFIXES if prefix + "tokens" in batch]
+
+
+def _micro_batches(batch: Mapping[str, Any], prefix: str, parts: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(lengths [rows], 0 where the example is not valid; mask [rows, T]) of each micro-batch."""
     mask = np.asarray(batch[prefix + "mask"])
     examples, width = mask.shape[0], mask.shape[-1]
     if examples % parts:
@@ -101,32 +168,11 @@ def _layout(batch: Mapping[str, Any], prefix: str, parts: int, shards: int) -> t
     valid = np.asarray(batch.get("valid", np.ones(examples, bool)))
     mask = mask.reshape(examples, -1, width)
     lengths = np.where(valid[:, None], np.asarray(batch[prefix + "lengths"]).reshape(examples, -1), 0)
-    micro = [(lengths[part::parts].ravel(), mask[part::parts].reshape(-1, width)) for part in range(parts)]
-    bins = [best_fit_decreasing(found, width) for found, _ in micro]
-    rows = len(micro[0][0])
-    # Full rows gain nothing, and must not become more of them by the ladder.
-    needed = min(rung(max(map(len, bins)), steps=4), rows)
-    height = -(-max(needed, 1) // shards) * shards
-    layouts = [
-        _micro_layout(found, part_bins, part_mask, height, shards)
-        for (found, part_mask), part_bins in zip(micro, bins, strict=True)
-    ]
-    most = max((len(columns) for _, shard in layouts for columns in shard), default=0)
-    size = height // shards * width
-    heads = np.full((parts, shards, min(rung(max(most, 1), steps=2), size)), -1, np.int32)
-    for part, (_, shard) in enumerate(layouts):
-        for index, columns in enumerate(shard):
-            heads[part, index, : len(columns)] = columns
-    # Row r of part p at r * parts + p: what `split_rows` undoes.
-    places = np.stack([places for places, _ in layouts], axis=1).reshape(-1, width)
-    return places, heads.swapaxes(0, 1).reshape(parts * shards, -1)
+    return [(lengths[part::parts].ravel(), mask[part::parts].reshape(-1, width)) for part in range(parts)]
 
 
-def _micro_layout(
-    lengths: np.ndarray, bins: list[list[int]], mask: np.ndarray, height: int, shards: int
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(places [height, T], columns of each shard before a counted token) of one micro-batch."""
-    width = mask.shape[1]
+def _places(lengths: np.ndarray, bins: list[list[int]], width: int, height: int, shards: int) -> np.ndarray:
+    """[height, T]: which token of a micro-batch lies in each column of its packed rows."""
     places = np.full((height, width), len(lengths) * width, np.int32)
     for number, members in enumerate(bins):
         # Dealt out, so that every shard has its share of full rows.
@@ -136,9 +182,26 @@ def _micro_layout(
             length = int(lengths[index])
             places[row, column : column + length] = index * width + np.arange(length)
             column += length
-    # Column 0 of a row never counts, so the token before a counted one is in the same row.
-    before = np.append(np.pad(mask[:, 1:], ((0, 0), (0, 1))).ravel(), False)
-    return places, [np.flatnonzero(before[part]) for part in places.reshape(shards, -1)]
+    return places
+
+
+def _heads(
+    places: Sequence[np.ndarray], masks: Sequence[np.ndarray], shards: int, least: int = 0
+) -> np.ndarray:
+    """[parts * shards, C]: in each shard of each micro-batch's rows, the columns before a counted token."""
+    columns = []
+    for where, mask in zip(places, masks, strict=True):
+        # Column 0 of a row never counts, so the token before a counted one is in the same row.
+        before = np.append(np.pad(mask[:, 1:], ((0, 0), (0, 1))).ravel(), False)
+        columns.append([np.flatnonzero(before[part]) for part in where.reshape(shards, -1)])
+    size = places[0].size // shards
+    most = max(max(len(found) for part in columns for found in part), min(least, size))
+    room = next(room for room in (math.ceil(size * share) for share in HEAD_SHARES) if room >= most)
+    heads = np.full((shards, len(columns), room), -1, np.int32)
+    for part, of_part in enumerate(columns):
+        for shard, found in enumerate(of_part):
+            heads[shard, part, : len(found)] = found
+    return heads.reshape(-1, room)
 
 
 def rung(number: int, *, steps: int) -> int:

@@ -1,43 +1,57 @@
 """Samples of a policy and what can be said of them: length, KL to a reference, perplexity."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import models
-from jaxalign.data import Example, collate_demonstrations, eval_batches
+from jaxalign.data import Example, collate_demonstrations, eval_batches, packed
+from jaxalign.evaluation.perplexity import perplexity as perplexity_of
 from jaxalign.rollout import Completions, join_rows
+from jaxalign.rollout.trajectory import Rows
+from jaxalign.training.packing import packing_of
 from jaxalign.training.scoring import score_tokens
 
-
-def row_logps(model: Any, tokens: np.ndarray, lengths: np.ndarray, mask: np.ndarray, *, temperature: float = 1.0,
-              batch_size: int = 64) -> np.ndarray:  # fmt: skip
-    """float64 [N]: summed log-prob of the counted tokens of each row, nats."""
-    logps = token_logps(model, tokens, lengths, mask, temperature=temperature, batch_size=batch_size)
-    return logps.astype(np.float64).sum(1)
+# (parameters, batch of rows) -> log-probs [B, T] of its counted tokens, nats.
+Scorer = Callable[[Any, Mapping[str, Any]], np.ndarray]
 
 
-def token_logps(model: Any, tokens: np.ndarray, lengths: np.ndarray, mask: np.ndarray, *, temperature: float = 1.0,
-                batch_size: int = 64) -> np.ndarray:  # fmt: skip
-    """float32 [N, T]: log-prob of each counted token, nats; 0 elsewhere."""
-    definition, params = models.split(model)
+def make_scorer(definition: Any, *, temperature: float = 1.0) -> Scorer:
+    """How to score batches (tokens, mask [B, T], lengths [B], perhaps valid [B]) with a model's parameters.
+
+    Rows are packed, and the vocabulary head is applied to counted tokens alone.
+    """
 
     @jax.jit
-    def score(params, tokens, lengths, mask):
-        return score_tokens(
-            models.merge(definition, params), tokens, lengths, mask, temperature=temperature
-        ).logps
+    def score(params, batch):
+        model, arrays = models.merge(definition, params), [batch[n] for n in ("tokens", "lengths", "mask")]
+        return score_tokens(model, *arrays, temperature=temperature, packing=packing_of(batch)).logps
 
+    def scored(params: Any, batch: Mapping[str, Any]) -> np.ndarray:
+        names = [name for name in ("tokens", "lengths", "mask", "valid") if name in batch]
+        return np.asarray(score(params, packed({name: np.asarray(batch[name]) for name in names})))
+
+    return scored
+
+
+def token_logps(score: Scorer, params: Any, rows: Rows, *, batch_size: int = 64) -> np.ndarray:
+    """float32 [N, T]: log-prob of each counted token, nats; 0 elsewhere."""
     done = []
-    for start in range(0, len(tokens), batch_size):
-        part = [np.asarray(x[start : start + batch_size]) for x in (tokens, lengths, mask)]
-        missing = batch_size - len(part[0])
-        part = [np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) if missing else x for x in part]
-        done.append(np.asarray(score(params, *map(jnp.asarray, part)))[: batch_size - missing])
+    for start in range(0, len(rows.lengths), batch_size):
+        part = {n: getattr(rows, n)[start : start + batch_size] for n in ("tokens", "lengths", "mask")}
+        count = len(part["lengths"])
+        # Fillers keep the shape, so that one program serves all batches.
+        part = {n: np.concatenate([x, np.repeat(x[:1], batch_size - count, axis=0)]) for n, x in part.items()}
+        part["valid"] = np.arange(batch_size) < count
+        done.append(score(params, part)[:count])
     return np.concatenate(done)
+
+
+def summed_logps(score: Scorer, params: Any, rows: Rows, *, batch_size: int = 64) -> np.ndarray:
+    """float64 [N]: summed log-prob of the counted tokens of each row, nats."""
+    return token_logps(score, params, rows, batch_size=batch_size).astype(np.float64).sum(1)
 
 
 def sequence_kl(
@@ -50,17 +64,16 @@ def sequence_kl(
 ) -> np.ndarray:
     """[N]: log p(completion) - log p_ref(completion) of the policy's own samples, nats; its mean estimates the KL."""
     rows = join_rows(prompts, completions)
-    arguments = (rows.tokens, rows.lengths, rows.mask)
-    ours = row_logps(policy, *arguments, temperature=temperature)
-    return ours - row_logps(reference, *arguments, temperature=temperature)
+    ours, theirs = (
+        summed_logps(make_scorer(definition, temperature=temperature), params, rows)
+        for definition, params in map(models.split, (policy, reference))
+    )
+    return ours - theirs
 
 
 def perplexity(model: Any, examples: Sequence[Example], *, batch_size: int = 64) -> float:
     """exp of the mean negative log-likelihood a completion token, over held-out demonstrations."""
-    total = count = 0.0
-    for batch in eval_batches(examples, batch_size, collate_demonstrations):
-        valid = batch["valid"]
-        logps = row_logps(model, batch["tokens"], batch["lengths"], batch["mask"], batch_size=batch_size)
-        total += float(logps[valid].sum())
-        count += float(batch["mask"][valid].sum())
-    return float(np.exp(-total / max(count, 1.0)))
+    definition, params = models.split(model)
+    score = make_scorer(definition)
+    batches = eval_batches(examples, batch_size, collate_demonstrations)
+    return perplexity_of(lambda batch: score(params, batch), batches).value

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.evaluation.policy import token_logps
+from jaxalign import models
+from jaxalign.evaluation.policy import make_scorer, token_logps
 from jaxalign.rollout import Engine, join_rows
 
 
@@ -53,7 +54,8 @@ def sampler_gap(
     """
     done = sampler.generate(prompts, max_new_tokens=max_new_tokens, key=key, num_samples=num_samples)
     rows = join_rows([p for p in prompts for _ in range(num_samples)], done)
-    scored = rows.to_completion(token_logps(model, rows.tokens, rows.lengths, rows.mask), max_new_tokens)
+    definition, params = models.split(model)
+    scored = rows.to_completion(token_logps(make_scorer(definition), params, rows), max_new_tokens)
     difference = (scored.astype(np.float64) - done.sampling_logps)[done.mask]
     return SamplerGap(
         tokens=difference.size,

@@ -227,8 +227,8 @@ def attend_cached(
     # A token has one scale a head, so integers go into the products and scales to the scores and weights.
     key_scales = keys.scales if isinstance(keys, Int8) else None
     value_scales = values.scales.swapaxes(2, 3) if isinstance(values, Int8) else None
-    keys, values = (x.values.astype(q.dtype) if isinstance(x, Int8) else x for x in (keys, values))
-    scores = product("bkgd,bkds->bkgs", q, keys, dtype=dtype)
+    k, v = (x.values.astype(q.dtype) if isinstance(x, Int8) else x for x in (keys, values))
+    scores = product("bkgd,bkds->bkgs", q, k, dtype=dtype)
     scores = scores if key_scales is None else scores * key_scales
     scores = softcap(scores, config.attention_softcap) + bias[:, None, None, :]
-    return _weighted(scores, values, "bkgs,bksd->bkgd", dtype, value_scales).reshape(rows, heads * size)
+    return _weighted(scores, v, "bkgs,bksd->bkgd", dtype, value_scales).reshape(rows, heads * size)

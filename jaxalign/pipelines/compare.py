@@ -10,12 +10,11 @@ import numpy as np
 
 from jaxalign import models
 from jaxalign.evaluation import Estimate, Perplexity, WinRate, estimate_mean, perplexity, win_rate
+from jaxalign.evaluation.policy import make_scorer, summed_logps
 from jaxalign.rewards import RewardRequest, evaluate_reward
 from jaxalign.rollout import Sampler, SamplingConfig, join_rows
-from jaxalign.training.scoring import score_tokens
 
 Judge = Callable[[str, str], float]
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -125,13 +124,7 @@ class Comparison:
         self.sampling, self.held_out = sampling, held_out
         self.sampler = Sampler(supervised)
         self.key = jax.random.key(seed)
-
-        @jax.jit
-        def score(params, tokens, lengths, mask):
-            model = models.merge(definition, params)
-            return score_tokens(model, tokens, lengths, mask, temperature=sampling.temperature or 1.0).logps
-
-        self._score = score
+        self._score = make_scorer(definition, temperature=sampling.temperature or 1.0)
         # Other random numbers than the supervised model's own row, so that a policy that never
         # moved would win half of the time rather than tie always.
         self.opponent = self.answers(supervised, draw=1)
@@ -156,7 +149,7 @@ class Comparison:
         if self.true_reward is not None:
             true = np.array([self.true_reward(p, c) for p, c in zip(self.prompt_texts, texts, strict=True)])
         rows = join_rows(self.prompts, done)
-        ours, theirs = (self._row_logps(p, rows) for p in (params, self.supervised))
+        ours, theirs = (summed_logps(self._score, p, rows) for p in (params, self.supervised))
         proxy = evaluate_reward(self.reward, request).scores
         assert proxy is not None
         return Answers(texts, np.asarray(proxy, np.float64), true, ours - theirs, np.asarray(done.lengths))
@@ -164,9 +157,7 @@ class Comparison:
     def result(self, name: str, model: Any, answers: Answers) -> MethodResult:
         """The row of one model, from its answers and the held-out text."""
         params = models.split(model)[1]
-        ppl = perplexity(
-            lambda batch: self._score(params, batch["tokens"], batch["lengths"], batch["mask"]), self.held_out
-        )
+        ppl = perplexity(lambda batch: self._score(params, batch), self.held_out)
         return MethodResult(
             name=name,
             true=None if answers.true is None else estimate_mean(answers.true),
@@ -176,15 +167,6 @@ class Comparison:
             wins=win_rate(answers.judged, self.opponent.judged),
             length=float(answers.lengths.mean()),
         )
-
-    def _row_logps(self, params: Any, rows: Any) -> np.ndarray:
-        sums = []
-        for start in range(0, len(rows.lengths), BATCH):
-            part = [getattr(rows, n)[start : start + BATCH] for n in ("tokens", "lengths", "mask")]
-            missing = BATCH - len(part[0])
-            part = [np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) for x in part]
-            sums.append(np.asarray(self._score(params, *part), np.float64).sum(1)[: BATCH - missing])
-        return np.concatenate(sums)
 
 
 def comparison_rows(results: Sequence[MethodResult]) -> list[dict[str, str]]:

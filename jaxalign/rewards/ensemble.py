@@ -13,9 +13,10 @@ from jaxalign.rewards.model import (
     Program,
     check_scores_whole,
     check_vocabulary,
-    in_batches,
+    forward_of,
     program_of,
     request_rows,
+    token_scores,
 )
 
 Aggregate = Literal["mean", "mean_minus_std", "worst"]
@@ -74,7 +75,9 @@ class EnsembleReward:
 
     def score_members(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """float32 [K, N]: each member's score of each row of token ids."""
-        return in_batches(self._program, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        found = token_scores(self._program, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        last = [scores[:, -1] for scores in found]
+        return np.stack(last, axis=1) if last else np.zeros((self.size, 0), np.float32)
 
     def offload(self) -> None:
         """From now on the weights wait in the host's memory between calls."""
@@ -92,7 +95,7 @@ def of_one_shape(members: Sequence[Any]) -> bool:
 
 
 def together(members: Sequence[Any]) -> Program:
-    """[K, B] scores, by one program for all members."""
+    """The program of `token_scores`, [K, R, T], one for all members."""
     definition = models.split(members[0])[0]
     params = [models.split(member)[1] for member in members]
     shared = all(same_arrays(params[0]["trunk"], other["trunk"]) for other in params[1:])
@@ -104,18 +107,16 @@ def together(members: Sequence[Any]) -> Program:
         for name, axis in axes.items()
     }
 
-    def forward(params, tokens, lengths):
-        return models.merge(definition, params)(tokens, lengths=lengths)
-
-    return Program(jax.jit(jax.vmap(forward, in_axes=(axes, None, None))), stacked)
+    function = jax.jit(jax.vmap(forward_of(definition), in_axes=(axes, None, None, None)))
+    return Program(function, stacked)
 
 
 def one_by_one(members: Sequence[Any]) -> Program:
-    """[K, B] scores, by a program for each member."""
+    """The program of `token_scores`, [K, R, T], by a program for each member."""
     programs = [program_of(member) for member in members]
 
-    def forward(params, tokens, lengths):
-        return np.stack([p.function(own, tokens, lengths) for p, own in zip(programs, params, strict=True)])
+    def forward(params, *rows):
+        return np.stack([p.function(own, *rows) for p, own in zip(programs, params, strict=True)])
 
     return Program(forward, [program.params for program in programs])
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxalign import models
+from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, rung
 from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device, to_host
 from jaxalign.rewards.base import RewardRequest, Rewards
@@ -35,7 +36,8 @@ class ModelReward:
 
     def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """float32 [N]: the score of each row of token ids."""
-        return in_batches(self._program, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        found = token_scores(self._program, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        return np.asarray([scores[-1] for scores in found], np.float32)
 
     def offload(self) -> None:
         """From now on the weights wait in the host's memory between calls."""
@@ -44,20 +46,20 @@ class ModelReward:
 
 @dataclass
 class Program:
-    """A compiled function of weights, token ids [B, T] and lengths [B], with its weights.
+    """A compiled function of weights and packed rows, with its weights.
 
     Attributes:
-      function: weights, tokens, lengths -> [..., B].
+      function: (weights, tokens, positions, segment_ids), int32 [R, T] -> scores [..., R, T].
       params: the weights, on the device or in the host's memory.
     """
 
-    function: Callable[[Any, Any, Any], Any]
+    function: Callable[..., Any]
     params: Any
 
-    def loaded(self) -> Callable[[Any, Any], Any]:
-        """(tokens, lengths) -> [..., B], with the weights on the device for as long as it is there."""
+    def loaded(self) -> Callable[..., Any]:
+        """(tokens, positions, segment_ids) -> scores, with the weights on the device for as long as it is there."""
         params = on_device(self.params)
-        return lambda tokens, lengths: self.function(params, tokens, lengths)
+        return lambda *rows: self.function(params, *rows)
 
     def offload(self) -> None:
         """From now on the weights wait in the host's memory between uses."""
@@ -65,12 +67,16 @@ class Program:
 
 
 def program_of(model: Any) -> Program:
-    """The scores [B] of a `ScalarModel`, compiled once a shape."""
+    """The program of `token_scores` for a `ScalarModel`: scores [R, T], compiled once a shape."""
     definition, params = models.split(model)
-    function = jax.jit(
-        lambda params, tokens, lengths: models.merge(definition, params)(tokens, lengths=lengths)
+    return Program(jax.jit(forward_of(definition)), params)
+
+
+def forward_of(definition: Any) -> Callable[..., jax.Array]:
+    """(params, tokens, positions, segment_ids) -> the score after each token of packed rows."""
+    return lambda params, tokens, positions, segment_ids: models.merge(definition, params).per_token(
+        tokens, positions=positions, segment_ids=segment_ids, max_segments=MAX_SEGMENTS
     )
-    return Program(function, params)
 
 
 def check_vocabulary(model: Any, vocabulary: int | None) -> None:
@@ -104,35 +110,46 @@ def request_rows(request: RewardRequest) -> list[list[int]]:
     ]
 
 
-def in_batches(
+def token_scores(
     program: Program,
     rows: Sequence[Sequence[int]],
     *,
     batch_size: int,
     pad_multiple: int,
-) -> np.ndarray:
-    """Scores of rows of token ids, by a program for whole batches.
+) -> list[np.ndarray]:
+    """What scalar models say after each token of rows of token ids, which are laid end to end in fewer rows.
+
+    Equal rows are scored once: where they lie would change the last bit, and ties would be none.
 
     Args:
-      program: gives [..., batch_size].
-      rows: N rows.
-      batch_size: rows at once.
-      pad_multiple: T is the longest row's length, rounded up to a multiple of it.
+      program: gives [..., R, T].
+      rows: N rows; an empty one stands for a row of token 0.
+      batch_size: packed rows R at most.
+      pad_multiple: T is a multiple of it, R and T are of short ladders, so that few programs serve all calls.
 
     Returns:
-      float32 [..., N].
+      N arrays, float32 [..., length of the row].
     """
-    longest = max((len(row) for row in rows), default=1)
-    width = -(-longest // pad_multiple) * pad_multiple
-    parts, forward = [], program.loaded()
-    for start in range(0, max(len(rows), 1), batch_size):
-        part = rows[start : start + batch_size]
-        # Filler rows keep the shape, so that one program serves every call.
-        tokens = np.zeros((batch_size, width), np.int32)
-        lengths = np.ones(batch_size, np.int32)
-        for index, row in enumerate(part):
-            tokens[index, : len(row)] = row
-            lengths[index] = max(len(row), 1)
-        values = np.asarray(jax.device_get(forward(tokens, lengths)), np.float32)
-        parts.append(values[..., : len(part)])
-    return np.concatenate(parts, axis=-1)
+    asked = [tuple(row) or (0,) for row in rows]
+    rows = list(dict.fromkeys(asked))
+    lengths = [len(row) for row in rows]
+    width = pad_multiple * rung(-(-max(lengths, default=1) // pad_multiple), steps=4)
+    bins = best_fit_decreasing(lengths, width)
+    batches = max(-(-len(bins) // batch_size), 1)
+    height = max(min(rung(-(-len(bins) // batches), steps=4), batch_size), 1)
+    found, forward = {}, program.loaded()
+    for start in range(0, len(bins), height):
+        tokens, positions, segments = np.zeros((3, height, width), np.int32)
+        places = {}
+        for line, members in enumerate(bins[start : start + height]):
+            column = 0
+            for index in members:
+                place = slice(column, column + lengths[index])
+                tokens[line, place] = rows[index]
+                positions[line, place] = np.arange(lengths[index])
+                segments[line, place] = index + 1
+                places[index], column = (line, place), place.stop
+        scores = np.asarray(jax.device_get(forward(tokens, positions, segments)), np.float32)
+        for index, (line, place) in places.items():
+            found[rows[index]] = scores[..., line, place]
+    return [found[row] for row in asked]

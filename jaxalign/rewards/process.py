@@ -4,14 +4,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
-from jaxalign import models
 from jaxalign.data import ChatFormat
 from jaxalign.errors import ConfigError
 from jaxalign.rewards.base import RewardRequest, Rewards
-from jaxalign.rewards.model import Program, check_vocabulary, in_batches
+from jaxalign.rewards.model import check_vocabulary, program_of, token_scores
 
 StepScore = Literal["minimum", "difference", "probability", "logit"]
 
@@ -44,8 +42,7 @@ class ProcessReward:
       tokenizer: the policy's.
       separator: text that ends a step; empty takes the model's own.
       score: minimum, difference, probability or logit.
-      batch_size: rows scored at once.
-      pad_multiple: rows are padded to a multiple of it.
+      batch_size, pad_multiple: see `rewards.model.token_scores`.
       vocabulary: the policy's size, checked where given.
 
     Raises:
@@ -79,13 +76,7 @@ class ProcessReward:
         if not self._end:
             raise ConfigError(f"reward.separator: the tokenizer has no token for {self.separator!r}")
         self._split = StepSplitter(tokenizer, self.separator)
-        definition, params = models.split(model)
-
-        @jax.jit
-        def forward(params, tokens, lengths):
-            return models.merge(definition, params).per_token(tokens, lengths=lengths).T
-
-        self._program = Program(forward, params)
+        self._program = program_of(model)
 
     def score(self, request: RewardRequest) -> Rewards:
         """`Rewards` with token rewards [N, C] and where steps end."""
@@ -128,9 +119,8 @@ class ProcessReward:
             over = max(len(row) - self.config.max_positions, 0)
             rows.append(row[over:])
             ends.append(np.maximum(np.asarray(at, np.int64) - over, 0))
-        # [T, N]: the helper cuts and joins rows along the last axis.
-        logits = in_batches(self._program, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple).T
-        return [logits[row, at] for row, at in enumerate(ends)]
+        logits = token_scores(self._program, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        return [of_row[at] for of_row, at in zip(logits, ends, strict=True)]
 
 
 def step_rewards(logits: np.ndarray, kind: StepScore) -> np.ndarray:

@@ -30,16 +30,19 @@ class TrainConfig:
 
     Attributes:
       batch_size: rows (pairs, questions) an optimizer step sees.
+      batch_tokens: columns of tokens an optimizer step sees at most, padding included, in place of batch_size: rows of
+        like lengths go together, many short ones or few long ones; 0 takes batch_size. Not with packing.
       accumulation_steps: micro-batches a step is split into, to save memory.
       steps: optimizer steps in all; 0 takes epochs.
       epochs: passes over the training rows, where steps is 0.
       eval_batch_size: rows in an evaluation batch; 0 takes batch_size.
       eval_batches: evaluation batches at most; 0 takes all.
-      packing: lay out the rows of a batch end to end in fewer rows, so that padding and prompts cost little;
-        the loss is the same.
+      packing: lay out the rows of a batch end to end in fewer rows, so that padding costs little; the loss is
+        the same.
     """
 
     batch_size: int = 8
+    batch_tokens: int = 0
     accumulation_steps: int = 1
     steps: int = 0
     epochs: float = 1.0
@@ -50,7 +53,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"train.batch_size must be 1 or more, got {self.batch_size}")
-        if self.accumulation_steps < 1 or self.batch_size % self.accumulation_steps:
+        if self.batch_tokens < 0:
+            raise ValueError(f"train.batch_tokens must not be negative, got {self.batch_tokens}")
+        if self.batch_tokens and self.packing:
+            raise ValueError(
+                "train.batch_tokens and train.packing: choose one; packed rows have little padding at any batch_size"
+            )
+        if self.accumulation_steps < 1:
+            raise ValueError(f"train.accumulation_steps must be 1 or more, got {self.accumulation_steps}")
+        if not self.batch_tokens and self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"train.accumulation_steps must divide train.batch_size = {self.batch_size}, "
                 f"got {self.accumulation_steps}"
@@ -60,9 +71,9 @@ class TrainConfig:
         if not self.steps and self.epochs <= 0:
             raise ValueError(f"train.epochs must be positive where train.steps is 0, got {self.epochs}")
 
-    def total_steps(self, rows: int) -> int:
-        """Optimizer steps over `rows` training rows."""
-        return self.steps or max(1, round(self.epochs * rows / self.batch_size))
+    def total_steps(self, per_epoch: float) -> int:
+        """Optimizer steps, of batches of which an epoch has so many."""
+        return self.steps or max(1, round(self.epochs * per_epoch))
 
 
 class Interrupted(BaseException):
@@ -78,8 +89,10 @@ class Interrupted(BaseException):
 
 
 class Batches(Protocol):
-    """A resumable iterator; see `jaxalign.data.BatchIterator`."""
+    """A resumable iterator; see `jaxalign.data.BatchIterator` and `TokenBatches`."""
 
+    @property
+    def per_epoch(self) -> float: ...
     def next(self) -> Mapping[str, Any]: ...
     def state(self) -> Mapping[str, Any]: ...
     def restore(self, state: Mapping[str, Any]) -> None: ...
@@ -108,7 +121,9 @@ class Loop:
     total_steps: int
     evaluate: Callable[[TrainState], dict[str, float]] | None = None
     sample: Callable[[TrainState], list[dict[str, Any]]] | None = None
-    tokens_in: Callable[[Mapping[str, Any]], int] = lambda batch: int(np.sum(batch["lengths"]))
+    tokens_in: Callable[[Mapping[str, Any]], int] = lambda batch: (
+        int(np.sum(batch["lengths"])) - batch.get("filler_tokens", 0)
+    )
     learning_rate: Callable[[int], Any] | None = None
     _last_eval: dict[str, float] = field(default_factory=dict)
     _rates: np.ndarray | None = None

@@ -28,8 +28,8 @@ class RolloutTrainConfig:
       logp_tolerance: largest difference of sampler and training log-probs allowed before the first
         update, nats; 0 picks 1e-3 for float32 and 0.1 for bfloat16 (a server has rollout.engine.logp_tolerance).
         With int8 rollouts it bounds the mean difference, and 0 picks 0.05.
-      packing: lay out the rows of a batch end to end in fewer rows, so that padding and prompts cost little;
-        the loss is the same.
+      packing: lay out the rows of a batch end to end in fewer rows, so that padding costs little; the loss is
+        the same.
       offload: keep the reference and the reward models in the host's memory while they are not used, where the
         device has memory of its own (GPU, TPU). Each update copies them to the device once.
     """

@@ -1,4 +1,4 @@
-"""Packed rows on the device: tokens into them, and what a model says of them back to where the batch has them."""
+"""Layouts of rows on the device: tokens into packed rows, and what a model says of them back to where they were."""
 
 import math
 from collections.abc import Mapping
@@ -15,23 +15,26 @@ from jaxalign.data.packing import MAX_SEGMENTS
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packing:
-    """The layout that `data.packed` adds to a batch of N rows of T tokens.
+    """The layout that `data.packed` or `data.with_heads` adds to a batch of N rows of T tokens.
 
     Attributes:
-      places: row * T + column of the token in each column of the packed rows; N * T in padding.
-      counted: for each shard of the packed rows, flattened, the columns whose hidden state predicts a counted
-        token; -1 fills. None where no vocabulary head is applied.
+      places: row * T + column of the token in each column of the packed rows; N * T in padding. None where the
+        rows are not packed: then they are the R = N rows below.
+      counted: for each shard of the R rows, flattened, the columns whose hidden state predicts a counted token;
+        -1 fills. None where no vocabulary head is applied, or (to rows that are not packed) to all columns.
     """
 
-    places: Int[Array, "R T"]
+    places: Int[Array, "R T"] | None = None
     counted: Int[Array, "S C"] | None = None
 
-    def rows(self, tokens: Int[Array, "N T"]) -> dict[str, Any]:
-        """The arguments by which a model reads the packed rows.
+    def rows(self, tokens: Int[Array, "N T"], lengths: Int[Array, " N"]) -> dict[str, Any]:
+        """The arguments by which a model reads the rows.
 
         Returns:
-          tokens, positions and segment_ids, int32 [R, T], and max_segments.
+          tokens with lengths, or with positions and segment_ids, int32 [R, T], and max_segments.
         """
+        if self.places is None:
+            return {"tokens": tokens, "lengths": lengths}
         width = tokens.shape[1]
         there = self.places < tokens.size
         return {
@@ -42,6 +45,10 @@ class Packing:
             "max_segments": MAX_SEGMENTS,
         }
 
+    def back(self, values: Float[Array, "R T *D"], shape: tuple[int, ...]) -> Float[Array, "N T *D"]:
+        """What a model says of each column of the rows, at its token's place in rows of this shape."""
+        return values if self.places is None else spread(values, self.places, shape)
+
     def heads(self, hidden: Float[Array, "R T D"]) -> Float[Array, "S C D"]:
         """The hidden states that predict counted tokens; some state in filled slots."""
         assert self.counted is not None
@@ -51,17 +58,18 @@ class Packing:
     def targets(self, size: int) -> Int[Array, "S C"]:
         """Where the token lies that each of `heads` predicts, row * T + column; `size` = N * T in filled slots."""
         assert self.counted is not None
-        before = jnp.take_along_axis(
-            self.places.reshape(self.counted.shape[0], -1), jnp.maximum(self.counted, 0), axis=1
-        )
+        shards, columns = self.counted.shape[0], jnp.maximum(self.counted, 0)
+        if self.places is None:
+            before = columns + jnp.arange(shards)[:, None] * (size // shards)
+        else:
+            before = jnp.take_along_axis(self.places.reshape(shards, -1), columns, axis=1)
         return jnp.where(self.counted < 0, size, before + 1)
 
 
 def packing_of(batch: Mapping[str, Any], prefix: str = "") -> Packing | None:
-    """The layout of a batch's rows (of those of the prefix); None where they are not packed."""
-    if prefix + "packed" not in batch:
-        return None
-    return Packing(batch[prefix + "packed"], batch.get(prefix + "counted"))
+    """The layout of a batch's rows (of those of the prefix); None where it has none."""
+    places, counted = batch.get(prefix + "packed"), batch.get(prefix + "counted")
+    return None if places is None and counted is None else Packing(places, counted)
 
 
 def taken(values: Shaped[Array, "N T"], places: Int[Array, "*P"]) -> Shaped[Array, "*P"]:

@@ -9,7 +9,6 @@ import jax
 
 from jaxalign import models
 from jaxalign.data import (
-    BatchIterator,
     Dataset,
     collate_comparisons,
     collate_labels,
@@ -104,6 +103,9 @@ def train_dpo(
         if form.unpaired:
             collate, arrange = partial(collate_labels, mismatched=form.statistic == "kl"), question_axis
         collate = setup.collate_of(collate, data.train, packing=config.train.packing)
+        batches = setup.training_batches(
+            config.train, data.train, seed=config.run.seed, collate=collate, mesh=mesh
+        )
         # The update donates its own copy of the parameters, so the start can serve as reference.
         reference_definition, reference_params = models.split(policy if reference is None else reference)
         scorer, trained, base = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
@@ -117,7 +119,7 @@ def train_dpo(
             frozen["reference"] = {}
         # Live it is in `frozen`; else nothing reads it any more, and it leaves the device.
         del policy, reference, reference_params
-        total = config.train.total_steps(len(data.train))
+        total = config.train.total_steps(batches.per_epoch)
         optimizer, schedule = make_optimizer(config.optimizer, total)
         loss = preference_loss(scorer, reference_definition, config.loss)
         parts = config.train.accumulation_steps
@@ -148,9 +150,7 @@ def train_dpo(
         loop = Loop(
             run=run,
             store=setup.checkpoint_store(run),
-            batches=BatchIterator(
-                data.train, batch_size=config.train.batch_size, seed=config.run.seed, collate=collate
-            ),
+            batches=batches,
             update=update,
             total_steps=total,
             evaluate=held_out if data.validation else None,

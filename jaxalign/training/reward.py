@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxalign import models
 from jaxalign.data import (
-    BatchIterator,
     DataConfig,
     collate_comparisons,
     collate_rankings,
@@ -102,10 +101,10 @@ class RewardConfig:
                 "ensemble.size above 1 is for loss.labels=pairs and best_of_n: the members' rewards are made one "
                 f"a completion; got {self.ensemble.size} with loss.labels=steps"
             )
-        if self.ensemble.size > 1 and self.train.packing:
+        if self.ensemble.size > 1 and self.train.batch_tokens:
             raise ValueError(
-                "train.packing=true is for a single reward model; leave it out with ensemble.size above 1, "
-                f"got {self.ensemble.size}"
+                "train.batch_tokens is for a single reward model: the members of an ensemble take steps of one shape; "
+                f"set train.packing=true with ensemble.size above 1, got {self.ensemble.size}"
             )
         if self.ensemble.members == "heads" and self.lora.enabled:
             raise ValueError(
@@ -196,6 +195,8 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
         data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
         setup.check_context(model.config, data)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
+        packing = config.train.packing
+        collate = setup.collate_of(collate, data.train, packing=packing)
         if config.ensemble.size > 1:
             return train_ensemble(
                 config,
@@ -209,12 +210,14 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
             )
         scalar = models.create_scalar_model(model, config.head, key=jax.random.fold_in(key, 1), steps=steps)
         policy, trained, frozen = setup.scalar_of(scalar, config.lora, mesh, key=jax.random.fold_in(key, 2))
-        total = config.train.total_steps(len(data.train))
+        parts = config.train.accumulation_steps
+        batches = setup.training_batches(
+            config.train, data.train, seed=config.run.seed, collate=collate, mesh=mesh
+        )
+        total = config.train.total_steps(batches.per_epoch)
         optimizer, schedule = make_optimizer(config.optimizer, total)
         loss = reward_loss(policy, config.loss)
-        parts, packing = config.train.accumulation_steps, config.train.packing
         update = make_update(loss, count, optimizer, accumulation_steps=parts)
-        collate = setup.collate_of(collate, data.train, packing=packing)
         size = config.train.eval_batch_size or config.train.batch_size
 
         def place(batch, into=1):
@@ -230,9 +233,7 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
         loop = Loop(
             run=run,
             store=setup.checkpoint_store(run),
-            batches=BatchIterator(
-                data.train, batch_size=config.train.batch_size, seed=config.run.seed, collate=collate
-            ),
+            batches=batches,
             update=lambda state, batch: update(state, frozen, place(batch, parts), update_key),
             total_steps=total,
             evaluate=held_out if data.validation else None,

@@ -17,14 +17,15 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign import models
-from jaxalign.data import BatchIterator, Dataset, eval_batches
+from jaxalign.data import BatchIterator, Dataset, eval_batches, packed_alike
 from jaxalign.errors import DataError
 from jaxalign.losses import ensemble_disagreement
-from jaxalign.mesh import shard_batch
+from jaxalign.mesh import row_shards, shard_batch
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.loop import Batches, Loop, summary
 from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten, valid_rows
 from jaxalign.training.scoring import ScalarPolicy
 from jaxalign.training.setup import TrainResult
@@ -55,15 +56,22 @@ class EnsembleConfig:
 class MemberBatches:
     """One batch for each member, stacked [K, ...]: the protocol of `BatchIterator`.
 
-    Rows of tokens are as wide as the widest member's; more padding changes no score.
+    Args:
+      members: of each.
+      options: of `stack_batches`.
     """
 
-    def __init__(self, members: Sequence[Batches]) -> None:
-        self._members = list(members)
+    def __init__(self, members: Sequence[Batches], **options: Any) -> None:
+        self._members, self._options = list(members), options
+
+    @property
+    def per_epoch(self) -> float:
+        """Batches of an epoch, the same number for each."""
+        return self._members[0].per_epoch
 
     def next(self) -> dict[str, Any]:
         """The next batch of every member."""
-        return stack_batches([member.next() for member in self._members])
+        return stack_batches([member.next() for member in self._members], **self._options)
 
     def state(self) -> dict[str, Any]:
         """The positions of all members."""
@@ -79,14 +87,21 @@ class MemberBatches:
             member.restore(saved)
 
 
-def stack_batches(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def stack_batches(
+    batches: Sequence[Mapping[str, Any]], *, packing: bool = False, parts: int = 1, shards: int = 1
+) -> dict[str, np.ndarray]:
     """The numeric arrays of K batches as [K, ...]; rows of tokens are filled up to one width.
+
+    Args:
+      batches: one of each member.
+      packing: lay out each member's rows in fewer ones, as many for all.
+      parts, shards: see `data.packed`.
 
     Raises:
       DataError: questions with different numbers of candidates.
     """
-    parts = [setup.device_part(batch) for batch in batches]
-    shapes = [part["tokens"].shape for part in parts]
+    found = [setup.device_part(batch) for batch in batches]
+    shapes = [batch["tokens"].shape for batch in found]
     if len({shape[:-1] for shape in shapes}) > 1:
         raise DataError(
             "rankings in one data set need the same number of candidates; there are "
@@ -99,7 +114,10 @@ def stack_batches(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]
             return array
         return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, width - array.shape[-1])])
 
-    return {name: np.stack([filled(part[name]) for part in parts]) for name in parts[0]}
+    found = [{name: filled(array) for name, array in batch.items()} for batch in found]
+    if packing:
+        found = packed_alike(found, parts=parts, shards=shards)
+    return {name: np.stack([batch[name] for batch in found]) for name in found[0]}
 
 
 # --- leaves -----------------------------------------------------------------------------------
@@ -245,7 +263,7 @@ def make_member_evaluation(policy: ScalarPolicy, loss_of: Callable[[Any], LossFu
 
     def member(params: Any, frozen: Any, batch: Mapping[str, jax.Array]):
         tokens, _, lengths = flatten(batch)
-        scores = policy.last(params, frozen, tokens, lengths)
+        scores = policy.last(params, frozen, tokens, lengths, packing=packing_of(batch))
         return scores.reshape(batch["lengths"].shape), of_scores(scores, {}, batch)
 
     return jax.jit(jax.vmap(member, in_axes=(0, None, None)))
@@ -300,7 +318,16 @@ def train_ensemble(
     """
     train, size = config.train, config.train.eval_batch_size or config.train.batch_size
     policy, trained, frozen = create_members(config, model, mesh)
-    total = train.total_steps(len(data.train))
+    batches = MemberBatches(
+        [
+            BatchIterator(data.train, batch_size=train.batch_size, seed=seed, collate=collate)
+            for seed in seeds(config)
+        ],
+        packing=train.packing,
+        parts=train.accumulation_steps,
+        shards=row_shards(mesh),
+    )
+    total = train.total_steps(batches.per_epoch)
     optimizer, schedule = make_optimizer(config.optimizer, total)
     update = make_update(
         loss_of(policy),
@@ -312,41 +339,37 @@ def train_ensemble(
     evaluate = make_member_evaluation(policy, loss_of)
 
     def held_out(params: Any, limit: int = 0) -> HeldOut:
-        batches = eval_batches(data.validation or data.train, size, collate)
-        placed = (shard_batch(setup.device_part(batch), mesh) for batch in batches)
+        rows = eval_batches(data.validation or data.train, size, collate)
+        placed = (setup.on_mesh(batch, mesh, packing=train.packing, head=False) for batch in rows)
         return score_held_out(evaluate, params, frozen, placed, limit)
 
     def evaluated(state: TrainState) -> dict[str, float]:
         return held_out(state.params, train.eval_batches).metrics(normalize=config.normalizes)
 
-    members = [
-        BatchIterator(data.train, batch_size=train.batch_size, seed=seed, collate=collate)
-        for seed in seeds(config)
-    ]
     keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 3) for seed in seeds(config)])
     loop = Loop(
         run=run,
         store=setup.checkpoint_store(run),
-        batches=MemberBatches(members),
+        batches=batches,
         update=lambda state, batch: update(state, frozen, shard_batch(batch, mesh, axis=1), keys),
         total_steps=total,
         evaluate=evaluated if data.validation else None,
         learning_rate=schedule,
     )
-    state, metrics = loop.fit(create_member_states(trained, optimizer, len(members)))
+    state, metrics = loop.fit(create_member_states(trained, optimizer, config.ensemble.size))
     if config.normalizes:
         gain, bias = held_out(state.params).normalizer()
         for index, pair in enumerate(zip(gain, bias, strict=True)):
             metrics[f"final/member-{index}/gain"], metrics[f"final/member-{index}/bias"] = map(float, pair)
     else:
-        gain, bias = np.ones(len(members)), np.zeros(len(members))
+        gain, bias = np.ones(config.ensemble.size), np.zeros(config.ensemble.size)
     found = [
         setup.merged_scalar(
             policy,
             member_of(state.params, index),
             models.with_normalizer(frozen, gain=gain[index], bias=bias[index]),
         )
-        for index in range(len(members))
+        for index in range(config.ensemble.size)
     ]
     models.save_reward_ensemble(found, run.folder / "export", tokenizer=tokenizer)
     run.finish(metrics)

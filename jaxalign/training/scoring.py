@@ -88,7 +88,7 @@ def score_tokens(
     dropout_key: jax.Array | None = None,
     packing: Packing | None = None,
 ) -> TokenScores:
-    """Scores right-padded rows, or the same rows packed, with the same result.
+    """Scores right-padded rows by any layout, with the same result.
 
     Args:
       model: a `Transformer`.
@@ -98,25 +98,24 @@ def score_tokens(
       adapter: LoRA adapter, or None.
       temperature: the sampling temperature; logits are divided by it.
       dropout_key: for LoRA dropout; None turns it off.
-      packing: how the rows are packed, so that neither padding nor, in the head, what does not count costs
-        anything. All counted tokens must be among those it was made for. None where they are not.
+      packing: a layout by which padding (of packed rows) and, in the head, what does not count cost nothing. All
+        counted tokens must be among those it was made for. None where there is none.
     """
     options: dict[str, Any] = {"adapter": adapter}
     if dropout_key is not None:
         options["dropout_key"] = dropout_key
     head = {"embedding": model.head, "temperature": temperature, **model.head_options}
+    layout = packing or Packing()
+    states = model.hidden(**layout.rows(tokens, lengths), **options)
     if packing is None:
-        hidden = model.hidden(tokens, lengths=lengths, **options)
-        stats = linear_logprobs(hidden[:, :-1], targets=tokens[:, 1:], mask=mask[:, 1:], **head)
+        stats = linear_logprobs(states[:, :-1], targets=tokens[:, 1:], mask=mask[:, 1:], **head)
         stats = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), stats)
     else:
-        states = model.hidden(**packing.rows(tokens), **options)
-        places = packing.targets(tokens.size)
+        places = layout.targets(tokens.size)
         stats = linear_logprobs(
-            packing.heads(states), targets=taken(tokens, places), mask=taken(mask, places), **head
+            layout.heads(states), targets=taken(tokens, places), mask=taken(mask, places), **head
         )
         stats = jax.tree.map(lambda x: spread(x, places, tokens.shape), stats)
-        hidden = spread(states, packing.places, tokens.shape)
     return TokenScores(
         logps=stats.logps,
         entropy=stats.entropy,
@@ -124,7 +123,7 @@ def score_tokens(
         logsumexp=stats.logsumexp,
         mean_logps=stats.mean_logps,
         sum_squared_probs=stats.sum_squared_probs,
-        hidden=hidden,
+        hidden=layout.back(states, tokens.shape),
     )
 
 
@@ -167,10 +166,9 @@ class ScalarPolicy:
     ) -> Float[Array, "B T"]:
         """The score after each token; the rows may be packed, with the same result."""
         model, adapter = self.parts(trained, frozen)
-        if packing is None:
-            return model.per_token(tokens, lengths=lengths, adapter=adapter, dropout_key=key)
-        scores = model.per_token(**packing.rows(tokens), adapter=adapter, dropout_key=key)
-        return spread(scores, packing.places, tokens.shape)
+        layout = packing or Packing()
+        scores = model.per_token(**layout.rows(tokens, lengths), adapter=adapter, dropout_key=key)
+        return layout.back(scores, tokens.shape)
 
     def last(
         self,

@@ -14,7 +14,16 @@ from jax.sharding import Mesh
 
 from jaxalign import models
 from jaxalign.checkpoints.orbax_store import CheckpointStore
-from jaxalign.data import Dataset, Example, packed, usual_width
+from jaxalign.data import (
+    BatchIterator,
+    Dataset,
+    Example,
+    TokenBatches,
+    counted_tokens,
+    packed,
+    usual_width,
+    with_heads,
+)
 from jaxalign.data.batches import Collate
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import (
@@ -29,6 +38,7 @@ from jaxalign.mesh import (
 from jaxalign.models.lora import LoraConfig, create_adapter
 from jaxalign.rollout import Engine, Sampler, SamplingConfig, ServerEngine
 from jaxalign.runs import Run, RunConfig
+from jaxalign.training.loop import TrainConfig
 from jaxalign.training.scoring import CausalPolicy, ScalarPolicy
 
 Dtype = Literal["float32", "bfloat16"]
@@ -209,16 +219,41 @@ def on_mesh(
       mesh: the devices.
       packing: lay out its rows of tokens in fewer, fuller ones (see `data.packed`).
       parts: micro-batches it will be split into.
-      head: whether a vocabulary head reads them.
+      head: whether a vocabulary head reads them; it will read what predicts counted tokens.
     """
+    shards = row_shards(mesh)
     if packing:
-        batch = packed(batch, parts=parts, shards=row_shards(mesh), counted=head)
+        batch = packed(batch, parts=parts, shards=shards, counted=head)
+    elif head:
+        batch = with_heads(batch, parts=parts, shards=shards)
     return shard_batch(device_part(batch), mesh)
 
 
+def training_batches(
+    config: TrainConfig, examples: Sequence[Example], *, seed: int, collate: Collate, mesh: Mesh
+) -> BatchIterator | TokenBatches:
+    """The batches that an optimizer step takes, by rows or by tokens.
+
+    Raises:
+      ConfigError: a budget of tokens that does not hold the longest examples.
+    """
+    if not config.batch_tokens:
+        return BatchIterator(examples, batch_size=config.batch_size, seed=seed, collate=collate)
+    multiple = config.accumulation_steps * row_shards(mesh)
+    return TokenBatches(examples, tokens=config.batch_tokens, multiple=multiple, seed=seed, collate=collate)
+
+
 def collate_of(collate: Collate, examples: Sequence[Example], *, packing: bool) -> Collate:
-    """`collate` of one width for nearly all batches where rows are packed: more columns cost nothing there."""
-    return partial(collate, width=usual_width(examples)) if packing else collate
+    """`collate` with what makes batches of the examples share programs.
+
+    Packed rows get one width for nearly all batches, as more columns cost nothing there; padded ones the moments by
+    which `with_heads` finds one number of heads for each width.
+    """
+    if packing:
+        return partial(collate, width=usual_width(examples))
+    counted = counted_tokens(examples)
+    moments = (float(counted.mean()), float(counted.std()))
+    return lambda rows, numbers, **options: collate(rows, numbers, **options) | {"counted_moments": moments}
 
 
 def device_part(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.data import BatchIterator, DataConfig, collate_demonstrations, eval_batches, load_dataset
+from jaxalign.data import DataConfig, collate_demonstrations, eval_batches, load_dataset
 from jaxalign.losses import token_mean
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
@@ -119,13 +119,16 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
         setup.check_context(model.config, data)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
         policy, trained, frozen = setup.policy_of(model, config.lora, mesh, key=jax.random.fold_in(key, 1))
-        total = config.train.total_steps(len(data.train))
+        parts, packing = config.train.accumulation_steps, config.train.packing
+        collate = setup.collate_of(collate_demonstrations, data.train, packing=packing)
+        batches = setup.training_batches(
+            config.train, data.train, seed=config.run.seed, collate=collate, mesh=mesh
+        )
+        total = config.train.total_steps(batches.per_epoch)
         optimizer, schedule = make_optimizer(config.optimizer, total)
         loss = sft_loss(policy, config.loss)
-        parts, packing = config.train.accumulation_steps, config.train.packing
         update = make_update(loss, sft_counts, optimizer, accumulation_steps=parts)
         update_key = jax.random.fold_in(key, 3)
-        collate = setup.collate_of(collate_demonstrations, data.train, packing=packing)
         generator = setup.Generator(policy, frozen, config.sampling, tokenizer, jax.random.fold_in(key, 2))
         prompts = [list(e.prompt_tokens) for e in (data.validation or data.train)[: config.run.sample_rows]]
         size = config.train.eval_batch_size or config.train.batch_size
@@ -139,9 +142,7 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
         loop = Loop(
             run=run,
             store=setup.checkpoint_store(run),
-            batches=BatchIterator(
-                data.train, batch_size=config.train.batch_size, seed=config.run.seed, collate=collate
-            ),
+            batches=batches,
             update=lambda state, batch: update(
                 state, frozen, setup.on_mesh(batch, mesh, packing=packing, parts=parts), update_key
             ),

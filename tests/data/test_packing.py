@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxalign.data import packed
+from jaxalign.data import packed, packed_alike, with_heads
 from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, rung
 from jaxalign.training.step import split_rows
 
@@ -114,6 +114,57 @@ def test_mismatched_rows_are_packed_too_and_heads_only_where_asked():
     added = set(packed(more)) - set(more)
     assert added == {"packed", "counted", "kl_packed", "kl_counted"}
     assert set(packed(more, counted=False)) - set(more) == {"packed", "kl_packed"}
+
+
+@pytest.mark.parametrize(
+    ("examples", "parts", "shards", "pieces"), [(8, 1, 1, 1), (8, 2, 4, 4), (6, 2, 2, 1)]
+)
+def test_heads_of_padded_rows_stand_before_the_counted_tokens(examples, parts, shards, pieces):
+    lengths = np.random.default_rng(0).integers(1, WIDTH + 1, (examples, 2))
+    valid = np.arange(examples) != 1
+    rows = batch(lengths, valid=valid)
+    found = with_heads(rows, parts=parts, shards=shards)
+    assert set(found) - set(rows) == {"counted"}
+    # Three examples a micro-batch do not go onto two devices, so their heads are not cut up.
+    assert len(found["counted"]) == parts * pieces
+    heads = split_rows(parts)(found["counted"])
+    for part in range(parts):
+        mask = (rows["mask"] & valid[:, None, None])[part::parts].reshape(-1, WIDTH)
+        size = mask.size // pieces
+        predicted = [p * size + c + 1 for p in range(pieces) for c in heads[part][p] if c >= 0]
+        assert predicted == np.flatnonzero(mask).tolist()
+
+
+def test_where_nearly_all_columns_count_the_head_is_applied_to_all():
+    rows = batch([WIDTH] * 4)
+    rows["mask"] = np.arange(WIDTH) > 2 + np.zeros((4, 1))  # 13 of 16
+    assert set(with_heads(rows)) == set(rows)
+    rows["mask"] = np.arange(WIDTH) > 3 + np.zeros((4, 1))  # 12 of 16, three quarters
+    assert with_heads(rows)["counted"].shape == (1, 48)
+
+
+def test_by_their_moments_batches_have_one_number_of_heads():
+    rng = np.random.default_rng(0)
+    plain, alike = set(), []
+    for seed in range(200):
+        rows = batch(rng.integers(4, WIDTH + 1, 16), seed=seed)  # 4.5 tokens count on average
+        plain.add(with_heads(rows)["counted"].shape)
+        alike.append(with_heads(rows | {"counted_moments": (4.5, 2.4)})["counted"].shape[1])
+    assert len(plain) > 1
+    assert alike.count(max(alike)) >= 199
+    assert max(alike) <= 128  # half of the columns
+
+
+def test_batches_packed_alike_have_as_many_rows_and_each_its_own_tokens():
+    batches = [batch(lengths) for lengths in ([16] * 8, [3] * 8, [9, 8] * 4)]
+    found = packed_alike(batches, parts=2, shards=2)
+    assert {len(one["packed"]) for one in found} == {8}
+    for one, rows in zip(found, batches, strict=True):
+        assert "counted" not in one
+        for part, places in enumerate(split_rows(2)(one["packed"])):
+            tokens = rows["tokens"][part::2]
+            there = np.append(tokens.ravel(), -1)[places]
+            np.testing.assert_array_equal(np.sort(there[there >= 0]), np.sort(tokens[tokens >= 0]))
 
 
 def test_hundreds_of_batches_have_few_shapes_and_little_padding():

@@ -9,7 +9,7 @@ import pytest
 
 from jaxalign import models
 from jaxalign.errors import UserError
-from jaxalign.evaluation.policy import token_logps
+from jaxalign.evaluation.policy import make_scorer, token_logps
 from jaxalign.rollout import Sampler, SamplingConfig, generate, join_rows
 from jaxalign.rollout.decode import Draws, read_prompts
 from jaxalign.rollout.sampling import Branches, kept_tokens, row_uniforms, sample
@@ -117,7 +117,9 @@ def test_8_bit_weights_give_the_samples_of_the_quantized_model(model):
     exact(done, Sampler(models.quantize(model)).generate(PROMPTS, **arguments))
     # Its log-probs are of what was sampled from, which is near the model and not the model.
     rows = join_rows(PROMPTS, done)
-    scored = rows.to_completion(token_logps(model, rows.tokens, rows.lengths, rows.mask), 8)
+    scored = rows.to_completion(
+        token_logps(make_scorer(models.split(model)[0]), models.split(model)[1], rows), 8
+    )
     gap = np.abs(scored - done.logps)[done.mask]
     assert 1e-3 < gap.max() < 0.5
     small.update(jax.tree.map(lambda x: -x, model.params))
@@ -143,7 +145,9 @@ def test_an_8_bit_cache_is_near_and_survives_moved_columns(model):
     done = Sampler(model, cache="int8").generate(prompts, **arguments)
     exact(Sampler(model, cache="int8", block=3, max_rows=2).generate(prompts, **arguments), done)
     rows = join_rows(prompts, done)
-    scored = rows.to_completion(token_logps(model, rows.tokens, rows.lengths, rows.mask), 12)
+    scored = rows.to_completion(
+        token_logps(make_scorer(models.split(model)[0]), models.split(model)[1], rows), 12
+    )
     gap = np.abs(scored - done.logps)
     # The first token comes from the prompt's own forward, the others from the cache.
     assert gap[:, 0].max() < 1e-4

@@ -1,4 +1,4 @@
-"""Packed rows give what padded rows give: loss, gradients, metrics; no row sees another."""
+"""Packed rows, and heads on counted tokens alone, give what padded rows give: loss, gradients, metrics."""
 
 import functools
 from dataclasses import replace
@@ -11,12 +11,11 @@ import pytest
 
 from jaxalign import models
 from jaxalign.data import Example, collate_demonstrations, eval_batches
-from jaxalign.mesh import MeshConfig, make_mesh
+from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.models.lora import LoraConfig
 from jaxalign.training import setup
 from jaxalign.training.grpo import grpo_loss
 from jaxalign.training.grpo_config import GRPOLossConfig
-from jaxalign.training.loop import TrainConfig
 from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import valid_rows
 from jaxalign.training.ppo import train_ppo
@@ -24,7 +23,7 @@ from jaxalign.training.ppo_config import CriticConfig
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.preference import DPOLossConfig, train_dpo
 from jaxalign.training.preference_step import scored_rows
-from jaxalign.training.reward import RewardConfig, RewardLossConfig, reward_loss, train_reward
+from jaxalign.training.reward import RewardLossConfig, reward_loss, train_reward
 from jaxalign.training.reward_ensemble import EnsembleConfig
 from jaxalign.training.scoring import score_tokens
 from jaxalign.training.sft import train_sft
@@ -73,6 +72,7 @@ CASES = {
     "grpo": grpo_case,
     "online_dpo": online_dpo_case,
 }
+SCALAR = ("reward", "steps")  # without a vocabulary head
 SLOW = ("kto", "steps", "online_dpo")
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
 
@@ -89,7 +89,7 @@ def with_lengths(batch, seed=3):
         lengths.flat[:3] = 1, WIDTH, WIDTH
         columns = np.arange(WIDTH)
         result[prefix + "lengths"] = lengths
-        chance = rng.random(batch[prefix + "mask"].shape) < 0.7
+        chance = rng.random(batch[prefix + "mask"].shape) < 0.5
         # Always the second token: what fills up the heads of counted tokens must not stand for it.
         result[prefix + "mask"] = (columns >= 1) & (columns < lengths[..., None]) & (chance | (columns == 1))
     for name in ("labels", "old_logps", "old_values", "advantages", "returns"):
@@ -98,14 +98,27 @@ def with_lengths(batch, seed=3):
     return result
 
 
-def results(name, mesh, *, packing, parts=1):
+PLAIN, HEADS, PACKED = "plain", "heads", "packed"
+
+
+def placed_on(mesh, batch, layout, *, parts=1, head=True):
+    """The batch on the mesh: padded, the same with its heads, or packed."""
+    if layout == PLAIN:
+        return shard_batch(setup.device_part(batch), mesh)
+    found = setup.on_mesh(batch, mesh, packing=layout == PACKED, parts=parts, head=head)
+    assert ("packed" in found) == (layout == PACKED)
+    assert ("counted" in found) == head
+    return found
+
+
+def results(name, mesh, layout, *, parts=1):
     """Loss, metrics and gradient of a step (read off its plain gradient descent)."""
     loss, counts, trained, frozen, batch = CASES[name](mesh)
     batch = with_lengths(batch)
     sgd = optax.sgd(1.0)
     before = jax.tree.map(np.asarray, trained)
     update = make_update(loss, counts, sgd, accumulation_steps=parts)
-    placed = setup.on_mesh(batch, mesh, packing=packing, parts=parts, head=name not in ("reward", "steps"))
+    placed = placed_on(mesh, batch, layout, parts=parts, head=name not in SCALAR)
     state, metrics = update(create_state(jax.tree.map(jnp.copy, trained), sgd), frozen, placed, KEY)
     gradient = jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params)
     return jax.device_get(metrics), gradient
@@ -125,7 +138,32 @@ def assert_equal(found, expected, *, tolerance=1e-5):
 @pytest.mark.parametrize("name", NAMES)
 def test_packed_rows_give_the_loss_metrics_and_gradient_of_padded_rows(name, devices):
     mesh = make_mesh(MeshConfig(), devices[:1])
-    assert_equal(results(name, mesh, packing=True), results(name, mesh, packing=False))
+    assert_equal(results(name, mesh, PACKED), results(name, mesh, PLAIN))
+
+
+HEADED = [
+    pytest.param(name, parts, shards, marks=[] if quick else pytest.mark.slow)
+    for name, parts, shards, quick in (
+        ("sft", 1, 1, True),
+        ("sft", 1, 8, False),
+        ("sft", 2, 8, True),  # four rows a micro-batch, which eight devices cannot share
+        ("sft", 2, 2, True),
+        ("dpo", 1, 1, False),
+        ("dpo", 4, 2, False),
+        ("kto", 1, 1, False),
+        ("ppo", 2, 1, True),
+        ("grpo", 1, 1, False),
+        ("online_dpo", 1, 1, False),
+    )
+]
+
+
+@pytest.mark.parametrize(("name", "parts", "shards"), HEADED)
+def test_heads_on_counted_tokens_give_the_loss_metrics_and_gradient_of_heads_on_all(
+    name, parts, shards, devices
+):
+    one, several = make_mesh(MeshConfig(), devices[:1]), make_mesh(MeshConfig(data=shards), devices[:shards])
+    assert_equal(results(name, several, HEADS, parts=parts), results(name, one, PLAIN))
 
 
 def test_mismatched_rows_have_a_packing_of_their_own(devices):
@@ -133,20 +171,21 @@ def test_mismatched_rows_have_a_packing_of_their_own(devices):
     policy, definition, trained, frozen, batch = preference_parts(mesh, config)
     batch = with_lengths(batch)
     ratios = [
-        scored_rows(
-            policy, definition, config, trained, frozen, setup.on_mesh(batch, mesh, packing=packing), None
-        )[0].kl_ratio
-        for packing in (False, True)
+        scored_rows(policy, definition, config, trained, frozen, placed_on(mesh, batch, layout), None)[
+            0
+        ].kl_ratio
+        for layout in (PLAIN, HEADS, PACKED)
     ]
     assert np.abs(ratios[0]).max() > 0.01
-    np.testing.assert_allclose(ratios[1], ratios[0], atol=1e-5)
+    for found in ratios[1:]:
+        np.testing.assert_allclose(found, ratios[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sft", pytest.param("reward", marks=pytest.mark.slow)])
 def test_in_bfloat16_they_do_to_its_rounding(name, devices, monkeypatch):
     monkeypatch.setattr(models, "create", functools.partial(models.create, compute_dtype=jnp.bfloat16))
     mesh = make_mesh(MeshConfig(), devices[:1])
-    assert_equal(results(name, mesh, packing=True), results(name, mesh, packing=False), tolerance=5e-3)
+    assert_equal(results(name, mesh, PACKED), results(name, mesh, PLAIN), tolerance=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +193,7 @@ def test_in_bfloat16_they_do_to_its_rounding(name, devices, monkeypatch):
 )
 def test_micro_batches_of_packed_rows_add_up(name, devices):
     mesh = make_mesh(MeshConfig(), devices[:1])
-    assert_equal(results(name, mesh, packing=True, parts=4), results(name, mesh, packing=False))
+    assert_equal(results(name, mesh, PACKED, parts=4), results(name, mesh, PLAIN))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +201,7 @@ def test_micro_batches_of_packed_rows_add_up(name, devices):
 )
 def test_packed_rows_on_eight_devices_equal_one(name, devices):
     one, eight = make_mesh(MeshConfig(), devices[:1]), make_mesh(MeshConfig(data=4, fsdp=2), devices)
-    assert_equal(results(name, eight, packing=True, parts=2), results(name, one, packing=False))
+    assert_equal(results(name, eight, PACKED, parts=2), results(name, one, PLAIN))
 
 
 def test_a_value_head_on_the_policys_trunk_reads_packed_rows_too(devices):
@@ -171,10 +210,11 @@ def test_a_value_head_on_the_policys_trunk_reads_packed_rows_too(devices):
     batch = with_lengths(rows(8))
     arrays = tuple(jnp.asarray(batch[name]) for name in ("tokens", "lengths", "mask"))
     mesh = make_mesh(MeshConfig(), devices[:1])
-    packing = packing_of(setup.on_mesh(batch, mesh, packing=True))
     inside = (np.arange(WIDTH) < batch["lengths"][:, None]) & batch["valid"][:, None]
-    padded, found = score_tokens(model, *arrays), score_tokens(model, *arrays, packing=packing)
-    np.testing.assert_allclose(found.hidden[inside], padded.hidden[inside], atol=1e-5)
+    padded = score_tokens(model, *arrays)
+    for layout in (HEADS, PACKED):
+        found = score_tokens(model, *arrays, packing=packing_of(placed_on(mesh, batch, layout)))
+        np.testing.assert_allclose(found.hidden[inside], padded.hidden[inside], atol=1e-5)
 
 
 VARIANTS = {
@@ -198,7 +238,7 @@ def test_other_rows_of_a_packed_row_change_nothing_bit_for_bit(changes, devices)
         "mask": (columns > 0) & (columns < lengths[:, None]),
     }
     mesh = make_mesh(MeshConfig(), devices[:1])
-    packing = packing_of(setup.on_mesh(batch, mesh, packing=True))
+    packing = packing_of(placed_on(mesh, batch, PACKED))
     assert packing is not None
     assert packing.places.shape[0] == 3  # 12; 7 + 5; 4 + 3 + 1
     counts = (jnp.asarray(lengths), jnp.asarray(batch["mask"]))
@@ -229,7 +269,7 @@ def test_each_shape_is_compiled_once(devices):
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
-    for packing, most in ((False, 5), (True, 12)):
+    for packing, most in ((False, 6), (True, 12)):
         collate = setup.collate_of(collate_demonstrations, examples, packing=packing)
         shapes: set[tuple] = set()
         for _ in range(2):
@@ -282,6 +322,12 @@ def test_a_resumed_run_with_packed_rows_is_the_same_bit_for_bit(configs, tmp_pat
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_a_reward_ensemble_refuses_it():
-    with pytest.raises(ValueError, match=r"train.packing=true .* got 3"):
-        RewardConfig(train=TrainConfig(packing=True), ensemble=EnsembleConfig(size=3))
+@pytest.mark.slow
+def test_an_ensemble_of_packed_rows_ends_where_one_of_padded_rows_does(configs, tmp_path):
+    found = []
+    for packing in (False, True):
+        config = configs.reward(tmp_path / str(packing), ensemble=EnsembleConfig(size=2))
+        train = replace(config.train, packing=packing, accumulation_steps=2)
+        found.append(train_reward(replace(config, train=train)).metrics)
+    for metric in ("eval/loss", "eval/accuracy", "eval/margin", "eval/disagreement", "train/grad_norm"):
+        np.testing.assert_allclose(found[1][metric], found[0][metric], rtol=2e-3, atol=2e-4, err_msg=metric)

@@ -1,0 +1,180 @@
+"""Batches of about as many tokens each: rows of like lengths together, many short ones or few long ones."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxalign.data.batches import Batch, Collate, counted_tokens, position
+from jaxalign.data.examples import Example
+from jaxalign.errors import ConfigError
+
+MOST_WIDTHS = 8
+UNIT = 16
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """One of the few shapes that batches have.
+
+    Attributes:
+      width: columns of tokens T.
+      size: examples of a batch.
+      batches: how many batches of an epoch have it.
+      counted: mean and standard deviation of the counted tokens of its examples.
+    """
+
+    width: int
+    size: int
+    batches: int
+    counted: tuple[float, float]
+
+
+class TokenBatches:
+    """Endless batches of few shapes; the order is a function of (seed, epoch) alone. Each epoch has every example once.
+
+    An epoch is shuffled, then every example goes to the narrowest width that holds it, and batches are drawn in any
+    order. What is left of a width is padded to the next one; in the last, fillers with `valid` False make it whole.
+    The first epoch begins with a batch of each width, the widest first: so programs are compiled, and memory
+    runs out, in the first steps.
+
+    Args:
+      examples: training examples, at least one.
+      tokens: columns of a batch at most, padding included: examples x rows of an example x T.
+      multiple: what the number of examples of every batch is a multiple of.
+      seed: of the order.
+      collate: examples, their numbers and `width` -> batch.
+
+    Raises:
+      ConfigError: `multiple` of the longest examples do not fit `tokens`.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], *, tokens: int, multiple: int, seed: int, collate: Collate
+    ) -> None:
+        if not examples:
+            raise ValueError("expected at least one example")
+        self._examples, self._seed, self._collate = examples, seed, collate
+        self._lengths = np.asarray([max(len(row) for row in e.rows) for e in examples])
+        rows = max(len(e.rows) for e in examples)
+        self.shapes = batch_shapes(
+            self._lengths, counted_tokens(examples), tokens=tokens, rows=rows, multiple=multiple
+        )
+        self._drawn = 0
+        self._epoch, self._plan = -1, []
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch, the same number in each."""
+        return sum(shape.batches for shape in self.shapes)
+
+    def next(self) -> Batch:
+        """The next batch."""
+        epoch, index = divmod(self._drawn, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._plan = epoch, self._batches_of(epoch)
+        shape, numbers = self._plan[index]
+        self._drawn += 1
+        missing = shape.size - len(numbers)
+        filled = [*numbers, *numbers[:1] * missing]
+        batch = self._collate([self._examples[n] for n in filled], filled, width=shape.width)
+        batch["valid"] = np.arange(shape.size) < len(numbers)
+        batch["counted_moments"] = shape.counted
+        batch["filler_tokens"] = missing * sum(map(len, self._examples[numbers[0]].rows))
+        return batch
+
+    def state(self) -> dict[str, object]:
+        """The position after the last batch returned."""
+        return {"drawn": self._drawn, **self._identity()}
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Goes to a saved position.
+
+        Raises:
+          DataError: the position was saved on other data, with another seed or in batches of other shapes.
+        """
+        self._drawn = position(state, self._identity())
+
+    def _identity(self) -> dict[str, object]:
+        shapes = [[shape.width, shape.size, shape.batches] for shape in self.shapes]
+        return {"rows": len(self._examples), "seed": self._seed, "shapes": shapes}
+
+    def _batches_of(self, epoch: int) -> list[tuple[BatchShape, list[int]]]:
+        """The batches of an epoch in order: their shapes, and the numbers of their examples."""
+        random = np.random.default_rng((self._seed, epoch))
+        order = random.permutation(len(self._examples))
+        lengths = self._lengths[order]
+        batches, begun, left, narrower = [], [], order[:0], 0
+        for shape in self.shapes:
+            here = np.concatenate([left, order[(lengths > narrower) & (lengths <= shape.width)]])
+            narrower = shape.width
+            taken = min(len(here), shape.batches * shape.size)
+            parts = np.array_split(here[:taken], shape.batches)
+            found = [(shape, [int(n) for n in part]) for part in parts]
+            left = here[taken:]
+            if epoch == 0:
+                begun.insert(0, found.pop(0))
+            batches += found
+        return [*begun, *(batches[i] for i in random.permutation(len(batches)))]
+
+
+def batch_shapes(
+    lengths: np.ndarray,
+    counted: np.ndarray,
+    *,
+    tokens: int,
+    rows: int,
+    multiple: int,
+    most: int = MOST_WIDTHS,
+) -> list[BatchShape]:
+    """The shapes of an epoch's batches, narrowest first: from the data alone, so the number of steps is known.
+
+    Args:
+      lengths: of each example's longest row.
+      counted: tokens of each example that count.
+      tokens: columns of a batch at most.
+      rows: rows of an example.
+      multiple: what sizes are multiples of.
+      most: widths at most.
+
+    Raises:
+      ConfigError: `multiple` of the longest examples do not fit `tokens`.
+    """
+    shapes, left, narrower = [], 0, 0
+    widths = bucket_widths(lengths, most)
+    least = multiple * rows * widths[-1]
+    if tokens < least:
+        raise ConfigError(
+            f"train.batch_tokens must be at least {least}, for {multiple * rows} rows of {widths[-1]} tokens, "
+            f"got {tokens}; data.max_length cuts the longest rows"
+        )
+    for width in widths:
+        size = tokens // (rows * width) // multiple * multiple
+        here = counted[(lengths > narrower) & (lengths <= width)]
+        left += len(here)
+        narrower = width
+        batches = left // size
+        if width == widths[-1]:
+            batches = -(-left // size)
+            # Evenly, so that no step is left with a few rows and many fillers.
+            size = -(-left // (batches * multiple)) * multiple
+        if batches:
+            shapes.append(BatchShape(width, size, batches, (float(here.mean()), float(here.std()))))
+            left -= batches * size
+    return shapes
+
+
+def bucket_widths(lengths: np.ndarray, most: int) -> list[int]:
+    """At most `most` widths, multiples of 16, that hold all lengths with little padding (1 or 2% above the least).
+
+    One after another the width goes whose rows are made wider at the smallest cost.
+    """
+    counts = np.bincount(-(-lengths // UNIT))
+    buckets = [(int(n) * UNIT, int(counts[n])) for n in np.flatnonzero(counts)]
+    while len(buckets) > most:
+        costs = [(wider - width) * count for (width, count), (wider, _) in itertools.pairwise(buckets)]
+        index = int(np.argmin(costs))
+        (_, count), (wider, more) = buckets[index : index + 2]
+        buckets[index : index + 2] = [(wider, count + more)]
+    return [width for width, _ in buckets]
