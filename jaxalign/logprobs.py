@@ -221,8 +221,10 @@ def _backward(static, saved: Any, cotangents: Any):
         part = jax.lax.optimization_barrier(grad * scales[0]).astype(static[3])
         dw = jnp.einsum("btd,btv->dv", hidden.astype(static[3]), part, preferred_element_type=jnp.float32)
         dh = jnp.einsum("btv,vd->btd", part, weights, preferred_element_type=jnp.float32)
-        old = jax.lax.dynamic_slice_in_dim(d_embedding, start, static[0], 1)
-        d_embedding = jax.lax.dynamic_update_slice_in_dim(d_embedding, old + dw, start, 1)
+        # Without the barrier XLA writes the transposed product itself, which its CPU backend has not for bfloat16.
+        dw = jax.lax.optimization_barrier(dw).T
+        old = jax.lax.dynamic_slice_in_dim(d_embedding, start, static[0], 0)
+        d_embedding = jax.lax.dynamic_update_slice_in_dim(d_embedding, old + dw, start, 0)
         if static[2]:
             db = jnp.einsum("btv,bt->v", grad, jnp.ones(targets.shape, jnp.float32))
             old = jax.lax.dynamic_slice_in_dim(d_bias, start, static[0], 0)
@@ -231,7 +233,7 @@ def _backward(static, saved: Any, cotangents: Any):
 
     zeros = (
         jnp.zeros(hidden.shape, jnp.float32),
-        jnp.zeros(embedding.shape[::-1], jnp.float32),
+        jnp.zeros(embedding.shape, jnp.float32),
         jnp.zeros(vocabulary, jnp.float32),
     )
     if static[0] == vocabulary:
@@ -239,8 +241,6 @@ def _backward(static, saved: Any, cotangents: Any):
     else:
         carry, _ = jax.lax.scan(body, zeros, _chunks(vocabulary, static[0]))
     d_hidden, d_embedding, d_bias = carry
-    # Without the barrier XLA writes the transposed product itself, which its CPU backend has not for bfloat16.
-    d_embedding = jax.lax.optimization_barrier(d_embedding).T
     return (
         d_hidden.astype(hidden.dtype),
         d_embedding.astype(embedding.dtype),

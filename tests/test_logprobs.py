@@ -138,3 +138,15 @@ def test_wrong_shapes_and_numbers_are_named():
         linear_logprobs(HIDDEN, EMBEDDING[:, :3], TARGETS)
     with pytest.raises(ValueError, match="temperature"):
         linear_logprobs(HIDDEN, EMBEDDING, TARGETS, temperature=0.0)
+
+
+def test_the_gradient_of_a_head_takes_no_second_copy_of_it():
+    """[V, D] is summed in place, chunk by chunk: temporaries are chunks."""
+    hidden, head = jnp.ones((1, 8, 64)), jnp.ones((8192, 64))
+    targets = jnp.zeros((1, 8), jnp.int32)
+
+    def loss(hidden, head):
+        return linear_logprobs(hidden, head, targets, chunk_size=256).logps.sum()
+
+    program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).compile()
+    assert program.memory_analysis().temp_size_in_bytes < head.nbytes / 2

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from jaxalign.models.ordering import after
 from jaxalign.models.products import product
 from jaxalign.models.remat import CONTEXT, STATISTICS
 
@@ -125,7 +126,7 @@ def _forward(static, q, k, v, where):
     for start, end in _blocks(q.shape[2], group):
         queries, here = q[:, :, start:end], where
         if parts and one_by_one:
-            queries, here = _after(parts[-1][0], (queries, here))
+            queries, here = after(parts[-1][0], (queries, here))
         arrays = (queries, k[:, :, :end], v[:, :, :end])
         parts.append(_in_turns(block, arrays, _hidden(here, start, end), (end - start) * end))
     out, top, scale = (jnp.concatenate(x, axis=2) for x in zip(*parts, strict=True))
@@ -165,11 +166,12 @@ def _backward(static, saved, d_out):
 
     dq, one_by_one = [], _is_long(q)
     dk = dv = None
-    # From the last block, which sees all keys: what the others add is added in place.
+    # Long rows one block after another: else XLA's CPU compiler has all tiles at once. From the last one, which sees
+    # all keys: what the others add is added in place.
     for start, end in reversed(_blocks(length, group)):
         queries, here = tuple(x[:, :, start:end] for x in (q, d_out, top, scale, drift)), where
         if one_by_one:
-            queries, here = _after(dq[-1] if dq else d_out, (queries, here))
+            queries, here = after(dq[-1] if dq else d_out, (queries, here))
         arrays = (queries[0], k[:, :, :end], v[:, :, :end], *queries[1:])
         part = _in_turns(block, arrays, _hidden(here, start, end), (end - start) * end)
         dq.append(part[0])
@@ -198,17 +200,6 @@ def _is_long(q: Float[Array, "B K T G H"]) -> bool:
     """Whether all tiles together would be too large to be there at once."""
     rows, heads, length, group, _ = q.shape
     return rows * heads * group * length**2 // 2 > TILES
-
-
-def _after(done: jax.Array, values: Any) -> Any:
-    """The values, which the compiler cannot have before `done`.
-
-    XLA's CPU compiler drops barriers before it decides what runs when, and it would run all blocks at once. So the
-    values depend on a number of `done`, by a condition that never holds and that the compiler does not see through.
-    """
-    number = done[(0,) * done.ndim]
-    never = jnp.isnan(number) & jnp.isinf(number)
-    return jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), values)
 
 
 def _in_turns(block, arrays, hidden, pairs: int):

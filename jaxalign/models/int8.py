@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxalign.models.ordering import after
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -72,11 +74,10 @@ def scaled_logits(hidden: Float[Array, "*B D"], w: Int8) -> Float[Array, "*B V"]
 def _beside(x: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x, and the integers in its dtype, which are there only while they are needed.
 
-    Left alone, a compiler converts weights before a decode loop, and the floats of all layers stay. XLA's CPU
-    backend drops a barrier and then runs first what is ready, so there the integers depend on x by a zero.
+    Left alone, a compiler converts weights before a decode loop, and the floats of all layers stay.
     """
     if jax.default_backend() == "cpu":
-        return x, (values + (x.ravel()[0] * 0).astype(values.dtype)).astype(x.dtype)
+        return x, after(x, values).astype(x.dtype)
     x, values = jax.lax.optimization_barrier((x, values))
     return x, values.astype(x.dtype)
 

@@ -79,8 +79,6 @@ def make_update(
         (loss, sums), grads = whole(state.params, frozen, batch, step_key, count_function(batch))
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new = TrainState(state.step + 1, optax.apply_updates(state.params, changes), opt_state)
         metrics = {
             name: total / jnp.maximum(count, 1e-9)
             for name, (total, count) in sums.items()
@@ -92,7 +90,13 @@ def make_update(
             keep = finite & accepted
             metrics["skipped"] = 1.0 - accepted.astype(jnp.float32)
         metrics |= {"loss": loss, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
-        return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, state), metrics
+
+        def stepped() -> TrainState:
+            changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            return TrainState(state.step + 1, optax.apply_updates(state.params, changes), opt_state)
+
+        # A branch, not a choice between two states: those would both be in memory.
+        return jax.lax.cond(keep, stepped, lambda: state), metrics
 
     compiled: Callable | None = None
 

@@ -171,7 +171,10 @@ class Machine:
     def decode_weights(self, *_):
         return None
 
-    def read_prompts(self, definition, params, adapter, tokens, lengths, draws, *_, copies, branches):
+    def read_prompts(
+        self, definition, params, adapter, tokens, lengths, draws, *_, copies, branches, int8_cache
+    ):
+        assert not int8_cache
         self.programs.add(("read", tokens.shape, copies))
         rows = len(tokens) * copies
         assert len(draws.ids) == rows
