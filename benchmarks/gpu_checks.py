@@ -51,8 +51,8 @@ def layout(rows: tuple[tuple[int, ...], ...]) -> tuple[np.ndarray, np.ndarray]:
 def difference(kind: str, size: int) -> dict[str, Any]:
     """Of output and gradients in bfloat16 from the plain form in float32, for heads of `size`."""
     rows, most = LAYOUTS[kind]
-    positions, segments = layout(rows)
-    there = jnp.asarray(segments > 0)[..., None]
+    positions, segments = (jnp.asarray(x) for x in layout(rows))
+    there = (segments > 0)[..., None]
     keys = jax.random.split(jax.random.key(size), 4)
     shapes = [(2, LENGTH, heads, size) for heads in (HEADS, KV_HEADS, KV_HEADS)] + [(2, LENGTH, HEADS * size)]
     arrays = [jax.random.normal(key, dims, jnp.bfloat16) for key, dims in zip(keys, shapes, strict=True)]

@@ -11,11 +11,11 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jaxlib
 import numpy as np
 from gpu_checks import attention_checks, attention_form
 from shapes import dialogue_lengths, shape
@@ -73,7 +73,7 @@ def measured(name: str, size: str, numbers: tuple[int, ...], remat: models.Remat
         "device": device.device_kind,
         "platform": " ".join(str(device.client.platform_version).split()),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": version("jaxlib"),
         "peak_bytes": peak,
     }
 
