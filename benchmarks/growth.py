@@ -23,14 +23,13 @@ import numpy as np
 from pages import fill
 from plots import growth, slope
 from shapes import shape
+from steps import sft_steps
 
 from jaxalign import models
 from jaxalign.rollout import Sampler
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.scoring import CausalPolicy
-from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
 from jaxalign.training.state import create_state
-from jaxalign.training.step import make_update
 
 BASE = {"length": 256, "rows": 4, "vocabulary": 4096, "layers": 4}
 CURVES = {
@@ -70,7 +69,6 @@ def training(length: int, rows: int, vocabulary: int, layers: int) -> dict[str, 
     """Seconds of an SFT step, and bytes it needs."""
     definition, params = models.split(models.create(small(vocabulary, layers), key=jax.random.key(0)))
     optimizer, _ = make_optimizer(OptimizerConfig(), 100)
-    update = make_update(sft_loss(CausalPolicy(definition), SFTLossConfig()), sft_counts, optimizer)
     random = np.random.default_rng(0)
     mask = np.ones((rows, length), bool)
     mask[:, 0] = False
@@ -80,15 +78,10 @@ def training(length: int, rows: int, vocabulary: int, layers: int) -> dict[str, 
         "lengths": np.full(rows, length, np.int32),
         "valid": np.ones(rows, bool),
     }
-    key = jax.random.key(1)
-    state, times = create_state(params, optimizer), []
-    for _ in range(REPEATS + 1):
-        began = clock()
-        state, metrics = update(state, {}, batch, key)
-        jax.block_until_ready((state, metrics))
-        times.append(clock() - began)
+    policy, state = CausalPolicy(definition), create_state(params, optimizer)
+    times, (update, *arguments) = sft_steps(policy, optimizer, state, {}, batch, count=REPEATS, clock=clock)
     # The program that ran, compiled already.
-    program = inspect.getclosurevars(update).nonlocals["compiled"].lower(state, {}, batch, key).compile()
+    program = inspect.getclosurevars(update).nonlocals["compiled"].lower(*arguments).compile()
     sizes = program.memory_analysis()
     needed = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
     needed += sizes.output_size_in_bytes - sizes.alias_size_in_bytes

@@ -1,35 +1,180 @@
-"""What `benchmarks/gpu.py` counts, and that it starts where packages for data sets are missing."""
+"""`benchmarks/gpu.py`: rows by processes of their own, kept in one file, judged where they may be."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+TRAINED = {
+    "ms": 10.0,
+    "tokens_per_second": 2.0,
+    "operations": 6e12,
+    "filled": 1.0,
+    "remat": "minimal",
+    "attention": "cudnn",
+    "products": "natural",
+    "device": "NVIDIA H200",
+    "platform": "cuda",
+    "jax": "1",
+    "jaxlib": "1",
+    "peak_bytes": 2**31,
+}
+DECODED = TRAINED | {"bytes": 4.3e10, "filled": 0.75}
+SAMPLED = TRAINED | {"sample": 0.5, "score": 0.0, "optimize": 0.5}
+CHECKED = TRAINED | {"ok": True, "largest": 0.01, "cases": {"full 64": {"ok": True}}}
 
 
-def test_packed_rows_are_as_many_as_asked_for_and_nearly_full(benchmark):
-    batch = benchmark("gpu").packed_batch(512, 4, 1024)
-    assert batch["packed"].shape == (4, 1024)
-    filled = (batch["packed"] < batch["tokens"].size).sum()
-    assert filled == batch["lengths"].sum() and 0.9 * 4 * 1024 < filled <= 4 * 1024
-    assert (batch["lengths"] == 1024).sum() == 2 and len(batch["lengths"]) > 6
-    assert batch["mask"].sum() == filled - len(batch["lengths"])
-    short = benchmark("gpu").packed_batch(512, 2, 64)  # dialogues longer than a row are cut
-    assert short["packed"].shape == (2, 64) and short["lengths"].max() == 64
+def result(name):
+    return {"checks": CHECKED, "decode": DECODED, "grpo": SAMPLED}.get(name.split()[0], TRAINED)
 
 
-def test_operations_are_those_of_the_products(benchmark):
+@pytest.fixture
+def gpu(benchmark, monkeypatch):
+    """The script, whose processes answer at once; `asked` is what they were asked for, `answers` what some say."""
+    script = benchmark("gpu")
+    script.asked, script.answers = [], {}
+
+    def answer(name, remat, output, seconds):
+        script.asked.append((name, remat))
+        assert 0 < seconds <= 150
+        return script.answers.get((name, remat), result(name))
+
+    monkeypatch.setattr(script, "by_a_process", answer)
+    monkeypatch.setattr(script, "card", lambda: "driver 580, NVIDIA H200")
+    return script
+
+
+def rows_of(folder):
+    return json.loads((folder / "gpu.json").read_text())["rows"]
+
+
+def test_a_row_that_fails_leaves_the_others_and_is_all_that_the_same_command_does_again(
+    gpu, tmp_path, capsys
+):
+    gpu.answers["decode tiny", "minimal"] = {"error": "no kernel image"}
+    command = ["--shape", "tiny", "--output", str(tmp_path)]
+    assert gpu.main(command) == 1
+    assert list(rows_of(tmp_path)) == ["checks", "sft tiny", "decode tiny", "grpo tiny", "lora tiny"]
+    assert "| decode tiny |  |  | failed: no kernel image |" in capsys.readouterr().out
+    gpu.asked, gpu.answers = [], {}
+    assert gpu.main(command) == 0
+    assert gpu.asked == [("decode tiny", "minimal")]
+    assert rows_of(tmp_path)["decode tiny"]["ms"] == 10
+
+
+def test_rows_of_another_shape_are_kept(gpu, tmp_path):
+    assert gpu.main(["--shape", "tiny", "--output", str(tmp_path), "--only", "sft"]) == 0
+    assert gpu.main(["--shape", "1B", "--output", str(tmp_path), "--only", "sft", "grpo"]) == 0
+    rows = rows_of(tmp_path)
+    assert {name: (row["shape"], row["numbers"]) for name, row in rows.items()} == {
+        "sft tiny": ("tiny", [2, 64]),
+        "sft 1B 2048": ("1B", [8, 2048]),
+        "grpo 1B": ("1B", [32, 8, 256, 512]),
+        "sft 1B 4096": ("1B", [4, 4096]),
+    }
+    assert all(row["date"] and row["commit"] and row["python"] for row in rows.values())
+    gpu.asked = []
+    assert gpu.main(["--shape", "tiny", "--output", str(tmp_path), "--only", "sft", "--again"]) == 0
+    assert gpu.asked == [("sft tiny", "minimal")]
+
+
+def test_without_a_shape_all_rows_but_the_tiny_ones_are_measured(gpu, tmp_path):
+    assert gpu.main(["--output", str(tmp_path)]) == 0
+    assert [name for name, _ in gpu.asked] == [name for name in gpu.ROWS if "tiny" not in name]
+
+
+def test_training_that_runs_out_of_memory_is_tried_once_more_with_less_and_says_so(gpu, tmp_path, capsys):
+    for name in ("sft tiny", "decode tiny", "lora tiny"):
+        gpu.answers[name, "minimal"] = {"error": "RESOURCE_EXHAUSTED: Out of memory while trying to allocate"}
+    gpu.answers["sft tiny", "full"] = TRAINED | {"remat": "full"}
+    gpu.answers["lora tiny", "full"] = {"error": "RESOURCE_EXHAUSTED: again"}
+    assert gpu.main(["--shape", "tiny", "--output", str(tmp_path), "--only", "sft", "decode", "lora"]) == 1
+    assert [pair for pair in gpu.asked if pair[1] == "full"] == [("sft tiny", "full"), ("lora tiny", "full")]
+    shown = capsys.readouterr().out
+    assert "| full (minimal ran out of memory) |" in shown
+    assert "failed (also with remat full): RESOURCE_EXHAUSTED: again" in shown
+
+
+def test_no_row_begins_when_time_is_short(gpu, tmp_path, capsys):
+    assert gpu.main(["--shape", "tiny", "--output", str(tmp_path), "--seconds", "20"]) == 3
+    assert not gpu.asked and "sft tiny: left out for lack of time" in capsys.readouterr().out
+
+
+def test_rows_of_another_machine_are_not_mixed_with_these(gpu, tmp_path, monkeypatch, capsys):
+    command = ["--output", str(tmp_path), "--only", "sft 1B 2048"]
+    assert gpu.main(command) == 0
+    before = (tmp_path / "gpu.json").read_text()
+    monkeypatch.setattr(gpu, "card", lambda: "no nvidia-smi")
+    assert gpu.main([*command, "--again"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "gpu.json").read_text() == before
+
+
+def test_a_name_that_no_row_has_is_refused_in_a_line(gpu, tmp_path, capsys):
+    assert gpu.main(["--output", str(tmp_path), "--only", "sft 2B"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_shares_are_of_what_the_card_could_do_and_blank_on_another(benchmark):
     gpu = benchmark("gpu")
-    config, lengths = gpu.config_of("tiny"), np.array([5, 3])
-    # Tied: every parameter multiplies; vocabulary 512, width 64: norms are counted too, which are few.
-    matrices = 6 * 1000 * 8
-    attention = 3 * 4 * config.num_layers * config.hidden_size * (25 / 2 + 9 / 2)
-    assert gpu.operations(config, 1000, lengths) == pytest.approx(matrices + attention)
-    frozen = gpu.operations(config, 1000, lengths, lora=True)
-    assert frozen == pytest.approx(matrices * 4 / 6 + attention)
+    # 6e12 operations in 10 ms are 600 TFLOP/s of 989; 4.3e10 bytes at 4.3 TB/s are the whole 10 ms.
+    assert gpu.shares("sft 1B 2048", TRAINED) == ("60.7% MFU", "50%")
+    assert gpu.shares("sft 1B 2048", TRAINED | {"ms": 20.0}) == ("30.3% MFU", "50%, missed")
+    assert gpu.shares("lora 8B 4096", TRAINED)[1] == "13,000 tokens/s, missed"
+    full = ("100.0% of the roofline, 75% of the columns read are filled", "60%")
+    assert gpu.shares("decode 1B 64", DECODED) == full
+    assert gpu.shares("grpo 1B", SAMPLED) == (
+        "sample 50%, score 0%, optimize 50%",
+        "sample at most 40%, missed",
+    )
+    other = {"device": "NVIDIA A100"}
+    assert gpu.shares("sft 1B 2048", TRAINED | other) == ("", "")
+    assert gpu.shares("lora 8B 4096", TRAINED | other) == ("", "")
+    assert gpu.shares("decode 1B 64", DECODED | other) == ("75% of the columns read are filled", "")
+    assert gpu.shares("grpo 1B", SAMPLED | other)[1] == ""
+
+
+def test_a_failed_check_names_its_cases(benchmark):
+    wrong = CHECKED | {"ok": False, "cases": {"full 64": {"ok": True}, "packed 64": {"ok": False}}}
+    assert benchmark("gpu").cells("checks", wrong)[2] == "failed: packed 64; largest difference 0.01"
+
+
+def test_a_process_that_fails_or_takes_too_long_says_so_in_a_line(benchmark, tmp_path, monkeypatch):
+    gpu = benchmark("gpu")
+    assert gpu.by_a_process("sft tiny", "full", tmp_path, 0.05) == {"error": "no result within 0 s"}
+    monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+    row = gpu.by_a_process("sft tiny", "full", tmp_path, 100)
+    assert list(row) == ["error"] and "nonsense" in row["error"] and "\n" not in row["error"]
+    assert "Traceback" in (tmp_path / "sft-tiny.log").read_text()
+    (tmp_path / "jax.py").write_text("import sys; print('gone'); sys.exit(5)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    row = gpu.by_a_process("sft tiny", "full", tmp_path, 100)
+    assert row == {"error": "ended with status 5: gone"}
+
+
+@pytest.mark.slow
+def test_all_of_it_runs_with_a_tiny_shape_where_packages_for_data_sets_are_missing(
+    benchmark, tmp_path, monkeypatch, capsys
+):
+    gpu = benchmark("gpu")
+    for name in ("datasets", "grain", "transformers", "tokenizers"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert gpu.main(["--shape", "tiny", "--output", str(tmp_path)]) == 0
+    rows = rows_of(tmp_path)
+    assert list(rows) == ["checks", "sft tiny", "decode tiny", "grpo tiny", "lora tiny"]
+    assert rows["checks"]["ok"] and len(rows["checks"]["cases"]) == 8
+    assert all(
+        row["ms"] > 0 and row["tokens_per_second"] > 0 for name, row in rows.items() if name != "checks"
+    )
+    assert rows["sft tiny"]["remat"] == rows["grpo tiny"]["remat"] == "minimal"
+    shown = capsys.readouterr().out
+    assert "MFU" not in shown and "roofline" not in shown and "| sft tiny |" in shown
+    as_if = {name: row | {"device": "NVIDIA H200"} for name, row in rows.items()}
+    assert "0.0% MFU | 50%, missed" in gpu.table({"card": "driver 1", "rows": as_if})
 
 
 @pytest.mark.slow
@@ -38,7 +183,13 @@ def test_it_needs_no_package_for_data_sets():
         "import sys\n"
         "for name in ('datasets', 'grain', 'transformers', 'tokenizers'): sys.modules[name] = None\n"
         f"sys.path.insert(0, {str(FOLDER)!r})\n"
-        "import gpu, growth, smoke"
+        "import gpu_rows, growth, smoke"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_the_script_itself_takes_no_device():
+    code = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import gpu; assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-500:]

@@ -1,0 +1,42 @@
+"""Timed steps of supervised fine-tuning on one batch: what `growth.py` and `gpu_rows.py` share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxalign.training.scoring import CausalPolicy
+from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
+from jaxalign.training.state import TrainState
+from jaxalign.training.step import make_update
+
+
+def sft_steps(
+    policy: CausalPolicy,
+    optimizer: Any,
+    state: TrainState,
+    frozen: Any,
+    batch: Any,
+    *,
+    count: int,
+    clock: Callable[[], Any],
+) -> tuple[list[Any], tuple[Any, ...]]:
+    """A first step, which compiles, and `count` more.
+
+    Args:
+      policy: what is trained; its frozen leaves are `frozen`.
+      optimizer: made `state`, which is given away.
+      batch: rows as `sft_loss` reads them.
+      clock: gives what can be subtracted, read before and after each step.
+
+    Returns:
+      What passed on the clock in each of the 1 + `count` steps, and the update with its last arguments.
+    """
+    update = make_update(sft_loss(policy, SFTLossConfig()), sft_counts, optimizer)
+    times, key = [], jax.random.key(1)
+    for _ in range(count + 1):
+        began = clock()
+        state, metrics = update(state, frozen, batch, key)
+        jax.block_until_ready((state, metrics))
+        times.append(clock() - began)
+    return times, (update, state, frozen, batch, key)
