@@ -213,8 +213,8 @@ def segments(places: Any, size: int, width: int) -> dict[str, Any]:
     Returns:
       positions and segment_ids, int32 [R, T]: a row is a segment, and no other has its number; both 0 in padding.
     """
-    there = places < size
-    return {"positions": there * (places % width), "segment_ids": there * (places // width + 1)}
+    # A multiple of the width stands in padding: column 0.
+    return {"positions": places % width, "segment_ids": (places < size) * (places // width + 1)}
 
 
 def _heads(

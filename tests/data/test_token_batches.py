@@ -163,6 +163,11 @@ def test_one_row_of_a_width_of_its_own_goes_with_others_where_a_batch_must_have_
     assert sorted(batch["valid"].sum() for batch in together) == [2, 2, *[3] * 7, 24]
 
 
+def test_a_budget_that_would_leave_one_of_three_examples_alone_is_refused():
+    with pytest.raises(ConfigError, match=r"must be at least 48, for 3 rows of 16 tokens, got 47"):
+        batches([example(10)] * 3, tokens=47, least=2)
+
+
 def test_rows_that_the_collate_function_adds_count():
     assert batches(tokens=4096, copies=2).shapes == batches(tokens=2048).shapes
     with pytest.raises(ConfigError, match=r"must be at least 160, for 2 rows of 80 tokens, got 159"):

@@ -152,7 +152,7 @@ def test_a_sampler_that_disagrees_is_found_before_the_first_of_single_steps(grpo
     assert not steps
 
 
-@pytest.mark.parametrize("minibatches", [1, 2])
+@pytest.mark.parametrize("minibatches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_gap_to_the_sampler_is_that_of_completions_that_count(minibatches, grpo, tmp_path, monkeypatch):
     plain = Trainer.sample
 
