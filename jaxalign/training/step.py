@@ -96,7 +96,7 @@ def make_update(
             return TrainState(state.step + 1, optax.apply_updates(state.params, changes), opt_state)
 
         # A branch, not a choice between two states: those would both be in memory. (Under `vmap`, by which `lift` makes
-        # an ensemble's update, it is a choice: each member has its own guard, and both states of all are there.)
+        # an ensemble's update, it is a choice: each member has its own guard. `docs/memory.md` says what that takes.)
         return jax.lax.cond(keep, stepped, lambda: state), metrics
 
     compiled: Callable | None = None
