@@ -162,24 +162,36 @@ class Key:
 
 def describe(cls: type, prefix: str = "") -> list[Key]:
     """Every key of a configuration with type, default and meaning, in order of the fields."""
-    return list(_describe(cls, prefix, None))
+    return [
+        Key(
+            name=name,
+            type=type_name(hint),
+            default="required" if default is dataclasses.MISSING else _one_line(default),
+            meaning=meaning,
+        )
+        for name, hint, default, meaning in _keys(cls, prefix, None)
+    ]
 
 
-def _describe(cls: type, prefix: str, base: Any) -> Iterator[Key]:
+def defaults(cls: type) -> dict[str, Any]:
+    """Dotted key -> default, a plain value, of every key of a configuration that has one."""
+    return {
+        name: to_dict(default)
+        for name, _, default, _ in _keys(cls, "", None)
+        if default is not dataclasses.MISSING
+    }
+
+
+def _keys(cls: type, prefix: str, base: Any) -> Iterator[tuple[str, Any, Any, str]]:
+    """(dotted name, type, default or MISSING, meaning) of every key; defaults of `base` where it is given."""
     hints, meanings = typing.get_type_hints(cls), attribute_docs(cls)
     for f in _fields(cls):
         default = _default(f) if base is None else getattr(base, f.name)
         inner = _dataclass_of(hints[f.name])
         if inner is not None:
-            yield from _describe(inner, f"{prefix}{f.name}.", default if isinstance(default, inner) else None)
+            yield from _keys(inner, f"{prefix}{f.name}.", default if isinstance(default, inner) else None)
             continue
-        text = "required" if default is dataclasses.MISSING else _one_line(default)
-        yield Key(
-            name=prefix + f.name,
-            type=type_name(hints[f.name]),
-            default=text,
-            meaning=meanings.get(f.name, ""),
-        )
+        yield prefix + f.name, hints[f.name], default, meanings.get(f.name, "")
 
 
 def attribute_docs(cls: type) -> dict[str, str]:

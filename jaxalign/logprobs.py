@@ -116,9 +116,18 @@ def linear_logprobs(
         bias = jnp.zeros(embedding.shape[0], jnp.float32)
     scales = jnp.stack([jnp.asarray(logit_scale, jnp.float32), 1.0 / jnp.asarray(temperature, jnp.float32)])
     dtype = jnp.dtype(product_dtype or hidden.dtype)
-    static = (min(chunk_size, embedding.shape[0]), float(softcap or 0.0), with_bias, dtype)
+    static = _Static(min(chunk_size, embedding.shape[0]), float(softcap or 0.0), with_bias, dtype)
     values: tuple[jax.Array, ...] = _statistics(static, hidden, embedding, bias, scales, targets)
     return LogprobStatistics(*(jnp.where(mask, v, 0.0) for v in values))
+
+
+class _Static(NamedTuple):
+    """What a program of `_statistics` is compiled for."""
+
+    chunk_size: int
+    softcap: float  # 0 for none
+    with_bias: bool
+    product_dtype: Any
 
 
 def _chunks(vocabulary: int, size: int) -> tuple[jax.Array, jax.Array]:
@@ -130,7 +139,7 @@ def _chunks(vocabulary: int, size: int) -> tuple[jax.Array, jax.Array]:
 
 def _chunk_logits(static, hidden, embedding, bias, scales, start, first):
     """Scaled logits [B, T, C] of one chunk (NEGATIVE at rows of the chunk before), and d(logit)/d(product)."""
-    size, cap, _, dtype = static
+    size, cap, dtype = static.chunk_size, static.softcap, static.product_dtype
     weights = jax.lax.dynamic_slice_in_dim(embedding, start, size, 0).astype(dtype)
     shift = jax.lax.dynamic_slice_in_dim(bias, start, size, 0).astype(jnp.float32)
     logits = jnp.einsum("btd,vd->btv", hidden.astype(dtype), weights, preferred_element_type=jnp.float32)
@@ -173,8 +182,8 @@ def _forward(static, hidden, embedding, bias, scales, targets):
 
     zero = jnp.zeros(targets.shape, jnp.float32)
     start = (zero + NEGATIVE, zero, zero, zero, zero, zero)
-    bounds = _chunks(vocabulary, static[0])
-    if static[0] == vocabulary:  # one chunk: no loop in the way of fusion
+    bounds = _chunks(vocabulary, static.chunk_size)
+    if static.chunk_size == vocabulary:  # one chunk: no loop in the way of fusion
         carry, _ = body(start, (0, 0))
     else:
         carry, _ = jax.lax.scan(body, start, bounds)
@@ -194,6 +203,7 @@ def _forward(static, hidden, embedding, bias, scales, targets):
 
 def _backward(static, saved: Any, cotangents: Any):
     hidden, embedding, bias, scales, targets, normalizer, mean_logit, squares = saved
+    size, dtype = static.chunk_size, static.product_dtype
     d_logps, d_entropy, d_normalizer, d_mean, d_squares, _ = cotangents
     vocabulary = embedding.shape[0]
     # d(stat)/d(logit_v), with p = softmax: logps: hit - p; entropy: -p (l - mean); normalizer: p;
@@ -218,16 +228,16 @@ def _backward(static, saved: Any, cotangents: Any):
         # The barrier keeps XLA's CPU compiler from computing `part` once for each product below, and a
         # product with ones is several times faster there than a sum over leading axes. It transposes the
         # left side of a product over rows: that is the hidden states here, not the far larger `part`.
-        part = jax.lax.optimization_barrier(grad * scales[0]).astype(static[3])
-        dw = jnp.einsum("btd,btv->dv", hidden.astype(static[3]), part, preferred_element_type=jnp.float32)
+        part = jax.lax.optimization_barrier(grad * scales[0]).astype(dtype)
+        dw = jnp.einsum("btd,btv->dv", hidden.astype(dtype), part, preferred_element_type=jnp.float32)
         dh = jnp.einsum("btv,vd->btd", part, weights, preferred_element_type=jnp.float32)
         # Without the barrier XLA writes the transposed product itself, which its CPU backend has not for bfloat16.
         dw = jax.lax.optimization_barrier(dw).T
-        old = jax.lax.dynamic_slice_in_dim(d_embedding, start, static[0], 0)
+        old = jax.lax.dynamic_slice_in_dim(d_embedding, start, size, 0)
         d_embedding = jax.lax.dynamic_update_slice_in_dim(d_embedding, old + dw, start, 0)
-        if static[2]:
+        if static.with_bias:
             db = jnp.einsum("btv,bt->v", grad, jnp.ones(targets.shape, jnp.float32))
-            old = jax.lax.dynamic_slice_in_dim(d_bias, start, static[0], 0)
+            old = jax.lax.dynamic_slice_in_dim(d_bias, start, size, 0)
             d_bias = jax.lax.dynamic_update_slice_in_dim(d_bias, old + db, start, 0)
         return (d_hidden + dh, d_embedding, d_bias), None
 
@@ -236,10 +246,10 @@ def _backward(static, saved: Any, cotangents: Any):
         jnp.zeros(embedding.shape, jnp.float32),
         jnp.zeros(vocabulary, jnp.float32),
     )
-    if static[0] == vocabulary:
+    if size == vocabulary:
         carry, _ = body(zeros, (0, 0))
     else:
-        carry, _ = jax.lax.scan(body, zeros, _chunks(vocabulary, static[0]))
+        carry, _ = jax.lax.scan(body, zeros, _chunks(vocabulary, size))
     d_hidden, d_embedding, d_bias = carry
     return (
         d_hidden.astype(hidden.dtype),

@@ -269,6 +269,16 @@ def test_description_has_every_key_with_type_default_and_meaning():
     assert all(re.search(r"\w", key.meaning) for key in keys.values())
 
 
+def test_defaults_are_the_values_of_a_configuration_that_nobody_set():
+    found = config.defaults(Outer)
+    assert (found["inner.rate"], found["inner.note"], found["other.count"]) == (0.001, None, 7)
+    assert found["inner.names"] == config.to_dict(Outer())["inner"]["names"]
+    assert set(found) == {key.name for key in config.describe(Outer)}
+    assert not set(config.defaults(Needy)) & {
+        k.name for k in config.describe(Needy) if k.default == "required"
+    }
+
+
 def test_defaults_with_line_breaks_stay_on_one_line():
     @dataclass(frozen=True, kw_only=True)
     class Marked:

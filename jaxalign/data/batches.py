@@ -77,7 +77,8 @@ def eval_batches(examples: Sequence[Example], batch_size: int, collate: Collate)
     """Every example once, in order; the last batch is filled up with rows whose `valid` is False."""
     for start in range(0, len(examples), batch_size):
         rows = list(range(start, min(start + batch_size, len(examples))))
-        filled = rows + [rows[0]] * (batch_size - len(rows))
+        # A row that is left alone has another one beside it, for what is measured between rows.
+        filled = rows + [rows[0] if len(rows) > 1 else 0] * (batch_size - len(rows))
         batch = collate([examples[r] for r in filled], filled)
         batch["valid"] = np.arange(batch_size) < len(rows)
         yield batch
@@ -120,7 +121,8 @@ def collate_labels(
     """tokens, mask [B * G, T], lengths [B * G], an example's completions together (G is 1, or 2 of a comparison);
     desirable [B, G]; row_ids, valid [B].
 
-    With `mismatched` also kl_tokens, kl_mask, kl_lengths: each prompt with the next example's completion.
+    With `mismatched` also kl_tokens, kl_mask, kl_lengths: each prompt with the completion of the next other example
+    (of its own, where the batch has no other).
 
     Raises:
       DataError: labelled completions and comparisons in one data set.
@@ -139,13 +141,19 @@ def collate_labels(
     )
     if mismatched:
         others = [
-            _mismatched(e, examples[(i + 1) % len(examples)], g)
+            _mismatched(e, examples[_next_other(numbers, i)], g)
             for i, e in enumerate(examples)
             for g in range(len(e.rows))
         ]
         found = _rows([row for row, _ in others], [mask for _, mask in others], width)
         batch |= {f"kl_{name}": value for name, value in found.items()}
     return batch
+
+
+def _next_other(numbers: Sequence[int], index: int) -> int:
+    """The next place, from the end on to the beginning, with another number; any where all are one number."""
+    places = [(index + step) % len(numbers) for step in range(1, len(numbers) + 1)]
+    return next((place for place in places if numbers[place] != numbers[index]), places[0])
 
 
 def _mismatched(example: Example, other: Example, index: int) -> tuple[tuple[int, ...], tuple[bool, ...]]:

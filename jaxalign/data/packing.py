@@ -98,7 +98,7 @@ def packed(
         needed = max(min(rung(max(map(len, bins)), steps=4), len(micro[0][0])), least, 1)
         height = -(-needed // shards) * shards
         places = [
-            _places(lengths, part_bins, mask.shape[1], height, shards)
+            end_to_end(lengths, part_bins, mask.shape[1], height, shards)
             for (lengths, mask), part_bins in zip(micro, bins, strict=True)
         ]
         # Row r of part p at r * parts + p: what `split_rows` undoes.
@@ -171,8 +171,25 @@ def _micro_batches(batch: Mapping[str, Any], prefix: str, parts: int) -> list[tu
     return [(lengths[part::parts].ravel(), mask[part::parts].reshape(-1, width)) for part in range(parts)]
 
 
-def _places(lengths: np.ndarray, bins: list[list[int]], width: int, height: int, shards: int) -> np.ndarray:
-    """[height, T]: which token of a micro-batch lies in each column of its packed rows."""
+def end_to_end(
+    lengths: Sequence[int] | np.ndarray,
+    bins: Sequence[Sequence[int]],
+    width: int,
+    height: int,
+    shards: int = 1,
+) -> np.ndarray:
+    """Lays rows out as `best_fit_decreasing` says.
+
+    Args:
+      lengths: tokens of each of N rows.
+      bins: for each packed row the indices of what it holds.
+      width: columns T of a row, packed or not.
+      height: packed rows R, as many as there are bins at least.
+      shards: parts of the packed rows that get as many bins each.
+
+    Returns:
+      int32 [R, T]: row * T + column of the token in each column of the packed rows; N * T in padding.
+    """
     places = np.full((height, width), len(lengths) * width, np.int32)
     for number, members in enumerate(bins):
         # Dealt out, so that every shard has its share of full rows.
@@ -183,6 +200,21 @@ def _places(lengths: np.ndarray, bins: list[list[int]], width: int, height: int,
             places[row, column : column + length] = index * width + np.arange(length)
             column += length
     return places
+
+
+def segments(places: Any, size: int, width: int) -> dict[str, Any]:
+    """The arguments that tell a model of rows that share a packed row.
+
+    Args:
+      places: int32 [R, T], of `end_to_end`; on the host or the device.
+      size: N * T, as `places` has it in padding.
+      width: T.
+
+    Returns:
+      positions and segment_ids, int32 [R, T]: a row is a segment, and no other has its number; both 0 in padding.
+    """
+    # A multiple of the width stands in padding: column 0.
+    return {"positions": places % width, "segment_ids": (places < size) * (places // width + 1)}
 
 
 def _heads(

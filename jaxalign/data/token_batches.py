@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,25 +41,39 @@ class TokenBatches:
 
     Args:
       examples: training examples, at least one.
-      tokens: columns of a batch at most, padding included: examples x rows of an example x T.
+      tokens: columns of a batch at most, padding included: examples x rows of an example x copies x T.
       multiple: what the number of examples of every batch is a multiple of.
+      least: examples of a batch at least, fillers not counted (where there are as many).
+      copies: how often a batch holds each row: 2 where the collate function adds one of its own for each.
       seed: of the order.
       collate: examples, their numbers and `width` -> batch.
 
     Raises:
-      ConfigError: `multiple` of the longest examples do not fit `tokens`.
+      ConfigError: the fewest examples that a batch may have do not fit `tokens`, where they are the longest.
     """
 
     def __init__(
-        self, examples: Sequence[Example], *, tokens: int, multiple: int, seed: int, collate: Collate
+        self,
+        examples: Sequence[Example],
+        *,
+        tokens: int,
+        multiple: int,
+        seed: int,
+        collate: Collate,
+        least: int = 1,
+        copies: int = 1,
     ) -> None:
         if not examples:
             raise ValueError("expected at least one example")
         self._examples, self._seed, self._collate = examples, seed, collate
         self._lengths = np.asarray([max(len(row) for row in e.rows) for e in examples])
-        rows = max(len(e.rows) for e in examples)
         self.shapes = batch_shapes(
-            self._lengths, counted_tokens(examples), tokens=tokens, rows=rows, multiple=multiple
+            self._lengths,
+            counted_tokens(examples),
+            tokens=tokens,
+            rows=copies * max(len(e.rows) for e in examples),
+            multiple=multiple,
+            least=least,
         )
         self._drawn = 0
         self._epoch, self._plan = -1, []
@@ -126,6 +140,7 @@ def batch_shapes(
     tokens: int,
     rows: int,
     multiple: int,
+    least: int = 1,
     most: int = MOST_WIDTHS,
 ) -> list[BatchShape]:
     """The shapes of an epoch's batches, narrowest first: from the data alone, so the number of steps is known.
@@ -136,18 +151,20 @@ def batch_shapes(
       tokens: columns of a batch at most.
       rows: rows of an example.
       multiple: what sizes are multiples of.
+      least: examples of a batch at least, fillers not counted.
       most: widths at most.
 
     Raises:
-      ConfigError: `multiple` of the longest examples do not fit `tokens`.
+      ConfigError: the fewest examples that a batch may have do not fit `tokens`, where they are the longest.
     """
     shapes, left, narrower = [], 0, 0
     widths = bucket_widths(lengths, most)
-    least = multiple * rows * widths[-1]
-    if tokens < least:
+    # Batches of 2 * least - 1 or more take any number of examples without one of fewer than `least`.
+    smallest = -(-(2 * least - 1) // multiple) * multiple * rows
+    if tokens < smallest * widths[-1]:
         raise ConfigError(
-            f"train.batch_tokens must be at least {least}, for {multiple * rows} rows of {widths[-1]} tokens, "
-            f"got {tokens}; data.max_length cuts the longest rows"
+            f"train.batch_tokens must be at least {smallest * widths[-1]}, for {smallest} rows of {widths[-1]} "
+            f"tokens, got {tokens}; data.max_length cuts the longest rows"
         )
     for width in widths:
         size = tokens // (rows * width) // multiple * multiple
@@ -156,6 +173,12 @@ def batch_shapes(
         narrower = width
         batches = left // size
         if width == widths[-1]:
+            if left < least and shapes:
+                # Too few for a batch of their own: with those of a batch of the width before.
+                before = shapes.pop()
+                left += before.size
+                if before.batches > 1:
+                    shapes.append(replace(before, batches=before.batches - 1))
             batches = -(-left // size)
             # Evenly, so that no step is left with a few rows and many fillers.
             size = -(-left // (batches * multiple)) * multiple

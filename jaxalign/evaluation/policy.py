@@ -38,15 +38,10 @@ def make_scorer(definition: Any, *, temperature: float = 1.0) -> Scorer:
 
 def token_logps(score: Scorer, params: Any, rows: Rows, *, batch_size: int = 64) -> np.ndarray:
     """float32 [N, T]: log-prob of each counted token, nats; 0 elsewhere."""
-    done = []
-    for start in range(0, len(rows.lengths), batch_size):
-        part = {n: getattr(rows, n)[start : start + batch_size] for n in ("tokens", "lengths", "mask")}
-        count = len(part["lengths"])
-        # Fillers keep the shape, so that one program serves all batches.
-        part = {n: np.concatenate([x, np.repeat(x[:1], batch_size - count, axis=0)]) for n, x in part.items()}
-        part["valid"] = np.arange(batch_size) < count
-        done.append(score(params, part)[:count])
-    return np.concatenate(done)
+    count = len(rows.lengths)
+    # Fillers keep the shape, so that one program serves all batches.
+    done = [score(params, rows.batch(start, batch_size)) for start in range(0, count, batch_size)]
+    return np.concatenate(done)[:count]
 
 
 def summed_logps(score: Scorer, params: Any, rows: Rows, *, batch_size: int = 64) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxalign import models
-from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, rung
+from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, end_to_end, rung, segments
 from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device, to_host
 from jaxalign.rewards.base import RewardRequest, Rewards
@@ -17,8 +17,16 @@ from jaxalign.rewards.base import RewardRequest, Rewards
 class ModelReward:
     """Scores prompt + completion with a `ScalarModel`, [N].
 
-    Rows are scored by the token ids that were sampled, so the model must share the
-    policy's tokenizer; `vocabulary` (the policy's size) is checked where given.
+    Rows are scored by the token ids that were sampled, so the model must share the policy's tokenizer.
+
+    Args:
+      model: a `ScalarModel` that gives one score.
+      batch_size: packed rows scored at once; each holds several of the rows asked for, where those are short.
+      pad_multiple: columns of a packed row are a multiple of it.
+      vocabulary: tokens of the policy's, all of which the model must know; None does not check.
+
+    Raises:
+      UserError: the model knows fewer tokens than the policy, or scores steps.
     """
 
     def __init__(
@@ -137,19 +145,17 @@ def token_scores(
     bins = best_fit_decreasing(lengths, width)
     batches = max(-(-len(bins) // batch_size), 1)
     height = max(min(rung(-(-len(bins) // batches), steps=4), batch_size), 1)
-    found, forward = {}, program.loaded()
+    size, forward = len(rows) * width, program.loaded()
+    tokens = np.zeros(size + 1, np.int32)  # the last one stands in padding
+    for index, row in enumerate(rows):
+        tokens[index * width : index * width + len(row)] = row
+    found = np.zeros(0, np.float32)
     for start in range(0, len(bins), height):
-        tokens, positions, segments = np.zeros((3, height, width), np.int32)
-        places = {}
-        for line, members in enumerate(bins[start : start + height]):
-            column = 0
-            for index in members:
-                place = slice(column, column + lengths[index])
-                tokens[line, place] = rows[index]
-                positions[line, place] = np.arange(lengths[index])
-                segments[line, place] = index + 1
-                places[index], column = (line, place), place.stop
-        scores = np.asarray(jax.device_get(forward(tokens, positions, segments)), np.float32)
-        for index, (line, place) in places.items():
-            found[rows[index]] = scores[..., line, place]
-    return [found[row] for row in asked]
+        places = end_to_end(lengths, bins[start : start + height], width, height)
+        layout = segments(places, size, width)
+        scores = jax.device_get(forward(tokens[places], layout["positions"], layout["segment_ids"]))
+        if not start:
+            found = np.zeros((*scores.shape[:-2], size + 1), np.float32)
+        found[..., places] = scores
+    begins = {row: index * width for index, row in enumerate(rows)}
+    return [found[..., begins[row] : begins[row] + len(row)] for row in asked]

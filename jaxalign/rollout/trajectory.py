@@ -25,6 +25,12 @@ class Rows:
     mask: np.ndarray
     prompt_lengths: np.ndarray
 
+    def batch(self, start: int, size: int) -> dict[str, np.ndarray]:
+        """tokens, lengths, mask of `size` rows from `start` on; valid [size], False in fillers (a row again)."""
+        names, count = ("tokens", "lengths", "mask"), min(size, len(self.lengths) - start)
+        picked = np.minimum(np.arange(start, start + size), start + count - 1)
+        return {name: getattr(self, name)[picked] for name in names} | {"valid": np.arange(size) < count}
+
     def from_completion(self, values: np.ndarray) -> np.ndarray:
         """[N, C] in completion columns -> [N, T] in row columns, 0 outside the mask."""
         values = np.asarray(values)

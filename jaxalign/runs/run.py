@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxalign.config import save_yaml, to_dict
+from jaxalign.config import defaults, save_yaml, to_dict
 from jaxalign.errors import ConfigError
 from jaxalign.runs import records
 from jaxalign.runs.config import RunConfig
@@ -74,7 +74,7 @@ class Run:
         before = folder / "metadata.json"
         resumed = before.is_file()
         if resumed:
-            _check_same(before, command, full, config.resume)
+            _check_same(before, command, full_config, config.resume)
         elif folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(f"run.output: {folder} is not empty and holds no run; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ class Run:
         os.replace(temporary, self.folder / "metadata.json")
 
 
-def _check_same(path: Path, command: str, full: dict[str, Any], resume: bool) -> None:
+def _check_same(path: Path, command: str, full_config: Any, resume: bool) -> None:
     try:
         old = json.loads(path.read_text())
     except json.JSONDecodeError:
@@ -179,7 +179,9 @@ def _check_same(path: Path, command: str, full: dict[str, Any], resume: bool) ->
         raise ConfigError(
             f"run.output: {path.parent} holds a run of `{old.get('command')}`, not of `{command}`"
         )
-    before, now = _flat(old.get("config", {})), _flat(records.clean(full))
+    before, now = _flat(old.get("config", {})), _flat(records.clean(to_dict(full_config)))
+    # A key that an earlier version did not have: that version did what is the default now.
+    before = {k: v for k, v in _flat(records.clean(defaults(type(full_config)))).items() if k in now} | before
     # Earlier versions had two levels of rematerialization, and wrote true and false.
     spelled = {
         k: "full" if v else "none" for k, v in before.items() if k.endswith(".remat") and isinstance(v, bool)

@@ -12,6 +12,7 @@ divided by.
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from jaxalign import losses
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import evaluate_reward
 from jaxalign.rollout import Engine, join_rows
+from jaxalign.rollout.trajectory import Rows
 from jaxalign.training.experience import final_scores
 from jaxalign.training.group_rollout import Rollout, ending_at_last, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
@@ -137,8 +139,8 @@ def advantages_of(
       scores: float32 [N], a prompt's completions together.
       valid: bool [N], rows that count.
       group: completions a prompt.
-      logps: [N, T] under the policy that sampled.
-      ref_logps: [N, T] under the reference.
+      logps: [N, T] under the policy that sampled; None where they are not known.
+      ref_logps: [N, T] under the reference; None likewise. Both are read by reinforce++ with a KL alone.
       mask: [N, T].
       step_rewards: [N, T], for process: read where a step ends.
       steps: bool [N, T], for process: where one does.
@@ -147,6 +149,8 @@ def advantages_of(
     if kind == "process":
         return losses.process_group_advantages(step_rewards, steps, group, mask)
     if kind == "reinforce++":
+        if not config.beta:
+            logps = ref_logps = jnp.zeros(mask.shape)
         return losses.reinforce_plus_plus_advantages(scores, logps, ref_logps, mask, beta=config.beta)
     if kind == "global":
         rows = losses.global_batch_advantages(scores, valid)
@@ -182,57 +186,70 @@ class Trainer(PolicyTrainer):
         rollout, sampling_metrics = self._rollout(number)
         completions, rewards = rollout.completions, rollout.rewards
         watch.sampled = time.perf_counter()
-        rows = join_rows(rollout.request.prompt_ids, completions, multiple=16)
-        config, alone = self.config.loss, self.one_step
-        asked = not alone or self.must_check(number)
+        rows, valid = self._counted(rollout)
+        asked = not self.one_step or self.must_check(number)
         found, gaps = self.score_completions(number, rows, completions, policy=asked)
-        valid = np.asarray(rewards.valid)
-        cut = np.array([reason == "length" for reason in completions.finish_reason])
-        if config.mask_truncated:
-            valid = valid & ~cut
-        mask = rows.mask & valid[:, None]
-        found = {name: np.where(mask, values, 0.0) for name, values in found.items()}
-        logps = np.zeros(mask.shape, np.float32) if alone else found["logps"]
-        ref_logps = found.get("ref_logps", logps)
-        cap = config.importance_cap
-        weights = importance(cap, rows, logps, mask, completions) if cap else np.ones_like(logps)
-        by_step = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
-        advantages = self._advantages(rollout.scores, valid, logps, ref_logps, mask, *by_step)
-        # A group without differences has advantage 0 already; its KL and entropy terms stay.
-        data = {
-            "tokens": rows.tokens,
-            "lengths": rows.lengths,
-            "mask": mask,
-            "weights": weights,
-            "advantages": np.asarray(advantages),
-        }
-        if self.reads_reference(self.config):
-            data["ref_logps"] = ref_logps
-        if alone:
-            # What the only step finds is what a forward pass before it would: the weights are the same.
-            data["sampler_logps"] = rows.from_completion(np.where(completions.mask, completions.logps, 0.0))
-        else:
-            data["old_logps"] = logps
+        data = self._learnt_from(rollout, rows, valid, found)
         watch.scored = time.perf_counter()
         metrics = self.passes(number, data, self._update)
-        if alone:
+        if self.one_step:
+            # The step has measured what is measured below, before it moved the policy.
             metrics["rollout/logp_gap"] = metrics.pop("rollout/logp_gap_max")
             metrics["objective/entropy"] = metrics["policy/entropy"]
             if not asked:
                 self.check_gaps(number, metrics)
         else:
-            counted = max(int(mask.any(1).sum()), 1)
-            if config.beta:
-                metrics["objective/kl"] = float((logps - ref_logps).sum() / counted)
-            metrics["objective/entropy"] = float(found["entropy"].sum() / max(mask.sum(), 1))
-            metrics |= gaps
+            metrics |= gaps | self._objective(found, rows.mask)
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
         metrics |= rollout_metrics(completions, rewards, raw) | sampling_metrics
         metrics |= {
-            "rollout/counted_rows": float(mask.any(1).mean()),
+            "rollout/counted_rows": float(rows.mask.any(1).mean()),
             **watch.metrics(int(completions.lengths.sum())),
         }
         return metrics, self.samples(rollout.request, raw)
+
+    def _counted(self, rollout: Rollout) -> tuple[Rows, np.ndarray]:
+        """Prompts with completions, whose tokens count where the row does; and bool [N], whether it does."""
+        completions, valid = rollout.completions, np.asarray(rollout.rewards.valid)
+        if self.config.loss.mask_truncated:
+            valid = valid & np.array([reason != "length" for reason in completions.finish_reason])
+        rows = join_rows(rollout.request.prompt_ids, completions, multiple=16)
+        return replace(rows, mask=rows.mask & valid[:, None]), valid
+
+    def _learnt_from(
+        self, rollout: Rollout, rows: Rows, valid: np.ndarray, found: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """What the minibatches of `grpo_loss` are taken from; `found` is what `score_completions` gave."""
+        completions, cap = rollout.completions, self.config.loss.importance_cap
+        logps, ref_logps = (None if self.one_step else found["logps"]), found.get("ref_logps")
+        weights = np.ones(rows.mask.shape, np.float32)
+        if cap:
+            weights = importance(cap, rows, found["logps"], rows.mask, completions)
+        by_step = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
+        # A group without differences has advantage 0 already; its KL and entropy terms stay.
+        advantages = self._advantages(rollout.scores, valid, logps, ref_logps, rows.mask, *by_step)
+        data = {
+            "tokens": rows.tokens,
+            "lengths": rows.lengths,
+            "mask": rows.mask,
+            "weights": weights,
+            "advantages": np.asarray(advantages),
+        }
+        if ref_logps is not None:
+            data["ref_logps"] = ref_logps
+        if logps is not None:
+            return data | {"old_logps": logps}
+        # What the only step finds is what a forward pass before it would: the weights are the same.
+        sampled = np.where(completions.mask, completions.logps, 0.0)
+        return data | {"sampler_logps": rows.from_completion(sampled)}
+
+    def _objective(self, found: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, float]:
+        """Entropy a counted token, and the KL a counted row where there is a reference."""
+        metrics = {"objective/entropy": float(found["entropy"].sum() / max(mask.sum(), 1))}
+        if "ref_logps" in found:
+            kl = (found["logps"] - found["ref_logps"]).sum()
+            metrics["objective/kl"] = float(kl / max(int(mask.any(1).sum()), 1))
+        return metrics
 
     # --- rollouts ---------------------------------------------------------------------------
 

@@ -30,8 +30,9 @@ class TrainConfig:
 
     Attributes:
       batch_size: rows (pairs, questions) an optimizer step sees.
-      batch_tokens: columns of tokens an optimizer step sees at most, padding included, in place of batch_size: rows of
-        like lengths go together, many short ones or few long ones; 0 takes batch_size. Not with packing.
+      batch_tokens: columns of tokens an optimizer step sees at most, padding included (and, for loss.name=kto, the
+        rows by which it estimates the KL), in place of batch_size: rows of like lengths go together, many short ones or
+        few long ones; 0 takes batch_size. Not with packing.
       accumulation_steps: micro-batches a step is split into, to save memory.
       steps: optimizer steps in all; 0 takes epochs.
       epochs: passes over the training rows, where steps is 0.

@@ -98,7 +98,7 @@ class OnPolicyTrainer(ABC):
 
         Args:
           rows: N rows.
-          score: {"tokens", "lengths", "mask"} and perhaps their packing, on the mesh -> a tree of arrays,
+          score: {"tokens", "lengths", "mask", "valid"} and perhaps their packing, on the mesh -> a tree of arrays,
             one row each.
 
         Returns:
@@ -106,13 +106,7 @@ class OnPolicyTrainer(ABC):
         """
         count = len(rows.lengths)
         size = min(self.config.train.score_batch_size, count)
-        parts = []
-        for start in range(0, count, size):
-            piece = {
-                name: _filled(getattr(rows, name)[start : start + size], size)
-                for name in ("tokens", "lengths", "mask")
-            }
-            parts.append(score(self._on_mesh(piece)))
+        parts = [score(self._on_mesh(rows.batch(start, size))) for start in range(0, count, size)]
         # Fetched when all are under way, so that the device does not wait for the host in between.
         return jax.tree.map(lambda *x: np.concatenate(x)[:count], *jax.device_get(parts))
 
@@ -347,9 +341,3 @@ def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> int:
         trainer.restore(*store.restore(done, trainer.state))
     trainer.run.rewind(done if done else -1)
     return done
-
-
-def _filled(array: np.ndarray, size: int) -> np.ndarray:
-    """`size` rows: the last ones repeat row 0 where there are fewer, and are cut off again."""
-    missing = size - len(array)
-    return array if not missing else np.concatenate([array, np.repeat(array[:1], missing, axis=0)])

@@ -23,7 +23,8 @@ class RolloutTrainConfig:
       epochs: passes over a rollout.
       minibatches: optimizer steps a pass.
       accumulation_steps: micro-batches an optimizer step is split into.
-      score_batch_size: rows scored at once by policy, reference, critic and reward model.
+      score_batch_size: rows scored at once by policy, reference and critic, and packed rows (each of several
+        completions, where they are short) by reward models.
       target_kl: stop the passes over a rollout when approx-KL (nats a token) exceeds it; 0 turns it off.
       logp_tolerance: largest difference of sampler and training log-probs allowed before the first
         update, nats; 0 picks 1e-3 for float32 and 0.1 for bfloat16 (a server has rollout.engine.logp_tolerance).

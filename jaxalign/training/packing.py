@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxalign.data.packing import MAX_SEGMENTS
+from jaxalign.data.packing import MAX_SEGMENTS, segments
 
 
 @jax.tree_util.register_dataclass
@@ -35,13 +35,9 @@ class Packing:
         """
         if self.places is None:
             return {"tokens": tokens, "lengths": lengths}
-        width = tokens.shape[1]
-        there = self.places < tokens.size
         return {
             "tokens": taken(tokens, self.places),
-            "positions": jnp.where(there, self.places % width, 0),
-            # A row of the batch is a segment; no other has its number.
-            "segment_ids": jnp.where(there, self.places // width + 1, 0),
+            **segments(self.places, tokens.size, tokens.shape[1]),
             "max_segments": MAX_SEGMENTS,
         }
 

@@ -15,6 +15,7 @@ from jaxalign.data import (
     eval_batches,
     load_dataset,
 )
+from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.loop import Loop, evaluation
@@ -98,13 +99,24 @@ def train_dpo(
         kind = "label" if form.unpaired else "comparison"
         data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
         setup.check_context(policy.config, data)
+        if form.statistic and 1 in (len(data.train), len(data.validation)):
+            raise ConfigError(
+                f"loss.name={config.loss.name} sets each example against others: expected 2 or more, there are "
+                f"{len(data.train)} to train on and {len(data.validation)} held out"
+            )
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
         collate, arrange = collate_comparisons, pair_axis
         if form.unpaired:
             collate, arrange = partial(collate_labels, mismatched=form.statistic == "kl"), question_axis
         collate = setup.collate_of(collate, data.train, packing=config.train.packing)
         batches = setup.training_batches(
-            config.train, data.train, seed=config.run.seed, collate=collate, mesh=mesh
+            config.train,
+            data.train,
+            seed=config.run.seed,
+            collate=collate,
+            mesh=mesh,
+            least=2 if form.statistic else 1,
+            copies=2 if form.statistic == "kl" else 1,
         )
         # The update donates its own copy of the parameters, so the start can serve as reference.
         reference_definition, reference_params = models.split(policy if reference is None else reference)

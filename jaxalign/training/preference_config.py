@@ -161,5 +161,11 @@ class DPOConfig:
                 "reference_logps=precomputed does not go with loss.name=kto, which also scores each prompt with "
                 "another one's completion, and those change with every batch"
             )
+        for name in ("batch_size", "eval_batch_size"):
+            if FORMS[self.loss.name].statistic and getattr(self.train, name) == 1:
+                raise ValueError(
+                    f"train.{name} must be 2 or more with loss.name={self.loss.name}, which sets each example against "
+                    "the others of its batch; got 1"
+                )
         if self.reference_cache and self.reference_logps == "live":
             raise ValueError("reference_cache needs reference_logps=precomputed")

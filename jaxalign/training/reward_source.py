@@ -89,7 +89,7 @@ def build_reward(
     Args:
       source: what the configuration names.
       reward: a live reward, scalar model or sequence of scalar models (an ensemble), in place of `source`; or None.
-      batch_size: rows that a reward model scores at once.
+      batch_size: packed rows that a reward model scores at once.
       vocabulary: the policy's; a reward model must know as many tokens.
       tokenizer: the policy's; a process reward model needs it.
       step_score: what `auto` stands for.

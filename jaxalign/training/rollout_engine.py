@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.errors import ConfigError
 from jaxalign.losses import importance_weights
 from jaxalign.rollout import Completions, Engine, EngineConfig, ServerEngine
 from jaxalign.rollout.trajectory import Rows
@@ -29,9 +30,15 @@ def make_generator(
     """What samples for a run: `engine` where one is given, else the one that `config.rollout.engine` names.
 
     Raises:
+      ConfigError: 8-bit rollouts of an engine that is given, which stores weights and cache as it will.
       UserError: a server that is not there, or does not have the model.
     """
     settings = config.rollout.engine
+    if engine is not None and config.rollout.int8:
+        raise ConfigError(
+            "rollout.weights and rollout.cache must be same with an engine of your own (engine=), which does not "
+            "read them"
+        )
     if engine is None and settings.kind != "local":
         # A name that nothing else has: what lies there is removed before the first weights are written.
         folder = (
@@ -49,7 +56,10 @@ def make_generator(
 
 
 def logp_gaps(rows: Rows, logps: np.ndarray, completions: Completions) -> dict[str, float]:
-    """Largest and mean difference of the sampler's log-probs and those of the training forward [N, T], in nats."""
+    """Largest and mean difference of the sampler's log-probs and those of the training forward [N, T], in nats.
+
+    Over the tokens in the rows' mask; 0 where there is none.
+    """
     sampled = rows.from_completion(np.where(completions.mask, completions.logps, 0.0))
     gaps = np.abs(sampled - logps)[rows.mask]
     return {

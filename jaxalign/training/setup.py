@@ -230,9 +230,24 @@ def on_mesh(
 
 
 def training_batches(
-    config: TrainConfig, examples: Sequence[Example], *, seed: int, collate: Collate, mesh: Mesh
+    config: TrainConfig,
+    examples: Sequence[Example],
+    *,
+    seed: int,
+    collate: Collate,
+    mesh: Mesh,
+    least: int = 1,
+    copies: int = 1,
 ) -> BatchIterator | TokenBatches:
     """The batches that an optimizer step takes, by rows or by tokens.
+
+    Args:
+      config: their size.
+      examples: training examples.
+      seed: of the order.
+      collate: examples and their numbers -> batch.
+      mesh: the devices that a batch is split over.
+      least, copies: of batches by tokens, see `TokenBatches`.
 
     Raises:
       ConfigError: a budget of tokens that does not hold the longest examples.
@@ -240,7 +255,15 @@ def training_batches(
     if not config.batch_tokens:
         return BatchIterator(examples, batch_size=config.batch_size, seed=seed, collate=collate)
     multiple = config.accumulation_steps * row_shards(mesh)
-    return TokenBatches(examples, tokens=config.batch_tokens, multiple=multiple, seed=seed, collate=collate)
+    return TokenBatches(
+        examples,
+        tokens=config.batch_tokens,
+        multiple=multiple,
+        seed=seed,
+        collate=collate,
+        least=least,
+        copies=copies,
+    )
 
 
 def collate_of(collate: Collate, examples: Sequence[Example], *, packing: bool) -> Collate:

@@ -95,7 +95,8 @@ def make_update(
             changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
             return TrainState(state.step + 1, optax.apply_updates(state.params, changes), opt_state)
 
-        # A branch, not a choice between two states: those would both be in memory.
+        # A branch, not a choice between two states: those would both be in memory. (Under `vmap`, by which `lift` makes
+        # an ensemble's update, it is a choice: each member has its own guard. `docs/memory.md` says what that takes.)
         return jax.lax.cond(keep, stepped, lambda: state), metrics
 
     compiled: Callable | None = None

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from jaxalign.data import (
     Example,
     collate_comparisons,
     collate_demonstrations,
+    collate_labels,
     collate_prompts,
     collate_rankings,
     collate_steps,
@@ -109,6 +111,34 @@ def test_prompts_carry_their_columns():
     batch = collate_prompts([example(answer="x"), example(level=2)], [3, 4])
     assert batch["prompts"] == [[1, 2], [1, 2]]
     assert batch["columns"] == {"answer": ["x", None], "level": [None, 2]}
+
+
+def labelled(first):
+    """A completion of two tokens, `first` and the one after it, to a prompt of two."""
+    return Example(((1, 2, first, first + 1),), ((False, False, True, True),), (1, 2), "p", labels=(True,))
+
+
+def completions_beside(batch):
+    return batch["kl_tokens"][:, 2].tolist()
+
+
+def test_a_prompt_is_mismatched_with_the_completion_of_the_next_other_example():
+    rows = {number: labelled(10 * number) for number in (1, 2, 3)}
+
+    def beside(*numbers):
+        return completions_beside(collate_labels([rows[n] for n in numbers], numbers, mismatched=True))
+
+    assert beside(1, 2, 3) == [20, 30, 10]
+    assert beside(3, 3, 1) == [10, 10, 30]
+    assert beside(2, 1, 2) == [10, 20, 10]
+    assert beside(2, 2) == [20, 20]
+
+
+def test_a_row_that_is_left_alone_in_an_evaluation_is_mismatched_with_another():
+    collate = partial(collate_labels, mismatched=True)
+    *_, last = eval_batches([labelled(10 * n) for n in range(1, 6)], 2, collate)
+    assert last["valid"].tolist() == [True, False]
+    assert completions_beside(last) == [10, 50]
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 10])

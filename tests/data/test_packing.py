@@ -2,13 +2,14 @@
 
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.data import packed, packed_alike, with_heads
-from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, rung
+from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, end_to_end, rung, segments
 from jaxalign.training.step import split_rows
 
 WIDTH = 16
@@ -50,6 +51,22 @@ def test_no_row_holds_more_than_the_most():
     # The second row is full by number, not by tokens: what is left of it is not filled.
     assert best_fit_decreasing([9, 8, 3, 2, 1], 12, 2) == [[0, 2], [1, 3], [4]]
     assert {len(row) for row in best_fit_decreasing([1] * 320, 64)} == {MAX_SEGMENTS}
+
+
+def test_rows_lie_end_to_end_each_a_segment_with_positions_of_its_own():
+    places = end_to_end([2, 3, 1], [[1, 0], [2]], 5, 3)
+    padding = 15
+    assert places.tolist() == [[5, 6, 7, 0, 1], [10, *[padding] * 4], [padding] * 5]
+    for where in (places, jnp.asarray(places)):
+        found = segments(where, padding, 5)
+        assert found["positions"].tolist() == [[0, 1, 2, 0, 1], [0] * 5, [0] * 5]
+        assert found["segment_ids"].tolist() == [[2, 2, 2, 1, 1], [3, 0, 0, 0, 0], [0] * 5]
+        assert {x.dtype for x in found.values()} == {np.dtype(np.int32)}
+
+
+def test_packed_rows_are_dealt_out_to_shards():
+    places = end_to_end([4, 4, 4], [[0], [1], [2]], 4, 4, 2)
+    assert (places[:, 0] // 4).tolist() == [0, 2, 1, 3]
 
 
 def test_what_does_not_fit_is_refused():

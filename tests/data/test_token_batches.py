@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxalign.data import Example, TokenBatches, collate_comparisons, collate_demonstrations, with_heads
 from jaxalign.data.token_batches import bucket_widths
@@ -24,8 +26,8 @@ def example(*lengths):
 EXAMPLES = [example(n) for n in LENGTHS]
 
 
-def batches(examples=EXAMPLES, *, tokens=4096, multiple=1, seed=5, collate=collate_demonstrations):
-    return TokenBatches(examples, tokens=tokens, multiple=multiple, seed=seed, collate=collate)
+def batches(examples=EXAMPLES, *, tokens=4096, multiple=1, seed=5, collate=collate_demonstrations, **more):
+    return TokenBatches(examples, tokens=tokens, multiple=multiple, seed=seed, collate=collate, **more)
 
 
 def epoch(found):
@@ -134,6 +136,42 @@ def test_a_budget_that_does_not_hold_the_longest_examples_is_refused_with_what_w
     ):
         batches(rows, tokens=479, multiple=3, collate=collate_comparisons)
     assert batches(rows, tokens=480, multiple=3, collate=collate_comparisons).per_epoch == 1
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.integers(1, 100), min_size=2, max_size=60),
+    st.integers(1, 4),
+    st.integers(0, 200),
+    st.booleans(),
+)
+def test_no_batch_has_fewer_examples_than_the_least(lengths, multiple, more, least_of_three):
+    least = 3 if least_of_three and len(lengths) > 2 else 2
+    room = -(-(2 * least - 1) // multiple) * multiple * -(-max(lengths) // 16) * 16
+    found = batches([example(n) for n in lengths], tokens=room + more, multiple=multiple, least=least)
+    drawn = epoch(found)
+    assert min(batch["valid"].sum() for batch in drawn) >= least
+    assert sorted(itertools.chain(*numbers(drawn))) == list(range(len(lengths)))
+    assert all(batch["tokens"].size <= room + more and len(batch["valid"]) % multiple == 0 for batch in drawn)
+
+
+def test_one_row_of_a_width_of_its_own_goes_with_others_where_a_batch_must_have_two():
+    rows = [example(n) for n in (*[10] * 48, 100)]
+    alone = epoch(batches(rows, tokens=384))
+    assert sorted(batch["valid"].sum() for batch in alone) == [1, 24, 24]
+    together = epoch(batches(rows, tokens=384, least=2))
+    assert sorted(batch["valid"].sum() for batch in together) == [2, 2, *[3] * 7, 24]
+
+
+def test_a_budget_that_would_leave_one_of_three_examples_alone_is_refused():
+    with pytest.raises(ConfigError, match=r"must be at least 48, for 3 rows of 16 tokens, got 47"):
+        batches([example(10)] * 3, tokens=47, least=2)
+
+
+def test_rows_that_the_collate_function_adds_count():
+    assert batches(tokens=4096, copies=2).shapes == batches(tokens=2048).shapes
+    with pytest.raises(ConfigError, match=r"must be at least 160, for 2 rows of 80 tokens, got 159"):
+        batches([example(70)], tokens=159, copies=2)
 
 
 def test_no_example_is_an_error():

@@ -60,6 +60,26 @@ def test_resuming_with_another_setting_names_it_and_a_free_one_is_allowed(tmp_pa
         assert run.resumed
 
 
+def change_stored_settings(folder, change):
+    """As if another version had begun the run."""
+    meta = json.loads((folder / "metadata.json").read_text())
+    change(meta["config"])
+    (folder / "metadata.json").write_text(json.dumps(meta))
+
+
+def test_a_key_that_the_run_did_not_have_is_its_default_and_one_that_is_gone_is_named(tmp_path):
+    with opened(config(tmp_path)):
+        pass
+    change_stored_settings(tmp_path, lambda settings: settings.pop("rate"))
+    with pytest.raises(ConfigError, match=r"rate was 1\.0 and is now 2\.0"):
+        opened(replace(config(tmp_path, resume=True), rate=2.0))
+    with opened(config(tmp_path, resume=True)) as run:
+        assert run.resumed
+    change_stored_settings(tmp_path, lambda settings: settings.update(momentum=0.9))
+    with pytest.raises(ConfigError, match=r"momentum was 0\.9 and is now None"):
+        opened(config(tmp_path, resume=True))
+
+
 def test_rewinding_drops_what_came_after_and_a_torn_line(tmp_path):
     with opened(config(tmp_path)) as run:
         for step in (1, 2, 3):

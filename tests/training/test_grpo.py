@@ -152,6 +152,24 @@ def test_a_sampler_that_disagrees_is_found_before_the_first_of_single_steps(grpo
     assert not steps
 
 
+@pytest.mark.parametrize("minibatches", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_the_gap_to_the_sampler_is_that_of_completions_that_count(minibatches, grpo, tmp_path, monkeypatch):
+    plain = Trainer.sample
+
+    def off(self, number, part=0):
+        """Samples of which every other one comes with log-probs that are 1 nat too high."""
+        completions, request = plain(self, number, part)
+        return replace(completions, logps=completions.logps + (np.arange(16) % 2)[:, None]), request
+
+    monkeypatch.setattr(Trainer, "sample", off)
+    train = GRPOTrainConfig(updates=2, prompts=4, minibatches=minibatches, score_batch_size=16)
+    config = grpo(tmp_path / "run", train=train)
+    train_grpo(config, reward=lambda p, c, **_: [None if i % 2 else float(i) for i in range(len(p))])
+    rows = metrics_of(tmp_path / "run")
+    assert [row["rollout/counted_rows"] for row in rows] == [0.5, 0.5]
+    assert all(0 < row["rollout/logp_gap_mean"] <= row["rollout/logp_gap"] < 1e-4 for row in rows)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

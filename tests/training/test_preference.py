@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxalign import models
-from jaxalign.errors import CheckpointError
+from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import records
@@ -167,6 +167,26 @@ def test_labelled_completions_are_learned_by_kto(configs, tmp_path):
     result = train_dpo(replace(config, data=replace(config.data, train=(str(path),))))
     assert result.metrics["eval/accuracy"] > 0.9
     assert result.metrics["eval/reward_desirable"] > result.metrics["eval/reward_undesirable"]
+
+
+@pytest.mark.parametrize("name", ["kto", "bco", "aot"])
+def test_losses_that_set_examples_against_each_other_ask_for_two(name, configs, tmp_path):
+    settings = {"loss": DPOLossConfig(name=name), "train": TrainConfig(batch_size=1)}
+    with pytest.raises(
+        ValueError, match=rf"train.batch_size must be 2 or more with loss.name={name}, .* got 1"
+    ):
+        configs.dpo(tmp_path, **settings)
+    settings["train"] = TrainConfig(eval_batch_size=1)
+    with pytest.raises(ValueError, match=r"train.eval_batch_size must be 2 or more"):
+        configs.dpo(tmp_path, **settings)
+    configs.dpo(tmp_path, train=TrainConfig(batch_size=1))  # DPO does not
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    data = replace(configs.data, train=(str(path),), validation_fraction=0.0)
+    with pytest.raises(
+        ConfigError, match=rf"loss.name={name} sets .* 2 or more, there are 1 to train on and 0 held"
+    ):
+        train_dpo(configs.dpo(tmp_path / "run", loss=settings["loss"], data=data))
 
 
 @pytest.mark.parametrize(

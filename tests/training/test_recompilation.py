@@ -55,6 +55,8 @@ class Programs:
 
     def check(self, *, most):
         """What was seen before is not compiled again, and there are at most so many programs."""
+        # Else the event has another name, and nothing is seen.
+        assert self.calls[0][1]
         seen = set()
         for shapes, compiled in self.calls:
             assert not (compiled and shapes in seen), shapes

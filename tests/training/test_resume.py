@@ -1,5 +1,6 @@
 """Stopped and resumed equals never stopped, bit for bit."""
 
+import json
 import signal
 from dataclasses import replace
 
@@ -127,6 +128,46 @@ def test_a_killed_and_resumed_run_gives_the_same_bits(name, configs, tmp_path, m
     config = make(tmp_path / "parts")
     train(replace(config, run=replace(config.run, resume=True)))
     assert_same_run(tmp_path / "parts", whole.folder)
+
+
+# What earlier versions did not have.
+LATER = {
+    "sft": ("train.batch_tokens", "train.packing", "model.attention", "model.products"),
+    "ppo": (
+        "kl.monitor",
+        "rollout",
+        "loss.importance_cap",
+        "train.packing",
+        "train.offload",
+        "model.products",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["sft", pytest.param("ppo", marks=pytest.mark.slow)])
+def test_a_run_without_the_keys_of_later_versions_goes_on(name, configs, tmp_path, monkeypatch):
+    train, make = TRAINERS[name], getattr(configs, name)
+    with monkeypatch.context() as patch:
+        at_step(patch, name, 2, terminate)
+        with pytest.raises(Interrupted):
+            train(make(tmp_path / "run"))
+    path = tmp_path / "run" / "metadata.json"
+    meta = json.loads(path.read_text())
+    for key in LATER[name]:
+        *groups, last = key.split(".")
+        section = meta["config"]
+        for group in groups:
+            section = section[group]
+        del section[last]
+    path.write_text(json.dumps(meta))
+    config = make(tmp_path / "run")
+    train(replace(config, run=replace(config.run, resume=True)))
+    assert [row["step"] for row in numbers(tmp_path / "run") if "loss" in row or "train/loss" in row] == [
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_resuming_a_finished_run_changes_nothing(configs, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxalign import models
-from jaxalign.errors import UserError
+from jaxalign.errors import ConfigError, UserError
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import Completions, EngineConfig, Sampler, SamplingConfig, join_rows
 from jaxalign.rollout.server import row_seeds
@@ -300,6 +300,12 @@ def test_8_bit_rollouts_without_a_correction_are_refused(part, grpo, configs, tm
         grpo(tmp_path, rollout=rollout, loss=GRPOLossConfig(name="rloo", importance_cap=2.0))
     with pytest.raises(ValueError, match=r"must be same with rollout.engine.kind=vllm"):
         RolloutConfig(**{part: "int8"}, engine=EngineConfig(kind="vllm", url="http://127.0.0.1:1"))
+
+
+def test_8_bit_rollouts_of_an_engine_that_is_given_are_refused(grpo, tiny_model_folder, tmp_path):
+    config = grpo(tmp_path / "run", rollout=RolloutConfig(**INT8), loss=GRPOLossConfig(importance_cap=2.0))
+    with pytest.raises(ConfigError, match=r"rollout.weights and rollout.cache must be same .* \(engine=\)"):
+        train_grpo(config, engine=SeededSampler(tiny_model_folder))
 
 
 def test_rewards_rise_with_8_bit_rollouts_that_are_corrected(grpo, tmp_path):

@@ -95,7 +95,11 @@ def test_other_trainers_take_every_example_once(name, configs, tmp_path, monkeyp
     config = make(tmp_path / "run", train=TrainConfig(batch_tokens=256), **more)
     result = train(config)
     drawn = [row for batch in seen for row in batch["row_ids"][batch["valid"]].tolist()]
-    assert sorted(drawn) == list(range(len(drawn)))
+    rows = json.loads((tmp_path / "run" / "metadata.json").read_text())["data"]["train_rows"]
+    assert sorted(drawn) == list(range(rows))
+    assert all(sum(batch[n].size for n in ("tokens", "kl_tokens") if n in batch) <= 256 for batch in seen)
+    if name == "kto":
+        assert min(batch["valid"].sum() for batch in seen) >= 2
     assert steps_of(tmp_path / "run") == list(range(1, len(seen) + 1))
     assert np.isfinite(result.metrics["eval/loss"])
 
