@@ -10,7 +10,10 @@ A ladder: each level keeps less than the one before it and computes more twice.
     full                nothing                                       the whole layer
 
 Policies are by name: what is kept is what `jax.ad_checkpoint.checkpoint_name` was called on in `layers.linear`
-(a projection, by its own name) and in attention.
+(a projection, by its own name) and in attention. With its output blockwise and splash attention keep what their
+backward passes read of each query; plain attention has its scores computed again from queries and keys; cuDNN's names
+nothing that is its own, so its forward kernel runs again at every level but `none`, nothing of it is kept, and
+`save_context` is `full`.
 """
 
 from collections.abc import Callable, Mapping

@@ -170,6 +170,6 @@ def test_a_gpu_program_has_the_fused_kernels_and_no_array_of_all_pairs(lowered, 
         assert told == {str(value)}, name
 
 
-def test_rows_of_an_unknown_number_of_segments_take_the_plain_form(lowered):
-    text = lowered("packed", 70, 0, 0)
-    assert "__cudnn" not in text
+def test_rows_of_an_unknown_number_of_segments_are_refused_where_cudnn_is_asked_for(lowered):
+    with pytest.raises(ValueError, match="^attention cudnn: packed rows need the most segments"):
+        lowered("packed", 70, 0, 0)

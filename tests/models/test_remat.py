@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign import models
+from jaxalign.models import attention, cudnn_attention
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.remat import KEPT, rematerialized
 
@@ -82,6 +83,35 @@ def test_each_level_computes_again_what_it_says():
 
 
 @pytest.mark.parametrize("level", LADDER[1:])
+@pytest.fixture
+def kernels(monkeypatch):
+    """Kernels are let run here, splash on both kinds of layers."""
+    for form in ("cudnn", "splash"):
+        monkeypatch.setitem(attention.REFUSALS, form, lambda config, device: "")
+
+
+SLIDING = {"num_layers": 2, "sliding_window": 9, "sliding_layers": (True, False)}
+
+
+def kept(level, **changes):
+    """Shapes of what waits for the backward pass of a loop over layers, [L, ...] each."""
+    function, params = gradient(level, **changes)
+    text = jax.make_jaxpr(function)(params).jaxpr
+    first = next(e for e in loops(text))
+    return sorted(v.aval.shape[1:] for v in first.outvars[first.params["num_carry"] :])
+
+
+@pytest.mark.parametrize("changes", [{}, SLIDING], ids=["one window", "two windows"])
+def test_splash_runs_its_forward_kernel_again_only_where_nothing_of_it_is_kept(changes, kernels):
+    runs = {}
+    for level in ["none", *KEPT]:
+        function, params = gradient(level, attention="splash", **({"num_layers": 12} | changes))
+        runs[level] = primitives(jax.make_jaxpr(function)(params).jaxpr)["pallas_call"]
+    # A kernel forward, two backward; for each window.
+    windows = 2 if changes else 1
+    assert runs == dict.fromkeys(["none", *KEPT], 3 * windows) | {"full": 4 * windows}
+
+
 def test_a_norm_on_queries_and_keys_costs_no_second_product(level):
     function, params = gradient(level, qk_norm=True)
     plain, _ = gradient("none", qk_norm=True)
