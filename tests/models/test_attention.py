@@ -98,7 +98,9 @@ def test_rows_that_cudnn_cannot_take_are_plain_with_a_reason_and_refused_where_i
         return
     assert chosen.form == "plain"
     assert reason in chosen.reason
-    with pytest.raises(ValueError, match=rf"^attention cudnn: .*{reason}.*; plain and blockwise run anywhere$"):
+    with pytest.raises(
+        ValueError, match=rf"^attention cudnn: .*{reason}.*; plain and blockwise run anywhere$"
+    ):
         attention.choose_attention(config(**LOW, attention="cudnn"), where, **rows)
 
 
@@ -155,5 +157,3 @@ def test_the_setting_reaches_the_computation():
         for form in ("auto", "blockwise", "plain")
     }  # fmt: skip
     assert texts["auto"] == texts["blockwise"] != texts["plain"]
-
-

@@ -73,9 +73,7 @@ def test_each_device_of_a_mesh_computes_its_rows_and_heads(axes, devices):
         shapes.append((q.shape, k.shape))
         return splash_attention.splash_attention(q, k, v, segments, window=window)
 
-    jax.eval_shape(
-        lambda: attention._by_kernel(kernel, q, k, v, jnp.asarray(segments), 0, config(mesh=mesh))
-    )
+    jax.eval_shape(lambda: attention._by_kernel(kernel, q, k, v, jnp.asarray(segments), 0, config(mesh=mesh)))
     # Two key heads divide by two devices, not by four: then no head is split.
     heads = (2, 1) if axes["tensor"] == 2 else (4, 2)
     rows = 4 // (axes.get("data", 1) * axes.get("fsdp", 1))
