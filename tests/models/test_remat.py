@@ -33,7 +33,7 @@ def gradient(level, **changes):
 
 
 def primitives(jaxpr, found=None):
-    """How often each primitive stands in a jaxpr and those in it (the body of a loop once), but where nothing is given."""
+    """How often each primitive stands in a jaxpr and those in it (a loop's body once), but where nothing is given."""
     found = Counter() if found is None else found
     for equation in (e for e in jaxpr.eqns if e.outvars):
         found[equation.primitive.name] += 1
@@ -104,7 +104,7 @@ def waiting(jaxpr):
     return Counter(shape for shape in shapes if len(shape) > 2)
 
 
-SLIDING = {"num_layers": 2, "sliding_window": 9, "sliding_layers": (True, False)}
+SLIDING = {"sliding_window": 9, "sliding_layers": (True, False) * 6}
 
 
 @pytest.mark.parametrize("changes", [{}, SLIDING], ids=["one window", "two windows"])
