@@ -107,7 +107,10 @@ def waiting(jaxpr):
 SLIDING = {"sliding_window": 9, "sliding_layers": (True, False) * 6}
 
 
-@pytest.mark.parametrize("changes", [{}, SLIDING], ids=["one window", "two windows"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, id="one window"), pytest.param(SLIDING, id="two windows", marks=pytest.mark.slow)],
+)
 def test_splash_runs_its_forward_kernel_again_only_where_nothing_of_it_is_kept(changes, kernels):
     runs, kept = {}, {}
     for level in LADDER:
