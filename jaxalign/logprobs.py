@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxalign.arrays import Scalar, check_range, check_rank, check_shapes
-from jaxalign.masking import as_mask
+from jaxalign.masking import NEGATIVE, as_mask
 
-NEGATIVE = -1e30
 CHUNK_SIZE = 4096
 
 

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+# A score that gets no weight beside any other, finite: differences of two are numbers.
+NEGATIVE = -1e30
+
 
 def as_mask(mask: Shaped[Array, "..."] | None, like: jax.Array) -> jax.Array:
     """A bool mask of the shape of `like`; all True for None."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxalign.models.attention import choose_attention
+from jaxalign.models.attention import attention_for, choose_attention
 from jaxalign.models.config import AttentionForm, Choice, ModelConfig, ProductForm
 from jaxalign.models.heads import (
     HeadConfig,
@@ -52,6 +52,7 @@ __all__ = [
     "apply_head",
     "attach",
     "check_vocabulary",
+    "attention_for",
     "choose_attention",
     "choose_products",
     "create",

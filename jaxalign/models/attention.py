@@ -7,22 +7,28 @@ Over whole rows it has four forms, which give the same:
     cudnn      cuDNN's fused kernels: NVIDIA GPUs (see `cudnn_attention.refusal` for what they cannot do)
     splash     a Pallas kernel: TPUs
 
-The last two are custom calls, which XLA's partitioner cannot split: on a mesh of several devices they run on each
-device's rows and heads (`ModelConfig.mesh`).
+The last two are kernels, which XLA's partitioner cannot split: on a mesh of several devices they run on each device's
+rows and heads (`ModelConfig.mesh`). A kernel is a function `(q, k, v, segments, *, window) -> out` of q and out
+[B, T, N, H], k and v [B, T, K, H] and int segments [B, T]: above 0 and the same in all columns of a segment, which lie
+side by side in order of position; 0 for padding, whose output is finite and never read. Each query sees the `window`
+columns of its own segment that end at its own, or all of them up to its own where `window` (an int) is 0.
 """
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxalign.masking import NEGATIVE
 from jaxalign.mesh import partition_spec
 from jaxalign.models import cudnn_attention, splash_attention
-from jaxalign.models.blockwise_attention import NEGATIVE, blockwise_attention
+from jaxalign.models.blockwise_attention import blockwise_attention
 from jaxalign.models.config import AttentionForm, Choice, ModelConfig
 from jaxalign.models.int8 import Int8
 from jaxalign.models.layers import softcap
@@ -34,28 +40,47 @@ REFUSALS = {"cudnn": cudnn_attention.refusal, "splash": splash_attention.refusal
 FASTEST: dict[str, AttentionForm] = {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"}
 
 
-def choose_attention(config: ModelConfig, device: Any) -> Choice:
+def choose_attention(
+    config: ModelConfig,
+    device: Any,
+    *,
+    max_segments: int = 1,
+    mapped: bool = False,
+    shape: tuple[int, ...] | None = None,
+) -> Choice:
     """The form that is fast on a device, and why.
 
     Args:
       config: what the form must be able to do, and `attention` where one is asked for.
       device: one of those that will run it.
+      max_segments: of a row, as for `attend`.
+      mapped: whether several models will run as one, by `jax.vmap`, which nothing inside can see.
+      shape: of a device's queries [B, T, N, H], where it is known.
 
     Raises:
-      ValueError: the form that is asked for cannot run there; in one line.
+      ValueError: the form that is asked for cannot run there, or not such rows; in one line.
     """
-    if config.attention != "auto":
-        why = _refusal(config.attention, config, device)
-        if why:
-            raise ValueError(f"attention {config.attention}: {why}; plain and blockwise run anywhere")
-        return Choice(config.attention, "asked for")
-    form = FASTEST.get(device.platform, "plain")
-    why = _refusal(form, config, device)
-    return Choice("plain", why) if why else Choice(form, f"a {device.platform}")
+    asked = config.attention != "auto"
+    form = config.attention if asked else FASTEST.get(device.platform, "plain")
+    why = REFUSALS[form](config, device) if form in REFUSALS else ""
+    if form == "cudnn":
+        why = why or cudnn_attention.refusal_of_rows(device, max_segments, mapped=mapped, shape=shape)
+    if why and asked:
+        raise ValueError(f"attention {form}: {why}; plain and blockwise run anywhere")
+    return Choice("plain", why) if why else Choice(form, "asked for" if asked else f"a {device.platform}")
 
 
-def _refusal(form: str, config: ModelConfig, device: Any) -> str:
-    return REFUSALS[form](config, device) if form in REFUSALS else ""
+def attention_for(config: ModelConfig, *, max_segments: int = 1, mapped: bool = False) -> ModelConfig:
+    """The config, but where it says `cudnn` (or would take it) and that cannot compute such rows, with another form.
+
+    For rows that the form was not chosen for: prompts before decoding, those that a reward model scores, and several
+    models in one. Arguments as of `choose_attention`.
+    """
+    if config.attention not in ("auto", "cudnn"):
+        return config
+    auto = replace(config, attention="auto")
+    form = choose_attention(auto, _device(config), max_segments=max_segments, mapped=mapped).form
+    return replace(config, attention=form)
 
 
 def _device(config: ModelConfig) -> Any:
@@ -116,12 +141,14 @@ def attend(
       window: how far back a query sees; 0: all of it. Traced, it is 0 or `config.sliding_window`.
       config: form, soft cap and scale.
       max_segments: 1 where each row holds one segment that begins at column 0; else no row holds more than that;
-        0 where it is not known (then `cudnn` cannot run, and `plain` does).
+        0 where it is not known (then `cudnn` cannot run, and `auto` takes `plain`).
+
+    Raises:
+      ValueError: the form that the config names cannot run on this backend, or not these rows.
     """
-    device = _device(config)
-    form = choose_attention(config, device).form
-    if form == "cudnn" and cudnn_attention.refusal_of_rows(q.shape, max_segments, device):
-        form = "plain"
+    specs = _specs(q, k, segments, config)
+    shape = q.shape if specs is None else NamedSharding(config.mesh, specs[0]).shard_shape(q.shape)
+    form = choose_attention(config, _device(config), max_segments=max_segments, shape=shape).form
     if form == "plain":
         return attend_plain(q, k, v, positions, segments, window, config)
     rows, length, heads, size = q.shape
@@ -150,31 +177,36 @@ def attend(
     else:
         q = scaled(q, config)
         call = functools.partial(splash_attention.splash_attention, softcap=config.attention_softcap)
-    out = _custom_call(call, q, k, v, segments, window, config).reshape(rows, length, heads * size)
-    # A kernel's own statistics have no name: where layers are rematerialized its forward pass runs again.
-    return checkpoint_name(out, CONTEXT)
+    # What waits for the backward pass, a kernel names itself, or nothing of it does.
+    return _by_kernel(call, q, k, v, segments, window, config).reshape(rows, length, heads * size)
 
 
-def _custom_call(call: Callable[..., jax.Array], q, k, v, segments, window, config: ModelConfig) -> jax.Array:
+def _specs(q, k, segments, config: ModelConfig) -> tuple[PartitionSpec, PartitionSpec] | None:
+    """How queries (as keys and values) and segments are split over the mesh; None on one device."""
+    mesh = config.mesh
+    if mesh is None or mesh.size == 1:
+        return None
+    # Query and key heads are split together or not at all: else a group would be torn from its key.
+    of_queries, of_keys = (partition_spec(("batch", None, "kv_heads", None), x.shape, mesh) for x in (q, k))
+    if of_queries != of_keys:
+        of_queries = partition_spec(("batch", None, None, None), q.shape, mesh)
+    return of_queries, partition_spec(("batch", None), segments.shape, mesh)
+
+
+def _by_kernel(call: Callable[..., jax.Array], q, k, v, segments, window, config: ModelConfig) -> jax.Array:
     """A kernel on each device's rows and heads; its window is static, so a traced one chooses between two kernels."""
+    specs = _specs(q, k, segments, config)
 
     def run(static: int) -> jax.Array:
         kernel = functools.partial(call, window=static)
-        mesh = config.mesh
-        if mesh is None or mesh.size == 1:
+        if specs is None:
             return kernel(q, k, v, segments)
-        # Query and key heads are split together or not at all: else a group would be torn from its key.
-        axes = ("batch", None, "kv_heads", None)
-        specs = [partition_spec(axes, x.shape, mesh) for x in (q, k)]
-        if specs[0] != specs[1]:
-            axes = ("batch", None, None, None)
-            specs = [partition_spec(axes, x.shape, mesh) for x in (q, k)]
-        of_segments = partition_spec(("batch", None), segments.shape, mesh)
+        heads, of_segments = specs
         return jax.shard_map(
             kernel,
-            mesh=mesh,
-            in_specs=(specs[0], specs[1], specs[1], of_segments),
-            out_specs=specs[0],
+            mesh=config.mesh,
+            in_specs=(heads, heads, heads, of_segments),
+            out_specs=heads,
             check_vma=False,
         )(q, k, v, segments)
 

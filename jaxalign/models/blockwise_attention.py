@@ -18,19 +18,19 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from jaxalign.masking import NEGATIVE
 from jaxalign.models.ordering import after
 from jaxalign.models.products import product
 from jaxalign.models.remat import CONTEXT, STATISTICS
 
-NEGATIVE = -1e30
 # Rows of one product; measured best among 64..512 for 1 and 2 heads a group.
 ROWS = 128
 MAX_BLOCKS = 16
 # Numbers in a tile, 64 MiB of float32: rows of the batch are taken in turns where all at once would be more. One row's
 # tile may be larger: it grows with the square of its length above ROWS * MAX_BLOCKS.
-TILE = 1 << 24
+TILE_BOUND = 1 << 24
 # Numbers in all tiles of a layer up to which the compiler may have them at once, and keep them for the backward pass.
-TILES = 1 << 23
+LAYER_BOUND = 1 << 23
 
 
 class Where(NamedTuple):
@@ -199,11 +199,11 @@ _attention.defvjp(_forward, _backward)
 def _is_long(q: Float[Array, "B K T G H"]) -> bool:
     """Whether all tiles together would be too large to be there at once."""
     rows, heads, length, group, _ = q.shape
-    return rows * heads * group * length**2 // 2 > TILES
+    return rows * heads * group * length**2 // 2 > LAYER_BOUND
 
 
 def _in_turns(block, arrays, hidden, pairs: int):
-    """`block(*arrays, hidden)`, rows of the batch in turns where the whole tile would be larger than `TILE`.
+    """`block(*arrays, hidden)`, rows of the batch in turns where the whole tile would be larger than `TILE_BOUND`.
 
     Args:
       block: a function of arrays whose first axis is the batch.
@@ -212,7 +212,7 @@ def _in_turns(block, arrays, hidden, pairs: int):
       pairs: queries times keys of the tile.
     """
     rows, heads, _, group, _ = arrays[0].shape
-    if rows == 1 or rows * heads * group * pairs <= TILE:
+    if rows == 1 or rows * heads * group * pairs <= TILE_BOUND:
         return block(*arrays, hidden)
     return jax.tree.map(
         lambda x: x[:, 0],

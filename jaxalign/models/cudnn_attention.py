@@ -2,11 +2,12 @@
 
 No mask is ever made. Right-padded rows are told by their lengths. Packed rows are told by where each segment begins and
 how long it is, which JAX passes on by a function of its own that is no public interface: where a version of JAX has no
-such function, `refusal_of_rows` says so and the caller takes another form.
+such function, `refusal_of_rows` says so. Under `jax.vmap` JAX maps neither lengths that all share nor any offsets.
 """
 
 import importlib
 import inspect
+import math
 from typing import Any
 
 import jax
@@ -21,8 +22,9 @@ MOST_ELEMENTS = 1 << 31
 
 def refusal(config: ModelConfig, device: Any) -> str:
     """Why a device cannot run a model's attention so; empty where it can."""
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
-        return f"cuDNN needs an NVIDIA GPU, this is a {device.platform} ({device.client.platform_version})"
+    version = " ".join(device.client.platform_version.split())  # it may have several lines
+    if device.platform != "gpu" or "cuda" not in version:
+        return f"cuDNN needs an NVIDIA GPU, this is a {device.platform} ({version})"
     if config.compute_dtype not in ("bfloat16", "float16"):
         return f"cuDNN computes in bfloat16 or float16, compute_dtype is {config.compute_dtype}"
     if config.attention_softcap:
@@ -35,22 +37,22 @@ def refusal(config: ModelConfig, device: Any) -> str:
     return ""
 
 
-def refusal_of_rows(shape: tuple[int, ...], max_segments: int, device: Any) -> str:
-    """Why queries of this shape [B, T, N, H] cannot be computed so; empty where they can.
-
-    One segment that begins at column 0 (`max_segments` = 1) can always be.
-    """
+def refusal_of_rows(
+    device: Any, max_segments: int, *, mapped: bool = False, shape: tuple[int, ...] | None = None
+) -> str:
+    """Why a device cannot compute such rows so; empty where it can. Arguments as of `attention.choose_attention`."""
+    if mapped:
+        return "cuDNN's kernels cannot be mapped over several models"
     if max_segments == 1:
         return ""
     if not max_segments:
-        return "the rows are packed and the most segments of a row (max_segments) is not known"
+        return "packed rows need the most segments that one holds (max_segments)"
     if _capability(device) < (9, 0):
         return f"packed rows need compute capability 9.0, this is {device.compute_capability}"
     if _packed_function() is None:
         return f"JAX {jax.__version__} has no attention by offsets"
-    rows, length, heads, size = shape
-    if rows * length * heads * size >= MOST_ELEMENTS:
-        return f"{rows} packed rows of {length} tokens are too many elements for offsets of 32 bits"
+    if shape is not None and math.prod(shape) >= MOST_ELEMENTS:
+        return f"{shape[0]} packed rows of {shape[1]} tokens on a device are too many elements for offsets of 32 bits"
     return ""
 
 
@@ -64,12 +66,10 @@ def cudnn_attention(
     scale: float,
     max_segments: int,
 ) -> Float[Array, "B T N H"]:
-    """softmax(scale q k^T + mask) v, each query seeing earlier columns of its own segment.
+    """softmax(scale q k^T + mask) v: a kernel as `attention` says, for bfloat16 and float16.
 
     Args:
-      q, k, v: bfloat16 or float16.
-      segments: above 0 and the same in all columns of a segment, which lie side by side; 0 for padding.
-      window: how far back a query sees, itself included; 0: all of its segment.
+      q, k, v, segments, window: as `attention` says.
       scale: factor on the scores.
       max_segments: 1 where each row holds one segment from column 0 on; else no row holds more. The statistics
         that the backward pass keeps are float32 [B * max_segments, N, T].

@@ -1,5 +1,6 @@
 """Token embeddings, and their gradient in the form that suits the backend."""
 
+import functools
 from typing import Any, Literal
 
 import jax
@@ -14,10 +15,12 @@ Form = Literal["scatter", "sorted"]
 def token_embeddings(table: Any, ids: Int[Array, "*B"]) -> Any:
     """The rows of `table` [V, D] (an array, or an `Int8`, which does not learn) at `ids`, in its dtype: [*B, D].
 
-    The gradient of a row is a sum over the tokens that read it.
+    The gradient of a row is a sum over the tokens that read it, in float32.
     """
-    plain = isinstance(table, Int8) or embedding_form() == "scatter"
-    return table[ids] if plain else _sorted_lookup(table, ids)
+    form = embedding_form()
+    if isinstance(table, Int8) or (form == "scatter" and table.dtype == jnp.float32):
+        return table[ids]  # whose derivative is that sum
+    return _lookup(form, table, ids)
 
 
 def embedding_form() -> Form:
@@ -30,23 +33,23 @@ def embedding_form() -> Form:
     return "scatter" if jax.default_backend() == "cpu" else "sorted"
 
 
-@jax.custom_vjp
-def _sorted_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lookup(form: Form, table: jax.Array, ids: jax.Array) -> jax.Array:
     return table[ids]
 
 
-def _forward(table: jax.Array, ids: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(form: Form, table: jax.Array, ids: jax.Array):
     return table[ids], (table, ids)
 
 
-def _backward(saved: tuple[jax.Array, jax.Array], d_out: jax.Array) -> tuple[jax.Array, None]:
+def _backward(form: Form, saved: tuple[jax.Array, jax.Array], d_out: jax.Array) -> tuple[jax.Array, None]:
     table, ids = saved
-    order = jnp.argsort(ids.reshape(-1), stable=True)
-    rows = d_out.reshape(-1, table.shape[1]).astype(jnp.float32)[order]
-    summed = jax.ops.segment_sum(
-        rows, ids.reshape(-1)[order], num_segments=table.shape[0], indices_are_sorted=True
-    )
+    ids, rows = ids.reshape(-1), d_out.reshape(-1, table.shape[1]).astype(jnp.float32)
+    if form == "sorted":
+        order = jnp.argsort(ids, stable=True)
+        ids, rows = ids[order], rows[order]
+    summed = jax.ops.segment_sum(rows, ids, num_segments=table.shape[0], indices_are_sorted=form == "sorted")
     return summed.astype(table.dtype), None
 
 
-_sorted_lookup.defvjp(_forward, _backward)
+_lookup.defvjp(_forward, _backward)

@@ -58,16 +58,19 @@ def quantized(x: Float[Array, "..."], *, axis: int) -> Int8:
     return Int8(jnp.round(x / jnp.where(scales > 0, scales, 1)).astype(jnp.int8), scales)
 
 
-def scaled_product(x: Float[Array, "*B K"], w: Int8) -> Float[Array, "*B M"]:
-    """x @ w in the dtype of x, accumulated in float32, for w [K, M] with a scale a column: it is applied to the sum."""
-    x, values = _beside(x, w.values)
-    out = jnp.einsum("...k,km->...m", x, values, preferred_element_type=jnp.float32)
+def scaled_product(x: Float[Array, "*B K"], w: Int8, *, dtype: Any) -> Float[Array, "*B M"]:
+    """x @ w in the dtype of x, for w [K, M] with a scale a column: it is applied to the sum, which is float32.
+
+    `dtype` is that of the operands (`products.operand_dtype`): all integers of w are numbers of bfloat16 too.
+    """
+    operand, values = _beside(x.astype(dtype), w.values)
+    out = jnp.einsum("...k,km->...m", operand, values, preferred_element_type=jnp.float32)
     return (out * w.scales[0]).astype(x.dtype)
 
 
-def scaled_logits(hidden: Float[Array, "*B D"], w: Int8) -> Float[Array, "*B V"]:
-    """hidden @ w.T in float32, for w [V, D] with a scale a row."""
-    hidden, values = _beside(hidden, w.values)
+def scaled_logits(hidden: Float[Array, "*B D"], w: Int8, *, dtype: Any) -> Float[Array, "*B V"]:
+    """hidden @ w.T in float32, for w [V, D] with a scale a row; `dtype` as for `scaled_product`."""
+    hidden, values = _beside(hidden.astype(dtype), w.values)
     return jnp.einsum("...d,vd->...v", hidden, values, preferred_element_type=jnp.float32) * w.scales[:, 0]
 
 

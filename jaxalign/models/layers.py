@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.models.int8 import Int8, scaled_product
-from jaxalign.models.products import dense, product_form
+from jaxalign.models.products import dense, operand_dtype, product_form
 from jaxalign.models.remat import ADAPTER
 
 Params = dict[str, Any]
@@ -35,7 +35,10 @@ def linear(
       key: dropout key of this layer; None turns adapter dropout off.
     """
     form, weight = product_form(config), params[name]
-    y = scaled_product(x, weight) if isinstance(weight, Int8) else dense(x, weight, form)
+    if isinstance(weight, Int8):
+        y = scaled_product(x, weight, dtype=operand_dtype(config))
+    else:
+        y = dense(x, weight, form)
     bias = params.get(name + "_bias")
     if bias is not None:
         y = y + bias.astype(y.dtype)

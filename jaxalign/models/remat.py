@@ -10,7 +10,10 @@ A ladder: each level keeps less than the one before it and computes more twice.
     full                nothing                                       the whole layer
 
 Policies are by name: what is kept is what `jax.ad_checkpoint.checkpoint_name` was called on in `layers.linear`
-(a projection, by its own name) and in attention.
+(a projection, by its own name) and in attention. With its output blockwise and splash attention keep what their
+backward passes read of each query. Plain attention and cuDNN's name nothing of the kind: their forward pass runs again
+at every level but `none`. It gives cuDNN's output again too, which is therefore not kept: there `save_context` is
+`full`.
 """
 
 from collections.abc import Callable, Mapping

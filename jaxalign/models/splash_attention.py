@@ -1,6 +1,6 @@
 """Causal attention by JAX's splash kernel (Pallas): for TPUs. On a CPU the kernel is interpreted, for tests.
 
-The kernel works on tiles of 128: rows are filled up with padding, heads with zeros, which change no score.
+The kernel works on multiples of 128 columns: rows are filled up with padding, heads with zeros, which change no score.
 """
 
 import functools
@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.remat import CONTEXT
 
-TILE = 128
+# Rows and head sizes are filled up to multiples of it.
+LANES = 128
 # Rows of a tile, the largest first that divides the row.
 BLOCKS = (512, 256, 128)
 
@@ -34,19 +36,17 @@ def splash_attention(
     window: int,
     softcap: float = 0.0,
 ) -> Float[Array, "B T N H"]:
-    """softmax(q k^T + mask) v, queries scaled before; each sees earlier columns of its own segment.
+    """softmax(q k^T + mask) v: a kernel as `attention` says, queries scaled before, of any float dtype.
 
     Args:
-      q, k, v: any float dtype.
-      segments: above 0 and the same in all columns of a segment, which lie side by side; 0 for padding.
-      window: how far back a query sees, itself included; 0: all of its segment.
+      q, k, v, segments, window: as `attention` says.
       softcap: c in c * tanh(score / c); 0 for none.
 
     Returns:
-      In the dtype of q. A query in padding gets a mean of values of padding: finite, and never to be read.
+      In the dtype of q. A query in padding gets a mean of values of padding.
     """
     _, length, heads, size = q.shape
-    more, wider = -length % TILE, -size % TILE
+    more, wider = -length % LANES, -size % LANES
     q, k, v = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, wider))).transpose(0, 2, 1, 3) for x in (q, k, v))
     segments = jnp.pad(segments, ((0, 0), (0, more)))
     kernel = _kernel(length + more, heads, window, softcap)
@@ -79,6 +79,8 @@ def _kernel(length: int, heads: int, window: int, softcap: float) -> Any:
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=softcap or None,
+        # Its output, and with it the logarithms of sums that its backward pass reads.
+        residual_checkpoint_name=CONTEXT,
         interpret=jax.default_backend() == "cpu",
     )
     # What it computes of the mask must be numbers, also while a program is traced.

@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxalign.masking import NEGATIVE
 from jaxalign.models import kv_cache
-from jaxalign.models.attention import NEGATIVE, attend, attend_cached, visible
+from jaxalign.models.attention import attend, attend_cached, attention_for, visible
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.embedding import token_embeddings
 from jaxalign.models.int8 import Int8, scaled_logits
@@ -70,7 +71,7 @@ class Transformer(nnx.Module):
           positions: position of each token; counted from 0 within a row (or segment) when None.
           segment_ids: packed rows: 1, 2, ... by segment, 0 for padding.
           max_segments: of packed rows, a number of segments that no row exceeds; 0 where it is not known, which
-            keeps cuDNN's attention from being used.
+            keeps cuDNN's attention from being used. Segments may begin at any column, also where a row holds one.
           lengths: right-padded rows: valid tokens a row; all when None.
           adapter: LoRA adapter, or None.
         """
@@ -100,7 +101,8 @@ class Transformer(nnx.Module):
         `dropout_key` turns the adapter's dropout on.
         """
         positions, segments = layout(tokens, positions, segment_ids, lengths)
-        most = 1 if segment_ids is None else max_segments
+        # 1 would say that the segment begins at column 0, which rows with segment ids need not.
+        most = 1 if segment_ids is None else max(2, max_segments) if max_segments else 0
         hidden, _ = self._layers(tokens, positions, segments, most, adapter, dropout_key, keep_cache=False)
         return hidden
 
@@ -123,11 +125,11 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits of hidden states."""
-        weight = self._head
+        weight, dtype = self._head, operand_dtype(self.config)
         if isinstance(weight, Int8):
-            out = scaled_logits(hidden, weight)
+            out = scaled_logits(hidden, weight, dtype=dtype)
         else:
-            out = product("...d,vd->...v", hidden, self.head, dtype=operand_dtype(self.config))
+            out = product("...d,vd->...v", hidden, weight, dtype=dtype)
         options = self.head_options
         if options["bias"] is not None:
             out = out + options["bias"].astype(jnp.float32)
@@ -223,6 +225,8 @@ class Transformer(nnx.Module):
         self, tokens, positions, segments, max_segments, adapter, dropout_key, *, keep_cache: bool
     ) -> tuple[jax.Array, Any]:
         config, params = self.config, self.params
+        if keep_cache:  # prompts are read whatever form was chosen for rows that begin at column 0
+            config = attention_for(config, max_segments=max_segments)
         x = embed(params, tokens, positions, config)
         tables = [rope_tables_apart(positions, config, local=local) for local in (False, True)]
         slides = np.asarray(config.layer_slides)

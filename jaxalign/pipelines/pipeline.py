@@ -150,7 +150,9 @@ def run_pipeline(
     plan = placed(config)
     if model is None:
         mesh = setup.start(plan.sft.run, plan.sft.mesh)
-        model, tokenizer = setup.load_model(plan.sft.model, mesh, seed=config.seed)
+        # One live model goes through all stages.
+        packing = any(stage.train.packing for stage in (plan.sft, plan.reward, plan.ppo, plan.dpo))
+        model, tokenizer = setup.load_model(plan.sft.model, mesh, seed=config.seed, packing=packing)
     with stages.stage("sft", "supervised fine-tuning on demonstrations"):
         sft = train_sft(plan.sft, model=model, tokenizer=tokenizer)
     with stages.stage("reward", "reward model from preference pairs"):

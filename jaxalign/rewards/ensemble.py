@@ -107,7 +107,7 @@ def together(members: Sequence[Any]) -> Program:
         for name, axis in axes.items()
     }
 
-    function = jax.jit(jax.vmap(forward_of(definition), in_axes=(axes, None, None, None)))
+    function = jax.jit(jax.vmap(forward_of(definition, mapped=True), in_axes=(axes, None, None, None)))
     return Program(function, stacked)
 
 

@@ -1,7 +1,7 @@
 """A reward model as a reward."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -80,8 +80,15 @@ def program_of(model: Any) -> Program:
     return Program(jax.jit(forward_of(definition)), params)
 
 
-def forward_of(definition: Any) -> Callable[..., jax.Array]:
-    """(params, tokens, positions, segment_ids) -> the score after each token of packed rows."""
+def forward_of(definition: Any, *, mapped: bool = False) -> Callable[..., jax.Array]:
+    """(params, tokens, positions, segment_ids) -> the score after each token of packed rows.
+
+    Args:
+      definition: of a scalar model, in whatever form of attention it was trained.
+      mapped: whether the function will be mapped over several models.
+    """
+    config = models.attention_for(definition.config, max_segments=MAX_SEGMENTS, mapped=mapped)
+    definition = replace(definition, config=config)
     return lambda params, tokens, positions, segment_ids: models.merge(definition, params).per_token(
         tokens, positions=positions, segment_ids=segment_ids, max_segments=MAX_SEGMENTS
     )

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-NEGATIVE = -1e30
+from jaxalign.masking import NEGATIVE
+
 LANES = 128
 _BISECTIONS = 32
 

@@ -104,7 +104,12 @@ def build(
     reference = policy
     if config.reference.path and config.kl.measured:
         reference, _ = setup.load_model(
-            config.reference, mesh, seed=config.run.seed, section="reference", run=run
+            config.reference,
+            mesh,
+            seed=config.run.seed,
+            section="reference",
+            run=run,
+            packing=config.train.packing,
         )
     reference_definition, reference_params = models.split(reference)
     batch, vocabulary = config.train.score_batch_size, policy.config.vocab_size

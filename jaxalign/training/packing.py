@@ -62,6 +62,11 @@ class Packing:
         return jnp.where(self.counted < 0, size, before + 1)
 
 
+def most_segments(packing: bool) -> int:
+    """How many segments a row of a batch holds at most, packed or not."""
+    return MAX_SEGMENTS if packing else 1
+
+
 def packing_of(batch: Mapping[str, Any], prefix: str = "") -> Packing | None:
     """The layout of a batch's rows (of those of the prefix); None where it has none."""
     places, counted = batch.get(prefix + "packed"), batch.get(prefix + "counted")

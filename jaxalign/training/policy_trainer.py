@@ -121,13 +121,20 @@ def train_policy(
     key = jax.random.key(config.run.seed)
     with Run.open(config.run, config, command) as run:
         if policy is None:
-            policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed, run=run)
+            policy, tokenizer = setup.load_model(
+                config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
+            )
         own = parts(policy, tokenizer)
         train = config.train
         reference, read = policy, trainer_class.reads_reference(config)
         if config.reference.path and read:
             reference, _ = setup.load_model(
-                config.reference, mesh, seed=config.run.seed, section="reference", run=run
+                config.reference,
+                mesh,
+                seed=config.run.seed,
+                section="reference",
+                run=run,
+                packing=config.train.packing,
             )
         reference_definition, reference_params = models.split(reference)
         scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))

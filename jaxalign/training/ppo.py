@@ -173,7 +173,9 @@ def train_ppo(
     key = jax.random.key(config.run.seed)
     with Run.open(config.run, config, "ppo") as run:
         if policy is None:
-            policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed, run=run)
+            policy, tokenizer = setup.load_model(
+                config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
+            )
         parts = build(
             config, policy, reward, mesh, key=jax.random.fold_in(key, 1), tokenizer=tokenizer, run=run
         )

@@ -91,10 +91,17 @@ def train_dpo(
     form = FORMS[config.loss.name]
     with Run.open(config.run, config, "dpo") as run:
         if policy is None:
-            policy, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed, run=run)
+            policy, tokenizer = setup.load_model(
+                config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
+            )
         if reference is None and config.reference.path and form.reference:
             reference, _ = setup.load_model(
-                config.reference, mesh, seed=config.run.seed, section="reference", run=run
+                config.reference,
+                mesh,
+                seed=config.run.seed,
+                section="reference",
+                run=run,
+                packing=config.train.packing,
             )
         kind = "label" if form.unpaired else "comparison"
         data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)

@@ -191,7 +191,14 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
     steps = models.StepMarks(separator=config.data.separator) if kind == "stepwise" else None
     with Run.open(config.run, config, "reward") as run:
         if model is None:
-            model, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed, run=run)
+            model, tokenizer = setup.load_model(
+                config.model,
+                mesh,
+                seed=config.run.seed,
+                run=run,
+                packing=config.train.packing,
+                mapped=config.ensemble.size > 1,
+            )
         data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
         setup.check_context(model.config, data)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))

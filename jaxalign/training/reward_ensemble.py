@@ -25,7 +25,7 @@ from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.loop import Batches, Loop, summary
 from jaxalign.training.optimizer import make_optimizer
-from jaxalign.training.packing import packing_of
+from jaxalign.training.packing import most_segments, packing_of
 from jaxalign.training.pairs import flatten, valid_rows
 from jaxalign.training.scoring import ScalarPolicy
 from jaxalign.training.setup import TrainResult
@@ -131,6 +131,8 @@ def create_members(config: Any, model: Any, mesh: Any) -> tuple[ScalarPolicy, An
       model: the causal model whose trunk is taken.
       mesh: the devices; a stacked leaf lies on it as each member's would, the leading axis on every device.
     """
+    form = models.attention_for(model.config, max_segments=most_segments(config.train.packing), mapped=True)
+    model = models.with_config(model, attention=form.attention)
     policy, parts, frozen = None, [], {}
     for seed in seeds(config):
         key = jax.random.key(seed)

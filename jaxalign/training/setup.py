@@ -39,6 +39,7 @@ from jaxalign.models.lora import LoraConfig, create_adapter
 from jaxalign.rollout import Engine, Sampler, SamplingConfig, ServerEngine
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.loop import TrainConfig
+from jaxalign.training.packing import most_segments
 from jaxalign.training.scoring import CausalPolicy, ScalarPolicy
 
 Dtype = Literal["float32", "bfloat16"]
@@ -126,7 +127,14 @@ def model_folder(path: str) -> str:
 
 
 def load_model(
-    source: ModelSource, mesh: Mesh, *, seed: int, section: str = "model", run: Run | None = None
+    source: ModelSource,
+    mesh: Mesh,
+    *,
+    seed: int,
+    section: str = "model",
+    run: Run | None = None,
+    packing: bool = False,
+    mapped: bool = False,
 ) -> tuple[Any, Any]:
     """The model and tokenizer that `source` names, in forms of attention and of products that suit the devices.
 
@@ -136,6 +144,8 @@ def load_model(
       seed: of random weights.
       section: of the configuration, for messages and records.
       run: records the forms, and gives back those that it began with; None where there is no run.
+      packing: whether it will read packed rows, which not every form can everywhere.
+      mapped: whether several of it will run as one, likewise.
 
     Raises:
       ConfigError: no path, or a form that cannot run here.
@@ -158,10 +168,13 @@ def load_model(
         model = models.load_pretrained(folder, revision=revision, **dtypes)
     model = models.with_remat(model, source.remat)
     models.check_vocabulary(model.config, tokenizer)
-    return place_model(_with_forms(model, source, mesh, section, run), mesh), tokenizer
+    rows = {"max_segments": most_segments(packing), "mapped": mapped}
+    return place_model(_with_forms(model, source, mesh, section, run, rows), mesh), tokenizer
 
 
-def _with_forms(model: Any, source: ModelSource, mesh: Mesh, section: str, run: Run | None) -> Any:
+def _with_forms(
+    model: Any, source: ModelSource, mesh: Mesh, section: str, run: Run | None, rows: dict[str, Any]
+) -> Any:
     """The model in the forms asked for, else those the run began with, else the fast ones; the run records them."""
     recorded = {} if run is None else run.metadata().get("forms", {})
     before = recorded.get(section, {})
@@ -171,7 +184,7 @@ def _with_forms(model: Any, source: ModelSource, mesh: Mesh, section: str, run: 
     }
     model, device = models.with_config(model, **asked), mesh.devices.flat[0]
     try:
-        attention = models.choose_attention(model.config, device)
+        attention = models.choose_attention(model.config, device, **rows)
     except ValueError as problem:
         began = f" ({run.folder} began with it)" if run and "attention" in kept else ""
         raise ConfigError(f"{section}.attention: {problem}{began}") from None

@@ -114,7 +114,9 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
     key = jax.random.key(config.run.seed)
     with Run.open(config.run, config, "sft") as run:
         if model is None:
-            model, tokenizer = setup.load_model(config.model, mesh, seed=config.run.seed, run=run)
+            model, tokenizer = setup.load_model(
+                config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
+            )
         data = load_dataset(config.data, "demonstration", tokenizer, seed=config.run.seed)
         setup.check_context(model.config, data)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))

@@ -17,16 +17,18 @@ def inputs(length, *, rows=2, dtype=jnp.float32, seed=0, size=SIZE):
 
 
 def layout(kind, length, rows=2):
-    """Positions and segments [B, T]."""
-    columns = np.broadcast_to(np.arange(length), (rows, length))
+    """Positions and segments [B, T], of each row others (but of full rows)."""
+    columns, row = np.broadcast_to(np.arange(length), (rows, length)), np.arange(rows)[:, None]
     if kind == "full":
         return columns, np.ones_like(columns)
+    lengths = np.linspace(length, length // 3, rows).astype(int)[:, None]
     if kind == "padded":
-        return columns, (columns < np.array([[length], [length // 3]])).astype(np.int32)
+        return columns, (columns < lengths).astype(np.int32)
     if kind == "left":  # padding on the left, as prompts are read
-        positions = columns - np.array([[0], [length // 3]])
+        positions = columns - (length - lengths)
         return np.maximum(positions, 0), (positions >= 0).astype(np.int32)
-    segments = np.minimum(columns // 7 + 1, 5) * (columns < length - 3)
+    assert kind == "packed"
+    segments = np.minimum(columns // (7 + row) + 1, 5) * (columns < length - 3 - row)
     starts = np.where(columns == 0, True, segments != np.roll(segments, 1, axis=1))
     return columns - np.maximum.accumulate(np.where(starts, columns, 0), axis=1), segments
 

@@ -3,11 +3,11 @@
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
+from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import attention, cudnn_attention
+from jaxalign.models.config import Choice
 from tests.models.attention_cases import config, inputs, layout
 
 
@@ -16,7 +16,8 @@ def device(platform, capability="9.0", version="PJRT C API cuda 13000"):
     return SimpleNamespace(platform=platform, compute_capability=capability, client=client)
 
 
-CPU, TPU, HOPPER = device("cpu"), device("tpu"), device("gpu")
+CPU, TPU, HOPPER, AMPERE = device("cpu"), device("tpu"), device("gpu"), device("gpu", "8.0")
+ROCM = device("gpu", "gfx942", "PJRT C API\n  rocm 60300\n")
 LOW = {"compute_dtype": "bfloat16"}
 WIDE = {**LOW, "head_dim": 256}
 
@@ -34,7 +35,7 @@ WIDE = {**LOW, "head_dim": 256}
         (device("gpu", "8.0"), LOW, "cudnn", "a gpu"),
         (device("gpu", "8.0"), WIDE, "plain", "up to 128 in steps of 8, head_dim is 256"),
         (device("gpu", "7.5"), LOW, "plain", "compute capability 8.0, this is 7.5"),
-        (device("gpu", "gfx942", "PJRT C API rocm 60300"), LOW, "plain", "needs an NVIDIA GPU"),
+        (ROCM, LOW, "plain", "this is a gpu (PJRT C API rocm 60300)"),
         (device("other"), {}, "plain", ""),
     ],
 )
@@ -52,7 +53,12 @@ def test_a_form_that_is_asked_for_is_taken(form, where):
 
 @pytest.mark.parametrize(
     ("form", "where", "reason"),
-    [("cudnn", CPU, "this is a cpu"), ("cudnn", HOPPER, "float32"), ("splash", HOPPER, "needs a TPU")],
+    [
+        ("cudnn", CPU, "this is a cpu"),
+        ("cudnn", ROCM, r"this is a gpu \(PJRT C API rocm 60300\)"),
+        ("cudnn", HOPPER, "float32"),
+        ("splash", HOPPER, "needs a TPU"),
+    ],
 )
 def test_a_form_that_cannot_run_is_refused_in_one_line(form, where, reason):
     with pytest.raises(
@@ -67,26 +73,78 @@ def test_a_form_that_is_not_there_is_refused(name):
         config(**{name: "flash"})
 
 
+SMALL, LARGE = (2, 64, 4, 8), (16, 32768, 32, 128)
+
+
 @pytest.mark.parametrize(
-    ("shape", "most", "where", "reason"),
+    ("where", "rows", "reason"),
     [
-        ((2, 64, 4, 8), 1, device("gpu", "8.0"), ""),
-        ((2, 64, 4, 8), 8, HOPPER, ""),
-        ((2, 64, 4, 8), 0, HOPPER, "not known"),
-        ((2, 64, 4, 8), 8, device("gpu", "8.0"), "compute capability 9.0"),
-        ((16, 32768, 32, 128), 8, HOPPER, "too many elements"),
-        ((16, 32768, 32, 128), 1, HOPPER, ""),
+        (AMPERE, {"shape": SMALL}, ""),
+        (HOPPER, {"max_segments": 8}, ""),
+        (HOPPER, {"max_segments": 8, "shape": SMALL}, ""),
+        (HOPPER, {"max_segments": 0}, "the most segments"),
+        (AMPERE, {"max_segments": 8}, "compute capability 9.0, this is 8.0"),
+        (HOPPER, {"max_segments": 8, "shape": LARGE}, "too many elements"),
+        (HOPPER, {"shape": LARGE}, ""),
+        (HOPPER, {"mapped": True}, "cannot be mapped"),
     ],
 )
-def test_rows_that_cudnn_cannot_take_have_a_reason(shape, most, where, reason):
-    why = cudnn_attention.refusal_of_rows(shape, most, where)
-    assert reason in why
-    assert bool(why) == bool(reason)
+def test_rows_that_cudnn_cannot_take_are_plain_with_a_reason_and_refused_where_it_is_asked_for(
+    where, rows, reason
+):
+    chosen = attention.choose_attention(config(**LOW), where, **rows)
+    if not reason:
+        assert chosen == ("cudnn", "a gpu")
+        return
+    assert chosen.form == "plain"
+    assert reason in chosen.reason
+    with pytest.raises(
+        ValueError, match=rf"^attention cudnn: .*{reason}.*; plain and blockwise run anywhere$"
+    ):
+        attention.choose_attention(config(**LOW, attention="cudnn"), where, **rows)
 
 
 def test_an_older_jax_without_offsets_is_a_reason(monkeypatch):
     monkeypatch.setattr(cudnn_attention, "_packed_function", lambda: None)
-    assert "no attention by offsets" in cudnn_attention.refusal_of_rows((2, 64, 4, 8), 8, HOPPER)
+    chosen = attention.choose_attention(config(**LOW), HOPPER, max_segments=8)
+    assert chosen.form == "plain" and "no attention by offsets" in chosen.reason
+
+
+@pytest.mark.parametrize("form", ["auto", "cudnn"])
+@pytest.mark.parametrize(
+    ("where", "rows", "wanted"),
+    [
+        (HOPPER, {"max_segments": 2}, "cudnn"),
+        (HOPPER, {"mapped": True}, "plain"),
+        (AMPERE, {}, "cudnn"),
+        (AMPERE, {"max_segments": 2}, "plain"),
+    ],
+)
+def test_rows_a_form_was_not_chosen_for_take_it_where_they_can(form, where, rows, wanted, monkeypatch):
+    monkeypatch.setattr(attention, "_device", lambda config: where)
+    assert attention.attention_for(config(**LOW, attention=form), **rows).attention == wanted
+
+
+def test_other_forms_take_any_rows(monkeypatch):
+    monkeypatch.setattr(attention, "_device", lambda config: HOPPER)
+    for form in ("plain", "blockwise", "splash"):
+        asked = config(**LOW, attention=form)
+        assert attention.attention_for(asked, max_segments=2, mapped=True) is asked
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_the_rows_of_one_device_decide_whether_offsets_fit(width, devices, monkeypatch):
+    mesh = make_mesh(MeshConfig(data=width), devices)
+    seen = []
+
+    def choose(config, device, **rows):
+        seen.append(rows["shape"])
+        return Choice("plain", "")
+
+    monkeypatch.setattr(attention, "choose_attention", choose)
+    q, k, v, _ = inputs(12, rows=4)
+    jax.eval_shape(lambda: attention.attend(q, k, v, *layout("packed", 12, 4), 0, config(mesh=mesh)))
+    assert seen == [(4 // width, 12, 4, 8)]
 
 
 def test_the_setting_reaches_the_computation():
@@ -99,15 +157,3 @@ def test_the_setting_reaches_the_computation():
         for form in ("auto", "blockwise", "plain")
     }  # fmt: skip
     assert texts["auto"] == texts["blockwise"] != texts["plain"]
-
-
-def test_all_forms_that_run_here_agree():
-    q, k, v, _ = inputs(40)
-    positions, segments = layout("packed", 40)
-    there = np.asarray(segments > 0)
-    plain, blockwise = (
-        np.asarray(attention.attend(q, k, v, positions, segments, 0, config(attention=form)))
-        for form in ("plain", "blockwise")
-    )
-    np.testing.assert_allclose(blockwise[there], plain[there], rtol=2e-5, atol=2e-6)
-    assert jnp.isfinite(blockwise).all()

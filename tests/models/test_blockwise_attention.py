@@ -45,7 +45,7 @@ def test_blockwise_attention_is_the_plain_one_and_the_one_by_hand(kind, length, 
 
 def test_tiles_above_the_bound_are_taken_row_by_row(monkeypatch):
     q, k, v, d_out = inputs(50, rows=3)
-    positions, segments = (np.broadcast_to(x[:1], (3, 50)) for x in layout("packed", 50))
+    positions, segments = layout("packed", 50, rows=3)
 
     def run():
         def loss(q, k, v):
@@ -54,7 +54,7 @@ def test_tiles_above_the_bound_are_taken_row_by_row(monkeypatch):
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
 
     whole = run()(q, k, v)
-    monkeypatch.setattr(blockwise_attention, "TILE", 100)
+    monkeypatch.setattr(blockwise_attention, "TILE_BOUND", 100)
     lowered = run().lower(q, k, v)
     assert "while" in lowered.as_text()
     for a, b in zip(whole, lowered.compile()(q, k, v), strict=True):
@@ -108,7 +108,7 @@ def test_long_rows_take_their_tiles_one_by_one_with_the_same_result_in_less_memo
         return program, program.memory_analysis().temp_size_in_bytes
 
     at_once, much = compiled()
-    monkeypatch.setattr(blockwise_attention, "TILES", 0)
+    monkeypatch.setattr(blockwise_attention, "LAYER_BOUND", 0)
     one_by_one, less = compiled()
     assert less < much / 2
     for a, b in zip(at_once(q, k, v), one_by_one(q, k, v), strict=True):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign import models
 from jaxalign.models import attention, cudnn_attention
 from tests.models.attention_cases import config, inputs, layout
 
@@ -170,6 +171,42 @@ def test_a_gpu_program_has_the_fused_kernels_and_no_array_of_all_pairs(lowered, 
         assert told == {str(value)}, name
 
 
-def test_rows_of_an_unknown_number_of_segments_take_the_plain_form(lowered):
-    text = lowered("packed", 70, 0, 0)
+@pytest.mark.parametrize(("kind", "most"), [("padded", 1), ("packed", 8)])
+def test_several_models_in_one_program_have_another_form(lowered, kind, most, monkeypatch):
+    monkeypatch.setitem(attention.FASTEST, "cpu", "cudnn")
+    positions, segments = layout(kind, 40)
+    options = attention.attention_for(
+        config(compute_dtype="bfloat16", head_dim=64), max_segments=most, mapped=True
+    )
+    stacked = [jnp.stack([x, x, x]) for x in inputs(40, dtype=jnp.bfloat16, size=64)[:3]]
+
+    def gradient(q, k, v):
+        return jax.value_and_grad(
+            lambda q: (
+                attention.attend(q, k, v, positions, segments, 0, options, max_segments=most)
+                .astype(jnp.float32)
+                .sum()
+            )
+        )(q)
+
+    text = jax.jit(jax.vmap(gradient)).trace(*stacked).lower(lowering_platforms=("cuda",)).as_text()
     assert "__cudnn" not in text
+
+
+def test_a_row_with_segment_ids_is_not_taken_to_begin_at_column_0(lowered):
+    model = models.create(config(attention="cudnn", compute_dtype="bfloat16"), key=jax.random.key(0))
+    ids = jnp.asarray([[0, 0, 1, 1, 1, 0, 0, 0]])
+
+    def told(**rows):
+        hidden = jax.jit(lambda: model.hidden(jnp.zeros_like(ids), **rows))
+        text = hidden.trace().lower(lowering_platforms=("cuda",)).as_text()
+        return set(re.findall(r"max_seg_per_batch\\22: (\d+)", text))
+
+    assert told() == {"1"}
+    assert told(segment_ids=ids, max_segments=1) == {"2"}
+    assert told(segment_ids=ids, max_segments=5) == {"5"}
+
+
+def test_rows_of_an_unknown_number_of_segments_are_refused_where_cudnn_is_asked_for(lowered):
+    with pytest.raises(ValueError, match=r"^attention cudnn: packed rows need the most segments"):
+        lowered("packed", 70, 0, 0)

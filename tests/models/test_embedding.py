@@ -10,7 +10,7 @@ from jaxalign.models import embedding
 from jaxalign.models.embedding import token_embeddings
 from tests.training.cases import sft_case
 
-IDS = jnp.asarray([[3, 0, 3, 7], [3, 9, 0, 3]])
+IDS = jnp.asarray([[3, 0, 3, 7, 3, 3], [3, 9, 0, 3, 3, 3]])
 
 
 def gradient(form, table, monkeypatch):
@@ -29,9 +29,10 @@ def test_each_row_gets_the_sum_of_what_its_tokens_get(monkeypatch):
     np.testing.assert_array_equal(found, gradient("scatter", table, monkeypatch)[0])
 
 
-def test_sums_of_bfloat16_are_rounded_once(monkeypatch):
+@pytest.mark.parametrize("form", ["scatter", "sorted"])
+def test_sums_of_bfloat16_are_rounded_once(form, monkeypatch):
     table = jax.random.normal(jax.random.key(0), (10, 5)).astype(jnp.bfloat16)
-    found, weights = gradient("sorted", table, monkeypatch)
+    found, weights = gradient(form, table, monkeypatch)
     exact = np.zeros((10, 5), np.float32)
     np.add.at(exact, np.asarray(IDS), np.asarray(weights, np.float32))
     np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))

@@ -48,9 +48,13 @@ def test_cpu_flags_are_read_from_the_first_processor(tmp_path):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_dense_has_value_and_gradient_of_a_product(form, dtype):
-    x, w = jax.random.normal(jax.random.key(0), (2, 3, 5)), jax.random.normal(jax.random.key(1), (5, 4))
-    weights = jax.random.normal(jax.random.key(2), (2, 3, 4)).astype(dtype)
+@pytest.mark.parametrize("shape", [(5, 4), (4, 5)])
+def test_dense_has_value_and_gradient_of_a_product_whichever_side_is_wider(form, dtype, shape):
+    x, w = (
+        jax.random.normal(jax.random.key(0), (2, 3, shape[0])),
+        jax.random.normal(jax.random.key(1), shape),
+    )
+    weights = jax.random.normal(jax.random.key(2), (2, 3, shape[1])).astype(dtype)
     x = x.astype(dtype)
 
     def loss(product):
@@ -113,7 +117,6 @@ def products_in(text):
             assert match, line
             *operands, result = (shape.split("x") for shape in match.groups())
             found.append(({o[-1] for o in operands}, result[-1], tuple(map(int, result[:-1]))))
-    assert len(found) > 20
     return found
 
 
@@ -140,10 +143,30 @@ WANTED = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_product_of_a_bfloat16_step_has_the_form(form):
     text = lowered(compute_dtype="bfloat16", products=form, attention="blockwise").as_text()
+    assert len(products_in(text)) > 20
     assert wrong_products(text, *WANTED[form]) == []
     # Key and value projections have their gradients in the layout that is meant.
     gradient = (32, 48) if form == "float32" else (48, 32)
     assert [p[2] for p in products_in(text)].count(gradient) == 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_product_of_a_quantized_bfloat16_decode_step_has_the_form(form):
+    shape = models.ModelConfig(**SHAPE, compute_dtype="bfloat16", products=form)
+    model = models.quantize(models.create(shape, key=jax.random.key(0)))
+    tokens, weights = jnp.zeros((ROWS, LENGTH), jnp.int32), model.decode_weights()
+    _, cache = jax.eval_shape(
+        lambda: model.prefill(tokens, jnp.full(ROWS, LENGTH), cache_length=32, int8_cache=True)
+    )
+
+    def step(weights, tokens, cache):
+        hidden, cache = model.decode(weights, tokens, cache)
+        return model.logits(hidden), cache
+
+    text = jax.jit(step).lower(weights, tokens[:, 0], cache).as_text()
+    # Seven projections, attention's two and the vocabulary.
+    assert len(products_in(text)) == 10
+    assert wrong_products(text, *WANTED[form]) == []
 
 
 def plain_dense(x, w, form):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign import models
+from jaxalign.models import attention
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.remat import KEPT, rematerialized
 
@@ -32,9 +33,9 @@ def gradient(level, **changes):
 
 
 def primitives(jaxpr, found=None):
-    """How often each primitive stands in a jaxpr and those in it (the body of a loop once)."""
+    """How often each primitive stands in a jaxpr and those in it (a loop's body once), but where nothing is given."""
     found = Counter() if found is None else found
-    for equation in jaxpr.eqns:
+    for equation in (e for e in jaxpr.eqns if e.outvars):
         found[equation.primitive.name] += 1
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
             inner = getattr(value, "jaxpr", value)
@@ -79,6 +80,65 @@ def test_each_level_computes_again_what_it_says():
     assert (none, minimal, qkv, context, full) == (0, 0, 3, 3 + 3, 3 + 3 + 4)
     # Attention's forward pass has one a block: it is run again only where nothing of it is kept.
     assert [n - exponentials[0] for n in exponentials] == [0, 0, 0, 0, 2]
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Kernels are let run here, splash on both kinds of layers."""
+    for form in ("cudnn", "splash"):
+        monkeypatch.setitem(attention.REFUSALS, form, lambda config, device: "")
+
+
+@pytest.fixture
+def lowered_for_a_gpu(monkeypatch):
+    """Lets cuDNN's calls be lowered here."""
+    inside = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(inside, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(inside, "check_compute_capability", lambda capability: True)
+
+
+def waiting(jaxpr):
+    """Shapes of what the loop over layers hands to the backward pass, a layer, without its weights' [*, *]."""
+    loop = next(e for e in jaxpr.eqns if e.primitive.name == "scan" and e.params["length"] == 12)
+    shapes = [v.aval.shape[1:] for v in loop.outvars[loop.params["num_carry"] :]]
+    return Counter(shape for shape in shapes if len(shape) > 2)
+
+
+SLIDING = {"sliding_window": 9, "sliding_layers": (True, False) * 6}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, id="one window"), pytest.param(SLIDING, id="two windows", marks=pytest.mark.slow)],
+)
+def test_splash_runs_its_forward_kernel_again_only_where_nothing_of_it_is_kept(changes, kernels):
+    runs, kept = {}, {}
+    for level in LADDER:
+        function, params = gradient(level, attention="splash", **changes)
+        jaxpr = jax.make_jaxpr(function)(params).jaxpr
+        runs[level], kept[level] = primitives(jaxpr)["pallas_call"], waiting(jaxpr)
+    # A kernel forward, two backward; for each window.
+    windows = 2 if changes else 1
+    assert runs == dict.fromkeys(LADDER, 3 * windows) | {"full": 4 * windows}
+    if not changes:
+        # Its output in the kernel's own layout and a number a query, and neither a second time.
+        assert kept["save_context"] == {(4, 128, 32): 1, (4, 4, 128, 128): 1, (4, 4, 128): 1}
+        assert kept["full"] == {(4, 128, 32): 1}
+
+
+def test_cudnn_runs_its_forward_kernel_again_at_every_level_and_none_of_it_is_kept(
+    kernels, lowered_for_a_gpu
+):
+    runs, kept = {}, {}
+    for level in LADDER:
+        changes = {"attention": "cudnn", "compute_dtype": "bfloat16", "products": "natural"}
+        function, params = gradient(level, **changes)
+        traced = jax.jit(function).trace(params)
+        kept[level] = waiting(traced.jaxpr.jaxpr)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        runs[level] = text.count("@__cudnn$fmhaSoftmax("), text.count("@__cudnn$fmhaSoftmaxBackward(")
+    assert runs == dict.fromkeys(LADDER, (2, 1)) | {"none": (1, 1)}
+    assert kept["save_context"] == kept["full"] == {(4, 128, 32): 1}
 
 
 @pytest.mark.parametrize("level", LADDER[1:])

@@ -1,11 +1,14 @@
 """Several reward models as one reward."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
 from jaxalign import models
 from jaxalign.errors import UserError
+from jaxalign.models import attention, cudnn_attention
 from jaxalign.models.heads import HeadConfig
 from jaxalign.rewards import EnsembleReward, ModelReward, RewardRequest
 from jaxalign.rewards.ensemble import of_one_shape, same_arrays
@@ -47,6 +50,32 @@ def test_members_score_as_they_do_alone(make, tiny_model_folder):
     scores = EnsembleReward(members, batch_size=3, pad_multiple=8).score_members(ROWS)
     np.testing.assert_allclose(scores, alone, rtol=2e-5, atol=1e-5)
     assert alone.std(axis=0).min() > 0.01
+
+
+@pytest.mark.parametrize("trained_in", ["auto", "cudnn"])
+def test_where_cudnn_is_fast_members_in_one_program_take_a_form_that_can_be_mapped(
+    trained_in, tiny_model_folder, monkeypatch
+):
+    members = whole_models(tiny_model_folder)
+    expected = EnsembleReward(members).score_members(ROWS)
+    monkeypatch.setitem(attention.REFUSALS, "cudnn", lambda config, device: "")
+    monkeypatch.setitem(attention.FASTEST, "cpu", "cudnn")
+    # Here cuDNN's program would not even compile.
+    members = [models.with_config(member, attention=trained_in) for member in members]
+    np.testing.assert_allclose(EnsembleReward(members).score_members(ROWS), expected, rtol=2e-5, atol=1e-5)
+
+
+def test_a_model_trained_in_cudnn_scores_packed_rows_where_cudnn_cannot(tiny_model_folder, monkeypatch):
+    member = scalar(tiny_model_folder, 1)
+    expected = ModelReward(member).score_rows(ROWS)
+    monkeypatch.setitem(attention.REFUSALS, "cudnn", lambda config, device: "")
+    monkeypatch.setitem(attention.FASTEST, "cpu", "cudnn")
+    monkeypatch.setattr(cudnn_attention, "_capability", lambda device: (8, 0))
+    monkeypatch.setattr(
+        attention, "_device", lambda config: SimpleNamespace(platform="cpu", compute_capability="8.0")
+    )
+    found = ModelReward(models.with_config(member, attention="cudnn")).score_rows(ROWS)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["mean", "mean_minus_std", "worst"])

@@ -13,6 +13,7 @@ from jaxalign import models
 from jaxalign.data import BatchIterator, collate_comparisons, load_dataset
 from jaxalign.errors import DataError
 from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
+from jaxalign.models import attention
 from jaxalign.models.heads import HeadConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rewards import ModelReward
@@ -107,6 +108,21 @@ def test_a_member_is_what_a_run_of_its_seed_trains_alone(changes, configs, tmp_p
         assert together.metrics[f"eval/member-{k}/accuracy"] == alone.metrics["eval/accuracy"]
     # The three are three: scores of one member are nowhere near another's.
     assert min(np.abs(scores[a] - scores[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 0.05
+
+
+def test_where_cudnn_is_fast_members_take_a_form_that_can_be_mapped(configs, tmp_path, monkeypatch):
+    monkeypatch.setitem(attention.REFUSALS, "cudnn", lambda config, device: "")
+    monkeypatch.setitem(attention.FASTEST, "cpu", "cudnn")
+    train = TrainConfig(batch_size=4, steps=1)
+    config = configs.reward(tmp_path / "run", ensemble=THREE, train=train)
+    # Here cuDNN's program would not even compile.
+    train_reward(config)
+    recorded = json.loads((tmp_path / "run" / "metadata.json").read_text())["forms"]["model"]
+    assert recorded["attention"] == "plain"
+    assert recorded["attention_reason"] == "cuDNN's kernels cannot be mapped over several models"
+    live = models.with_config(models.load_pretrained(config.model.path), attention="cudnn")
+    policy, *_ = create_members(config, live, make_mesh(MeshConfig()))
+    assert policy.definition.config.attention == "plain"
 
 
 def one_step_case(configs, mesh, folder, kind="heads"):

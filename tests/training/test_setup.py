@@ -1,12 +1,14 @@
 """Models as a run loads them: forms of attention and products that are recorded, and kept when it goes on."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from jaxalign import models
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import MeshConfig, make_mesh
-from jaxalign.models import products
+from jaxalign.models import attention, products
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training import setup
 from jaxalign.training.setup import ModelSource
@@ -17,13 +19,15 @@ from jaxalign.training.sft import SFTConfig
 def loaded(tiny_model_folder, tmp_path):
     """A function that loads the model of a run and gives its config: of a new run, then of the resumed one."""
 
-    def load(amx, **options):
+    def load(amx, packing=False, **options):
         products.cpu_flags.cache_clear()
         source = ModelSource(path=str(tiny_model_folder), **options)
         config = SFTConfig(run=RunConfig(output=str(tmp_path / "run"), resume=True), model=source)
         with pytest.MonkeyPatch.context() as patch, Run.open(config.run, config, "sft") as run:
             patch.setattr(products, "cpu_flags", lambda: {"amx_bf16"} if amx else set())
-            return setup.load_model(source, make_mesh(MeshConfig()), seed=0, run=run)[0].config
+            return setup.load_model(source, make_mesh(MeshConfig()), seed=0, run=run, packing=packing)[
+                0
+            ].config
 
     return load
 
@@ -81,6 +85,35 @@ def test_a_recorded_form_that_cannot_run_here_says_where_it_comes_from(loaded, t
     ):
         loaded(False)
     assert loaded(False, attention="plain").attention == "plain"
+
+
+@pytest.fixture
+def ampere(monkeypatch):
+    """Here cuDNN's attention is the fast one, but of rows that are not packed."""
+    monkeypatch.setitem(attention.REFUSALS, "cudnn", lambda config, device: "")
+    monkeypatch.setitem(attention.FASTEST, "cpu", "cudnn")
+    gpu = SimpleNamespace(platform="cpu", compute_capability="8.0")
+    choose = attention.choose_attention
+    monkeypatch.setattr(models, "choose_attention", lambda config, _, **rows: choose(config, gpu, **rows))
+
+
+@pytest.mark.parametrize(
+    ("packing", "form", "reason"),
+    [(False, "cudnn", "a cpu"), (True, "plain", "packed rows need compute capability 9.0, this is 8.0")],
+)
+def test_the_form_that_is_recorded_is_the_one_that_can_compute_the_rows(
+    packing, form, reason, loaded, ampere, tmp_path
+):
+    assert loaded(False, packing=packing).attention == form
+    found = recorded(tmp_path)["model"]
+    assert (found["attention"], found["attention_reason"]) == (form, reason)
+
+
+def test_a_form_that_cannot_compute_the_rows_is_one_line(loaded, ampere):
+    with pytest.raises(
+        ConfigError, match=r"^model\.attention: attention cudnn: packed rows need .*anywhere$"
+    ):
+        loaded(False, attention="cudnn", packing=True)
 
 
 def test_a_placed_model_knows_its_devices(tiny_model_folder, devices):
