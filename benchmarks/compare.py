@@ -258,6 +258,14 @@ def repeated(side: Child, steps: int) -> dict[str, Any]:
     return best
 
 
+# Relative differences that are allowed: of losses, and of gradient norms.
+EXACT = (1e-4, 1e-3)
+# The same where either side computes in bfloat16. Losses of random tokens stay near ln V whatever is wrong (labels
+# shifted by one move sft-s by 1.4e-4), so the bounds are near what was seen: sft-s-bf16 differed by 1.9e-5 and 4.3e-3.
+ROUNDED = {"sft": (8e-5, 1.3e-2)}
+# Other tasks: not measured yet, and so wide that they find gross errors only.
+UNKNOWN = (2e-2, 0.2)
+
 # What is compared of the first steps.
 COMPARED = ("tokens", "losses", "value_losses", "grad_norms")
 
@@ -287,7 +295,8 @@ def check(case: Case, reports: dict[str, dict[str, Any]]) -> None:
                 f"packed rows of the peer change each other's logits by {peer['packing_gap']:.3g}"
             )
         return
-    tolerances = {"tokens": 0.0, "losses": 1e-4, "value_losses": 1e-4, "grad_norms": 1e-3}
+    loss, norm = ROUNDED.get(case.task, UNKNOWN) if case.low_precision else EXACT
+    tolerances = {"tokens": 0.0, "losses": loss, "value_losses": loss, "grad_norms": norm}
     # Where rows are sampled, a loss is the mean of terms of size 1 that cancel.
     least = 0.1 if case.task in ("grpo", "ppo") else 1e-2
     steps = CHECKED if case.kind == "time" else 1
@@ -297,7 +306,7 @@ def check(case: Case, reports: dict[str, dict[str, Any]]) -> None:
         if len(pairs) < steps:
             raise BenchmarkError(f"{len(pairs)} {name} to compare, expected {steps}")
         for step, (a, b) in enumerate(pairs, start=1):
-            allowed = tolerances[name] * (200 if case.low_precision else 1) * max(abs(b), least)
+            allowed = tolerances[name] * max(abs(b), least)
             if not abs(a - b) <= allowed:
                 raise BenchmarkError(f"step {step}: {name} {a:.6g} here, {b:.6g} there")
 

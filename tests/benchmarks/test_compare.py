@@ -53,6 +53,39 @@ def test_sides_that_compute_something_else_are_not_timed(benchmark, compare, nam
         compare.check(case(benchmark, "ppo-s"), reports)
 
 
+# The first steps of sft-s-bf16, and those of the same weights and rows in float32 with an error.
+MEASURED = {
+    "ours": (
+        [8.378893, 8.386317, 8.370321, 8.381478, 8.378819],
+        [1.339002, 1.339513, 1.342045, 1.373986, 1.326932],
+    ),
+    "peer": (
+        [8.378969, 8.386158, 8.370337, 8.381500, 8.378871],
+        [1.334914, 1.334640, 1.336324, 1.369008, 1.321996],
+    ),
+    "labels shifted by one": ([8.377707, 8.385650, 8.368564], [1.349271, 1.346140, 1.348318]),
+    "twice the learning rate": (
+        [8.378876, 8.386806, 8.369575, 8.384262],
+        [1.339268, 1.332341, 1.331854, 1.359025],
+    ),
+}
+
+
+def measured(name):
+    """Those steps, and then others that both sides have."""
+    losses, norms = MEASURED[name]
+    rest = [1.0] * (10 - len(losses))
+    return {"tokens": [2040] * 10, "losses": losses + rest, "grad_norms": norms + rest}
+
+
+@pytest.mark.parametrize(("error", "step"), [("labels shifted by one", 1), ("twice the learning rate", 3)])
+def test_bfloat16_may_round_but_not_hide_an_error(benchmark, compare, error, step):
+    bf16 = case(benchmark, "sft-s-bf16")
+    compare.check(bf16, {"ours": measured("ours"), "peer": measured("peer")})
+    with pytest.raises(compare.BenchmarkError, match=rf"^step {step}: losses"):
+        compare.check(bf16, {"ours": measured(error), "peer": measured("peer")})
+
+
 @pytest.mark.parametrize("name", ["tokens", "losses", "grad_norms"])
 def test_a_side_that_reports_too_few_steps_is_not_timed(benchmark, compare, name):
     silent = {**COMPARED, name: COMPARED[name][:9]}
