@@ -16,9 +16,7 @@ from cases import CASES, Case
 from compare import WAITED, ratio
 from once import memory_ratio, start_ratio
 from pages import fill
-from targets import Results, shown, status, verdict
-
-SIDES = ("ours", "peer")
+from targets import SIDES, Results, busy, shown, status, verdict
 
 
 def results(folder: Path) -> Results:
@@ -78,14 +76,13 @@ def steps(found: Results) -> str:
         if case.kind != "time":
             continue
         seconds, tokens = result["seconds_a_step"], result["tokens_a_step"]
-        mark = busy(result)
-        crowded = crowded or bool(mark)
+        crowded = crowded or bool(busy(result))
         times = " / ".join(f"{statistics.median(seconds[side]) * 1e3:,.0f}" for side in SIDES)
         speeds = " / ".join(f"{sum(tokens[side]) / sum(seconds[side]):,.0f}" for side in SIDES)
         peaks = " / ".join(f"{result['memory'][side] >> 20:,}" for side in SIDES)
         compiled = f"{result['compile_seconds']:.1f}, {result['programs']}, {result['recompilations']}"
         lines.append(
-            f"| {case.name} | {shown(case, result)}{mark} | {len(seconds['ours'])} | {verdict(case, found)} "
+            f"| {case.name} | {shown(case, result)} | {len(seconds['ours'])} | {verdict(case, found)} "
             f"| {times} | {speeds} | {peaks} | {compiled} |"
         )
     if len(lines) == 2:
@@ -95,13 +92,6 @@ def steps(found: Results) -> str:
         "threads added up), also when they were taken twice more; other processes are in these figures."
     )
     return "\n".join([*lines, *(["", note] if crowded else [])])
-
-
-def busy(result: dict[str, Any]) -> str:
-    """Says how many repetitions other processes held up; nothing where none were."""
-    shares = [share for side in SIDES for share in result["waited_share"][side]]
-    late = sum(share > WAITED for share in shares)
-    return f", busy {late}/{len(shares)}" if late else ""
 
 
 def starts(found: Results) -> str:

@@ -3,10 +3,11 @@
 from typing import Any
 
 from cases import CASES, Case
-from compare import ratio
+from compare import WAITED, ratio
 from once import memory_ratio, start_ratio
 
 Results = list[tuple[Case, dict[str, Any]]]
+SIDES = ("ours", "peer")
 
 WHAT = {
     "sft": "SFT step",
@@ -26,11 +27,18 @@ def value(case: Case, result: dict[str, Any]) -> float:
 
 
 def shown(case: Case, result: dict[str, Any]) -> str:
-    """The ratio with its interval; one memory has none."""
+    """The ratio with its interval, and whether other processes are in it; one memory has none."""
     if case.kind == "memory":
         return f"{memory_ratio(result):.2f}"
     middle, low, high = start_ratio(result) if case.kind == "start" else ratio(result)
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]{busy(result)}"
+
+
+def busy(result: dict[str, Any]) -> str:
+    """Says how many repetitions other processes held up; nothing where none were, or nobody looked."""
+    shares = [share for side in SIDES for share in result.get("waited_share", {}).get(side, [])]
+    late = sum(share > WAITED for share in shares)
+    return f", busy {late}/{len(shares)}" if late else ""
 
 
 def forms(case: Case) -> list[Case]:
