@@ -88,9 +88,9 @@ class Case:
 
 PACKED = ("--train.packing=true",)
 # What users get who change nothing there.
-DEFAULTS = {"bf16": True, "checkpointing": True}
+DEFAULTS: dict[str, object] = {"bf16": True, "checkpointing": True}
 # The second of transformers' two forms of `generate`.
-COMPILED = {"cache": "static-compile"}
+COMPILED: dict[str, object] = {"cache": "static-compile"}
 
 CASES = [
     Case("sft-s", "sft", "S", target=1.2, minutes=2),
