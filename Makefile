@@ -1,7 +1,8 @@
 # Every target sets up .venv by itself: nothing is needed but Python >= 3.11 and make.
 #   make demo            the whole pipeline on a tiny model that the project makes (QUICK=1: fewer steps)
 #   make test            the test suite (make test-all: with the long grids)
-#   make bench           speed and memory against TRL (make bench-all: every case; make bench-smoke: no TRL, 3 minutes)
+#   make bench           speed and memory against TRL, and growth curves (make bench-all: every case; bench-growth: the
+#                        curves alone; bench-gpu: one GPU against its limits; bench-smoke: no TRL, 3 minutes)
 #   make parity          the losses' reference values, computed anew in torch and compared
 #   make lint types      style and types
 # PYTHON=python3.12 chooses the interpreter, ARGS="..." is passed on to the command.
@@ -13,16 +14,21 @@ ARGS ?=
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 CONSTRAINTS := $(if $(filter 3.11,$(VERSION)),constraints-py311.txt,constraints-py312.txt)
-# Older releases of TRL hold losses that later ones deleted; they are read, never imported.
+# Older releases of TRL hold losses that later ones deleted, which are read and never imported; 1.12, the last with PPO,
+# is also imported, by make bench.
 TRL_RELEASES := 0.11.4 0.28.0 1.12.0 1.13.0
 RELEASES := JAXALIGN_TRL_RELEASES=.venv-parity/releases
 BIN := .venv/bin
 CORE := .venv/core-$(VERSION).stamp
 DEV := .venv/dev-$(VERSION).stamp
+# Inside what they stand for: a folder that was deleted is made again.
+PARITY := .venv-parity/installed-$(VERSION).stamp
+PEERS := .venv-parity/releases-$(VERSION).stamp
+FLAX := .venv-flax/installed-$(VERSION).stamp
 # --no-compile: Python compiles what is imported when it is; all of it at once doubles the time of installing.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all lint types format bench bench-all bench-docs bench-peers bench-smoke goldens parity constraints clean venv
+.PHONY: demo test test-all lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens parity constraints clean venv
 .DEFAULT_GOAL := test
 
 demo: $(CORE)
@@ -47,12 +53,19 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# jaxalign against TRL and transformers, in turns, within one run; kept case by case in runs/bench. bench-all takes hours.
-bench: $(CORE) bench-peers
-	$(RELEASES) $(BIN)/python benchmarks/run.py --peer-python .venv-parity/bin/python $(ARGS)
+# jaxalign against TRL and transformers, in turns, within one run, kept case by case: runs/bench/report.md and ratios.png.
+# Then the growth curves, also where a case failed (status 1). bench-all takes hours.
+bench bench-all: $(CORE) bench-peers
+	$(RELEASES) $(BIN)/python benchmarks/run.py $(if $(filter bench-all,$@),--all) $(ARGS); status=$$?; \
+	  [ $$status -gt 1 ] || $(BIN)/python benchmarks/growth.py || exit; exit $$status
 
-bench-all: $(CORE) bench-peers
-	$(RELEASES) $(BIN)/python benchmarks/run.py --all --peer-python .venv-parity/bin/python $(ARGS)
+# Step time and memory against length, rows, vocabulary, layers and samples: runs/growth/growth.md and growth.png.
+bench-growth: $(CORE)
+	$(BIN)/python benchmarks/growth.py $(ARGS)
+
+# Training, decoding and a GRPO step on one GPU; jax for it is installed by hand (the extra `cuda`).
+bench-gpu: $(CORE)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 # What was measured by make bench, and the growth curves (measured here where they are not yet), into docs/performance.md.
 bench-docs: $(CORE)
@@ -60,7 +73,7 @@ bench-docs: $(CORE)
 	$(BIN)/python benchmarks/growth.py --docs
 
 # The peers live beside the references of make parity: the same torch and TRL, in a venv of their own; PPO is of TRL 1.12.
-bench-peers: .venv/releases-$(VERSION).stamp
+bench-peers: $(PEERS)
 
 # Ratios within jaxalign (packed rows, chunked head, cache, tiles); fails where one got much worse. Needs no peer.
 bench-smoke: $(CORE)
@@ -69,14 +82,14 @@ bench-smoke: $(CORE)
 # Reference values from other libraries, kept in tests/golden; no test needs those libraries. Two venvs of their own:
 #   .venv-flax    transformers 4, the last with Flax classes: flax_model.msgpack folders, config.json as it wrote them
 #   .venv-parity  torch and the transformers that jaxalign uses: all the rest
-goldens: .venv/releases-$(VERSION).stamp .venv/flax-$(VERSION).stamp
+goldens: $(DEV) $(PEERS) $(FLAX)
 	@for script in tests/golden/make_flax.py tests/golden/make_configs.py; do \
 	  echo "$$script (transformers 4)"; JAX_PLATFORMS=cpu .venv-flax/bin/python "$$script" || exit 1; done
 	@for script in $(filter-out tests/golden/make_flax.py,$(wildcard tests/golden/make_*.py)); do \
 	  echo "$$script"; $(RELEASES) .venv-parity/bin/python -W ignore "$$script" $(ARGS) || exit 1; done
 
 # Computes the losses' reference values anew and fails where they differ from those stored.
-parity: .venv/releases-$(VERSION).stamp
+parity: $(PEERS)
 	$(RELEASES) .venv-parity/bin/python -W ignore tests/golden/make_losses.py --check $(ARGS)
 
 venv: $(DEV)
@@ -102,18 +115,20 @@ $(DEV): .venv/bin/python-$(VERSION).stamp pyproject.toml $(CONSTRAINTS)
 	@$(PIP) --editable '.[dev]'
 	@touch $(CORE) $@
 
-.venv/parity-$(VERSION).stamp: $(DEV)
-	$(PYTHON) -m venv --clear .venv-parity
-	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[parity]'
+$(PARITY): pyproject.toml | .venv/bin/python-$(VERSION).stamp
+	@echo "installing torch, TRL and jaxalign into .venv-parity (about 2 GB on disk, more where torch brings CUDA)"
+	@$(PYTHON) -m venv --clear .venv-parity
+	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[parity]'
 	@touch $@
 
-.venv/releases-$(VERSION).stamp: .venv/parity-$(VERSION).stamp
+$(PEERS): $(PARITY)
+	@echo "fetching TRL $(TRL_RELEASES) into .venv-parity/releases (under 20 MB)"
 	@for release in $(TRL_RELEASES); do \
 	  .venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	    --target .venv-parity/releases/$$release trl==$$release || exit 1; done
 	@touch $@
 
-.venv/flax-$(VERSION).stamp: .venv/bin/python-$(VERSION).stamp tests/golden/requirements-flax.txt
+$(FLAX): .venv/bin/python-$(VERSION).stamp tests/golden/requirements-flax.txt
 	$(PYTHON) -m venv --clear .venv-flax
 	.venv-flax/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/golden/requirements-flax.txt
 	@touch $@

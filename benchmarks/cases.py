@@ -1,7 +1,7 @@
 """What is measured: one row a case. Read by the driver and by both children, so it needs the standard library alone."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 # Models by name (Llama), and the length of their rows: S and M with a head of their own; H has the width, the tied
@@ -39,6 +39,7 @@ class Case:
       peer: settings of the peer: bf16, checkpointing, packing, huge_pages, precompute, cache; epochs (PPO's passes over
         a rollout, on both sides).
       target: the ratio that is aimed at; None for none. Of a memory the largest, of a time the smallest.
+      rival_of: the case that has the same target against another form of the peer; the faster form counts.
       default: part of `make bench`.
       minutes: about how long it takes on two cores.
     """
@@ -53,6 +54,7 @@ class Case:
     ours: tuple[str, ...] = ()
     peer: dict[str, object] = field(default_factory=dict)
     target: float | None = None
+    rival_of: str = ""
     default: bool = True
     minutes: float = 3
 
@@ -71,6 +73,14 @@ class Case:
         return "; ".join([f"{self.task}, model {self.model}, {rows}, {precision}", *ours, *peer])
 
     @property
+    def measured(self) -> dict[str, object]:
+        """The fields that say what is measured, ready for JSON; not those that say why or how long."""
+        fields = asdict(self)
+        for name in ("target", "rival_of", "default", "minutes"):
+            del fields[name]
+        return {**fields, "ours": list(self.ours), "shape": self.shape}
+
+    @property
     def low_precision(self) -> bool:
         """Whether either side computes in bfloat16."""
         return self.bf16 or bool(self.peer.get("bf16"))
@@ -78,17 +88,31 @@ class Case:
 
 PACKED = ("--train.packing=true",)
 # What users get who change nothing there.
-DEFAULTS = {"bf16": True, "checkpointing": True}
+DEFAULTS: dict[str, object] = {"bf16": True, "checkpointing": True}
+# The second of transformers' two forms of `generate`.
+COMPILED: dict[str, object] = {"cache": "static-compile"}
 
 CASES = [
     Case("sft-s", "sft", "S", target=1.2, minutes=2),
     Case("sft-s-bf16", "sft", "S", bf16=True, target=1.5),
     # What users get who change nothing: bfloat16 and gradient checkpointing there, float32 here.
     Case("sft-s-defaults", "sft", "S", peer=DEFAULTS),
-    Case("sft-s-peer-huge-pages", "sft", "S", peer={"huge_pages": True}, minutes=2, default=False),
+    # jaxalign runs in large pages by itself.
+    Case("sft-s-peer-huge-pages", "sft", "S", peer={"huge_pages": True}, minutes=2),
     Case("sft-chat-s", "sft", "S", chat=True, target=3.0, ours=PACKED, peer=DEFAULTS),
-    # The peer at its best: float32, no checkpointing; its padded rows, then its own packing.
-    Case("sft-chat-s-tuned", "sft", "S", chat=True, ours=PACKED, minutes=2),
+    Case(
+        "sft-chat-s-bf16",
+        "sft",
+        "S",
+        chat=True,
+        bf16=True,
+        target=3.0,
+        ours=PACKED,
+        peer=DEFAULTS,
+        default=False,
+    ),
+    # The peer at its best: float32, no checkpointing; its padded rows in large pages, then its own packing.
+    Case("sft-chat-s-tuned", "sft", "S", chat=True, ours=PACKED, peer={"huge_pages": True}, minutes=2),
     Case("sft-chat-s-peer-packed", "sft", "S", chat=True, ours=PACKED, peer={"packing": True}),
     Case("reward-s", "reward", "S", target=1.3),
     Case("reward-s-bf16", "reward", "S", bf16=True, target=1.5, minutes=4),
@@ -111,21 +135,61 @@ CASES = [
         "S",
         batch=16,
         target=1.5,
-        peer={"cache": "static-compile"},
+        rival_of="generate-s",
+        peer=COMPILED,
         minutes=4,
     ),
+    Case(
+        "generate-s-compiled-bf16",
+        "generate",
+        "S",
+        bf16=True,
+        batch=16,
+        target=2.0,
+        rival_of="generate-s-bf16",
+        peer=COMPILED,
+        minutes=6,
+        default=False,
+    ),
     Case("grpo-s", "grpo", "S", batch=16, target=2.0, minutes=5),
+    Case("grpo-s-bf16", "grpo", "S", bf16=True, batch=16, target=3.0, minutes=10, default=False),
     Case("ppo-s", "ppo", "S", batch=16, target=2.0, minutes=7),
+    Case("ppo-s-bf16", "ppo", "S", bf16=True, batch=16, target=3.0, minutes=15, default=False),
     Case("start-s", "sft", "S", kind="start", target=1.0, minutes=4),
+    Case("start-s-bf16", "sft", "S", kind="start", bf16=True, target=1.0, minutes=4, default=False),
     Case("memory-128k", "sft", "H", kind="memory", batch=2, target=0.5, peer=DEFAULTS, minutes=8),
     Case("sft-m", "sft", "M", target=2.5, default=False, minutes=10),
     Case("sft-m-bf16", "sft", "M", bf16=True, target=2.5, default=False, minutes=25),
+    Case(
+        "sft-chat-m",
+        "sft",
+        "M",
+        chat=True,
+        target=3.0,
+        ours=PACKED,
+        peer=DEFAULTS,
+        default=False,
+        minutes=30,
+    ),
     Case("reward-m", "reward", "M", target=1.3, default=False, minutes=8),
+    Case("reward-m-bf16", "reward", "M", bf16=True, target=1.5, default=False, minutes=25),
     Case("dpo-m", "dpo", "M", target=2.5, default=False, minutes=20),
     Case("dpo-m-bf16", "dpo", "M", bf16=True, target=2.0, default=False, minutes=50),
     Case("generate-m", "generate", "M", batch=16, target=1.5, default=False, minutes=6),
     Case("generate-m-bf16", "generate", "M", bf16=True, batch=16, target=2.0, default=False, minutes=12),
+    Case(
+        "generate-m-compiled",
+        "generate",
+        "M",
+        batch=16,
+        target=1.5,
+        rival_of="generate-m",
+        peer=COMPILED,
+        default=False,
+        minutes=10,
+    ),
     Case("grpo-m", "grpo", "M", batch=16, target=2.0, default=False, minutes=20),
+    Case("grpo-m-bf16", "grpo", "M", bf16=True, batch=16, target=3.0, default=False, minutes=50),
     # Four passes over a rollout, the peer's default: the clipped ratio is not 1 then.
     Case("ppo-s-epochs", "ppo", "S", batch=16, peer={"epochs": 4}, minutes=15, default=False),
     Case("ppo-m", "ppo", "M", batch=16, target=2.0, default=False, minutes=25),

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import statistics
 import subprocess
 import time
@@ -16,6 +17,8 @@ from cases import CHECKED, PPO_RELEASE, Case
 HERE = Path(__file__).parent
 # Steps before the first one that counts.
 WARM_UP = CHECKED + 2
+# Seconds that a side has for an answer at least; and so many times the minutes of its case.
+PATIENCE, TIMES = 600, 10
 # A repetition whose threads, all added up, waited for a core longer than this share of its time is measured again.
 WAITED = 0.06
 
@@ -35,6 +38,7 @@ class Child:
       answers: where answers come from.
       started: when it was started, on the clock of `time.perf_counter`.
       log: what it printed.
+      patience: seconds that it has for an answer.
     """
 
     name: str
@@ -43,9 +47,12 @@ class Child:
     answers: Any
     started: float
     log: Path
+    patience: float
 
     @classmethod
-    def start(cls, name: str, command: list[str], log: Path, environment: dict[str, str]) -> "Child":
+    def start(
+        cls, name: str, command: list[str], log: Path, environment: dict[str, str], patience: float = PATIENCE
+    ) -> "Child":
         """Starts a side; it waits for its first command."""
         read, commands = os.pipe()
         answers, write = os.pipe()
@@ -61,14 +68,19 @@ class Child:
             )
         os.close(read)
         os.close(write)
-        return cls(name, process, os.fdopen(commands, "w"), os.fdopen(answers, "r"), began, log)
+        return cls(name, process, os.fdopen(commands, "w"), os.fdopen(answers, "r"), began, log, patience)
 
     def read(self) -> dict[str, Any]:
         """The next answer.
 
         Raises:
-          BenchmarkError: the side ended instead; with the end of what it printed.
+          BenchmarkError: the side ended instead (with the end of what it printed), or let us wait too long.
         """
+        # One line an answer, and one answer a command: nothing is left in the file's own buffer.
+        if not select.select([self.answers], [], [], self.patience)[0]:
+            raise BenchmarkError(
+                f"{self.name} gave no answer in {self.patience / 60:.3g} minutes ({self.log})"
+            )
         line = self.answers.readline()
         if not line:
             self.process.wait()
@@ -88,6 +100,10 @@ class Child:
             print(command, file=self.commands, flush=True)
         return self.read()
 
+    def report(self) -> dict[str, Any]:
+        """What its steps so far computed."""
+        return self.ask("report")
+
     def stop(self) -> dict[str, Any]:
         """Its last answer."""
         last = self.ask("stop")
@@ -99,6 +115,9 @@ class Child:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self.commands.close()
+        self.answers.close()
 
 
 @dataclass(frozen=True)
@@ -121,7 +140,7 @@ class Sides:
         Raises:
           BenchmarkError: the release of TRL that the case needs is not there.
         """
-        log = folder / f"{name}.log"
+        log, patience = folder / f"{name}.log", max(PATIENCE, TIMES * 60 * case.minutes)
         # What `jaxalign` sets for itself on the command line.
         pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
         if name == "ours":
@@ -133,20 +152,20 @@ class Sides:
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 **pages,
             }
-            return Child.start(
-                name, [self.ours, str(HERE / "ours.py"), case.name, str(folder)], log, environment
-            )
+            command = [self.ours, str(HERE / "ours.py"), case.name, str(folder)]
+            return Child.start(name, command, log, environment, patience)
         environment = pages if case.peer.get("huge_pages") else {}
         if case.task == "ppo":
             release = self.releases / PPO_RELEASE
             if not (release / "trl").is_dir():
                 raise BenchmarkError(f"{release}: no TRL there; `make bench-peers` fetches it")
             environment = {**environment, "BENCH_PPO_RELEASE": str(release)}
-        return Child.start(name, [self.peer, str(HERE / "peer.py"), case.name, str(folder)], log, environment)
+        command = [self.peer, str(HERE / "peer.py"), case.name, str(folder)]
+        return Child.start(name, command, log, environment, patience)
 
 
 def measure(case: Case, folder: Path, sides: Sides, *, pairs: int, seconds: float) -> dict[str, Any]:
-    """Measures the time of a case's steps.
+    """Measures the time of a case's steps, once both sides are seen to compute the same.
 
     Args:
       case: which.
@@ -175,6 +194,8 @@ def measure(case: Case, folder: Path, sides: Sides, *, pairs: int, seconds: floa
             side.run(1)
             startup[side.name] = time.perf_counter() - side.started
             warm[side.name] = side.run(warm_up - 1)
+        reports = {side.name: side.report() for side in children}
+        check(case, reports)
         slower = max(w["seconds"] / w["steps"] for w in warm.values())
         steps = max(1, round(seconds / slower))
         taken: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
@@ -185,8 +206,6 @@ def measure(case: Case, folder: Path, sides: Sides, *, pairs: int, seconds: floa
     finally:
         for side in children:
             side.kill()
-    check(case, last)
-    programs = [warm["ours"]["programs"], taken["ours"][-1]["programs"]]
 
     def each(value: Any) -> dict[str, list[float]]:
         return {name: [value(r) for r in repetitions] for name, repetitions in taken.items()}
@@ -202,13 +221,21 @@ def measure(case: Case, folder: Path, sides: Sides, *, pairs: int, seconds: floa
         "split": {name: split(repetitions) for name, repetitions in taken.items()},
         "first_step_after": startup,
         "compile_seconds": warm["ours"]["compile_seconds"],
-        "programs": programs[0],
-        "recompilations": programs[1] - programs[0],
+        "programs": warm["ours"]["programs"],
+        "recompilations": taken["ours"][-1]["programs"] - reports["ours"]["programs"],
         "memory": {name: answer["memory"] for name, answer in last.items()},
-        "packing_gap": last["peer"].get("packing_gap"),
+        **kept(reports),
+    }
+
+
+def kept(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a result keeps of both sides' reports: what was compared, and the forms that jaxalign computed in."""
+    return {
         "compared": {
-            name: {key: answer.get(key, [])[:CHECKED] for key in COMPARED} for name, answer in last.items()
+            name: {key: report.get(key, [])[:CHECKED] for key in COMPARED} for name, report in reports.items()
         },
+        "packing_gap": reports["peer"].get("packing_gap"),
+        "forms": reports["ours"]["forms"],
     }
 
 
@@ -231,17 +258,25 @@ def repeated(side: Child, steps: int) -> dict[str, Any]:
     return best
 
 
+# Relative differences that are allowed: of losses, and of gradient norms.
+EXACT = (1e-4, 1e-3)
+# The same where either side computes in bfloat16. Losses of random tokens stay near ln V whatever is wrong (labels
+# shifted by one move sft-s by 1.4e-4), so the bounds are near what was seen: sft-s-bf16 differed by 1.9e-5 and 4.3e-3.
+ROUNDED = {"sft": (8e-5, 1.3e-2)}
+# Other tasks: not measured yet, and so wide that they find gross errors only.
+UNKNOWN = (2e-2, 0.2)
+
 # What is compared of the first steps.
 COMPARED = ("tokens", "losses", "value_losses", "grad_norms")
 
 
-def check(case: Case, last: dict[str, dict[str, Any]]) -> None:
+def check(case: Case, reports: dict[str, dict[str, Any]]) -> None:
     """Both sides computed the same: tokens, losses and gradient norms of the first steps, or greedy tokens.
 
     Raises:
       BenchmarkError: they did not.
     """
-    ours, peer = last["ours"], last["peer"]
+    ours, peer = reports["ours"], reports["peer"]
     if case.task == "generate":
         pairs = [
             (a, b)
@@ -260,7 +295,8 @@ def check(case: Case, last: dict[str, dict[str, Any]]) -> None:
                 f"packed rows of the peer change each other's logits by {peer['packing_gap']:.3g}"
             )
         return
-    tolerances = {"tokens": 0.0, "losses": 1e-4, "value_losses": 1e-4, "grad_norms": 1e-3}
+    loss, norm = ROUNDED.get(case.task, UNKNOWN) if case.low_precision else EXACT
+    tolerances = {"tokens": 0.0, "losses": loss, "value_losses": loss, "grad_norms": norm}
     # Where rows are sampled, a loss is the mean of terms of size 1 that cancel.
     least = 0.1 if case.task in ("grpo", "ppo") else 1e-2
     steps = CHECKED if case.kind == "time" else 1
@@ -270,7 +306,7 @@ def check(case: Case, last: dict[str, dict[str, Any]]) -> None:
         if len(pairs) < steps:
             raise BenchmarkError(f"{len(pairs)} {name} to compare, expected {steps}")
         for step, (a, b) in enumerate(pairs, start=1):
-            allowed = tolerances[name] * (200 if case.low_precision else 1) * max(abs(b), least)
+            allowed = tolerances[name] * max(abs(b), least)
             if not abs(a - b) <= allowed:
                 raise BenchmarkError(f"step {step}: {name} {a:.6g} here, {b:.6g} there")
 

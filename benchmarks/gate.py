@@ -1,7 +1,8 @@
 """How the driver lets one child run while the other waits: a child runs steps only when it is told to.
 
-The driver writes lines `run N` and `stop`; the child answers each with one JSON line. The pipes are inherited,
-numbered by BENCH_READ and BENCH_WRITE, so what libraries print does not disturb them.
+The driver writes lines `run N`, `report` and `stop`; the child answers each with one JSON line: how the N steps went,
+what all steps so far computed, what it needed in all. The pipes are inherited, numbered by BENCH_READ and BENCH_WRITE,
+so what libraries print does not disturb them.
 """
 
 import json
@@ -25,6 +26,7 @@ class Gate:
       facts: more to report at each stop, for example counts of compilations.
 
     Attributes:
+      report: gives what the steps so far computed, for the check of both sides; set by the child's task.
       spent: seconds by name since the last command; what nobody took the time of is the step itself.
       tokens: tokens that count, of each step so far.
     """
@@ -38,6 +40,7 @@ class Gate:
         self.spent: defaultdict[str, float] = defaultdict(float)
         self.tokens: list[int] = []
         self._counted = 0
+        self.report: Callable[[], dict[str, Any]] = dict
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:
@@ -82,7 +85,9 @@ class Gate:
         self._answers.close()
 
     def _wait(self) -> None:
-        words = self._commands.readline().split()
+        while (words := self._commands.readline().split()) == ["report"]:
+            # What a report compiles is no recompilation of a step: the facts come after it.
+            self.answer(**{"tokens": self.tokens, **self.report(), **self._facts()})
         if words[:1] != ["run"]:
             raise Stop
         self._left = self._steps = int(words[1])

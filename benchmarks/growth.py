@@ -1,7 +1,7 @@
 """How step time and memory grow with the length of rows, their number, the vocabulary, layers and samples.
 
-usage: python benchmarks/growth.py [--output runs/growth] [--minutes 3] [--docs]: goes on where it stopped; writes
-growth.json, growth.md and growth.png; --docs puts table and picture into docs/performance.md
+usage: python benchmarks/growth.py [--output runs/growth] [--minutes 3] [--again] [--docs]: goes on where it stopped;
+writes growth.json, growth.md and growth.png; --docs puts table and picture into docs/performance.md
 
 Each point of a curve doubles one number of a small Llama and leaves the others. Memory is what the compiled step needs
 for its state, batch and temporaries, which XLA states exactly; of sampling, what its arrays (weights, caches) take.
@@ -10,7 +10,6 @@ for its state, batch and temporaries, which XLA states exactly; of sampling, wha
 import argparse
 import dataclasses
 import inspect
-import json
 import sys
 import threading
 import time
@@ -19,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import machine
 import numpy as np
 from pages import fill
 from plots import growth, slope
 from shapes import shape
 from steps import sft_steps
+from storage import read_json, write_json
 
+import jaxalign
 from jaxalign import models
 from jaxalign.rollout import Sampler
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
@@ -154,6 +156,32 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def begin(path: Path, *, again: bool) -> dict[str, Any]:
+    """What is in the file where it can stand or be gone on with, else a beginning; one line says which.
+
+    Curves that are whole stand as they are, whatever measured them; unfinished ones are gone on with on the same
+    machine, versions and commit only. Both must be today's curves.
+    """
+    versions = {"jax": jax.__version__, "jaxalign": jaxalign.__version__}
+    curves = {"base": BASE, "repeats": REPEATS, **{name: list(at) for name, at in CURVES.items()}}
+    fresh = {"machine": machine.machine(), "versions": versions, "curves": curves, "points": {}}
+    old = read_json(path)
+    if old is None or again:
+        return fresh
+    if old.get("curves") != curves:
+        print(f"{path}: of other curves, measured again")
+        return fresh
+    if all(len(old["points"].get(name, [])) == len(at) for name, at in CURVES.items()):
+        print(f"{path}: there already, of commit {old['machine']['commit']} (--again measures anew)")
+        return old
+    same = [old["versions"] == versions]
+    same += [old["machine"][name] == fresh["machine"][name] for name in ("cpu", "cores", "flags", "commit")]
+    if not all(same):
+        print(f"{path}: begun on another machine, version or commit, measured again")
+        return fresh
+    return old
+
+
 def main() -> int:
     """Measures the points that are missing."""
     parser = argparse.ArgumentParser(
@@ -163,25 +191,27 @@ def main() -> int:
         "--output", type=Path, default=Path("runs/growth"), help="folder for the results (runs/growth)"
     )
     parser.add_argument("--minutes", type=float, default=60, help="begin no point after so long (60)")
+    parser.add_argument("--again", action="store_true", help="measure again what is there already")
     parser.add_argument("--docs", action="store_true", help="write docs/performance.md and its picture too")
     arguments = parser.parse_args()
     output, began = arguments.output, time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     path = output / "growth.json"
-    found: dict[str, list[dict[str, float]]] = json.loads(path.read_text()) if path.is_file() else {}
+    found = begin(path, again=arguments.again)
     for name, values in CURVES.items():
-        points = found.setdefault(name, [])
+        points = found["points"].setdefault(name, [])
         for at in values[len(points) :]:
             if time.perf_counter() - began > 60 * arguments.minutes:
                 print(f"stopped before {name} {at}: the same command goes on")
                 return 3
             points.append(point(name, at))
-            path.write_text(json.dumps(found, indent=1))
+            write_json(path, found)
             print(
                 f"{name} {at:,}: {points[-1]['seconds'] * 1e3:,.1f} ms, {points[-1]['bytes'] / 2**20:,.1f} MiB",
                 flush=True,
             )
-    text, picture = table(found), growth(found, THEORY)
+    text = f"{machine.origin([found])}.\n\n{table(found['points'])}"
+    picture = growth(found["points"], THEORY)
     print(text)
     (output / "growth.md").write_text(text + "\n")
     (output / "growth.png").write_bytes(picture)

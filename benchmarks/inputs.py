@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from cases import PROMPT, SEED, Case
 from shapes import dialogue_lengths, shape
+from storage import read_json, write_json
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -21,10 +23,16 @@ TOKENS = 1 << 19
 
 
 def write_inputs(case: Case, folder: Path) -> None:
-    """Writes model/, scalar/ (where the task needs one), data.jsonl and rows.json, once."""
-    if (folder / "rows.json").is_file():
+    """Writes model/, scalar/ (where the task needs one), data.jsonl and rows.json; inputs.json says what they are for.
+
+    What is there already and was made for the same (`needs`) is left as it is.
+    """
+    mark, wanted = folder / "inputs.json", needs(case)
+    if read_json(mark) == wanted:
         return
     folder.mkdir(parents=True, exist_ok=True)
+    # Written again at the end: inputs that are half there are for nothing.
+    mark.unlink(missing_ok=True)
     tokenizer = words(case.shape["vocab"])
     model = models.create(shape(case.model), key=jax.random.key(SEED))
     models.save_pretrained(model, folder / "model", tokenizer=tokenizer)
@@ -43,6 +51,18 @@ def write_inputs(case: Case, folder: Path) -> None:
     # jaxalign's own order of the first epoch, which the peer then reads from the first row to the last.
     order = np.random.default_rng((SEED, 0)).permutation(len(rows))
     (folder / "rows.json").write_text(json.dumps([rows[i] for i in order]))
+    write_json(mark, wanted)
+
+
+def needs(case: Case) -> dict[str, Any]:
+    """All that a case's weights and rows are made from."""
+    return {
+        "task": case.task,
+        "shape": case.shape,
+        "lengths": dialogue_lengths() if case.chat else [],
+        "seed": SEED,
+        "rows": [ROWS, TOKENS, PROMPT],
+    }
 
 
 def words(vocabulary: int) -> PreTrainedTokenizerFast:

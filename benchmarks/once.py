@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import Case
-from compare import COMPARED, BenchmarkError, Child, Sides, check, of_pairs
+from compare import Child, Sides, check, kept, of_pairs
 
 # In the first step there is no optimizer state before the gradient is there; the second has all at once.
 STEPS = 2
@@ -19,9 +19,12 @@ def started(name: str, case: Case, folder: Path, sides: Sides) -> Child:
 
 
 def measure_memory(case: Case, folder: Path, sides: Sides) -> dict[str, Any]:
-    """The most memory that each side held in a few steps, less what it held after its imports; see `measure`."""
+    """The most memory that each side held in a few steps, and what it held after its imports; see `measure`.
+
+    Each side runs alone, so their first steps are compared when both are done.
+    """
     versions: dict[str, str] = {}
-    baseline, last, seconds = {}, {}, {}
+    baseline, reports, memory, seconds = {}, {}, {}, {}
     for name in ("ours", "peer"):
         side = started(name, case, folder, sides)
         try:
@@ -29,17 +32,18 @@ def measure_memory(case: Case, folder: Path, sides: Sides) -> dict[str, Any]:
             versions |= first["versions"]
             baseline[name] = first["baseline"]
             seconds[name] = [side.run(1)["seconds"] for _ in range(STEPS)]
-            last[name] = side.stop()
+            reports[name] = side.report()
+            memory[name] = side.stop()["memory"]
         finally:
             side.kill()
-    check(case, last)
+    check(case, reports)
     return {
         "case": case.name,
         "versions": versions,
-        "memory": {name: answer["memory"] for name, answer in last.items()},
+        "memory": memory,
         "baseline": baseline,
         "seconds": seconds,
-        "compared": {name: {key: answer.get(key, []) for key in COMPARED} for name, answer in last.items()},
+        **kept(reports),
     }
 
 
@@ -52,13 +56,13 @@ def memory_ratio(result: dict[str, Any]) -> float:
 def measure_start(case: Case, folder: Path, sides: Sides, *, pairs: int) -> dict[str, Any]:
     """Seconds from the start of each side's process to the end of its first step; see `measure`.
 
-    A first start of each is not counted: it fills the compile cache and the file cache.
+    A first start of each is not counted: it fills the compile cache and the file cache. The first step of every start
+    is compared, after the clock was read; a pair that differs ends the case.
     """
-    if pairs < 1:
-        raise BenchmarkError(f"--pairs must be 1 or more, got {pairs}")
     versions: dict[str, str] = {}
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     compiled: list[float] = []
+    reports: dict[str, dict[str, Any]] = {}
     for pair in range(pairs + 1):
         for name in ("ours", "peer") if pair % 2 == 0 else ("peer", "ours"):
             side = started(name, case, folder, sides)
@@ -66,12 +70,21 @@ def measure_start(case: Case, folder: Path, sides: Sides, *, pairs: int) -> dict
                 versions |= side.read()["versions"]
                 answer = side.run(1)
                 taken = time.perf_counter() - side.started
+                side.run(1)  # jaxalign logs a step when the next is under way, the peer after it
+                reports[name] = side.report()
             finally:
                 side.kill()
             if pair:
                 seconds[name].append(taken)
                 compiled += [answer["compile_seconds"]] if name == "ours" else []
-    return {"case": case.name, "versions": versions, "seconds": seconds, "compile_seconds": compiled}
+        check(case, reports)
+    return {
+        "case": case.name,
+        "versions": versions,
+        "seconds": seconds,
+        "compile_seconds": compiled,
+        **kept(reports),
+    }
 
 
 def start_ratio(result: dict[str, Any]) -> tuple[float, float, float]:

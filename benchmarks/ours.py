@@ -29,10 +29,10 @@ class Compilations:
         self.programs, self.seconds = 0, 0.0
         jax.monitoring.register_event_duration_secs_listener(self._note)
 
-    def _note(self, event: str, seconds: float, **_: Any) -> None:
+    def _note(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self.programs += 1
-            self.seconds += seconds
+            self.seconds += duration_secs
 
     def facts(self) -> dict[str, Any]:
         """For the gate."""
@@ -184,7 +184,7 @@ def watch_log(gate: Gate) -> None:
 
 
 def train(case: Case, folder: Path, gate: Gate) -> None:
-    """Runs the command until the driver stops it, then reports what its steps logged."""
+    """Runs the command until the driver stops it; reports what its steps logged."""
     watch_log(gate)
     if case.task in ("grpo", "ppo"):
         watch_updates(case, gate)
@@ -194,9 +194,15 @@ def train(case: Case, folder: Path, gate: Gate) -> None:
     command = COMMANDS[case.task]
     config = read_settings(command, settings(case, folder))
     use_device(config)
+    gate.report = lambda: logged(folder / "run" / "metrics.jsonl") | forms(folder / "run" / "metadata.json")
     with contextlib.suppress(Stop):
         load(command.function)(config)
-    gate.answer(**logged(folder / "run" / "metrics.jsonl"), tokens=gate.tokens, memory=peak_memory())
+    gate.answer(memory=peak_memory())
+
+
+def forms(path: Path) -> dict[str, Any]:
+    """The forms of products and attention that the run recorded, by model."""
+    return {"forms": json.loads(path.read_text())["forms"]}
 
 
 def logged(path: Path) -> dict[str, Any]:
@@ -224,7 +230,15 @@ def generate(case: Case, folder: Path, gate: Gate) -> None:
     sampler = Sampler(model)
     prompts = [row["prompt"] for row in json.loads((folder / "rows.json").read_text())[: case.batch]]
     key, number = jax.random.key(SEED), 0
-    try:
+
+    def report() -> dict[str, Any]:
+        greedy = sampler.generate(prompts, max_new_tokens=NEW, key=key, temperature=0.0, stop_tokens=())
+        products = models.choose_products(model.config, "cpu")
+        chosen = {"products": products.form, "products_reason": products.reason}
+        return {"greedy": greedy.tokens.tolist(), "forms": {"model": chosen}}
+
+    gate.report = report
+    with contextlib.suppress(Stop):
         while True:
             gate.between()
             gate.count(case.batch * NEW)
@@ -233,11 +247,7 @@ def generate(case: Case, folder: Path, gate: Gate) -> None:
             )
             assert done.mask.all()
             number += 1
-    except Stop:
-        pass
-    peak = peak_memory()
-    greedy = sampler.generate(prompts, max_new_tokens=NEW, key=key, temperature=0.0, stop_tokens=())
-    gate.answer(greedy=greedy.tokens.tolist(), tokens=gate.tokens, memory=peak)
+    gate.answer(memory=peak_memory())
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 usage: peer.py CASE FOLDER (started by run.py, with the Python of .venv-parity)
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -185,14 +186,13 @@ def train(case: Case, folder: Path, gate: Gate) -> None:
     callback = Gated(gate)
     trainer = trainer_of(case, folder, callback, gate)
     gap = packing_gap(trainer) if case.peer.get("packing") else 0.0
+    gate.report = lambda: {
+        "losses": [row["loss"] for row in callback.logged],
+        "grad_norms": [row["grad_norm"] for row in callback.logged],
+        "packing_gap": gap,
+    }
     trainer.train()
-    gate.answer(
-        losses=[row["loss"] for row in callback.logged],
-        grad_norms=[row["grad_norm"] for row in callback.logged],
-        tokens=gate.tokens,
-        packing_gap=gap,
-        memory=peak_memory(),
-    )
+    gate.answer(memory=peak_memory())
 
 
 def packing_gap(trainer: Any) -> float:
@@ -224,18 +224,17 @@ def generate(case: Case, folder: Path, gate: Gate) -> None:
         # generate() compiles by itself on accelerators only.
         options["disable_compile"] = True
         model.forward = torch.compile(model.forward, dynamic=True)
-    try:
+
+    def report() -> dict[str, Any]:
+        return {"greedy": model.generate(prompts, do_sample=False, **options)[:, prompts.shape[1] :].tolist()}
+
+    gate.report = report
+    with torch.no_grad(), contextlib.suppress(Stop):
         while True:
             gate.between()
             gate.count(case.batch * NEW)
-            with torch.no_grad():
-                model.generate(prompts, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **options)
-    except Stop:
-        pass
-    peak = peak_memory()
-    with torch.no_grad():
-        greedy = model.generate(prompts, do_sample=False, **options)
-    gate.answer(greedy=greedy[:, prompts.shape[1] :].tolist(), tokens=gate.tokens, memory=peak)
+            model.generate(prompts, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **options)
+    gate.answer(memory=peak_memory())
 
 
 def main() -> None:

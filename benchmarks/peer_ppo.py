@@ -101,7 +101,7 @@ def trainer_of(case: Case, folder: Path, callback: Turns, common: dict[str, Any]
 
 
 def train(case: Case, folder: Path, gate: Gate, common: dict[str, Any]) -> None:
-    """Trains until the driver stops it; reports losses and gradient norms of the compared updates."""
+    """Trains until the driver stops it; reports losses, and gradient norms of the compared updates."""
     callback, norms, whiten = Turns(gate), [], module.masked_whiten
 
     def counted(values, mask, shift_mean=True):
@@ -124,13 +124,12 @@ def train(case: Case, folder: Path, gate: Gate, common: dict[str, Any]) -> None:
             norms.append(float(torch.stack(grads).norm()))
 
     trainer.optimizer.optimizer.register_step_pre_hook(norm)
+    passes = trainer.args.num_ppo_epochs
+    gate.report = lambda: {
+        "losses": callback.policy,
+        "value_losses": callback.value,
+        "grad_norms": [sum(norms[i : i + passes]) / passes for i in range(0, len(norms), passes)],
+    }
     with contextlib.suppress(Stop):
         trainer.train()
-    passes = trainer.args.num_ppo_epochs
-    gate.answer(
-        losses=callback.policy,
-        value_losses=callback.value,
-        grad_norms=[sum(norms[i : i + passes]) / passes for i in range(0, len(norms), passes)],
-        tokens=gate.tokens,
-        memory=peak_memory(),
-    )
+    gate.answer(memory=peak_memory())

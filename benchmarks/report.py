@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import machine
 from cases import CASES, Case
-from compare import ratio
+from compare import WAITED, ratio
 from once import memory_ratio, start_ratio
 from pages import fill
-
-Results = list[tuple[Case, dict[str, Any]]]
-SIDES = ("ours", "peer")
+from targets import SIDES, Results, busy, shown, status, verdict
 
 
 def results(folder: Path) -> Results:
@@ -38,76 +37,77 @@ def headline(case: Case, result: dict[str, Any]) -> str:
 
 
 def tables(found: Results) -> str:
-    """All results as Markdown: what they were measured with, a table a kind, what each case is, where time went."""
-    parts = (origin, steps, starts, memory, legend, splits)
+    """All as Markdown: the targets, what results were measured with, a table a kind, what each is, where time went."""
+    parts = (status, origin, steps, starts, memory, legend, splits)
     return "\n\n".join(text for text in (part(found) for part in parts) if text)
 
 
 def legend(found: Results) -> str:
-    """What each case compares."""
-    return "\n".join(["What the cases are:", "", *(f"- {case.name}: {case.about}" for case, _ in found)])
+    """What each case compared when it was measured."""
+    lines = [f"- {case.name}: {said(result)}" for case, result in found]
+    return "\n".join(["What the cases are:", "", *lines])
+
+
+def said(result: dict[str, Any]) -> str:
+    """The kept sentence of a result, and the forms of products and attention that jaxalign computed in."""
+    chosen = [
+        ", ".join(f"{name} {of[name]}" for name in ("products", "attention") if name in of)
+        + (f" ({of['products_reason']})" if "products_reason" in of else "")
+        for of in result.get("forms", {}).values()
+    ]
+    about = result.get("about", "its settings were not kept")
+    return "; ".join([about, *(f"jaxalign's {form}" for form in dict.fromkeys(chosen))])
 
 
 def origin(found: Results) -> str:
     """The machine, the versions and the days."""
-    machines = {
-        (r["machine"]["cpu"], r["machine"]["cores"], " ".join(r["machine"]["flags"])) for _, r in found
-    }
-    versions = sorted({f"{name} {of}" for _, r in found for name, of in r["versions"].items()})
-    days = sorted({r["machine"]["date"][:10] for _, r in found})
-    commits = sorted({r["machine"]["commit"] for _, r in found})
-    machine = "; ".join(f"{cpu}, {cores} cores ({flags})" for cpu, cores, flags in sorted(machines))
-    return (
-        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, commit {', '.join(commits)}; {machine}; "
-        f"{', '.join(versions)}. Above 1: jaxalign is faster."
-    )
-
-
-def verdict(case: Case, value: float) -> str:
-    """The target of a case, and whether it is missed."""
-    if case.target is None:
-        return ""
-    reached = value <= case.target if case.kind == "memory" else value >= case.target
-    return f"{case.target}{'' if reached else ', missed'}"
+    return f"{machine.origin([result for _, result in found])}. Above 1: jaxalign is faster."
 
 
 def steps(found: Results) -> str:
     """The table of times of a step."""
     lines = [
-        "| case | ratio (95% interval) | target | ms a step, ours / peer | useful tokens/s, ours / peer "
+        "| case | ratio (95% interval) | pairs | target | ms a step, ours / peer | useful tokens/s, ours / peer "
         "| peak MiB, ours / peer | compile s, programs, again |",
-        "|---|---|---|---:|---:|---:|---:|",
+        "|---|---|---:|---|---:|---:|---:|---:|",
     ]
+    crowded = False
     for case, result in found:
         if case.kind != "time":
             continue
-        middle, low, high = ratio(result)
         seconds, tokens = result["seconds_a_step"], result["tokens_a_step"]
+        crowded = crowded or bool(busy(result))
         times = " / ".join(f"{statistics.median(seconds[side]) * 1e3:,.0f}" for side in SIDES)
         speeds = " / ".join(f"{sum(tokens[side]) / sum(seconds[side]):,.0f}" for side in SIDES)
         peaks = " / ".join(f"{result['memory'][side] >> 20:,}" for side in SIDES)
         compiled = f"{result['compile_seconds']:.1f}, {result['programs']}, {result['recompilations']}"
         lines.append(
-            f"| {case.name} | {middle:.2f} [{low:.2f}, {high:.2f}] | {verdict(case, middle)} | {times} | {speeds} "
-            f"| {peaks} | {compiled} |"
+            f"| {case.name} | {shown(case, result)} | {len(seconds['ours'])} | {verdict(case, found)} "
+            f"| {times} | {speeds} | {peaks} | {compiled} |"
         )
-    return "\n".join(lines) if len(lines) > 2 else ""
+    if len(lines) == 2:
+        return ""
+    note = (
+        f"busy: so many of both sides' repetitions waited for a core for more than {WAITED:.0%} of their time (all "
+        "threads added up), also when they were taken twice more; other processes are in these figures."
+    )
+    return "\n".join([*lines, *(["", note] if crowded else [])])
 
 
 def starts(found: Results) -> str:
     """The table of times to the first step."""
     lines = [
-        "| case | ratio (95% interval) | target | s to the end of the first step, ours / peer "
+        "| case | ratio (95% interval) | pairs | target | s to the end of the first step, ours / peer "
         "| of which compiling, or reading what was compiled |",
-        "|---|---|---|---:|---:|",
+        "|---|---|---:|---|---:|---:|",
     ]
     for case, result in found:
         if case.kind == "start":
-            middle, low, high = start_ratio(result)
-            times = " / ".join(f"{statistics.median(result['seconds'][side]):.1f}" for side in SIDES)
+            seconds = result["seconds"]
+            times = " / ".join(f"{statistics.median(seconds[side]):.1f}" for side in SIDES)
             compiled = statistics.median(result["compile_seconds"])
-            value = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-            lines.append(f"| {case.name} | {value} | {verdict(case, middle)} | {times} | {compiled:.1f} |")
+            reached = f"{shown(case, result)} | {len(seconds['ours'])} | {verdict(case, found)}"
+            lines.append(f"| {case.name} | {reached} | {times} | {compiled:.1f} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -122,8 +122,8 @@ def memory(found: Results) -> str:
             base = result["baseline"]
             needs = " / ".join(f"{(result['memory'][side] - base[side]) >> 20:,}" for side in SIDES)
             imports = " / ".join(f"{base[side] >> 20:,}" for side in SIDES)
-            value = memory_ratio(result)
-            lines.append(f"| {case.name} | {value:.2f} | {verdict(case, value)} | {needs} | {imports} |")
+            reached = f"{shown(case, result)} | {verdict(case, found)}"
+            lines.append(f"| {case.name} | {reached} | {needs} | {imports} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -151,8 +151,10 @@ def splits(found: Results) -> str:
 def write_report(folder: Path, *, docs: bool = False) -> str:
     """Writes report.md and ratios.png into the folder, and into the documentation where asked; returns the text.
 
+    Where nothing was measured in the folder nothing is written, and the text says so.
+
     Raises:
-      SystemExit: nothing was measured in the folder, or the documentation has no markers; one line.
+      SystemExit: the documentation has no markers; one line.
     """
     from plots import ratios
 

@@ -1,46 +1,24 @@
 """jaxalign against TRL and transformers on this machine, in one run.
 
 `make bench` measures the default cases (about an hour on two cores), `make bench-all` all of them. Each case's result
-is kept as soon as it is there: started again, the command goes on with the cases that are left.
+is kept as soon as it is there: started again, the command goes on with the cases that are left, and with those whose
+settings are others now.
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cases import BY_NAME, CASES, Case
-from compare import HERE, BenchmarkError, Sides, measure
+from compare import BenchmarkError, Sides, measure
+from machine import machine
 from once import measure_memory, measure_start
 from report import headline, write_report
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    lines = [line.split(":", 1) for line in text.splitlines() if ":" in line]
-    first = {name.strip(): value.strip() for name, value in reversed(lines)}
-    flags = first.get("flags", "").split()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    )
-    return {
-        "cpu": first.get("model name", platform.processor()),
-        "cores": os.cpu_count(),
-        "flags": [f for f in flags if f.startswith(("amx", "avx512")) or f == "avx2"],
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "commit": commit.stdout.strip(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+from storage import read_json, write_json
 
 
 def chosen(arguments: argparse.Namespace) -> list[Case]:
@@ -85,6 +63,8 @@ def main() -> int:
             print(f"{case.name:24} {default:7} {case.minutes:4g} min  {case.about}")
         return 0
     try:
+        if not sys.platform.startswith("linux"):
+            raise BenchmarkError(f"the sides are watched through Linux's /proc, which {sys.platform} has not")
         cases = chosen(arguments)
         if arguments.pairs < 1:
             raise BenchmarkError(f"--pairs must be 1 or more, got {arguments.pairs}")
@@ -104,38 +84,67 @@ def main() -> int:
 
 
 def run(cases: list[Case], arguments: argparse.Namespace) -> list[str]:
-    """Measures the cases that have no result yet; names of those that failed."""
-    from inputs import write_inputs
-
+    """Measures the cases that have no result for what is asked; names of those that failed, each with one line."""
     sides = Sides(sys.executable, os.path.abspath(arguments.peer_python), arguments.peer_releases.absolute())
     failed = []
     for case in cases:
-        folder = (arguments.output / case.name).absolute()
-        result = folder / "result.json"
-        if result.is_file() and not arguments.again:
-            print(f"{case.name}: there already ({result})")
+        result = (arguments.output / case.name / "result.json").absolute()
+        asked = settings(case, arguments)
+        if not arguments.again and is_there(result, asked):
             continue
-        for old in (folder / "run", folder / "compiled"):
-            shutil.rmtree(old, ignore_errors=True)
-        write_inputs(case, folder)
-        began = time.perf_counter()
+        here, began = machine(), time.perf_counter()
+        # Whatever goes wrong ends its case alone: the rest of the night is not lost.
         try:
-            if case.kind == "memory":
-                found = measure_memory(case, folder, sides)
-            elif case.kind == "start":
-                found = measure_start(case, folder, sides, pairs=arguments.pairs)
-            else:
-                found = measure(case, folder, sides, pairs=arguments.pairs, seconds=arguments.seconds)
-        except BenchmarkError as error:
-            print(f"{case.name}: {error}", file=sys.stderr, flush=True)
+            found = measured(case, result.parent, sides, arguments)
+            found |= {"asked": asked, "about": case.about, "machine": here}
+            write_json(result, found | {"took": time.perf_counter() - began})
+            print(headline(case, found), flush=True)
+        except Exception as error:
+            kind = "" if isinstance(error, BenchmarkError) else f"{type(error).__name__}: "
+            print(f"{case.name}: {kind}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
             failed.append(case.name)
-            continue
-        found |= {"machine": machine(), "took": time.perf_counter() - began}
-        partial = result.with_suffix(".partial")
-        partial.write_text(json.dumps(found, indent=1))
-        partial.rename(result)
-        print(headline(case, found), flush=True)
     return failed
+
+
+def settings(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a case's result depends on, as it is kept with it."""
+    asked: dict[str, Any] = {"case": case.measured}
+    if case.kind != "memory":
+        asked["pairs"] = arguments.pairs
+    if case.kind == "time":
+        asked["seconds"] = arguments.seconds
+    return asked
+
+
+def is_there(path: Path, asked: dict[str, Any]) -> bool:
+    """Whether the file holds a result for these settings; one line says so, or why it is measured again."""
+    if not path.is_file():
+        return False
+    name, found = path.parent.name, read_json(path) or {}
+    kept = found.get("asked", {})
+    differ = [key for key in asked if kept.get(key) != asked[key]]
+    if differ:
+        why = f"its {', '.join(differ)} changed" if kept else "its settings were not kept"
+        print(f"{name}: measured again, {why} since {path}", flush=True)
+        return False
+    commits = [found["machine"]["commit"], machine()["commit"]]
+    other = "" if commits[0] == commits[1] else f", of commit {commits[0]}, now {commits[1]}"
+    print(f"{name}: there already{other} ({path})", flush=True)
+    return True
+
+
+def measured(case: Case, folder: Path, sides: Sides, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures one case from nothing; see `measure`."""
+    from inputs import write_inputs  # jax, which the other options of the command line do without
+
+    for old in (folder / "run", folder / "compiled"):
+        shutil.rmtree(old, ignore_errors=True)
+    write_inputs(case, folder)
+    if case.kind == "memory":
+        return measure_memory(case, folder, sides)
+    if case.kind == "start":
+        return measure_start(case, folder, sides, pairs=arguments.pairs)
+    return measure(case, folder, sides, pairs=arguments.pairs, seconds=arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""The arithmetic and the check of `benchmarks/compare.py`; no other library is started."""
-
-import contextlib
+"""The arithmetic, the check and the turns of `benchmarks/compare.py`; no other library is started."""
 
 import pytest
 
@@ -47,12 +45,45 @@ def test_steps_of_more_tokens_count_for_more(compare):
 )
 def test_sides_that_compute_something_else_are_not_timed(benchmark, compare, name, change, fails):
     changed = [x * (1 + change * (i == 7)) if i == 7 else x for i, x in enumerate(COMPARED[name])]
-    last = {"ours": COMPARED, "peer": {**COMPARED, name: changed}}
+    reports = {"ours": COMPARED, "peer": {**COMPARED, name: changed}}
     if not fails:
-        compare.check(case(benchmark, "ppo-s"), last)
+        compare.check(case(benchmark, "ppo-s"), reports)
         return
     with pytest.raises(compare.BenchmarkError, match=f"^step 8: {name}"):
-        compare.check(case(benchmark, "ppo-s"), last)
+        compare.check(case(benchmark, "ppo-s"), reports)
+
+
+# The first steps of sft-s-bf16, and those of the same weights and rows in float32 with an error.
+MEASURED = {
+    "ours": (
+        [8.378893, 8.386317, 8.370321, 8.381478, 8.378819],
+        [1.339002, 1.339513, 1.342045, 1.373986, 1.326932],
+    ),
+    "peer": (
+        [8.378969, 8.386158, 8.370337, 8.381500, 8.378871],
+        [1.334914, 1.334640, 1.336324, 1.369008, 1.321996],
+    ),
+    "labels shifted by one": ([8.377707, 8.385650, 8.368564], [1.349271, 1.346140, 1.348318]),
+    "twice the learning rate": (
+        [8.378876, 8.386806, 8.369575, 8.384262],
+        [1.339268, 1.332341, 1.331854, 1.359025],
+    ),
+}
+
+
+def measured(name):
+    """Those steps, and then others that both sides have."""
+    losses, norms = MEASURED[name]
+    rest = [1.0] * (10 - len(losses))
+    return {"tokens": [2040] * 10, "losses": losses + rest, "grad_norms": norms + rest}
+
+
+@pytest.mark.parametrize(("error", "step"), [("labels shifted by one", 1), ("twice the learning rate", 3)])
+def test_bfloat16_may_round_but_not_hide_an_error(benchmark, compare, error, step):
+    bf16 = case(benchmark, "sft-s-bf16")
+    compare.check(bf16, {"ours": measured("ours"), "peer": measured("peer")})
+    with pytest.raises(compare.BenchmarkError, match=rf"^step {step}: losses"):
+        compare.check(bf16, {"ours": measured(error), "peer": measured("peer")})
 
 
 @pytest.mark.parametrize("name", ["tokens", "losses", "grad_norms"])
@@ -99,9 +130,43 @@ def test_given_completions_are_the_same_in_every_process_and_differ_by_row(bench
     assert min(first) >= 4 and max(first) < 4096
 
 
-def test_the_default_cases_take_about_an_hour(benchmark):
-    minutes = sum(c.minutes for c in benchmark("cases").CASES if c.default)
-    assert 40 <= minutes <= 70
+def test_a_case_is_timed_once_its_sides_agree(benchmark, compare, sides, tmp_path):
+    found = compare.measure(case(benchmark, "sft-s"), tmp_path, sides(1.0, 1.0), pairs=2, seconds=1e-4)
+    assert len(found["seconds_a_step"]["ours"]) == len(found["seconds_a_step"]["peer"]) == 2
+    # One program was compiled by the report itself, none by the repetitions.
+    assert (found["programs"], found["recompilations"]) == (3, 0)
+    assert found["compared"]["peer"]["losses"] == [1.0] * 10 and found["forms"] == {
+        "model": {"products": "x"}
+    }
+    assert sides.steps(tmp_path, "ours") > compare.WARM_UP
+
+
+def test_a_case_whose_sides_differ_is_never_timed(benchmark, compare, sides, tmp_path):
+    with pytest.raises(compare.BenchmarkError, match="step 1: losses 1 here, 2 there"):
+        compare.measure(case(benchmark, "sft-s"), tmp_path, sides(1.0, 2.0), pairs=1, seconds=1e-4)
+    assert [sides.steps(tmp_path, name) for name in ("ours", "peer")] == [compare.WARM_UP] * 2
+
+
+def test_a_side_that_gives_no_answer_ends_its_case_in_one_line(compare, tmp_path):
+    side = compare.Child.start("peer", ["sleep", "60"], tmp_path / "log", {}, patience=0.06)
+    try:
+        with pytest.raises(
+            compare.BenchmarkError, match=r"^peer gave no answer in 0\.001 minutes \(.*log\)$"
+        ):
+            side.run(1)
+    finally:
+        side.kill()
+    assert side.process.returncode == -9
+
+
+def test_a_long_case_is_waited_for_longer(benchmark, compare, tmp_path):
+    sides = compare.Sides("true", "true", tmp_path)
+    patience = {}
+    for name in ("sft-s", "dpo-m-bf16"):
+        side = sides.start("ours", case(benchmark, name), tmp_path)
+        patience[name] = side.patience
+        side.kill()
+    assert patience == {"sft-s": 20 * 60, "dpo-m-bf16": 500 * 60}
 
 
 def test_a_side_that_ends_is_reported_with_the_end_of_what_it_printed(compare, tmp_path):
@@ -111,6 +176,4 @@ def test_a_side_that_ends_is_reported_with_the_end_of_what_it_printed(compare, t
         with pytest.raises(compare.BenchmarkError, match="ours ended with status 3: no such thing"):
             side.run(1)
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            side.commands.close()
-        side.answers.close()
+        side.kill()

@@ -41,6 +41,20 @@ def test_each_command_is_answered_with_its_own_steps_tokens_and_times(gate_and_d
     assert gate.tokens == [5, 6, 7]
 
 
+def test_a_report_is_answered_between_steps_and_takes_none(gate_and_driver):
+    gates, gate, driver, heard = gate_and_driver
+    print("run 1\nreport\nrun 1\nreport\nstop", file=driver, flush=True)
+    gate.report = lambda: {"losses": [float(t) for t in gate.tokens]}
+    for tokens in (5, 6):
+        gate.between()
+        gate.count(tokens)
+    with pytest.raises(gates.Stop):
+        gate.between()
+    ran, reported, again, last = (json.loads(heard.readline()) for _ in range(4))
+    assert (ran["steps"], reported["losses"], reported["tokens"]) == (1, [5.0], [5])
+    assert (again["steps"], again["tokens"], last["losses"]) == (1, 6, [5.0, 6.0])
+
+
 def test_the_peak_of_memory_is_kept_when_it_is_given_back(benchmark):
     gate = benchmark("gate")
     held = gate.memory()

@@ -1,0 +1,44 @@
+"""The machine and the code that figures were measured with."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on: CPU, cores, flags, memory in bytes, system, Python; the commit; and the time, in UTC."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    lines = [line.split(":", 1) for line in text.splitlines() if ":" in line]
+    first = {name.strip(): value.strip() for name, value in reversed(lines)}
+    flags = first.get("flags", "").split()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "cpu": first.get("model name", platform.processor()),
+        "cores": os.cpu_count(),
+        "flags": [f for f in flags if f.startswith(("amx", "avx512")) or f == "avx2"],
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() or "unknown",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def origin(measured: list[dict[str, Any]]) -> str:
+    """One line: the days, commits, machines and versions of results that have `machine` and `versions`."""
+    machines = [result["machine"] for result in measured]
+    days = sorted({m["date"][:10] for m in machines})
+    commits = sorted({m["commit"] for m in machines})
+    described = sorted({f"{m['cpu']}, {m['cores']} cores ({' '.join(m['flags'])})" for m in machines})
+    versions = sorted({f"{name} {of}" for result in measured for name, of in result["versions"].items()})
+    between = " to ".join(dict.fromkeys((days[0], days[-1])))
+    return f"{between}, commit {', '.join(commits)}; {'; '.join(described)}; {', '.join(versions)}"
