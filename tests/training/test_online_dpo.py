@@ -119,6 +119,7 @@ def sequence_logps(definition, params, rows, temperature):
     return jnp.sum(jnp.where(mask[:, 1:], found, 0.0), axis=1)
 
 
+@pytest.mark.slow
 def test_one_update_minimises_the_loss_of_the_best_against_the_worst(online, tmp_path, byte_tokenizer):
     beta, temperature, smoothing = 0.5, 0.7, 0.1
     other = models.create(models.load_pretrained(online("x").model.path).config, key=jax.random.key(9))
@@ -283,6 +284,7 @@ def test_every_loss_of_pairs_takes_a_step(name, online, tmp_path):
 # --- runs ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_resumed_run_gives_the_same_bits(online, tmp_path, monkeypatch):
     from jaxalign.training.online_dpo import Trainer
     from tests.training.test_resume import assert_same_run, terminate

@@ -166,6 +166,7 @@ def test_heads_on_counted_tokens_give_the_loss_metrics_and_gradient_of_heads_on_
     assert_equal(results(name, several, HEADS, parts=parts), results(name, one, PLAIN))
 
 
+@pytest.mark.slow
 def test_mismatched_rows_have_a_packing_of_their_own(devices):
     mesh, config = make_mesh(MeshConfig(), devices[:1]), DPOLossConfig(name="kto")
     policy, definition, trained, frozen, batch = preference_parts(mesh, config)

@@ -243,6 +243,7 @@ def test_ppo_learns_from_the_steps_of_a_process_reward_model(configs, in_world, 
     assert rows[0]["reward/model/steps"] > 1.2
 
 
+@pytest.mark.slow
 def test_grpo_learns_from_the_steps_of_a_process_reward_model(configs, in_world, tmp_path):
     train = GRPOTrainConfig(updates=12, prompts=16, minibatches=2, score_batch_size=64)
     train_grpo(grpo(configs, tmp_path / "run", train=train, **in_world()))

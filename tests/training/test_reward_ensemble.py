@@ -262,6 +262,7 @@ def test_questions_of_different_sizes_are_named():
         stack_batches(parts)
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_gives_the_same_bits(configs, tmp_path, monkeypatch):
     def make(output, **run):
         config = configs.reward(output, ensemble=THREE, head=HeadConfig(dropout=0.1))
