@@ -54,6 +54,19 @@ def forget_programs(request):
         jax.clear_caches()
 
 
+COMPILED: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, **__: COMPILED.append(event) if event.endswith("backend_compile_duration") else None
+)
+
+
+@pytest.fixture
+def compiled():
+    """One item for each program that is compiled from now on (or read from the cache of compiled programs)."""
+    COMPILED.clear()
+    return COMPILED
+
+
 @pytest.fixture(scope="session")
 def devices():
     """The 8 virtual CPU devices."""

@@ -23,6 +23,7 @@ from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run, StopFlag
 from jaxalign.training import setup
 from jaxalign.training.experience import RunningMoments
+from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Interrupted
 from jaxalign.training.on_policy_config import OnPolicyConfig
 from jaxalign.training.rollout_engine import logp_gaps, server_gap
@@ -60,7 +61,7 @@ class OnPolicyTrainer(ABC):
     prompts: BatchIterator
     state: TrainState
     key: jax.Array
-    generator: setup.Generator
+    generator: Generator
     moments: RunningMoments = field(default_factory=RunningMoments)
     server_checked: bool = False
     server_warned: bool = False

@@ -18,6 +18,7 @@ from jaxalign.data import (
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
 from jaxalign.training import setup
+from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Loop, evaluation
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.packing import packing_of
@@ -143,7 +144,7 @@ def train_dpo(
         loss = preference_loss(scorer, reference_definition, config.loss)
         parts = config.train.accumulation_steps
         step = make_update(loss, valid_rows, optimizer, accumulation_steps=parts)
-        generator = setup.Generator(scorer, base, config.sampling, tokenizer, jax.random.fold_in(key, 2))
+        generator = Generator(scorer, base, config.sampling, tokenizer, jax.random.fold_in(key, 2))
         prompts = [list(e.prompt_tokens) for e in (data.validation or data.train)[: config.run.sample_rows]]
         update_key = jax.random.fold_in(key, 3)
         coupled = parts > 1 and form.statistic

@@ -13,9 +13,9 @@ from jaxalign.losses import importance_weights
 from jaxalign.rollout import Completions, Engine, EngineConfig, ServerEngine
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run
+from jaxalign.training.generator import Generator
 from jaxalign.training.on_policy_config import OnPolicyConfig
 from jaxalign.training.scoring import CausalPolicy
-from jaxalign.training.setup import Generator
 
 
 def make_generator(

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,6 @@ from jaxalign.mesh import (
     tree_shardings,
 )
 from jaxalign.models.lora import LoraConfig, create_adapter
-from jaxalign.rollout import Engine, Sampler, SamplingConfig, ServerEngine
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.packing import most_segments
@@ -144,8 +143,7 @@ def load_model(
       seed: of random weights.
       section: of the configuration, for messages and records.
       run: records the forms, and gives back those that it began with; None where there is no run.
-      packing: whether it will read packed rows, which not every form can everywhere.
-      mapped: whether several of it will run as one, likewise.
+      packing, mapped: whether it will read packed rows, or several of it run as one; not every form can everywhere.
 
     Raises:
       ConfigError: no path, or a form that cannot run here.
@@ -162,8 +160,9 @@ def load_model(
     )
     dtypes = {"param_dtype": jnp.dtype(source.param_dtype), "compute_dtype": jnp.dtype(source.compute_dtype)}
     if source.random_init:
-        config = models.load_config(folder, revision=revision)
-        model = models.create(config, key=jax.random.key(seed), **dtypes)
+        model = models.create(
+            models.load_config(folder, revision=revision), key=jax.random.key(seed), **dtypes
+        )
     else:
         model = models.load_pretrained(folder, revision=revision, **dtypes)
     model = models.with_remat(model, source.remat)
@@ -307,59 +306,6 @@ def export_policy(
         model = models.merge_adapter(model, adapter)
     models.save_pretrained(model, run.folder / "export", tokenizer=tokenizer)
     return model
-
-
-@dataclass
-class Generator:
-    """Samples from the policy in training: with one compiled program for all updates, or by the engine given.
-
-    Attributes:
-      policy: how the policy's leaves make a model.
-      frozen: its leaves that are not trained.
-      sampling: how completions are drawn.
-      tokenizer: the policy's.
-      key: source of the randomness of `samples`.
-      engine: who samples; None makes a `Sampler`.
-      merged: whether the engine gets an adapter merged into the weights, or apart.
-      storage: `weights` and `cache` of the `Sampler`.
-    """
-
-    policy: CausalPolicy
-    frozen: Any
-    sampling: SamplingConfig
-    tokenizer: Any
-    key: jax.Array
-    engine: Engine | None = None
-    merged: bool = True
-    storage: Mapping[str, Any] = field(default_factory=dict)
-
-    def refresh(self, trained: Any) -> Engine:
-        """The engine, with the newest parameters."""
-        model, adapter = self.policy.parts(trained, self.frozen)
-        if adapter is not None and self.merged:
-            model, adapter = models.merge_adapter(model, adapter), None
-        if self.engine is None:
-            self.engine = Sampler(model, adapter=adapter, **self.storage)
-        else:
-            self.engine.update(models.split(model)[1], adapter=adapter)
-        return self.engine
-
-    def close(self) -> None:
-        """Gives back what a server's engine holds."""
-        if isinstance(self.engine, ServerEngine):
-            self.engine.close()
-
-    def samples(self, trained: Any, prompts: list[list[int]], step: int) -> list[dict[str, Any]]:
-        """One completion a prompt, as rows for samples.jsonl."""
-        if not prompts:
-            return []
-        done = self.refresh(trained).generate(
-            prompts, key=jax.random.fold_in(self.key, step), **self.sampling.arguments(num_samples=1)
-        )
-        return [
-            {"prompt": self.tokenizer.decode(p), "completion": text}
-            for p, text in zip(prompts, done.texts(self.tokenizer), strict=True)
-        ]
 
 
 def scalar_of(

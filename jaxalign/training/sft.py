@@ -13,6 +13,7 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training import setup
+from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.packing import packing_of
@@ -131,7 +132,7 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
         loss = sft_loss(policy, config.loss)
         update = make_update(loss, sft_counts, optimizer, accumulation_steps=parts)
         update_key = jax.random.fold_in(key, 3)
-        generator = setup.Generator(policy, frozen, config.sampling, tokenizer, jax.random.fold_in(key, 2))
+        generator = Generator(policy, frozen, config.sampling, tokenizer, jax.random.fold_in(key, 2))
         prompts = [list(e.prompt_tokens) for e in (data.validation or data.train)[: config.run.sample_rows]]
         size = config.train.eval_batch_size or config.train.batch_size
         held_out = evaluation(

@@ -256,7 +256,7 @@ def test_other_rows_of_a_packed_row_change_nothing_bit_for_bit(changes, devices)
         assert lengths[changed] == 1 or (after[changed] != before[changed]).any()
 
 
-def test_each_shape_is_compiled_once(devices):
+def test_each_shape_is_compiled_once(devices, compiled):
     """An epoch of long-tailed lengths, twice: whatever comes back is not compiled again, padded or packed."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(2.3, 0.6, 120), 3, 60).astype(int)
@@ -266,10 +266,7 @@ def test_each_shape_is_compiled_once(devices):
     ]
     mesh = make_mesh(MeshConfig(), devices[:1])
     loss, counts, trained, frozen, _ = sft_case(mesh)
-    evaluate, compiled = make_evaluation(loss, counts), []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, _, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
-    )
+    evaluate = make_evaluation(loss, counts)
     for packing, most in ((False, 6), (True, 12)):
         collate = setup.collate_of(collate_demonstrations, examples, packing=packing)
         shapes: set[tuple] = set()

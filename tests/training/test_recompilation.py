@@ -18,11 +18,6 @@ from jaxalign.training.preference import train_dpo
 from jaxalign.training.reward import train_reward
 from jaxalign.training.sft import train_sft
 
-COMPILED: list[str] = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, _, **__: COMPILED.append(event) if event.endswith("backend_compile_duration") else None
-)
-
 
 @pytest.fixture(scope="session")
 def long_and_short(tmp_path_factory):
@@ -39,16 +34,16 @@ def long_and_short(tmp_path_factory):
 class Programs:
     """For each call of a function: the shapes of its batch, and how many programs were compiled."""
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, compiled):
+        self.calls, self.compiled = [], compiled
 
     def watched(self, function, batch_at):
         def call(*arguments):
-            COMPILED.clear()
+            self.compiled.clear()
             result = jax.block_until_ready(function(*arguments))
             batch = arguments[batch_at]
             shapes = tuple(sorted((n, x.shape) for n, x in batch.items()))
-            self.calls.append(((batch_at, shapes), len(COMPILED)))
+            self.calls.append(((batch_at, shapes), len(self.compiled)))
             return result
 
         return call
@@ -76,9 +71,9 @@ RUNS = [
 
 @pytest.mark.parametrize(("name", "mode"), RUNS)
 def test_no_step_after_the_first_of_its_shape_compiles_anything(
-    name, mode, configs, long_and_short, tmp_path, monkeypatch
+    name, mode, configs, long_and_short, tmp_path, monkeypatch, compiled
 ):
-    programs, place, fit = Programs(), setup.on_mesh, Loop.fit
+    programs, place, fit = Programs(compiled), setup.on_mesh, Loop.fit
     last = {}
 
     def placed(*arguments, **options):
@@ -104,15 +99,15 @@ def test_no_step_after_the_first_of_its_shape_compiles_anything(
     if mode == "tokens":
         # Every width is seen in the first steps, and nothing is compiled from then on.
         widths = {dict(shapes)["tokens"][-1] for (_, shapes), _ in programs.calls}
-        assert not sum(compiled for _, compiled in programs.calls[len(widths) :])
+        assert not sum(number for _, number in programs.calls[len(widths) :])
 
 
 @pytest.mark.parametrize("packing", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "grpo"])
 def test_rollouts_of_chance_lengths_are_scored_and_learnt_from_by_few_programs(
-    name, packing, configs, long_and_short, tmp_path, monkeypatch
+    name, packing, configs, long_and_short, tmp_path, monkeypatch, compiled
 ):
-    programs = Programs()
+    programs = Programs(compiled)
     score_rows, passes = OnPolicyTrainer.score_rows, OnPolicyTrainer.passes
     monkeypatch.setattr(
         OnPolicyTrainer,

@@ -1,0 +1,64 @@
+"""Completions of the policy in training: for rollouts, and for the samples that a run shows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from jaxalign import models
+from jaxalign.rollout import Engine, Sampler, SamplingConfig, ServerEngine
+from jaxalign.training.scoring import CausalPolicy
+
+
+@dataclass
+class Generator:
+    """Samples from the policy in training: with one compiled program for all updates, or by the engine given.
+
+    Attributes:
+      policy: how the policy's leaves make a model.
+      frozen: its leaves that are not trained.
+      sampling: how completions are drawn.
+      tokenizer: the policy's.
+      key: source of the randomness of `samples`.
+      engine: who samples; None makes a `Sampler`.
+      merged: whether the engine gets an adapter merged into the weights, or apart.
+      storage: `weights` and `cache` of the `Sampler`.
+    """
+
+    policy: CausalPolicy
+    frozen: Any
+    sampling: SamplingConfig
+    tokenizer: Any
+    key: jax.Array
+    engine: Engine | None = None
+    merged: bool = True
+    storage: Mapping[str, Any] = field(default_factory=dict)
+
+    def refresh(self, trained: Any) -> Engine:
+        """The engine, with the newest parameters."""
+        model, adapter = self.policy.parts(trained, self.frozen)
+        if adapter is not None and self.merged:
+            model, adapter = models.merge_adapter(model, adapter), None
+        if self.engine is None:
+            self.engine = Sampler(model, adapter=adapter, **self.storage)
+        else:
+            self.engine.update(models.split(model)[1], adapter=adapter)
+        return self.engine
+
+    def close(self) -> None:
+        """Gives back what a server's engine holds."""
+        if isinstance(self.engine, ServerEngine):
+            self.engine.close()
+
+    def samples(self, trained: Any, prompts: list[list[int]], step: int) -> list[dict[str, Any]]:
+        """One completion a prompt, as rows for samples.jsonl."""
+        if not prompts:
+            return []
+        done = self.refresh(trained).generate(
+            prompts, key=jax.random.fold_in(self.key, step), **self.sampling.arguments(num_samples=1)
+        )
+        return [
+            {"prompt": self.tokenizer.decode(p), "completion": text}
+            for p, text in zip(prompts, done.texts(self.tokenizer), strict=True)
+        ]
