@@ -64,6 +64,7 @@ def scalar(configs, seed=0):
     return models.create_scalar_model(models.load_pretrained(configs.model.path), key=jax.random.key(seed))
 
 
+@pytest.mark.slow
 def test_ppo_learns_the_same_bits_with_reference_and_reward_model_on_the_host(configs, tmp_path, apart, seen):
     train = replace(configs.ppo("x").train, updates=1, epochs=1)
     plain = configs.ppo(tmp_path / "plain", train=train)

@@ -217,9 +217,10 @@ def test_only_the_critic_learns_in_its_warm_up(configs, tmp_path):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "critic",
-    [CriticConfig(shared_trunk=True), pytest.param(CriticConfig(init="reward"), marks=pytest.mark.slow)],
+    [CriticConfig(shared_trunk=True), CriticConfig(init="reward")],
     ids=["shared", "reward"],
 )
 def test_a_reward_model_and_other_critics_work(critic, configs, tmp_path):

@@ -102,8 +102,9 @@ def test_no_step_after_the_first_of_its_shape_compiles_anything(
         assert not sum(number for _, number in programs.calls[len(widths) :])
 
 
-@pytest.mark.parametrize("packing", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "grpo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
 def test_rollouts_of_chance_lengths_are_scored_and_learnt_from_by_few_programs(
     name, packing, configs, long_and_short, tmp_path, monkeypatch, compiled
 ):

@@ -99,9 +99,8 @@ def settings_with_memory(configs, name):
 
 
 # In `make test` SFT and PPO are killed below, and the command line stops SFT by a signal.
-@pytest.mark.parametrize(
-    "name", [name if name == "dpo" else pytest.param(name, marks=pytest.mark.slow) for name in TRAINERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINERS)
 def test_an_interrupted_and_resumed_run_gives_the_same_bits(name, configs, tmp_path, monkeypatch):
     train, make = TRAINERS[name], settings_with_memory(configs, name)
     whole = train(make(tmp_path / "whole"))

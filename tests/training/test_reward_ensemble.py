@@ -72,6 +72,7 @@ def member_tensors(folder):
 # --- together and alone -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -79,7 +80,7 @@ def member_tensors(folder):
             "head": HeadConfig(kind="mlp", hidden_size=8, dropout=0.2),
             "train": TrainConfig(batch_size=4, steps=3, accumulation_steps=2),
         },
-        pytest.param({"lora": LoraConfig(enabled=True, rank=2, dropout=0.1)}, marks=pytest.mark.slow),
+        {"lora": LoraConfig(enabled=True, rank=2, dropout=0.1)},
     ],
     ids=["models", "adapters"],
 )

@@ -308,6 +308,7 @@ def test_8_bit_rollouts_of_an_engine_that_is_given_are_refused(grpo, tiny_model_
         train_grpo(config, engine=SeededSampler(tiny_model_folder))
 
 
+@pytest.mark.slow
 def test_rewards_rise_with_8_bit_rollouts_that_are_corrected(grpo, tmp_path):
     train = GRPOTrainConfig(updates=12, prompts=8, minibatches=2, score_batch_size=32)
     sampling = SamplingConfig(max_new_tokens=6, num_samples=4)
