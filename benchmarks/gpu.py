@@ -2,10 +2,11 @@
 
 usage: python benchmarks/gpu.py [--output runs/gpu] [--only NAME ...] [--shape SHAPE] [--again]
 
-Made for one H200: what fits into --seconds (under 8 minutes) is measured, the same command goes on with the rest, and
-prints the table for docs/performance.md. Each row is measured by a process of its own, so that its memory is its own
-and a row that fails leaves the others; its output is kept in --output. `--shape tiny` runs a row of each kind anywhere.
-Needs jax, flax, optax and jaxalign's own modules, no data sets.
+Made for one H200: what fits into --seconds (under 8 minutes) is measured, and the same command goes on with the rest
+(two or three calls at first, as programs are compiled). It prints the table for docs/performance.md. Each row is
+measured by a process of its own, so that its memory is its own and a row that fails leaves the others; its output is
+kept in --output. `--shape tiny` runs a row of each kind anywhere. Needs jax, flax, optax and jaxalign's own modules, no
+data sets.
 
 The first row checks attention by numbers. MFU counts 6 operations a parameter and token (4 with LoRA) and attention
 within rows once, recomputation never, against 989 TFLOP/s (the data sheet's bfloat16 peak). The roofline of decoding
@@ -22,6 +23,8 @@ import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+from storage import read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 # Of an H200: bfloat16 operations and bytes a second.
@@ -56,7 +59,7 @@ ROWS: dict[str, tuple[str, tuple[int, ...]]] = {
 # and token (D width, K keys, F MLP): 1B 14.5 (GRPO 21.7, by parts of 24,576 tokens), 3B 15.5, 8B 26.8.
 REMAT, LEAST_MEMORY = "minimal", "full"
 # Seconds that one row may take at most, and that are worth beginning one for.
-LIMIT, LEAST = 150, 30
+LIMIT, LEAST = 150, 75
 ABOUT = ("date", "commit", "device", "platform", "jax", "jaxlib", "python")
 
 
@@ -64,8 +67,10 @@ def card() -> str:
     """Driver and name of the first GPU, as nvidia-smi tells them."""
     query = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
+        told = subprocess.run(
+            query, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
         return "no nvidia-smi"
     return f"driver {told[0].strip()}" if told else "no nvidia-smi"
 
@@ -82,7 +87,7 @@ def commit() -> str:
     return asked.stdout.strip() or "unknown"
 
 
-def by_a_process(name: str, remat: str, output: Path, seconds: float) -> dict[str, Any]:
+def by_a_process(name: str, remat: str, output: Path, seconds: float, *, anywhere: bool) -> dict[str, Any]:
     """A row, measured by another process in this many seconds; {"error": one line} where it gave none."""
     log, result = output / f"{name.replace(' ', '-')}.log", output / "row.json"
     result.unlink(missing_ok=True)
@@ -94,6 +99,7 @@ def by_a_process(name: str, remat: str, output: Path, seconds: float) -> dict[st
         "JAX_COMPILATION_CACHE_DIR": str(output / "compiled"),
     }
     command = [sys.executable, __file__, "--row", name, "--remat", remat, "--output", str(output)]
+    command += ["--shape", "tiny"] if anywhere else []
     with log.open("w") as file:
         try:
             done = subprocess.run(
@@ -107,13 +113,18 @@ def by_a_process(name: str, remat: str, output: Path, seconds: float) -> dict[st
     return {"error": f"ended with status {done.returncode}: {last.strip()}"}
 
 
-def write_row(name: str, remat: str, output: Path) -> None:
-    """What such a process does."""
+def write_row(name: str, remat: str, output: Path, *, anywhere: bool) -> None:
+    """What such a process does; on a GPU only, unless `anywhere`."""
     # Here and nowhere above: a process that has a device in use would take the memory of those that measure.
+    import jax
     from gpu_rows import measured
 
     size, numbers = ROWS[name]
     try:
+        if not anywhere and jax.default_backend() != "gpu":
+            raise RuntimeError(
+                f"JAX runs on the {jax.default_backend()} here: is its CUDA package installed (the extra cuda)?"
+            )
         row = measured(name, size, numbers, remat)  # type: ignore[arg-type]
     except Exception as problem:
         traceback.print_exc()
@@ -121,18 +132,22 @@ def write_row(name: str, remat: str, output: Path) -> None:
     (output / "row.json").write_text(json.dumps(row))
 
 
-def measure(name: str, output: Path, until: float) -> dict[str, Any]:
+def measure(name: str, output: Path, until: float, *, anywhere: bool) -> dict[str, Any] | None:
     """A row with what it depends on; once more with `LEAST_MEMORY` where training ran out of memory.
 
-    `until` is a time of `time.perf_counter`.
+    None where it was ended only because `until` came, a time of `time.perf_counter`.
     """
     began, size = time.perf_counter(), ROWS[name]
-    row = by_a_process(name, REMAT, output, min(LIMIT, until - began))
+    row = by_a_process(name, REMAT, output, min(LIMIT, until - began), anywhere=anywhere)
     trains = not name.startswith(("checks", "decode"))
     left = until - time.perf_counter()
     if trains and out_of_memory(row) and left > LEAST:
-        row = by_a_process(name, LEAST_MEMORY, output, min(LIMIT, left)) | {"fell_back_from": REMAT}
+        again = by_a_process(name, LEAST_MEMORY, output, min(LIMIT, left), anywhere=anywhere)
+        row = again | {"fell_back_from": REMAT}
+    if "error" in row and until - time.perf_counter() <= 0:
+        return None
     return row | {
+        "anywhere": anywhere,
         "shape": size[0],
         "numbers": size[1],
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -163,6 +178,7 @@ def shares(name: str, row: dict[str, Any]) -> tuple[str, str]:
     else:
         share = row["operations"] / PEAK / seconds
         text = f"{share:.1%} MFU" if own else ""
+        text += f"{', ' if text else ''}{row['filled']:.0%} of the columns filled"
         target, reached = f"{MFU:.0%}", share >= MFU
         if kind == "lora":
             target, reached = f"{LORA_SPEED:,} tokens/s", row["tokens_per_second"] >= LORA_SPEED
@@ -178,7 +194,8 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     if name == "checks":
         wrong = [case for case, found in row["cases"].items() if not found["ok"]]
         text = f"failed: {', '.join(wrong)}" if wrong else "ok"
-        return ["", "", f"{text}; largest difference {row['largest']:.2g}", "", "", row["attention"], peak]
+        largest = "" if row["largest"] is None else f"; largest difference {row['largest']:.2g}"
+        return ["", "", text + largest, "", "", row["attention"], peak]
     level = row.get("remat", "")
     if "fell_back_from" in row:
         level += f" ({row['fell_back_from']} ran out of memory)"
@@ -232,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     output = options.output.absolute()
     if options.row:
-        write_row(options.row, options.remat, output)
+        write_row(options.row, options.remat, output, anywhere=options.shape == "tiny")
         return 0
     chosen = [
         name
@@ -244,34 +261,51 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gpu: error: --only: no row begins so; there are {', '.join(ROWS)}", file=sys.stderr)
         return 2
     output.mkdir(parents=True, exist_ok=True)
-    path = output / "gpu.json"
-    found: dict[str, Any] = {"card": card(), "rows": {}}
-    if path.is_file():
-        before = json.loads(path.read_text())
-        if before["card"] != found["card"]:
-            print(
-                f"gpu: error: {path} has rows of another machine ({before['card']}; this is {found['card']}); "
-                "choose another --output",
-                file=sys.stderr,
-            )
-            return 2
-        found = before
-    until, late = time.perf_counter() + options.seconds, False
-    for name in chosen:
-        if name in found["rows"] and not failed(found["rows"][name]) and not options.again:
-            print(f"{name}: there already")
-            continue
-        if until - time.perf_counter() < LEAST:
-            print(f"{name}: left out for lack of time; the same command goes on")
-            late = True
-            continue
-        found["rows"][name] = measure(name, output, until)
-        path.write_text(json.dumps(found, indent=1))
-        print(f"{name}: {', '.join(filter(None, cells(name, found['rows'][name])))}", flush=True)
+    found = read_json(output / "gpu.json") or {"card": card(), "rows": {}}
+    if found["card"] != (here := card()):
+        print(
+            f"gpu: error: {output / 'gpu.json'} has rows of another machine ({found['card']}; this is {here}); "
+            "choose another --output",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        left_out = measure_all(chosen, found, options, output)
+    except KeyboardInterrupt:
+        print("gpu: stopped; what was measured is kept, the same command goes on", file=sys.stderr)
+        return 130
     print(table(found))
     if any(failed(found["rows"][name]) for name in chosen if name in found["rows"]):
         return 1
-    return 3 if late else 0
+    return 3 if left_out else 0
+
+
+def measure_all(names: list[str], found: dict[str, Any], options: argparse.Namespace, output: Path) -> bool:
+    """Adds the rows that are not there yet, and keeps each; whether some were left out for lack of time."""
+    until, left_out, tiny = time.perf_counter() + options.seconds, False, options.shape == "tiny"
+    for name in names:
+        old = found["rows"].get(name)
+        if old and stands(name, old, tiny) and not options.again:
+            print(f"{name}: there already, of commit {old['commit']}")
+            continue
+        row = None
+        if until - time.perf_counter() >= LEAST:
+            row = measure(name, output, until, anywhere=tiny)
+        if row is None:
+            print(f"{name}: left out for lack of time; the same command goes on")
+            left_out = True
+            continue
+        if old is None or failed(old) or not failed(row):
+            found["rows"][name] = row
+            write_json(output / "gpu.json", found)
+        print(f"{name}: {', '.join(filter(None, cells(name, row)))}", flush=True)
+    return left_out
+
+
+def stands(name: str, row: dict[str, Any], tiny: bool) -> bool:
+    """Whether a row that is there is what is asked for: speeds of the same sizes, checks of this code as well."""
+    same = not failed(row) and row["anywhere"] == tiny and list(row["numbers"]) == list(ROWS[name][1])
+    return same and (name != "checks" or row["commit"] == commit())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from shapes import shape
 
 from jaxalign.models import ModelConfig, choose_attention
 from jaxalign.models.attention import attend
-from jaxalign.models.cudnn_attention import refusal_of_rows
 
 LENGTH, HEADS, KV_HEADS = 200, 8, 2
 # Lengths of the segments of two rows, the first number of each being padding before them; and the most segments.
@@ -29,12 +28,8 @@ LARGEST, MEAN = 0.04, 0.02
 
 def attention_form(config: ModelConfig, queries: tuple[int, ...], most: int) -> str:
     """The form in which queries of this shape [B, T, N, H] attend here, in rows of at most `most` segments."""
-    device = jax.devices()[0]
-    choice = choose_attention(config, device)
-    why = choice.reason if choice.form == "plain" else ""
-    if choice.form == "cudnn":
-        why = refusal_of_rows(queries, most, device)
-    return f"plain ({why})" if why else choice.form
+    choice = choose_attention(config, jax.devices()[0], max_segments=most, shape=queries)
+    return f"plain ({choice.reason})" if choice.form == "plain" else choice.form
 
 
 def layout(rows: tuple[tuple[int, ...], ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +99,7 @@ def attention_checks() -> dict[str, Any]:
             print(f"attention, {kind} rows, heads of {size}: {found}", flush=True)
     return {
         "ok": all(found["ok"] for found in cases.values()),
-        "largest": float(np.max([found.get("largest", 0.0) for found in cases.values()])),
+        "largest": max((found["largest"] for found in cases.values() if "largest" in found), default=None),
         "attention": ", ".join(sorted({found["form"] for found in cases.values() if "form" in found})),
         "cases": cases,
     }

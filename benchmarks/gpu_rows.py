@@ -29,6 +29,7 @@ from jaxalign.models import LoraConfig, ModelConfig, choose_products
 from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.rollout.slots import width_of
 from jaxalign.training import setup
+from jaxalign.training.generator import Generator
 from jaxalign.training.grpo import Trainer
 from jaxalign.training.grpo_config import GRPOConfig, GRPOTrainConfig
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
@@ -249,7 +250,7 @@ def grpo(config: ModelConfig, prompts: int, samples: int, prompt: int, new: int)
         prompts=SimpleNamespace(next=lambda: batch),  # type: ignore[arg-type]
         state=state,
         key=key,
-        generator=setup.Generator(policy, {}, settings.sampling, tokenizer, key),
+        generator=Generator(policy, {}, settings.sampling, tokenizer, key),
         policy=policy,
         reference_definition=definition,
         reference={},

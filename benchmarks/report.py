@@ -44,8 +44,14 @@ def tables(found: Results) -> str:
 
 def legend(found: Results) -> str:
     """What each case compared when it was measured."""
-    lines = [f"- {case.name}: {said(result)}" for case, result in found]
+    several = len({result["machine"]["commit"] for _, result in found}) > 1
+    lines = [f"- {case.name}: {said(result)}{of_commit(result) if several else ''}" for case, result in found]
     return "\n".join(["What the cases are:", "", *lines])
+
+
+def of_commit(result: dict[str, Any]) -> str:
+    """Which code a result is of."""
+    return f" (commit {result['machine']['commit']}, {result['machine']['date'][:10]})"
 
 
 def said(result: dict[str, Any]) -> str:

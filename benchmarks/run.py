@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ def run(cases: list[Case], arguments: argparse.Namespace) -> list[str]:
             kind = "" if isinstance(error, BenchmarkError) else f"{type(error).__name__}: "
             print(f"{case.name}: {kind}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
             failed.append(case.name)
+            if result.is_file():  # what it was before says nothing of a case that fails now
+                result.replace(result.with_name("before.json"))
     return failed
 
 
@@ -127,7 +130,13 @@ def is_there(path: Path, asked: dict[str, Any]) -> bool:
         why = f"its {', '.join(differ)} changed" if kept else "its settings were not kept"
         print(f"{name}: measured again, {why} since {path}", flush=True)
         return False
-    commits = [found["machine"]["commit"], machine()["commit"]]
+    here = machine()
+    elsewhere = [key for key in ("cpu", "cores") if found["machine"].get(key) != here.get(key)]
+    if elsewhere or found.get("versions", {}).get("jax") not in (None, version("jax")):
+        why = f"on another machine ({found['machine'].get('cpu')})" if elsewhere else "with another jax"
+        print(f"{name}: measured again, {path} was {why}", flush=True)
+        return False
+    commits = [found["machine"]["commit"], here["commit"]]
     other = "" if commits[0] == commits[1] else f", of commit {commits[0]}, now {commits[1]}"
     print(f"{name}: there already{other} ({path})", flush=True)
     return True

@@ -90,6 +90,8 @@ def status(found: Results) -> str:
                 f"; {form.name} not measured" for form in forms(case) if form.name not in there
             )
         precision = "bfloat16" if case.bf16 else "float32"
+        if case.peer.get("bf16") and not case.bf16:
+            precision += ", TRL bfloat16"
         lines.append(f"| {what(case)} | {precision} | {aim(case)} | {reached} | {name} |")
     return "\n".join(lines)
 

@@ -77,7 +77,7 @@ def eval_batches(examples: Sequence[Example], batch_size: int, collate: Collate)
     """Every example once, in order; the last batch is filled up with rows whose `valid` is False."""
     for start in range(0, len(examples), batch_size):
         rows = list(range(start, min(start + batch_size, len(examples))))
-        # A row that is left alone has another one beside it, for what is measured between rows.
+        # A row that is left alone has another one beside it, whose completion KTO needs.
         filled = rows + [rows[0] if len(rows) > 1 else 0] * (batch_size - len(rows))
         batch = collate([examples[r] for r in filled], filled)
         batch["valid"] = np.arange(batch_size) < len(rows)

@@ -73,8 +73,7 @@ def choose_attention(
 def attention_for(config: ModelConfig, *, max_segments: int = 1, mapped: bool = False) -> ModelConfig:
     """The config, but where it says `cudnn` (or would take it) and that cannot compute such rows, with another form.
 
-    For rows that the form was not chosen for: prompts before decoding, those that a reward model scores, and several
-    models in one. Arguments as of `choose_attention`.
+    For several models that will run as one, which `attend` cannot see. Arguments as of `choose_attention`.
     """
     if config.attention not in ("auto", "cudnn"):
         return config
@@ -141,14 +140,18 @@ def attend(
       window: how far back a query sees; 0: all of it. Traced, it is 0 or `config.sliding_window`.
       config: form, soft cap and scale.
       max_segments: 1 where each row holds one segment that begins at column 0; else no row holds more than that;
-        0 where it is not known (then `cudnn` cannot run, and `auto` takes `plain`).
+        0 where it is not known. Rows that `cudnn` cannot compute are computed by `plain`.
 
     Raises:
-      ValueError: the form that the config names cannot run on this backend, or not these rows.
+      ValueError: the form that the config names cannot run on this backend.
     """
-    specs = _specs(q, k, segments, config)
-    shape = q.shape if specs is None else NamedSharding(config.mesh, specs[0]).shard_shape(q.shape)
-    form = choose_attention(config, _device(config), max_segments=max_segments, shape=shape).form
+    specs, device = _specs(q, k, segments, config), _device(config)
+    form = choose_attention(config, device).form
+    if form == "cudnn":
+        # A device's share of the queries: its offsets are what must fit.
+        shape = q.shape if specs is None else NamedSharding(config.mesh, specs[0]).shard_shape(q.shape)
+        if cudnn_attention.refusal_of_rows(device, max_segments, shape=shape):
+            form = "plain"
     if form == "plain":
         return attend_plain(q, k, v, positions, segments, window, config)
     rows, length, heads, size = q.shape
@@ -263,4 +266,5 @@ def attend_cached(
     scores = product("bkgd,bkds->bkgs", q, k, dtype=dtype)
     scores = scores if key_scales is None else scores * key_scales
     scores = softcap(scores, config.attention_softcap) + bias[:, None, None, :]
-    return _weighted(scores, v, "bkgs,bksd->bkgd", dtype, value_scales).reshape(rows, heads * size)
+    out = _weighted(scores, v, "bkgs,bksd->bkgd", dtype, value_scales)
+    return out.astype(q.dtype).reshape(rows, heads * size)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign.masking import NEGATIVE
 from jaxalign.models import kv_cache
-from jaxalign.models.attention import attend, attend_cached, attention_for, visible
+from jaxalign.models.attention import attend, attend_cached, visible
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.embedding import token_embeddings
 from jaxalign.models.int8 import Int8, scaled_logits
@@ -159,7 +159,8 @@ class Transformer(nnx.Module):
         tokens = jnp.take_along_axis(tokens, positions, axis=1)
         # One segment that does not begin at column 0: two is the bound for which nothing is taken for granted.
         hidden, cached = self._layers(tokens, positions, segments, 2, adapter, None, keep_cache=True)
-        keys, values = cached
+        # In the dtype of products' operands, once: a decoding step reads all of it.
+        keys, values = (x.astype(operand_dtype(self.config)) for x in cached)
         return hidden[:, -1], kv_cache.from_prompt(keys, values, lengths, cache_length, int8=int8_cache)
 
     def decode_weights(self, adapter: Any = None) -> dict[str, Any]:
@@ -225,8 +226,6 @@ class Transformer(nnx.Module):
         self, tokens, positions, segments, max_segments, adapter, dropout_key, *, keep_cache: bool
     ) -> tuple[jax.Array, Any]:
         config, params = self.config, self.params
-        if keep_cache:  # prompts are read whatever form was chosen for rows that begin at column 0
-            config = attention_for(config, max_segments=max_segments)
         x = embed(params, tokens, positions, config)
         tables = [rope_tables_apart(positions, config, local=local) for local in (False, True)]
         slides = np.asarray(config.layer_slides)

@@ -161,7 +161,11 @@ class DPOConfig:
                 "reference_logps=precomputed does not go with loss.name=kto, which also scores each prompt with "
                 "another one's completion, and those change with every batch"
             )
-        for name in ("batch_size", "eval_batch_size"):
+        read = {
+            "batch_size": not (self.train.batch_tokens and self.train.eval_batch_size),
+            "eval_batch_size": True,
+        }
+        for name in (name for name, used in read.items() if used):
             if FORMS[self.loss.name].statistic and getattr(self.train, name) == 1:
                 raise ValueError(
                     f"train.{name} must be 2 or more with loss.name={self.loss.name}, which sets each example against "

@@ -1,7 +1,11 @@
 """The check of attention by numbers: right where attention is, wrong where it is not."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 
 def test_layouts_are_what_their_names_say(benchmark):
@@ -36,6 +40,26 @@ def test_a_wrong_mask_or_gradient_is_found(benchmark, monkeypatch):
 
     monkeypatch.setattr(checks, "attend", no_number)
     assert not checks.difference("padded", 64)["ok"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "most", "form"),
+    [
+        ("9.0", 1, "cudnn"),
+        ("9.0", 32, "cudnn"),
+        ("8.0", 1, "cudnn"),
+        ("8.0", 32, "plain (packed rows need compute capability 9.0, this is 8.0)"),
+    ],
+)
+def test_the_form_that_is_told_is_the_one_that_a_gpu_would_take(
+    benchmark, monkeypatch, capability, most, form
+):
+    checks = benchmark("gpu_checks")
+    client = SimpleNamespace(platform_version="PJRT C API\ncuda 13000")
+    device = SimpleNamespace(platform="gpu", compute_capability=capability, client=client)
+    monkeypatch.setattr(checks.jax, "devices", lambda: [device])
+    config = dataclasses.replace(checks.shape("S"), compute_dtype="bfloat16", head_dim=64)
+    assert checks.attention_form(config, (2, 256, 6, 64), most) == form
 
 
 def test_a_check_that_raises_is_a_failed_one_and_stops_no_other(benchmark, monkeypatch):

@@ -102,6 +102,21 @@ def test_a_case_that_fails_costs_one_line_and_no_other_case(bench, capsys, error
     assert not bench.result("sft-s").exists() and bench.result("start-s").exists()
 
 
+def test_a_case_that_fails_now_has_no_result_but_what_it_was_is_kept(bench):
+    bench("sft-s")
+    assert bench("sft-s", errors={"sft-s": ValueError("no")}, again=True) == ([], ["sft-s"])
+    assert not bench.result("sft-s").exists()
+    assert bench.result("sft-s").with_name("before.json").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("cpu", "Another CPU"), ("cores", 99)])
+def test_results_of_another_machine_are_measured_again(bench, capsys, name, value):
+    bench("sft-s")
+    bench.there[name] = value
+    assert bench("sft-s")[0] == ["sft-s"]
+    assert "on another machine" in capsys.readouterr().out
+
+
 def test_who_stops_it_keeps_what_was_measured(bench):
     with pytest.raises(KeyboardInterrupt):
         bench("sft-s", "start-s", "dpo-s", errors={"start-s": KeyboardInterrupt()})

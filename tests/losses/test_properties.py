@@ -18,14 +18,15 @@ def ids(case):
     return case.id
 
 
-def compiled(cases):
+def compiled(cases, options=lambda case: ()):
     """The cases, of which `make test` runs the first of each function and part of a result, `make test-all` all.
 
-    Most of what these tests take is compiling, and how a function compiles hardly depends on its options.
+    Most of what these tests take is compiling, and how a function compiles hardly depends on its options, but for those
+    that are named: `options` gives a case's.
     """
     seen, chosen = set(), []
     for case in cases:
-        kind = (case.function, case.pick, case.mask)
+        kind = (case.function, case.pick, case.mask, *options(case))
         chosen.append(pytest.param(case, marks=pytest.mark.slow) if kind in seen else case)
         seen.add(kind)
     return chosen
@@ -46,13 +47,17 @@ def weights_of(case, arrays):
     return np.random.default_rng(2).standard_normal(result_of(case, arrays).shape).astype(np.float32)
 
 
-def assert_same(case, arrays, other, weights):
-    """Value and gradient of two sets of inputs are the same numbers; returns those of the other."""
-    (value, gradients), (same, same_gradients) = (evaluate(losses, case, x, weights) for x in (arrays, other))
-    np.testing.assert_allclose(same, value, **CLOSE)
-    for name, gradient in gradients.items():
-        np.testing.assert_allclose(same_gradients[name], gradient, err_msg=name, **CLOSE)
-    return same, same_gradients
+def assert_same(case, arrays, *others, weights):
+    """Value and gradient of all sets of inputs are the same numbers; returns those of the others by themselves."""
+    value, gradients = evaluate(losses, case, arrays, weights)
+    found = []
+    for other in others:
+        same, same_gradients = evaluate(losses, case, other, weights)
+        np.testing.assert_allclose(same, value, **CLOSE)
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(same_gradients[name], gradient, err_msg=name, **CLOSE)
+        found.append((same, same_gradients))
+    return found
 
 
 def dirty(case, arrays, bad):
@@ -66,12 +71,14 @@ def dirty(case, arrays, bad):
     return changed
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
+def numbers_of(case):
+    return {name: x for name, x in case.options.items() if isinstance(x, float)}
+
+
+@pytest.mark.parametrize("case", compiled((c for c in CASES if numbers_of(c)), numbers_of), ids=ids)
 def test_hyper_parameters_may_be_traced(case):
-    numbers = {name: x for name, x in case.options.items() if isinstance(x, float)}
+    numbers = numbers_of(case)
     fixed = {name: x for name, x in case.options.items() if name not in numbers}
-    if not numbers:
-        return
     arrays = on_device(case.arrays())
 
     def call(numbers):
@@ -146,19 +153,21 @@ def test_extreme_inputs_stay_finite(case):
             assert np.isfinite(gradient).all(), name
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("case", MASKED, ids=ids)
-def test_what_a_masked_slot_holds_reaches_neither_value_nor_gradient(case, bad):
+def test_what_a_masked_slot_holds_reaches_neither_value_nor_gradient(case):
     arrays = case.arrays()
-    changed, weights = dirty(case, arrays, bad), weights_of(case, arrays)
-    value, gradients = assert_same(case, arrays, changed, weights)
+    weights = weights_of(case, arrays)
+    found = assert_same(
+        case, arrays, *(dirty(case, arrays, bad) for bad in (np.nan, np.inf, -np.inf)), weights=weights
+    )
     mask = arrays[case.mask].astype(bool)
-    if value.shape[:2] == mask.shape:
-        np.testing.assert_array_equal(np.asarray(value)[~mask], 0)
-    for name, gradient in gradients.items():
-        counted = case.slots(arrays, name)
-        if counted is not None:
-            np.testing.assert_array_equal(np.asarray(gradient)[~counted], 0, err_msg=name)
+    for value, gradients in found:
+        if value.shape[:2] == mask.shape:
+            np.testing.assert_array_equal(np.asarray(value)[~mask], 0)
+        for name, gradient in gradients.items():
+            counted = case.slots(arrays, name)
+            if counted is not None:
+                np.testing.assert_array_equal(np.asarray(gradient)[~counted], 0, err_msg=name)
 
 
 @pytest.mark.parametrize("case", MASKED, ids=ids)

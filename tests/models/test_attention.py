@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from jaxalign.mesh import MeshConfig, make_mesh
@@ -137,14 +138,18 @@ def test_the_rows_of_one_device_decide_whether_offsets_fit(width, devices, monke
     mesh = make_mesh(MeshConfig(data=width), devices)
     seen = []
 
-    def choose(config, device, **rows):
-        seen.append(rows["shape"])
-        return Choice("plain", "")
+    def too_many(device, max_segments, *, shape):
+        seen.append(shape)
+        return "too many"
 
-    monkeypatch.setattr(attention, "choose_attention", choose)
+    monkeypatch.setattr(attention, "choose_attention", lambda config, device: Choice("cudnn", ""))
+    monkeypatch.setattr(cudnn_attention, "refusal_of_rows", too_many)
     q, k, v, _ = inputs(12, rows=4)
-    jax.eval_shape(lambda: attention.attend(q, k, v, *layout("packed", 12, 4), 0, config(mesh=mesh)))
+    rows = layout("packed", 12, 4)
+    found = attention.attend(q, k, v, *rows, 0, config(mesh=mesh))
     assert seen == [(4 // width, 12, 4, 8)]
+    # And what does not fit is computed all the same.
+    np.testing.assert_array_equal(found, attention.attend_plain(q, k, v, *rows, 0, config()))
 
 
 def test_the_setting_reaches_the_computation():

@@ -169,6 +169,24 @@ def test_every_product_of_a_quantized_bfloat16_decode_step_has_the_form(form):
     assert wrong_products(text, *WANTED[form]) == []
 
 
+@pytest.mark.parametrize(
+    ("form", "kept"), [("natural", "bfloat16"), ("bfloat16_float32", "bfloat16"), ("float32", "float32")]
+)
+def test_a_cache_is_kept_as_products_read_it_and_holds_the_same_numbers(form, kept):
+    model = models.create(
+        models.ModelConfig(**SHAPE, compute_dtype="bfloat16", products=form), key=jax.random.key(0)
+    )
+    tokens = jax.random.randint(jax.random.key(1), (ROWS, LENGTH), 4, 60)
+    _, cache = model.prefill(tokens, jnp.full(ROWS, LENGTH), cache_length=32)
+    assert {x.dtype.name for x in (*cache.keys, *cache.values)} == {kept}
+    rounded = jax.tree.map(lambda x: x.astype("bfloat16") if x.ndim == 4 else x, cache)
+    step, weights = jax.jit(model.decode), model.decode_weights()
+    found, after = step(weights, tokens[:, 0], cache)
+    same, _ = step(weights, tokens[:, 0], rounded)
+    assert found.dtype == "bfloat16" and {x.dtype.name for x in after.keys} == {kept}
+    np.testing.assert_array_equal(found.astype("float32"), same.astype("float32"))
+
+
 def plain_dense(x, w, form):
     return x @ w.astype(x.dtype)
 

@@ -179,6 +179,8 @@ def test_losses_that_set_examples_against_each_other_ask_for_two(name, configs, 
     settings["train"] = TrainConfig(eval_batch_size=1)
     with pytest.raises(ValueError, match=r"train.eval_batch_size must be 2 or more"):
         configs.dpo(tmp_path, **settings)
+    by_tokens = TrainConfig(batch_size=1, batch_tokens=4096, eval_batch_size=8)  # where it is not read
+    configs.dpo(tmp_path, loss=DPOLossConfig(name=name), train=by_tokens)
     configs.dpo(tmp_path, train=TrainConfig(batch_size=1))  # DPO does not
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
