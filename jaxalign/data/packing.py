@@ -109,17 +109,29 @@ def packed(
 
 
 def packed_alike(
-    batches: Sequence[Mapping[str, Any]], *, parts: int = 1, shards: int = 1
+    batches: Sequence[Mapping[str, Any]], *, parts: int = 1, shards: int = 1, counted: bool = True
 ) -> list[dict[str, Any]]:
-    """Batches of one shape, each `packed` for itself without a vocabulary head, into as many rows as the largest."""
-    found = [packed(batch, parts=parts, shards=shards, counted=False) for batch in batches]
+    """Batches of one shape, each `packed` for itself, so that one program takes them all.
+
+    They have as many packed rows as the largest, and with `counted` as many heads. Rows with the prefix kl_ are
+    not looked at.
+    """
+    found = [packed(batch, parts=parts, shards=shards, counted=counted) for batch in batches]
     rows = max(len(batch["packed"]) for batch in found)
-    return [
+    found = [
         batch
         if len(batch["packed"]) == rows
-        else packed(batch, parts=parts, shards=shards, counted=False, least=rows // parts)
+        else packed(batch, parts=parts, shards=shards, counted=counted, least=rows // parts)
         for batch in found
     ]
+    if not counted:
+        return found
+    heads = max(batch["counted"].shape[1] for batch in found)
+    return [batch | {"counted": _wider(batch["counted"], heads)} for batch in found]
+
+
+def _wider(heads: np.ndarray, room: int) -> np.ndarray:
+    return np.pad(heads, ((0, 0), (0, room - heads.shape[1])), constant_values=-1)
 
 
 def with_heads(batch: Mapping[str, Any], *, parts: int = 1, shards: int = 1) -> dict[str, Any]:

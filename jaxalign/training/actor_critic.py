@@ -101,16 +101,7 @@ def build(
     Raises:
       ConfigError: no reward; or a critic from a reward model that is not there.
     """
-    reference = policy
-    if config.reference.path and config.kl.measured:
-        reference, _ = setup.load_model(
-            config.reference,
-            mesh,
-            seed=config.run.seed,
-            section="reference",
-            run=run,
-            packing=config.train.packing,
-        )
+    reference = setup.load_reference(config, policy, mesh, run, read=config.kl.measured)
     reference_definition, reference_params = models.split(reference)
     batch, vocabulary = config.train.score_batch_size, policy.config.vocab_size
     reward, reward_model = build_reward(

@@ -5,7 +5,7 @@ A trainer adds what makes the algorithm: how rows are scored, and `update`.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.checkpoints import CheckpointStore
-from jaxalign.data import BatchIterator, collate_prompts, load_dataset
+from jaxalign.data import BatchIterator, collate_prompts, load_dataset, packed_alike
 from jaxalign.errors import UserError
+from jaxalign.mesh import row_shards
 from jaxalign.rewards import RewardRequest, Rewards
 from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
@@ -107,7 +108,8 @@ class OnPolicyTrainer(ABC):
         """
         count = len(rows.lengths)
         size = min(self.config.train.score_batch_size, count)
-        parts = [score(self._on_mesh(rows.batch(start, size))) for start in range(0, count, size)]
+        batches = self._on_mesh([rows.batch(start, size) for start in range(0, count, size)])
+        parts = [score(batch) for batch in batches]
         # Fetched when all are under way, so that the device does not wait for the host in between.
         return jax.tree.map(lambda *x: np.concatenate(x)[:count], *jax.device_get(parts))
 
@@ -188,13 +190,10 @@ class OnPolicyTrainer(ABC):
                 order = order[np.argsort(~counted[order], kind="stable")]
                 order = order.reshape(size, train.minibatches).T.ravel()
             before = len(seen)
-            for start in range(0, rows, size):
-                pick = order[start : start + size]
-                if counted is not None and not counted[pick].any():
-                    continue
-                batch = self._on_mesh(
-                    {name: value[pick] for name, value in data.items()}, train.accumulation_steps
-                )
+            picks = [order[start : start + size] for start in range(0, rows, size)]
+            picks = [pick for pick in picks if counted is None or counted[pick].any()]
+            minibatches = [{name: value[pick] for name, value in data.items()} for pick in picks]
+            for batch in self._on_mesh(minibatches, train.accumulation_steps):
                 self.state, metrics = step(self.state, self.frozen, batch, self.key)
                 seen.append(metrics)
             if train.target_kl and epoch + 1 < train.epochs:
@@ -216,8 +215,14 @@ class OnPolicyTrainer(ABC):
         metrics["policy/steps"] = float(len(fetched))
         return metrics
 
-    def _on_mesh(self, rows: Mapping[str, np.ndarray], parts: int = 1) -> dict[str, jax.Array]:
-        return setup.on_mesh(rows, self.mesh, packing=self.config.train.packing, parts=parts)
+    def _on_mesh(
+        self, batches: Sequence[Mapping[str, np.ndarray]], parts: int = 1
+    ) -> Iterator[dict[str, jax.Array]]:
+        """Batches of one shape on the mesh, one after the other, with layouts of one shape where rows are packed."""
+        packing = self.config.train.packing
+        if packing:
+            batches = packed_alike(batches, parts=parts, shards=row_shards(self.mesh))
+        return (setup.on_mesh(batch, self.mesh, packing=packing, parts=parts) for batch in batches)
 
     def samples(self, request: RewardRequest, scores: np.ndarray) -> list[dict[str, Any]]:
         """The first completions as rows of samples.jsonl."""

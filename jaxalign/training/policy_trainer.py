@@ -126,16 +126,8 @@ def train_policy(
             )
         own = parts(policy, tokenizer)
         train = config.train
-        reference, read = policy, trainer_class.reads_reference(config)
-        if config.reference.path and read:
-            reference, _ = setup.load_model(
-                config.reference,
-                mesh,
-                seed=config.run.seed,
-                section="reference",
-                run=run,
-                packing=config.train.packing,
-            )
+        read = trainer_class.reads_reference(config)
+        reference = setup.load_reference(config, policy, mesh, run, read=read)
         reference_definition, reference_params = models.split(reference)
         scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
         reference_params = reference_params if read else {}

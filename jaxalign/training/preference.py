@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jaxalign import models
 from jaxalign.data import (
+    BatchIterator,
     Dataset,
+    TokenBatches,
     collate_comparisons,
     collate_labels,
     eval_batches,
     load_dataset,
 )
+from jaxalign.data.batches import Collate
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
 from jaxalign.training import setup
@@ -69,6 +73,41 @@ def precomputed_reference(
     return table
 
 
+def _data(config: DPOConfig, policy: Any, tokenizer: Any) -> Dataset:
+    """The examples, of the kind that the loss takes and as many as it needs."""
+    form = FORMS[config.loss.name]
+    kind = "label" if form.unpaired else "comparison"
+    data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
+    setup.check_context(policy.config, data)
+    if form.statistic and 1 in (len(data.train), len(data.validation)):
+        raise ConfigError(
+            f"loss.name={config.loss.name} sets each example against others: expected 2 or more, there are "
+            f"{len(data.train)} to train on and {len(data.validation)} held out"
+        )
+    return data
+
+
+def _batches(
+    config: DPOConfig, data: Dataset, mesh: Mesh
+) -> tuple[BatchIterator | TokenBatches, Collate, Callable]:
+    """What the steps take, how examples become a batch, and how a batch is laid out for the loss."""
+    form = FORMS[config.loss.name]
+    collate, arrange = collate_comparisons, pair_axis
+    if form.unpaired:
+        collate, arrange = partial(collate_labels, mismatched=form.statistic == "kl"), question_axis
+    collate = setup.collate_of(collate, data.train, packing=config.train.packing)
+    batches = setup.training_batches(
+        config.train,
+        data.train,
+        seed=config.run.seed,
+        collate=collate,
+        mesh=mesh,
+        least=2 if form.statistic else 1,
+        copies=2 if form.statistic == "kl" else 1,
+    )
+    return batches, collate, arrange
+
+
 def train_dpo(
     config: DPOConfig, *, policy: Any = None, reference: Any = None, tokenizer: Any = None
 ) -> TrainResult:
@@ -95,39 +134,13 @@ def train_dpo(
             policy, tokenizer = setup.load_model(
                 config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
             )
-        if reference is None and config.reference.path and form.reference:
-            reference, _ = setup.load_model(
-                config.reference,
-                mesh,
-                seed=config.run.seed,
-                section="reference",
-                run=run,
-                packing=config.train.packing,
-            )
-        kind = "label" if form.unpaired else "comparison"
-        data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
-        setup.check_context(policy.config, data)
-        if form.statistic and 1 in (len(data.train), len(data.validation)):
-            raise ConfigError(
-                f"loss.name={config.loss.name} sets each example against others: expected 2 or more, there are "
-                f"{len(data.train)} to train on and {len(data.validation)} held out"
-            )
+        if reference is None:
+            reference = setup.load_reference(config, policy, mesh, run, read=form.reference)
+        data = _data(config, policy, tokenizer)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
-        collate, arrange = collate_comparisons, pair_axis
-        if form.unpaired:
-            collate, arrange = partial(collate_labels, mismatched=form.statistic == "kl"), question_axis
-        collate = setup.collate_of(collate, data.train, packing=config.train.packing)
-        batches = setup.training_batches(
-            config.train,
-            data.train,
-            seed=config.run.seed,
-            collate=collate,
-            mesh=mesh,
-            least=2 if form.statistic else 1,
-            copies=2 if form.statistic == "kl" else 1,
-        )
+        batches, collate, arrange = _batches(config, data, mesh)
         # The update donates its own copy of the parameters, so the start can serve as reference.
-        reference_definition, reference_params = models.split(policy if reference is None else reference)
+        reference_definition, reference_params = models.split(reference)
         scorer, trained, base = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
         frozen = {"base": base, "reference": reference_params if form.reference else {}}
         size = config.train.eval_batch_size or config.train.batch_size

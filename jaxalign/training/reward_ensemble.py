@@ -116,7 +116,7 @@ def stack_batches(
 
     found = [{name: filled(array) for name, array in batch.items()} for batch in found]
     if packing:
-        found = packed_alike(found, parts=parts, shards=shards)
+        found = packed_alike(found, parts=parts, shards=shards, counted=False)
     return {name: np.stack([batch[name] for batch in found]) for name in found[0]}
 
 

@@ -198,6 +198,21 @@ def _with_forms(
     return models.with_config(model, **forms)
 
 
+def load_reference(config: Any, policy: Any, mesh: Mesh, run: Run | None, *, read: bool = True) -> Any:
+    """The model that `config.reference` names, of the policy's run; the policy where it names none or none is read."""
+    if not (config.reference.path and read):
+        return policy
+    reference, _ = load_model(
+        config.reference,
+        mesh,
+        seed=config.run.seed,
+        section="reference",
+        run=run,
+        packing=config.train.packing,
+    )
+    return reference
+
+
 def place_model(model: Any, mesh: Mesh) -> Any:
     """The model with its parameters laid out on the mesh, which its custom calls are split over."""
     definition, params = models.split(models.with_config(model, mesh=mesh if mesh.size > 1 else None))
@@ -229,14 +244,14 @@ def on_mesh(
     Args:
       batch: arrays; columns of text stay on the host.
       mesh: the devices.
-      packing: lay out its rows of tokens in fewer, fuller ones (see `data.packed`).
+      packing: lay out its rows of tokens in fewer, fuller ones (see `data.packed`), unless they have been.
       parts: micro-batches it will be split into.
       head: whether a vocabulary head reads them; it will read what predicts counted tokens.
     """
     shards = row_shards(mesh)
-    if packing:
+    if packing and "packed" not in batch:
         batch = packed(batch, parts=parts, shards=shards, counted=head)
-    elif head:
+    elif head and not packing:
         batch = with_heads(batch, parts=parts, shards=shards)
     return shard_batch(device_part(batch), mesh)
 

@@ -172,12 +172,15 @@ def test_by_their_moments_batches_have_one_number_of_heads():
     assert max(alike) <= 128  # half of the columns
 
 
-def test_batches_packed_alike_have_as_many_rows_and_each_its_own_tokens():
+@pytest.mark.parametrize("counted", [True, False])
+def test_batches_packed_alike_have_as_many_rows_and_heads_and_each_its_own_tokens(counted):
     batches = [batch(lengths) for lengths in ([16] * 8, [3] * 8, [9, 8] * 4)]
-    found = packed_alike(batches, parts=2, shards=2)
+    found = packed_alike(batches, parts=2, shards=2, counted=counted)
     assert {len(one["packed"]) for one in found} == {8}
+    assert len({one["counted"].shape for one in found}) == 1 if counted else "counted" not in found[0]
     for one, rows in zip(found, batches, strict=True):
-        assert "counted" not in one
+        if counted:
+            assert (one["counted"] >= 0).sum() == rows["mask"].sum()
         for part, places in enumerate(split_rows(2)(one["packed"])):
             tokens = rows["tokens"][part::2]
             there = np.append(tokens.ravel(), -1)[places]
