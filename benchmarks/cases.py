@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 # Models by name (Llama), and the length of their rows: S and M with a head of their own; H has the width, the tied
 # vocabulary of 128k and the layers of a model of a billion parameters, but one layer only, so that it fits 24 GiB.
@@ -89,6 +89,8 @@ class Case:
 PACKED = ("--train.packing=true",)
 # What users get who change nothing there.
 DEFAULTS: dict[str, object] = {"bf16": True, "checkpointing": True}
+# Rows as long as dialogues are: packed here, the peer as it comes.
+CHAT: dict[str, Any] = {"chat": True, "target": 3.0, "ours": PACKED, "peer": DEFAULTS}
 # The second of transformers' two forms of `generate`.
 COMPILED: dict[str, object] = {"cache": "static-compile"}
 
@@ -99,18 +101,8 @@ CASES = [
     Case("sft-s-defaults", "sft", "S", peer=DEFAULTS),
     # jaxalign runs in large pages by itself.
     Case("sft-s-peer-huge-pages", "sft", "S", peer={"huge_pages": True}, minutes=2),
-    Case("sft-chat-s", "sft", "S", chat=True, target=3.0, ours=PACKED, peer=DEFAULTS),
-    Case(
-        "sft-chat-s-bf16",
-        "sft",
-        "S",
-        chat=True,
-        bf16=True,
-        target=3.0,
-        ours=PACKED,
-        peer=DEFAULTS,
-        default=False,
-    ),
+    Case("sft-chat-s", "sft", "S", **CHAT),
+    Case("sft-chat-s-bf16", "sft", "S", bf16=True, default=False, **CHAT),
     # The peer at its best: float32, no checkpointing; its padded rows in large pages, then its own packing.
     Case("sft-chat-s-tuned", "sft", "S", chat=True, ours=PACKED, peer={"huge_pages": True}, minutes=2),
     Case("sft-chat-s-peer-packed", "sft", "S", chat=True, ours=PACKED, peer={"packing": True}),
@@ -160,29 +152,8 @@ CASES = [
     Case("memory-128k", "sft", "H", kind="memory", batch=2, target=0.5, peer=DEFAULTS, minutes=8),
     Case("sft-m", "sft", "M", target=2.5, default=False, minutes=10),
     Case("sft-m-bf16", "sft", "M", bf16=True, target=2.5, default=False, minutes=25),
-    Case(
-        "sft-chat-m",
-        "sft",
-        "M",
-        chat=True,
-        target=3.0,
-        ours=PACKED,
-        peer=DEFAULTS,
-        default=False,
-        minutes=30,
-    ),
-    Case(
-        "sft-chat-m-bf16",
-        "sft",
-        "M",
-        chat=True,
-        bf16=True,
-        target=3.0,
-        ours=PACKED,
-        peer=DEFAULTS,
-        default=False,
-        minutes=30,
-    ),
+    Case("sft-chat-m", "sft", "M", default=False, minutes=30, **CHAT),
+    Case("sft-chat-m-bf16", "sft", "M", bf16=True, default=False, minutes=30, **CHAT),
     Case("reward-m", "reward", "M", target=1.3, default=False, minutes=8),
     Case("reward-m-bf16", "reward", "M", bf16=True, target=1.5, default=False, minutes=25),
     Case("dpo-m", "dpo", "M", target=2.5, default=False, minutes=20),
