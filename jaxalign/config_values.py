@@ -54,7 +54,7 @@ def type_name(hint: Any) -> str:
             return "list of " + ", ".join(type_name(a) for a in args)
         return f"list of {type_name(args[0])}" if args else "list"
     if origin in (dict, Mapping) or hint in (dict, Mapping):
-        return "mapping"
+        return f"mapping of {type_name(args[0])} to {type_name(args[1])}" if args else "mapping"
     if origin is typing.Annotated:
         return type_name(args[0])
     names = {str: "text", type(None): "null", Any: "any", Path: "path"}

@@ -113,3 +113,34 @@ def tiny_model_folder(byte_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "model"
     models.save_pretrained(models.create(config, key=jax.random.key(0)), folder, tokenizer=byte_tokenizer)
     return folder
+
+
+@pytest.fixture
+def make_doctor(tiny_model_folder, byte_tokenizer, tmp_path):
+    """Makes the run folder of a doctor of the tiny model: `make_doctor(name, seed=1, adapter=False, **card)`."""
+    from jaxalign import models
+
+    def made(name, *, seed=1, adapter=False, tokenizer=byte_tokenizer, **card):
+        run = tmp_path / name
+        base = models.load_pretrained(tiny_model_folder)
+        model = models.create(base.config, key=jax.random.key(seed))
+        # Random matrices of the usual size say nearly the same of every token.
+        model = models.merge(models.split(model)[0], jax.tree.map(lambda x: 4 * x, model.params))
+        card = {"patient": str(tiny_model_folder), "dimension": name, "beta": 1.0} | card
+        if adapter:
+            lora = models.LoraConfig(enabled=True, rank=2)
+            leaves = models.create_adapter(base.config, lora, key=jax.random.key(seed))
+            leaves = jax.tree.map(
+                lambda x: x + 0.2 * jax.random.normal(jax.random.key(seed), x.shape), leaves
+            )
+            models.save_adapter(leaves, run / "adapter", lora, base.config)
+            model = models.merge_adapter(base, models.attach(leaves, lora))
+            card = {"adapter": "../adapter", "base": str(tiny_model_folder)} | card
+        models.save_pretrained(model, run / "export", tokenizer=tokenizer)
+        head = models.create_value_head(
+            model.config, models.HeadConfig(), key=jax.random.key(seed), ramp=0.0, horizon=1.0
+        )
+        models.save_doctor(run / "export", models.DoctorCard(**card), head)
+        return run
+
+    return made

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jaxalign.cli.loading import Dtype, Speaker, Template, load_speaker
 from jaxalign.errors import UserError
+from jaxalign.models.guided_folders import GuideConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
 
@@ -15,11 +16,11 @@ HELP = "/reset starts anew, /undo takes the last turn back, /quit (or end of inp
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatConfig:
+class ChatConfig(GuideConfig):
     """A conversation on the terminal.
 
     Attributes:
-      model: a Hugging Face folder, a run folder (its export/ is taken) or a hub id.
+      model: a Hugging Face folder, a run folder (its export/ is taken) or a hub id; with doctors, their patient.
       tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
       adapter: a PEFT folder to merge into the model.
       revision: revision of a hub id.
@@ -32,7 +33,8 @@ class ChatConfig:
       device: auto, cpu, gpu or tpu.
       param_dtype: dtype the parameters are kept in.
       compute_dtype: dtype of the matrix products.
-      weights: int8 rounds the weights to 8-bit integers: less memory, slightly other answers; same keeps them.
+      weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers: less memory, slightly
+        other answers; same keeps them.
       cache: int8 does so with the keys and values of the tokens seen; same keeps them.
     """
 
@@ -141,6 +143,7 @@ def chat(
         compute_dtype=config.compute_dtype,
         weights=config.weights,
         cache=config.cache,
+        guide=config,
     )
     conversation = Conversation(speaker, config)
     commands = {"/reset": conversation.reset, "/undo": conversation.undo, "/help": lambda: write(HELP)}

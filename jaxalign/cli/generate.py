@@ -11,16 +11,17 @@ from typing import Any, Literal
 
 from jaxalign.cli.loading import Dtype, Speaker, Template, load_speaker
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.models.guided_folders import GuideConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(GuideConfig):
     """Completions of prompts.
 
     Attributes:
-      model: a Hugging Face folder, a run folder (its export/ is taken) or a hub id.
+      model: a Hugging Face folder, a run folder (its export/ is taken) or a hub id; with doctors, their patient.
       tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
       adapter: a PEFT folder to merge into the model.
       revision: revision of a hub id.
@@ -37,7 +38,8 @@ class GenerateConfig:
       device: auto, cpu, gpu or tpu.
       param_dtype: dtype the parameters are kept in.
       compute_dtype: dtype of the matrix products.
-      weights: int8 rounds the weights to 8-bit integers: less memory, slightly other answers; same keeps them.
+      weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers: less memory, slightly
+        other answers; same keeps them.
       cache: int8 does so with the keys and values of the tokens seen; same keeps them.
     """
 
@@ -61,6 +63,7 @@ class GenerateConfig:
     cache: Storage = "same"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
         if self.limit < 0:
@@ -96,6 +99,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         compute_dtype=config.compute_dtype,
         weights=config.weights,
         cache=config.cache,
+        guide=config,
     )
     rows: list[dict[str, Any]] = []
     for start in range(0, len(prompts), config.batch_size):

@@ -1,13 +1,15 @@
 """A model to talk to: any Hugging Face folder, hub id or run folder, and its tokenizer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from jaxalign.errors import ConfigError, ModelError
+from jaxalign.errors import ConfigError
+from jaxalign.models.folders import model_folder
+from jaxalign.models.guided_folders import GuideConfig, guided_by, read_doctors
 from jaxalign.rollout.config import Storage
 
 Dtype = Literal["float32", "bfloat16"]
@@ -43,20 +45,6 @@ class Speaker:
         return self.tokenizer.decode(list(completion), skip_special_tokens=True)
 
 
-def model_folder(path: str) -> str:
-    """A run folder stands for the model it exported; anything else for itself.
-
-    Raises:
-      ModelError: a run folder that has exported nothing yet.
-    """
-    folder = Path(path)
-    if (folder / "export").is_dir():
-        return str(folder / "export")
-    if (folder / "metadata.json").is_file() and not (folder / "config.json").is_file():
-        raise ModelError(f"{path}: this run has no export/ folder yet; finish it, or go on with --resume")
-    return path
-
-
 def load_speaker(
     model: str,
     *,
@@ -68,22 +56,33 @@ def load_speaker(
     compute_dtype: Dtype = "float32",
     weights: Storage = "same",
     cache: Storage = "same",
+    guide: GuideConfig | None = None,
 ) -> Speaker:
     """Loads a model and its tokenizer for generation.
 
     Args:
-      model: a Hugging Face folder, a hub id or a run folder.
+      model: a Hugging Face folder, a hub id or a run folder; with doctors, their patient, and empty takes the one
+        that their cards name.
       tokenizer: folder or hub id of the tokenizer; empty takes the model's.
       adapter: a PEFT folder to merge into the model; empty for none.
       revision: revision of a hub id.
       template: how prompts are written, see `format_of`.
       param_dtype, compute_dtype: precision of the weights and of the matrix products.
       weights, cache: as of a `Sampler`.
+      guide: doctors that steer the model, if it names any.
 
     Raises:
-      ConfigError: no model is named.
+      ConfigError: no model is named; doctors that do not go together.
       ModelError: a folder, tensor or tokenizer that is wrong.
     """
+    doctors = None
+    if guide is not None and guide.doctor:
+        if model and guide.patient and model != guide.patient:
+            raise ConfigError(
+                f"--model={model} and --patient={guide.patient}: with doctors both are the patient"
+            )
+        doctors = read_doctors(replace(guide, patient=guide.patient or model))
+        model = doctors.patient_folder()
     if not model:
         raise ConfigError("--model: expected a Hugging Face folder, a run folder or a hub id; it is empty")
     import jax.numpy as jnp
@@ -98,13 +97,19 @@ def load_speaker(
         param_dtype=jnp.dtype(param_dtype),
         compute_dtype=jnp.dtype(compute_dtype),
     )
-    words = models.load_tokenizer(tokenizer or folder)
+    own = models.load_tokenizer if doctors is None else doctors.patient_tokenizer
+    words = models.load_tokenizer(tokenizer) if tokenizer else own(folder)
     models.check_vocabulary(live.config, words)
     if adapter:
         leaves, settings = models.load_adapter(adapter, live.config)
         live = models.merge_adapter(live, models.attach(leaves, settings))
+    run = model
+    if doctors is not None:
+        live = guided_by(doctors, live, words, folder="" if adapter or revision else folder)
+        # Doctors learnt from prompts written as in their run.
+        run = next((str(home) for home in doctors.folders if run_data(str(home))), model)
     sampler = Sampler(live, weights=weights, cache=cache)
-    return Speaker(sampler, words, format_of(words, template, model), int(live.config.max_positions))
+    return Speaker(sampler, words, format_of(words, template, run), int(live.config.max_positions))
 
 
 def format_of(tokenizer: Any, template: Template, model: str) -> Any:

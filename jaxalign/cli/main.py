@@ -60,6 +60,12 @@ COMMANDS: dict[str, Command] = {
         "jaxalign.training.preference:train_dpo",
         _ROWS,
     ),
+    "tfpo": Command(
+        "a small doctor that guides a frozen patient, from token rewards (LLMDoctor)",
+        "jaxalign.training.tfpo_config:TFPOConfig",
+        "jaxalign.training.tfpo:train_tfpo",
+        {"patient": "patient.path", "model": "model.path"} | _ROWS,
+    ),
     "ppo": Command(
         "proximal policy optimization against a reward",
         "jaxalign.training.ppo:PPOConfig",

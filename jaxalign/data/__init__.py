@@ -14,14 +14,16 @@ from jaxalign.data.batches import (
 )
 from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.examples import Example, make_example
+from jaxalign.data.faces import FACES, FaceFormat, FaceRows, InstructionPair
 from jaxalign.data.formats import FORMATS, Options, detect
 from jaxalign.data.packing import packed, packed_alike, with_heads
-from jaxalign.data.pipeline import DataConfig, Dataset, check_separator, load_dataset
+from jaxalign.data.pipeline import DataConfig, Dataset, chat_of, check_separator, load_dataset
 from jaxalign.data.readers import Counts, read_records
 from jaxalign.data.records import Comparison, Demonstration, Message, PromptRecord, Ranking, Rating, Stepwise
 from jaxalign.data.token_batches import TokenBatches
 
 __all__ = [
+    "FACES",
     "FORMATS",
     "BatchIterator",
     "ChatFormat",
@@ -31,6 +33,9 @@ __all__ = [
     "Dataset",
     "Demonstration",
     "Example",
+    "FaceFormat",
+    "FaceRows",
+    "InstructionPair",
     "Message",
     "Options",
     "PromptRecord",
@@ -39,6 +44,7 @@ __all__ = [
     "Stepwise",
     "TokenBatches",
     "chat_format",
+    "chat_of",
     "check_separator",
     "collate_comparisons",
     "collate_demonstrations",

@@ -49,20 +49,20 @@ class ChatFormat:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids that a completion follows."""
-        return self._ids(self._parts(self._turns(prompt), asks=True))[0]
+        return self._ids(self._parts(self.turns(prompt), asks=True))[0]
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as text, for people and for reward functions."""
         if isinstance(prompt, str) and self.template != "markers":
             return prompt
-        turns = self._turns(prompt)
+        turns = self.turns(prompt)
         if self.template == "markers":
             return "".join(part.text for part in self._marked(turns, asks=True))
         return ("" if self.template == "plain" else "\n").join(m.content for m in turns)
 
     def example(self, prompt: Prompt, completion: str) -> tuple[list[int], list[bool]]:
         """Ids and mask of one prompt with its completion."""
-        turns = (*self._turns(prompt), Message("assistant", completion))
+        turns = (*self.turns(prompt), Message("assistant", completion))
         return self.chat(turns, only_last=True)
 
     def chat(self, turns: tuple[Message, ...], *, only_last: bool = False) -> tuple[list[int], list[bool]]:
@@ -107,14 +107,14 @@ class ChatFormat:
 
     def _answer(self, prompt: Prompt, content: str) -> str:
         """An answer's text with what the template puts around it."""
-        parts = self._parts((*self._turns(prompt), Message("assistant", content)), asks=False)
+        parts = self._parts((*self.turns(prompt), Message("assistant", content)), asks=False)
         return [part.text for part in parts if part.answer][-1]
 
     def continuation_ids(self, text: str) -> list[int]:
         """Ids of a text that follows other text, and is tokenized by itself."""
         return self._encode(text, follows=True)
 
-    def _turns(self, prompt: Prompt) -> tuple[Message, ...]:
+    def turns(self, prompt: Prompt) -> tuple[Message, ...]:
         """A prompt's turns; a text that is a marked transcript already is taken apart."""
         if isinstance(prompt, tuple):
             return prompt

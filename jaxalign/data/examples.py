@@ -37,6 +37,7 @@ class Example:
       columns: the record's other fields.
       source: file:line.
       truncated: something was cut off, by the rule of `Limits.truncation`.
+      prompt: the prompt as the record has it, whole.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -50,6 +51,7 @@ class Example:
     columns: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
     truncated: bool = False
+    prompt: Prompt = ""
 
 
 class Filtered(Exception):
@@ -100,7 +102,12 @@ def make_example(
     Raises:
       Filtered: the row is too long, has no completion token, or has another kind's content.
     """
-    common = {"columns": record.columns, "source": record.source, "group": prompt_group(record.prompt)}
+    common = {
+        "columns": record.columns,
+        "source": record.source,
+        "group": prompt_group(record.prompt),
+        "prompt": record.prompt,
+    }
     if kind == "prompt":
         return _prompt_example(record, chat, limits, prompt_tokens, common)
     if kind == "demonstration":
@@ -159,7 +166,7 @@ def _demonstration(record: Record, chat: ChatFormat, limits: Limits, common: dic
         asked = turns[: next(i for i, m in enumerate(turns) if m.role == "assistant")]
         prompt_text = chat.prompt_text(asked) if asked else ""
         # Split by how a chat begins, so that its copies with other endings stay together.
-        common = common | {"group": prompt_group(asked or turns[:1])}
+        common = common | {"group": prompt_group(asked or turns[:1]), "prompt": asked}
     else:
         completion = {
             Demonstration: lambda: record.completion,  # type: ignore[union-attr]
@@ -238,11 +245,11 @@ def _prompt_example(
             raise Filtered("shorter than data.prompt_tokens")
         ids = ids[: start + prompt_tokens]
         text = chat.tokenizer.decode(ids[start:])
-        common = common | {"group": prompt_group(text)}
+        common = common | {"group": prompt_group(text), "prompt": text}
     else:
         if isinstance(prompt, tuple) and isinstance(record, PromptRecord) and prompt[-1].role == "assistant":
             prompt = prompt[:-1]
-        common = common | {"group": prompt_group(prompt)}
+        common = common | {"group": prompt_group(prompt), "prompt": prompt}
         ids, text = chat.prompt_ids(prompt), chat.prompt_text(prompt)
     if not ids:
         raise Filtered("empty prompt")

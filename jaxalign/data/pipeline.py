@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from jaxalign.data.chat import chat_format
+from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.examples import Example, Filtered, Limits, Truncation, make_example
 from jaxalign.data.formats import Options
 from jaxalign.data.readers import Counts, read_records, score_in
@@ -131,6 +131,15 @@ class Dataset:
         }
 
 
+def chat_of(config: DataConfig, tokenizer: Any) -> ChatFormat:
+    """How the rows of a data set are written.
+
+    Raises:
+      DataError: as `chat_format`.
+    """
+    return chat_format(tokenizer, config.template, config.end_token, config.human, config.assistant)
+
+
 def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -> Dataset:
     """Reads, filters, tokenizes and splits.
 
@@ -145,7 +154,7 @@ def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -
     """
     if not config.train:
         raise DataError("data.train: expected at least one file, folder or hub id")
-    chat = chat_format(tokenizer, config.template, config.end_token, config.human, config.assistant)
+    chat = chat_of(config, tokenizer)
     if kind == "stepwise" and not chat.continuation_ids(config.separator):
         raise DataError(f"data.separator: the tokenizer has no token for {config.separator!r}")
     options = Options(config.dimension, config.human, config.assistant, _decoder(config))
@@ -211,7 +220,7 @@ def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -
     counts.check()
     if not train:
         raise DataError(f"{', '.join(config.train)}: no row left to train on; {json.dumps(counts.summary())}")
-    return Dataset(train, validation, counts, _fingerprint(config, kind, train, validation))
+    return Dataset(train, validation, counts, fingerprint(config, kind, train, validation))
 
 
 def _check_record(record: Record, config: DataConfig) -> None:
@@ -257,7 +266,8 @@ def _decoder(config: DataConfig):
         ) from None
 
 
-def _fingerprint(config: DataConfig, kind: str, train: list[Example], validation: list[Example]) -> str:
+def fingerprint(config: DataConfig, kind: str, train: list[Example], validation: list[Example]) -> str:
+    """A hash of the settings and of every token id, label and margin."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("train", "validation")}
     digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True, default=str).encode())
     for rows in (train, validation):

@@ -7,6 +7,16 @@ import jax
 
 from jaxalign.models.attention import attention_for, choose_attention
 from jaxalign.models.config import AttentionForm, Choice, ModelConfig, ProductForm
+from jaxalign.models.doctor import (
+    DoctorCard,
+    create_value_head,
+    load_doctor_card,
+    load_value_head,
+    log_values_before,
+    save_doctor,
+)
+from jaxalign.models.guided import Doctor, GuidedDefinition, GuidedModel, guide
+from jaxalign.models.guided_folders import GuideConfig, load_guided
 from jaxalign.models.heads import (
     HeadConfig,
     ScalarDefinition,
@@ -39,6 +49,11 @@ __all__ = [
     "AttentionForm",
     "Choice",
     "Definition",
+    "Doctor",
+    "DoctorCard",
+    "GuideConfig",
+    "GuidedDefinition",
+    "GuidedModel",
     "HeadConfig",
     "Int8",
     "LoraConfig",
@@ -58,14 +73,20 @@ __all__ = [
     "create",
     "create_adapter",
     "create_scalar_model",
+    "create_value_head",
     "gain_and_bias",
+    "guide",
     "is_reward_ensemble",
     "load_adapter",
     "load_config",
+    "load_guided",
+    "load_doctor_card",
     "load_pretrained",
     "load_reward_ensemble",
     "load_reward_model",
     "load_tokenizer",
+    "load_value_head",
+    "log_values_before",
     "merge",
     "merge_adapter",
     "param_logical_axes",
@@ -75,6 +96,7 @@ __all__ = [
     "quantize_params",
     "remat_level",
     "save_adapter",
+    "save_doctor",
     "save_pretrained",
     "save_reward_ensemble",
     "save_reward_model",
@@ -89,6 +111,8 @@ def split(model: Any) -> tuple[Any, Any]:
     """(definition, parameters): the static part, hashable, and a nested dict of arrays."""
     if isinstance(model, ScalarModel):
         return ScalarDefinition(model.config, model.head_config, model.steps), model.params
+    if hasattr(model, "definition"):  # one that is made of several
+        return model.definition, model.params
     return Definition(model.config), model.params
 
 
@@ -96,6 +120,8 @@ def merge(definition: Any, params: Any) -> Any:
     """The inverse of `split`; cheap, also under jit."""
     if isinstance(definition, ScalarDefinition):
         return ScalarModel(definition.config, definition.head_config, params, definition.steps)
+    if hasattr(definition, "merge"):  # of one that is made of several
+        return definition.merge(params)
     return Transformer(definition.config, params)
 
 

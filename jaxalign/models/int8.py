@@ -88,8 +88,11 @@ def _beside(x: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
 def quantize_params(params: dict[str, Any]) -> dict[str, Any]:
     """The tree with `Int8` for each projection (a scale an output), the embedding and the head (a scale a token).
 
-    Norms, biases, learned positions and the head of a scalar model stay; so does what is an `Int8` already.
+    Norms, biases, learned positions and the head of a scalar model stay; so does what is an `Int8` already. Of a
+    guided model the patient is changed, its doctors stay.
     """
+    if "patient" in params:
+        return {**params, "patient": quantize_params(params["patient"])}
     if "trunk" in params:
         return {**params, "trunk": quantize_params(params["trunk"])}
 

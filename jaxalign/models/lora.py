@@ -1,5 +1,6 @@
 """Low-rank adapters: a separate tree beside the parameters, merged on request."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,37 @@ def attach(adapter: Any, lora: LoraConfig) -> Any:
         if lora.dropout:
             result[name]["dropout"] = jnp.full(layers, lora.dropout, jnp.float32)
     return result
+
+
+def stack_adapters(adapters: Sequence[Any]) -> Any:
+    """Attached adapters on one model as one tree, by which rows that take turns are adapted: row r by r modulo A.
+
+    Adapters may differ in rank and targets: what one lacks is zeros, which change nothing.
+
+    Returns:
+      target -> {"a": [L, A, K, r], "b": [L, A, r, M], "scale": [L, A]}, without dropout.
+    """
+    names = sorted({name for adapter in adapters for name in adapter})
+    result = {}
+    for name in names:
+        there = [adapter[name] for adapter in adapters if name in adapter]
+        rank = max(part["a"].shape[-1] for part in there)
+        parts = [adapter.get(name) for adapter in adapters]
+        result[name] = {
+            "a": jnp.stack([_ranked(part, there[0], "a", rank) for part in parts], axis=1),
+            "b": jnp.stack([_ranked(part, there[0], "b", rank) for part in parts], axis=1),
+            "scale": jnp.stack([(there[0] if part is None else part)["scale"] for part in parts], axis=1),
+        }
+    return result
+
+
+def _ranked(part: Any, like: Any, factor: str, rank: int) -> jax.Array:
+    """A factor of a target [L, ...] with its rank filled up by zeros; all zeros where there is none."""
+    axis = 2 if factor == "a" else 1
+    array = jnp.zeros_like(like[factor]) if part is None else part[factor]
+    missing = [(0, 0)] * array.ndim
+    missing[axis] = (0, rank - array.shape[axis])
+    return jnp.pad(array, missing)
 
 
 def merge_adapter(model: Any, adapter: Any) -> Any:

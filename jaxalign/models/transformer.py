@@ -5,6 +5,7 @@ Parameters live in a Flax NNX module as a nested dict: `embed`, `layers` (stacke
 out once; everything jitted works on the plain dict.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -185,9 +186,16 @@ class Transformer(nnx.Module):
         return result
 
     def decode(
-        self, weights: dict[str, Any], tokens: Int[Array, " B"], cache: KVCache
+        self,
+        weights: dict[str, Any],
+        tokens: Int[Array, " B"],
+        cache: KVCache,
+        *,
+        adapter: Sequence[Any] | None = None,
     ) -> tuple[Float[Array, "B D"], KVCache]:
         """One token a row: writes its column, attends to what is there.
+
+        `adapter` is for adapters that are not in the weights: the attached leaves of each layer, or None.
 
         Returns:
           The hidden state after it [B, D], and the cache one step on.
@@ -206,9 +214,10 @@ class Transformer(nnx.Module):
         }
         keys, values = [], []
         for layer, params in enumerate(weights["layers"]):
+            part = None if adapter is None else adapter[layer]
 
-            def attention(h, params=params, layer=layer):
-                q, k, v = project(h, params, config, tables[config.layer_slides[layer]], None, None)
+            def attention(h, params=params, layer=layer, part=part):
+                q, k, v = project(h, params, config, tables[config.layer_slides[layer]], part, None)
                 key = kv_cache.written(cache.keys[layer], k.transpose(0, 2, 3, 1), column, axis=3)
                 value = kv_cache.written(cache.values[layer], v.transpose(0, 2, 1, 3), column, axis=2)
                 keys.append(key)
@@ -216,7 +225,7 @@ class Transformer(nnx.Module):
                 bias = biases[kv_cache.window_of(config, layer)]
                 return attend_cached(q[:, 0], key, value, bias, config)[:, None]
 
-            x = block(x, params, config, attention, None, None)
+            x = block(x, params, config, attention, part, None)
         cache = replace(cache, keys=tuple(keys), values=tuple(values), column=column + 1)
         return norm(x, weights["final_norm"], "weight", config)[:, 0], cache
 

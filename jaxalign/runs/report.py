@@ -58,7 +58,7 @@ def write_report(folder: Path) -> Path:
         f"<details><summary>config.yaml as JSON</summary><pre>{_text(flat)}</pre></details>",
         f"<details><summary>versions</summary><pre>{_text(versions)}</pre></details>",
     ]
-    return _write(folder / "report.html", f"{folder.name} · jaxalign", body)
+    return write_page(folder / "report.html", f"{folder.name} · jaxalign", body)
 
 
 def write_comparison_report(
@@ -87,7 +87,7 @@ def write_comparison_report(
         body += ["<h2>Curves</h2>", _picture_grid(pictures)]
     if samples:
         body += ["<h2>Samples</h2>", _table(samples)]
-    return _write(path, f"{title} · jaxalign", body)
+    return write_page(path, f"{title} · jaxalign", body)
 
 
 def metric_series(rows: Any) -> dict[str, tuple[list[float], list[float]]]:
@@ -164,11 +164,19 @@ def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
-def _write(path: Path, title: str, body: Sequence[str]) -> Path:
+def write_page(path: Path, title: str, body: Sequence[str], *, style: str = "") -> Path:
+    """Writes an HTML page that needs no other file; it appears whole or not at all.
+
+    Args:
+      path: the file.
+      title: of the page, plain text.
+      body: pieces of HTML.
+      style: CSS beyond that of all pages.
+    """
     page = (
         f"<!doctype html><html lang=en><head><meta charset=utf-8>"
         f"<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>{''.join(body)}</body></html>"
+        f"<title>{_text(title)}</title><style>{STYLE}{style}</style></head><body>{''.join(body)}</body></html>"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")

@@ -25,12 +25,15 @@ from jaxalign.runs.trackers import make_trackers
 # and products) its rounding only, so that a run can go on on another kind of machine.
 FREE_KEYS = {
     "model.attention", "model.products", "reference.attention", "reference.products",
+    "patient.attention", "patient.products", "rewards.folder",
     "run.output", "run.device", "run.resume", "run.log_every", "run.eval_every", "run.save_every",
     "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
     "run.tensorboard", "run.wandb", "run.progress",
     "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",
     "rollout.engine.timeout", "rollout.engine.retries", "train.offload",
 }  # fmt: skip
+# What a run may compute before its first step, by names that say what it belongs to: the next try goes on from it.
+CACHES = {"reference", "token_rewards"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "jaxalign")
 
 
@@ -75,7 +78,7 @@ class Run:
         resumed = before.is_file()
         if resumed:
             _check_same(before, command, full_config, config.resume)
-        elif folder.is_dir() and any(folder.iterdir()):
+        elif folder.is_dir() and any(path.name not in CACHES for path in folder.iterdir()):
             raise ConfigError(f"run.output: {folder} is not empty and holds no run; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         save_yaml(full_config, folder / "config.yaml")
@@ -99,7 +102,7 @@ class Run:
             self._leave_nothing()
 
     def _leave_nothing(self) -> None:
-        """A run that failed before it logged anything leaves no folder that would be in the way of the next try."""
+        """A run that failed before it logged anything leaves nothing that would be in the way of the next try."""
         if (self.folder / "metrics.jsonl").exists():
             return
         for name in ("run.log", "config.yaml", "metadata.json"):

@@ -221,3 +221,20 @@ def test_a_template_that_changes_the_answer_is_refused(plain_bytes):
     upper = byte_tokenizer("{% for m in messages %}[{{ m['content'] | upper }}]{% endfor %}")
     with pytest.raises(DataError, match="the chat template changes the answer"):
         chat_format(upper, "tokenizer", "", "", "").steps("q", ["abc"], ";")
+
+
+ASKS = (Message("user", "q"),)
+CHAT = (*ASKS, Message("assistant", "a"))
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "prompt"),
+    [
+        (Comparison("long ago", "a", "b"), "comparison", "long ago"),
+        (Demonstration("ask", "a"), "demonstration", "ask"),
+        (Demonstration(CHAT, None), "demonstration", ASKS),
+        (PromptRecord(CHAT), "prompt", ASKS),
+    ],
+)
+def test_an_example_keeps_its_whole_prompt(chat, record, kind, prompt):
+    assert make_example(record, kind, chat, limits(12, 3, "cut_prompt_start")).prompt == prompt

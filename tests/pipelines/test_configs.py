@@ -10,6 +10,7 @@ from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.preference import DPOConfig
 from jaxalign.training.reward import RewardConfig
 from jaxalign.training.sft import SFTConfig
+from jaxalign.training.tfpo_config import TFPOConfig
 
 READERS = {
     "sft": SFTConfig,
@@ -21,6 +22,9 @@ READERS = {
     "openai2019": PPOConfig,
     "tldr2024": PPOConfig,
     "pipeline": PipelineConfig,
+    "hh_rlhf": TFPOConfig,
+    "pku_saferlhf": TFPOConfig,
+    "weak_to_strong": TFPOConfig,
 }
 
 

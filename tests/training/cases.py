@@ -16,6 +16,8 @@ from jaxalign.training.preference_losses import FORMS
 from jaxalign.training.preference_step import preference_loss
 from jaxalign.training.process_reward import process_loss, step_count
 from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
+from jaxalign.training.tfpo_config import TFPOLossConfig
+from jaxalign.training.tfpo_step import tfpo_counts, tfpo_loss
 
 KEY = jax.random.key(0)
 
@@ -47,6 +49,7 @@ def sft_case(mesh):
 
 SUPERVISED_DPO = DPOLossConfig(sft_weight=0.1)
 PLAIN_PPO = PPOLossConfig()
+PLAIN_LORA = LoraConfig()
 
 
 def preference_parts(mesh, config):
@@ -101,3 +104,29 @@ def ppo_case(mesh, config=PLAIN_PPO):
     batch["old_logps"] -= 4 * batch["mask"]
     batch["policy_weight"] = np.ones(8, np.float32)
     return ppo_loss(parts.models, config, 0.7), ppo_counts, parts.trained, parts.frozen, batch
+
+
+TILTED = TFPOLossConfig(preset="tilted")
+
+
+def tfpo_case(mesh, config=TILTED, lora=PLAIN_LORA):
+    """Pairs that part behind their first answer token or later, some cut; a doctor that has moved from its start."""
+    model, other = (setup.place_model(models.create(shape(), key=jax.random.key(k)), mesh) for k in (0, 1))
+    policy, trained, base = setup.policy_of(model, lora, mesh, key=KEY)
+    if lora.enabled:
+        trained = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(KEY, x.shape), trained)
+    value = models.create_value_head(shape(), models.HeadConfig(), key=KEY, ramp=1.3, horizon=6.0)
+    horizon = value.pop("horizon")
+    batch, rng = rows(8, 2), np.random.default_rng(4)
+    shared = np.arange(12) < rng.integers(3, 6, (8, 1))
+    batch["tokens"][:, 1] = np.where(shared, batch["tokens"][:, 0], batch["tokens"][:, 1])
+    rewards = rng.standard_normal((8, 2, 12)) * (rng.random((8, 2, 12)) < 0.6)
+    batch |= {
+        "rewards": np.where(batch["mask"], rewards, 0).astype(np.float32),
+        "terminated": rng.random((8, 2)) < 0.5,
+    }
+    reference = base if lora.enabled else models.split(other)[1]
+    frozen = {"base": base, "reference": reference, "horizon": horizon}
+    numbers = config.resolved()
+    loss = tfpo_loss(policy, models.HeadConfig(), numbers)
+    return loss, tfpo_counts(numbers), {"policy": trained, "value": value}, frozen, batch

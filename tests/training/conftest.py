@@ -17,6 +17,8 @@ from jaxalign.training.reward import RewardConfig, RewardLossConfig
 from jaxalign.training.reward_source import RewardSource
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.sft import SFTConfig
+from jaxalign.training.tfpo_config import PatientSource, TFPOConfig
+from jaxalign.training.token_rewards import TokenRewardConfig
 
 WORDS = "ab cd ef gh ij kl mn op".split()
 
@@ -92,6 +94,19 @@ class Configs:
     def dpo(self, output, **changes):
         parts = {"model": self.model, "data": self.data, "train": self.train, "optimizer": self.optimizer}
         return DPOConfig(run=self.run(output), sampling=SamplingConfig(max_new_tokens=4), **(parts | changes))
+
+    def tfpo(self, output, **changes):
+        parts = {
+            "patient": PatientSource(path=self.model.path),
+            # The shipped instructions are longer than the tiny model's context.
+            "rewards": TokenRewardConfig(positive="be good", negative="be bad"),
+            "data": self.data,
+            "train": self.train,
+            "optimizer": self.optimizer,
+        }
+        return TFPOConfig(
+            run=self.run(output), sampling=SamplingConfig(max_new_tokens=4), **(parts | changes)
+        )
 
     def ppo(self, output, **changes):
         parts = {

@@ -39,6 +39,7 @@ from tests.training.cases import (
     sft_case,
     shape,
     step_case,
+    tfpo_case,
 )
 from tests.training.test_resume import Killed, assert_same_run, at_step, kill
 
@@ -68,12 +69,13 @@ CASES = {
     "dpo": dpo_case,
     "kto": functools.partial(dpo_case, config=DPOLossConfig(name="kto")),
     "steps": step_case,
+    "tfpo": tfpo_case,
     "ppo": ppo_case,
     "grpo": grpo_case,
     "online_dpo": online_dpo_case,
 }
 SCALAR = ("reward", "steps")  # without a vocabulary head
-SLOW = ("kto", "steps", "online_dpo")
+SLOW = ("kto", "steps", "online_dpo", "tfpo")
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
 
 
@@ -151,6 +153,7 @@ HEADED = [
         ("dpo", 1, 1, False),
         ("dpo", 4, 2, False),
         ("kto", 1, 1, False),
+        ("tfpo", 2, 2, False),
         ("ppo", 2, 1, True),
         ("grpo", 1, 1, False),
         ("online_dpo", 1, 1, False),

@@ -17,6 +17,7 @@ from jaxalign.training.ppo_config import PPOTrainConfig
 from jaxalign.training.preference import train_dpo
 from jaxalign.training.reward import train_reward
 from jaxalign.training.sft import train_sft
+from jaxalign.training.tfpo import train_tfpo
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +62,7 @@ class Programs:
 
 
 MODES = {"padded": {}, "tokens": {"batch_size": 1, "batch_tokens": 512}, "packed": {"packing": True}}
-TRAINERS = {"sft": train_sft, "reward": train_reward, "dpo": train_dpo}
+TRAINERS = {"sft": train_sft, "reward": train_reward, "dpo": train_dpo, "tfpo": train_tfpo}
 RUNS = [
     pytest.param(name, mode, marks=[] if (name, mode) == ("sft", "tokens") else pytest.mark.slow)
     for name in TRAINERS

@@ -19,12 +19,14 @@ from jaxalign.training.ppo import Trainer, train_ppo
 from jaxalign.training.preference import train_dpo
 from jaxalign.training.reward import train_reward
 from jaxalign.training.sft import train_sft
+from jaxalign.training.tfpo import train_tfpo
 
 TRAINERS = {
     "sft": train_sft,
     "reward": train_reward,
     "steps": train_reward,
     "dpo": train_dpo,
+    "tfpo": train_tfpo,
     "ppo": train_ppo,
 }
 
@@ -115,7 +117,7 @@ def test_an_interrupted_and_resumed_run_gives_the_same_bits(name, configs, tmp_p
     assert_same_run(tmp_path / "parts", whole.folder)
 
 
-@pytest.mark.parametrize("name", ["sft", pytest.param("dpo", marks=pytest.mark.slow), "ppo"])
+@pytest.mark.parametrize("name", ["sft", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dpo", "tfpo")), "ppo"])
 def test_a_killed_and_resumed_run_gives_the_same_bits(name, configs, tmp_path, monkeypatch):
     train, make = TRAINERS[name], settings_with_memory(configs, name)
     whole = train(make(tmp_path / "whole"))

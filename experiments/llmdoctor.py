@@ -1,0 +1,287 @@
+"""LLMDoctor where the truth is known: token rewards, TFPO, guided decoding, and what else the same pairs can do.
+
+Claims to be looked at, none taken for granted: rewarded tokens are those that matter; a doctor trained by TFPO raises
+  the true reward of a patient that it never fine-tunes, at what distance from it and loss of variety; against sampling,
+  greedy, best-of-n, ARGS, GenARM, DPO and a plain instruction. Where it loses stands in the table.
+Command: python experiments/llmdoctor.py --output runs/llmdoctor [--seeds 0 1 2] [--quick]
+  It makes table.md, results.json, frontier.png, pareto.png, token_rewards.png and token_rewards.html. What is done is
+  kept, stage by stage: the same command goes on.
+Task: `llmdoctor_task.py`. The patient (0.1 million weights) learns stories under four instructions and under none;
+  the pairs are two stories without an instruction, ranked by the truth, of which one label in twenty is wrong.
+Settings: chosen on seed 100, which is not reported. All methods get the same patient, pairs, batch and steps.
+Hardware, time and figures: experiments/LOG.md.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import llmdoctor_measure
+import llmdoctor_plots
+import numpy as np
+from llmdoctor_models import QUICK, Settings, Trained, exported
+from llmdoctor_task import (
+    DIMENSIONS,
+    MAX_NEW_TOKENS,
+    data_config,
+    instruction,
+    matters,
+)
+
+from jaxalign import models
+from jaxalign.evaluation.sampler_gap import sampler_gap
+from jaxalign.models import Doctor, guide
+from jaxalign.rewards import ModelReward
+from jaxalign.rollout import Sampler
+from jaxalign.rollout.search import args_generate, best_of_n
+from jaxalign.runs import records
+from jaxalign.training.token_rewards import (
+    PreferenceExample,
+    TokenRewardConfig,
+    process_preference_dataset,
+)
+
+BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+# Exponents of the table and of the two dimensions: chosen on seed 100.
+BETA = {"paper": 2.0, "tilted": 2.0, "genarm": 2.0}
+ARGS_WEIGHTS = (0.5, 1.0, 2.0)
+WEIGHTS = ((1.0, 0.0), (0.8, 0.2), (0.5, 0.5), (0.2, 0.8), (0.0, 1.0))
+
+
+class Lab(Trained):
+    """The stages of one seed, each a dict of plain figures."""
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The figures of a stage: of an earlier call where it finished, else made now."""
+        path = self.folder / "results" / f"{name}.json"
+        if not path.exists():
+            started = time.perf_counter()
+            figures = work()
+            figures["seconds"] = round(time.perf_counter() - started, 1)
+            llmdoctor_plots.write_json(path, figures)
+            print(f"seed {self.seed}: {name} {figures['seconds']} s", flush=True)
+        return json.loads(path.read_text())
+
+    # --- stages -----------------------------------------------------------------------------------
+
+    def faces(self) -> dict[str, Any]:
+        """Whether the patient follows its instructions: what it writes under each, and under none."""
+        patient, measure = self.patient(), self.measure()
+        found = {}
+        for face in ("", "kind", "mean", "short", "long"):
+            told = [f"{instruction(face)} {p}" if face else p for p in self.files.prompts]
+            found[face or "none"] = measure.sampled(Sampler(patient), told=told)
+        return {"faces": found, "held_out_loss": self.metrics("patient-same")["eval/loss"]}
+
+    def tokens(self) -> dict[str, Any]:
+        """Precision, recall and F1 of the rewarded tokens, by threshold and by share kept."""
+        face = DIMENSIONS["kindness"]
+        rows = [json.loads(line) for line in self.files.held_out_pairs["kindness"].open()]
+        examples = [
+            PreferenceExample(row["prompt"], row["chosen"], row["rejected"])
+            for row in rows[: self.settings.read]
+        ]
+        found = process_preference_dataset(
+            examples,
+            self.patient(),
+            self.tokenizer,
+            config=TokenRewardConfig(positive=face.positive, negative=face.negative, threshold=0.0),
+            data=data_config(Path()),
+        )
+        truth, importance = [], []
+        for example, rewards in zip(examples, found, strict=True):
+            for side in ("preferred", "non_preferred"):
+                text = getattr(example, f"{side}_response")
+                truth += matters(example.prompt, text)
+                importance += list(getattr(rewards, side).importances)
+        return llmdoctor_plots.retrieval(np.asarray(truth), np.asarray(importance))
+
+    def learning(self) -> dict[str, Any]:
+        """What training reported before its first step and after its last, and what token rewards cost."""
+        found = {}
+        for name, folder in {
+            "paper": self.tfpo("paper"),
+            "tilted": self.tfpo("tilted"),
+        }.items():
+            rows = [r for r in records.read(folder / "metrics.jsonl") if "eval/balance" in r]
+            keys = [key for key in rows[-1] if key.startswith("eval/")]
+            metadata = json.loads((folder / "metadata.json").read_text())
+            found[name] = {
+                "before": {key: rows[0].get(key) for key in keys},
+                "after": {key: rows[-1][key] for key in keys},
+                "token_rewards": metadata.get("token_rewards", {}),
+                "seconds": self.metrics(folder.name)["seconds"],
+            }
+        self.reward_model(), self.genarm(), self.dpo()
+        found["accuracy"] = {n: self.metrics(n)["eval/accuracy"] for n in ("reward", "genarm", "dpo")}
+        return found
+
+    def comparison(self) -> dict[str, Any]:
+        """Every method on the same held-out prompts."""
+        patient, measure, key = self.patient(), self.measure(), jax.random.key(self.seed + 1)
+        sampler, reward = Sampler(patient), self.reward_model()
+        found = {
+            "sampling": measure.sampled(sampler),
+            "greedy": measure.sampled(sampler, temperature=0.0),
+            "told to be kind": measure.sampled(
+                sampler, told=[f"{instruction('kind')} {p}" for p in self.files.prompts]
+            ),
+        }
+        scorer = ModelReward(reward)
+
+        def score(prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
+            return scorer.score_rows([p + c for p, c in zip(prompts, completions, strict=True)])
+
+        new = {"max_new_tokens": MAX_NEW_TOKENS}
+        for n in (4, 16):
+            done = best_of_n(sampler, measure.repeated, score, n=n, key=key, **new)
+            found[f"best of {n}"] = measure.figures(done, kl_bound=float(np.log(n) - (n - 1) / n))
+        for weight in ARGS_WEIGHTS:
+            done = args_generate(patient, reward, measure.repeated, weight=weight, top_k=10, key=key, **new)
+            found[f"ARGS {weight:g}"] = measure.figures(done, certain=True)
+        found["DPO"] = measure.sampled(Sampler(exported(self.dpo())))
+        for name, folder in {"paper": self.tfpo("paper"), "tilted": self.tfpo("tilted")}.items():
+            found[f"TFPO {name}, doctor alone"] = measure.sampled(Sampler(exported(folder)))
+            found |= self.sweep(f"TFPO {name}", self.doctor(folder), ratio=name == "tilted")
+        found |= self.sweep("GenARM", self.doctor(self.genarm()), ratio=False)
+        return found
+
+    def ablations(self) -> dict[str, Any]:
+        """What else the tilted doctor could be: trained on signed rewards, and in all its weights."""
+        signed = self.doctor(self.tfpo("tilted", signed=True))
+        full = Doctor(exported(self.tfpo("tilted", full=True)), reference=self.patient())
+        beta = (BETA["tilted"],)
+        return {
+            **self.sweep("TFPO tilted", self.doctor(self.tfpo("tilted")), ratio=True, betas=beta),
+            **self.sweep("TFPO tilted, signed rewards", signed, ratio=True, betas=beta),
+            **self.sweep("TFPO tilted, all weights", full, ratio=True, betas=beta),
+        }
+
+    def sweep(
+        self, name: str, doctor: Doctor, *, ratio: bool, betas: tuple[float, ...] = BETAS, patient: Any = None
+    ) -> dict[str, Any]:
+        """Guided decoding over beta; one program serves all."""
+        measure = self.measure(patient)
+        patient = self.patient() if patient is None else patient
+        guided = guide(patient, [doctor], betas=[1.0], guidance="ratio" if ratio else "product")
+        sampler, found = Sampler(guided), {}
+        for beta in betas:
+            sampler.update(guided.with_weights(betas=[beta]).params)
+            found[f"{name} {beta:g}"] = measure.sampled(sampler)
+        return found
+
+    def pareto(self) -> dict[str, Any]:
+        """Two doctors on one base, evaluated together, under weights chosen when asked."""
+        measure, found = self.measure(), {}
+        doctors = [self.doctor(self.tfpo("tilted", dimension=name)) for name in DIMENSIONS]
+        guided = guide(self.patient(), doctors, betas=[1.0, 1.0], guidance="ratio")
+        sampler = Sampler(guided)
+        for weights in WEIGHTS:
+            sampler.update(guided.with_weights(betas=[BETA["tilted"] * weight for weight in weights]).params)
+            found[f"{weights[0]:g}, {weights[1]:g}"] = measure.sampled(sampler)
+        return found | {"patient": measure.sampled(Sampler(self.patient()))}
+
+    def weak_to_strong(self) -> dict[str, Any]:
+        """A small doctor for a large patient, which may have 8-bit weights."""
+        strong, weak = self.patient("strong"), self.patient("weak")
+        measure = self.measure(strong)
+        sizes = {
+            name: llmdoctor_measure.size(model) for name, model in (("patient", strong), ("doctor", weak))
+        }
+        found: dict[str, Any] = {"sizes": sizes, "rows": {}}
+        found["rows"]["doctor's start alone"] = measure.sampled(Sampler(weak))
+        for preset, betas in (("paper", (0.0, 1.0, 2.0)), ("tilted", (1.0, 2.0))):
+            folder = self.tfpo(preset, full=True, patient=strong, doctor=weak, name=f"weak-{preset}")
+            doctor = Doctor(exported(folder), reference=weak)
+            found["rows"] |= self.sweep(
+                f"TFPO {preset}", doctor, ratio=preset == "tilted", betas=betas, patient=strong
+            )
+        guided = guide(strong, [doctor], betas=[BETA["tilted"]], guidance="ratio")
+        rounded = Sampler(guided, weights="int8")
+        name = f"TFPO tilted {BETA['tilted']:g}, 8-bit patient"
+        found["rows"][name] = measure.sampled(rounded)
+        gap = sampler_gap(
+            Sampler(strong, weights="int8"),
+            strong,
+            measure.prompts,
+            max_new_tokens=MAX_NEW_TOKENS,
+            key=jax.random.key(self.seed),
+        )
+        found["int8"] = vars(gap) | llmdoctor_measure.size(models.quantize(strong))
+        found["tokens_per_second"] = llmdoctor_measure.speeds(
+            {
+                "patient": Sampler(strong),
+                "8-bit patient": Sampler(strong, weights="int8"),
+                "doctor": Sampler(weak),
+                "guided": Sampler(guided),
+                "guided, 8-bit patient": rounded,
+            },
+            measure.prompts,
+        )
+        return found
+
+    def cost(self) -> dict[str, Any]:
+        """Seconds, the ways taking turns in one process."""
+        patient, folder = self.patient(), self.tfpo("tilted")
+        adapter = self.doctor(folder)
+        samplers = {
+            "patient": Sampler(patient),
+            "doctor": Sampler(exported(folder)),
+            "guided, product": Sampler(guide(patient, [Doctor(exported(folder))], betas=[1.0])),
+            "guided, ratio": Sampler(guide(patient, [adapter], betas=[1.0], guidance="ratio")),
+        }
+        return {
+            "tokens_per_second": llmdoctor_measure.speeds(samplers, self.measure().prompts),
+            "steps": llmdoctor_measure.steps(
+                patient, data_config(self.files.pairs["kindness"]), self.tokenizer
+            ),
+        }
+
+    # --- help -------------------------------------------------------------------------------------
+
+    def measure(self, patient: Any = None) -> llmdoctor_measure.Measure:
+        """Answers to the held-out prompts, and how far they are from the patient's."""
+        patient = self.patient() if patient is None else patient
+        return llmdoctor_measure.Measure(
+            patient, self.tokenizer, self.files.prompts, samples=self.settings.samples, seed=self.seed
+        )
+
+
+STAGES = ("faces", "tokens", "learning", "comparison", "pareto")
+# Of the first seed alone.
+ONCE = ("ablations", "weak_to_strong", "cost")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/llmdoctor"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="the first seed and a small part of everything")
+    parser.add_argument("--stages", nargs="+", choices=[*STAGES, *ONCE], default=[*STAGES, *ONCE])
+    arguments = parser.parse_args()
+    seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
+    # Seeds run the same programs: what one has compiled the next ones read.
+    jax.config.update("jax_compilation_cache_dir", str(arguments.output / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    results: dict[str, dict[str, Any]] = {str(seed): {} for seed in seeds}
+    for seed in seeds:
+        lab = Lab(arguments.output, seed, QUICK if arguments.quick else Settings())
+        for name in arguments.stages:
+            if name not in ONCE or seed == seeds[0]:
+                results[str(seed)][name] = lab.stage(name, getattr(lab, name))
+                llmdoctor_plots.write(arguments.output, results, BETA)
+    html = arguments.output / f"seed-{seeds[0]}" / "rewards-kindness" / "token_rewards.html"
+    if html.exists():
+        shutil.copy(html, arguments.output / "token_rewards.html")
+    print((arguments.output / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

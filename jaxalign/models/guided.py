@@ -1,0 +1,391 @@
+"""A model steered by others while it writes: distributions multiplied, nothing fine-tuned (LLMDoctor, stage 3).
+
+    log pi(y | s) = alpha * log patient(y | s) + sum_i beta_i * g_i(y | s) + constant
+    g_i = log doctor_i                        (product)
+    g_i = log doctor_i - log reference_i      (ratio; the reference is what the doctor began as)
+
+A `GuidedModel` reads prompts and decodes as any causal model does, so a `Sampler` takes it as one. Its cache is one
+cache: the layers of patient and doctors one after another. alpha and beta are leaves, so other weights need no other
+program.
+
+Source: arXiv:2601.10416 (product). The ratio is for doctors whose target already holds their own reference, which the
+product would count twice.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.kv_cache import KVCache
+from jaxalign.models.lora import stack_adapters
+from jaxalign.models.transformer import Definition, Transformer
+
+Guidance = Literal["product", "ratio"]
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """One that steers.
+
+    Attributes:
+      model: a causal model, live.
+      adapter: attached LoRA leaves (`lora.attach`) on it; None for none. Doctors with adapters on one and the same
+        model object are computed together.
+      reference: the model that the doctor began as, for guidance by ratio; None takes `model` without its adapter.
+      vocabulary: int32 [V], for each token of the patient the doctor's id of the same token, -1 where there is none:
+        there the doctor has no say. None where ids mean the same.
+      unknown: what the doctor reads in place of a token that it has not.
+    """
+
+    model: Transformer
+    adapter: Any = None
+    reference: Transformer | None = None
+    vocabulary: Any = None
+    unknown: int = 0
+
+
+@dataclass(frozen=True)
+class ExpertDefinition:
+    """The static part of what is computed together: a model, or a model under several adapters.
+
+    Attributes:
+      model: its static part.
+      members: distributions that it gives, A: one, or one for each adapter.
+      shares: A x doctors: how often each doctor's beta counts in the exponent of each distribution.
+    """
+
+    model: Definition
+    members: int
+    shares: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class GuidedDefinition:
+    """The static part of a guided model."""
+
+    patient: Definition
+    experts: tuple[ExpertDefinition, ...]
+    vocab_size: int
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The patient's, with the vocabulary and the positions that all have."""
+        positions = [d.config.max_positions for d in (self.patient, *(e.model for e in self.experts))]
+        return replace(self.patient.config, vocab_size=self.vocab_size, max_positions=min(positions))
+
+    def merge(self, params: dict[str, Any]) -> "GuidedModel":
+        """The model with these parameters; see `models.merge`."""
+        return GuidedModel(self, params)
+
+
+class GuidedModel:
+    """A patient and its doctors, to sample from or to score with.
+
+    Attributes:
+      definition: the static part.
+      params: `patient`; `experts`, each with `base`, perhaps `adapters` (stacked [L, A, ...]), `vocabulary` and
+        `unknown`; `alpha`, float32; `betas`, float32, one a doctor.
+    """
+
+    def __init__(self, definition: GuidedDefinition, params: dict[str, Any]) -> None:
+        self.definition = definition
+        self.params = params
+
+    @property
+    def config(self) -> ModelConfig:
+        """See `GuidedDefinition.config`."""
+        return self.definition.config
+
+    def with_weights(
+        self, *, alpha: float | None = None, betas: Sequence[float] | None = None
+    ) -> "GuidedModel":
+        """The same models under other weights; a program compiled for one serves the other.
+
+        Raises:
+          ValueError: a negative weight, or not one a doctor.
+        """
+        changes = {} if alpha is None else {"alpha": _checked_alpha(alpha)}
+        if betas is not None:
+            changes["betas"] = _checked_betas(betas, len(self.params["betas"]))
+        return GuidedModel(self.definition, self.params | changes)
+
+    def __call__(self, tokens: Int[Array, "B T"], *, lengths: Int[Array, " B"] | None = None) -> jax.Array:
+        """float32 [B, T, V]: logits of the guided distribution, for plain use; rows are right-padded."""
+        hidden = {"patient": self._patient.hidden(tokens, lengths=lengths), "experts": []}
+        for expert, part in self._experts:
+            rows, counts = (_repeated(x, expert.members) for x in (_read(tokens, part), lengths))
+            states = self._model(expert, part).hidden(rows, lengths=counts, adapter=part.get("adapters"))
+            hidden["experts"].append(_apart(states, expert.members))
+        return self.logits(hidden)
+
+    def logits(self, hidden: Mapping[str, Any]) -> Float[Array, "*B V"]:
+        """float32 logits of hidden states: `patient` [*B, D], and for each expert [*B, D] by member."""
+        size = self.definition.vocab_size
+        # Constants a row change no distribution, so nothing is normalized: with beta 0 these are the patient's own.
+        total = self.params["alpha"] * self._patient.logits(hidden["patient"])[..., :size]
+        for (expert, part), members in zip(self._experts, hidden["experts"], strict=True):
+            exponents = jnp.asarray(expert.shares, jnp.float32) @ self.params["betas"]
+            model = self._model(expert, part)
+            for index, states in enumerate(members):
+                logits = _translated(model.logits(states), part.get("vocabulary"), size)
+                exponent = exponents[index]
+                # What has no weight must add 0 also where it is infinite.
+                total = total + jnp.where(exponent == 0, 0.0, exponent * logits)
+        return total
+
+    # --- decoding, as `Transformer` does it ---------------------------------------------------
+
+    def prefill(
+        self,
+        tokens: Int[Array, "B P"],
+        lengths: Int[Array, " B"],
+        *,
+        cache_length: int,
+        adapter: None = None,
+        int8_cache: bool = False,
+    ) -> tuple[dict[str, Any], KVCache]:
+        """Reads right-padded prompts; see `Transformer.prefill`. The hidden states are those of all models."""
+        del adapter  # doctors have their own
+        options: dict[str, Any] = {"cache_length": cache_length, "int8_cache": int8_cache}
+        states, cache = self._patient.prefill(tokens, lengths, **options)
+        hidden, caches = {"patient": states, "experts": []}, [cache]
+        for expert, part in self._experts:
+            states, cache = self._model(expert, part).prefill(
+                _repeated(_read(tokens, part), expert.members),
+                _repeated(lengths, expert.members),
+                adapter=part.get("adapters"),
+                **options,
+            )
+            hidden["experts"].append(_apart(states, expert.members))
+            caches.append(_folded(cache, expert.members))
+        return hidden, _joined(caches)
+
+    def decode_weights(self, adapter: None = None) -> dict[str, Any]:
+        """Weights for `decode` and `logits`: of each model as `Transformer.decode_weights` makes them."""
+        del adapter
+        experts = []
+        for expert, part in self._experts:
+            model, adapters = self._model(expert, part), part.get("adapters")
+            ready = {name: value for name, value in part.items() if name != "adapters"}
+            if adapters is None or expert.members == 1:
+                only = None if adapters is None else jax.tree.map(lambda x: x[:, 0], adapters)
+                experts.append(ready | {"base": model.decode_weights(only)})
+                continue
+            layers = [jax.tree.map(lambda x, i=i: x[i], adapters) for i in range(model.config.num_layers)]
+            experts.append(ready | {"base": model.decode_weights(), "adapters": layers})
+        return {**self.params, "patient": self._patient.decode_weights(), "experts": experts}
+
+    def decode(
+        self, weights: Mapping[str, Any], tokens: Int[Array, " B"], cache: KVCache
+    ) -> tuple[dict[str, Any], KVCache]:
+        """One token a row, read by every model; see `Transformer.decode`."""
+        first = self._patient.config.num_layers
+        states, part_cache = self._patient.decode(weights["patient"], tokens, _layers(cache, 0, first))
+        hidden, caches = {"patient": states, "experts": []}, [part_cache]
+        for expert, part in self._experts:
+            members, layers = expert.members, expert.model.config.num_layers
+            states, part_cache = self._model(expert, part).decode(
+                part["base"],
+                _repeated(_read(tokens, part), members),
+                _unfolded(_layers(cache, first, layers), members),
+                adapter=part.get("adapters"),
+            )
+            hidden["experts"].append(_apart(states, members))
+            caches.append(_folded(part_cache, members))
+            first += layers
+        return hidden, _joined(caches)
+
+    @property
+    def _patient(self) -> Transformer:
+        return Transformer(self.definition.patient.config, self.params["patient"])
+
+    @property
+    def _experts(self) -> list[tuple[ExpertDefinition, dict[str, Any]]]:
+        return list(zip(self.definition.experts, self.params["experts"], strict=True))
+
+    @staticmethod
+    def _model(expert: ExpertDefinition, part: Mapping[str, Any]) -> Transformer:
+        return Transformer(expert.model.config, part["base"])
+
+
+def guide(
+    patient: Transformer,
+    doctors: Sequence[Doctor],
+    *,
+    alpha: float = 1.0,
+    betas: Sequence[float],
+    guidance: Guidance = "product",
+) -> GuidedModel:
+    """A patient steered by doctors.
+
+    Args:
+      patient: a causal model; it may have 8-bit weights (`models.quantize`).
+      doctors: one or more, each for a dimension of preference.
+      alpha: exponent of the patient.
+      betas: exponent of each doctor; 0 leaves it out, and all 0 (with alpha 1) is the patient, bit for bit.
+      guidance: product or ratio, see above.
+
+    Raises:
+      ValueError: no doctor, a negative weight, not one a doctor; guidance by ratio of a doctor that has neither
+        adapter nor reference; a vocabulary of another length than another's.
+    """
+    if not doctors:
+        raise ValueError("expected at least one doctor")
+    if guidance not in ("product", "ratio"):
+        raise ValueError(f"guidance must be product or ratio, got {guidance!r}")
+    definitions, parts = [], []
+
+    def add(model: Transformer, doctor: Doctor, shares: Sequence[Sequence[float]], adapters: Any) -> None:
+        part: dict[str, Any] = {"base": model.params}
+        if adapters is not None:
+            part["adapters"] = adapters
+        if doctor.vocabulary is not None:
+            part["vocabulary"] = jnp.asarray(doctor.vocabulary, jnp.int32)
+            part["unknown"] = jnp.int32(doctor.unknown)
+        definitions.append(ExpertDefinition(Definition(model.config), len(shares), tuple(map(tuple, shares))))
+        parts.append(part)
+
+    ratio = guidance == "ratio"
+    alone = np.eye(len(doctors))
+    for numbers in _together(doctors):
+        doctor, shares = doctors[numbers[0]], [alone[i] for i in numbers]
+        adapters = [doctors[i].adapter for i in numbers]
+        own = [i for i in numbers if doctors[i].reference is None]
+        if ratio and own and adapters[0] is None:
+            raise ValueError(f"guidance by ratio: doctor {own[0]} has neither an adapter nor a reference")
+        if ratio and own:
+            # The model without its adapter is one more member: an adapter that changes nothing.
+            adapters.append(jax.tree.map(jnp.zeros_like, adapters[0]))
+            shares.append(-sum(alone[i] for i in own))
+        stacked = None if adapters[0] is None else stack_adapters(adapters)
+        add(doctor.model, doctor, shares, stacked)
+        for i in numbers:
+            other = doctors[i].reference
+            if ratio and other is not None:
+                add(other, doctors[i], [-alone[i]], None)
+    params = {
+        "patient": patient.params,
+        "experts": parts,
+        "alpha": _checked_alpha(alpha),
+        "betas": _checked_betas(betas, len(doctors)),
+    }
+    size = _vocab_size(patient, doctors)
+    return GuidedModel(GuidedDefinition(Definition(patient.config), tuple(definitions), size), params)
+
+
+def _together(doctors: Sequence[Doctor]) -> list[list[int]]:
+    """Numbers of the doctors that are computed together: with adapters on one model and one vocabulary."""
+    groups: dict[Any, list[int]] = {}
+    for number, doctor in enumerate(doctors):
+        alone = doctor.adapter is None
+        name = (number,) if alone else ("on", id(doctor.model), id(doctor.vocabulary))
+        groups.setdefault(name, []).append(number)
+    return list(groups.values())
+
+
+def _vocab_size(patient: Transformer, doctors: Sequence[Doctor]) -> int:
+    """Tokens that can be written. Models of one family may pad their vocabularies differently: what all have."""
+    sizes = {len(d.vocabulary) for d in doctors if d.vocabulary is not None}
+    if len(sizes) > 1:
+        raise ValueError(f"vocabularies of doctors for one patient differ in length: {sorted(sizes)}")
+    plain = [d.model.config.vocab_size for d in doctors if d.vocabulary is None]
+    return min([patient.config.vocab_size, *sizes, *plain])
+
+
+def _checked_alpha(alpha: float) -> jax.Array:
+    if not (np.isfinite(alpha) and alpha >= 0):
+        raise ValueError(f"alpha must be a number that is not negative, got {alpha}")
+    return jnp.asarray(alpha, jnp.float32)
+
+
+def _checked_betas(betas: Sequence[float], count: int) -> jax.Array:
+    values = np.asarray(betas, np.float32)
+    if values.shape != (count,):
+        raise ValueError(f"betas: expected one for each of {count} doctors, got {list(np.ravel(betas))}")
+    if not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError(f"betas must be numbers that are not negative, got {values.tolist()}")
+    return jnp.asarray(values)
+
+
+def _read(tokens: jax.Array, part: Mapping[str, Any]) -> jax.Array:
+    """The patient's tokens as the doctor's."""
+    if "vocabulary" not in part:
+        return tokens
+    ids = part["vocabulary"][tokens]
+    return jnp.where(ids >= 0, ids, part["unknown"])
+
+
+def _translated(logits: jax.Array, vocabulary: jax.Array | None, size: int) -> jax.Array:
+    """A doctor's logits by the patient's tokens; the mean over its vocabulary where it has no such token."""
+    if vocabulary is None:
+        return logits[..., :size]
+    mean = jnp.mean(logits, axis=-1, keepdims=True)
+    return jnp.where(vocabulary >= 0, logits[..., jnp.maximum(vocabulary, 0)], mean)[..., :size]
+
+
+# Several members of an expert are more rows: those of a row lie together, row * A + member. In the cache of the whole
+# they are more heads of the row, which is the same order in memory, so that going from one to the other costs nothing.
+
+
+def _repeated(x: jax.Array | None, members: int) -> Any:
+    return x if x is None or members == 1 else jnp.repeat(x, members, axis=0)
+
+
+def _apart(states: Float[Array, "BA *T D"], members: int) -> list[jax.Array]:
+    """The hidden states of each member, [B, *T, D]."""
+    rows = states.reshape(-1, members, *states.shape[1:])
+    return [rows[:, index] for index in range(members)]
+
+
+def _folded(cache: KVCache, members: int) -> KVCache:
+    """A cache of B * A rows as one of B rows with A times the heads."""
+
+    def fold(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0] // members, members * x.shape[1], *x.shape[2:])
+
+    if members == 1:
+        return cache
+    return replace(
+        cache,
+        keys=jax.tree.map(fold, cache.keys),
+        values=jax.tree.map(fold, cache.values),
+        starts=cache.starts[::members],
+    )
+
+
+def _unfolded(cache: KVCache, members: int) -> KVCache:
+    """The inverse of `_folded`."""
+
+    def unfold(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0] * members, x.shape[1] // members, *x.shape[2:])
+
+    if members == 1:
+        return cache
+    return replace(
+        cache,
+        keys=jax.tree.map(unfold, cache.keys),
+        values=jax.tree.map(unfold, cache.values),
+        starts=jnp.repeat(cache.starts, members),
+    )
+
+
+def _layers(cache: KVCache, first: int, count: int) -> KVCache:
+    """The cache of some of the layers."""
+    part = slice(first, first + count)
+    return replace(cache, keys=cache.keys[part], values=cache.values[part])
+
+
+def _joined(caches: Sequence[KVCache]) -> KVCache:
+    """One cache of all layers; starts and column are the same in all."""
+    return replace(
+        caches[0],
+        keys=tuple(k for cache in caches for k in cache.keys),
+        values=tuple(v for cache in caches for v in cache.values),
+    )

@@ -1,0 +1,306 @@
+"""Decoding with a scorer, nothing trained: the best of n samples, and reward-guided search (ARGS).
+
+Both are what guided decoding is compared with. They ask a model that scores whole texts: best-of-n once a sample,
+ARGS about each of k candidates for each token.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxalign import models
+from jaxalign.errors import UserError
+from jaxalign.masking import NEGATIVE
+from jaxalign.models import kv_cache
+from jaxalign.models.attention import scaled
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.kv_cache import KVCache
+from jaxalign.models.layers import norm, rope_tables, softcap
+from jaxalign.models.products import operand_dtype, product, product_form
+from jaxalign.models.transformer import Transformer, block, embed, project
+from jaxalign.rollout.generate import Completions, Sampler
+
+Scorer = Callable[[list[list[int]], list[list[int]]], Any]
+
+
+def best_of_n(
+    sampler: Any,
+    prompts: Sequence[Sequence[int]],
+    score: Scorer,
+    *,
+    n: int,
+    key: jax.Array,
+    **sampling: Any,
+) -> Completions:
+    """Draws n completions a prompt and keeps the one with the highest score: naive rejection sampling.
+
+    Against the sampler's own distribution the completion kept diverges by log n - (n - 1) / n nats at most.
+
+    Args:
+      sampler: a `Sampler`, or what generates as it does.
+      prompts: token ids of each prompt.
+      score: (prompt ids, completion ids) -> numbers [N * n], both lists of N * n lists of token ids, the samples of a
+        prompt consecutive and completions with their stop token; larger is better.
+      n: completions a prompt.
+      key: source of all randomness.
+      **sampling: further arguments of `Sampler.generate`, `max_new_tokens` among them.
+
+    Returns:
+      One completion a prompt: the first of those that score highest.
+
+    Raises:
+      ValueError: n below 1.
+      UserError: not one score for each completion, or one that is not finite.
+    """
+    done = sampler.generate(prompts, key=key, num_samples=n, **sampling)
+    repeated = [list(prompt) for prompt in prompts for _ in range(n)]
+    scores = np.asarray(score(repeated, done.token_lists()), np.float64)
+    if scores.shape != (len(repeated),):
+        raise UserError(f"best of {n}: {len(repeated)} completions got scores of shape {scores.shape}")
+    if not np.isfinite(scores).all():
+        row = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise UserError(f"best of {n}: the score of completion {row} is {scores[row]}")
+    kept = np.arange(len(prompts)) * n + scores.reshape(-1, n).argmax(axis=1)
+    return Completions(
+        tokens=done.tokens[kept],
+        mask=done.mask[kept],
+        lengths=done.lengths[kept],
+        logps=done.logps[kept],
+        sampling_logps=done.sampling_logps[kept],
+        finish_reason=[done.finish_reason[row] for row in kept],
+    )
+
+
+def args_generate(
+    patient: Any,
+    scalar_model: models.ScalarModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    weight: float,
+    top_k: int,
+    max_new_tokens: int,
+    key: jax.Array,
+    temperature: float = 0.0,
+    **sampling: Any,
+) -> Completions:
+    """Alignment as reward-guided search: each token is chosen by its log-prob and what a reward model says of it.
+
+        score(v) = log patient(v | s) + weight * reward(s, v)     for the k tokens most probable under the patient
+
+    The reward model reads the text so far through a cache of its own, and each step all candidates against it.
+
+    Args:
+      patient: a causal model.
+      scalar_model: scores prompt and completion at their last token; of the patient's tokenizer. It is asked about
+        unfinished texts, of which its training may have shown it none.
+      prompts: token ids of each prompt.
+      weight: of the reward, 0 or more; 0 is the patient. Another weight needs no other program.
+      top_k: candidates a token.
+      max_new_tokens: longest completion.
+      key: source of all randomness.
+      temperature: 0 takes the candidate with the highest score (ARGS-greedy), else scores are divided by it and a
+        candidate is drawn (ARGS-stochastic).
+      **sampling: further arguments of `Sampler.generate`, but for its truncations, which `top_k` stands for here.
+
+    Returns:
+      Completions, whose log-probs are those of the candidates' scores, not of the patient.
+
+    Raises:
+      ValueError: a weight or top_k out of range.
+      UserError: the reward model knows fewer tokens than the patient, or scores steps; an empty prompt, or one that
+        leaves no room in the context of either model.
+
+    Source: arXiv:2402.01694.
+    """
+    model = reward_guided(patient, scalar_model, weight=weight, top_k=top_k)
+    return Sampler(model).generate(
+        prompts, max_new_tokens=max_new_tokens, key=key, temperature=temperature, **sampling
+    )
+
+
+def reward_guided(
+    patient: Any, scalar_model: models.ScalarModel, *, weight: float, top_k: int
+) -> "RewardGuided":
+    """The model that `args_generate` samples from; arguments and errors as there."""
+    (definition, params), (scalar, reward) = models.split(patient), models.split(scalar_model)
+    vocabulary = definition.config.vocab_size
+    if not (np.isfinite(weight) and weight >= 0):
+        raise ValueError(f"weight must be a number that is not negative, got {weight}")
+    if not 1 <= top_k <= vocabulary:
+        raise ValueError(f"top_k must lie in 1..{vocabulary} (the patient's vocabulary), got {top_k}")
+    if scalar.steps is not None:
+        raise UserError("reward model: it scores the steps of a completion, not the whole")
+    if scalar.config.vocab_size < vocabulary:
+        raise UserError(
+            f"reward model: its vocabulary has {scalar.config.vocab_size} tokens, the patient's {vocabulary}; "
+            "they must share a tokenizer"
+        )
+    both = RewardGuidedDefinition(definition, scalar, top_k)
+    return RewardGuided(both, {"patient": params, "reward": reward, "weight": jnp.float32(weight)})
+
+
+@dataclass(frozen=True)
+class RewardGuidedDefinition:
+    """The static part of a `RewardGuided`: both models, and the number of candidates."""
+
+    patient: Any
+    reward: models.ScalarDefinition
+    top_k: int
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The patient's, with the positions that both models have."""
+        positions = min(self.patient.config.max_positions, self.reward.config.max_positions)
+        return replace(self.patient.config, max_positions=positions)
+
+    def merge(self, params: Any) -> "RewardGuided":
+        """The model with these parameters; see `models.merge`."""
+        return RewardGuided(self, params)
+
+
+class RewardGuided:
+    """A patient and a reward model, to be decoded as one model.
+
+    Its cache is one cache: the patient's layers, then those of the reward model.
+
+    Attributes:
+      definition: the static part.
+      params: `patient`, `reward` and `weight`.
+    """
+
+    def __init__(self, definition: RewardGuidedDefinition, params: dict[str, Any]) -> None:
+        self.definition = definition
+        self.params = params
+
+    @property
+    def config(self) -> ModelConfig:
+        """See `RewardGuidedDefinition.config`."""
+        return self.definition.config
+
+    def prefill(
+        self,
+        tokens: Int[Array, "B P"],
+        lengths: Int[Array, " B"],
+        *,
+        cache_length: int,
+        adapter: None = None,
+        int8_cache: bool = False,
+    ) -> tuple[Float[Array, "B V"], KVCache]:
+        """Reads right-padded prompts; see `Transformer.prefill`. The hidden states are the logits already."""
+        del adapter, int8_cache  # `args_generate` asks for neither
+        states, mine = self._patient.prefill(tokens, lengths, cache_length=cache_length)
+        reward = self.params["reward"]
+        _, theirs = self._trunk(reward).prefill(tokens, lengths, cache_length=cache_length)
+        reward = {**reward, "trunk": self._trunk(reward).decode_weights()}
+        return self._scored(self._patient.logits(states), reward, theirs), _joined(mine, theirs)
+
+    def decode_weights(self, adapter: None = None) -> dict[str, Any]:
+        """Weights for `decode`: of both models as `Transformer.decode_weights` makes them."""
+        del adapter
+        reward = self.params["reward"]
+        reward = {**reward, "trunk": self._trunk(reward).decode_weights()}
+        return {**self.params, "patient": self._patient.decode_weights(), "reward": reward}
+
+    def decode(
+        self, weights: dict[str, Any], tokens: Int[Array, " B"], cache: KVCache
+    ) -> tuple[Float[Array, "B V"], KVCache]:
+        """One token a row, read by both models; see `Transformer.decode`."""
+        first = len(cache.keys) - self.definition.reward.config.num_layers
+        mine = replace(cache, keys=cache.keys[:first], values=cache.values[:first])
+        theirs = replace(cache, keys=cache.keys[first:], values=cache.values[first:])
+        states, mine = self._patient.decode(weights["patient"], tokens, mine)
+        reward = weights["reward"]
+        _, theirs = self._trunk(reward).decode(reward["trunk"], tokens, theirs)
+        return self._scored(self._patient.logits(states), reward, theirs), _joined(mine, theirs)
+
+    def logits(self, hidden: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
+        """What `prefill` and `decode` give: scores of the candidates, -1e30 at all other tokens."""
+        return hidden
+
+    @property
+    def _patient(self) -> Any:
+        return models.merge(self.definition.patient, self.params["patient"])
+
+    def _trunk(self, reward: dict[str, Any]) -> Transformer:
+        return Transformer(self.definition.reward.config, reward["trunk"])
+
+    def _scored(self, logits: jax.Array, reward: dict[str, Any], cache: KVCache) -> jax.Array:
+        """[B, V]: the patient's logits with the weighted rewards of the k best of them; -1e30 elsewhere.
+
+        Logits are log-probs but for a constant a row, which chooses no token.
+        """
+        scalar = self.definition.reward
+        best, candidates = jax.lax.top_k(logits, self.definition.top_k)
+        states = states_after(self._trunk(reward), reward["trunk"], candidates, cache)
+        raw = models.apply_head(
+            scalar.head_config, reward["head"], states, products=product_form(scalar.config)
+        )
+        rewards = reward["normalizer"]["gain"] * raw + reward["normalizer"]["bias"]
+        rows = jnp.arange(logits.shape[0])[:, None]
+        empty = jnp.full(logits.shape, NEGATIVE, jnp.float32)
+        return empty.at[rows, candidates].set(best + self.params["weight"] * rewards)
+
+
+def states_after(
+    model: Transformer, weights: dict[str, Any], tokens: Int[Array, "B C"], cache: KVCache
+) -> Float[Array, "B C D"]:
+    """The hidden state after each of C tokens that might come next in a row.
+
+    It is what `Transformer.decode` gives for each of them alone, but the cache stays as it is: a candidate attends to
+    the row's columns and to itself.
+
+    Args:
+      model, weights: as for `Transformer.decode`.
+      tokens: candidates, each for the column that is written next.
+      cache: of floats.
+    """
+    config = model.config
+    positions = jnp.broadcast_to((cache.column - cache.starts)[:, None], tokens.shape)
+    x = embed(weights, tokens, positions, config)
+    tables = {local: rope_tables(positions, config, local=local) for local in (False, True)}
+    columns = jnp.arange(cache.length)[None, :]
+    there = (columns >= cache.starts[:, None]) & (columns < cache.column)
+    for layer, params in enumerate(weights["layers"]):
+        window = kv_cache.window_of(config, layer)
+        bias = jnp.where(there & ((cache.column - columns < window) | (window == 0)), 0.0, NEGATIVE)
+
+        def attention(h, params=params, layer=layer, bias=bias):
+            q, k, v = project(h, params, config, tables[config.layer_slides[layer]], None, None)
+            return _attend_beside(q, k, v, cache.keys[layer], cache.values[layer], bias, config)
+
+        x = block(x, params, config, attention, None, None)
+    return norm(x, weights["final_norm"], "weight", config)
+
+
+def _attend_beside(
+    q: Float[Array, "B C N H"],
+    k: Float[Array, "B C K H"],
+    v: Float[Array, "B C K H"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
+    bias: Float[Array, "B S"],
+    config: ModelConfig,
+) -> Float[Array, "B C NH"]:
+    """Queries that each see the cached columns and their own key, none of the others'."""
+    rows, count, heads, size = q.shape
+    kv_heads, dtype = k.shape[2], operand_dtype(config)
+    groups = scaled(q, config).reshape(rows, count, kv_heads, heads // kv_heads, size)
+    past = product("bckgd,bkds->bckgs", groups, keys, dtype=dtype)
+    own = product("bckgd,bckd->bckg", groups, k, dtype=dtype)[..., None]
+    cap = config.attention_softcap
+    past, own = softcap(past, cap) + bias[:, None, None, None, :], softcap(own, cap)
+    shares = jax.nn.softmax(jnp.concatenate([past, own], axis=-1), axis=-1)
+    out = product("bckgs,bksd->bckgd", shares[..., :-1], values, dtype=dtype)
+    out = out + product("bckg,bckd->bckgd", shares[..., -1], v, dtype=dtype)
+    return out.astype(q.dtype).reshape(rows, count, heads * size)
+
+
+def _joined(first: KVCache, second: KVCache) -> KVCache:
+    """One cache of the layers of both; their columns are the same."""
+    return replace(first, keys=first.keys + second.keys, values=first.values + second.values)

@@ -1,0 +1,171 @@
+"""Token-level flow-guided preference optimization: a small doctor learns from token rewards (LLMDoctor, stage 2).
+
+Source: arXiv:2601.10416. Where it is silent the choices are ours; `tfpo_config` names them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxalign import models
+from jaxalign.data import Dataset, chat_of, collate_comparisons, eval_batches, load_dataset
+from jaxalign.runs import Run
+from jaxalign.training import setup
+from jaxalign.training.generator import Generator
+from jaxalign.training.loop import Loop, evaluation
+from jaxalign.training.pairs import pair_axis
+from jaxalign.training.setup import TrainResult
+from jaxalign.training.state import create_state
+from jaxalign.training.step import make_evaluation, make_update
+from jaxalign.training.tfpo_config import TFPOConfig
+from jaxalign.training.tfpo_parts import (
+    START,
+    Treatment,
+    completion_end,
+    distinct,
+    ended_fraction,
+    optimizers,
+    sampled,
+    terminated,
+    value_head,
+)
+from jaxalign.training.tfpo_step import tfpo_counts, tfpo_loss
+from jaxalign.training.token_rewards import TokenRewardTable, token_reward_table
+
+__all__ = ["TFPOConfig", "TFPOResult", "train_tfpo"]
+
+
+@dataclass(frozen=True)
+class TFPOResult(TrainResult):
+    """What `train_tfpo` returns beside the doctor (`model`, adapters merged).
+
+    Attributes:
+      card: the doctor's card, as `export/` has it.
+      value_head: leaves of its head of log-values, see `models.log_values_before`.
+      adapter: attached LoRA leaves, for a `models.Doctor` on the model that it began as; None without LoRA.
+      rewards: the token rewards that it learned from.
+    """
+
+    card: models.DoctorCard
+    value_head: Mapping[str, Any]
+    adapter: Any
+    rewards: TokenRewardTable
+
+
+def _rewarded_data(
+    config: TFPOConfig, treatment: Treatment, mesh: Mesh, run: Run
+) -> tuple[Dataset, tuple[int, ...], TokenRewardTable]:
+    """The comparisons, the ids that a whole response ends with, and the patient's token rewards."""
+    tokenizer = treatment.tokenizer
+    data = distinct(load_dataset(config.data, "comparison", tokenizer, seed=config.run.seed), config, run)
+    setup.check_context(treatment.doctor_shape, data)
+    chat = chat_of(config.data, tokenizer)
+    end = completion_end(chat)
+    ended = ended_fraction(data, end)
+    if config.loss.resolved().pin_terminal and not ended:
+        run.warn("no response ends with an end token, so that no end is pinned (see loss.pin_terminal)")
+    run.add_metadata(data=data.summary(), mesh=dict(mesh.shape), ended_fraction=ended)
+    table = token_reward_table(
+        config.rewards,
+        data,
+        chat,
+        treatment.scoring_patient,
+        mesh=mesh,
+        folder=run.folder / "token_rewards",
+        packing=config.train.packing,
+        run=run,
+    )
+    run.add_metadata(token_rewards=dict(table.summary()))
+    return data, end, table
+
+
+def train_tfpo(
+    config: TFPOConfig, *, patient: Any = None, doctor: Any = None, tokenizer: Any = None
+) -> TFPOResult:
+    """Trains a doctor on comparisons whose tokens a frozen patient has rewarded.
+
+    Args:
+      config: see `TFPOConfig`.
+      patient: a live model in place of `config.patient`; needs `tokenizer`.
+      doctor: a live model to begin as, in place of `config.model`; needs `tokenizer`.
+      tokenizer: of the live models, which share it.
+
+    Returns:
+      The run folder, final metrics (`eval/balance`, `eval/accuracy` and others over held-out pairs), the doctor, and
+        what else a `TFPOResult` has.
+
+    Raises:
+      UserError: anything wrong with configuration, files or rows, in one line.
+    """
+    mesh = setup.start(config.run, config.mesh)
+    key = jax.random.key(config.run.seed)
+    train, numbers = config.train, config.loss.resolved()
+    with Run.open(config.run, config, "tfpo") as run:
+        treatment = Treatment.open(config, mesh, run, patient=patient, doctor=doctor, tokenizer=tokenizer)
+        tokenizer = treatment.tokenizer
+        data, end, table = _rewarded_data(config, treatment, mesh, run)
+        doctor, patient = treatment.load_doctor(), None
+        card = treatment.card()
+        collate = setup.collate_of(collate_comparisons, data.train, packing=train.packing)
+        value = value_head(config, doctor, data, collate, mesh, key=jax.random.fold_in(key, 4))
+        run.add_metadata(
+            loss=config.numbers(),
+            value_start={name: float(value[name]) for name in ("ramp", "horizon")},
+        )
+        horizon = value.pop("horizon")
+        batches = setup.training_batches(train, data.train, seed=config.run.seed, collate=collate, mesh=mesh)
+        scorer, leaves, base = setup.policy_of(doctor, config.lora, mesh, key=jax.random.fold_in(key, 1))
+        # The update donates its own copy of the parameters, so the start can serve as reference.
+        start = base if config.lora.enabled else leaves
+        frozen = {
+            "base": base,
+            "reference": start if numbers.reference_weight else {},
+            "horizon": horizon,
+        }
+        total = train.total_steps(batches.per_epoch)
+        optimizer, schedule = optimizers(config, total)
+        loss, counts = tfpo_loss(scorer, config.head, numbers), tfpo_counts(numbers)
+        step = make_update(loss, counts, optimizer, accumulation_steps=train.accumulation_steps)
+        sampling, prompts = sampled(config, data, scorer.definition.config.max_positions, run)
+        generator = Generator(scorer, base, sampling, tokenizer, jax.random.fold_in(key, 2))
+        update_key = jax.random.fold_in(key, 3)
+
+        def place(batch, *, training=False):
+            batch = table.attached(pair_axis(batch), training=training)
+            batch = batch | {"terminated": terminated(batch, end)}
+            parts = train.accumulation_steps if training else 1
+            return setup.on_mesh(batch, mesh, packing=train.packing, parts=parts)
+
+        size = train.eval_batch_size or train.batch_size
+        held_out = evaluation(
+            make_evaluation(loss, counts),
+            lambda: eval_batches(data.validation, size, collate),
+            frozen,
+            place,
+            train.eval_batches,
+        )
+        loop = Loop(
+            run=run,
+            store=setup.checkpoint_store(run),
+            batches=batches,
+            update=lambda state, batch: step(state, frozen, place(batch, training=True), update_key),
+            total_steps=total,
+            evaluate=held_out if data.validation else None,
+            sample=lambda state: generator.samples(state.params["policy"], prompts, int(state.step)),
+            learning_rate=schedule,
+        )
+        state = create_state({"policy": leaves, "value": value}, optimizer)
+        begun = doctor if card.reference == START else None
+        del doctor, leaves, start  # of the full weights that nothing reads any more, one copy less
+        state, metrics = loop.fit(state)
+        trained, head = state.params["policy"], {**state.params["value"], "horizon": horizon}
+        model = setup.export_policy(run, scorer, trained, base, tokenizer, config.lora)
+        if begun is not None:
+            models.save_pretrained(begun, run.folder / "start", tokenizer=tokenizer)
+        card = models.load_doctor_card(models.save_doctor(run.folder / "export", card, head))
+        run.finish(metrics)
+        adapter = scorer.parts(trained, base)[1]
+        return TFPOResult(run.folder, metrics, model, tokenizer, card, head, adapter, table)

@@ -1,0 +1,215 @@
+"""Settings of TFPO: whom the doctor is for, where its rewards come from, and the numbers of its loss."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from jaxalign.data import DataConfig
+from jaxalign.mesh import MeshConfig
+from jaxalign.models.heads import HeadConfig
+from jaxalign.models.lora import LoraConfig
+from jaxalign.rollout import SamplingConfig
+from jaxalign.rollout.config import Storage
+from jaxalign.runs import RunConfig
+from jaxalign.training.loop import TrainConfig
+from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.setup import ModelSource
+from jaxalign.training.token_rewards import TokenRewardConfig
+
+PresetName = Literal["paper", "paper_literal", "tilted", "repo"]
+Reduction = Literal["mean", "sum", "batch_pairs"]
+Guidance = Literal["product", "ratio"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What a preset decides; the fields are those of `TFPOLossConfig` and `GuidanceDefaults`."""
+
+    reference_weight: float = 0.0
+    pin_terminal: bool = True
+    reduction: Reduction = "mean"
+    value_weight: float = 0.1
+    form: Guidance = "product"
+    beta: float = 1.0
+
+
+PRESETS: dict[PresetName, Preset] = {
+    "paper": Preset(),
+    "paper_literal": Preset(reduction="sum", pin_terminal=False),
+    "tilted": Preset(reference_weight=1.0, form="ratio"),
+    "repo": Preset(value_weight=1.0, beta=0.5),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TFPONumbers:
+    """The loss of a run: `TFPOLossConfig` with what its preset decides."""
+
+    reward_scale: float
+    reference_weight: float
+    pin_terminal: bool
+    decay: float
+    window: int
+    reduction: Reduction
+    margin: float
+    value_weight: float
+    equal_depth_pairs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TFPOLossConfig:
+    """Sub-trajectory balance and value discrimination.
+
+    Attributes:
+      preset: what the fields that are null have. paper: no reference, the end pinned, the mean over pairs, guidance by
+        product. paper_literal: the paper's plain sum over pairs and its free end, with which every policy has values
+        of loss 0. tilted: the reference in the target, guidance by ratio. repo: as paper, with the numbers of a
+        third-party configuration (value_weight 1, beta 0.5; its rewards.threshold is 0.1).
+      reward_scale: eta, by which rewards are multiplied.
+      reference_weight: kappa, how much of the model that the doctor began as the target holds: it is proportional to
+        exp(eta * sum of rewards) * reference^kappa. null: 0, tilted 1.
+      pin_terminal: put log V = 0 after the end token, so that the flow that leaves is the reward; of responses that
+        were cut the end stays free. null: true, paper_literal false.
+      decay: lambda, in (0, 1]: a pair of states n tokens apart weighs lambda^n.
+      window: tokens between the states of a pair at most; 0 for all pairs.
+      reduction: mean over a response's pairs of states, or their sum (grows with the length squared), and then the
+        mean over responses; batch_pairs divides by the weight of all pairs in the batch. null: mean, paper_literal
+        sum.
+      margin: gamma, nats, by which the value after the preferred token is to be the larger.
+      value_weight: weight of value discrimination beside balance. null: 0.1, repo 1.
+      equal_depth_pairs: beside the tokens where two responses part also compare values at so many equal depths after
+        it, where the chosen token has a positive and the rejected token a negative reward (their prefixes differ);
+        0 for none.
+      value_ramp: rho, nats a token, by which log V falls along a response at the start; it is learned. null:
+        (1 - kappa) * the mean -log pi of the responses, so that training begins near balance.
+    """
+
+    preset: PresetName = "paper"
+    reward_scale: float = 1.0
+    reference_weight: float | None = None
+    pin_terminal: bool | None = None
+    decay: float = 1.0
+    window: int = 0
+    reduction: Reduction | None = None
+    margin: float = 0.1
+    value_weight: float | None = None
+    equal_depth_pairs: int = 0
+    value_ramp: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "reward_scale",
+            "reference_weight",
+            "window",
+            "margin",
+            "value_weight",
+            "equal_depth_pairs",
+        ):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"loss.{name} must not be negative (nor infinite), got {value}")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"loss.decay must lie in (0, 1], got {self.decay}")
+        if self.value_ramp is not None and not math.isfinite(self.value_ramp):
+            raise ValueError(f"loss.value_ramp must be finite, got {self.value_ramp}")
+
+    def resolved(self) -> TFPONumbers:
+        """With the preset's numbers where a field is null."""
+        preset = PRESETS[self.preset]
+        decided = {
+            name: getattr(preset, name) if getattr(self, name) is None else getattr(self, name)
+            for name in ("reference_weight", "pin_terminal", "reduction", "value_weight")
+        }
+        plain = ("reward_scale", "decay", "window", "margin", "equal_depth_pairs")
+        return TFPONumbers(**decided, **{name: getattr(self, name) for name in plain})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceDefaults:
+    """How the trained doctor guides where nothing else is asked for; written into its card.
+
+    Attributes:
+      form: product or ratio (to what the doctor began as). null: product, tilted ratio.
+      alpha: exponent of the patient.
+      beta: exponent of the doctor. null: 1, repo 0.5.
+    """
+
+    form: Guidance | None = None
+    alpha: float = 1.0
+    beta: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"guidance.{name} must not be negative (nor infinite), got {value}")
+
+    def resolved(self, preset: PresetName) -> dict[str, Any]:
+        """guidance, alpha and beta of a `DoctorCard`."""
+        found = PRESETS[preset]
+        return {
+            "guidance": self.form or found.form,
+            "alpha": self.alpha,
+            "beta": found.beta if self.beta is None else self.beta,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientSource(ModelSource):
+    """Where the patient comes from.
+
+    Attributes:
+      weights: same, or int8: rounded to 8 bits while it scores both faces.
+    """
+
+    weights: Storage = "same"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TFPOConfig:
+    """TFPO training.
+
+    Attributes:
+      run: folder, seed, device, and how often to log, evaluate and save.
+      patient: the frozen model that gives the token rewards, and that the doctor will guide.
+      model: what the doctor begins as, a model of the patient's vocabulary; an empty path takes the patient.
+      rewards: how the patient's two faces become token rewards.
+      data: comparisons.
+      loss: the preset, and its numbers.
+      head: the head of log-values (an init_std of 0 starts it at zero).
+      head_learning_rate: peak learning rate of that head, which starts from nothing, on the optimizer's schedule and
+        clipped by itself; 0 takes optimizer.learning_rate.
+      on_identical: skip and count comparisons whose two responses are the same tokens, or stop at the first.
+      train: batches and length.
+      optimizer: AdamW and its schedule.
+      lora: train an adapter instead of all weights.
+      mesh: devices by axis.
+      sampling: how the doctor's samples in samples.jsonl are drawn.
+      guidance: how the doctor guides by default.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    patient: PatientSource = field(default_factory=PatientSource)
+    model: ModelSource = field(default_factory=ModelSource)
+    rewards: TokenRewardConfig = field(default_factory=TokenRewardConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: TFPOLossConfig = field(default_factory=TFPOLossConfig)
+    head: HeadConfig = field(default_factory=lambda: HeadConfig(init_std=0.0))
+    head_learning_rate: float = 1e-3
+    on_identical: Literal["skip", "stop"] = "skip"
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=5e-5))
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    guidance: GuidanceDefaults = field(default_factory=GuidanceDefaults)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.head_learning_rate < math.inf:
+            raise ValueError(
+                f"head_learning_rate must not be negative (nor infinite), got {self.head_learning_rate}"
+            )
+
+    def numbers(self) -> dict[str, Any]:
+        """The resolved loss, for metadata.json and the doctor's card."""
+        return asdict(self.loss.resolved())

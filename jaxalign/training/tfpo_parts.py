@@ -1,0 +1,261 @@
+"""The parts of a TFPO run: patient and doctor, pairs that differ, where responses end, the value head, the card."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxalign import models
+from jaxalign.data import Dataset, Example, eval_batches
+from jaxalign.data.batches import Collate
+from jaxalign.data.chat import ChatFormat
+from jaxalign.errors import ConfigError, DataError
+from jaxalign.mesh import replicated
+from jaxalign.models.vocabulary import check_same_vocabulary
+from jaxalign.rollout import SamplingConfig
+from jaxalign.runs import Run
+from jaxalign.training import setup
+from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.packing import packing_of
+from jaxalign.training.pairs import flatten, pair_axis
+from jaxalign.training.scoring import score_tokens
+from jaxalign.training.setup import ModelSource
+from jaxalign.training.tfpo_config import TFPOConfig
+
+# Pairs over which the ramp of the log-values is measured before training.
+RAMP_PAIRS = 256
+# The reason under which readers count comparisons of equal text.
+EQUAL = "chosen equals rejected"
+# Where a run keeps what the doctor began as, seen from the card.
+START = "../start"
+
+
+@dataclass
+class Treatment:
+    """Patient and doctor of a run. Only one is loaded at a time where both are files.
+
+    Attributes:
+      config: the run's.
+      mesh, run: its devices and folder.
+      patient: live, until `release_patient`.
+      doctor: live where one was given, or is the live patient; else None, until `load_doctor`.
+      tokenizer: of both.
+      source: where the doctor is loaded from; None where it is live.
+    """
+
+    config: TFPOConfig
+    mesh: Mesh
+    run: Run
+    patient: Any
+    doctor: Any
+    tokenizer: Any
+    source: ModelSource | None
+
+    @staticmethod
+    def open(
+        config: TFPOConfig, mesh: Mesh, run: Run, *, patient: Any, doctor: Any, tokenizer: Any
+    ) -> "Treatment":
+        """Loads the patient where none is given, and checks that the doctor shares its vocabulary.
+
+        Raises:
+          ConfigError: a live model without a tokenizer; no patient.
+          ModelError: a folder or tokenizer that is wrong, or two vocabularies.
+        """
+        live = patient is not None or doctor is not None
+        if live and tokenizer is None:
+            raise ConfigError("tokenizer: expected that of the live model, there is none")
+        source = None
+        if doctor is None:
+            source = config.model
+            if not source.path and patient is None:
+                names = ("path", "tokenizer", "revision", "random_init")
+                source = replace(source, **{name: getattr(config.patient, name) for name in names})
+            elif not source.path:
+                doctor, source = patient, None
+        if patient is None:
+            packing, words = config.train.packing, tokenizer
+            patient, tokenizer = setup.load_model(
+                config.patient, mesh, seed=config.run.seed, section="patient", run=run, packing=packing
+            )
+            if words is not None:
+                check_same_vocabulary(words, tokenizer)
+        if source is not None and source.path != config.patient.path:
+            folder = source.tokenizer or setup.model_folder(source.path)
+            revision = None if source.tokenizer else source.revision or None
+            check_same_vocabulary(models.load_tokenizer(folder, revision=revision), tokenizer)
+        return Treatment(config, mesh, run, patient, doctor, tokenizer, source)
+
+    @property
+    def doctor_shape(self) -> models.ModelConfig:
+        """The doctor's shape, before it is loaded too."""
+        if self.source is None:
+            return self.doctor.config
+        return models.load_config(setup.model_folder(self.source.path), revision=self.source.revision or None)
+
+    @property
+    def scoring_patient(self) -> Any:
+        """The patient in the weights that it is to score with."""
+        return models.quantize(self.patient) if self.config.patient.weights == "int8" else self.patient
+
+    def load_doctor(self) -> Any:
+        """The doctor as it begins; the patient is let go."""
+        self.patient = None
+        if self.source is None:
+            return self.doctor
+        seed, packing = self.config.run.seed, self.config.train.packing
+        return setup.load_model(self.source, self.mesh, seed=seed, run=self.run, packing=packing)[0]
+
+    def card(self) -> models.DoctorCard:
+        """The doctor's card. What it began as is `START` where no folder has that and guidance needs it."""
+        config, lora = self.config, self.config.lora.enabled
+        guidance = config.guidance.resolved(config.loss.preset)
+        # A model that was given live, or drawn from a seed, is in no folder.
+        start = "" if self.source is None or self.source.random_init else full_name(self.source.path)
+        if not start and guidance["guidance"] == "ratio":
+            start = START
+        return models.DoctorCard(
+            patient="" if config.patient.random_init else full_name(config.patient.path),
+            dimension=config.rewards.dimension,
+            preset=config.loss.preset,
+            reference=start,
+            adapter="../adapter" if lora and start else "",
+            base=start if lora else "",
+            loss=config.numbers(),
+            **guidance,
+        )
+
+
+def full_name(path: str) -> str:
+    """A folder by its whole path, so that a card means the same from everywhere; a hub id as it is."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+
+def distinct(data: Dataset, config: TFPOConfig, run: Run) -> Dataset:
+    """The comparisons whose two responses are not the same tokens; the others are counted with those of equal text.
+
+    Raises:
+      DataError: there is one and `on_identical` is stop; or no other is left to train on.
+    """
+
+    def differs(example: Example) -> bool:
+        return example.rows[0] != example.rows[1]
+
+    same = [e.source for e in (*data.train, *data.validation) if not differs(e)]
+    # Weights may have made copies: it is rows of a file that are counted.
+    number = len(set(same)) + data.counts.filtered[EQUAL]
+    if not number:
+        return data
+    first = f"{same[0]}: " if same else ""
+    if config.on_identical == "stop":
+        raise DataError(
+            f"{first}{number} comparisons have two equal responses (as they are, or cut to data.max_length); mend the "
+            "data or set on_identical=skip"
+        )
+    run.warn(f"{first}{number} comparisons left out, whose two responses are the same tokens")
+    if not same:
+        return data
+    train, validation = ([e for e in rows if differs(e)] for rows in (data.train, data.validation))
+    if not train:
+        raise DataError(
+            f"{first}both responses are the same tokens, and so are those of every row to train on"
+        )
+    data.counts.used -= number - data.counts.filtered[EQUAL]
+    data.counts.filtered[EQUAL] = number
+    fingerprint = hashlib.sha256(f"{data.fingerprint} distinct".encode()).hexdigest()[:32]
+    return Dataset(train, validation, data.counts, fingerprint)
+
+
+def completion_end(chat: ChatFormat) -> tuple[int, ...]:
+    """The ids that every whole response ends with, by the end token or the chat template; () where there are none."""
+    rows = [chat.example("1", answer)[0] for answer in ("yes", "42")]
+    shared = 0
+    while shared < min(map(len, rows)) and rows[0][-1 - shared] == rows[1][-1 - shared]:
+        shared += 1
+    return tuple(rows[0][len(rows[0]) - shared :])
+
+
+def terminated(batch: Mapping[str, Any], end: tuple[int, ...]) -> np.ndarray:
+    """bool [B, 2]: whether a response's last counted tokens are those that end it, so that it was not cut."""
+    tokens, mask, lengths = (np.asarray(batch[name]) for name in ("tokens", "mask", "lengths"))
+    if not end:
+        return np.zeros(lengths.shape, bool)
+    places = lengths[..., None] - len(end) + np.arange(len(end))
+    places = np.maximum(places, 0)
+    tails, counted = (np.take_along_axis(x, places, axis=-1) for x in (tokens, mask))
+    return (tails == np.asarray(end)).all(-1) & counted.all(-1)
+
+
+def ended_fraction(data: Dataset, end: tuple[int, ...]) -> float:
+    """The part of the training responses that end by themselves."""
+    rows = [row for e in data.train for row in e.rows]
+    return sum(row[len(row) - len(end) :] == end for row in rows) / len(rows) if end else 0.0
+
+
+def sampled(
+    config: TFPOConfig, data: Dataset, positions: int, run: Run
+) -> tuple[SamplingConfig, list[list[int]]]:
+    """How the run's samples are drawn, no longer than the doctor's context allows, and their prompts."""
+    rows = (data.validation or data.train)[: config.run.sample_rows]
+    prompts = [list(e.prompt_tokens) for e in rows if len(e.prompt_tokens) < positions]
+    room = positions - max(map(len, prompts), default=0)
+    if room >= config.sampling.max_new_tokens:
+        return config.sampling, prompts
+    run.info(f"samples have {room} new tokens at most: the doctor's context is {positions}")
+    return replace(config.sampling, max_new_tokens=room), prompts
+
+
+def value_head(
+    config: TFPOConfig, doctor: Any, data: Dataset, collate: Collate, mesh: Mesh, *, key: jax.Array
+) -> dict[str, Any]:
+    """A fresh head of log-values on every device, whose ramp begins where balance is near.
+
+    The horizon is the mean length of the training responses: with it the pinned end costs least at the start.
+    """
+    ramp, kappa = config.loss.value_ramp, config.loss.resolved().reference_weight
+    if ramp is None:
+        ramp = 0.0 if kappa == 1 else (1 - kappa) * mean_nats(config, doctor, data, collate, mesh)
+    horizon = float(np.mean([sum(mask) for e in data.train for mask in e.masks]))
+    params = models.create_value_head(doctor.config, config.head, key=key, ramp=ramp, horizon=horizon)
+    return jax.device_put(params, replicated(mesh))
+
+
+def mean_nats(config: TFPOConfig, model: Any, data: Dataset, collate: Collate, mesh: Mesh) -> float:
+    """The mean -log pi a token of the first training responses, nats."""
+    definition, params = models.split(model)
+    size = config.train.eval_batch_size or config.train.batch_size
+
+    @jax.jit
+    def sums(params, batch):
+        tokens, mask, lengths = flatten(batch)
+        scores = score_tokens(
+            models.merge(definition, params), tokens, lengths, mask, packing=packing_of(batch)
+        )
+        return -scores.logps.sum(), mask.sum()
+
+    total = np.zeros(2)
+    for batch in eval_batches(data.train[:RAMP_PAIRS], size, collate):
+        placed = setup.on_mesh(pair_axis(batch), mesh, packing=config.train.packing)
+        total += [float(x) for x in sums(params, placed)]
+    return float(total[0] / total[1])
+
+
+def optimizers(config: TFPOConfig, total: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """A chain for the policy, and one of the same shape for the value head, so that neither clips the other.
+
+    Returns:
+      The transformation, and the policy's learning rate.
+    """
+    policy, schedule = make_optimizer(config.optimizer, total)
+    rate = config.head_learning_rate or config.optimizer.learning_rate
+    value, _ = make_optimizer(replace(config.optimizer, learning_rate=rate), total)
+
+    def labels(params: dict[str, Any]) -> dict[str, Any]:
+        return {name: jax.tree.map(lambda _, n=name: n, tree) for name, tree in params.items()}
+
+    return optax.partition({"policy": policy, "value": value}, labels), schedule

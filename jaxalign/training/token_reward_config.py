@@ -1,0 +1,75 @@
+"""How token rewards are made: settings."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxalign.data import FACES, InstructionPair
+from jaxalign.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRewardConfig:
+    """How a patient's log-probs under two instructions become rewards of tokens.
+
+    Attributes:
+      dimension: what the preferences are about: helpfulness, safety or truthfulness, whose instructions are shipped, or
+        any name where positive and negative say them.
+      positive: instruction to show the quality; empty takes that of the dimension.
+      negative: instruction to lack it; both are set, or none.
+      temperature: tau in S = tanh(D / (mean D + epsilon) / tau), with D = |difference of log-probs|; the larger, the
+        smaller all importances S.
+      epsilon: nats added to the mean.
+      threshold: a token has a reward where S is larger; 0.1 keeps most tokens, 0.5 about half.
+      quantile: share of all tokens of the training responses that have a reward, the largest S; 0 goes by threshold.
+      min_mean_delta: nats; responses whose mean D is smaller have no rewards. S alone cannot tell a large difference
+        from noise, as it is relative to the response's mean.
+      signed: a token has a reward only where the faces' difference agrees with the label: in the preferred response
+        where the positive instruction makes it likelier, in the other where the negative one does. An ablation;
+        otherwise the sign of the difference does not count.
+      batch_size: pairs scored at once, four rows each.
+      folder: where log-probs and rewards are kept, to be shared by runs; empty takes the run's folder.
+      on_zero: where both responses of a pair have no reward at all: stop (at a training set without any reward;
+        single pairs stay), or skip (such pairs are left out of the loss). Their number is reported.
+    """
+
+    dimension: str = "helpfulness"
+    positive: str = ""
+    negative: str = ""
+    temperature: float = 1.0
+    epsilon: float = 1e-6
+    threshold: float = 0.5
+    quantile: float = 0.0
+    min_mean_delta: float = 0.0
+    signed: bool = False
+    batch_size: int = 16
+    folder: str = ""
+    on_zero: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        if bool(self.positive) != bool(self.negative):
+            raise ValueError("rewards.positive and rewards.negative: expected both or none")
+        if not self.positive and self.dimension not in FACES:
+            raise ValueError(
+                f"rewards.dimension: no instructions are shipped for {self.dimension!r}; expected one of "
+                f"{', '.join(FACES)}, or rewards.positive and rewards.negative"
+            )
+        try:
+            _ = self.pair
+        except ConfigError as error:
+            raise ConfigError(f"rewards.positive, rewards.negative: {error}") from None
+        if self.temperature <= 0:
+            raise ValueError(f"rewards.temperature must be positive, got {self.temperature}")
+        for name in ("epsilon", "min_mean_delta"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"rewards.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"rewards.threshold must lie in [0, 1), got {self.threshold}")
+        if not 0 <= self.quantile <= 1:
+            raise ValueError(f"rewards.quantile must lie in [0, 1], got {self.quantile}")
+        if self.batch_size < 1:
+            raise ValueError(f"rewards.batch_size must be 1 or more, got {self.batch_size}")
+
+    @property
+    def pair(self) -> InstructionPair:
+        """The instructions."""
+        return InstructionPair(self.positive, self.negative) if self.positive else FACES[self.dimension]
