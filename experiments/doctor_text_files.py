@@ -84,14 +84,14 @@ class Text:
 
     @cached_property
     def sentences(self) -> dict[str, dict[str, list[str]]]:
-        """By part (doctor, judge, test) and label; each text once."""
+        """By part (doctor, judge, test) and label; each text once. The judge's may be long."""
         parts = {name: {"pos": [], "neg": []} for name in ("doctor", "judge", "test")}
         rows = {row["text"].strip(): row["label"] for row in read(self._data("sentiment/sentence_polarity"))}
         for text, label in rows.items():
-            if not fits(text):
-                continue
             cut = share(text)
-            parts["doctor" if cut < 0.6 else "judge" if cut < 0.85 else "test"][label].append(text)
+            part = "doctor" if cut < 0.6 else "judge" if cut < 0.85 else "test"
+            if part == "judge" or fits(text):
+                parts[part][label].append(text)
         return parts
 
     @cached_property
@@ -122,11 +122,12 @@ class Text:
         return write(self.folder / f"pairs_{part}.jsonl", pairs_of(self.sentences[part], seed=0))
 
     def judge_pairs(self) -> Path:
-        """The judge's sentences, and the last six lines of each review, where opinions mostly stand."""
+        """The judge's sentences, and the last line of each review, where the verdict mostly stands."""
         texts = {label: list(found) for label, found in self.sentences["judge"].items()}
         for review in read(self._data("sentiment/movie_reviews")):
-            lines = [line.strip() for line in review["text"].strip().split("\n")][-6:]
-            texts[review["label"]] += [line for line in lines if fits(line)]
+            line = review["text"].strip().split("\n")[-1].strip()
+            if fits(line):
+                texts[review["label"]].append(line)
         return write(self.folder / "pairs_judge.jsonl", pairs_of(texts, seed=1))
 
     def prompts(self) -> dict[str, list[str]]:
@@ -137,7 +138,7 @@ class Text:
         )
         return {
             "reviews": [opened(text, 3)[0] for text in texts[:PROMPTS]],
-            "stories": [" ".join(text.split()[:8]) for text in self.stories["test"][: PROMPTS // 2]],
+            "stories": [" ".join(text.split()[:8]) for text in self.stories["test"][:PROMPTS]],
         }
 
     def _data(self, name: str) -> Path:

@@ -40,6 +40,7 @@ from jaxalign.rewards import ModelReward
 from jaxalign.rollout import Sampler
 from jaxalign.rollout.search import args_generate, best_of_n
 from jaxalign.runs import records
+from jaxalign.training.tfpo_config import PresetName
 from jaxalign.training.token_rewards import (
     PreferenceExample,
     TokenRewardConfig,
@@ -49,7 +50,7 @@ from jaxalign.training.token_rewards import (
 BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 # Exponents of the table and of the two dimensions: chosen on seed 100.
 BETA = {"paper": 2.0, "tilted": 2.0, "genarm": 2.0}
-ARGS_WEIGHTS = (0.5, 1.0, 2.0)
+ARGS_WEIGHTS = (0.25, 0.5, 1.0)
 WEIGHTS = ((1.0, 0.0), (0.8, 0.2), (0.5, 0.5), (0.2, 0.8), (0.0, 1.0))
 
 
@@ -81,11 +82,9 @@ class Lab(Trained):
     def tokens(self) -> dict[str, Any]:
         """Precision, recall and F1 of the rewarded tokens, by threshold and by share kept."""
         face = DIMENSIONS["kindness"]
-        rows = [json.loads(line) for line in self.files.held_out_pairs["kindness"].open()]
-        examples = [
-            PreferenceExample(row["prompt"], row["chosen"], row["rejected"])
-            for row in rows[: self.settings.read]
-        ]
+        with self.files.held_out_pairs["kindness"].open() as lines:
+            rows = [json.loads(line) for line in lines][: self.settings.read]
+        examples = [PreferenceExample(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
         found = process_preference_dataset(
             examples,
             self.patient(),
@@ -94,11 +93,13 @@ class Lab(Trained):
             data=data_config(Path()),
         )
         truth, importance = [], []
-        for example, rewards in zip(examples, found, strict=True):
-            for side in ("preferred", "non_preferred"):
-                text = getattr(example, f"{side}_response")
-                truth += matters(example.prompt, text)
-                importance += list(getattr(rewards, side).importances)
+        for row, rewards in zip(rows, found, strict=True):
+            for text, response in (
+                (row["chosen"], rewards.preferred),
+                (row["rejected"], rewards.non_preferred),
+            ):
+                truth += matters(row["prompt"], text)
+                importance += list(response.importances)
         return llmdoctor_plots.retrieval(np.asarray(truth), np.asarray(importance))
 
     def learning(self) -> dict[str, Any]:
@@ -195,13 +196,15 @@ class Lab(Trained):
         }
         found: dict[str, Any] = {"sizes": sizes, "rows": {}}
         found["rows"]["doctor's start alone"] = measure.sampled(Sampler(weak))
-        for preset, betas in (("paper", (0.0, 1.0, 2.0)), ("tilted", (1.0, 2.0))):
+        swept: dict[PresetName, tuple[float, ...]] = {"paper": (0.0, 1.0, 2.0), "tilted": (1.0, 2.0)}
+        doctors = {}
+        for preset, betas in swept.items():
             folder = self.tfpo(preset, full=True, patient=strong, doctor=weak, name=f"weak-{preset}")
-            doctor = Doctor(exported(folder), reference=weak)
+            doctors[preset] = Doctor(exported(folder), reference=weak)
             found["rows"] |= self.sweep(
-                f"TFPO {preset}", doctor, ratio=preset == "tilted", betas=betas, patient=strong
+                f"TFPO {preset}", doctors[preset], ratio=preset == "tilted", betas=betas, patient=strong
             )
-        guided = guide(strong, [doctor], betas=[BETA["tilted"]], guidance="ratio")
+        guided = guide(strong, [doctors["tilted"]], betas=[BETA["tilted"]], guidance="ratio")
         rounded = Sampler(guided, weights="int8")
         name = f"TFPO tilted {BETA['tilted']:g}, 8-bit patient"
         found["rows"][name] = measure.sampled(rounded)

@@ -187,7 +187,7 @@ def steps(
         numbers, head = TFPOLossConfig(preset=preset).resolved(), TFPOConfig().head
         value = models.create_value_head(patient.config, head, key=key, ramp=0.0, horizon=48.0)
         ways[f"TFPO {preset}"] = stepping(
-            tfpo_loss(policy, definition, head, numbers),
+            tfpo_loss(policy, head, numbers),
             tfpo_counts(numbers),
             {"policy": trained, "value": {name: value[name] for name in ("head", "ramp")}},
             frozen | {"horizon": value["horizon"]},

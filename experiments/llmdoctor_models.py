@@ -21,7 +21,7 @@ from jaxalign.training.reward import RewardConfig, RewardLossConfig, train_rewar
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.sft import SFTConfig, train_sft
 from jaxalign.training.tfpo import TFPOConfig, train_tfpo
-from jaxalign.training.tfpo_config import TFPOLossConfig
+from jaxalign.training.tfpo_config import PresetName, TFPOLossConfig
 from jaxalign.training.token_rewards import TokenRewardConfig
 
 # Chosen on seed 100.
@@ -102,7 +102,7 @@ class Trained:
 
     def tfpo(
         self,
-        preset: str,
+        preset: PresetName,
         *,
         dimension: str = "kindness",
         full: bool = False,

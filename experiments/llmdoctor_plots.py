@@ -69,14 +69,16 @@ def retrieval(truth: np.ndarray, importance: np.ndarray) -> dict[str, Any]:
 def write(output: Path, results: Results, chosen: Mapping[str, float]) -> None:
     """table.md, results.json and the pictures, of the stages that are there."""
     write_json(output / "results.json", results)
-    there = {name: _stage(results, name) for name in next(iter(results.values()))}
+    names = {name for found in results.values() for name in found}
+    there = {name: [found[name] for found in results.values() if name in found] for name in names}
     parts = [_faces, _tokens, _learning, _comparison, _sweeps, _ablations, _pareto, _weak_to_strong, _cost]
-    seeds = ", ".join(results)
-    text = [f"Seeds {seeds}: mean, ± standard deviation over seeds where there are several."]
+    text = ["Means, ± standard deviation over seeds where there are several."]
     for part in parts:
         stage = {"_sweeps": "comparison"}.get(part.__name__, part.__name__[1:])
         if stage in there:
-            text += ["", *part(there[stage], chosen)]
+            heading, *lines = part(there[stage], chosen)
+            seeds = ", ".join(seed for seed, found in results.items() if stage in found)
+            text += ["", f"{heading} (seeds: {seeds})", *lines]
     (output / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     if "comparison" in there:
         frontier(output / "frontier.png", there["comparison"])
@@ -84,11 +86,6 @@ def write(output: Path, results: Results, chosen: Mapping[str, float]) -> None:
         pareto(output / "pareto.png", there["pareto"])
     if "tokens" in there:
         tokens(output / "token_rewards.png", there["tokens"])
-
-
-def _stage(results: Results, name: str) -> list[Any]:
-    """What each seed found."""
-    return [found[name] for found in results.values() if name in found]
 
 
 def _mean(values: Sequence[float | None], form: str = ".2f") -> str:
@@ -190,7 +187,7 @@ def _sweeps(seeds: list[Any], _: Any) -> list[str]:
     names = [n for n in seeds[0] if n.startswith(SWEPT) and "," not in n]
     lines = ["## Over beta", "", *_table(["method", *HEAD], [_row(seeds, n) for n in names])]
     lines += ["", "True reward at an equal KL, read off the lines between the betas:", ""]
-    levels = [1.0, 2.0, 4.0, 8.0]
+    levels = [0.5, 1.0, 2.0, 3.0]
     rows = [
         [name, *(_mean([_at_kl(_line(one, name), level) for one in seeds]) for level in levels)]
         for name in SWEPT
@@ -316,6 +313,9 @@ def frontier(path: Path, seeds: list[Any]) -> None:
             colour = COLOURS[(3 + index) % len(COLOURS)]
             label = f"{name} (KL: bound)" if seeds[0][name]["kl_is_bound"] else name
             axes.plot(*at, "s^DvP"[index % 5], color=colour, markersize=6, label=label)
+        # A ratio's large exponents fall far out of the picture; they stand in the table.
+        axes.set_xlim(-0.5, 18)
+        axes.set_ylim(-2, 5)
 
     _picture(path, draw, title="Reward and distance, over beta", x="KL to the patient, nats", y="true reward")
 

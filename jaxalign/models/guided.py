@@ -90,7 +90,7 @@ class GuidedModel:
 
     Attributes:
       definition: the static part.
-      params: `patient`; `experts`, each with `base`, perhaps `adapters` (stacked [L, A, ...]), `vocabulary` and
+      params: `patient`; `experts`, each with `base`, perhaps `adapters` (attached; several stacked), `vocabulary` and
         `unknown`; `alpha`, float32; `betas`, float32, one a doctor.
     """
 
@@ -175,8 +175,7 @@ class GuidedModel:
             model, adapters = self._model(expert, part), part.get("adapters")
             ready = {name: value for name, value in part.items() if name != "adapters"}
             if adapters is None or expert.members == 1:
-                only = None if adapters is None else jax.tree.map(lambda x: x[:, 0], adapters)
-                experts.append(ready | {"base": model.decode_weights(only)})
+                experts.append(ready | {"base": model.decode_weights(adapters)})
                 continue
             layers = [jax.tree.map(lambda x, i=i: x[i], adapters) for i in range(model.config.num_layers)]
             experts.append(ready | {"base": model.decode_weights(), "adapters": layers})
@@ -193,12 +192,13 @@ class GuidedModel:
             members, layers = expert.members, expert.model.config.num_layers
             states, part_cache = self._model(expert, part).decode(
                 part["base"],
-                _repeated(_read(tokens, part), members),
-                _unfolded(_layers(cache, first, layers), members),
+                _read(tokens, part),
+                _layers(cache, first, layers),
                 adapter=part.get("adapters"),
+                members=members,
             )
             hidden["experts"].append(_apart(states, members))
-            caches.append(_folded(part_cache, members))
+            caches.append(part_cache)
             first += layers
         return hidden, _joined(caches)
 
@@ -264,8 +264,7 @@ def guide(
             # The model without its adapter is one more member: an adapter that changes nothing.
             adapters.append(jax.tree.map(jnp.zeros_like, adapters[0]))
             shares.append(-sum(alone[i] for i in own))
-        stacked = None if adapters[0] is None else stack_adapters(adapters)
-        add(doctor.model, doctor, shares, stacked)
+        add(doctor.model, doctor, shares, adapters[0] if len(adapters) == 1 else stack_adapters(adapters))
         for i in numbers:
             other = doctors[i].reference
             if ratio and other is not None:
@@ -330,8 +329,8 @@ def _translated(logits: jax.Array, vocabulary: jax.Array | None, size: int) -> j
     return jnp.where(vocabulary >= 0, logits[..., jnp.maximum(vocabulary, 0)], mean)[..., :size]
 
 
-# Several members of an expert are more rows: those of a row lie together, row * A + member. In the cache of the whole
-# they are more heads of the row, which is the same order in memory, so that going from one to the other costs nothing.
+# Several members of an expert are more rows: those of a row lie together, row * A + member. In the cache they are more
+# heads of the row.
 
 
 def _repeated(x: jax.Array | None, members: int) -> Any:
@@ -357,22 +356,6 @@ def _folded(cache: KVCache, members: int) -> KVCache:
         keys=jax.tree.map(fold, cache.keys),
         values=jax.tree.map(fold, cache.values),
         starts=cache.starts[::members],
-    )
-
-
-def _unfolded(cache: KVCache, members: int) -> KVCache:
-    """The inverse of `_folded`."""
-
-    def unfold(x: jax.Array) -> jax.Array:
-        return x.reshape(x.shape[0] * members, x.shape[1] // members, *x.shape[2:])
-
-    if members == 1:
-        return cache
-    return replace(
-        cache,
-        keys=jax.tree.map(unfold, cache.keys),
-        values=jax.tree.map(unfold, cache.values),
-        starts=jnp.repeat(cache.starts, members),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from jaxalign.models.config import ModelConfig, ProductForm, RopeScaling
+from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.models.int8 import Int8, scaled_product
 from jaxalign.models.products import dense, operand_dtype, product_form
 from jaxalign.models.remat import ADAPTER
@@ -31,8 +31,8 @@ def linear(
       params: the layer's leaves; `name` and, with a bias, `name + "_bias"`; the weight may be an `Int8`.
       name: which projection, for example q_proj.
       config: says the form of products.
-      adapter: the layer's adapters by projection: {"a": [K, r], "b": [r, M], "scale": []}; with a leading axis
-        [A, ...] the rows of x are adapted in turn (see `lora.stack_adapters`).
+      adapter: the layer's adapters by projection: {"a": [K, r], "b": [r, M], "scale": []}; with a scale
+        [A] the rows of x are adapted in turn (see `lora.stack_adapters`).
       key: dropout key of this layer; None turns adapter dropout off.
     """
     form, weight = product_form(config), params[name]
@@ -50,26 +50,21 @@ def linear(
             salt = int.from_bytes(name.encode()[:3], "little")
             keep = jax.random.bernoulli(jax.random.fold_in(key, salt), 1.0 - part["dropout"], x.shape)
             inner = jnp.where(keep, x / (1.0 - part["dropout"]).astype(x.dtype), 0)
-        inner = checkpoint_name(_adapted(inner, part["a"], form), ADAPTER)
-        scale = part["scale"].astype(y.dtype)
-        change = _adapted(inner, part["b"], form)
-        y = y + (change * scale if scale.ndim == 0 else change * _turns(scale, change))
+        inner, scale = dense(inner, part["a"], form), part["scale"].astype(y.dtype)
+        if scale.ndim:
+            y = y + dense(inner * _own_part(scale, inner), part["b"], form)
+        else:
+            y = y + dense(checkpoint_name(inner, ADAPTER), part["b"], form) * scale
     return checkpoint_name(y, name)
 
 
-def _adapted(x: jax.Array, w: jax.Array, form: ProductForm) -> jax.Array:
-    """x @ w; with w [A, K, M] row r of x by w[r modulo A]."""
-    if w.ndim == 2:
-        return dense(x, w, form)
-    rows = x.reshape(-1, w.shape[0], *x.shape[1:])
-    out = jax.vmap(lambda part, weight: dense(part, weight, form), in_axes=(1, 0), out_axes=1)(rows, w)
-    return out.reshape(*x.shape[:-1], w.shape[-1])
-
-
-def _turns(scale: jax.Array, x: jax.Array) -> jax.Array:
-    """scale [A] for the rows of x, in turn."""
-    rows = jnp.tile(scale, x.shape[0] // scale.shape[0])
-    return rows.reshape(-1, *(1,) * (x.ndim - 1))
+def _own_part(scale: jax.Array, inner: jax.Array) -> jax.Array:
+    """What the products of all A adapters are multiplied by: a row's own scale in its own adapter's part, else 0."""
+    adapters = scale.shape[0]
+    row = jnp.arange(inner.shape[0])[:, None] % adapters
+    part = jnp.arange(inner.shape[-1])[None, :] // (inner.shape[-1] // adapters)
+    own = jnp.where(row == part, scale[part], 0)
+    return own.reshape(inner.shape[0], *(1,) * (inner.ndim - 2), -1)
 
 
 def norm(x: jax.Array, params: Params, name: str, config: ModelConfig) -> jax.Array:

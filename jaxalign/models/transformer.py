@@ -192,18 +192,25 @@ class Transformer(nnx.Module):
         cache: KVCache,
         *,
         adapter: Sequence[Any] | None = None,
+        members: int = 1,
     ) -> tuple[Float[Array, "B D"], KVCache]:
         """One token a row: writes its column, attends to what is there.
 
-        `adapter` is for adapters that are not in the weights: the attached leaves of each layer, or None.
+        Args:
+          weights: from `decode_weights`.
+          tokens: one a row.
+          cache: what each row has seen.
+          adapter: of adapters that are not in the weights: the leaves of each layer; see `lora.stack_adapters`.
+          members: A, how many adapters read each row. The cache then holds A times the heads, those of a member
+            together, and what is returned has A rows for each, [B * A, D].
 
         Returns:
           The hidden state after it [B, D], and the cache one step on.
         """
         config = self.config
         column = cache.column
-        positions = column - cache.starts
-        x = embed(weights, tokens[:, None], positions[:, None], config)
+        positions = jnp.repeat(column - cache.starts, members)
+        x = embed(weights, jnp.repeat(tokens, members)[:, None], positions[:, None], config)
         tables = {s: rope_tables(positions[:, None], config, local=s) for s in (False, True)}
         # One bias for each kind of layer: where a column is visible by distance and filled.
         filled = cache.filled()
@@ -217,13 +224,15 @@ class Transformer(nnx.Module):
             part = None if adapter is None else adapter[layer]
 
             def attention(h, params=params, layer=layer, part=part):
-                q, k, v = project(h, params, config, tables[config.layer_slides[layer]], part, None)
+                projected = project(h, params, config, tables[config.layer_slides[layer]], part, None)
+                # Members are heads here: a cache of more rows would be copied at every step.
+                q, k, v = (y.reshape(-1, 1, members * y.shape[2], y.shape[3]) for y in projected)
                 key = kv_cache.written(cache.keys[layer], k.transpose(0, 2, 3, 1), column, axis=3)
                 value = kv_cache.written(cache.values[layer], v.transpose(0, 2, 1, 3), column, axis=2)
                 keys.append(key)
                 values.append(value)
                 bias = biases[kv_cache.window_of(config, layer)]
-                return attend_cached(q[:, 0], key, value, bias, config)[:, None]
+                return attend_cached(q[:, 0], key, value, bias, config).reshape(h.shape[0], 1, -1)
 
             x = block(x, params, config, attention, part, None)
         cache = replace(cache, keys=tuple(keys), values=tuple(values), column=column + 1)

@@ -35,6 +35,7 @@ from jaxalign.mesh import (
     shard_batch,
     tree_shardings,
 )
+from jaxalign.models.folders import model_folder
 from jaxalign.models.lora import LoraConfig, create_adapter
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.loop import TrainConfig
@@ -117,12 +118,6 @@ def check_context(config: Any, data: Dataset, *, new_tokens: int = 0) -> None:
                 f"{example.source}: the row has {longest} tokens{more}, the model's context {config.max_positions}; "
                 f"set data.{name} to {config.max_positions - new_tokens} or less (data.truncation says what happens)"
             )
-
-
-def model_folder(path: str) -> str:
-    """A run folder stands for the model it exported; anything else for itself."""
-    export = Path(path) / "export"
-    return str(export) if export.is_dir() else path
 
 
 def load_model(

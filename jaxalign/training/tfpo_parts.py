@@ -43,10 +43,11 @@ class Treatment:
     Attributes:
       config: the run's.
       mesh, run: its devices and folder.
-      patient: live, until `release_patient`.
+      patient: live, until `load_doctor`.
       doctor: live where one was given, or is the live patient; else None, until `load_doctor`.
       tokenizer: of both.
       source: where the doctor is loaded from; None where it is live.
+      named: whether the patient is what the configuration names, and not one that was given live.
     """
 
     config: TFPOConfig
@@ -56,6 +57,7 @@ class Treatment:
     doctor: Any
     tokenizer: Any
     source: ModelSource | None
+    named: bool
 
     @staticmethod
     def open(
@@ -67,8 +69,8 @@ class Treatment:
           ConfigError: a live model without a tokenizer; no patient.
           ModelError: a folder or tokenizer that is wrong, or two vocabularies.
         """
-        live = patient is not None or doctor is not None
-        if live and tokenizer is None:
+        named = patient is None
+        if not (named and doctor is None) and tokenizer is None:
             raise ConfigError("tokenizer: expected that of the live model, there is none")
         source = None
         if doctor is None:
@@ -89,7 +91,7 @@ class Treatment:
             folder = source.tokenizer or setup.model_folder(source.path)
             revision = None if source.tokenizer else source.revision or None
             check_same_vocabulary(models.load_tokenizer(folder, revision=revision), tokenizer)
-        return Treatment(config, mesh, run, patient, doctor, tokenizer, source)
+        return Treatment(config, mesh, run, patient, doctor, tokenizer, source, named)
 
     @property
     def doctor_shape(self) -> models.ModelConfig:
@@ -120,7 +122,7 @@ class Treatment:
         if not start and guidance["guidance"] == "ratio":
             start = START
         return models.DoctorCard(
-            patient="" if config.patient.random_init else full_name(config.patient.path),
+            patient=full_name(config.patient.path) if self.named and not config.patient.random_init else "",
             dimension=config.rewards.dimension,
             preset=config.loss.preset,
             reference=start,

@@ -195,7 +195,7 @@ def test_an_8_bit_cache_changes_log_probs_little():
     assert same.sum() > 2 * len(PROMPTS)
     differences = np.abs(plain.logps - rounded.logps)
     assert differences[:, 0].max() == 0
-    assert 0 < differences[same].max() < 0.2
+    assert 0 < differences[same].mean() < 0.1
 
 
 def test_a_doctor_with_another_vocabulary_is_read_through_its_map():

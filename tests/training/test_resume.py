@@ -117,7 +117,9 @@ def test_an_interrupted_and_resumed_run_gives_the_same_bits(name, configs, tmp_p
     assert_same_run(tmp_path / "parts", whole.folder)
 
 
-@pytest.mark.parametrize("name", ["sft", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dpo", "tfpo")), "ppo"])
+@pytest.mark.parametrize(
+    "name", ["sft", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dpo", "tfpo")), "ppo"]
+)
 def test_a_killed_and_resumed_run_gives_the_same_bits(name, configs, tmp_path, monkeypatch):
     train, make = TRAINERS[name], settings_with_memory(configs, name)
     whole = train(make(tmp_path / "whole"))
