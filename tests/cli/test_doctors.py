@@ -62,6 +62,7 @@ def test_the_model_is_the_patient(make_doctor, tiny_model_folder):
         written(doctor=doctor, model=str(tiny_model_folder), patient="other")
 
 
+@pytest.mark.slow
 def test_an_adapter_is_merged_into_the_patient_alone(make_doctor, tiny_model_folder):
     run = make_doctor("kind", adapter=True)
     speaker = load_speaker("", adapter=str(run / "adapter"), guide=GuideConfig(doctor=(str(run),)))
@@ -74,6 +75,7 @@ def test_an_adapter_is_merged_into_the_patient_alone(make_doctor, tiny_model_fol
     )
 
 
+@pytest.mark.slow
 def test_8_bit_weights_are_those_of_the_patient(make_doctor):
     params = load_speaker(
         "", weights="int8", guide=GuideConfig(doctor=(str(make_doctor("kind")),))

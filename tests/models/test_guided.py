@@ -95,7 +95,7 @@ def test_ratio_divides_by_what_the_doctor_began_as():
         np.testing.assert_allclose(logps(guided), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("guidance", ["product", "ratio"])
+@pytest.mark.parametrize("guidance", [pytest.param("product", marks=pytest.mark.slow), "ratio"])
 def test_adapters_on_one_model_are_computed_together_and_give_what_they_give_alone(guidance):
     together = models.guide(
         PATIENT, [Doctor(DOCTOR, FIRST), Doctor(DOCTOR, SECOND)], betas=[0.5, 1.5], guidance=guidance
@@ -136,7 +136,7 @@ def test_with_alpha_0_and_beta_1_the_doctor_writes():
     np.testing.assert_allclose(found[0].logps, found[1].logps, atol=1e-5)
 
 
-@pytest.mark.parametrize("guidance", ["product", "ratio"])
+@pytest.mark.parametrize("guidance", [pytest.param("product", marks=pytest.mark.slow), "ratio"])
 def test_log_probs_while_decoding_are_those_of_the_whole_rows(guidance):
     guided = models.guide(
         PATIENT,
@@ -186,6 +186,7 @@ def test_8_bit_weights_are_the_patients_alone():
     assert (rounded.logps[:, 0] != plain.logps[:, 0]).all()
 
 
+@pytest.mark.slow
 def test_an_8_bit_cache_changes_log_probs_little():
     guided = models.guide(PATIENT, [Doctor(DOCTOR, FIRST), Doctor(DOCTOR, SECOND)], betas=[0.5, 0.5])
     plain, rounded = (drawn(guided, options={"cache": c}) for c in ("same", "int8"))

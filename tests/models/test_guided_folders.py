@@ -82,7 +82,7 @@ def test_another_patient_may_be_named(make_doctor, patient):
     np.testing.assert_allclose(found, expected(exported(other), [(1.0, exported(run))]), atol=1e-5)
 
 
-@pytest.mark.parametrize("guidance", ["product", "ratio"])
+@pytest.mark.parametrize("guidance", [pytest.param("product", marks=pytest.mark.slow), "ratio"])
 def test_adapters_on_one_base_share_it_and_give_what_the_exports_give(make_doctor, patient, guidance):
     runs = [make_doctor(name, seed=seed, adapter=True) for seed, name in enumerate(("kind", "safe"), 1)]
     together = guided(*runs, guidance=guidance, beta=0.5)
@@ -98,6 +98,7 @@ def test_a_base_that_is_the_patient_is_in_memory_once(make_doctor):
     assert base is model.params["patient"]["embed"]["tokens"]
 
 
+@pytest.mark.slow
 def test_without_their_base_doctors_guide_by_their_merged_exports(make_doctor, patient):
     runs = [
         make_doctor(name, seed=i, adapter=True, base="gone") for i, name in enumerate(("kind", "safe"), 1)

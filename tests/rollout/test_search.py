@@ -65,7 +65,7 @@ def plainly(patient, reward):
     return run
 
 
-@pytest.mark.parametrize(("weight", "top_k"), [(1.0, 5), (3.0, 48)])
+@pytest.mark.parametrize(("weight", "top_k"), [pytest.param(1.0, 5, marks=pytest.mark.slow), (3.0, 48)])
 def test_args_chooses_the_tokens_of_a_plain_recomputation(patient, reward, sampler, plainly, weight, top_k):
     done = args_generate(
         patient, reward, PROMPTS, weight=weight, top_k=top_k, max_new_tokens=NEW, key=KEY, stop_tokens=()
@@ -78,7 +78,7 @@ def test_args_chooses_the_tokens_of_a_plain_recomputation(patient, reward, sampl
         np.testing.assert_allclose(done.logps[row], logps, atol=1e-4)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_args_without_weight_is_the_patient(patient, reward, sampler, temperature):
     arguments = {"max_new_tokens": NEW, "key": KEY, "temperature": temperature, "stop_tokens": (7, 11)}
     # All tokens are candidates, so that the distributions agree and not the best token alone.
@@ -129,7 +129,9 @@ def test_args_of_another_weight_needs_no_other_program(patient, reward, compiled
     assert first.token_lists() != second.token_lists()
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gpt2", "qwen3"])
+@pytest.mark.parametrize(
+    "name", ["gemma2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "qwen3"))]
+)
 def test_states_after_candidates_are_those_of_decoding_each(name):
     model = models.load_pretrained(GOLDEN / name)
     tokens, lengths = jnp.asarray([[5, 6, 7, 0, 0, 0, 0, 0], [9, 8, 1, 2, 3, 4, 5, 6]]), jnp.asarray([3, 8])

@@ -84,6 +84,7 @@ def test_the_measured_ramp_begins_nearer_to_balance_than_none(configs, tmp_path)
     assert found[None] < 0.5 * found[0.0]
 
 
+@pytest.mark.slow
 def test_a_live_tilted_lora_doctor_begins_at_its_reference_and_keeps_what_it_began_as(
     configs, live, tmp_path
 ):
