@@ -10,8 +10,6 @@ the longest of three. Without an instruction quality and length are mixed. Two d
 They disagree: a story with every kind deed that counts, the wish granted and an ending has six sentences.
 """
 
-import json
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -207,15 +205,19 @@ def write_files(
             yield preference(rng, pool[index % len(pool)], DIMENSIONS[name].truth, noise)
 
     return Files(
-        loose=_write(folder / "loose.jsonl", loose()),
-        stories=_write(folder / "stories.jsonl", demonstrations("train", known, stories)),
-        held_out_stories=_write(folder / "held_out_stories.jsonl", demonstrations("held out", apart, 200)),
+        loose=story_world.write_rows(folder / "loose.jsonl", loose()),
+        stories=story_world.write_rows(folder / "stories.jsonl", demonstrations("train", known, stories)),
+        held_out_stories=story_world.write_rows(
+            folder / "held_out_stories.jsonl", demonstrations("held out", apart, 200)
+        ),
         pairs={
-            name: _write(folder / f"{name}.jsonl", ranked(name, known, pairs, LABEL_NOISE))
+            name: story_world.write_rows(folder / f"{name}.jsonl", ranked(name, known, pairs, LABEL_NOISE))
             for name in DIMENSIONS
         },
         held_out_pairs={
-            name: _write(folder / f"held_out_{name}.jsonl", ranked(name, apart, pairs // 10, 0.0))
+            name: story_world.write_rows(
+                folder / f"held_out_{name}.jsonl", ranked(name, apart, pairs // 10, 0.0)
+            )
             for name in DIMENSIONS
         },
         prompts=apart[-prompts:],
@@ -244,12 +246,3 @@ def data_config(train: Path, validation: Path | None = None) -> DataConfig:
         max_length=MAX_LENGTH,
         template="plain",
     )
-
-
-def _write(path: Path, rows: Iterator[dict[str, Any]]) -> Path:
-    temporary = path.with_name(f".{path.name}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
-    os.replace(temporary, path)
-    return path

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from jaxalign.models.attention import attention_for, choose_attention
+from jaxalign.models.composite import Composite
 from jaxalign.models.config import AttentionForm, Choice, ModelConfig, ProductForm
 from jaxalign.models.doctor import (
     DoctorCard,
@@ -111,7 +112,7 @@ def split(model: Any) -> tuple[Any, Any]:
     """(definition, parameters): the static part, hashable, and a nested dict of arrays."""
     if isinstance(model, ScalarModel):
         return ScalarDefinition(model.config, model.head_config, model.steps), model.params
-    if hasattr(model, "definition"):  # one that is made of several
+    if isinstance(model, Composite):
         return model.definition, model.params
     return Definition(model.config), model.params
 

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxalign.models import kv_cache
+from jaxalign.models.composite import Composite
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.lora import stack_adapters
@@ -85,7 +87,7 @@ class GuidedDefinition:
         return GuidedModel(self, params)
 
 
-class GuidedModel:
+class GuidedModel(Composite):
     """A patient and its doctors, to sample from or to score with.
 
     Attributes:
@@ -93,15 +95,6 @@ class GuidedModel:
       params: `patient`; `experts`, each with `base`, perhaps `adapters` (attached; several stacked), `vocabulary` and
         `unknown`; `alpha`, float32; `betas`, float32, one a doctor.
     """
-
-    def __init__(self, definition: GuidedDefinition, params: dict[str, Any]) -> None:
-        self.definition = definition
-        self.params = params
-
-    @property
-    def config(self) -> ModelConfig:
-        """See `GuidedDefinition.config`."""
-        return self.definition.config
 
     def with_weights(
         self, *, alpha: float | None = None, betas: Sequence[float] | None = None
@@ -165,7 +158,7 @@ class GuidedModel:
             )
             hidden["experts"].append(_apart(states, expert.members))
             caches.append(_folded(cache, expert.members))
-        return hidden, _joined(caches)
+        return hidden, kv_cache.joined(caches)
 
     def decode_weights(self, adapter: None = None) -> dict[str, Any]:
         """Weights for `decode` and `logits`: of each model as `Transformer.decode_weights` makes them."""
@@ -186,21 +179,23 @@ class GuidedModel:
     ) -> tuple[dict[str, Any], KVCache]:
         """One token a row, read by every model; see `Transformer.decode`."""
         first = self._patient.config.num_layers
-        states, part_cache = self._patient.decode(weights["patient"], tokens, _layers(cache, 0, first))
+        states, part_cache = self._patient.decode(
+            weights["patient"], tokens, kv_cache.take_layers(cache, 0, first)
+        )
         hidden, caches = {"patient": states, "experts": []}, [part_cache]
         for expert, part in self._experts:
             members, layers = expert.members, expert.model.config.num_layers
             states, part_cache = self._model(expert, part).decode(
                 part["base"],
                 _read(tokens, part),
-                _layers(cache, first, layers),
+                kv_cache.take_layers(cache, first, layers),
                 adapter=part.get("adapters"),
                 members=members,
             )
             hidden["experts"].append(_apart(states, members))
             caches.append(part_cache)
             first += layers
-        return hidden, _joined(caches)
+        return hidden, kv_cache.joined(caches)
 
     @property
     def _patient(self) -> Transformer:
@@ -356,19 +351,4 @@ def _folded(cache: KVCache, members: int) -> KVCache:
         keys=jax.tree.map(fold, cache.keys),
         values=jax.tree.map(fold, cache.values),
         starts=cache.starts[::members],
-    )
-
-
-def _layers(cache: KVCache, first: int, count: int) -> KVCache:
-    """The cache of some of the layers."""
-    part = slice(first, first + count)
-    return replace(cache, keys=cache.keys[part], values=cache.values[part])
-
-
-def _joined(caches: Sequence[KVCache]) -> KVCache:
-    """One cache of all layers; starts and column are the same in all."""
-    return replace(
-        caches[0],
-        keys=tuple(k for cache in caches for k in cache.keys),
-        values=tuple(v for cache in caches for v in cache.values),
     )

@@ -5,6 +5,7 @@ that is written next, and a step writes one column for all rows. So a row that j
 only starts later, and a token's position is its column less the row's first one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,6 +127,21 @@ def put_rows(cache: KVCache, prompts: KVCache, source: Int[Array, " B"]) -> KVCa
         keys=jax.tree.map(lambda k, p: put(k, p, 3), cache.keys, chosen.keys),
         values=jax.tree.map(lambda v, p: put(v, p, 2), cache.values, chosen.values),
         starts=jnp.where(new, chosen.starts + start, cache.starts),
+    )
+
+
+def take_layers(cache: KVCache, first: int, count: int) -> KVCache:
+    """The cache of `count` of the layers, from `first` on."""
+    part = slice(first, first + count)
+    return replace(cache, keys=cache.keys[part], values=cache.values[part])
+
+
+def joined(caches: Sequence[KVCache]) -> KVCache:
+    """One cache of the layers of all, one after another; their starts and column are the same."""
+    return replace(
+        caches[0],
+        keys=tuple(k for cache in caches for k in cache.keys),
+        values=tuple(v for cache in caches for v in cache.values),
     )
 
 

@@ -387,17 +387,20 @@ def write_world(
 
     folder.mkdir(parents=True, exist_ok=True)
     return WorldFiles(
-        loose=_write(folder / "loose.jsonl", loose()),
-        stories=_write(folder / "stories.jsonl", demonstrations(known, stories)),
-        preferences=_write(folder / "preferences.jsonl", pairs(known, preferences, label_noise)),
-        held_out_preferences=_write(folder / "held_out_preferences.jsonl", pairs(apart, 2 * held_out, 0.0)),
-        prompts=_write(folder / "prompts.jsonl", ({"prompt": p} for p in known)),
-        held_out_stories=_write(folder / "held_out_stories.jsonl", demonstrations(apart, held_out)),
-        held_out_prompts=_write(folder / "held_out_prompts.jsonl", ({"prompt": p} for p in apart)),
+        loose=write_rows(folder / "loose.jsonl", loose()),
+        stories=write_rows(folder / "stories.jsonl", demonstrations(known, stories)),
+        preferences=write_rows(folder / "preferences.jsonl", pairs(known, preferences, label_noise)),
+        held_out_preferences=write_rows(
+            folder / "held_out_preferences.jsonl", pairs(apart, 2 * held_out, 0.0)
+        ),
+        prompts=write_rows(folder / "prompts.jsonl", ({"prompt": p} for p in known)),
+        held_out_stories=write_rows(folder / "held_out_stories.jsonl", demonstrations(apart, held_out)),
+        held_out_prompts=write_rows(folder / "held_out_prompts.jsonl", ({"prompt": p} for p in apart)),
     )
 
 
-def _write(path: Path, rows: Iterator[dict[str, Any]]) -> Path:
+def write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> Path:
+    """One JSON object a line; the file appears whole or not at all."""
     temporary = path.with_name(f".{path.name}")
     with open(temporary, "w", encoding="utf-8") as file:
         for row in rows:

@@ -19,6 +19,7 @@ from jaxalign.errors import UserError
 from jaxalign.masking import NEGATIVE
 from jaxalign.models import kv_cache
 from jaxalign.models.attention import scaled
+from jaxalign.models.composite import Composite
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import norm, rope_tables, softcap
@@ -164,7 +165,7 @@ class RewardGuidedDefinition:
         return RewardGuided(self, params)
 
 
-class RewardGuided:
+class RewardGuided(Composite):
     """A patient and a reward model, to be decoded as one model.
 
     Its cache is one cache: the patient's layers, then those of the reward model.
@@ -173,15 +174,6 @@ class RewardGuided:
       definition: the static part.
       params: `patient`, `reward` and `weight`.
     """
-
-    def __init__(self, definition: RewardGuidedDefinition, params: dict[str, Any]) -> None:
-        self.definition = definition
-        self.params = params
-
-    @property
-    def config(self) -> ModelConfig:
-        """See `RewardGuidedDefinition.config`."""
-        return self.definition.config
 
     def prefill(
         self,
@@ -198,7 +190,7 @@ class RewardGuided:
         reward = self.params["reward"]
         _, theirs = self._trunk(reward).prefill(tokens, lengths, cache_length=cache_length)
         reward = {**reward, "trunk": self._trunk(reward).decode_weights()}
-        return self._scored(self._patient.logits(states), reward, theirs), _joined(mine, theirs)
+        return self._scored(self._patient.logits(states), reward, theirs), kv_cache.joined([mine, theirs])
 
     def decode_weights(self, adapter: None = None) -> dict[str, Any]:
         """Weights for `decode`: of both models as `Transformer.decode_weights` makes them."""
@@ -212,12 +204,12 @@ class RewardGuided:
     ) -> tuple[Float[Array, "B V"], KVCache]:
         """One token a row, read by both models; see `Transformer.decode`."""
         first = len(cache.keys) - self.definition.reward.config.num_layers
-        mine = replace(cache, keys=cache.keys[:first], values=cache.values[:first])
-        theirs = replace(cache, keys=cache.keys[first:], values=cache.values[first:])
+        mine = kv_cache.take_layers(cache, 0, first)
+        theirs = kv_cache.take_layers(cache, first, len(cache.keys) - first)
         states, mine = self._patient.decode(weights["patient"], tokens, mine)
         reward = weights["reward"]
         _, theirs = self._trunk(reward).decode(reward["trunk"], tokens, theirs)
-        return self._scored(self._patient.logits(states), reward, theirs), _joined(mine, theirs)
+        return self._scored(self._patient.logits(states), reward, theirs), kv_cache.joined([mine, theirs])
 
     def logits(self, hidden: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
         """What `prefill` and `decode` give: scores of the candidates, -1e30 at all other tokens."""
@@ -299,8 +291,3 @@ def _attend_beside(
     out = product("bckgs,bksd->bckgd", shares[..., :-1], values, dtype=dtype)
     out = out + product("bckg,bckd->bckgd", shares[..., -1], v, dtype=dtype)
     return out.astype(q.dtype).reshape(rows, count, heads * size)
-
-
-def _joined(first: KVCache, second: KVCache) -> KVCache:
-    """One cache of the layers of both; their columns are the same."""
-    return replace(first, keys=first.keys + second.keys, values=first.values + second.values)

@@ -18,7 +18,7 @@ VOCABULARY = 40
 DRAW = {"max_new_tokens": 7, "key": KEY, "stop_tokens": ()}
 
 
-def tiny(key, *, width=16, layers=2, vocabulary=VOCABULARY, positions=64, kv_heads=1):
+def tiny(key, *, width=16, layers=2, vocabulary=VOCABULARY, positions=64, kv_heads=1, sharpened=4):
     config = ModelConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -32,7 +32,7 @@ def tiny(key, *, width=16, layers=2, vocabulary=VOCABULARY, positions=64, kv_hea
     )
     made = models.create(config, key=jax.random.key(key))
     # Matrices of size 0.02 say nearly the same of every token.
-    return models.merge(models.split(made)[0], jax.tree.map(lambda x: x * 4, made.params))
+    return models.merge(models.split(made)[0], jax.tree.map(lambda x: x * sharpened, made.params))
 
 
 def adapter(model, key, **settings):
@@ -86,13 +86,15 @@ def test_product_multiplies_powers_of_the_distributions():
 
 
 def test_ratio_divides_by_what_the_doctor_began_as():
-    doctors = [Doctor(with_adapter(DOCTOR, FIRST), reference=DOCTOR), Doctor(DOCTOR, adapter=FIRST)]
-    expected = normalized(
-        logps(PATIENT) + 1.5 * (logps(with_adapter(DOCTOR, FIRST)) - logps(DOCTOR)),
-    )
+    # Of milder models, whose rounding is far below the bound on every processor.
+    patient, start = tiny(0, kv_heads=2, sharpened=2), tiny(1, width=24, layers=3, sharpened=2)
+    trained = with_adapter(start, FIRST)
+    doctors = [Doctor(trained, reference=start), Doctor(start, adapter=FIRST)]
+    expected = normalized(logps(patient) + 1.5 * (logps(trained) - logps(start)))
     for doctor in doctors:
-        guided = models.guide(PATIENT, [doctor], betas=[1.5], guidance="ratio")
+        guided = models.guide(patient, [doctor], betas=[1.5], guidance="ratio")
         np.testing.assert_allclose(logps(guided), expected, atol=2e-5)
+    assert np.abs(expected - normalized(logps(patient))).max() > 1
 
 
 @pytest.mark.parametrize("guidance", [pytest.param("product", marks=pytest.mark.slow), "ratio"])
@@ -188,7 +190,8 @@ def test_8_bit_weights_are_the_patients_alone():
 
 @pytest.mark.slow
 def test_an_8_bit_cache_changes_log_probs_little():
-    guided = models.guide(PATIENT, [Doctor(DOCTOR, FIRST), Doctor(DOCTOR, SECOND)], betas=[0.5, 0.5])
+    patient, doctor = tiny(0, kv_heads=2, sharpened=3), tiny(1, width=24, layers=3, sharpened=3)
+    guided = models.guide(patient, [Doctor(doctor, FIRST), Doctor(doctor, SECOND)], betas=[0.5, 0.5])
     plain, rounded = (drawn(guided, options={"cache": c}) for c in ("same", "int8"))
     # Up to where a row first draws another token; its first one comes from the prompt alone.
     same = np.logical_and.accumulate(plain.tokens == rounded.tokens, axis=1)
@@ -196,7 +199,7 @@ def test_an_8_bit_cache_changes_log_probs_little():
     assert same.sum() > 2 * len(PROMPTS)
     differences = np.abs(plain.logps - rounded.logps)
     assert differences[:, 0].max() == 0
-    assert 0 < differences[same].mean() < 0.1
+    assert 0 < differences[same].max() < 0.2
 
 
 def test_a_doctor_with_another_vocabulary_is_read_through_its_map():
