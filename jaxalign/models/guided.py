@@ -41,6 +41,7 @@ class Doctor:
       adapter: attached LoRA leaves (`lora.attach`) on it; None for none. Doctors with adapters on one and the same
         model object are computed together.
       reference: the model that the doctor began as, for guidance by ratio; None takes `model` without its adapter.
+        Where that is the patient itself, the same object, nothing is computed for it.
       vocabulary: int32 [V], for each token of the patient the doctor's id of the same token, -1 where there is none:
         there the doctor has no say. None where ids mean the same.
       unknown: what the doctor reads in place of a token that it has not.
@@ -70,9 +71,18 @@ class ExpertDefinition:
 
 @dataclass(frozen=True)
 class GuidedDefinition:
-    """The static part of a guided model."""
+    """The static part of a guided model.
+
+    Attributes:
+      patient: its static part.
+      patient_shares: how often each doctor's beta counts in the patient's exponent: -1 where guidance by ratio divides
+        by the patient itself, else 0.
+      experts: the static parts of what steers.
+      vocab_size: tokens that can be written.
+    """
 
     patient: Definition
+    patient_shares: tuple[float, ...]
     experts: tuple[ExpertDefinition, ...]
     vocab_size: int
 
@@ -122,13 +132,14 @@ class GuidedModel(Composite):
         """float32 logits of hidden states: `patient` [*B, D], and for each expert [*B, D] by member."""
         size = self.definition.vocab_size
         # Constants a row change no distribution, so nothing is normalized: with beta 0 these are the patient's own.
-        total = self.params["alpha"] * self._patient.logits(hidden["patient"])[..., :size]
+        betas = self.params["betas"]
+        alpha = self.params["alpha"] + _exponent(self.definition.patient_shares, betas)
+        total = alpha * self._patient.logits(hidden["patient"])[..., :size]
         for (expert, part), members in zip(self._experts, hidden["experts"], strict=True):
-            exponents = jnp.asarray(expert.shares, jnp.float32) @ self.params["betas"]
             model = self._model(expert, part)
-            for index, states in enumerate(members):
+            for shares, states in zip(expert.shares, members, strict=True):
                 logits = _translated(model.logits(states), part.get("vocabulary"), size)
-                exponent = exponents[index]
+                exponent = _exponent(shares, betas)
                 # What has no weight must add 0 also where it is infinite.
                 total = total + jnp.where(exponent == 0, 0.0, exponent * logits)
         return total
@@ -225,7 +236,8 @@ def guide(
       doctors: one or more, each for a dimension of preference.
       alpha: exponent of the patient.
       betas: exponent of each doctor; 0 leaves it out, and all 0 (with alpha 1) is the patient, bit for bit.
-      guidance: product or ratio, see above.
+      guidance: product or ratio, see above. A reference that is the patient has the patient's weights, also where
+        those are 8-bit.
 
     Raises:
       ValueError: no doctor, a negative weight, not one a doctor; guidance by ratio of a doctor that has neither
@@ -249,20 +261,25 @@ def guide(
 
     ratio = guidance == "ratio"
     alone = np.eye(len(doctors))
+    patient_shares = np.zeros(len(doctors))
     for numbers in _together(doctors):
         doctor, shares = doctors[numbers[0]], [alone[i] for i in numbers]
         adapters = [doctors[i].adapter for i in numbers]
         own = [i for i in numbers if doctors[i].reference is None]
         if ratio and own and adapters[0] is None:
             raise ValueError(f"guidance by ratio: doctor {own[0]} has neither an adapter nor a reference")
-        if ratio and own:
+        if ratio and own and _is_patient(doctor.model, patient, doctor):
+            patient_shares[own] = -1
+        elif ratio and own:
             # The model without its adapter is one more member: an adapter that changes nothing.
             adapters.append(jax.tree.map(jnp.zeros_like, adapters[0]))
             shares.append(-sum(alone[i] for i in own))
         add(doctor.model, doctor, shares, adapters[0] if len(adapters) == 1 else stack_adapters(adapters))
         for i in numbers:
             other = doctors[i].reference
-            if ratio and other is not None:
+            if ratio and other is not None and _is_patient(other, patient, doctors[i]):
+                patient_shares[i] = -1
+            elif ratio and other is not None:
                 add(other, doctors[i], [-alone[i]], None)
     params = {
         "patient": patient.params,
@@ -270,8 +287,18 @@ def guide(
         "alpha": _checked_alpha(alpha),
         "betas": _checked_betas(betas, len(doctors)),
     }
-    size = _vocab_size(patient, doctors)
-    return GuidedModel(GuidedDefinition(Definition(patient.config), tuple(definitions), size), params)
+    definition = GuidedDefinition(
+        Definition(patient.config),
+        tuple(patient_shares.tolist()),
+        tuple(definitions),
+        _vocab_size(patient, doctors),
+    )
+    return GuidedModel(definition, params)
+
+
+def _is_patient(reference: Transformer, patient: Transformer, doctor: Doctor) -> bool:
+    """Whether a doctor's reference says what the patient says of every token."""
+    return reference is patient and doctor.vocabulary is None
 
 
 def _together(doctors: Sequence[Doctor]) -> list[list[int]]:
@@ -306,6 +333,11 @@ def _checked_betas(betas: Sequence[float], count: int) -> jax.Array:
     if not (np.isfinite(values) & (values >= 0)).all():
         raise ValueError(f"betas must be numbers that are not negative, got {values.tolist()}")
     return jnp.asarray(values)
+
+
+def _exponent(shares: Sequence[float], betas: Float[Array, " K"]) -> Float[Array, ""]:
+    # No matrix product: an accelerator would round the weights.
+    return jnp.sum(jnp.asarray(shares, jnp.float32) * betas)
 
 
 def _read(tokens: jax.Array, part: Mapping[str, Any]) -> jax.Array:

@@ -97,6 +97,23 @@ def test_ratio_divides_by_what_the_doctor_began_as():
     assert np.abs(expected - normalized(logps(patient))).max() > 1
 
 
+def test_a_reference_that_is_the_patient_is_not_computed_again():
+    patient = tiny(1, width=24, layers=3, sharpened=2)
+    apart = models.merge(*models.split(patient))
+    for doctor, same in (
+        (Doctor(patient, adapter=FIRST), Doctor(apart, adapter=FIRST)),
+        (Doctor(DOCTOR, reference=patient), Doctor(DOCTOR, reference=apart)),
+    ):
+        settings = {"alpha": 0.8, "betas": [0.3, 0.5], "guidance": "ratio"}
+        known = models.guide(patient, [Doctor(DOCTOR, FIRST), doctor], **settings)
+        unknown = models.guide(patient, [Doctor(DOCTOR, FIRST), same], **settings)
+        count = sum(expert.members for expert in known.definition.experts)
+        assert count == sum(expert.members for expert in unknown.definition.experts) - 1
+        np.testing.assert_allclose(logps(known), logps(unknown), atol=2e-5)
+        alone = known.with_weights(alpha=1.0, betas=[0.0, 0.0])
+        np.testing.assert_array_equal(logps(alone), logps(patient))
+
+
 @pytest.mark.parametrize("guidance", [pytest.param("product", marks=pytest.mark.slow), "ratio"])
 def test_adapters_on_one_model_are_computed_together_and_give_what_they_give_alone(guidance):
     together = models.guide(
