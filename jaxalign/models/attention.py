@@ -32,7 +32,7 @@ from jaxalign.models.blockwise_attention import blockwise_attention
 from jaxalign.models.config import AttentionForm, Choice, ModelConfig
 from jaxalign.models.int8 import Int8
 from jaxalign.models.layers import softcap
-from jaxalign.models.products import operand_dtype, product
+from jaxalign.models.products import cached_dtype, operand_dtype, product
 from jaxalign.models.remat import CONTEXT
 
 BLOCK = 512
@@ -258,7 +258,7 @@ def attend_cached(
     rows, heads, size = q.shape
     kv_heads = keys.shape[1]
     q = scaled(q, config).reshape(rows, kv_heads, heads // kv_heads, size)
-    dtype = operand_dtype(config)
+    dtype = cached_dtype(config)
     # A token has one scale a head, so integers go into the products and scales to the scores and weights.
     key_scales = keys.scales if isinstance(keys, Int8) else None
     value_scales = values.scales.swapaxes(2, 3) if isinstance(values, Int8) else None

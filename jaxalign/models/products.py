@@ -1,7 +1,7 @@
 """The form of matrix products: what their operands and results are, of which each processor runs another fast.
 
     natural           operands and results in the compute dtype, accumulated in float32: GPUs, TPUs, float32 anywhere
-    bfloat16_float32  bfloat16 operands, float32 results: a CPU with bfloat16 matrix instructions (AMX)
+    bfloat16_float32  bfloat16 operands, float32 results: a CPU with bfloat16 instructions (AMX, AVX-512 BF16)
     float32           operands cast up to float32: any other CPU, where bfloat16 products are slower than these
 
 Whatever the form, what is handed on is in the compute dtype, sums are float32, and so are scores, logits and the
@@ -19,6 +19,9 @@ from jaxtyping import Array, Float
 
 from jaxalign.models.config import Choice, ModelConfig, ProductForm
 
+# Each of them multiplies bfloat16 at least twice as fast as float32; the first that a CPU has is named as the reason.
+BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
+
 
 def choose_products(config: ModelConfig, platform: str, flags: frozenset[str] | None = None) -> Choice:
     """The form that is fast on a platform, by what the processor can do (never by timing: a run must be repeatable).
@@ -34,9 +37,11 @@ def choose_products(config: ModelConfig, platform: str, flags: frozenset[str] | 
         return Choice("natural", f"the {platform} multiplies {config.compute_dtype} itself")
     if config.compute_dtype == "float32":
         return Choice("natural", "float32 compute")
-    if "amx_bf16" in (cpu_flags() if flags is None else flags):
-        return Choice("bfloat16_float32", "a CPU with amx_bf16")
-    return Choice("float32", "a CPU without amx_bf16")
+    flags = cpu_flags() if flags is None else flags
+    for flag in BFLOAT16_FLAGS:
+        if flag in flags:
+            return Choice("bfloat16_float32", f"a CPU with {flag}")
+    return Choice("float32", f"a CPU without {' and '.join(BFLOAT16_FLAGS)}")
 
 
 @functools.cache
@@ -57,6 +62,15 @@ def product_form(config: ModelConfig) -> ProductForm:
 def operand_dtype(config: ModelConfig) -> Any:
     """What operands of scores and logits are cast to: float32, or the compute dtype."""
     return jnp.dtype("float32" if product_form(config) == "float32" else config.compute_dtype)
+
+
+def cached_dtype(config: ModelConfig) -> Any:
+    """What keys and values are cached in, and attention reads them in.
+
+    float32 on CPUs: products of one query with its own row's cache are slower in bfloat16 there, whatever the
+    instructions (`docs/performance.md`).
+    """
+    return jnp.dtype(config.compute_dtype if product_form(config) == "natural" else "float32")
 
 
 def product(pattern: str, *operands: jax.Array, dtype: Any) -> jax.Array:

@@ -32,7 +32,7 @@ from jaxalign.models.layers import (
     rotate,
     softcap,
 )
-from jaxalign.models.products import operand_dtype, product
+from jaxalign.models.products import cached_dtype, operand_dtype, product
 from jaxalign.models.remat import rematerialized
 
 UNROLLED_LAYERS = 8
@@ -160,8 +160,8 @@ class Transformer(nnx.Module):
         tokens = jnp.take_along_axis(tokens, positions, axis=1)
         # One segment that does not begin at column 0: two is the bound for which nothing is taken for granted.
         hidden, cached = self._layers(tokens, positions, segments, 2, adapter, None, keep_cache=True)
-        # In the dtype of products' operands, once: a decoding step reads all of it.
-        keys, values = (x.astype(operand_dtype(self.config)) for x in cached)
+        # Cast once: a decoding step reads all of it.
+        keys, values = (x.astype(cached_dtype(self.config)) for x in cached)
         return hidden[:, -1], kv_cache.from_prompt(keys, values, lengths, cache_length, int8=int8_cache)
 
     def decode_weights(self, adapter: Any = None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from jaxalign.models.composite import Composite
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import norm, rope_tables, softcap
-from jaxalign.models.products import operand_dtype, product, product_form
+from jaxalign.models.products import cached_dtype, product, product_form
 from jaxalign.models.transformer import Transformer, block, embed, project
 from jaxalign.rollout.generate import Completions, Sampler
 
@@ -281,7 +281,7 @@ def _attend_beside(
 ) -> Float[Array, "B C NH"]:
     """Queries that each see the cached columns and their own key, none of the others'."""
     rows, count, heads, size = q.shape
-    kv_heads, dtype = k.shape[2], operand_dtype(config)
+    kv_heads, dtype = k.shape[2], cached_dtype(config)
     groups = scaled(q, config).reshape(rows, count, kv_heads, heads // kv_heads, size)
     past = product("bckgd,bkds->bckgs", groups, keys, dtype=dtype)
     own = product("bckgd,bckd->bckg", groups, k, dtype=dtype)[..., None]

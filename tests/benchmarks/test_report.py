@@ -15,12 +15,12 @@ STEP = {
     "forms": {
         "model": {
             "products": "float32",
-            "products_reason": "a CPU without amx_bf16",
+            "products_reason": "a CPU without amx_bf16 and avx512_bf16",
             "attention": "blockwise",
         },
         "reference": {
             "products": "float32",
-            "products_reason": "a CPU without amx_bf16",
+            "products_reason": "a CPU without amx_bf16 and avx512_bf16",
             "attention": "blockwise",
         },
     },
@@ -71,7 +71,7 @@ def test_a_memory_above_its_target_misses_it(benchmark):
 
 def test_each_case_is_described_as_it_was_measured_with_the_forms_of_jaxalign(benchmark, folder):
     text = benchmark("report").write_report(folder)
-    forms = "jaxalign's products float32, attention blockwise (a CPU without amx_bf16)"
+    forms = "jaxalign's products float32, attention blockwise (a CPU without amx_bf16 and avx512_bf16)"
     assert f"- sft-s: what sft-s was when it was measured; {forms}\n" in text
     assert "- start-s: its settings were not kept\n" in text
 

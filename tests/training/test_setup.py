@@ -44,7 +44,7 @@ def test_a_run_records_its_forms_and_why(loaded, tmp_path):
             "attention": "blockwise",
             "attention_reason": "a cpu",
             "products": "float32",
-            "products_reason": "a CPU without amx_bf16",
+            "products_reason": "a CPU without amx_bf16 and avx512_bf16",
         }
     }
 
