@@ -6,7 +6,8 @@ Claims to be looked at, none taken for granted: a doctor that read token rewards
 Command: python experiments/doctor_text.py --shared ../shared --output runs/doctor_text [--seeds 0 1 2]
   It makes table.md and table.json. What is done is kept, stage by stage: the same command goes on.
 Text: `doctor_text_files.py`. Patient: stories260K, tuned on short sentences under the instruction of their own face and
-  without any, and on stories, so that it writes mixed sentences by itself. Judge: a reward model on stories260K of
+  without any, and on stories, so that it writes mixed sentences by itself; then, as that alone makes it heed an
+  instruction hardly at all, by DPO to prefer under each instruction the sentence of its face. Judge: a reward model on stories260K of
   sentences, and of last lines of whole reviews, that no other model here learned from; it reads two texts and has no
   opinion where their scores are within a tenth of a standard deviation. Patient, judge and the reward model of
   best-of-n and ARGS serve all seeds; a seed is that of the doctors, of DPO and of the samples.
@@ -64,7 +65,7 @@ ARGS_WEIGHTS, ARGS_CANDIDATES = (1.0, 2.0), 10
 PAIR_STEPS = 150
 # At 1 the rewards of two sentences differ by 34 nats, far more than any policy of film sentences could.
 REWARD_SCALE = 0.2
-RATES = {"sft": 3e-3, "reward": 1e-3, "tfpo": 1e-4, "genarm": 3e-4, "dpo": 3e-4}
+RATES = {"sft": 3e-3, "faces": 1e-3, "reward": 1e-3, "tfpo": 1e-4, "genarm": 3e-4, "dpo": 3e-4}
 
 # (prompts, key) -> one completion a prompt.
 Writer = Callable[[list[str], jax.Array], Completions]
@@ -128,7 +129,9 @@ class Experiment:
 
     # --- models -------------------------------------------------------------------------------
 
-    def patient(self) -> Path:
+    def tuned(self) -> Path:
+        """What the patient begins as."""
+
         def make(run: RunConfig) -> dict[str, Any]:
             return held_out(
                 train_sft(
@@ -141,6 +144,27 @@ class Experiment:
                         ),
                         train=steps(600, rows=32),
                         optimizer=rate("sft"),
+                    )
+                )
+            )
+
+        return self.once("tuned", make)
+
+    def patient(self) -> Path:
+        def make(run: RunConfig) -> dict[str, Any]:
+            return held_out(
+                train_dpo(
+                    DPOConfig(
+                        run=run,
+                        model=ModelSource(path=str(self.tuned())),
+                        data=self.data(
+                            self.text.face_pairs("doctor", self.under),
+                            self.text.face_pairs("test", self.under),
+                        ),
+                        # The weight keeps it fluent: without it its own sentences cost a nat a token more.
+                        loss=DPOLossConfig(beta=0.1, sft_weight=1.0),
+                        train=steps(600),
+                        optimizer=rate("faces"),
                     )
                 )
             )

@@ -121,6 +121,17 @@ class Text:
         """Of doctor or test."""
         return write(self.folder / f"pairs_{part}.jsonl", pairs_of(self.sentences[part], seed=0))
 
+    def face_pairs(self, part: str, under: Callable[[str, str], str]) -> Path:
+        """The pairs of doctor or test under both instructions, each preferring the sentence of its face."""
+
+        def rows() -> Iterator[dict[str, str]]:
+            for row in pairs_of(self.sentences[part], seed=0):
+                prompt, better, worse = row["prompt"], row["chosen"], row["rejected"]
+                yield {"prompt": under(FACES["pos"], prompt), "chosen": better, "rejected": worse}
+                yield {"prompt": under(FACES["neg"], prompt), "chosen": worse, "rejected": better}
+
+        return write(self.folder / f"face_pairs_{part}.jsonl", rows())
+
     def judge_pairs(self) -> Path:
         """The judge's sentences, and the last line of each review, where the verdict mostly stands."""
         texts = {label: list(found) for label, found in self.sentences["judge"].items()}
