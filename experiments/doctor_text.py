@@ -6,8 +6,8 @@ Claims to be looked at, none taken for granted: a doctor that read token rewards
 Command: python experiments/doctor_text.py --shared ../shared --output runs/doctor_text [--seeds 0 1 2]
   It makes table.md and table.json. What is done is kept, stage by stage: the same command goes on.
 Text: `doctor_text_files.py`. Patient: stories260K, tuned on short sentences under the instruction of their own face and
-  without any, and on stories, so that it writes mixed sentences by itself; then, as that alone makes it heed an
-  instruction hardly at all, by DPO to prefer under each instruction the sentence of its face. Judge: a reward model on stories260K of
+  without any, and on stories, so that it writes mixed sentences by itself; then, as it hardly heeds instructions from
+  that alone, by DPO to prefer under each instruction the sentence of its face. Judge: a reward model on stories260K of
   sentences, and of last lines of whole reviews, that no other model here learned from; it reads two texts and has no
   opinion where their scores are within a tenth of a standard deviation. Patient, judge and the reward model of
   best-of-n and ARGS serve all seeds; a seed is that of the doctors, of DPO and of the samples.
