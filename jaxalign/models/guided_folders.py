@@ -58,6 +58,8 @@ class GuideConfig:
             "alpha": self.alpha is not None,
             "beta": self.beta is not None,
             "preference_weights": self.preference_weights != {},
+            "guidance": self.guidance != "auto",
+            "vocabulary": self.vocabulary != "refuse",
         }
         for name in (name for name, there in given.items() if there and not self.doctor):
             raise ValueError(f"{name} is for a patient with doctors; name them with --doctor=FOLDER")
