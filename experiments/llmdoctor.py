@@ -50,6 +50,8 @@ from jaxalign.training.token_rewards import (
 BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 # Exponents of the table and of the two dimensions: chosen on seed 100.
 BETA = {"paper": 2.0, "tilted": 2.0, "genarm": 2.0}
+# As contrastive decoding has it.
+PLAUSIBILITY = 0.1
 ARGS_WEIGHTS = (0.25, 0.5, 1.0)
 WEIGHTS = ((1.0, 0.0), (0.8, 0.2), (0.5, 0.5), (0.2, 0.8), (0.0, 1.0))
 
@@ -163,13 +165,35 @@ class Lab(Trained):
             **self.sweep("TFPO tilted, all weights", full, ratio=True, betas=beta),
         }
 
+    def plausible(self) -> dict[str, Any]:
+        """Strong doctors that keep to what the patient finds plausible; at beta 0 what that alone does."""
+        found = {}
+        for name, folder, ratio in (
+            ("TFPO paper", self.tfpo("paper"), False),
+            ("TFPO tilted", self.tfpo("tilted"), True),
+            ("GenARM", self.genarm(), False),
+        ):
+            betas = (0.0, 1.0, 2.0, 4.0)
+            found |= self.sweep(
+                name, self.doctor(folder), ratio=ratio, betas=betas, plausibility=PLAUSIBILITY
+            )
+        return found
+
     def sweep(
-        self, name: str, doctor: Doctor, *, ratio: bool, betas: tuple[float, ...] = BETAS, patient: Any = None
+        self,
+        name: str,
+        doctor: Doctor,
+        *,
+        ratio: bool,
+        betas: tuple[float, ...] = BETAS,
+        patient: Any = None,
+        plausibility: float = 0.0,
     ) -> dict[str, Any]:
         """Guided decoding over beta; one program serves all."""
         measure = self.measure(patient)
         patient = self.patient() if patient is None else patient
-        guided = guide(patient, [doctor], betas=[1.0], guidance="ratio" if ratio else "product")
+        guidance = "ratio" if ratio else "product"
+        guided = guide(patient, [doctor], betas=[1.0], guidance=guidance, plausibility=plausibility)
         sampler, found = Sampler(guided), {}
         for beta in betas:
             sampler.update(guided.with_weights(betas=[beta]).params)
@@ -255,7 +279,7 @@ class Lab(Trained):
         )
 
 
-STAGES = ("faces", "tokens", "learning", "comparison", "pareto")
+STAGES = ("faces", "tokens", "learning", "comparison", "plausible", "pareto")
 # Of the first seed alone.
 ONCE = ("ablations", "weak_to_strong", "cost")
 

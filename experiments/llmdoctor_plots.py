@@ -71,7 +71,8 @@ def write(output: Path, results: Results, chosen: Mapping[str, float]) -> None:
     write_json(output / "results.json", results)
     names = {name for found in results.values() for name in found}
     there = {name: [found[name] for found in results.values() if name in found] for name in names}
-    parts = [_faces, _tokens, _learning, _comparison, _sweeps, _ablations, _pareto, _weak_to_strong, _cost]
+    parts = [_faces, _tokens, _learning, _comparison, _sweeps, _plausible]
+    parts += [_ablations, _pareto, _weak_to_strong, _cost]
     text = ["Means, ± standard deviation over seeds where there are several."]
     for part in parts:
         stage = {"_sweeps": "comparison"}.get(part.__name__, part.__name__[1:])
@@ -213,18 +214,21 @@ def _at_kl(line: list[tuple[float, float]], level: float) -> float | None:
     return None
 
 
-def _pareto(seeds: list[Any], _: Any) -> list[str]:
-    names = [n for n in seeds[0] if n != "seconds"]
-    return [
-        "## Two dimensions",
-        "",
-        *_table(["weights of kindness and brevity, tilted", *HEAD], [_row(seeds, n) for n in names]),
-    ]
+def _plausible(seeds: list[Any], _: Any) -> list[str]:
+    return _all_rows(seeds, "Over beta, of what the patient finds plausible", "method")
 
 
 def _ablations(seeds: list[Any], _: Any) -> list[str]:
-    names = [n for n in seeds[0] if n != "seconds"]
-    return ["## Ablations", "", *_table(["method", *HEAD], [_row(seeds, n) for n in names])]
+    return _all_rows(seeds, "Ablations", "method")
+
+
+def _pareto(seeds: list[Any], _: Any) -> list[str]:
+    return _all_rows(seeds, "Two dimensions", "weights of kindness and brevity, tilted")
+
+
+def _all_rows(seeds: list[Any], title: str, first: str) -> list[str]:
+    rows = [_row(seeds, name) for name in seeds[0] if name != "seconds"]
+    return [f"## {title}", "", *_table([first, *HEAD], rows)]
 
 
 def _weak_to_strong(seeds: list[Any], _: Any) -> list[str]:

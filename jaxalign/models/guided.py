@@ -4,12 +4,15 @@
     g_i = log doctor_i                        (product)
     g_i = log doctor_i - log reference_i      (ratio; the reference is what the doctor began as)
 
+where the patient gives y at least `plausibility` times the probability of its likeliest token; elsewhere pi is 0.
+
 A `GuidedModel` reads prompts and decodes as any causal model does, so a `Sampler` takes it as one. Its cache is one
 cache: the layers of patient and doctors one after another. alpha and beta are leaves, so other weights need no other
 program.
 
 Source: arXiv:2601.10416 (product). The ratio is for doctors whose target already holds their own reference, which the
-product would count twice.
+product would count twice. Plausibility is the adaptive constraint of contrastive decoding (arXiv:2210.15097): a ratio
+is unbounded on tokens that its doctor never saw.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxalign.masking import NEGATIVE
 from jaxalign.models import kv_cache
 from jaxalign.models.composite import Composite
 from jaxalign.models.config import ModelConfig
@@ -103,20 +107,26 @@ class GuidedModel(Composite):
     Attributes:
       definition: the static part.
       params: `patient`; `experts`, each with `base`, perhaps `adapters` (attached; several stacked), `vocabulary` and
-        `unknown`; `alpha`, float32; `betas`, float32, one a doctor.
+        `unknown`; `alpha`, float32; `betas`, float32, one a doctor; `floor`, float32, the log of plausibility.
     """
 
     def with_weights(
-        self, *, alpha: float | None = None, betas: Sequence[float] | None = None
+        self,
+        *,
+        alpha: float | None = None,
+        betas: Sequence[float] | None = None,
+        plausibility: float | None = None,
     ) -> "GuidedModel":
         """The same models under other weights; a program compiled for one serves the other.
 
         Raises:
-          ValueError: a negative weight, or not one a doctor.
+          ValueError: as `guide`.
         """
         changes = {} if alpha is None else {"alpha": _checked_alpha(alpha)}
         if betas is not None:
             changes["betas"] = _checked_betas(betas, len(self.params["betas"]))
+        if plausibility is not None:
+            changes["floor"] = _floor(plausibility)
         return GuidedModel(self.definition, self.params | changes)
 
     def __call__(self, tokens: Int[Array, "B T"], *, lengths: Int[Array, " B"] | None = None) -> jax.Array:
@@ -134,7 +144,8 @@ class GuidedModel(Composite):
         # Constants a row change no distribution, so nothing is normalized: with beta 0 these are the patient's own.
         betas = self.params["betas"]
         alpha = self.params["alpha"] + _exponent(self.definition.patient_shares, betas)
-        total = alpha * self._patient.logits(hidden["patient"])[..., :size]
+        patient = self._patient.logits(hidden["patient"])[..., :size]
+        total = alpha * patient
         for (expert, part), members in zip(self._experts, hidden["experts"], strict=True):
             model = self._model(expert, part)
             for shares, states in zip(expert.shares, members, strict=True):
@@ -142,7 +153,8 @@ class GuidedModel(Composite):
                 exponent = _exponent(shares, betas)
                 # What has no weight must add 0 also where it is infinite.
                 total = total + jnp.where(exponent == 0, 0.0, exponent * logits)
-        return total
+        floor = jnp.max(patient, axis=-1, keepdims=True) + self.params["floor"]
+        return jnp.where(patient >= floor, total, NEGATIVE)
 
     # --- decoding, as `Transformer` does it ---------------------------------------------------
 
@@ -228,6 +240,7 @@ def guide(
     alpha: float = 1.0,
     betas: Sequence[float],
     guidance: Guidance = "product",
+    plausibility: float = 0.0,
 ) -> GuidedModel:
     """A patient steered by doctors.
 
@@ -238,10 +251,12 @@ def guide(
       betas: exponent of each doctor; 0 leaves it out, and all 0 (with alpha 1) is the patient, bit for bit.
       guidance: product or ratio, see above. A reference that is the patient has the patient's weights, also where
         those are 8-bit.
+      plausibility: the part of its likeliest token's probability that the patient must give a token for it to be
+        written; 0 leaves all tokens.
 
     Raises:
-      ValueError: no doctor, a negative weight, not one a doctor; guidance by ratio of a doctor that has neither
-        adapter nor reference; a vocabulary of another length than another's.
+      ValueError: no doctor, a negative weight, not one a doctor, a plausibility outside 0 to 1; guidance by ratio of a
+        doctor that has neither adapter nor reference; a vocabulary of another length than another's.
     """
     if not doctors:
         raise ValueError("expected at least one doctor")
@@ -286,6 +301,7 @@ def guide(
         "experts": parts,
         "alpha": _checked_alpha(alpha),
         "betas": _checked_betas(betas, len(doctors)),
+        "floor": _floor(plausibility),
     }
     definition = GuidedDefinition(
         Definition(patient.config),
@@ -333,6 +349,12 @@ def _checked_betas(betas: Sequence[float], count: int) -> jax.Array:
     if not (np.isfinite(values) & (values >= 0)).all():
         raise ValueError(f"betas must be numbers that are not negative, got {values.tolist()}")
     return jnp.asarray(values)
+
+
+def _floor(plausibility: float) -> jax.Array:
+    if not 0 <= plausibility <= 1:
+        raise ValueError(f"plausibility must be a number from 0 to 1, got {plausibility}")
+    return jnp.log(jnp.float32(plausibility))
 
 
 def _exponent(shares: Sequence[float], betas: Float[Array, " K"]) -> Float[Array, ""]:

@@ -34,6 +34,8 @@ class GuideConfig:
       beta: exponent of each doctor's; 0 leaves the doctors out; null takes the cards'.
       preference_weights: a weight for the dimension of every doctor, which multiplies its beta, as in
         '{"helpfulness": 0.8, "safety": 0.2}'; empty weighs each with 1.
+      plausibility: the part of its likeliest token's probability that the patient must give a token for it to be
+        written, which keeps strong doctors from nonsense; 0 leaves all tokens.
       guidance: product multiplies by what a doctor says; ratio by that over what it said before its training; auto
         takes the cards'.
       vocabulary: what to do with a doctor whose tokenizer is not the patient's: refuse it, or map tokens by their
@@ -45,6 +47,7 @@ class GuideConfig:
     alpha: float | None = None
     beta: float | None = None
     preference_weights: dict[str, float] = field(default_factory=dict)
+    plausibility: float = 0.0
     guidance: Literal["auto", "product", "ratio"] = "auto"
     vocabulary: OtherVocabulary = "refuse"
 
@@ -53,11 +56,14 @@ class GuideConfig:
         for name, value in {"alpha": self.alpha, "beta": self.beta, **weights}.items():
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number that is not negative, got {value}")
+        if not 0 <= self.plausibility <= 1:
+            raise ValueError(f"plausibility must be a number from 0 to 1, got {self.plausibility}")
         given = {
             "patient": self.patient != "",
             "alpha": self.alpha is not None,
             "beta": self.beta is not None,
             "preference_weights": self.preference_weights != {},
+            "plausibility": self.plausibility != 0,
             "guidance": self.guidance != "auto",
             "vocabulary": self.vocabulary != "refuse",
         }
@@ -78,6 +84,7 @@ class Doctors:
       guidance: product or ratio.
       alpha: the patient's exponent.
       betas: each doctor's exponent.
+      plausibility: see `GuideConfig`.
       vocabulary: see `GuideConfig`.
     """
 
@@ -89,6 +96,7 @@ class Doctors:
     guidance: Guidance
     alpha: float
     betas: tuple[float, ...]
+    plausibility: float
     vocabulary: OtherVocabulary
 
     def patient_folder(self) -> str:
@@ -171,6 +179,7 @@ def read_doctors(config: GuideConfig) -> Doctors:
         guidance=guidance,
         alpha=common("alpha") if config.alpha is None else config.alpha,
         betas=_betas(config, cards),
+        plausibility=config.plausibility,
         vocabulary=config.vocabulary,
     )
 
@@ -262,7 +271,14 @@ def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "
             reference = load(card.reference) if ratio else None
             steering.append(Doctor(load(home), reference=reference, **heard))
         check_vocabulary(steering[-1].model.config, words)
-    return guide(patient, steering, alpha=doctors.alpha, betas=doctors.betas, guidance=doctors.guidance)
+    return guide(
+        patient,
+        steering,
+        alpha=doctors.alpha,
+        betas=doctors.betas,
+        guidance=doctors.guidance,
+        plausibility=doctors.plausibility,
+    )
 
 
 def _vocabulary_of(

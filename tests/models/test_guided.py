@@ -114,6 +114,20 @@ def test_a_reference_that_is_the_patient_is_not_computed_again():
         np.testing.assert_array_equal(logps(alone), logps(patient))
 
 
+def test_what_is_not_plausible_to_the_patient_is_never_written_and_the_rest_keeps_its_odds():
+    guided = models.guide(PATIENT, [Doctor(DOCTOR)], betas=[3.0])
+    free, patient = logps(guided), logps(PATIENT)
+    kept = patient >= patient.max(-1, keepdims=True) + np.log(0.2)
+    assert 0.02 < kept.mean() < 0.9
+    # The doctor would have written others.
+    assert (free.argmax(-1) != np.where(kept, free, -np.inf).argmax(-1)).any()
+    found = logps(guided.with_weights(plausibility=0.2))
+    np.testing.assert_allclose(found[kept], normalized(np.where(kept, free, -1e30))[kept], atol=2e-5)
+    assert found[~kept].max() < -1e20
+    certain = drawn(guided.with_weights(plausibility=1.0))
+    assert certain.tokens.tolist() == drawn(PATIENT, temperature=0.0).tokens.tolist()
+
+
 @pytest.mark.parametrize("guidance", [pytest.param("product", marks=pytest.mark.slow), "ratio"])
 def test_adapters_on_one_model_are_computed_together_and_give_what_they_give_alone(guidance):
     together = models.guide(

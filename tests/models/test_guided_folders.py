@@ -226,6 +226,8 @@ def test_a_folder_that_is_no_doctor_is_said_to_be_none(tiny_model_folder):
         ),
         (["--beta=0"], "beta is for a patient with doctors; name them with --doctor=FOLDER"),
         (["--patient=m"], "patient is for a patient with doctors"),
+        (["--doctor=d", "--plausibility=2"], "plausibility must be a number from 0 to 1, got 2.0"),
+        (["--plausibility=0.1"], "plausibility is for a patient with doctors"),
         (["--guidance=ratio"], "guidance is for a patient with doctors"),
         (["--vocabulary=map"], "vocabulary is for a patient with doctors"),
         (["--preference-weights={kind: 1}"], "preference_weights is for a patient with doctors"),
