@@ -152,22 +152,12 @@ class Experiment:
 
     def patient(self) -> Path:
         def make(run: RunConfig) -> dict[str, Any]:
-            return held_out(
-                train_dpo(
-                    DPOConfig(
-                        run=run,
-                        model=ModelSource(path=str(self.tuned())),
-                        data=self.data(
-                            self.text.face_pairs("doctor", self.under),
-                            self.text.face_pairs("test", self.under),
-                        ),
-                        # The weight keeps it fluent: without it its own sentences cost a nat a token more.
-                        loss=DPOLossConfig(beta=0.1, sft_weight=1.0),
-                        train=steps(600),
-                        optimizer=rate("faces"),
-                    )
-                )
+            pairs = self.data(
+                self.text.face_pairs("doctor", self.under), self.text.face_pairs("test", self.under)
             )
+            # The weight keeps it fluent: without it its own sentences cost a nat a token more.
+            loss = DPOLossConfig(beta=0.1, sft_weight=1.0)
+            return preferring(run, self.tuned(), pairs, loss, 600, "faces")
 
         return self.once("patient", make)
 
@@ -215,26 +205,15 @@ class Experiment:
 
     def genarm(self, seed: int) -> Path:
         """A doctor by the logistic loss without a reference."""
-        return self._preference("genarm", DPOLossConfig(name="cpo", beta=0.1, sft_weight=0.0), seed)
+        return self._preferring("genarm", DPOLossConfig(name="cpo", beta=0.1, sft_weight=0.0), seed)
 
     def dpo(self, seed: int) -> Path:
         """The patient itself, trained."""
-        return self._preference("dpo", DPOLossConfig(beta=0.1), seed)
+        return self._preferring("dpo", DPOLossConfig(beta=0.1), seed)
 
-    def _preference(self, name: str, loss: DPOLossConfig, seed: int) -> Path:
+    def _preferring(self, name: str, loss: DPOLossConfig, seed: int) -> Path:
         def make(run: RunConfig) -> dict[str, Any]:
-            return held_out(
-                train_dpo(
-                    DPOConfig(
-                        run=run,
-                        model=ModelSource(path=str(self.patient())),
-                        data=self._pairs,
-                        loss=loss,
-                        train=steps(PAIR_STEPS),
-                        optimizer=rate(name),
-                    )
-                )
-            )
+            return preferring(run, self.patient(), self._pairs, loss, PAIR_STEPS, name)
 
         return self.once(f"{name}-{seed}", make, seed)
 
@@ -368,6 +347,24 @@ def steps(count: int, rows: int = 8) -> TrainConfig:
 
 def rate(name: str) -> OptimizerConfig:
     return OptimizerConfig(learning_rate=RATES[name], warmup_ratio=0.1, weight_decay=0.01)
+
+
+def preferring(
+    run: RunConfig, start: Path, pairs: DataConfig, loss: DPOLossConfig, count: int, name: str
+) -> dict[str, Any]:
+    """Trains the model of a stage on pairs; the held-out figures."""
+    return held_out(
+        train_dpo(
+            DPOConfig(
+                run=run,
+                model=ModelSource(path=str(start)),
+                data=pairs,
+                loss=loss,
+                train=steps(count),
+                optimizer=rate(name),
+            )
+        )
+    )
 
 
 def held_out(result: TrainResult) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float
 
 from jaxalign.models.config import Choice, ModelConfig, ProductForm
 
-# Each of them multiplies bfloat16 at least twice as fast as float32; the first that a CPU has is named as the reason.
+# With either, a CPU multiplies bfloat16 faster than float32 (`docs/performance.md`). The first that a CPU has is named
+# as the reason.
 BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
 
 
@@ -67,8 +68,8 @@ def operand_dtype(config: ModelConfig) -> Any:
 def cached_dtype(config: ModelConfig) -> Any:
     """What keys and values are cached in, and attention reads them in.
 
-    float32 on CPUs: products of one query with its own row's cache are slower in bfloat16 there, whatever the
-    instructions (`docs/performance.md`).
+    float32 in both forms of CPUs: products of one query with its own row's cache were slower in bfloat16 there, with
+    instructions for it (AVX-512 BF16) and without (`docs/performance.md`).
     """
     return jnp.dtype(config.compute_dtype if product_form(config) == "natural" else "float32")
 
