@@ -1,4 +1,4 @@
-"""Rotations and their tables: derivatives by hand equal automatic ones, in the form a CPU runs fast."""
+"""Rotations, their tables and activations: derivatives by hand equal automatic ones, in the form a CPU runs fast."""
 
 import re
 from dataclasses import replace
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxalign import models
-from jaxalign.models.layers import rope_tables, rope_tables_apart, rotate
+from jaxalign.models.layers import activate, activated, rope_tables, rope_tables_apart, rotate
 
 CONFIG = models.load_config(Path(__file__).parents[1] / "golden" / "models" / "llama")
 
@@ -57,3 +57,24 @@ def test_a_cpu_computes_cosines_once_for_all_layers_and_heads():
 
     compiled = loss.lower(definition, params, jnp.zeros((2, 16), jnp.int32)).compile().as_text()
     assert len(re.findall(r" cosine\(", compiled)) == 1
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("is_gated", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_activation_is_rounded_once_with_its_gradient(activation, is_gated, dtype):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, gated, d_out = (jax.random.normal(k, (5, 7)).astype(dtype) for k in keys)
+    gated = gated if is_gated else None
+
+    def plain(x, gated):
+        return activate(x, activation) * (1.0 if gated is None else gated)
+
+    found, pull = jax.vjp(lambda *inputs: activated(activation, *inputs), x, gated)
+    wide = jax.tree.map(jnp.float32, (x, gated))
+    wanted, pull_wide = jax.vjp(plain, *wide)
+    got, right = (found, *pull(d_out)), (wanted, *pull_wide(jnp.float32(d_out)))
+    assert jax.tree.map(lambda a: a.dtype.name, got) == jax.tree.map(lambda _: dtype, got)
+    # bfloat16 has 8 significant bits.
+    bound = {"rtol": 2**-8, "atol": 1e-6} if dtype == "bfloat16" else {"rtol": 1e-5, "atol": 1e-6}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), b, **bound), got, right)
