@@ -14,6 +14,8 @@ from typing import Any
 
 from cases import CHECKED, PPO_RELEASE, Case
 
+from jaxalign.cli.huge_pages import changed_environment
+
 HERE = Path(__file__).parent
 # Steps before the first one that counts.
 WARM_UP = CHECKED + 2
@@ -142,7 +144,8 @@ class Sides:
         """
         log, patience = folder / f"{name}.log", max(PATIENCE, TIMES * 60 * case.minutes)
         # What `jaxalign` sets for itself on the command line.
-        pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        own = changed_environment({"JAX_PLATFORMS": "cpu"}) or {}
+        pages = {name: value for name, value in own.items() if name == "GLIBC_TUNABLES"}
         if name == "ours":
             environment = {
                 "PYTHONPATH": str(HERE.parent),

@@ -1,8 +1,9 @@
-"""Memory in large pages on Linux: a training step on a CPU spends up to a third of its time getting small ones.
+"""Memory for training on a CPU under Linux: in large pages, and kept between the steps.
 
-XLA allocates the temporaries of a program anew at each call; glibc takes them from the kernel in pages of 4 KiB,
-each cleared and mapped at its first touch. With pages of 2 MiB there are a few hundred in place of 160,000 a
-step (a Llama of 8 million weights, batch 8 x 256; figures in docs/performance.md).
+XLA allocates the temporaries of a program anew at each call. glibc takes them from the kernel, in pages of 4 KiB,
+each cleared and mapped at its first touch, and gives them back afterwards. Pages of 2 MiB are a few hundred in place
+of 160,000 a step (a Llama of 8 million weights, batch 8 x 256). Memory that is kept need not be cleared again, nor
+be fetched from the host of a virtual machine, which takes back what lies free for a second (docs/performance.md).
 """
 
 import os
@@ -11,16 +12,21 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-TUNABLE = "glibc.malloc.hugetlb"
+PAGES = "glibc.malloc.hugetlb"
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+# Where the kernel shows accelerators: their programs have their temporaries elsewhere.
+ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "kfd")
+# A block larger than this part of the machine's memory is given back after use: holes make what is kept two to three
+# times as large as the largest block.
+KEPT_PART = 1 / 16
 
 
 def run_in_huge_pages(environment: Mapping[str, str] = os.environ) -> None:
-    """Starts this process over, with glibc told to ask for large pages, where it can and was not told anything yet.
+    """Starts this process over, with glibc told to ask for large pages and to keep them, where it was not told yet.
 
-    glibc reads the setting before the first line of Python runs, so nothing short of a new start (30 ms) will
-    do. The process id stays. `JAXALIGN_HUGE_PAGES=0` turns it off, as does a value of one's own for
-    `glibc.malloc.hugetlb` in `GLIBC_TUNABLES`.
+    glibc reads the settings before the first line of Python runs, so nothing short of a new start (30 ms) will
+    do. The process id stays. `JAXALIGN_HUGE_PAGES=0` turns all of it off, as does a value of one's own for
+    `glibc.malloc.hugetlb` in `GLIBC_TUNABLES`; `JAXALIGN_KEEP_MEMORY=0` has memory given back after each step.
     """
     changed = changed_environment(environment)
     if changed is not None:
@@ -30,9 +36,35 @@ def run_in_huge_pages(environment: Mapping[str, str] = os.environ) -> None:
 def changed_environment(environment: Mapping[str, str]) -> dict[str, str] | None:
     """The environment that asks for large pages; None where it would change nothing."""
     tunables = environment.get("GLIBC_TUNABLES", "")
-    if environment.get("JAXALIGN_HUGE_PAGES") == "0" or TUNABLE in tunables or not supported():
+    if environment.get("JAXALIGN_HUGE_PAGES") == "0" or PAGES in tunables or not supported():
         return None
-    return {**environment, "GLIBC_TUNABLES": ":".join(x for x in (tunables, f"{TUNABLE}=1") if x)}
+    added = {PAGES: 1} | (kept(memory()) if keeps(environment) else {})
+    parts = [tunables, *(f"{name}={value}" for name, value in added.items() if name not in tunables)]
+    return {**environment, "GLIBC_TUNABLES": ":".join(part for part in parts if part)}
+
+
+def kept(total: int) -> dict[str, int]:
+    """glibc's settings by which freed blocks are kept, but for large ones, on a machine with `total` bytes."""
+    largest = int(total * KEPT_PART)
+    return {
+        # One heap: those of threads hold blocks up to 64 MiB only.
+        "glibc.malloc.arena_max": 1,
+        "glibc.malloc.mmap_threshold": largest,
+        "glibc.malloc.trim_threshold": 2 * largest,
+    }
+
+
+def keeps(environment: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
+    """Whether programs run on the CPU, and nobody asked for memory to be given back."""
+    if environment.get("JAXALIGN_KEEP_MEMORY") == "0":
+        return False
+    on_cpu = environment.get("JAX_PLATFORMS", "") == "cpu"
+    return on_cpu or not any(next(devices.glob(name), None) for name in ACCELERATORS)
+
+
+def memory() -> int:
+    """Bytes of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def supported() -> bool:
