@@ -18,7 +18,7 @@ def supported(monkeypatch):
 
 
 KEPT = (
-    "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=2147483648:glibc.malloc.trim_threshold=4294967296"
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
 )
 ON_CPU = {"JAX_PLATFORMS": "cpu"}
 
