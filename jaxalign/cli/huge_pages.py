@@ -18,7 +18,7 @@ SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "kfd")
 # A block larger than this part of the machine's memory is given back after use: holes make what is kept two to three
 # times as large as the largest block.
-KEPT_PART = 1 / 8
+KEPT_PART = 1 / 10
 
 
 def run_in_huge_pages(environment: Mapping[str, str] = os.environ) -> None:

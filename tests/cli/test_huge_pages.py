@@ -14,11 +14,11 @@ needs_support = pytest.mark.skipif(not huge_pages.supported(), reason="no glibc 
 @pytest.fixture
 def supported(monkeypatch):
     monkeypatch.setattr(huge_pages, "supported", lambda: True)
-    monkeypatch.setattr(huge_pages, "memory", lambda: 32 << 30)
+    monkeypatch.setattr(huge_pages, "memory", lambda: 10 << 30)
 
 
 KEPT = (
-    "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483648"
 )
 ON_CPU = {"JAX_PLATFORMS": "cpu"}
 
