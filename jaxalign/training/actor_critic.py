@@ -36,17 +36,10 @@ class ActorCritic:
     reference_definition: Any
     head: Any = None
 
-    def forward(
-        self, params, frozen, tokens, lengths, mask, *, temperature, packing=None
-    ) -> tuple[TokenScores, jax.Array]:
-        """Token scores, and the value before each counted token."""
-        scores, per_token = self._both(params, frozen, tokens, lengths, mask, temperature, packing)
-        return scores, values_before(per_token, mask)
-
     def score(
         self, params, frozen, tokens, lengths, mask, *, temperature, packing=None
     ) -> tuple[TokenScores, jax.Array, jax.Array]:
-        """The same, and the value [B] after each row's last token."""
+        """Token scores, the value before each counted token [B, T], and that after each row's last token [B]."""
         scores, per_token = self._both(params, frozen, tokens, lengths, mask, temperature, packing)
         after = jnp.take_along_axis(per_token, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
         return scores, values_before(per_token, mask), after

@@ -27,12 +27,12 @@ from jaxalign.rollout.trajectory import Rows
 from jaxalign.training.experience import final_scores
 from jaxalign.training.group_rollout import Rollout, ending_at_last, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
-from jaxalign.training.on_policy import Stopwatch, rollout_metrics, step_metrics
+from jaxalign.training.on_policy import Stopwatch, rollout_metrics, sampler_gaps, step_metrics
 from jaxalign.training.packing import packing_of
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.reward_source import build_reward
-from jaxalign.training.rollout_engine import importance
+from jaxalign.training.rollout_engine import importance, sampler_logps
 from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.step import make_update, mean_of
@@ -81,11 +81,7 @@ def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, 
         clipped = mean_of((ratio < 1 - low) | (ratio > high), mask)
         metrics = step_metrics(scores, old, mask) | {"policy/clip_fraction": clipped}
         if alone:
-            gap = jnp.abs(jnp.where(mask, scores.logps - batch["sampler_logps"], 0.0))
-            metrics |= {
-                "rollout/logp_gap_max": (gap.max(), jnp.ones(())),
-                "rollout/logp_gap_mean": mean_of(gap, mask),
-            }
+            metrics |= sampler_gaps(scores, batch["sampler_logps"], mask)
         if alone and with_kl:
             kl = jnp.where(mask, scores.logps - batch["ref_logps"], 0.0).sum()
             metrics["objective/kl"] = (kl, jnp.sum(mask.any(1), dtype=jnp.float32))
@@ -240,8 +236,7 @@ class Trainer(PolicyTrainer):
         if logps is not None:
             return data | {"old_logps": logps}
         # What the only step finds is what a forward pass before it would: the weights are the same.
-        sampled = np.where(completions.mask, completions.logps, 0.0)
-        return data | {"sampler_logps": rows.from_completion(sampled)}
+        return data | {"sampler_logps": sampler_logps(rows, completions)}
 
     def _objective(self, found: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, float]:
         """Entropy a counted token, and the KL a counted row where there is a reference."""

@@ -260,6 +260,15 @@ def step_metrics(scores: TokenScores, old_logps: jax.Array, mask: jax.Array) -> 
     }
 
 
+def sampler_gaps(scores: TokenScores, sampler_logps: jax.Array, mask: jax.Array) -> Metrics:
+    """How far the sampler's log-probs are from those of a step that is the only one on its rollout; all [B, T]."""
+    gap = jnp.abs(jnp.where(mask, scores.logps - sampler_logps, 0.0))
+    return {
+        "rollout/logp_gap_max": (gap.max(), jnp.ones(())),
+        "rollout/logp_gap_mean": mean_of(gap, mask),
+    }
+
+
 def rollout_metrics(completions: Completions, rewards: Rewards, scores: np.ndarray) -> dict[str, float]:
     """What a rollout looked like; scores are the rewards before any shaping, [N]."""
     valid = rewards.valid

@@ -6,23 +6,25 @@ One update:
     -> KL penalty, GAE, whitening -> epochs x minibatches of the clipped loss
     -> KL controller -> log, save
 
+With one optimizer step a rollout, that step's own forward passes are the scores of policy and critic.
+
 Sources: arXiv:1707.06347 (PPO), arXiv:1909.08593 and arXiv:2009.01325 (on language
 models); the details follow "The N implementation details of RLHF with PPO" (2023).
 """
 
+import functools
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device
 from jaxalign.rewards import evaluate_reward
-from jaxalign.rollout import Engine, join_rows
+from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run
 from jaxalign.training import setup
@@ -34,7 +36,7 @@ from jaxalign.training.on_policy import OnPolicyTrainer, Stopwatch, load_prompts
 from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
-from jaxalign.training.rollout_engine import importance, make_generator
+from jaxalign.training.rollout_engine import importance, make_generator, sampler_logps
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import make_update
@@ -55,18 +57,25 @@ class Trainer(OnPolicyTrainer):
     def __post_init__(self) -> None:
         config = self.config
         self.coefficient = config.kl.coefficient
+        judge = functools.partial(
+            advantages_of, kl=config.kl, loss=config.loss, whiten_rewards=config.reward.whiten
+        )
         self._update = make_update(
-            ppo_loss(self.models, config.loss, config.sampling.temperature),
+            ppo_loss(self.models, config.loss, config.sampling.temperature, judge),
             ppo_counts,
             self.optimizer,
             accumulation_steps=config.train.accumulation_steps,
             accept=self._within_limit if config.loss.ratio_limit else None,
         )
-        self._score = jax.jit(self._score_rows)
-        self._advantages = jax.jit(
-            lambda *arrays: advantages_of(
-                *arrays, kl=config.kl, loss=config.loss, whiten_rewards=config.reward.whiten
-            )
+        self._score = jax.jit(self._score_rows, static_argnames="learners")
+        self._advantages = jax.jit(judge)
+
+    @property
+    def one_step(self) -> bool:
+        """Whether a rollout has one optimizer step, on all of it at once, and nothing is asked of the policy before."""
+        train = self.config.train
+        return train.epochs * train.minibatches * train.accumulation_steps == 1 and not (
+            self.config.loss.importance_cap
         )
 
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -75,29 +84,35 @@ class Trainer(OnPolicyTrainer):
         completions, request = self.sample(number)
         watch.sampled = time.perf_counter()
         rows = join_rows(request.prompt_ids, completions, multiple=16)
-        scored = self._scored(rows)
-        gaps = self.check_logps(number, rows, scored.logps, completions)
+        asked = not self.one_step or self.must_check(number)
+        found = self._scored(rows, learners=asked)
+        gaps = self.check_logps(number, rows, found["logps"], completions) if asked else {}
         rewards = evaluate_reward(self.reward, request)
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
         scores = final_scores(self.config.reward, rewards, completions, self.moments)
         assert rewards.valid is not None and rewards.token_rewards is not None
         if not rewards.valid.any():
             raise UserError(f"update {number}: no reward applies to any of the {len(raw)} completions")
-        data, found = self._advantages(
-            drop_rows(scored, rewards.valid),
-            jnp.asarray(scores),
-            jnp.asarray(rows.from_completion(rewards.token_rewards)),
-            jnp.asarray([reason == "length" for reason in completions.finish_reason]),
-            jnp.float32(self.coefficient),
+        judged = (
+            scores,
+            rows.from_completion(rewards.token_rewards),
+            np.array([reason == "length" for reason in completions.finish_reason]),
         )
+        metrics: dict[str, float] = {}
+        if self.one_step:
+            data = self._to_judge(rows, rewards.valid, found, judged, completions)
+        else:
+            data, metrics = self._learnt_from(rows, rewards.valid, found, judged)
         watch.scored = time.perf_counter()
-        metrics = {name: float(value) for name, value in jax.device_get(found).items()}
-        data = {name: np.asarray(value) for name, value in jax.device_get(data).items()}
         warming = number <= self.config.critic.warmup_updates
         data["policy_weight"] = np.full(len(raw), 0.0 if warming else 1.0, np.float32)
         if cap := self.config.loss.importance_cap:
             data["weights"] = importance(cap, rows, data["old_logps"], data["mask"], completions)
         metrics |= self.passes(number, data, self._update)
+        if self.one_step:
+            metrics["rollout/logp_gap"] = metrics.pop("rollout/logp_gap_max")
+            if not asked:
+                self.check_gaps(number, metrics)
         metrics |= rollout_metrics(completions, rewards, raw)
         metrics |= {
             "objective/kl_coefficient": self.coefficient,
@@ -115,22 +130,67 @@ class Trainer(OnPolicyTrainer):
         self.coefficient = next_coefficient(self.config.kl, self.coefficient, kl, len(raw))
         return metrics, self.samples(request, raw)
 
-    def _scored(self, rows: Rows) -> Scored:
-        """Rows under policy, critic and reference, which is on the device for as long as this takes."""
+    def _scored(self, rows: Rows, *, learners: bool) -> dict[str, np.ndarray]:
+        """What policy and critic (`learners`) and the reference say of the rows: fields of `Scored`."""
+        if not learners and not self.config.kl.measured:
+            return {}
+        # On the device for as long as this takes.
         reference = on_device(self.reference)
-        scored = self.score_rows(
-            rows, lambda batch: self._score(self.state.params, self.frozen, reference, batch)
-        )
-        return replace(scored, tokens=rows.tokens, lengths=rows.lengths, mask=rows.mask)
 
-    def _score_rows(self, params, frozen, reference, batch) -> Scored:
+        def score(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+            return self._score(self.state.params, self.frozen, reference, batch, learners=learners)
+
+        return self.score_rows(rows, score)
+
+    def _score_rows(self, params, frozen, reference, batch, *, learners: bool) -> dict[str, jax.Array]:
         tokens, lengths, mask = batch["tokens"], batch["lengths"], batch["mask"]
         options = {"temperature": self.config.sampling.temperature, "packing": packing_of(batch)}
-        scores, values, after = self.models.score(params, frozen, tokens, lengths, mask, **options)
-        ref = scores.logps
+        found = {}
+        if learners:
+            scores, values, after = self.models.score(params, frozen, tokens, lengths, mask, **options)
+            found |= {
+                "logps": scores.logps,
+                "entropy": scores.entropy,
+                "values": values,
+                "next_values": after,
+            }
         if self.config.kl.measured:
-            ref = self.models.reference_logps(reference, tokens, lengths, mask, **options)
-        return Scored(tokens, lengths, mask, scores.logps, ref, values, scores.entropy, after)
+            found["ref_logps"] = self.models.reference_logps(reference, tokens, lengths, mask, **options)
+        return found
+
+    def _learnt_from(
+        self, rows: Rows, valid: np.ndarray, found: dict[str, np.ndarray], judged: tuple
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """What minibatches are taken from, and metrics of the rollout; `judged` is what `advantages_of` asks for."""
+        found = {"ref_logps": found["logps"]} | found
+        scored = drop_rows(Scored(tokens=rows.tokens, lengths=rows.lengths, mask=rows.mask, **found), valid)
+        data, metrics = jax.device_get(self._advantages(scored, *judged, np.float32(self.coefficient)))
+        return dict(data), {name: float(value) for name, value in metrics.items()}
+
+    def _to_judge(
+        self,
+        rows: Rows,
+        valid: np.ndarray,
+        found: dict[str, np.ndarray],
+        judged: tuple,
+        completions: Completions,
+    ) -> dict[str, np.ndarray]:
+        """The rollout as its only step reads it (see `ppo_loss`), which does the rest by itself."""
+        scores, token_rewards, truncated = judged
+        mask = rows.mask & valid[:, None]
+        data = {
+            "tokens": rows.tokens,
+            "lengths": rows.lengths,
+            "mask": mask,
+            "sampler_logps": sampler_logps(rows, completions),
+            "token_rewards": token_rewards,
+            "final_scores": scores,
+            "truncated": truncated,
+            "kl_coefficient": np.full(len(scores), self.coefficient, np.float32),
+        }
+        if "ref_logps" in found:
+            data["ref_logps"] = np.where(mask, found["ref_logps"], 0.0)
+        return data
 
     def _within_limit(self, metrics: Mapping[str, jax.Array]) -> jax.Array:
         return metrics["policy/ratio_mean"] <= self.config.loss.ratio_limit

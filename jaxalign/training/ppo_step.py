@@ -1,20 +1,33 @@
 """What one optimizer step of PPO minimises: the clipped policy loss and the critic's."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from jaxalign.losses import ppo_policy_loss, ppo_value_loss, sequence_mean, token_mean
 from jaxalign.training.actor_critic import ActorCritic
-from jaxalign.training.on_policy import step_metrics
+from jaxalign.training.experience import Scored
+from jaxalign.training.on_policy import sampler_gaps, step_metrics
 from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOLossConfig
-from jaxalign.training.step import mean_of
+from jaxalign.training.scoring import TokenScores
+from jaxalign.training.step import Metrics, mean_of
 
 __all__ = ["ppo_counts", "ppo_loss"]
 
+# `advantages_of` with a run's settings: scored rows, scores [N], token rewards [N, T], whether they were cut by length
+# [N] and the KL coefficient -> what is learnt from, and metrics.
+Judge = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
-def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float):
+
+def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float, judge: Judge | None = None):
     """Builds the loss function of `make_update`: clipped policy loss + value_weight * value loss.
+
+    A batch has old_logps, old_values, advantages and returns [B, T]; or, where it is a whole rollout and this the only
+    step on it, what `judge` makes them of: the step then begins with the policy and the critic that the rollout is
+    judged by, so that its own forward passes tell their log-probs and values. Such a batch has ref_logps,
+    sampler_logps and token_rewards [B, T], and final_scores, truncated and kl_coefficient [B].
 
     `batch["weights"]` [B, T], read with an importance cap only, weighs the clipped policy loss.
     `batch["policy_weight"]` [B] is 0 while only the critic learns. With a critic of its
@@ -30,7 +43,7 @@ def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float):
     def loss(params, frozen, batch, key, counts):
         del key  # dropout is off in PPO, in the update too
         mask = batch["mask"]
-        scores, values = models.forward(
+        scores, values, after = models.score(
             params,
             frozen,
             batch["tokens"],
@@ -39,6 +52,11 @@ def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float):
             temperature=temperature,
             packing=packing_of(batch),
         )
+        metrics = {}
+        if "old_logps" not in batch:
+            assert judge is not None
+            learnt, metrics = _judged(judge, scores, values, after, batch)
+            batch = {**batch, **learnt}
         policy_terms = ppo_policy_loss(
             scores.logps,
             batch["old_logps"],
@@ -59,7 +77,7 @@ def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float):
         total += config.value_weight * reduce(value_terms, mask, counts)
         ratio = jnp.exp(jnp.where(mask, scores.logps - batch["old_logps"], 0.0))
         clipped = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
-        metrics = step_metrics(scores, batch["old_logps"], mask) | {
+        metrics |= step_metrics(scores, batch["old_logps"], mask) | {
             "policy/loss": mean_of(policy_terms, mask),
             "policy/clip_fraction": mean_of(clipped, mask),
             "value/loss": mean_of(value_terms, mask),
@@ -70,6 +88,23 @@ def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float):
         return total, metrics
 
     return loss
+
+
+def _judged(judge: Judge, scores: TokenScores, values, after, batch) -> tuple[dict[str, jax.Array], Metrics]:
+    """What a rollout is learnt from, and its metrics, by what its only step finds before it moves anything."""
+    mask = batch["mask"]
+    logps, entropy, values, after = jax.lax.stop_gradient((scores.logps, scores.entropy, values, after))
+    reference = batch.get("ref_logps", logps)
+    scored = Scored(batch["tokens"], batch["lengths"], mask, logps, reference, values, entropy, after)
+    learnt, found = judge(
+        scored,
+        batch["final_scores"],
+        batch["token_rewards"],
+        batch["truncated"],
+        batch["kl_coefficient"][0],
+    )
+    metrics = {name: (value, jnp.ones(())) for name, value in found.items()}
+    return learnt, metrics | sampler_gaps(scores, batch["sampler_logps"], mask)
 
 
 def ppo_counts(batch) -> dict[str, jax.Array]:

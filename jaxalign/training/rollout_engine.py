@@ -55,13 +55,17 @@ def make_generator(
     )
 
 
+def sampler_logps(rows: Rows, completions: Completions) -> np.ndarray:
+    """The sampler's log-probs of the rows' completions, float32 [N, T], 0 outside the mask."""
+    return rows.from_completion(np.where(completions.mask, completions.logps, 0.0))
+
+
 def logp_gaps(rows: Rows, logps: np.ndarray, completions: Completions) -> dict[str, float]:
     """Largest and mean difference of the sampler's log-probs and those of the training forward [N, T], in nats.
 
     Over the tokens in the rows' mask; 0 where there is none.
     """
-    sampled = rows.from_completion(np.where(completions.mask, completions.logps, 0.0))
-    gaps = np.abs(sampled - logps)[rows.mask]
+    gaps = np.abs(sampler_logps(rows, completions) - logps)[rows.mask]
     return {
         "rollout/logp_gap": float(np.max(gaps, initial=0.0)),
         "rollout/logp_gap_mean": float(gaps.mean()) if gaps.size else 0.0,

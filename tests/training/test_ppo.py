@@ -1,6 +1,7 @@
 """PPO: what the checklist of published details asks for."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -215,6 +216,83 @@ def test_only_the_critic_learns_in_its_warm_up(configs, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     losses = [row["value/loss"] for row in metrics_of(tmp_path / "run")]
     assert losses[-1] < losses[0]
+
+
+def some_rewards(prompts, completions, *, completion_ids, columns):
+    """Every third completion has none."""
+    del prompts, completions, columns
+    return [None if i % 3 == 2 else float(len(ids) % 3) for i, ids in enumerate(completion_ids)]
+
+
+ONE_STEP = {
+    "train": PPOTrainConfig(updates=3, prompts=4, epochs=1, minibatches=1, score_batch_size=4),
+    "loss": PPOLossConfig(bootstrap_truncated=True, entropy_weight=0.01),
+    "kl": KLConfig(coefficient=0.1, controller="adaptive", target=0.5, horizon=50),
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"critic": CriticConfig(shared_trunk=True)}, marks=pytest.mark.slow),
+        pytest.param({"train": replace(ONE_STEP["train"], packing=True)}, marks=pytest.mark.slow),
+        pytest.param({"kl": KLConfig(coefficient=0.0, monitor=False)}, marks=pytest.mark.slow),
+    ],
+    ids=["plain", "shared", "packed", "no_reference"],
+)
+def test_one_step_a_rollout_judges_it_itself_and_learns_the_same(changes, configs, tmp_path, monkeypatch):
+    asked, plain = [], Trainer.score_rows
+
+    def score_rows(self, rows, score):
+        found = plain(self, rows, score)
+        asked.append(("values" in found, "ref_logps" in found))
+        return found
+
+    monkeypatch.setattr(Trainer, "score_rows", score_rows)
+    settings = ONE_STEP | changes
+    reads = settings["kl"].measured
+    source = RewardSource(functions=("x.py:f",), whiten=True)
+    train_ppo(configs.ppo(tmp_path / "once", reward=source, **settings), reward=some_rewards)
+    # Policy and critic only before the first update, to hold the sampler's log-probs against the policy's.
+    assert asked == [(True, reads), *([(False, True)] * 2 if reads else [])]
+    monkeypatch.setattr(Trainer, "one_step", False)
+    train_ppo(configs.ppo(tmp_path / "twice", reward=source, **settings), reward=some_rewards)
+    assert asked[-3:] == [(True, reads)] * 3
+    once, twice = (metrics_of(tmp_path / name) for name in ("once", "twice"))
+    assert [row.keys() for row in once] == [row.keys() for row in twice]
+    for ours, theirs in zip(once, twice, strict=True):
+        for name in (n for n in ours if not n.startswith("time/")):
+            assert ours[name] == pytest.approx(theirs[name], rel=2e-4, abs=2e-5), name
+    assert 0 < once[-1]["rollout/logp_gap"] < 1e-4 and once[-1]["rollout/valid_rows"] < 1
+    assert len({row.get("objective/kl_coefficient") for row in once}) == (3 if reads else 1)
+
+
+def test_one_step_finds_a_sampler_that_disagrees_before_it_is_made(configs, tmp_path, monkeypatch):
+    steps, plain = [], Trainer.passes
+    monkeypatch.setattr(
+        Trainer, "passes", lambda *args, **options: steps.append(1) or plain(*args, **options)
+    )
+    train = replace(ONE_STEP["train"], logp_tolerance=1e-12)
+    with pytest.raises(UserError, match="sampler and training log-probs of the same tokens differ"):
+        train_ppo(configs.ppo(tmp_path / "run", train=train))
+    assert not steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"train": replace(ONE_STEP["train"], minibatches=2)}, False),
+        ({"train": replace(ONE_STEP["train"], epochs=2)}, False),
+        # Advantages are whitened over the rollout, which a micro-batch is not.
+        ({"train": replace(ONE_STEP["train"], accumulation_steps=2)}, False),
+        ({"loss": PPOLossConfig(importance_cap=2.0)}, False),
+    ],
+)
+def test_a_rollout_is_judged_before_its_steps_where_they_are_several(changes, expected, configs, tmp_path):
+    config = configs.ppo(tmp_path, **({"train": ONE_STEP["train"]} | changes))
+    assert Trainer.one_step.fget(SimpleNamespace(config=config)) == expected
 
 
 @pytest.mark.slow
