@@ -18,6 +18,7 @@ BASE = {
     "logprobs",
     "mesh",
     "host_memory",
+    "kept_memory",
     "errors",
     "uncertainty",
     "config",
@@ -44,6 +45,7 @@ BASE_ORDER = [
     "logprobs",
     "mesh",
     "host_memory",
+    "kept_memory",
     "config_values",
     "config",
 ]

@@ -12,13 +12,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxalign.kept_memory import kept, memory
+
 PAGES = "glibc.malloc.hugetlb"
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 # Where the kernel shows accelerators: their programs have their temporaries elsewhere.
 ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "kfd")
-# A block larger than this part of the machine's memory is given back after use: holes make what is kept two to three
-# times as large as the largest block.
-KEPT_PART = 1 / 10
 
 
 def run_in_huge_pages(environment: Mapping[str, str] = os.environ) -> None:
@@ -43,28 +42,12 @@ def changed_environment(environment: Mapping[str, str]) -> dict[str, str] | None
     return {**environment, "GLIBC_TUNABLES": ":".join(part for part in parts if part)}
 
 
-def kept(total: int) -> dict[str, int]:
-    """glibc's settings by which freed blocks are kept, but for large ones, on a machine with `total` bytes."""
-    largest = int(total * KEPT_PART)
-    return {
-        # One heap: those of threads hold blocks up to 64 MiB only.
-        "glibc.malloc.arena_max": 1,
-        "glibc.malloc.mmap_threshold": largest,
-        "glibc.malloc.trim_threshold": 2 * largest,
-    }
-
-
 def keeps(environment: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
     """Whether programs run on the CPU, and nobody asked for memory to be given back."""
     if environment.get("JAXALIGN_KEEP_MEMORY") == "0":
         return False
     on_cpu = environment.get("JAX_PLATFORMS", "") == "cpu"
     return on_cpu or not any(next(devices.glob(name), None) for name in ACCELERATORS)
-
-
-def memory() -> int:
-    """Bytes of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def supported() -> bool:

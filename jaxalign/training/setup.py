@@ -26,6 +26,7 @@ from jaxalign.data import (
 )
 from jaxalign.data.batches import Collate
 from jaxalign.errors import ConfigError
+from jaxalign.kept_memory import give_back_for
 from jaxalign.mesh import (
     MeshConfig,
     devices_of,
@@ -160,6 +161,7 @@ def load_model(
         )
     else:
         model = models.load_pretrained(folder, revision=revision, **dtypes)
+    give_back_for(sum(leaf.nbytes for leaf in jax.tree.leaves(models.split(model)[1])))
     model = models.with_remat(model, source.remat)
     models.check_vocabulary(model.config, tokenizer)
     rows = {"max_segments": most_segments(packing), "mapped": mapped}

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from jaxalign.cli import huge_pages
+from jaxalign.kept_memory import kept, memory
 
 needs_support = pytest.mark.skipif(not huge_pages.supported(), reason="no glibc >= 2.35, or pages turned off")
 
@@ -14,7 +15,7 @@ needs_support = pytest.mark.skipif(not huge_pages.supported(), reason="no glibc 
 @pytest.fixture
 def supported(monkeypatch):
     monkeypatch.setattr(huge_pages, "supported", lambda: True)
-    monkeypatch.setattr(huge_pages, "memory", lambda: 10 << 30)
+    monkeypatch.setattr(huge_pages, "memory", lambda: 8 << 30)
 
 
 KEPT = (
@@ -73,7 +74,7 @@ def test_a_new_start_keeps_process_and_arguments():
     )
     own = ("GLIBC_TUNABLES", "JAXALIGN_HUGE_PAGES", "JAXALIGN_KEEP_MEMORY")
     clean = {k: v for k, v in os.environ.items() if k not in own} | ON_CPU
-    settings = {huge_pages.PAGES: 1} | huge_pages.kept(huge_pages.memory())
+    settings = {huge_pages.PAGES: 1} | kept(memory())
     told = ":".join(f"{name}={value}" for name, value in settings.items())
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--a=b c", "ü"], stdout=subprocess.PIPE, text=True, env=clean
