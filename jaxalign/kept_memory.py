@@ -10,8 +10,9 @@ from collections.abc import Mapping
 # A block larger than this part of the machine's memory is given back after use: holes make what is kept two to three
 # times as large as the largest block.
 KEPT_PART = 1 / 8
-# Weights, their gradient and two moments, in float32 all of one size.
-COPIES = 4
+# Nothing is kept for a model whose weights take more than this part: the temporaries of its steps are beyond what
+# glibc can lay out without holes, and were kept at 1.6 times the time of a step (docs/performance.md).
+LARGE_PART = 1 / 128
 # From malloc.h; and what glibc's own rule, which learns from what is freed, grows to.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 OWN_LARGEST = 32 << 20
@@ -34,10 +35,10 @@ def memory() -> int:
 
 
 def give_back_for(weights: int, environment: Mapping[str, str] = os.environ) -> bool:
-    """Has freed blocks given back from now on, where a model is so large that keeping them may take too much.
+    """Has freed blocks given back from now on, where a model is so large that keeping them does harm.
 
     Args:
-      weights: bytes of the model's weights. It is large where training it takes more than a kept block may have.
+      weights: bytes of the model's weights.
       environment: of this process. Nothing is changed where it does not hold the settings of `kept`.
 
     Returns:
@@ -47,7 +48,7 @@ def give_back_for(weights: int, environment: Mapping[str, str] = os.environ) -> 
     name = "glibc.malloc.mmap_threshold"
     if f"{name}={kept(total)[name]}" not in environment.get("GLIBC_TUNABLES", "").split(":"):
         return False
-    if COPIES * weights <= total * KEPT_PART:
+    if weights <= total * LARGE_PART:
         return False
     libc = ctypes.CDLL(None)
     libc.mallopt(MMAP_THRESHOLD, OWN_LARGEST)

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from jaxalign.cli import huge_pages
-from jaxalign.kept_memory import COPIES, KEPT_PART, give_back_for, kept, memory
+from jaxalign.kept_memory import LARGE_PART, give_back_for, kept, memory
 
 SETTINGS = {"GLIBC_TUNABLES": ":".join(f"{name}={value}" for name, value in kept(memory()).items())}
-LARGE = int(memory() * KEPT_PART / COPIES) + 1
+LARGE = int(memory() * LARGE_PART) + 1
 # Frees a block of 96 MiB, twice: before a model of so many bytes is there, and after.
 CODE = """
 import sys

@@ -15,6 +15,10 @@ from jaxalign.logprobs import linear_logprobs
 from jaxalign.models import LoraConfig, attach, merge
 from jaxalign.training.packing import Packing, spread, taken
 
+# Logits of up to so many bytes are not split into chunks where nothing is rematerialized: XLA then keeps them for the
+# backward pass, where chunks are computed again.
+WHOLE_LOGITS = 512 << 20
+
 
 @dataclass(frozen=True)
 class CausalPolicy:
@@ -107,14 +111,18 @@ def score_tokens(
     head = {"embedding": model.head, "temperature": temperature, **model.head_options}
     layout = packing or Packing()
     states = model.hidden(**layout.rows(tokens, lengths), **options)
-    if packing is None:
-        stats = linear_logprobs(states[:, :-1], targets=tokens[:, 1:], mask=mask[:, 1:], **head)
+    places = None if packing is None else layout.targets(tokens.size)
+    if places is None:
+        before, targets, counted = states[:, :-1], tokens[:, 1:], mask[:, 1:]
+    else:
+        before, targets, counted = layout.heads(states), taken(tokens, places), taken(mask, places)
+    vocabulary = model.head.shape[0]
+    if model.config.remat == "none" and 4 * targets.size * vocabulary <= WHOLE_LOGITS:
+        head["chunk_size"] = vocabulary
+    stats = linear_logprobs(before, targets=targets, mask=counted, **head)
+    if places is None:
         stats = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), stats)
     else:
-        places = layout.targets(tokens.size)
-        stats = linear_logprobs(
-            layout.heads(states), targets=taken(tokens, places), mask=taken(mask, places), **head
-        )
         stats = jax.tree.map(lambda x: spread(x, places, tokens.shape), stats)
     return TokenScores(
         logps=stats.logps,
