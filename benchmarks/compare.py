@@ -204,6 +204,10 @@ def measure(case: Case, folder: Path, sides: Sides, *, pairs: int, seconds: floa
         taken: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
         for pair in range(pairs):
             for side in children if pair % 2 == 0 else children[::-1]:
+                if case.task != "generate":
+                    # While the other side had its turn the memory that this one had freed may have gone back to the
+                    # host of a virtual machine, from where its next step fetches it: no step of a run of its own does.
+                    side.run(1)
                 taken[side.name].append(repeated(side, steps))
         last = {side.name: side.stop() for side in children}
     finally:
