@@ -1,7 +1,8 @@
 """TRL's PPO, which ended with its release 1.12: the trainer on a case's models and prompts, fed what jaxalign is fed.
 
 What differs from jaxalign and is matched by settings there: gradients are never clipped, and policy and value model
-share one optimizer. What differs and is left: old log-probs are the sampler's, where jaxalign scores the rollout anew.
+share one optimizer. What differs and is left: old log-probs are the sampler's, where jaxalign has those of its training
+forward.
 """
 
 import contextlib

@@ -6,20 +6,23 @@ The settings are glibc's tunables, which the commands start their process with (
 import ctypes
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
-# A block larger than this part of the machine's memory is given back after use: holes make what is kept two to three
-# times as large as the largest block.
+# A block larger than this part of the memory is given back after use: holes make what is kept two to three times as
+# large as the largest block.
 KEPT_PART = 1 / 8
-# Nothing is kept for a model whose weights take more than this part: the temporaries of its steps are beyond what
-# glibc can lay out without holes, and were kept at 1.6 times the time of a step (docs/performance.md).
-LARGE_PART = 1 / 128
+# Bytes of weights above which a model's steps have temporaries that glibc cannot lay out without holes: keeping them
+# made a step of one with 224 MB take 1.6 times as long, and helped one with 33 MB (docs/memory.md).
+LARGE = 128 << 20
 # From malloc.h; and what glibc's own rule, which learns from what is freed, grows to.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 OWN_LARGEST = 32 << 20
+# What a container may use: a number of bytes, or "max".
+LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def kept(total: int) -> dict[str, int]:
-    """glibc's settings by which freed blocks are kept, but for large ones, on a machine with `total` bytes."""
+    """glibc's settings by which freed blocks are kept, but for large ones, where there are `total` bytes."""
     largest = int(total * KEPT_PART)
     return {
         # One heap: those of threads hold blocks up to 64 MiB only.
@@ -29,9 +32,13 @@ def kept(total: int) -> dict[str, int]:
     }
 
 
-def memory() -> int:
-    """Bytes of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def memory(limit: Path = LIMIT) -> int:
+    """Bytes of the machine, or of the container where it may use less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(limit.read_text()))
+    except (OSError, ValueError):
+        return machine
 
 
 def give_back_for(weights: int, environment: Mapping[str, str] = os.environ) -> bool:
@@ -39,19 +46,18 @@ def give_back_for(weights: int, environment: Mapping[str, str] = os.environ) -> 
 
     Args:
       weights: bytes of the model's weights.
-      environment: of this process. Nothing is changed where it does not hold the settings of `kept`.
+      environment: of this process. What it does not hold of the settings of `kept` is a user's own, and stays.
 
     Returns:
       Whether it was changed.
     """
-    total = memory()
-    name = "glibc.malloc.mmap_threshold"
-    if f"{name}={kept(total)[name]}" not in environment.get("GLIBC_TUNABLES", "").split(":"):
-        return False
-    if weights <= total * LARGE_PART:
+    held = set(environment.get("GLIBC_TUNABLES", "").split(":"))
+    ours = {name for name, value in kept(memory()).items() if f"{name}={value}" in held}
+    if weights <= LARGE or "glibc.malloc.mmap_threshold" not in ours:
         return False
     libc = ctypes.CDLL(None)
-    libc.mallopt(MMAP_THRESHOLD, OWN_LARGEST)
-    libc.mallopt(TRIM_THRESHOLD, 2 * OWN_LARGEST)
+    changed = bool(libc.mallopt(MMAP_THRESHOLD, OWN_LARGEST))
+    if "glibc.malloc.trim_threshold" in ours:
+        libc.mallopt(TRIM_THRESHOLD, 2 * OWN_LARGEST)
     libc.malloc_trim(0)
-    return True
+    return changed

@@ -1,9 +1,9 @@
 """Log-probs of tokens from logits, or straight from hidden states in chunks.
 
-`linear_logprobs` never holds [B, T, V], forward or backward: it walks over the
+`linear_logprobs` does not hold [B, T, V], forward or backward: it walks over the
 vocabulary in chunks with an online log-sum-exp, and recomputes each chunk's logits in
-the backward pass. One primitive serves supervised, preference and policy-gradient
-training and scoring.
+the backward pass. (With one chunk for the whole vocabulary XLA keeps them instead.)
+One primitive serves supervised, preference and policy-gradient training and scoring.
 """
 
 import functools

@@ -8,7 +8,7 @@ True at completion tokens. `values[t]` is the value of the state before token t.
     rewards  0 0 0 r r r r 0 0      r = -beta * KL; the score is added at E
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -147,13 +147,3 @@ def advantages_of(
         "value/mean": scored.values.sum() / tokens,
     }
     return rows, metrics
-
-
-def drop_rows(scored: Scored, valid: np.ndarray) -> Scored:
-    """Rows to which no reward applies count nowhere."""
-    mask = jnp.asarray(scored.mask) & jnp.asarray(valid)[:, None]
-    keep = {
-        name: jnp.where(mask, getattr(scored, name), 0.0)
-        for name in ("logps", "ref_logps", "values", "entropy")
-    }
-    return replace(scored, mask=mask, **keep)

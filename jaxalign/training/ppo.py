@@ -15,7 +15,7 @@ models); the details follow "The N implementation details of RLHF with PPO" (202
 import functools
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.actor_critic import ActorCritic, build
-from jaxalign.training.experience import Scored, advantages_of, drop_rows, final_scores
+from jaxalign.training.experience import Scored, advantages_of, final_scores
 from jaxalign.training.kl_controller import negative_streak, next_coefficient
 from jaxalign.training.offload import offloaded
 from jaxalign.training.on_policy import OnPolicyTrainer, Stopwatch, load_prompts, rollout_metrics, run_updates
@@ -83,26 +83,28 @@ class Trainer(OnPolicyTrainer):
         watch = Stopwatch()
         completions, request = self.sample(number)
         watch.sampled = time.perf_counter()
-        rows = join_rows(request.prompt_ids, completions, multiple=16)
-        asked = not self.one_step or self.must_check(number)
-        found = self._scored(rows, learners=asked)
-        gaps = self.check_logps(number, rows, found["logps"], completions) if asked else {}
         rewards = evaluate_reward(self.reward, request)
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
-        scores = final_scores(self.config.reward, rewards, completions, self.moments)
         assert rewards.valid is not None and rewards.token_rewards is not None
         if not rewards.valid.any():
             raise UserError(f"update {number}: no reward applies to any of the {len(raw)} completions")
-        judged = (
-            scores,
-            rows.from_completion(rewards.token_rewards),
-            np.array([reason == "length" for reason in completions.finish_reason]),
-        )
+        rows = join_rows(request.prompt_ids, completions, multiple=16)
+        token_rewards = rows.from_completion(rewards.token_rewards)
+        # Rows to which no reward applies count nowhere.
+        rows = replace(rows, mask=rows.mask & rewards.valid[:, None])
+        asked = not self.one_step or self.must_check(number)
+        found = self._scored(rows, learners=asked)
+        gaps = self.check_logps(number, rows, found["logps"], completions) if asked else {}
+        outcome = {
+            "scores": final_scores(self.config.reward, rewards, completions, self.moments),
+            "token_rewards": np.where(rows.mask, token_rewards, 0.0),
+            "truncated": np.array([reason == "length" for reason in completions.finish_reason]),
+        }
         metrics: dict[str, float] = {}
         if self.one_step:
-            data = self._to_judge(rows, rewards.valid, found, judged, completions)
+            data = self._unjudged(rows, found, outcome, completions)
         else:
-            data, metrics = self._learnt_from(rows, rewards.valid, found, judged)
+            data, metrics = self._judged(rows, found, outcome)
         watch.scored = time.perf_counter()
         warming = number <= self.config.critic.warmup_updates
         data["policy_weight"] = np.full(len(raw), 0.0 if warming else 1.0, np.float32)
@@ -158,39 +160,33 @@ class Trainer(OnPolicyTrainer):
             found["ref_logps"] = self.models.reference_logps(reference, tokens, lengths, mask, **options)
         return found
 
-    def _learnt_from(
-        self, rows: Rows, valid: np.ndarray, found: dict[str, np.ndarray], judged: tuple
+    def _judged(
+        self, rows: Rows, found: dict[str, np.ndarray], outcome: dict[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """What minibatches are taken from, and metrics of the rollout; `judged` is what `advantages_of` asks for."""
+        """The rollout as several steps read it, and its metrics; `outcome` is what rewards made of it."""
         found = {"ref_logps": found["logps"]} | found
-        scored = drop_rows(Scored(tokens=rows.tokens, lengths=rows.lengths, mask=rows.mask, **found), valid)
-        data, metrics = jax.device_get(self._advantages(scored, *judged, np.float32(self.coefficient)))
+        scored = Scored(tokens=rows.tokens, lengths=rows.lengths, mask=rows.mask, **found)
+        judged = self._advantages(scored, **outcome, coefficient=np.float32(self.coefficient))
+        data, metrics = jax.device_get(judged)
         return dict(data), {name: float(value) for name, value in metrics.items()}
 
-    def _to_judge(
+    def _unjudged(
         self,
         rows: Rows,
-        valid: np.ndarray,
         found: dict[str, np.ndarray],
-        judged: tuple,
+        outcome: dict[str, np.ndarray],
         completions: Completions,
     ) -> dict[str, np.ndarray]:
-        """The rollout as its only step reads it (see `ppo_loss`), which does the rest by itself."""
-        scores, token_rewards, truncated = judged
-        mask = rows.mask & valid[:, None]
-        data = {
+        """The rollout as its only step reads it, which finds the rest by itself (see `ppo_loss`)."""
+        return {
             "tokens": rows.tokens,
             "lengths": rows.lengths,
-            "mask": mask,
+            "mask": rows.mask,
             "sampler_logps": sampler_logps(rows, completions),
-            "token_rewards": token_rewards,
-            "final_scores": scores,
-            "truncated": truncated,
-            "kl_coefficient": np.full(len(scores), self.coefficient, np.float32),
+            "coefficient": np.full(len(rows.lengths), self.coefficient, np.float32),
+            **outcome,
+            **{name: found[name] for name in ("ref_logps",) if name in found},
         }
-        if "ref_logps" in found:
-            data["ref_logps"] = np.where(mask, found["ref_logps"], 0.0)
-        return data
 
     def _within_limit(self, metrics: Mapping[str, jax.Array]) -> jax.Array:
         return metrics["policy/ratio_mean"] <= self.config.loss.ratio_limit

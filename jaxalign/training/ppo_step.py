@@ -16,8 +16,7 @@ from jaxalign.training.step import Metrics, mean_of
 
 __all__ = ["ppo_counts", "ppo_loss"]
 
-# `advantages_of` with a run's settings: scored rows, scores [N], token rewards [N, T], whether they were cut by length
-# [N] and the KL coefficient -> what is learnt from, and metrics.
+# `advantages_of` with a run's settings.
 Judge = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
 
@@ -26,8 +25,8 @@ def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float, jud
 
     A batch has old_logps, old_values, advantages and returns [B, T]; or, where it is a whole rollout and this the only
     step on it, what `judge` makes them of: the step then begins with the policy and the critic that the rollout is
-    judged by, so that its own forward passes tell their log-probs and values. Such a batch has ref_logps,
-    sampler_logps and token_rewards [B, T], and final_scores, truncated and kl_coefficient [B].
+    judged by, so that its own forward passes tell their log-probs and values. Such a batch has sampler_logps,
+    token_rewards and, where there is a reference, ref_logps [B, T]; scores, truncated and coefficient [B].
 
     `batch["weights"]` [B, T], read with an importance cap only, weighs the clipped policy loss.
     `batch["policy_weight"]` [B] is 0 while only the critic learns. With a critic of its
@@ -96,13 +95,8 @@ def _judged(judge: Judge, scores: TokenScores, values, after, batch) -> tuple[di
     logps, entropy, values, after = jax.lax.stop_gradient((scores.logps, scores.entropy, values, after))
     reference = batch.get("ref_logps", logps)
     scored = Scored(batch["tokens"], batch["lengths"], mask, logps, reference, values, entropy, after)
-    learnt, found = judge(
-        scored,
-        batch["final_scores"],
-        batch["token_rewards"],
-        batch["truncated"],
-        batch["kl_coefficient"][0],
-    )
+    outcome = {name: batch[name] for name in ("scores", "token_rewards", "truncated")}
+    learnt, found = judge(scored, **outcome, coefficient=batch["coefficient"][0])
     metrics = {name: (value, jnp.ones(())) for name, value in found.items()}
     return learnt, metrics | sampler_gaps(scores, batch["sampler_logps"], mask)
 

@@ -15,8 +15,7 @@ from jaxalign.logprobs import linear_logprobs
 from jaxalign.models import LoraConfig, attach, merge
 from jaxalign.training.packing import Packing, spread, taken
 
-# Logits of up to so many bytes are not split into chunks where nothing is rematerialized: XLA then keeps them for the
-# backward pass, where chunks are computed again.
+# Of logits that are not split into chunks: XLA keeps them for the backward pass, where chunks are computed again.
 WHOLE_LOGITS = 512 << 20
 
 
@@ -64,6 +63,7 @@ class CausalPolicy:
             temperature=temperature,
             dropout_key=key,
             packing=packing,
+            whole_logits=True,
         )
 
 
@@ -91,6 +91,7 @@ def score_tokens(
     temperature: float | jax.Array = 1.0,
     dropout_key: jax.Array | None = None,
     packing: Packing | None = None,
+    whole_logits: bool = False,
 ) -> TokenScores:
     """Scores right-padded rows by any layout, with the same result.
 
@@ -104,6 +105,8 @@ def score_tokens(
       dropout_key: for LoRA dropout; None turns it off.
       packing: a layout by which padding (of packed rows) and, in the head, what does not count cost nothing. All
         counted tokens must be among those it was made for. None where there is none.
+      whole_logits: for passes with a gradient: where the model rematerializes nothing, logits of up to `WHOLE_LOGITS`
+        bytes (float32, of all devices together) are not split into chunks.
     """
     options: dict[str, Any] = {"adapter": adapter}
     if dropout_key is not None:
@@ -117,7 +120,7 @@ def score_tokens(
     else:
         before, targets, counted = layout.heads(states), taken(tokens, places), taken(mask, places)
     vocabulary = model.head.shape[0]
-    if model.config.remat == "none" and 4 * targets.size * vocabulary <= WHOLE_LOGITS:
+    if whole_logits and model.config.remat == "none" and 4 * targets.size * vocabulary <= WHOLE_LOGITS:
         head["chunk_size"] = vocabulary
     stats = linear_logprobs(before, targets=targets, mask=counted, **head)
     if places is None:

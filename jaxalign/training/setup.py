@@ -161,7 +161,6 @@ def load_model(
         )
     else:
         model = models.load_pretrained(folder, revision=revision, **dtypes)
-    give_back_for(sum(leaf.nbytes for leaf in jax.tree.leaves(models.split(model)[1])))
     model = models.with_remat(model, source.remat)
     models.check_vocabulary(model.config, tokenizer)
     rows = {"max_segments": most_segments(packing), "mapped": mapped}
@@ -217,7 +216,8 @@ def place_model(model: Any, mesh: Mesh) -> Any:
 
 
 def place_params(params: Any, mesh: Mesh) -> Any:
-    """Parameters laid out on the mesh by their logical axes."""
+    """Parameters laid out on the mesh by their logical axes; see `kept_memory` for what large ones change."""
+    give_back_for(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
     return jax.device_put(params, tree_shardings(params, models.param_logical_axes(params), mesh))
 
 

@@ -1,5 +1,7 @@
 """The loss function of each trainer on a tiny model: `(loss, counts, trained, frozen, batch)`."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -7,6 +9,8 @@ from jaxalign import models
 from jaxalign.models.lora import LoraConfig
 from jaxalign.training import setup
 from jaxalign.training.actor_critic import build
+from jaxalign.training.experience import advantages_of
+from jaxalign.training.kl_controller import KLConfig
 from jaxalign.training.online_dpo import pair_loss
 from jaxalign.training.pairs import valid_rows
 from jaxalign.training.ppo_config import PPOConfig, PPOLossConfig
@@ -90,7 +94,7 @@ def online_dpo_case(mesh):
     return loss, valid_rows, {"policy": trained}, {"policy": frozen["base"]}, batch
 
 
-def ppo_case(mesh, config=PLAIN_PPO):
+def ppo_case(mesh, config=PLAIN_PPO, judge=None):
     def reward(*_, **__):
         return []
 
@@ -103,7 +107,27 @@ def ppo_case(mesh, config=PLAIN_PPO):
         batch[name] = np.where(batch["mask"], rng.standard_normal((8, 12)), 0).astype(np.float32)
     batch["old_logps"] -= 4 * batch["mask"]
     batch["policy_weight"] = np.ones(8, np.float32)
-    return ppo_loss(parts.models, config, 0.7), ppo_counts, parts.trained, parts.frozen, batch
+    return ppo_loss(parts.models, config, 0.7, judge), ppo_counts, parts.trained, parts.frozen, batch
+
+
+def ppo_alone_case(mesh):
+    """The same where this is the only step on a rollout: it judges the rows itself. One of them has no reward."""
+    config = PPOLossConfig(bootstrap_truncated=True)
+    judge = functools.partial(advantages_of, kl=KLConfig(), loss=config, whiten_rewards=True)
+    *case, batch = ppo_case(mesh, config, judge)
+    rng = np.random.default_rng(2)
+    mask = batch["mask"] & (np.arange(8) != 3)[:, None]
+    drawn = {
+        name: np.where(mask, rng.standard_normal((8, 12)), 0).astype(np.float32)
+        for name in ("ref_logps", "sampler_logps", "token_rewards")
+    }
+    outcome = {
+        "scores": rng.standard_normal(8).astype(np.float32),
+        "truncated": rng.random(8) < 0.5,
+        "coefficient": np.full(8, 0.1, np.float32),
+    }
+    kept = {name: batch[name] for name in ("tokens", "lengths", "policy_weight")}
+    return *case, kept | drawn | outcome | {"mask": mask}
 
 
 TILTED = TFPOLossConfig(preset="tilted")

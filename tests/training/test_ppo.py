@@ -13,7 +13,7 @@ from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import Rewards
 from jaxalign.rollout import Completions, SamplingConfig
 from jaxalign.runs import records
-from jaxalign.training.experience import RunningMoments, Scored, advantages_of, drop_rows, final_scores
+from jaxalign.training.experience import RunningMoments, Scored, advantages_of, final_scores
 from jaxalign.training.kl_controller import NEGATIVE_UPDATES, KLConfig, negative_streak, next_coefficient
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.ppo import Trainer, train_ppo
@@ -87,10 +87,8 @@ def test_whitened_advantages_have_mean_zero_over_valid_tokens():
     np.testing.assert_allclose([valid.mean(), valid.std(ddof=1)], [0, 1], atol=1e-5)
 
 
-def test_rows_without_a_reward_count_nowhere():
-    rows = scored(np.ones((2, 3)), logps=-1.0, ref=-2.0, values=0.3)
-    dropped = drop_rows(rows, np.asarray([True, False]))
-    assert not dropped.mask[1].any()
+def test_rows_in_which_nothing_counts_change_nothing():
+    dropped = scored([[1, 1, 1], [0, 0, 0]], logps=-1.0, ref=-2.0, values=0.3)
     alone, expected = compute(
         scored(np.ones((1, 3)), logps=-1.0, ref=-2.0, values=0.3), [1.0], coefficient=0.1
     )

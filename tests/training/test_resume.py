@@ -28,6 +28,7 @@ TRAINERS = {
     "dpo": train_dpo,
     "tfpo": train_tfpo,
     "ppo": train_ppo,
+    "ppo, one step": train_ppo,
 }
 
 
@@ -52,7 +53,7 @@ def kill():
 
 def at_step(monkeypatch, name: str, step: int, happens):
     """Calls `happens` in the given step (or update)."""
-    if name == "ppo":
+    if name.startswith("ppo"):
         plain = Trainer.update
 
         def update(self, number):
@@ -86,7 +87,7 @@ def assert_same_run(ours, theirs):
 
 def settings_with_memory(configs, name):
     """Makes configurations whose next step depends on all that a checkpoint must hold."""
-    if name != "ppo":
+    if not name.startswith("ppo"):
         return getattr(configs, name)
 
     def make(output):
@@ -95,6 +96,7 @@ def settings_with_memory(configs, name):
             config,
             reward=replace(config.reward, normalize=True),
             kl=KLConfig(controller="adaptive", coefficient=0.1, target=0.1, horizon=40),
+            train=replace(config.train, epochs=1, minibatches=1) if name == "ppo, one step" else config.train,
         )
 
     return make

@@ -248,6 +248,22 @@ def test_ppo_learns_from_a_server(cap, configs, stub, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_server_that_keeps_its_weights_is_noticed_by_single_steps_of_ppo(configs, stub, tmp_path, capfd):
+    stub.reloads = False
+    engine = RolloutConfig(engine=EngineConfig(kind="vllm", url=stub.url, retries=0))
+    config = configs.ppo(
+        tmp_path / "run",
+        rollout=engine,
+        optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant"),
+    )
+    train_ppo(replace(config, train=replace(config.train, updates=4, epochs=1, minibatches=1)))
+    gaps = [row["rollout/logp_gap_mean"] for row in metrics_of(tmp_path / "run")]
+    assert gaps[0] < 1e-4 < 0.05 < gaps[-1]
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count("log-probs of the server and of the policy differ by") == 1
+
+
+@pytest.mark.slow
 def test_online_dpo_learns_from_a_server(configs, stub, tmp_path):
     ppo = configs.ppo(tmp_path / "run")
     config = OnlineDPOConfig(

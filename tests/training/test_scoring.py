@@ -30,4 +30,7 @@ def test_logits_are_computed_at_once_where_they_are_small_and_nothing_is_compute
         scoring, "linear_logprobs", lambda *a, **k: seen.append(k.get("chunk_size")) or plain(*a, **k)
     )
     scoring.score_tokens(model, TOKENS, LENGTHS, MASK)
-    assert seen == [expected and config.vocab_size]
+    definition, params = models.split(model)
+    scoring.CausalPolicy(definition).score(params, {}, TOKENS, LENGTHS, MASK)
+    # What has no gradient, a reference's scores, is in chunks always.
+    assert seen == [None, expected and config.vocab_size]

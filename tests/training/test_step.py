@@ -12,7 +12,16 @@ from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_update
-from tests.training.cases import KEY, dpo_case, online_dpo_case, ppo_case, sft_case, shape, step_case
+from tests.training.cases import (
+    KEY,
+    dpo_case,
+    online_dpo_case,
+    ppo_alone_case,
+    ppo_case,
+    sft_case,
+    shape,
+    step_case,
+)
 
 RATE = 1e-2
 # All three axes at once in `make test`; each alone in `make test-all`.
@@ -51,9 +60,9 @@ def close(a, b, scale):
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
-@pytest.mark.parametrize("name", some_slow("steps", "online_dpo"))
+@pytest.mark.parametrize("name", [*some_slow("steps", "online_dpo"), "ppo_alone"])
 def test_eight_devices_equal_one(name, axes, devices):
-    case = CASES[name]
+    case = (CASES | {"ppo_alone": ppo_alone_case})[name]
     one, eight = make_mesh(MeshConfig(), devices), make_mesh(MeshConfig(**axes), devices)
     (loss, grads), (loss8, grads8) = gradient(case, one), gradient(case, eight)
     np.testing.assert_allclose(loss8, loss, rtol=1e-5)
