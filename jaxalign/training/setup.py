@@ -150,6 +150,8 @@ def load_model(
             f"{section}.path: expected a Hugging Face folder, a run folder or a hub id; it is empty"
         )
     folder = model_folder(source.path)
+    # Before the weights are there: a copy of them that is freed later would leave a hole.
+    give_back_for(sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")))
     revision = source.revision or None
     tokenizer = models.load_tokenizer(
         source.tokenizer or folder, revision=None if source.tokenizer else revision
