@@ -178,15 +178,16 @@ class Trainer(OnPolicyTrainer):
         completions: Completions,
     ) -> dict[str, np.ndarray]:
         """The rollout as its only step reads it, which finds the rest by itself (see `ppo_loss`)."""
-        return {
+        data = {
             "tokens": rows.tokens,
             "lengths": rows.lengths,
             "mask": rows.mask,
             "sampler_logps": sampler_logps(rows, completions),
             "coefficient": np.full(len(rows.lengths), self.coefficient, np.float32),
-            **outcome,
-            **{name: found[name] for name in ("ref_logps",) if name in found},
         }
+        if self.config.kl.measured:
+            data["ref_logps"] = found["ref_logps"]
+        return data | outcome
 
     def _within_limit(self, metrics: Mapping[str, jax.Array]) -> jax.Array:
         return metrics["policy/ratio_mean"] <= self.config.loss.ratio_limit
