@@ -1,8 +1,9 @@
 """Causal attention in tiles with a backward pass of its own: the form that XLA's CPU compiler runs fast.
 
 The forward pass keeps the output and two numbers a query (the largest score and the sum of the weights); the
-backward pass computes each tile's weights again from them. Nothing of the size [B, N, T, T] is ever held
-(Dao et al. 2022, "FlashAttention", arXiv 2205.14135, algorithm 1 and appendix B.2).
+backward pass computes each tile's weights again from them. Nothing of the size [B, N, T, T] is ever held, and
+no tile above a bound but for that of a single query (Dao et al. 2022, "FlashAttention", arXiv 2205.14135,
+algorithm 1 and appendix B.2).
 
 What makes it fast on a CPU, measured (docs/performance.md): queries of a group of heads are rows of one product
 with their shared keys; gradients of keys and values are summed in [H, S] layout, as a product whose large side
@@ -26,19 +27,21 @@ from jaxalign.models.remat import CONTEXT, STATISTICS
 # Rows of one product; measured best among 64..512 for 1 and 2 heads a group.
 ROWS = 128
 MAX_BLOCKS = 16
-# Numbers in a tile, 64 MiB of float32: rows of the batch are taken in turns where all at once would be more. One row's
-# tile may be larger: it grows with the square of its length above ROWS * MAX_BLOCKS.
+# Numbers in a tile, 64 MiB of float32: rows of the batch are taken in turns where all at once would be more, and the
+# queries of a row where its own would be.
 TILE_BOUND = 1 << 24
 # Numbers in all tiles of a layer up to which the compiler may have them at once, and keep them for the backward pass.
 LAYER_BOUND = 1 << 23
 
 
 class Where(NamedTuple):
-    """Where a token is: what decides which keys a query sees."""
+    """Where tokens are: what decides which keys a query sees. Time is the third axis, as it is of queries."""
 
-    positions: Int[Array, "B T"]
-    segments: Int[Array, "B T"]
-    window: jax.Array
+    positions: Int[Array, "B 1 T"]
+    segments: Int[Array, "B 1 T"]
+
+    def part(self, start: int, end: int) -> "Where":
+        return Where(self.positions[:, :, start:end], self.segments[:, :, start:end])
 
 
 def blockwise_attention(
@@ -67,13 +70,13 @@ def blockwise_attention(
     Returns:
       In the dtype of v. A query that sees nothing (padding) gets a mean of values: finite, and never to be read.
     """
-    where = Where(positions, segments, jnp.asarray(window))
-    return _attention((float(softcap), jnp.dtype(dtype or q.dtype)), q, k, v, where)
+    where = Where(positions[:, None], segments[:, None])
+    return _attention((float(softcap), jnp.dtype(dtype or q.dtype)), q, k, v, where, jnp.asarray(window))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static, q, k, v, where):
-    return _forward(static, q, k, v, where)[0]
+def _attention(static, q, k, v, where, window):
+    return _forward(static, q, k, v, where, window)[0]
 
 
 def _blocks(length: int, group: int) -> list[tuple[int, int]]:
@@ -82,13 +85,12 @@ def _blocks(length: int, group: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _hidden(where: Where, start: int, end: int) -> Float[Array, "B 1 Q 1 S"]:
-    """0 where queries start..end see a key 0..end, else NEGATIVE."""
-    distance = where.positions[:, start:end, None] - where.positions[:, None, :end]
-    keys = where.segments[:, None, :end]
-    seen = (where.segments[:, start:end, None] == keys) & (keys > 0) & (distance >= 0)
-    seen &= (distance < where.window) | (where.window == 0)
-    return jnp.where(seen, 0.0, NEGATIVE)[:, None, :, None, :]
+def _hidden(queries: Where, keys: Where, window: jax.Array) -> Float[Array, "B 1 Q 1 S"]:
+    """0 where a query sees a key, else NEGATIVE."""
+    distance = queries.positions[..., None] - keys.positions[:, :, None]
+    seen = (queries.segments[..., None] == keys.segments[:, :, None]) & (keys.segments > 0)[:, :, None]
+    seen &= (distance >= 0) & ((distance < window) | (window == 0))
+    return jnp.where(seen, 0.0, NEGATIVE)[:, :, :, None, :]
 
 
 def _scores(static, q, k, hidden):
@@ -108,38 +110,38 @@ def _scores(static, q, k, hidden):
     return softcap * bent + hidden, 1.0 - jnp.square(bent)
 
 
-def _forward(static, q, k, v, where):
+def _forward(static, q, k, v, where, window):
     group = q.shape[3]
 
-    def block(q, k, v, hidden):
+    def block(of_queries, of_keys):
+        (q, here), (k, v, there) = of_queries, of_keys
         rows, heads, queries, _, size = q.shape
-        scores, _ = _scores(static, q, k, hidden)
+        scores, _ = _scores(static, q, k, _hidden(here, there, window))
         top = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(-1, keepdims=True)
         flat = weights.reshape(rows * heads, queries * group, -1)
         out = product("zqs,zsd->zqd", flat, v.reshape(rows * heads, -1, size), dtype=static[1])
         # The division comes after the product: one pass less over the tile.
-        return (out.reshape(q.shape) / total).astype(v.dtype), top, 1.0 / total
+        return ((out.reshape(q.shape) / total).astype(v.dtype), top, 1.0 / total), ()
 
     parts, one_by_one = [], _is_long(q)
     for start, end in _blocks(q.shape[2], group):
-        queries, here = q[:, :, start:end], where
+        of_queries = (q[:, :, start:end], where.part(start, end))
         if parts and one_by_one:
-            queries, here = after(parts[-1][0], (queries, here))
-        arrays = (queries, k[:, :, :end], v[:, :, :end])
-        parts.append(_in_turns(block, arrays, _hidden(here, start, end), (end - start) * end))
+            of_queries = after(parts[-1][0], of_queries)
+        parts.append(_in_turns(block, of_queries, (k[:, :, :end], v[:, :, :end], where.part(0, end)))[0])
     out, top, scale = (jnp.concatenate(x, axis=2) for x in zip(*parts, strict=True))
     # Named together: where one of them is not kept, all of attention is computed again.
     out, top, scale = (
         checkpoint_name(x, name) for x, name in ((out, CONTEXT), (top, STATISTICS), (scale, STATISTICS))
     )
-    return out, (q, k, v, where, out, top, scale)
+    return out, (q, k, v, where, window, out, top, scale)
 
 
 def _backward(static, saved, d_out):
     dtype = static[1]
-    q, k, v, where, out, top, scale = saved
+    q, k, v, where, window, out, top, scale = saved
     length, group, size = q.shape[2:]
     d_out = d_out.astype(q.dtype)
     # sum over keys of weight * d(weight), from the output (appendix B.2, equation 4).
@@ -147,10 +149,11 @@ def _backward(static, saved, d_out):
     # As a product with ones: eight times faster than a sum on a CPU.
     drift = product("bktgd,do->bktgo", both, jnp.ones((size, 1)), dtype=jnp.float32)
 
-    def block(q, k, v, d_out, top, scale, drift, hidden):
+    def block(of_queries, of_keys):
+        (q, d_out, top, scale, drift, here), (k, v, there) = of_queries, of_keys
         rows, heads, queries, _, _ = q.shape
         z, r = rows * heads, queries * group
-        scores, slope = _scores(static, q, k, hidden)
+        scores, slope = _scores(static, q, k, _hidden(here, there, window))
         weights = jnp.exp(scores - top) * scale
         d_weights = product("zqd,zsd->zqs", d_out.reshape(z, r, size), v.reshape(z, -1, size), dtype=dtype)
         d_scores = weights * (d_weights.reshape(weights.shape) - drift)
@@ -161,25 +164,25 @@ def _backward(static, saved, d_out):
         # Products whose left side comes transposed are float32 in any case: casts of tiles would only be rounding.
         dk = product("zqs,zqd->zds", d_scores, q.reshape(z, r, size), dtype=jnp.float32)
         dv = product("zqs,zqd->zds", weights.reshape(z, r, -1), d_out.reshape(z, r, size), dtype=jnp.float32)
-        return dq.reshape(q.shape), dk.reshape(rows, heads, size, -1), dv.reshape(rows, heads, size, -1)
+        return (dq.reshape(q.shape),), (dk.reshape(rows, heads, size, -1), dv.reshape(rows, heads, size, -1))
 
     dq, one_by_one = [], _is_long(q)
     dk = dv = None
     # Long rows one block after another: else XLA's CPU compiler has all tiles at once. From the last one, which sees
     # all keys: what the others add is added in place.
     for start, end in reversed(_blocks(length, group)):
-        queries, here = tuple(x[:, :, start:end] for x in (q, d_out, top, scale, drift)), where
+        of_queries = (*(x[:, :, start:end] for x in (q, d_out, top, scale, drift)), where.part(start, end))
         if one_by_one:
-            queries, here = after(dq[-1] if dq else d_out, (queries, here))
-        arrays = (queries[0], k[:, :, :end], v[:, :, :end], *queries[1:])
-        part = _in_turns(block, arrays, _hidden(here, start, end), (end - start) * end)
-        dq.append(part[0])
-        dk, dv = _with(dk, part[1]), _with(dv, part[2])
+            of_queries = after(dq[-1] if dq else d_out, of_queries)
+        (part,), sums = _in_turns(block, of_queries, (k[:, :, :end], v[:, :, :end], where.part(0, end)))
+        dq.append(part)
+        dk, dv = _with(dk, sums[0]), _with(dv, sums[1])
     assert dk is not None and dv is not None
     return (
         jnp.concatenate(dq[::-1], axis=2).astype(q.dtype),
         dk.swapaxes(2, 3).astype(k.dtype),
         dv.swapaxes(2, 3).astype(v.dtype),
+        None,
         None,
     )
 
@@ -201,19 +204,52 @@ def _is_long(q: Float[Array, "B K T G H"]) -> bool:
     return rows * heads * group * length**2 // 2 > LAYER_BOUND
 
 
-def _in_turns(block, arrays, hidden, pairs: int):
-    """`block(*arrays, hidden)`, rows of the batch in turns where the whole tile would be larger than `TILE_BOUND`.
+def _in_turns(block, of_queries, of_keys):
+    """`block(of_queries, of_keys)`, in turns where the whole tile would be larger than `TILE_BOUND`.
+
+    Rows of the batch come one after another then; and of a row whose own tile is larger, some queries after others.
 
     Args:
-      block: a function of arrays whose first axis is the batch.
-      arrays: queries [B, K, Q, G, H] first.
-      hidden: [B, 1, Q, 1, S].
-      pairs: queries times keys of the tile.
+      block: gives what it finds of each query, and sums over the queries.
+      of_queries: arrays [B, K or 1, Q, ...], queries [B, K, Q, G, H] first.
+      of_keys: arrays [B, K or 1, S, ...].
     """
-    rows, heads, _, group, _ = arrays[0].shape
-    if rows == 1 or rows * heads * group * pairs <= TILE_BOUND:
-        return block(*arrays, hidden)
-    return jax.tree.map(
-        lambda x: x[:, 0],
-        jax.lax.map(lambda row: block(*(x[None] for x in row)), (*arrays, hidden)),
-    )
+    rows, heads, count, group, _ = of_queries[0].shape
+    width = heads * group * of_keys[0].shape[2]
+    if rows * count * width <= TILE_BOUND:
+        return block(of_queries, of_keys)
+    at_once = max(TILE_BOUND // width, 1)
+    if rows == 1:
+        return _some_by_some(block, of_queries, of_keys, at_once)
+
+    def row(arrays):
+        queries, keys = jax.tree.map(lambda x: x[None], arrays)
+        return _some_by_some(block, queries, keys, at_once)
+
+    return jax.tree.map(lambda x: x[:, 0], jax.lax.map(row, (of_queries, of_keys)))
+
+
+def _some_by_some(block, of_queries, of_keys, at_once: int):
+    """`block(of_queries, of_keys)`, not more than so many queries at once."""
+    count = of_queries[0].shape[2]
+    turns = -(-count // at_once)
+    if turns == 1:
+        return block(of_queries, of_keys)
+    size = -(-count // turns)
+
+    def cut(x):
+        # Zeros are of no segment, and add nothing to sums.
+        whole = jnp.pad(x, [(0, (turns * size - count) * (axis == 2)) for axis in range(x.ndim)])
+        return jnp.moveaxis(whole.reshape(*x.shape[:2], turns, size, *x.shape[3:]), 2, 0)
+
+    def join(x):
+        return jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, *x.shape[4:])[:, :, :count]
+
+    def turn(sums, part):
+        found, more = block(part, of_keys)
+        return jax.tree.map(jnp.add, sums, more), found
+
+    parts = jax.tree.map(cut, of_queries)
+    shapes = jax.eval_shape(lambda parts: block(jax.tree.map(lambda x: x[0], parts), of_keys)[1], parts)
+    sums, found = jax.lax.scan(turn, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
+    return jax.tree.map(join, found), sums

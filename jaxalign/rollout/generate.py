@@ -59,8 +59,8 @@ class Sampler:
       block: tokens decoded between two looks at which rows have ended.
       weights: int8 samples from the model with its weights rounded to 8-bit integers (see `models.quantize`), of
         which it keeps a copy; same takes them as they are.
-      cache: int8 keeps keys and values as 8-bit integers; same in the dtype of products' operands (the compute dtype,
-        float32 on a CPU that multiplies in float32).
+      cache: int8 keeps keys and values as 8-bit integers; same in the dtype in which attention reads them (the compute
+        dtype; on a CPU float32).
 
     Log-probs of completions are those of the rounded model, which the samples are drawn from.
     """

@@ -62,8 +62,8 @@ class ModelSource:
         output), save_context (attention's output), full (nothing; also read as true). false is none.
       attention: how whole rows attend, with the same result: plain, blockwise (fast on CPUs), cudnn (NVIDIA GPUs) or
         splash (TPUs); auto takes what is fast here and can compute this model, or when resuming what the run had.
-      products: how matrix products are computed in bfloat16: natural (GPUs, TPUs), bfloat16_float32 (CPUs with AMX)
-        or float32 (other CPUs); auto likewise. metadata.json records both.
+      products: how matrix products are computed in bfloat16: natural (GPUs, TPUs), bfloat16_float32 (CPUs with
+        bfloat16 instructions, AMX or AVX-512 BF16) or float32 (other CPUs); auto likewise. metadata.json records both.
     """
 
     path: str = ""

@@ -86,6 +86,41 @@ def test_bfloat16_may_round_but_not_hide_an_error(benchmark, compare, error, ste
         compare.check(bf16, {"ours": measured(error), "peer": measured("peer")})
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "rounding", "error"),
+    [
+        ("reward", "losses", 7e-5, 4e-4),
+        ("reward", "grad_norms", 4e-3, 2e-2),
+        ("dpo", "losses", 4e-3, 2e-2),
+        ("dpo", "grad_norms", 3e-3, 2e-2),
+        ("grpo", "grad_norms", 1e-3, 1e-2),
+        ("ppo", "value_losses", 5e-4, 4e-3),
+        ("ppo", "grad_norms", 1e-3, 1e-2),
+    ],
+)
+def test_in_bfloat16_no_task_may_differ_much_more_than_rounding_does(
+    benchmark, compare, task, name, rounding, error
+):
+    bf16 = case(benchmark, f"{task}-s-bf16")
+
+    def reports(change):
+        return {"ours": {**COMPARED, name: [x * (1 + change) for x in COMPARED[name]]}, "peer": COMPARED}
+
+    compare.check(bf16, reports(rounding))
+    with pytest.raises(compare.BenchmarkError, match=f"^step 1: {name}"):
+        compare.check(bf16, reports(error))
+
+
+@pytest.mark.parametrize(("name", "passes", "fails"), [("generate-s", 91, 89), ("generate-s-bf16", 31, 29)])
+def test_a_sampler_that_takes_other_tokens_is_not_timed(benchmark, compare, name, passes, fails):
+    def reports(equal):
+        return {"ours": {"greedy": [[1] * 100]}, "peer": {"greedy": [[1] * equal + [2] * (100 - equal)]}}
+
+    compare.check(case(benchmark, name), reports(passes))
+    with pytest.raises(compare.BenchmarkError, match=f"only {fails}.0% of the greedy tokens are equal"):
+        compare.check(case(benchmark, name), reports(fails))
+
+
 @pytest.mark.parametrize("name", ["tokens", "losses", "grad_norms"])
 def test_a_side_that_reports_too_few_steps_is_not_timed(benchmark, compare, name):
     silent = {**COMPARED, name: COMPARED[name][:9]}
@@ -140,6 +175,18 @@ def test_a_case_is_timed_once_its_sides_agree(benchmark, compare, sides, tmp_pat
     }
     # One more step leads each repetition.
     assert sides.steps(tmp_path, "ours") == compare.WARM_UP + 2 * (1 + found["steps_a_repetition"])
+
+
+def test_sides_take_turns_in_the_order_a_b_b_a(benchmark, compare, sides, tmp_path, monkeypatch):
+    order, repeated = [], compare.repeated
+
+    def noted(side, steps):
+        order.append(side.name)
+        return repeated(side, steps)
+
+    monkeypatch.setattr(compare, "repeated", noted)
+    compare.measure(case(benchmark, "sft-s"), tmp_path, sides(1.0, 1.0), pairs=3, seconds=1e-4)
+    assert order == ["ours", "peer", "peer", "ours", "ours", "peer"]
 
 
 def test_a_case_whose_sides_differ_is_never_timed(benchmark, compare, sides, tmp_path):

@@ -1,6 +1,5 @@
 """The forms of matrix products: which is chosen, what they compute, and that a training step has no other."""
 
-import os
 import re
 
 import jax
@@ -90,7 +89,7 @@ ROWS, LENGTH = 2, 24
 
 def lowered(**changes):
     """Loss and gradient of supervised fine-tuning, lowered; the optimizer multiplies no matrices."""
-    model = models.create(models.ModelConfig(**SHAPE, **changes), key=jax.random.key(0))
+    model = models.create(models.ModelConfig(**(SHAPE | changes)), key=jax.random.key(0))
     definition, params = models.split(model)
     loss = sft_loss(CausalPolicy(definition), SFTLossConfig())
     batch = {
@@ -239,30 +238,31 @@ def off_the_fast_path(text, operand):
     return found
 
 
-# The compiler's passes are off in `make test` (see tests/conftest.py), on for users and in `make test-all`.
-optimised = pytest.mark.skipif(
-    os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1", reason="needs JAX_DISABLE_MOST_OPTIMIZATIONS=0"
-)
+# Layers in a loop, and the vocabulary in two chunks.
+IN_LOOPS = {"vocab_size": 5000, "remat": "minimal"}
 
 
-@optimised
-@pytest.mark.slow
+def compiled_for_users(program):
+    """Text of the program with the compiler's passes, which `make test` leaves out (see tests/conftest.py)."""
+    return program.compile(compiler_options={"xla_backend_optimization_level": 3}).as_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "operand"),
     [
         ({}, "f32"),
         ({"compute_dtype": "bfloat16", "products": "bfloat16_float32"}, "bf16"),
         ({"compute_dtype": "bfloat16", "products": "float32"}, "f32"),
+        (IN_LOOPS, "f32"),
+        ({**IN_LOOPS, "compute_dtype": "bfloat16", "products": "bfloat16_float32"}, "bf16"),
     ],
-    ids=["float32 compute", "bfloat16_float32", "float32"],
+    ids=["float32 compute", "bfloat16_float32", "float32", "loops", "bfloat16_float32 in loops"],
 )
 def test_the_compiled_step_has_no_product_off_the_fast_path(changes, operand):
-    assert off_the_fast_path(lowered(**changes).compile().as_text(), operand) == []
+    assert off_the_fast_path(compiled_for_users(lowered(**changes)), operand) == []
 
 
-@optimised
-@pytest.mark.slow
 def test_the_compiled_check_sees_products_that_are_left_to_autodiff(monkeypatch):
     monkeypatch.setattr(layers, "dense", plain_dense)
-    text = lowered(compute_dtype="bfloat16", products="bfloat16_float32").compile().as_text()
+    text = compiled_for_users(lowered(compute_dtype="bfloat16", products="bfloat16_float32"))
     assert off_the_fast_path(text, "bf16") != []
