@@ -19,6 +19,7 @@ SETTINGS = (
     "TORCH_",
     "MALLOC_",
     "GLIBC_",
+    "LD_PRELOAD",
 )
 
 
@@ -49,7 +50,7 @@ def machine() -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Those variables, but for folders, which are a machine's own."""
+    """The variables of `SETTINGS`, but for folders, which are a machine's own."""
     found = sorted((name, value) for name, value in os.environ.items() if name.startswith(SETTINGS))
     return {name: value for name, value in found if "DIR" not in name}
 

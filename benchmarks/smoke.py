@@ -125,10 +125,30 @@ def rows() -> list[tuple[str, float, float]]:
     return [("padded rows / packed", value, 1.2)]
 
 
+def length() -> list[tuple[str, float, float]]:
+    """Temporaries of a gradient for each token of a row of 2,048, against one of 32,768: no squares."""
+    config = dataclasses.replace(shape("S"), num_layers=1, max_positions=32_768)
+    definition, params = models.split(models.create(config, key=jax.random.key(0)))
+    loss = sft_loss(CausalPolicy(definition), SFTLossConfig())
+
+    def bytes_a_token(tokens: int) -> float:
+        batch = {
+            "tokens": jnp.zeros((1, tokens), jnp.int32),
+            "mask": jnp.ones((1, tokens), bool),
+            "lengths": jnp.full(1, tokens),
+            "valid": jnp.ones(1, bool),
+        }
+        gradient = jax.jit(jax.grad(lambda p: loss(p, {}, batch, None, sft_counts(batch))[0]))
+        analysis = gradient.lower(params).compile().memory_analysis()
+        return getattr(analysis, "temp_size_in_bytes", 0) / tokens
+
+    return [("memory a token, 2,048 / 32,768", bytes_a_token(2048) / bytes_a_token(32_768), 0.8)]
+
+
 def main() -> int:
     """Measures all ratios."""
     began, failed = time.perf_counter(), 0
-    for name, value, bound in [*head(), *decoding(), *tiles(), *rows()]:
+    for name, value, bound in [*head(), *decoding(), *tiles(), *rows(), *length()]:
         verdict = "" if value >= bound else f"  below {bound}"
         failed += value < bound
         print(f"{name:32} {value:6.2f}{verdict}", flush=True)

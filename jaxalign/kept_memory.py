@@ -19,6 +19,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 OWN_LARGEST = 32 << 20
 # What a container may use: a number of bytes, or "max".
 LIMIT = Path("/sys/fs/cgroup/memory.max")
+# Whether this process has been told to give freed blocks back.
+_given_back = False
 
 
 def kept(total: int) -> dict[str, int]:
@@ -60,4 +62,11 @@ def give_back_for(weights: int, environment: Mapping[str, str] = os.environ) -> 
     if "glibc.malloc.trim_threshold" in ours:
         libc.mallopt(TRIM_THRESHOLD, 2 * OWN_LARGEST)
     libc.malloc_trim(0)
+    global _given_back
+    _given_back |= changed
     return changed
+
+
+def is_kept(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether glibc was told which freed blocks to keep, and no large model has put an end to it."""
+    return "glibc.malloc.mmap_threshold" in environment.get("GLIBC_TUNABLES", "") and not _given_back

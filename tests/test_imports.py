@@ -19,6 +19,7 @@ BASE = {
     "mesh",
     "host_memory",
     "kept_memory",
+    "parked_memory",
     "errors",
     "uncertainty",
     "config",
@@ -46,6 +47,7 @@ BASE_ORDER = [
     "mesh",
     "host_memory",
     "kept_memory",
+    "parked_memory",
     "config_values",
     "config",
 ]

@@ -27,8 +27,8 @@ from jaxalign.models.remat import CONTEXT, STATISTICS
 # Rows of one product; measured best among 64..512 for 1 and 2 heads a group.
 ROWS = 128
 MAX_BLOCKS = 16
-# Numbers in a tile, 64 MiB of float32: rows of the batch are taken in turns where all at once would be more, and the
-# queries of a row where its own would be.
+# Numbers in a tile, 64 MiB of float32: rows of the batch are taken in turns where all at once would be more, then
+# heads, then queries.
 TILE_BOUND = 1 << 24
 # Numbers in all tiles of a layer up to which the compiler may have them at once, and keep them for the backward pass.
 LAYER_BOUND = 1 << 23
@@ -130,7 +130,7 @@ def _forward(static, q, k, v, where, window):
         of_queries = (q[:, :, start:end], where.part(start, end))
         if parts and one_by_one:
             of_queries = after(parts[-1][0], of_queries)
-        parts.append(_in_turns(block, of_queries, (k[:, :, :end], v[:, :, :end], where.part(0, end)))[0])
+        parts.append(_in_turns(block, of_queries, (k, v, where), end)[0])
     out, top, scale = (jnp.concatenate(x, axis=2) for x in zip(*parts, strict=True))
     # Named together: where one of them is not kept, all of attention is computed again.
     out, top, scale = (
@@ -174,7 +174,7 @@ def _backward(static, saved, d_out):
         of_queries = (*(x[:, :, start:end] for x in (q, d_out, top, scale, drift)), where.part(start, end))
         if one_by_one:
             of_queries = after(dq[-1] if dq else d_out, of_queries)
-        (part,), sums = _in_turns(block, of_queries, (k[:, :, :end], v[:, :, :end], where.part(0, end)))
+        (part,), sums = _in_turns(block, of_queries, (k, v, where), end)
         dq.append(part)
         dk, dv = _with(dk, sums[0]), _with(dv, sums[1])
     assert dk is not None and dv is not None
@@ -204,38 +204,47 @@ def _is_long(q: Float[Array, "B K T G H"]) -> bool:
     return rows * heads * group * length**2 // 2 > LAYER_BOUND
 
 
-def _in_turns(block, of_queries, of_keys):
-    """`block(of_queries, of_keys)`, in turns where the whole tile would be larger than `TILE_BOUND`.
+def _in_turns(block, of_queries, of_keys, end: int):
+    """`block(of_queries, of_keys[:end])`, in turns where the whole tile would be larger than `TILE_BOUND`.
 
-    Rows of the batch come one after another then; and of a row whose own tile is larger, some queries after others.
+    Rows of the batch come one after another then; where the tile of one is larger still, its key heads do; and
+    where that of one head is, some queries after others.
 
     Args:
       block: gives what it finds of each query, and sums over the queries.
       of_queries: arrays [B, K or 1, Q, ...], queries [B, K, Q, G, H] first.
-      of_keys: arrays [B, K or 1, S, ...].
+      of_keys: arrays [B, K or 1, T, ...]. Whole, so that the loops of all blocks read the same ones.
+      end: keys that the queries may see.
     """
     rows, heads, count, group, _ = of_queries[0].shape
-    width = heads * group * of_keys[0].shape[2]
-    if rows * count * width <= TILE_BOUND:
-        return block(of_queries, of_keys)
-    at_once = max(TILE_BOUND // width, 1)
-    if rows == 1:
-        return _some_by_some(block, of_queries, of_keys, at_once)
-
-    def row(arrays):
-        queries, keys = jax.tree.map(lambda x: x[None], arrays)
-        return _some_by_some(block, queries, keys, at_once)
-
-    return jax.tree.map(lambda x: x[:, 0], jax.lax.map(row, (of_queries, of_keys)))
+    if rows * heads * count * group * end <= TILE_BOUND:
+        return block(of_queries, jax.tree.map(lambda x: x[:, :, :end], of_keys))
+    if rows > 1:
+        return _one_by_one(block, (of_queries, of_keys), end, 0, rows)
+    if heads > 1:
+        return _one_by_one(block, (of_queries, of_keys), end, 1, heads)
+    return _some_by_some(block, of_queries, of_keys, end)
 
 
-def _some_by_some(block, of_queries, of_keys, at_once: int):
-    """`block(of_queries, of_keys)`, not more than so many queries at once."""
-    count = of_queries[0].shape[2]
-    turns = -(-count // at_once)
-    if turns == 1:
-        return block(of_queries, of_keys)
+def _one_by_one(block, arrays, end: int, axis: int, count: int):
+    """The rows (axis 0) or heads (axis 1) of `_in_turns`."""
+
+    def one(number):
+        def part(x):  # positions and segments are those of all heads
+            return jax.lax.dynamic_slice_in_dim(x, number if x.shape[axis] > 1 else 0, 1, axis)
+
+        return _in_turns(block, *jax.tree.map(part, arrays), end)
+
+    found = jax.lax.map(one, jnp.arange(count))
+    return jax.tree.map(lambda x: jnp.moveaxis(jnp.squeeze(x, axis + 1), 0, axis), found)
+
+
+def _some_by_some(block, of_queries, of_keys, end: int):
+    """The queries of `_in_turns`, of one row and head, as many at once as the bound allows."""
+    _, _, count, group, _ = of_queries[0].shape
+    turns = -(-count // max(TILE_BOUND // (group * end), 1))
     size = -(-count // turns)
+    seen = jax.tree.map(lambda x: x[:, :, :end], of_keys)
 
     def cut(x):
         # Zeros are of no segment, and add nothing to sums.
@@ -246,10 +255,10 @@ def _some_by_some(block, of_queries, of_keys, at_once: int):
         return jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, *x.shape[4:])[:, :, :count]
 
     def turn(sums, part):
-        found, more = block(part, of_keys)
+        found, more = block(part, seen)
         return jax.tree.map(jnp.add, sums, more), found
 
     parts = jax.tree.map(cut, of_queries)
-    shapes = jax.eval_shape(lambda parts: block(jax.tree.map(lambda x: x[0], parts), of_keys)[1], parts)
+    shapes = jax.eval_shape(lambda parts: block(jax.tree.map(lambda x: x[0], parts), seen)[1], parts)
     sums, found = jax.lax.scan(turn, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
     return jax.tree.map(join, found), sums

@@ -60,7 +60,7 @@ class Sampler:
       weights: int8 samples from the model with its weights rounded to 8-bit integers (see `models.quantize`), of
         which it keeps a copy; same takes them as they are.
       cache: int8 keeps keys and values as 8-bit integers; same in the dtype in which attention reads them (the compute
-        dtype; on a CPU float32).
+        dtype; in CPUs' forms of products float32).
 
     Log-probs of completions are those of the rounded model, which the samples are drawn from.
     """

@@ -101,7 +101,7 @@ def build(
         config.reward, reward, batch_size=batch, vocabulary=vocabulary, tokenizer=tokenizer
     )
     scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
-    critic, critic_trained, critic_frozen, head = _critic(config, policy, reward_model, mesh, key)
+    critic, critic_trained, critic_frozen, head = _critic(config, policy, reward_model, mesh, key, run)
     both = {"policy": trained, "critic": critic_trained}
     return Parts(
         models=ActorCritic(scorer, critic, reference_definition, head),
@@ -113,7 +113,7 @@ def build(
     )
 
 
-def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: jax.Array):
+def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: jax.Array, run: Run | None):
     critic, key = config.critic, jax.random.fold_in(key, 2)
     if critic.shared_trunk or critic.init == "policy":
         scalar = models.create_scalar_model(policy, critic.head, key=key)
@@ -127,6 +127,18 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
         if not critic.path:
             raise ConfigError("critic.path: expected the folder of a scalar model where critic.init=path")
         scalar = models.load_reward_model(setup.model_folder(critic.path))
+    if not (critic.shared_trunk or critic.init == "policy"):
+        # It learns as the policy does. A reward model that scores, perhaps the same one, stays in float32.
+        scalar = models.with_config(scalar, compute_dtype=policy.config.compute_dtype)
+        scalar = setup.with_forms(
+            scalar,
+            config.model,
+            mesh,
+            section="critic",
+            asked_by="model",
+            run=run,
+            packing=config.train.packing,
+        )
     scalar = models.with_remat(scalar, policy.config.remat)
     scorer, trained, frozen = setup.scalar_of(scalar, None, mesh, key=key)
     if not critic.shared_trunk:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import BatchIterator, collate_prompts, load_dataset, packed_alike
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
+from jaxalign.parked_memory import Parked
 from jaxalign.rewards import RewardRequest, Rewards
 from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
@@ -76,6 +78,8 @@ class OnPolicyTrainer(ABC):
 
         The randomness is that of the update's `number` and of the `part` of its rollout.
         """
+        if not part:
+            self.parked.hold()
         batch = self.prompts.next()
         sampling = self.config.sampling
         prompts = [list(p) for p in batch["prompts"]]
@@ -179,6 +183,26 @@ class OnPolicyTrainer(ABC):
         Raises:
           UserError: a loss or gradient that is not finite.
         """
+        with self.parked.steps():
+            fetched = jax.device_get(self._steps(number, data, step, counted))
+        if not all(m["finite"] for m in fetched):
+            raise UserError(
+                f"update {number}: the loss or the gradient norm is not finite; the last saved checkpoint is good "
+                "(a smaller learning rate or float32 compute may help)"
+            )
+        metrics = {
+            name: float(np.mean([m[name] for m in fetched])) for name in fetched[0] if name != "finite"
+        }
+        metrics["policy/ratio_max"] = float(np.max([m["policy/ratio_max"] for m in fetched]))
+        # Before the first step the policy is the one that sampled, so the first ratio is 1.
+        metrics["policy/first_ratio"] = float(fetched[0]["policy/ratio_mean"])
+        metrics["policy/steps"] = float(len(fetched))
+        return metrics
+
+    def _steps(
+        self, number: int, data: dict[str, np.ndarray], step: Callable, counted: np.ndarray | None
+    ) -> list[dict[str, jax.Array]]:
+        """The optimizer steps of `passes`, and the metrics of each."""
         train = self.config.train
         rows = len(data["lengths"])
         size = rows // train.minibatches
@@ -200,20 +224,12 @@ class OnPolicyTrainer(ABC):
                 recent = [float(m["policy/approx_kl"]) for m in seen[before:]]
                 if np.mean(recent) > train.target_kl:
                     break
-        fetched = jax.device_get(seen)
-        if not all(m["finite"] for m in fetched):
-            raise UserError(
-                f"update {number}: the loss or the gradient norm is not finite; the last saved checkpoint is good "
-                "(a smaller learning rate or float32 compute may help)"
-            )
-        metrics = {
-            name: float(np.mean([m[name] for m in fetched])) for name in fetched[0] if name != "finite"
-        }
-        metrics["policy/ratio_max"] = float(np.max([m["policy/ratio_max"] for m in fetched]))
-        # Before the first step the policy is the one that sampled, so the first ratio is 1.
-        metrics["policy/first_ratio"] = float(fetched[0]["policy/ratio_mean"])
-        metrics["policy/steps"] = float(len(fetched))
-        return metrics
+        return seen
+
+    @cached_property
+    def parked(self) -> Parked:
+        """Holds what the steps of an update have freed while the next rollout is sampled and scored."""
+        return Parked(on_cpu=self.mesh.devices.flat[0].platform == "cpu")
 
     def _on_mesh(
         self, batches: Sequence[Mapping[str, np.ndarray]], parts: int = 1
@@ -330,7 +346,12 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
     metrics: dict[str, float] = {}
     run, config = trainer.run, trainer.config
     total, every = config.train.updates, config.run
-    with closing(trainer.generator), setup.checkpoint_store(run) as store, StopFlag() as stop:
+    with (
+        closing(trainer.generator),
+        closing(trainer.parked),
+        setup.checkpoint_store(run) as store,
+        StopFlag() as stop,
+    ):
         for number in range(_updates_done(trainer, store) + 1, total + 1):
             metrics, samples = trainer.update(number)
             last, halted = number == total, stop.signal_received is not None

@@ -15,7 +15,7 @@ class CriticConfig:
 
     Attributes:
       init: reward (copy of the reward model, of an ensemble its first member), policy (the policy's trunk
-        under a fresh head), or path.
+        under a fresh head), or path. It computes in the policy's dtype.
       path: folder of a scalar model, where init is path.
       shared_trunk: one trunk for policy and value, with a value head on it.
       head: the value head, where it is fresh.

@@ -165,14 +165,26 @@ def load_model(
         model = models.load_pretrained(folder, revision=revision, **dtypes)
     model = models.with_remat(model, source.remat)
     models.check_vocabulary(model.config, tokenizer)
-    rows = {"max_segments": most_segments(packing), "mapped": mapped}
-    return place_model(_with_forms(model, source, mesh, section, run, rows), mesh), tokenizer
+    model = with_forms(model, source, mesh, section=section, run=run, packing=packing, mapped=mapped)
+    return place_model(model, mesh), tokenizer
 
 
-def _with_forms(
-    model: Any, source: ModelSource, mesh: Mesh, section: str, run: Run | None, rows: dict[str, Any]
+def with_forms(
+    model: Any,
+    source: ModelSource,
+    mesh: Mesh,
+    *,
+    section: str,
+    run: Run | None,
+    asked_by: str = "",
+    packing: bool = False,
+    mapped: bool = False,
 ) -> Any:
-    """The model in the forms asked for, else those the run began with, else the fast ones; the run records them."""
+    """The model in the forms asked for, else those the run began with, else the fast ones; the run records them.
+
+    Args and errors are those of `load_model`; `asked_by` is the section of the configuration that `source` is, where
+    it is not the one that the forms are recorded under.
+    """
     recorded = {} if run is None else run.metadata().get("forms", {})
     before = recorded.get(section, {})
     kept = [name for name in ("attention", "products") if getattr(source, name) == "auto" and name in before]
@@ -181,10 +193,13 @@ def _with_forms(
     }
     model, device = models.with_config(model, **asked), mesh.devices.flat[0]
     try:
-        attention = models.choose_attention(model.config, device, **rows)
+        attention = models.choose_attention(
+            model.config, device, max_segments=most_segments(packing), mapped=mapped
+        )
     except ValueError as problem:
         began = f" ({run.folder} began with it)" if run and "attention" in kept else ""
-        raise ConfigError(f"{section}.attention: {problem}{began}") from None
+        whose = f" (for the {section})" if asked_by else ""
+        raise ConfigError(f"{asked_by or section}.attention{whose}: {problem}{began}") from None
     chosen = {"attention": attention, "products": models.choose_products(model.config, device.platform)}
     forms = {name: choice.form for name, choice in chosen.items()}
     if run is not None and len(kept) < len(chosen):

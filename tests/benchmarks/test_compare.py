@@ -166,7 +166,9 @@ def test_given_completions_are_the_same_in_every_process_and_differ_by_row(bench
 
 
 def test_a_case_is_timed_once_its_sides_agree(benchmark, compare, sides, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "WAITED", 1e9)  # so that none is taken again where other tests hold the cores
+    monkeypatch.setattr(
+        compare, "WAITED", 1e9
+    )  # so that none is taken again where other tests hold the cores
     found = compare.measure(case(benchmark, "sft-s"), tmp_path, sides(1.0, 1.0), pairs=2, seconds=1e-4)
     assert len(found["seconds_a_step"]["ours"]) == len(found["seconds_a_step"]["peer"]) == 2
     # One program was compiled by the report itself, none by the repetitions.

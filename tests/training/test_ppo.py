@@ -10,9 +10,12 @@ import pytest
 
 from jaxalign import models
 from jaxalign.errors import ConfigError, UserError
+from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.rewards import Rewards
 from jaxalign.rollout import Completions, SamplingConfig
-from jaxalign.runs import records
+from jaxalign.runs import Run, records
+from jaxalign.training import setup
+from jaxalign.training.actor_critic import build
 from jaxalign.training.experience import RunningMoments, Scored, advantages_of, final_scores
 from jaxalign.training.kl_controller import NEGATIVE_UPDATES, KLConfig, negative_streak, next_coefficient
 from jaxalign.training.optimizer import OptimizerConfig
@@ -307,6 +310,31 @@ def test_a_reward_model_and_other_critics_work(critic, configs, tmp_path):
     )
     train_ppo(configs.ppo(tmp_path / "run", reward=source, critic=critic, train=train))
     assert np.isfinite(metrics_of(tmp_path / "run")[0]["objective/score"])
+
+
+def test_a_critic_that_was_a_reward_model_computes_as_the_policy_does(configs, tmp_path):
+    config = configs.ppo(tmp_path / "run", critic=CriticConfig(init="reward"))
+    config = replace(config, model=replace(config.model, compute_dtype="bfloat16"))
+    mesh, key = make_mesh(MeshConfig()), jax.random.key(0)
+    with Run.open(config.run, config, "ppo") as run:
+        policy, tokenizer = setup.load_model(config.model, mesh, seed=0, run=run)
+        reward = models.create_scalar_model(models.with_config(policy, compute_dtype="float32"), key=key)
+        parts = build(config, policy, reward, mesh, key=key, tokenizer=tokenizer, run=run)
+        forms = run.metadata()["forms"]
+    critic = parts.models.critic.definition.config
+    assert (critic.compute_dtype, critic.products) == ("bfloat16", policy.config.products)
+    assert critic.attention == "blockwise" and forms["critic"] == forms["model"]
+    # What judges stays exact.
+    assert reward.config.compute_dtype == "float32"
+
+    # Another machine: a form that cannot run here is refused by the name of the setting that helps.
+    forms["critic"]["attention"] = "cudnn"
+    run.add_metadata(forms=forms)
+    with pytest.raises(ConfigError, match=r"^model\.attention \(for the critic\): .*cudnn.*began with it"):
+        build(config, policy, reward, mesh, key=key, tokenizer=tokenizer, run=run)
+    config = replace(config, model=replace(config.model, attention="plain"))
+    parts = build(config, policy, reward, mesh, key=key, tokenizer=tokenizer, run=run)
+    assert parts.models.critic.definition.config.attention == "plain"
 
 
 def test_a_live_function_and_token_rewards_are_accepted(configs, tmp_path):
