@@ -233,7 +233,8 @@ def _one_by_one(block, arrays, end: int, axis: int, count: int):
         def part(x):  # positions and segments are those of all heads
             return jax.lax.dynamic_slice_in_dim(x, number if x.shape[axis] > 1 else 0, 1, axis)
 
-        return _in_turns(block, *jax.tree.map(part, arrays), end)
+        of_queries, of_keys = jax.tree.map(part, arrays)
+        return _in_turns(block, of_queries, of_keys, end)
 
     found = jax.lax.map(one, jnp.arange(count))
     return jax.tree.map(lambda x: jnp.moveaxis(jnp.squeeze(x, axis + 1), 0, axis), found)
