@@ -275,7 +275,7 @@ ROUNDED = {
     "reward": (2.5e-4, 0.0, 1.2e-2),
     "dpo": (1.6e-2, 0.0, 8e-3),
     "grpo": (1e-4, 0.0, 4e-3),
-    "ppo": (1e-4, 2e-3, 4e-3),
+    "ppo": (1e-4, 1e-2, 4e-3),
 }
 
 # What is compared of the first steps.

@@ -94,7 +94,7 @@ def test_bfloat16_may_round_but_not_hide_an_error(benchmark, compare, error, ste
         ("dpo", "losses", 4e-3, 2e-2),
         ("dpo", "grad_norms", 3e-3, 2e-2),
         ("grpo", "grad_norms", 1e-3, 1e-2),
-        ("ppo", "value_losses", 5e-4, 4e-3),
+        ("ppo", "value_losses", 2e-3, 2e-2),
         ("ppo", "grad_norms", 1e-3, 1e-2),
     ],
 )
