@@ -267,9 +267,9 @@ def repeated(side: Child, steps: int) -> dict[str, Any]:
 
 # Relative differences that are allowed: of losses, of the critic's losses, and of gradient norms.
 EXACT = (1e-4, 1e-4, 1e-3)
-# The same where either side computes in bfloat16: three to four times the largest that rounding was seen to make in a
-# task's cases. Losses of random tokens stay near ln V whatever is wrong: labels shifted by one
-# move sft-s by 1.4e-4, and would pass wider bounds.
+# The same where either side computes in bfloat16: mostly three to four times the largest that rounding was seen to make
+# in a task's cases (DPO: one and a half to two, by model M). Losses of random tokens stay near ln V whatever is wrong:
+# labels shifted by one move sft-s by 1.4e-4, and would pass wider bounds.
 ROUNDED = {
     "sft": (8e-5, 0.0, 1.3e-2),
     "reward": (2.5e-4, 0.0, 1.2e-2),

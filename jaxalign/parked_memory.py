@@ -10,7 +10,7 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -80,9 +80,8 @@ class Parked:
             self._block.close()
             self._block = None
 
-    def _start(self, *call) -> None:
+    def _start(self, function: Callable[..., None], *arguments: int) -> None:
         self._stop.clear()
-        function, *arguments = call
         self._thread = threading.Thread(target=function, args=arguments, name="parked memory", daemon=True)
         self._thread.start()
 

@@ -13,7 +13,7 @@ SETTINGS = {"GLIBC_TUNABLES": ":".join(f"{name}={value}" for name, value in kept
 CODE = """
 import os, sys
 import numpy as np
-from jaxalign.kept_memory import give_back_for
+from jaxalign.kept_memory import give_back_for, is_kept
 
 def resident():
     with open("/proc/self/statm") as f:
@@ -25,7 +25,7 @@ def left():
     del block
     return resident() - before
 
-print(left(), give_back_for(int(sys.argv[1])), left())
+print(left(), is_kept(), give_back_for(int(sys.argv[1])), left(), is_kept())
 """
 
 
@@ -33,7 +33,8 @@ def left_behind(weights, environment):
     """MiB that a freed block leaves before and after `give_back_for(weights)`, which is in between."""
     command = [sys.executable, "-c", CODE, str(weights)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
-    before, changed, after = result.stdout.split()
+    before, kept_before, changed, after, kept_after = result.stdout.split()
+    assert kept_before == "True" and kept_after == str(changed == "False")
     return int(before), changed == "True", int(after)
 
 
