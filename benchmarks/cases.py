@@ -89,8 +89,9 @@ class Case:
 PACKED = ("--train.packing=true",)
 # What users get who change nothing there.
 DEFAULTS: dict[str, object] = {"bf16": True, "checkpointing": True}
-# Rows as long as dialogues are: packed here, the peer as it comes.
+# Rows as long as dialogues are: packed here, the peer as it comes; then the same for tasks without a target.
 CHAT: dict[str, Any] = {"chat": True, "target": 3.0, "ours": PACKED, "peer": DEFAULTS}
+CHAT_TOO = CHAT | {"target": None, "default": False}
 # The second of transformers' two forms of `generate`.
 COMPILED: dict[str, object] = {"cache": "static-compile"}
 
@@ -106,10 +107,24 @@ CASES = [
     # The peer at its best: float32, no checkpointing; its padded rows in large pages, then its own packing.
     Case("sft-chat-s-tuned", "sft", "S", chat=True, ours=PACKED, peer={"huge_pages": True}, minutes=2),
     Case("sft-chat-s-peer-packed", "sft", "S", chat=True, ours=PACKED, peer={"packing": True}),
+    Case(
+        "sft-chat-s-peer-packed-bf16",
+        "sft",
+        "S",
+        bf16=True,
+        chat=True,
+        ours=PACKED,
+        peer={"packing": True},
+        default=False,
+    ),
     Case("reward-s", "reward", "S", target=1.3),
     Case("reward-s-bf16", "reward", "S", bf16=True, target=1.5, minutes=4),
+    Case("reward-chat-s", "reward", "S", **CHAT_TOO),
+    Case("reward-chat-s-bf16", "reward", "S", bf16=True, **CHAT_TOO),
     Case("dpo-s", "dpo", "S", target=1.5),
     Case("dpo-s-bf16", "dpo", "S", bf16=True, target=2.0, minutes=5),
+    Case("dpo-chat-s", "dpo", "S", **CHAT_TOO, minutes=5),
+    Case("dpo-chat-s-bf16", "dpo", "S", bf16=True, **CHAT_TOO, minutes=5),
     Case(
         "dpo-s-precomputed",
         "dpo",

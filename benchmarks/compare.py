@@ -21,7 +21,8 @@ HERE = Path(__file__).parent
 WARM_UP = CHECKED + 2
 # Seconds that a side has for an answer at least; and so many times the minutes of its case.
 PATIENCE, TIMES = 600, 10
-# A repetition whose threads, all added up, waited for a core longer than this share of its time is measured again.
+# A repetition whose threads, all added up, waited for a core longer than this share of its time, while other processes
+# ran, is measured again.
 WAITED = 0.06
 
 

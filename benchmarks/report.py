@@ -95,7 +95,8 @@ def steps(found: Results) -> str:
         return ""
     note = (
         f"busy: so many of both sides' repetitions waited for a core for more than {WAITED:.0%} of their time (all "
-        "threads added up), also when they were taken twice more; other processes are in these figures."
+        "threads added up, no longer than other processes ran), also when they were taken twice more; those are in "
+        "these figures."
     )
     return "\n".join([*lines, *(["", note] if crowded else [])])
 

@@ -10,6 +10,7 @@ import mmap
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,9 @@ from jaxalign.kept_memory import OWN_LARGEST, is_kept
 PERIOD = 0.05
 # Bytes that are made resident at once: what `give_back` may have to wait for.
 PIECE = 64 << 20
+# Seconds for which a step that has ended may still be giving its memory back: XLA frees it on a thread of its own,
+# after the results are there (0.2 for 3 GB).
+SETTLING = 0.5
 
 
 class Parked:
@@ -56,8 +60,7 @@ class Parked:
         """
         self.close()
         if self._may and self._in_steps and not is_kept(self._environment):
-            size = self._in_steps - max(self._between, resident()) if self._between else 0
-            self._start(self._hold, size)
+            self._start(self._hold)
 
     @contextmanager
     def steps(self) -> Iterator[None]:
@@ -80,15 +83,20 @@ class Parked:
             self._block.close()
             self._block = None
 
-    def _start(self, function: Callable[..., None], *arguments: int) -> None:
+    def _start(self, function: Callable[[], None]) -> None:
         self._stop.clear()
-        self._thread = threading.Thread(target=function, args=arguments, name="parked memory", daemon=True)
+        self._thread = threading.Thread(target=function, name="parked memory", daemon=True)
         self._thread.start()
 
     def _look(self) -> None:
         self._in_steps = max(self._in_steps, self._most())
 
-    def _hold(self, size: int) -> None:
+    def _hold(self) -> None:
+        settled = time.monotonic() + SETTLING
+        while (now := resident()) > self._between and time.monotonic() < settled:
+            if self._stop.wait(SETTLING / 50):
+                return
+        size = self._in_steps - max(self._between, now) if self._between else 0
         if size > OWN_LARGEST:
             self._block = resident_block(size, self._stop, self._environment)
         self._between = max(self._between, self._most() - self.size)

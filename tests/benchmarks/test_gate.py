@@ -41,6 +41,28 @@ def test_each_command_is_answered_with_its_own_steps_tokens_and_times(gate_and_d
     assert gate.tokens == [5, 6, 7]
 
 
+@pytest.mark.parametrize(("machine", "waited"), [(20.5, 0.5), (28.0, 5.0), (19.9, 0.0)])
+def test_threads_that_wait_for_one_another_are_not_held_up_by_others(
+    gate_and_driver, monkeypatch, machine, waited
+):
+    # In ten seconds threads of this process ran for 20 and waited for 5, while the whole machine ran for `machine`.
+    gates, gate, driver, heard = gate_and_driver
+    print("run 1\nstop", file=driver, flush=True)
+    monkeypatch.setattr(gates, "clocks", iter([(0.0, 0.0, 0.0, 0.0), (10.0, 20.0, 5.0, machine)]).__next__)
+    gate.between()
+    with pytest.raises(gates.Stop):
+        gate.between()
+    assert json.loads(heard.readline())["waited"] == pytest.approx(waited)
+
+
+def test_the_machine_runs_at_least_as_long_as_this_process(benchmark):
+    gates = benchmark("gate")
+    _, began, _, first = gates.clocks()
+    while (now := gates.clocks())[1] < began + 0.5:
+        pass
+    assert now[3] - first > 0.4
+
+
 def test_a_report_is_answered_between_steps_and_takes_none(gate_and_driver):
     gates, gate, driver, heard = gate_and_driver
     print("run 1\nreport\nrun 1\nreport\nstop", file=driver, flush=True)
