@@ -32,7 +32,7 @@ from jaxalign.models.layers import (
     rotate,
     softcap,
 )
-from jaxalign.models.products import cached_dtype, operand_dtype, product
+from jaxalign.models.products import cached_dtype, operand_dtype, product, product_form
 from jaxalign.models.remat import rematerialized
 
 UNROLLED_LAYERS = 8
@@ -109,8 +109,15 @@ class Transformer(nnx.Module):
 
     @property
     def head(self) -> Float[Array, "V D"]:
-        """The vocabulary projection, in the dtype of products' operands."""
-        return self._head.astype(operand_dtype(self.config))
+        """The vocabulary projection: in the compute dtype where products are natural, as it is stored on CPUs.
+
+        `logprobs.linear_logprobs` casts what it multiplies. On a CPU that spares a second copy and a rounded gradient;
+        on other devices the narrower one is what they gather from one another.
+        """
+        weight = self._head
+        if isinstance(weight, Int8) or product_form(self.config) == "natural":
+            return weight.astype(operand_dtype(self.config))
+        return weight
 
     @property
     def _head(self) -> Any:

@@ -34,3 +34,23 @@ def test_logits_are_computed_at_once_where_they_are_small_and_nothing_is_compute
     scoring.CausalPolicy(definition).score(params, {}, TOKENS, LENGTHS, MASK)
     # What has no gradient, a reference's scores, is in chunks always.
     assert seen == [None, expected and config.vocab_size]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_on_a_cpu_the_gradient_of_the_head_is_not_rounded_to_bfloat16(tied):
+    config = replace(shape(), compute_dtype="bfloat16", products="bfloat16_float32", tied_head=tied)
+    model = models.create(config, key=jax.random.key(0))
+    definition, params = models.split(model)
+
+    def loss(head):
+        part = {"embed": {"tokens": head}} if tied else {"head": {"weight": head}}
+        own = {name: {**params[name], **values} for name, values in part.items()}
+        return -scoring.score_tokens(
+            models.merge(definition, {**params, **own}), TOKENS, LENGTHS, MASK
+        ).logps.sum()
+
+    gradient = jax.grad(loss)(params["embed"]["tokens"] if tied else params["head"]["weight"])
+    rounded = gradient.astype(jnp.bfloat16).astype(jnp.float32)
+    # A row that no token of the batch embeds has the head's alone.
+    unseen = jnp.setdiff1d(jnp.arange(config.vocab_size), TOKENS)
+    assert jnp.abs(gradient - rounded)[unseen].max() > 0
