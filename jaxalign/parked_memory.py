@@ -6,6 +6,7 @@ waits until it is fetched: a step whose temporaries of 3.9 GB had gone took 5.4 
 glibc keeps freed memory (see `kept_memory`) there is nothing to hold.
 """
 
+import math
 import mmap
 import os
 import sys
@@ -23,8 +24,8 @@ from jaxalign.kept_memory import OWN_LARGEST, is_kept
 PERIOD = 0.05
 # Bytes that are made resident at once: what `give_back` may have to wait for.
 PIECE = 64 << 20
-# Seconds for which a step that has ended may still be giving its memory back: XLA frees it on a thread of its own,
-# after the results are there (0.2 for 3 GB).
+# Seconds without any less memory, after which a step that has ended has given its own back: XLA frees it on a thread
+# of its own, after the results are there (within 0.2 for 3 GB).
 SETTLING = 0.5
 
 
@@ -92,8 +93,12 @@ class Parked:
         self._in_steps = max(self._in_steps, self._most())
 
     def _hold(self) -> None:
-        settled = time.monotonic() + SETTLING
-        while (now := resident()) > self._between and time.monotonic() < settled:
+        least, settled = math.inf, 0.0
+        while (now := resident()) > self._between:
+            if now < least:
+                least, settled = now, time.monotonic() + SETTLING
+            if time.monotonic() > settled:
+                break
             if self._stop.wait(SETTLING / 50):
                 return
         size = self._in_steps - max(self._between, now) if self._between else 0
