@@ -180,6 +180,16 @@ def test_a_case_is_timed_once_its_sides_agree(benchmark, compare, sides, tmp_pat
     assert sides.steps(tmp_path, "ours") == compare.WARM_UP + 2 * (1 + found["steps_a_repetition"])
 
 
+def test_both_sides_have_more_warm_up_where_rows_have_many_lengths(
+    benchmark, compare, sides, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(compare, "WAITED", 1e9)
+    found = compare.measure(case(benchmark, "sft-chat-s"), tmp_path, sides(1.0, 1.0), pairs=2, seconds=1e-4)
+    taken = compare.WARM_UP + compare.LENGTHS_WARM_UP + 2 * (1 + found["steps_a_repetition"])
+    assert [sides.steps(tmp_path, name) for name in ("ours", "peer")] == [taken] * 2
+    assert found["recompilations"] == 0
+
+
 def test_sides_take_turns_in_the_order_a_b_b_a(benchmark, compare, sides, tmp_path, monkeypatch):
     order, repeated = [], compare.repeated
 
