@@ -13,13 +13,23 @@ from jaxalign.data.batches import (
     usual_width,
 )
 from jaxalign.data.chat import ChatFormat, chat_format
+from jaxalign.data.config import DataConfig, check_separator
 from jaxalign.data.examples import Example, make_example
 from jaxalign.data.faces import FACES, FaceFormat, FaceRows, InstructionPair
 from jaxalign.data.formats import FORMATS, Options, detect
 from jaxalign.data.packing import packed, packed_alike, with_heads
-from jaxalign.data.pipeline import DataConfig, Dataset, chat_of, check_separator, load_dataset
+from jaxalign.data.pipeline import Dataset, chat_of, load_dataset
 from jaxalign.data.readers import Counts, read_records
-from jaxalign.data.records import Comparison, Demonstration, Message, PromptRecord, Ranking, Rating, Stepwise
+from jaxalign.data.records import (
+    Comparison,
+    Demonstration,
+    Message,
+    PromptRecord,
+    Ranking,
+    Rating,
+    Stepwise,
+    Text,
+)
 from jaxalign.data.token_batches import TokenBatches
 
 __all__ = [
@@ -42,6 +52,7 @@ __all__ = [
     "Ranking",
     "Rating",
     "Stepwise",
+    "Text",
     "TokenBatches",
     "chat_format",
     "chat_of",

@@ -3,9 +3,10 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from jaxalign.data.chat import ChatFormat, as_turns
+from jaxalign.data.config import Truncation
 from jaxalign.data.records import (
     Comparison,
     Demonstration,
@@ -17,8 +18,6 @@ from jaxalign.data.records import (
     Record,
     Stepwise,
 )
-
-Truncation = Literal["filter", "cut_completion", "cut_prompt_start"]
 
 
 @dataclass(frozen=True)

@@ -4,105 +4,15 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from jaxalign.data.chat import ChatFormat, chat_format
-from jaxalign.data.examples import Example, Filtered, Limits, Truncation, make_example
+from jaxalign.data.config import DataConfig, Kind
+from jaxalign.data.examples import Example, Filtered, Limits, make_example
 from jaxalign.data.formats import Options
 from jaxalign.data.readers import Counts, read_records, score_in
 from jaxalign.data.records import Rating, Record
 from jaxalign.errors import DataError
-
-Kind = Literal["demonstration", "comparison", "ranking", "label", "stepwise", "prompt"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is read, and how it becomes rows of tokens.
-
-    Attributes:
-      train: files, saved `datasets` folders or hub ids (owner/name#split).
-      validation: held-out files; empty splits them off train.
-      format: layout of the files, or auto.
-      weights: how often each train file counts, relative to its size; empty for 1 each.
-      validation_fraction: part of the prompts held out, where validation is empty.
-      limit: training rows at most, after all filters; 0 for all.
-      max_length: tokens of prompt and completion together.
-      max_prompt_length: tokens of the prompt; 0 for no limit of its own.
-      truncation: what happens to longer rows: filter (left out), cut_completion (its end) or
-        cut_prompt_start (the prompt's beginning).
-      prompt_tokens: leading tokens that make the prompt, where rows are plain text.
-      separator: text that ends each step of a solution, where rows hold steps with labels.
-      template: auto, tokenizer (its chat template), markers (turn markers) or plain (joined as they are).
-      human: marker of the user's turns.
-      assistant: marker of the assistant's turns.
-      end_token: token that ends a completion, as text or id; empty takes the tokenizer's (with its chat
-        template: the template's own end), none appends nothing.
-      dimension: PKU-SafeRLHF: which label prefers, better or safer.
-      label_tokenizer: tokenizer of label files that hold token ids.
-      score_field: field with a score, a number or prose with one, for min_score.
-      min_score: rows with a lower score are left out; unscored rows too.
-      type_field: field that `types` looks at.
-      types: keep only rows whose type_field is one of these; empty keeps all.
-      deduplicate: leave out rows that repeat an earlier one.
-      on_bad_row: stop at a bad row, or skip and count it.
-    """
-
-    train: tuple[str, ...] = ()
-    validation: tuple[str, ...] = ()
-    format: str = "auto"
-    weights: tuple[float, ...] = ()
-    validation_fraction: float = 0.05
-    limit: int = 0
-    max_length: int = 512
-    max_prompt_length: int = 0
-    truncation: Truncation = "filter"
-    prompt_tokens: int = 0
-    separator: str = "\n"
-    template: Literal["auto", "tokenizer", "markers", "plain"] = "auto"
-    human: str = "\n\nHuman:"
-    assistant: str = "\n\nAssistant:"
-    end_token: str = ""
-    dimension: Literal["better", "safer"] = "better"
-    label_tokenizer: str = ""
-    score_field: str = "score"
-    min_score: float | None = None
-    type_field: str = "type"
-    types: tuple[str, ...] = ()
-    deduplicate: bool = True
-    on_bad_row: Literal["stop", "skip"] = "stop"
-
-    def __post_init__(self) -> None:
-        if self.weights and len(self.weights) != len(self.train):
-            raise ValueError(
-                f"data.weights: expected one for each of the {len(self.train)} files in data.train"
-            )
-        if any(w <= 0 for w in self.weights):
-            raise ValueError(f"data.weights must be positive, got {list(self.weights)}")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"data.validation_fraction must lie in [0, 1), got {self.validation_fraction}")
-        if self.min_score is not None and not self.score_field:
-            raise ValueError("data.min_score needs data.score_field")
-        for name in ("limit", "max_prompt_length", "prompt_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"data.{name} must not be negative, got {getattr(self, name)}")
-        if not self.separator:
-            raise ValueError("data.separator must not be empty")
-        check_separator("data.separator", self.separator)
-        if self.max_length < 2:
-            raise ValueError(f"data.max_length must be 2 or more, got {self.max_length}")
-
-
-def check_separator(key: str, separator: str) -> None:
-    """Refuses a new line that a shell left as it was typed, which no text would hold.
-
-    Raises:
-      ValueError: naming the key.
-    """
-    if separator and not separator.replace("\\n", ""):
-        raise ValueError(
-            f"{key}: {separator} is a backslash and an n, not a new line; write $'{separator}' in the shell"
-        )
 
 
 @dataclass(frozen=True)

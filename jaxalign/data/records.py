@@ -9,14 +9,29 @@ Columns = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat; role is `system`, `user`, `assistant` or `tool`."""
+    """One turn of a chat.
+
+    Attributes:
+      role: `system`, `user`, `assistant`, `tool` or `developer`; `tools` for the turn that stands first and lists, as
+        JSON, the functions that the assistant may call.
+      content: its text; empty where the turn only calls tools.
+      weight: of an assistant's turn: how much each of its tokens counts; 0 leaves it out of the loss.
+      extra: what else the turn has for a chat template: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`.
+    """
 
     role: str
     content: str
+    weight: float = 1.0
+    extra: Columns = field(default_factory=dict)
 
 
-Prompt = str | tuple[Message, ...]
+Turns = tuple[Message, ...]
+
+Prompt = str | Turns
 """Plain text, or the turns before an answer."""
+
+Completion = str | Turns
+"""The text of an answer; or turns, where an answer is more than one text: calls of tools and what they gave, say."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +40,22 @@ class Demonstration:
 
     Attributes:
       prompt: text or turns; a chat's turns are all here, and completion is None.
-      completion: text of the answer.
+      completion: the answer.
       source: file:line it came from.
       columns: the row's other fields.
     """
 
     prompt: Prompt
-    completion: str | None
+    completion: Completion | None
+    source: str = ""
+    columns: Columns = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text to be continued as in pre-training: no template, and every token counts."""
+
+    text: str
     source: str = ""
     columns: Columns = field(default_factory=dict)
 
@@ -41,8 +65,8 @@ class Comparison:
     """Two completions of a prompt, the first preferred; margin is how much (0: not said)."""
 
     prompt: Prompt
-    chosen: str
-    rejected: str
+    chosen: Completion
+    rejected: Completion
     margin: float = 0.0
     source: str = ""
     columns: Columns = field(default_factory=dict)
@@ -50,11 +74,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Several completions of a prompt and the index of the best."""
+    """Several completions of a prompt and the index of the best.
+
+    Attributes:
+      scores: how good each candidate is, higher is better (of ranks: their negatives); () where only the best is known.
+    """
 
     prompt: Prompt
-    candidates: tuple[str, ...]
+    candidates: tuple[Completion, ...]
     best: int
+    scores: tuple[float, ...] = ()
     source: str = ""
     columns: Columns = field(default_factory=dict)
 
@@ -64,7 +93,7 @@ class Rating:
     """A completion with a score, a label (good or not), or both."""
 
     prompt: Prompt
-    completion: str
+    completion: Completion
     score: float | None = None
     label: bool | None = None
     reason: str = ""
@@ -92,4 +121,4 @@ class PromptRecord:
     columns: Columns = field(default_factory=dict)
 
 
-Record = Demonstration | Comparison | Ranking | Rating | Stepwise | PromptRecord
+Record = Demonstration | Text | Comparison | Ranking | Rating | Stepwise | PromptRecord
