@@ -1,167 +1,290 @@
-"""Rows of files: json, jsonl (also gzipped), csv, parquet, saved `datasets` folders and hub ids."""
+"""Rows of files: json, jsonl (also gzipped), csv, parquet, folders of data sets and hub ids, piece by piece.
+
+A file is cut into chunks of about a mebibyte, which can be sent to another process; a chunk is parsed where its rows
+are asked for, so that neither the whole file nor its rows are ever held (but for .json, which is one value).
+"""
 
 import csv
 import gzip
 import io
 import json
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxalign.data.chunks import Chunk, Lines, Parsed, Row, Rows, Tabled, checked, not_object, parsed_line
+from jaxalign.data.datasets_files import chunks_of_dataset, named_dataset
 from jaxalign.errors import DataError
 
+__all__ = ["Chunk", "Rows", "chunks_of", "count_rows", "rows_of"]
+
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+CHUNK_BYTES = 2**20
+CHUNK_ROWS = 4096
+# What a compressed file may expand to where nothing is said: so often its size, and this much in any case.
+EXPANSION, LEAST_BYTES = 100, 64 * 2**20
 
 
-def rows_of(path: str) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+def rows_of(path: str, *, max_bytes: int = 0) -> Rows:
     """(place, row) of each row; the place is file:line.
 
     A malformed line comes as a `DataError` in place of its row, so that the caller can
     stop or skip; a file that is missing, empty or unreadable as a whole raises.
 
+    Args:
+      path: a file, a folder (folder#split), or a hub id (owner/name:configuration@revision#split).
+      max_bytes: see `chunks_of`.
+
     Raises:
       DataError: no such file, an empty file, or a kind of file that is not known.
     """
+    for chunk in chunks_of(path, max_bytes=max_bytes):
+        yield from chunk.rows()
+
+
+def chunks_of(
+    path: str, *, max_bytes: int = 0, most_rows: int = 0, streaming: bool = False
+) -> Iterator[Chunk]:
+    """The pieces of a file, in order.
+
+    Args:
+      path: as for `rows_of`.
+      max_bytes: bytes that the file may hold once it is decompressed; 0 lets a compressed one expand a hundredfold (or
+        to 64 MiB, which is more for small ones).
+      most_rows: rows of a chunk at most; 0 leaves it to the size.
+      streaming: read a hub id without a copy on the disk.
+
+    Raises:
+      DataError: as for `rows_of`, and a file that expands beyond `max_bytes`.
+    """
+    most_rows = min(most_rows or CHUNK_ROWS, CHUNK_ROWS)
     file = Path(path)
-    if file.is_dir():
-        yield from _saved_dataset(file)
-        return
     if not file.is_file():
-        folder = Path(path.partition("#")[0])
-        if "#" in path and folder.is_dir():
-            yield from _saved_dataset(folder, path.partition("#")[2])
-            return
-        known = path.removesuffix(".gz").endswith(SUFFIXES)
-        if not known and path.count("/") == 1 and not path.startswith((".", "/", "~")):
-            yield from _hub(path)
-            return
-        raise DataError(f"{path}: there is no such file")
-    name = file.name.removesuffix(".gz")
-    suffix = Path(name).suffix
-    if suffix not in SUFFIXES:
+        name = named_dataset(path)
+        if name is None:
+            raise DataError(f"{path}: there is no such file")
+        yield from chunks_of_dataset(path, name, most_rows, streaming=streaming)
+        return
+    suffix = _suffix(path)
+    if suffix == ".parquet":
+        yield from _parquet(path, most_rows, max_bytes)
+        return
+    with _opened(path, max_bytes) as stream:
+        if suffix == ".jsonl":
+            yield from _json_lines(path, stream, most_rows)
+        elif suffix == ".json":
+            yield from _json(path, stream, most_rows)
+        else:
+            yield from _csv(path, stream, most_rows)
+
+
+def count_rows(path: str, *, max_bytes: int = 0) -> int:
+    """How many row numbers a file has, without parsing more of it than must be; blank lines are counted with them.
+
+    Raises:
+      DataError: as `chunks_of`.
+    """
+    return sum(chunk.size for chunk in chunks_of(path, max_bytes=max_bytes))
+
+
+def is_file(path: str) -> bool:
+    """Whether the path is one file, and not a folder or hub id."""
+    return Path(path).is_file()
+
+
+def _suffix(path: str) -> str:
+    suffix = Path(Path(path).name.removesuffix(".gz")).suffix
+    if suffix not in SUFFIXES or (suffix == ".parquet" and path.endswith(".gz")):
         raise DataError(
             f"{path}: expected a {', '.join(SUFFIXES)} file (json, jsonl and csv also .gz), or a folder"
         )
-    if file.stat().st_size == 0:
+    return suffix
+
+
+@contextmanager
+def _opened(path: str, max_bytes: int) -> Iterator["_Bounded"]:
+    """The file's bytes, decompressed."""
+    size = Path(path).stat().st_size
+    if not size:
         raise DataError(f"{path}: the file is empty")
-    if suffix == ".parquet":
-        yield from _parquet(file)
-        return
+    packed = path.endswith(".gz")
+    limit = max_bytes or (max(EXPANSION * size, LEAST_BYTES) if packed else math.inf)
     try:
-        packed = path.endswith(".gz")
-        with gzip.open(file, "rb") if packed else open(file, "rb") as stream:
-            text = stream.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        with gzip.open(path, "rb") if packed else open(path, "rb") as stream:
+            yield _Bounded(path, stream, limit)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    if not text.strip():
+
+
+class _Bounded:
+    """A file that may give so many bytes and no more; a byte order mark is left out."""
+
+    def __init__(self, path: str, stream: Any, limit: float) -> None:
+        self._path, self._stream, self._limit, self._read = path, stream, limit, 0
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, b"" at the end."""
+        found = self._stream.read(size)
+        if not self._read:
+            found = found.removeprefix(b"\xef\xbb\xbf") or self._stream.read(size)
+        self._read += len(found)
+        if self._read > self._limit:
+            raise DataError(
+                f"{self._path}: it holds more than {int(self._limit):,} bytes once it is decompressed; "
+                "raise data.max_bytes to read it all the same"
+            )
+        return found
+
+    def all(self) -> bytes:
+        """Everything that is left."""
+        return b"".join(iter(lambda: self.read(CHUNK_BYTES), b""))
+
+
+def _json_lines(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
+    # Lines end with b"\n" alone: JSON strings may hold other line separators, such as U+2028.
+    start, begun, empty = 0, [], True
+    while True:
+        found = stream.read(CHUNK_BYTES)
+        whole, newline, rest = found.rpartition(b"\n")
+        if found and not newline:
+            begun.append(found)
+            continue
+        body = b"".join([*begun, whole])
+        begun = [rest]
+        for part in _of_few_lines(body, most_rows) if body or newline else ():
+            chunk = Lines(path, start, part)
+            empty = empty and not part.strip()
+            yield chunk
+            start += chunk.size
+        if not found:
+            break
+    if empty:
         raise DataError(f"{path}: the file is empty")
-    reader = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}[suffix]
-    yield from reader(path, text)
 
 
-def _json_lines(path: str, text: str) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
-    # Not splitlines(): JSON strings may hold other line separators, such as U+2028.
-    for number, line in enumerate(text.split("\n"), 1):
-        place = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield place, DataError(f"{place}: not valid JSON ({error.msg} at column {error.colno})")
-            continue
-        yield place, row if isinstance(row, dict) else _not_object(place, row)
+def _of_few_lines(body: bytes, most: int) -> Iterator[bytes]:
+    """Whole lines, so many at a time; the newline between two parts belongs to neither."""
+    if body.count(b"\n") < most:
+        yield body
+        return
+    lines = body.split(b"\n")
+    for start in range(0, len(lines), most):
+        yield b"\n".join(lines[start : start + most])
 
 
-def _json(path: str, text: str) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+def _json(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
+    body = stream.all()
+    if not body.strip():
+        raise DataError(f"{path}: the file is empty")
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        lines = list(_json_lines(path, text)) if "\n{" in text else []
-        if lines and not isinstance(lines[0][1], DataError):
-            yield from lines  # JSON lines under the wrong name
+        rows = json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise DataError(f"{path}: not readable JSON (it is nested too deeply)") from None
+    except ValueError as error:
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        first = body.lstrip().partition(b"\n")[0]
+        if b"\n{" in body and isinstance(parsed_line(first), dict):
+            # JSON lines under the wrong name.
+            lines = _Bounded(path, io.BytesIO(body), math.inf)
+            yield from _json_lines(path, lines, most_rows)
             return
-        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(":")[0]
+        raise DataError(f"{path}:{line}: not valid JSON ({reason})") from None
+    halves = b"\\ud" in body or b"\\uD" in body
+    del body
     if isinstance(rows, dict):
         rows = [rows]
     if not isinstance(rows, list) or not rows:
         raise DataError(
             f"{path}: expected a list of rows, got {'an empty list' if rows == [] else type(rows).__name__}"
         )
-    for number, row in enumerate(rows, 1):
-        place = f"{path}:row {number}"
-        yield place, row if isinstance(row, dict) else _not_object(place, row)
+
+    def looked_at(row: Any) -> Row | str:
+        if not isinstance(row, dict):
+            return not_object(row)
+        return checked(row) if halves else row
+
+    for start in range(0, len(rows), most_rows):
+        part = enumerate(rows[start : start + most_rows], start + 1)
+        yield Parsed(path, start, [(f"row {number}", looked_at(row)) for number, row in part])
 
 
-def _csv(path: str, text: str) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+def _csv(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts over 128 KB
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    empty = True
-    for row in reader:
-        empty = False
-        place = f"{path}:{reader.line_num}"
-        if None in row or None in row.values():
-            yield (
-                place,
-                DataError(f"{place}: expected {len(reader.fieldnames or [])} columns, as in the header"),
-            )
-            continue
-        yield place, dict(row)
-    if empty:
-        raise DataError(f"{path}: a header but no rows")
+    # What is no UTF-8 becomes surrogates, which name the row that has them.
+    text = io.TextIOWrapper(
+        io.BufferedReader(_Raw(stream)), encoding="utf-8", errors="surrogateescape", newline=""
+    )
+    reader = csv.DictReader(text)
+    start, part, size = 0, [], 0
+    try:
+        for row in reader:
+            part.append((str(reader.line_num), _csv_row(row, reader.fieldnames or [])))
+            size += sum(map(len, filter(None, row.values()))) if isinstance(part[-1][1], dict) else 0
+            if len(part) == most_rows or size >= CHUNK_BYTES:
+                yield Parsed(path, start, part)
+                start, part, size = start + len(part), [], 0
+        if part:
+            yield Parsed(path, start, part)
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not valid csv ({error})") from None
+    if not start and not part:
+        blank = not reader.fieldnames
+        raise DataError(f"{path}: {'the file is empty' if blank else 'a header but no rows'}")
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+def _csv_row(row: dict[Any, Any], names: Sequence[str]) -> dict[str, str] | str:
+    """The row, or what is wrong with it."""
+    if None in row or None in row.values():
+        return f"expected {len(names)} columns, as in the header"
+    try:
+        "".join(row.values()).encode()
+    except UnicodeEncodeError:
+        return "not UTF-8 text"
+    return row
+
+
+class _Raw(io.RawIOBase):
+    """A bounded file as `io` wants it."""
+
+    def __init__(self, stream: _Bounded) -> None:
+        self._stream, self._rest = stream, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._rest or self._stream.read(CHUNK_BYTES)
+        given, self._rest = found[: len(buffer)], found[len(buffer) :]
+        buffer[: len(given)] = given
+        return len(given)
+
+
+def _parquet(path: str, most_rows: int, max_bytes: int) -> Iterator[Chunk]:
     import pyarrow.parquet as parquet
 
+    start = 0
     try:
-        table = parquet.read_table(file)
+        with parquet.ParquetFile(path) as file:
+            about = file.metadata
+            size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+            if max_bytes and size > max_bytes:
+                raise DataError(
+                    f"{path}: it holds {size:,} bytes once it is decompressed; raise data.max_bytes to read it all "
+                    "the same"
+                )
+            if not about.num_rows:
+                raise DataError(f"{path}: the file has no rows")
+            each = max(1, min(most_rows, CHUNK_BYTES * about.num_rows // max(size, 1)))
+            for batch in file.iter_batches(batch_size=each):
+                yield Tabled(path, start, batch)
+                start += batch.num_rows
+    except DataError:
+        raise
     except Exception as error:
-        raise DataError(f"{file}: not a readable parquet file ({str(error).splitlines()[0]})") from None
-    if not table.num_rows:
-        raise DataError(f"{file}: the file has no rows")
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{file}:row {number}", row
-
-
-def _saved_dataset(folder: Path, split: str = "") -> Iterator[tuple[str, dict[str, Any] | DataError]]:
-    """folder, or folder#split; a folder of several splits gives `train` where none is named."""
-    import datasets
-
-    try:
-        data: Any = datasets.load_from_disk(str(folder))
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{folder}: not a folder saved by datasets.save_to_disk ({reason})") from None
-    if isinstance(data, dict):
-        split = split or ("train" if len(data) > 1 else next(iter(data)))
-        if split not in data:
-            raise DataError(f"{folder}: no split {split!r}; name one as {folder}#split: {', '.join(data)}")
-        data = data[split]
-    elif split:
-        raise DataError(f"{folder}: the folder has no splits, so #{split} names none")
-    if not len(data):
-        raise DataError(f"{folder}: the data set has no rows")
-    for number, row in enumerate(data, 1):
-        yield f"{folder}:{split + ' ' if split else ''}row {number}", dict(row)
-
-
-def _hub(name: str) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
-    """owner/name, or owner/name#split (the split is `train` where it is not said)."""
-    import datasets
-
-    where, _, split = name.partition("#")
-    try:
-        data = datasets.load_dataset(where, split=split or "train")
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{name}: there is no such file, and the hub did not give it: {reason}") from None
-    for number, row in enumerate(data, 1):
-        yield f"{name}:row {number}", dict(row)
-
-
-def _not_object(place: str, row: Any) -> DataError:
-    return DataError(f"{place}: expected an object with named fields, got {type(row).__name__}")
+        raise DataError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
