@@ -1,5 +1,6 @@
 """Causal language models and scalar models: Hugging Face folders in and out."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +45,7 @@ from jaxalign.models.products import choose_products, product_form
 from jaxalign.models.remat import Remat, remat_level
 from jaxalign.models.reward_ensemble import is_reward_ensemble, load_reward_ensemble, save_reward_ensemble
 from jaxalign.models.sharding import param_logical_axes
+from jaxalign.models.stops import stopping, tokenizer_stops
 from jaxalign.models.transformer import Definition, Transformer, create, params_count
 
 __all__ = [
@@ -102,9 +104,11 @@ __all__ = [
     "save_reward_ensemble",
     "save_reward_model",
     "split",
+    "tokenizer_stops",
     "with_config",
     "with_normalizer",
     "with_remat",
+    "with_stops",
 ]
 
 
@@ -145,3 +149,14 @@ def with_remat(model: Any, remat: Remat | bool = "full") -> Any:
       ValueError: no such level.
     """
     return with_config(model, remat=remat_level(remat))
+
+
+def with_stops(model: Any, ids: Iterable[int]) -> Any:
+    """The model with these tokens in its stop set (`eos_ids`) too; the model itself where they are there already.
+
+    Raises:
+      ModelError: a token outside its vocabulary.
+    """
+    definition, params = split(model)
+    stops = stopping(definition, ids)
+    return model if stops is definition else merge(stops, params)

@@ -68,7 +68,8 @@ class ModelConfig:
       query_scale: factor on queries; 0 takes 1 / sqrt(head_dim).
       embedding_scale: factor on embeddings (Gemma: sqrt(D)).
       tied_head: the embedding is the vocabulary projection too.
-      bos_id, eos_ids, pad_id: special tokens; -1 or () where there is none.
+      bos_id, eos_ids, pad_id: special tokens; -1 or () where there is none. All of eos_ids end a completion.
+      generation: the other fields of a folder's generation_config.json, as JSON; for its export alone.
       param_dtype, compute_dtype: names of dtypes.
       remat: what of a layer waits for the backward pass; the rest is computed again (see `models.remat`).
       attention: form of attention over whole rows, see `models.attention`; auto takes what is fast on the backend.
@@ -112,6 +113,7 @@ class ModelConfig:
     bos_id: int = -1
     eos_ids: tuple[int, ...] = ()
     pad_id: int = -1
+    generation: str = ""
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     remat: Remat = "none"

@@ -33,6 +33,7 @@ from jaxalign.models.family_configs import (
     write_phi3,
     write_qwen,
 )
+from jaxalign.models.stops import eos_ids
 
 Json = Mapping[str, Any]
 
@@ -244,12 +245,10 @@ def config_from_json(config: Json, where: str) -> ModelConfig:
 
 
 def special_tokens(config: Json) -> dict[str, Any]:
-    """Token ids from a config.json or generation_config.json."""
-    eos = config.get("eos_token_id")
-    eos = () if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),)
+    """Token ids from a config.json."""
     bos, pad = config.get("bos_token_id"), config.get("pad_token_id")
     return {
-        "eos_ids": eos,
+        "eos_ids": eos_ids(config),
         "bos_id": -1 if bos is None else int(bos),
         "pad_id": -1 if pad is None else int(pad),
     }

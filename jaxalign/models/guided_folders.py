@@ -14,9 +14,16 @@ from jaxalign.errors import ConfigError, ModelError
 from jaxalign.models.doctor import DoctorCard, load_doctor_card
 from jaxalign.models.folders import model_folder
 from jaxalign.models.guided import Doctor, Guidance, GuidedModel, guide
-from jaxalign.models.huggingface import check_vocabulary, load_pretrained, load_tokenizer, local_folder
+from jaxalign.models.huggingface import (
+    check_vocabulary,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    local_folder,
+)
 from jaxalign.models.lora import attach
 from jaxalign.models.peft import load_adapter
+from jaxalign.models.stops import stopping, tokenizer_stops
 from jaxalign.models.vocabulary import check_same_vocabulary, vocabulary_map
 
 OtherVocabulary = Literal["refuse", "map"]
@@ -229,6 +236,7 @@ def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "
     """A live patient with its doctors, which get its dtypes.
 
     Doctors that are adapters on one base are given that base as one live object, so that they are computed together.
+    A completion ends where the patient's would, and at what its tokenizer or a doctor's export names as an end.
 
     Args:
       doctors: which, from `read_doctors`.
@@ -256,7 +264,7 @@ def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "
     ratio = doctors.guidance == "ratio"
     bases = Counter(_place(card.base) for card in doctors.cards if card.adapter)
     maps: list[tuple[dict[str, int], np.ndarray]] = []
-    steering = []
+    steering, stops = [], [*tokenizer_stops(tokenizer)]
     for home, card in zip(doctors.folders, doctors.cards, strict=True):
         words = load_tokenizer(home)
         vocabulary = _vocabulary_of(words, tokenizer, doctors.vocabulary, home, maps)
@@ -271,7 +279,10 @@ def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "
             reference = load(card.reference) if ratio else None
             steering.append(Doctor(load(home), reference=reference, **heard))
         check_vocabulary(steering[-1].model.config, words)
-    return guide(
+        # Of the export, whose run may have taught an end that its base does not know.
+        ends = load_config(home).eos_ids
+        stops += ends if vocabulary is None else np.flatnonzero(np.isin(vocabulary, ends)).tolist()
+    guided = guide(
         patient,
         steering,
         alpha=doctors.alpha,
@@ -279,6 +290,8 @@ def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "
         guidance=doctors.guidance,
         plausibility=doctors.plausibility,
     )
+    writable = [token for token in stops if token < guided.config.vocab_size]
+    return GuidedModel(stopping(guided.definition, writable), guided.params)
 
 
 def _vocabulary_of(

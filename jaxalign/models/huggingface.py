@@ -22,12 +22,12 @@ from jaxalign.models.families import (
     config_from_json,
     config_to_json,
     fuse,
-    special_tokens,
     unfuse,
 )
 from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
 from jaxalign.models.heads import HeadConfig, ScalarModel, StepMarks
 from jaxalign.models.int8 import Int8
+from jaxalign.models.stops import read_generation, write_generation
 from jaxalign.models.token_classifier import head_tensors, is_token_classifier, take_head
 from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
 
@@ -109,17 +109,16 @@ def load_reward_model(
 
 
 def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConfig:
-    """The shape of the model in a folder (or of a hub id), with the end tokens of its generation_config.json.
+    """The shape of the model in a folder (or of a hub id), with the end tokens of both its config files.
 
     Raises:
-      ModelError: no config.json, or one that is not supported.
+      ModelError: no config.json, or one that is not supported; a generation_config.json that cannot be read.
     """
     path = local_folder(folder, revision, weights=False)
     config = config_from_json(_json(path / "config.json"), str(path / "config.json"))
     generation = path / "generation_config.json"
     if generation.is_file():
-        eos = special_tokens(_json(generation))["eos_ids"]
-        config = replace(config, eos_ids=eos or config.eos_ids)
+        config = read_generation(config, _json(generation), str(generation))
     return config
 
 
@@ -373,8 +372,7 @@ def _write(
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
         (temporary / "config.json").write_text(json.dumps(config_json, indent=2))
-        generation = {k: config_json[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        generation = {k: v for k, v in generation.items() if v is not None}
+        generation = write_generation(config, config_json)
         (temporary / "generation_config.json").write_text(json.dumps(generation, indent=2))
         for name, body in (extra_files or {}).items():
             (temporary / name).write_text(json.dumps(body, indent=2))
