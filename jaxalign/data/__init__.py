@@ -14,7 +14,7 @@ from jaxalign.data.batches import (
 )
 from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.config import DataConfig, check_separator
-from jaxalign.data.examples import Example, make_example
+from jaxalign.data.examples import Example, make_example, make_examples
 from jaxalign.data.faces import FACES, FaceFormat, FaceRows, InstructionPair
 from jaxalign.data.formats import FORMATS, Options, detect
 from jaxalign.data.packing import packed, packed_alike, with_heads
@@ -68,6 +68,7 @@ __all__ = [
     "eval_batches",
     "load_dataset",
     "make_example",
+    "make_examples",
     "packed",
     "packed_alike",
     "read_records",

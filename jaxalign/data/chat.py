@@ -1,33 +1,33 @@
-"""Records as token ids, with a mask that is True at the assistant's tokens.
+"""Records as token ids, with a weight for each token: 0 where it is given, and what an answer counts for.
 
-Three ways to write a chat: the tokenizer's own template; turn markers
-("\n\nHuman: ... \n\nAssistant: ..."); or `plain`, prompt and completion joined as they
-are. A chat is cut into parts, what is given and what is answered by turns, and each part
-is tokenized by itself: the prompt's ids are then always the beginning of the row's ids,
-and generation starts from just the ids that training saw.
+Three ways to write a chat: the tokenizer's own template; turn markers ("\n\nHuman: ... \n\nAssistant: ..."); or
+`plain`, prompt and completion joined as they are. Text that is to be continued is written in none of them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from jaxalign.data.encoding import Encoder, Piece, Row, RowPlan
 from jaxalign.data.formats import transcript_turns
-from jaxalign.data.records import Message, Prompt
+from jaxalign.data.records import Completion, Message, Prompt, Turns
+from jaxalign.data.templates import PROBE, ChatTemplate
 from jaxalign.errors import DataError
-
-# Stands for an answer, to see what a template puts before one.
-_PROBE = "0123456789" * 4
 
 Template = Literal["auto", "tokenizer", "markers", "plain"]
 
 
-@dataclass(frozen=True)
-class Part:
-    """Text between two borders of a row: what is given, or one answer with its end."""
+class Written(NamedTuple):
+    """A record as rows of text.
 
-    text: str
-    answer: bool
+    Attributes:
+      rows: to be tokenized by `Encoder.rows`.
+      note: a remark on how it was written, that is counted and shown; else empty.
+    """
+
+    rows: list[RowPlan]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class ChatFormat:
       template: `tokenizer`, `markers` or `plain`.
       end_ids: ids that end a completion, appended to each that does not end with them.
       human, assistant: turn markers.
+      text_end: ids that end a text which is continued.
+      date: the day that a chat template prints, as YYYY-MM-DD; empty for today.
     """
 
     tokenizer: Any
@@ -46,10 +48,79 @@ class ChatFormat:
     end_ids: tuple[int, ...]
     human: str = "\n\nHuman:"
     assistant: str = "\n\nAssistant:"
+    text_end: tuple[int, ...] = ()
+    date: str = ""
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Text to ids."""
+        return Encoder(self.tokenizer)
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids with which training teaches a model to end its turn; () where nothing ends one."""
+        ends = [*self.end_ids[-1:]]
+        if self.template == "tokenizer":
+            ids = self.encoder.ids(self._rendered.end.strip(), follows=True) if self._rendered.ends else []
+            ends = [*ids[-1:], *ends]
+        return tuple(dict.fromkeys(ends))
+
+    def asked(self, prompt: Prompt) -> RowPlan:
+        """A prompt, up to where a completion begins."""
+        turns = self.turns(prompt)
+        if self.template == "tokenizer":
+            return RowPlan(self._rendered.prompt(turns))
+        return RowPlan(list(self._pieces(turns, asks=True)), True, self.end_ids)
+
+    def answered(self, prompt: Prompt, completion: Completion) -> Written:
+        """A prompt with its completion, in one row; of the prompt nothing counts."""
+        before = tuple(
+            replace(turn, weight=0.0) if turn.role == "assistant" else turn for turn in self.turns(prompt)
+        )
+        after = (Message("assistant", completion),) if isinstance(completion, str) else completion
+        return self._written((*before, *after), one=True)
+
+    def told(self, turns: Turns) -> Written:
+        """A chat whose answers all count by their weights, their ends included.
+
+        It is one row, or one for each answer where a chat template rewrites earlier turns. Turns after the last
+        answer that counts are left out: nothing in them counts, and nothing after them does.
+
+        Raises:
+          DataError: a chat template that refuses the turns.
+        """
+        return self._written(turns, one=False)
+
+    def continued(self, text: str) -> RowPlan:
+        """Text as in pre-training: all of it counts, and no template is put around it."""
+        return RowPlan([Piece(text, 1.0, answer=True)], True, self.text_end)
+
+    def steps(self, prompt: Prompt, steps: Sequence[str], separator: str) -> RowPlan:
+        """A prompt with an answer in steps; every second cut of its row ends a step.
+
+        Every step is followed by the separator, the last one too. Steps and separators are tokenized piece by piece, so
+        that no token holds parts of two.
+
+        Raises:
+          DataError: a chat template that changes the answer.
+        """
+        whole = separator.join(steps).strip()
+        # What opens an answer (a space after a marker, say) belongs to the first step.
+        lead = self._answer(prompt, PROBE).partition(PROBE)[0]
+        if not self._answer(prompt, whole).startswith(lead + whole):
+            raise DataError(
+                "the chat template changes the answer, so its steps cannot be told; set data.template=markers"
+            )
+        texts = list(steps)
+        if self.template != "plain":
+            texts[0] = lead + texts[0].lstrip()
+        asked = self.asked(prompt)
+        pieces = [Piece(part, 1.0, True, ends=False) for step in texts for part in (step, separator)]
+        return RowPlan([*asked.pieces, *pieces], asked.opens)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids that a completion follows."""
-        return self._ids(self._parts(self.turns(prompt), asks=True))[0]
+        return self.encoder.rows([self.asked(prompt)])[0].ids
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as text, for people and for reward functions."""
@@ -57,65 +128,23 @@ class ChatFormat:
             return prompt
         turns = self.turns(prompt)
         if self.template == "markers":
-            return "".join(part.text for part in self._marked(turns, asks=True))
-        return ("" if self.template == "plain" else "\n").join(m.content for m in turns)
+            return "".join(piece.text for piece in self._pieces(turns, asks=True))
+        return ("" if self.template == "plain" else "\n").join(m.content for m in turns if m.role != "tools")
 
-    def example(self, prompt: Prompt, completion: str) -> tuple[list[int], list[bool]]:
-        """Ids and mask of one prompt with its completion."""
-        turns = (*self.turns(prompt), Message("assistant", completion))
-        return self.chat(turns, only_last=True)
-
-    def chat(self, turns: tuple[Message, ...], *, only_last: bool = False) -> tuple[list[int], list[bool]]:
-        """Ids and mask of a chat: every assistant turn counts (or the last alone), its end included.
-
-        Turns after the last answer are left out: nothing in them counts, and nothing after them does.
-
-        Raises:
-          DataError: a chat template that refuses the turns, or rewrites earlier ones.
-        """
-        last = max((i for i, m in enumerate(turns) if m.role == "assistant"), default=-1)
-        return self._ids(self._parts(turns[: last + 1], asks=False), only_last)
-
-    def steps(
-        self, prompt: Prompt, steps: Sequence[str], separator: str
-    ) -> tuple[list[int], list[bool], list[int]]:
-        """Ids and mask of a prompt with an answer in steps, and the index of each step's last token.
-
-        Every step is followed by the separator, the last one too, and its last token is the separator's.
-        Steps and separators are tokenized piece by piece, so that no token holds parts of two.
-
-        Raises:
-          DataError: a chat template that changes the answer.
-        """
-        ids = self.prompt_ids(prompt)
-        mask = [False] * len(ids)
-        whole = separator.join(steps).strip()
-        # What opens an answer (a space after a marker, say) belongs to the first step.
-        lead = self._answer(prompt, _PROBE).partition(_PROBE)[0]
-        if not self._answer(prompt, whole).startswith(lead + whole):
-            raise DataError(
-                "the chat template changes the answer, so its steps cannot be told; set data.template=markers"
-            )
-        pieces, ends = list(steps), []
-        if self.template != "plain":
-            pieces[0] = lead + pieces[0].lstrip()
-        for piece in pieces:
-            ids += self._encode(piece, follows=len(ids) > len(self._opening))
-            ids += self.continuation_ids(separator)
-            ends.append(len(ids) - 1)
-        return ids, mask + [True] * (len(ids) - len(mask)), ends
-
-    def _answer(self, prompt: Prompt, content: str) -> str:
-        """An answer's text with what the template puts around it."""
-        parts = self._parts((*self.turns(prompt), Message("assistant", content)), asks=False)
-        return [part.text for part in parts if part.answer][-1]
+    def example(self, prompt: Prompt, completion: Completion) -> Row:
+        """Ids and weights of one prompt with its completion."""
+        return self.encoder.rows(self.answered(prompt, completion).rows)[0]
 
     def continuation_ids(self, text: str) -> list[int]:
         """Ids of a text that follows other text, and is tokenized by itself."""
-        return self._encode(text, follows=True)
+        return self.encoder.ids(text, follows=True)
 
-    def turns(self, prompt: Prompt) -> tuple[Message, ...]:
-        """A prompt's turns; a text that is a marked transcript already is taken apart."""
+    def turns(self, prompt: Prompt) -> Turns:
+        """A prompt's turns; a text that is a marked transcript already is taken apart.
+
+        Raises:
+          DataError: a text that a chat template has written already.
+        """
         if isinstance(prompt, tuple):
             return prompt
         if self.template == "plain":
@@ -125,128 +154,66 @@ class ChatFormat:
             turns = transcript_turns(prompt, self.human, self.assistant)
             if turns and turns[-1] == Message("assistant", ""):
                 return turns[:-1]
+        if self.template == "tokenizer" and prompt.lstrip().startswith(self._rendered.marks):
+            raise DataError(
+                f"the prompt begins with {prompt.split()[0][:20]!r} as if a chat template had written it; "
+                "data.template=plain takes it as it is"
+            )
         return as_turns(prompt)
 
-    def _parts(self, turns: Sequence[Message], *, asks: bool) -> list[Part]:
-        """A chat's parts in order; `asks` ends it where the next answer begins."""
-        if self.template == "tokenizer":
-            return list(self._rendered(turns, asks))
-        if self.template == "markers":
-            return list(self._marked(turns, asks))
-        return [Part(m.content, m.role == "assistant") for m in turns]
+    @cached_property
+    def _rendered(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, self.date)
 
-    def _marked(self, turns: Sequence[Message], asks: bool) -> Iterator[Part]:
+    def _written(self, turns: Turns, *, one: bool) -> Written:
+        last = max((i for i, m in enumerate(turns) if m.role == "assistant" and m.weight > 0), default=-1)
+        turns = turns[: last + 1]
+        if self.template == "tokenizer":
+            rows, note = self._rendered.rows(turns, one=one)
+            note = note or _unwritten(turns, "".join(piece.text for row in rows for piece in row))
+            return Written([RowPlan(row, False, self.end_ids) for row in rows], note)
+        rows = [RowPlan(list(self._pieces(turns, asks=False)), True, self.end_ids)]
+        return Written(rows if turns else [], _unwritten(turns, ""))
+
+    def _answer(self, prompt: Prompt, content: str) -> str:
+        """An answer's text with what the template puts around it."""
+        return next(p.text for p in reversed(self.answered(prompt, content).rows[0].pieces) if p.answer)
+
+    def _pieces(self, turns: Turns, *, asks: bool) -> Iterator[Piece]:
+        """A chat without a chat template; `asks` ends it where the next answer begins."""
+        plain = self.template == "plain"
         for turn in turns:
+            for name in ("tool_calls", "reasoning_content"):
+                if turn.extra.get(name):
+                    raise DataError(
+                        f"a message has {name}, which only a chat template can write; this is data.template="
+                        f"{self.template}"
+                    )
+            if turn.role == "tools":
+                raise DataError(
+                    "the row lists tools, which only a chat template can write; name their column in "
+                    "data.ignore_columns to leave them out"
+                )
             if turn.role == "assistant":
-                yield Part(self.assistant, False)
-                yield Part(f" {turn.content.strip()}", True)
+                if not plain:
+                    yield Piece(self.assistant)
+                yield Piece(turn.content if plain else f" {turn.content.strip()}", turn.weight, answer=True)
             else:
                 marker = f"{self.human} " if turn.role == "user" else ""
-                yield Part(marker + turn.content.strip(), False)
-        if asks:
-            yield Part(self.assistant, False)
-
-    def _rendered(self, turns: Sequence[Message], asks: bool) -> Iterator[Part]:
-        done = ""
-        for index, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            before = self._render(turns[:index], generation=True) if index else ""
-            whole = self._render(turns[: index + 1], generation=False)
-            self._check_prefix(before, done)
-            self._check_prefix(whole, before)
-            answer = whole[len(before) :]
-            # Space after the end-of-turn token is never generated: it opens the next turn.
-            bare = answer.rstrip()
-            if any(bare.endswith(token) for token in self.tokenizer.all_special_tokens):
-                answer = bare
-            yield Part(before[len(done) :], False)
-            yield Part(answer, True)
-            done = before + answer
-        if asks:
-            before = self._render(turns, generation=True)
-            self._check_prefix(before, done)
-            yield Part(before[len(done) :], False)
-
-    @staticmethod
-    def _check_prefix(whole: str, start: str) -> None:
-        if not whole.startswith(start):
-            raise DataError(
-                "the chat template rewrites earlier turns, so a completion mask cannot be made; "
-                "set data.template=markers, or train on single turns"
-            )
-
-    def _render(self, turns: Sequence[Message], *, generation: bool) -> str:
-        rows = [{"role": m.role, "content": m.content} for m in turns]
-        try:
-            return self.tokenizer.apply_chat_template(
-                rows, tokenize=False, add_generation_prompt=generation, return_dict=False
-            )
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DataError(
-                f"the chat template refuses the roles {[m.role for m in turns]}: {reason}"
-            ) from None
-
-    def _ids(self, parts: Sequence[Part], only_last: bool = False) -> tuple[list[int], list[bool]]:
-        """Ids and mask; neighbouring parts that are both given are tokenized as one text."""
-        ids = list(self._opening)
-        mask = [False] * len(ids)
-        opened = len(ids)
-        final = max((i for i, p in enumerate(parts) if p.answer), default=-1)
-        given = ""
-        for index, part in enumerate(parts):
-            if not part.answer:
-                given += part.text
-                continue
-            before, given = self._encode(given, follows=len(ids) > opened), ""
-            ids += before
-            answer = self._encode(part.text, follows=len(ids) > opened)
-            if self.end_ids and tuple(answer[-len(self.end_ids) :]) != self.end_ids:
-                answer += self.end_ids
-            ids += answer
-            counts = index == final or not only_last
-            mask += [False] * len(before) + [counts] * len(answer)
-        rest = self._encode(given, follows=len(ids) > opened)
-        return ids + rest, mask + [False] * len(rest)
-
-    @property
-    def _opening(self) -> tuple[int, ...]:
-        """Ids that open a row; a tokenizer's own template writes them itself."""
-        return () if self.template == "tokenizer" else self._start
-
-    @cached_property
-    def _start(self) -> tuple[int, ...]:
-        """Ids that the tokenizer puts before every text (a beginning-of-text token, say)."""
-        special = tuple(self.tokenizer("")["input_ids"])
-        eos = self.tokenizer.eos_token_id
-        return special[:-1] if len(special) > 1 and special[-1] == eos else special
-
-    def _encode(self, text: str, follows: bool = False) -> list[int]:
-        """Ids of a text that stands at the beginning, or `follows` other text.
-
-        Tokenizers in the SentencePiece manner put a space mark before whatever they encode;
-        inside a row that would be a space that is not there, so such a text is encoded
-        behind an anchor whose ids are then cut off.
-        """
-        if not text:
-            return []
-        # Not verbose: the tokenizer would warn of texts beyond its own length; we cut or filter them, and count.
-        if follows and self._marks_spaces:
-            for anchor in ("\n", ".", "a"):
-                lead = self.tokenizer(anchor, add_special_tokens=False, verbose=False)["input_ids"]
-                ids = self.tokenizer(anchor + text, add_special_tokens=False, verbose=False)["input_ids"]
-                if ids[: len(lead)] == lead:
-                    return list(ids[len(lead) :])
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    @cached_property
-    def _marks_spaces(self) -> bool:
-        ids = self.tokenizer(",", add_special_tokens=False, verbose=False)["input_ids"]
-        return bool(ids) and str(self.tokenizer.convert_ids_to_tokens(ids)[0]).startswith("\u2581")
+                yield Piece(turn.content if plain else marker + turn.content.strip())
+        if asks and not plain:
+            yield Piece(self.assistant)
 
 
-def chat_format(tokenizer: Any, template: Template, end_token: str, human: str, assistant: str) -> ChatFormat:
+def _unwritten(turns: Turns, text: str) -> str:
+    """A remark where the names of those who speak are not written."""
+    lost = any(turn.extra.get("name") and str(turn.extra["name"]) not in text for turn in turns)
+    return "names of messages are not written" if lost else ""
+
+
+def chat_format(
+    tokenizer: Any, template: Template, end_token: str, human: str, assistant: str, date: str = ""
+) -> ChatFormat:
     """Picks the template and the end token.
 
     Args:
@@ -255,6 +222,7 @@ def chat_format(tokenizer: Any, template: Template, end_token: str, human: str, 
       end_token: text or id of the token that ends a completion; empty takes the tokenizer's
         end-of-sequence token (with a chat template: the template's own end); `none` appends nothing.
       human, assistant: turn markers.
+      date: the day that a chat template prints, as YYYY-MM-DD; empty for today.
 
     Raises:
       DataError: no such token, or none at all.
@@ -268,7 +236,10 @@ def chat_format(tokenizer: Any, template: Template, end_token: str, human: str, 
     end: tuple[int, ...] = ()
     if end_token != "none" and (end_token or chosen != "tokenizer"):
         end = (_end_id(tokenizer, end_token),)
-    return ChatFormat(tokenizer, chosen, end, human, assistant)
+    text_end = end
+    if not end and end_token != "none" and tokenizer.eos_token_id is not None:
+        text_end = (int(tokenizer.eos_token_id),)
+    return ChatFormat(tokenizer, chosen, end, human, assistant, text_end, date)
 
 
 def _end_id(tokenizer: Any, end_token: str) -> int:

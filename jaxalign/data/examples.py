@@ -1,4 +1,7 @@
-"""Tokenized examples: records as ids, cut or left out by a stated rule, every one counted."""
+"""Tokenized examples: records as ids, cut or left out by a stated rule, every one counted.
+
+A record becomes drafts, which are text, and drafts become examples: the tokenizer is called once for many of them.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -7,16 +10,19 @@ from typing import Any
 
 from jaxalign.data.chat import ChatFormat, as_turns
 from jaxalign.data.config import Truncation
+from jaxalign.data.encoding import Row, RowPlan
+from jaxalign.data.formats import transcript_turns
 from jaxalign.data.records import (
     Comparison,
+    Completion,
     Demonstration,
-    Message,
     Prompt,
     PromptRecord,
     Ranking,
     Rating,
     Record,
     Stepwise,
+    Text,
 )
 
 
@@ -32,11 +38,13 @@ class Example:
       best: index of the best row, for rankings.
       margin: how much better chosen is.
       labels: of labelled completions, whether each row is to be imitated; of steps, how right each is, in [0, 1].
-      group: hash of the prompt; rows that share one fall on one side of a split.
+      group: hash of the first user turn; rows that share one fall on one side of a split.
       columns: the record's other fields.
       source: file:line.
       truncated: something was cut off, by the rule of `Limits.truncation`.
       prompt: the prompt as the record has it, whole.
+      weights: how much each token counts, where some counted token's weight is not 1; else empty.
+      note: a remark on how it was written, that is counted and shown.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -51,6 +59,8 @@ class Example:
     source: str = ""
     truncated: bool = False
     prompt: Prompt = ""
+    weights: tuple[tuple[float, ...], ...] = ()
+    note: str = ""
 
 
 class Filtered(Exception):
@@ -72,14 +82,39 @@ class Limits:
     truncation: Truncation
 
 
-def prompt_group(prompt: Prompt) -> str:
-    """A hash that names the prompt."""
-    # Plain text and the same text as the only user turn are one prompt.
-    parts = [f"{m.role}\x1f{m.content.strip()}" for m in as_turns(prompt)]
-    return hashlib.sha256("\x1e".join(parts).encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class Draft:
+    """An example before it is tokenized.
+
+    Attributes:
+      plans: its rows as text; of prompts the prompt.
+      kind: what it trains; see `drafts_of`.
+      limits: how long rows may be.
+      fields: fields of the example that are known already.
+      prompt_tokens: of prompts that open a text: how many tokens of it they take; else 0.
+    """
+
+    plans: tuple[RowPlan, ...]
+    kind: str
+    limits: Limits
+    fields: Mapping[str, Any]
+    prompt_tokens: int = 0
 
 
-def make_example(
+def prompt_group(prompt: Prompt, human: str = "\n\nHuman:", assistant: str = "\n\nAssistant:") -> str:
+    """A hash of what the user says first: 16 hexadecimal digits, the same in all layouts of a prompt.
+
+    Prompts that begin alike (turns of one chat, one question in several files) are kept together by it.
+    """
+    turns = as_turns(prompt)
+    if isinstance(prompt, str) and prompt.lstrip().startswith(human.strip()):
+        turns = transcript_turns(prompt, human, assistant) or turns
+    said = [turn for turn in turns if turn.role not in ("system", "developer", "tools")] or list(turns)
+    first = next((turn for turn in said if turn.role == "user"), said[0] if said else None)
+    return hashlib.sha256(" ".join(first.content.split() if first else "").encode()).hexdigest()[:16]
+
+
+def make_examples(
     record: Record,
     kind: str,
     chat: ChatFormat,
@@ -87,8 +122,46 @@ def make_example(
     *,
     prompt_tokens: int = 0,
     separator: str = "\n",
-) -> Example:
-    """The example of a record.
+) -> list[Example]:
+    """The examples of a record: one, or several of a chat whose template rewrites earlier turns.
+
+    Args and errors are those of `drafts_of`.
+
+    Raises:
+      Filtered: no example of the record can be used.
+    """
+    found = finished(
+        drafts_of(record, kind, chat, limits, prompt_tokens=prompt_tokens, separator=separator), chat
+    )
+    examples = [example for example in found if isinstance(example, Example)]
+    if not examples:
+        raise next(reason for reason in found if isinstance(reason, Filtered))
+    return examples
+
+
+def make_example(record: Record, kind: str, chat: ChatFormat, limits: Limits, **options: Any) -> Example:
+    """The only example of a record; see `make_examples`.
+
+    Raises:
+      Filtered: it cannot be used.
+      ValueError: the record gives several.
+    """
+    examples = make_examples(record, kind, chat, limits, **options)
+    if len(examples) > 1:
+        raise ValueError(f"{record.source}: expected one example, the record gives {len(examples)}")
+    return examples[0]
+
+
+def drafts_of(
+    record: Record,
+    kind: str,
+    chat: ChatFormat,
+    limits: Limits,
+    *,
+    prompt_tokens: int = 0,
+    separator: str = "\n",
+) -> list[Draft]:
+    """What a record trains, as text.
 
     Args:
       record: what a reader made.
@@ -99,52 +172,101 @@ def make_example(
       separator: text that ends each step.
 
     Raises:
-      Filtered: the row is too long, has no completion token, or has another kind's content.
+      Filtered: the row has no completion token, or another kind's content.
+      DataError: the chat template cannot write the row.
     """
-    common = {
-        "columns": record.columns,
-        "source": record.source,
-        "group": prompt_group(record.prompt),
-        "prompt": record.prompt,
-    }
+    common: dict[str, Any] = {"columns": record.columns, "source": record.source}
     if kind == "prompt":
-        return _prompt_example(record, chat, limits, prompt_tokens, common)
-    if kind == "demonstration":
-        return _demonstration(record, chat, limits, common)
+        return [_prompt_draft(record, chat, limits, prompt_tokens, common)]
+    if isinstance(record, Text):
+        if kind != "demonstration":
+            raise Filtered(f"not a {kind} but a text")
+        if not record.text.strip():
+            raise Filtered("no completion token")
+        common["group"] = prompt_group(record.text, chat.human, chat.assistant)
+        return [Draft((chat.continued(record.text),), kind, limits, common | {"prompt_text": ""})]
+    if kind == "demonstration" and isinstance(record, Demonstration) and record.completion is None:
+        return _chat_drafts(record, chat, limits, common)
+    answers, extra = _answers(record, kind)
+    if not all(map(_says, answers)):
+        raise Filtered("no completion token")
+    if not record.prompt and isinstance(answers[0], str):
+        group = prompt_group(answers[0], chat.human, chat.assistant)
+    else:
+        group = prompt_group(record.prompt, chat.human, chat.assistant)
+    common |= {"group": group, "prompt": record.prompt, "prompt_text": chat.prompt_text(record.prompt)}
     if kind == "stepwise":
-        return _stepwise(record, chat, limits, separator, common)
+        assert isinstance(record, Stepwise)
+        return [Draft((_steps(record, chat, separator),), kind, limits, common | extra)]
+    written = [chat.answered(record.prompt, answer) for answer in answers]
+    if not all(found.rows for found in written):
+        raise Filtered("no completion token")
+    note = next((found.note for found in written if found.note), "")
+    plans = tuple(found.rows[0] for found in written)
+    return [Draft(plans, kind, limits, common | extra | {"note": note})]
+
+
+def finished(drafts: Sequence[Draft], chat: ChatFormat) -> list["Example | Filtered"]:
+    """The examples of drafts, in one call of the tokenizer; a reason in place of one that is left out."""
+    rows = iter(chat.encoder.rows([plan for draft in drafts for plan in draft.plans]))
+    found: list[Example | Filtered] = []
+    for draft in drafts:
+        own = [next(rows) for _ in draft.plans]
+        try:
+            found.append(
+                _prompt_example(draft, own[0], chat) if draft.kind == "prompt" else _example(draft, own)
+            )
+        except Filtered as reason:
+            found.append(reason)
+    return found
+
+
+def _answers(record: Record, kind: str) -> tuple[tuple[Completion, ...], dict[str, Any]]:
+    """The completions that a record of one kind has, and the example's fields that say what they are."""
+    if kind == "demonstration":
+        answer = {
+            Demonstration: lambda: record.completion,  # type: ignore[union-attr]
+            Comparison: lambda: record.chosen,  # type: ignore[union-attr]
+            Rating: lambda: record.completion,  # type: ignore[union-attr]
+            Ranking: lambda: record.candidates[record.best],  # type: ignore[union-attr]
+        }.get(type(record))
+        if answer is None:
+            raise Filtered(f"not a demonstration but a {_name(record)}")
+        if isinstance(record, Rating) and record.label is False:
+            raise Filtered("labelled as not to be imitated")
+        return (answer(),), {}
     if kind == "comparison":
-        if not isinstance(record, Comparison):
-            raise Filtered(f"not a comparison but a {_name(record)}")
-        answers: tuple[str, ...] = (record.chosen, record.rejected)
-        extra: dict[str, Any] = {"margin": record.margin}
-    elif kind == "label":
+        return _compared(record)
+    if kind == "label":
         answers, labels = _labelled(record)
-        extra = {"labels": labels}
-    elif kind == "ranking":
+        return answers, {"labels": labels}
+    if kind == "ranking":
         if not isinstance(record, Ranking):
             raise Filtered(f"not a ranking but a {_name(record)}")
-        answers, extra = record.candidates, {"best": record.best}
-    else:
-        raise ValueError(
-            f"kind must be demonstration, comparison, ranking, label, stepwise or prompt, got {kind!r}"
-        )
-    if not all(answer.strip() for answer in answers):
-        raise Filtered("no completion token")
-    pairs, _, truncated = _limited([chat.example(record.prompt, answer) for answer in answers], limits)
-    start = min(_first(mask) for _, mask in pairs)
-    return Example(
-        rows=tuple(tuple(ids) for ids, _ in pairs),
-        masks=tuple(tuple(mask) for _, mask in pairs),
-        prompt_tokens=tuple(pairs[0][0][:start]),
-        prompt_text=chat.prompt_text(record.prompt),
-        truncated=truncated,
-        **common,
-        **extra,
+        return record.candidates, {"best": record.best}
+    if kind == "stepwise":
+        if not isinstance(record, Stepwise):
+            raise Filtered(f"not a solution in steps but a {_name(record)}")
+        return ("\n".join(record.steps),), {"labels": record.labels}
+    raise ValueError(
+        f"kind must be demonstration, comparison, ranking, label, stepwise or prompt, got {kind!r}"
     )
 
 
-def _labelled(record: Record) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+def _compared(record: Record) -> tuple[tuple[Completion, ...], dict[str, Any]]:
+    """Two completions; of a scored ranking the best and the worst."""
+    if isinstance(record, Comparison):
+        return (record.chosen, record.rejected), {"margin": record.margin}
+    if not isinstance(record, Ranking) or not record.scores:
+        raise Filtered(f"not a comparison but a {_name(record)}")
+    worst = min(range(len(record.scores)), key=record.scores.__getitem__)
+    margin = record.scores[record.best] - record.scores[worst]
+    if margin <= 0:
+        raise Filtered("all candidates have the same score")
+    return (record.candidates[record.best], record.candidates[worst]), {"margin": margin}
+
+
+def _labelled(record: Record) -> tuple[tuple[Completion, ...], tuple[bool, ...]]:
     """Completions and whether each is to be imitated; of a comparison the chosen one is, the rejected one is not."""
     if isinstance(record, Comparison):
         return (record.chosen, record.rejected), (True, False)
@@ -155,79 +277,91 @@ def _labelled(record: Record) -> tuple[tuple[str, ...], tuple[bool, ...]]:
     return (record.completion,), (record.label,)
 
 
-def _demonstration(record: Record, chat: ChatFormat, limits: Limits, common: dict[str, Any]) -> Example:
-    if isinstance(record, Demonstration) and record.completion is None:
-        assert not isinstance(record.prompt, str)
-        turns = record.prompt
-        if not any(m.content.strip() for m in turns if m.role == "assistant"):
-            raise Filtered("no completion token")
-        ids, mask = chat.chat(turns)
-        asked = turns[: next(i for i, m in enumerate(turns) if m.role == "assistant")]
-        prompt_text = chat.prompt_text(asked) if asked else ""
-        # Split by how a chat begins, so that its copies with other endings stay together.
-        common = common | {"group": prompt_group(asked or turns[:1]), "prompt": asked}
-    else:
-        completion = {
-            Demonstration: lambda: record.completion,  # type: ignore[union-attr]
-            Comparison: lambda: record.chosen,  # type: ignore[union-attr]
-            Rating: lambda: record.completion,  # type: ignore[union-attr]
-            Ranking: lambda: record.candidates[record.best],  # type: ignore[union-attr]
-        }.get(type(record))
-        if completion is None:
-            raise Filtered(f"not a demonstration but a {_name(record)}")
-        if isinstance(record, Rating) and record.label is False:
-            raise Filtered("labelled as not to be imitated")
-        answer = completion()
-        assert isinstance(answer, str)
-        if not answer.strip():
-            raise Filtered("no completion token")
-        ids, mask = chat.example(record.prompt, answer)
-        prompt_text = chat.prompt_text(record.prompt)
-        if not record.prompt:
-            common = common | {"group": prompt_group(answer)}
-    [(ids, mask)], _, truncated = _limited([(ids, mask)], limits)
-    return Example(
-        (tuple(ids),),
-        (tuple(mask),),
-        tuple(ids[: _first(mask)]),
-        prompt_text,
-        truncated=truncated,
-        **common,
+def _says(completion: Completion) -> bool:
+    """Whether a completion has an answer that says or calls something."""
+    if isinstance(completion, str):
+        return bool(completion.strip())
+    return any(
+        turn.content.strip() or turn.extra.get("tool_calls")
+        for turn in completion
+        if turn.role == "assistant"
     )
 
 
-def _stepwise(
-    record: Record, chat: ChatFormat, limits: Limits, separator: str, common: dict[str, Any]
-) -> Example:
-    """A solution whose mask is True where a step ends; steps beyond the limits go with their labels."""
-    if not isinstance(record, Stepwise):
-        raise Filtered(f"not a solution in steps but a {_name(record)}")
+def _chat_drafts(
+    record: Demonstration, chat: ChatFormat, limits: Limits, common: dict[str, Any]
+) -> list[Draft]:
+    """A draft for each row that the chat takes."""
+    turns = record.prompt
+    assert not isinstance(turns, str)
+    counted = [_says((turn,)) for turn in turns if turn.role == "assistant" and turn.weight > 0]
+    if not any(counted):
+        raise Filtered("no completion token")
+    if not all(counted):
+        raise Filtered("an answer without text")
+    written = chat.told(turns)
+    asked = turns[: next(i for i, turn in enumerate(turns) if turn.role == "assistant")]
+    fields = common | {
+        # Split by how a chat begins, so that its copies with other endings stay together.
+        "group": prompt_group(asked or turns[:1]),
+        "prompt": asked,
+        "prompt_text": chat.prompt_text(asked) if asked else "",
+        "note": written.note,
+    }
+    return [Draft((plan,), "demonstration", limits, fields) for plan in written.rows]
+
+
+def _steps(record: Stepwise, chat: ChatFormat, separator: str) -> RowPlan:
+    """A solution whose row is cut where steps end."""
     steps = [step.removesuffix(separator) for step in record.steps]
     if not all(step.strip() for step in steps):
         raise Filtered("a step without text")
     if any(separator in step for step in steps):
         # Where the reward is used such a step would be taken for two.
         raise Filtered("the separator inside a step")
-    ids, mask, ends = chat.steps(record.prompt, steps, separator)
-    [(ids, mask)], drop, truncated = _limited([(ids, mask)], limits)
-    ends = [end - drop for end in ends if end - drop < len(ids)]
-    if not ends:
-        raise Filtered("no whole step")
-    ids = ids[: ends[-1] + 1]
+    return chat.steps(record.prompt, steps, separator)
+
+
+def _example(draft: Draft, rows: Sequence[Row]) -> Example:
+    kept, drop, truncated = _limited(rows, draft.limits)
+    start = min(_first(row.weights) for row in kept)
+    fields = dict(draft.fields)
+    if draft.kind == "stepwise":
+        [row] = kept
+        ends = [cut - 1 - drop for cut in rows[0].cuts[1::2] if cut - 1 - drop < len(row.ids)]
+        if not ends:
+            raise Filtered("no whole step")
+        marks = set(ends)
+        weights = [1.0 if place in marks else 0.0 for place in range(ends[-1] + 1)]
+        kept = [Row(row.ids[: ends[-1] + 1], weights, [])]
+        fields["labels"] = fields["labels"][: len(ends)]
+    ids = tuple(tuple(row.ids) for row in kept)
+    if draft.kind in ("comparison", "label") and len(ids) == 2 and ids[0] == ids[1]:
+        raise Filtered("chosen equals rejected once trimmed or cut")
+    if draft.kind == "ranking" and ids.count(ids[fields["best"]]) > 1:
+        raise Filtered("the best candidate equals another once trimmed or cut")
+    weighted = any(weight not in (0.0, 1.0) for row in kept for weight in row.weights)
     return Example(
-        (tuple(ids),),
-        (tuple(i in set(ends) for i in range(len(ids))),),
-        tuple(ids[: _first(mask)]),
-        chat.prompt_text(record.prompt),
-        labels=record.labels[: len(ends)],
+        rows=ids,
+        masks=tuple(tuple(weight > 0 for weight in row.weights) for row in kept),
+        prompt_tokens=ids[0][:start],
         truncated=truncated,
-        **common,
+        weights=tuple(tuple(row.weights) for row in kept) if weighted else (),
+        **fields,
     )
 
 
-def _prompt_example(
+def _prompt_draft(
     record: Record, chat: ChatFormat, limits: Limits, prompt_tokens: int, common: dict[str, Any]
-) -> Example:
+) -> Draft:
+    if isinstance(record, Text) or (
+        isinstance(record, Demonstration) and record.prompt == "" and isinstance(record.completion, str)
+    ):
+        if prompt_tokens < 1:
+            raise Filtered("plain text without data.prompt_tokens")
+        text = record.text if isinstance(record, Text) else record.completion
+        assert isinstance(text, str)
+        return Draft((chat.continued(text),), "prompt", limits, common, prompt_tokens)
     prompt = record.prompt
     if isinstance(record, Demonstration) and record.completion is None:
         assert not isinstance(prompt, str)
@@ -235,50 +369,56 @@ def _prompt_example(
         prompt = prompt[:last]
         if not prompt:
             raise Filtered("no turn before the answer")
-    if isinstance(record, Demonstration) and record.prompt == "" and record.completion is not None:
-        if prompt_tokens < 1:
-            raise Filtered("plain text without data.prompt_tokens")
-        ids, mask = chat.example("", record.completion)
-        start = _first(mask)
-        if len(ids) - start - len(chat.end_ids) < prompt_tokens:
+    if isinstance(prompt, tuple) and isinstance(record, PromptRecord) and prompt[-1].role == "assistant":
+        prompt = prompt[:-1]
+    fields = {
+        "group": prompt_group(prompt, chat.human, chat.assistant),
+        "prompt": prompt,
+        "prompt_text": chat.prompt_text(prompt),
+    }
+    return Draft((chat.asked(prompt),), "prompt", limits, common | fields)
+
+
+def _prompt_example(draft: Draft, row: Row, chat: ChatFormat) -> Example:
+    ids, fields = row.ids, dict(draft.fields)
+    if draft.prompt_tokens:
+        start = _first(row.weights)
+        ended = draft.plans[0].end
+        if len(ids) - start - len(ended) < draft.prompt_tokens:
             raise Filtered("shorter than data.prompt_tokens")
-        ids = ids[: start + prompt_tokens]
+        ids = ids[: start + draft.prompt_tokens]
         text = chat.tokenizer.decode(ids[start:])
-        common = common | {"group": prompt_group(text), "prompt": text}
-    else:
-        if isinstance(prompt, tuple) and isinstance(record, PromptRecord) and prompt[-1].role == "assistant":
-            prompt = prompt[:-1]
-        common = common | {"group": prompt_group(prompt), "prompt": prompt}
-        ids, text = chat.prompt_ids(prompt), chat.prompt_text(prompt)
+        fields |= {
+            "group": prompt_group(text, chat.human, chat.assistant),
+            "prompt": text,
+            "prompt_text": text,
+        }
     if not ids:
         raise Filtered("empty prompt")
-    limit = limits.max_prompt_length or limits.max_length
+    limit = draft.limits.max_prompt_length or draft.limits.max_length
     truncated = len(ids) > limit
     if truncated:
-        if limits.truncation != "cut_prompt_start":
+        if draft.limits.truncation != "cut_prompt_start":
             raise Filtered("prompt too long")
         ids = ids[-limit:]
-    return Example((), (), tuple(ids), text, truncated=truncated, **common)
-
-
-Row = tuple[Sequence[int], Sequence[bool]]
+    return Example((), (), tuple(ids), truncated=truncated, **fields)
 
 
 def _limited(rows: Sequence[Row], limits: Limits) -> tuple[list[Row], int, bool]:
-    """Ids and masks of one prompt's completions within the limits, tokens cut off the prompt, and whether any were cut.
+    """Rows of one prompt's completions within the limits, tokens cut off the prompt, and whether any were cut.
 
     What is cut off the prompt's beginning is the same for all of them, so that they stay
     completions of one prompt. Column 0 never counts: no token precedes it.
     """
-    starts = [_first(mask) for _, mask in rows]
-    if any(start == len(mask) for start, (_, mask) in zip(starts, rows, strict=True)):
+    starts = [_first(row.weights) for row in rows]
+    if any(start == len(row.ids) for start, row in zip(starts, rows, strict=True)):
         raise Filtered("no completion token")
     drop = 0
     if limits.max_prompt_length and max(starts) > limits.max_prompt_length:
         if limits.truncation != "cut_prompt_start":
             raise Filtered("prompt too long")
         drop = max(starts) - limits.max_prompt_length
-    over = max(len(ids) for ids, _ in rows) - drop - limits.max_length
+    over = max(len(row.ids) for row in rows) - drop - limits.max_length
     if over > 0:
         if limits.truncation == "filter":
             raise Filtered("too long")
@@ -289,26 +429,18 @@ def _limited(rows: Sequence[Row], limits: Limits) -> tuple[list[Row], int, bool]
         elif max(starts) - drop >= limits.max_length:
             raise Filtered("prompt too long")
     kept = []
-    for ids, mask in rows:
-        ids, mask = list(ids[drop:][: limits.max_length]), list(mask[drop:][: limits.max_length])
-        mask[0] = False
-        if not any(mask):
+    for row in rows:
+        ids, weights = row.ids[drop:][: limits.max_length], row.weights[drop:][: limits.max_length]
+        weights[0] = 0.0
+        if not any(weights):
             raise Filtered("no completion token")
-        kept.append((ids, mask))
+        kept.append(Row(ids, weights, []))
     return kept, drop, drop > 0 or over > 0
 
 
-def _first(mask: Sequence[bool]) -> int:
-    return next((i for i, counts in enumerate(mask) if counts), len(mask))
+def _first(weights: Sequence[float]) -> int:
+    return next((i for i, weight in enumerate(weights) if weight > 0), len(weights))
 
 
 def _name(record: Record) -> str:
     return type(record).__name__.removesuffix("Record").lower()
-
-
-def last_user_turn(prompt: Prompt) -> str:
-    """What the user said last."""
-    if isinstance(prompt, str):
-        return prompt
-    turns: list[Message] = [m for m in prompt if m.role == "user"]
-    return turns[-1].content if turns else ""

@@ -63,10 +63,11 @@ def no_eos():
 
 
 @pytest.fixture
-def rewriting():
-    """A template that shortens earlier answers, as some reasoning models' do."""
+def no_system():
+    """A template that refuses system turns, as Gemma 2's does."""
     return byte_tokenizer(
-        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] if loop.last else m['content'][:1] }}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     )
 
 

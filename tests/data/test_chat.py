@@ -3,6 +3,7 @@
 import pytest
 
 from jaxalign.data import Message, chat_format
+from jaxalign.data.chat import Template
 from jaxalign.errors import DataError
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -18,8 +19,14 @@ CHAT = tuple(
 )
 
 
-def make(tokenizer, template="auto", end_token=""):
+def make(tokenizer, template: Template = "auto", end_token=""):
     return chat_format(tokenizer, template, end_token, HUMAN, ASSISTANT)
+
+
+def told(chat, turns):
+    """Ids and weights of a chat that is one row."""
+    [row] = chat.encoder.rows(chat.told(turns).rows)
+    return row.ids, row.weights
 
 
 def counted(tokenizer, ids, mask):
@@ -34,7 +41,7 @@ def counted(tokenizer, ids, mask):
 
 
 def test_template_counts_every_answer_with_its_end_of_turn(chatml):
-    ids, mask = make(chatml).chat(CHAT)
+    ids, mask = told(make(chatml), CHAT)
     assert counted(chatml, ids, mask) == ["hihi<|im_end|>", "c a<|im_end|>"]
     rows = [{"role": m.role, "content": m.content} for m in CHAT]
     whole = chatml.apply_chat_template(rows, tokenize=False, return_dict=False)
@@ -42,7 +49,7 @@ def test_template_counts_every_answer_with_its_end_of_turn(chatml):
 
 
 def test_markers_count_every_answer_with_its_end_token(plain_bytes):
-    ids, mask = make(plain_bytes).chat(CHAT)
+    ids, mask = told(make(plain_bytes), CHAT)
     assert counted(plain_bytes, ids, mask) == [" hihi<eos>", " c a<eos>"]
     assert plain_bytes.decode(ids) == (
         "Be kind.\n\nHuman: hi a\n\nAssistant: hihi<eos>\n\nHuman: b\n\nAssistant: c a<eos>"
@@ -51,14 +58,14 @@ def test_markers_count_every_answer_with_its_end_token(plain_bytes):
 
 def test_plain_joins_prompt_and_completion_as_they_are(spaced):
     chat = make(spaced, "plain", "<s>")
-    ids, mask = chat.example("Once upon", " a time.")
+    ids, mask, _ = chat.example("Once upon", " a time.")
     assert ids == spaced("Once upon a time.")["input_ids"] + [1]
     assert counted(spaced, ids, mask) == ["a time.<s>"]
     assert ids[: mask.index(True)] == chat.prompt_ids("Once upon") == spaced("Once upon")["input_ids"]
 
 
 def test_space_marks_do_not_enter_in_the_middle_of_a_row(spaced):
-    ids, _ = make(spaced, "plain", "none").example("One.", "\nTwo")
+    ids = make(spaced, "plain", "none").example("One.", "\nTwo").ids
     assert "".join(spaced.convert_ids_to_tokens(ids)) == "<s>▁One.\nTwo"
 
 
@@ -69,7 +76,7 @@ def test_prompt_ids_begin_the_row_whatever_the_answer_merges_with(chatml, templa
     chat = make(chatml, template)
     for turns in (CHAT[:2], CHAT[:4], "hi\n"):
         prompt = chat.prompt_ids(turns)
-        ids, mask = chat.example(turns, answer)
+        ids, mask, _ = chat.example(turns, answer)
         assert ids[: len(prompt)] == prompt
         assert mask == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
 
@@ -77,21 +84,21 @@ def test_prompt_ids_begin_the_row_whatever_the_answer_merges_with(chatml, templa
 def test_earlier_answers_are_written_alike_in_chats_and_prompts(plain_bytes):
     for template in ("markers", "plain"):
         chat = make(plain_bytes, template)
-        whole, _ = chat.chat(CHAT)
+        whole, _ = told(chat, CHAT)
         prompt = chat.prompt_ids(CHAT[:4])
         assert whole[: len(prompt)] == prompt
 
 
 def test_only_the_last_answer_counts_in_an_example(chatml):
-    ids, mask = make(chatml).example(CHAT[:4], "c a")
+    ids, mask, _ = make(chatml).example(CHAT[:4], "c a")
     assert counted(chatml, ids, mask) == ["c a<|im_end|>"]
-    assert ids == make(chatml).chat(CHAT)[0]
+    assert ids == told(make(chatml), CHAT)[0]
 
 
 def test_turns_after_the_last_answer_are_left_out(chatml):
     for template in ("tokenizer", "markers"):
         chat = make(chatml, template)
-        assert chat.chat((*CHAT, Message("user", "bye"))) == chat.chat(CHAT)
+        assert told(chat, (*CHAT, Message("user", "bye"))) == told(chat, CHAT)
 
 
 def test_prompt_that_is_a_transcript_is_not_marked_twice(plain_bytes):
@@ -112,7 +119,7 @@ def test_end_token_by_text_id_or_none(spaced):
 def test_end_token_is_added_to_a_template_without_one(chatml):
     bare = type(chatml)(tokenizer_object=chatml.backend_tokenizer, eos_token="<eos>")
     bare.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
-    ids, mask = make(bare, "tokenizer", "<eos>").chat(CHAT[1:3])
+    ids, mask = told(make(bare, "tokenizer", "<eos>"), CHAT[1:3])
     assert bare.decode(ids) == "[hi a][hihi]<eos>"
     assert mask[-1]
 
@@ -126,8 +133,3 @@ def test_tokenizer_without_end_token_asks_for_one(no_eos):
 def test_template_asked_for_but_not_there_is_an_error(plain_bytes):
     with pytest.raises(DataError, match="the tokenizer has no chat template"):
         make(plain_bytes, "tokenizer")
-
-
-def test_template_that_rewrites_earlier_turns_is_refused(rewriting):
-    with pytest.raises(DataError, match="rewrites earlier turns"):
-        make(rewriting).chat(CHAT)

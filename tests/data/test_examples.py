@@ -218,9 +218,14 @@ def test_a_template_that_changes_the_answer_is_refused(plain_bytes):
     from jaxalign.errors import DataError
     from tests.data.conftest import byte_tokenizer
 
-    upper = byte_tokenizer("{% for m in messages %}[{{ m['content'] | upper }}]{% endfor %}")
-    with pytest.raises(DataError, match="the chat template changes the answer"):
+    upper = byte_tokenizer(
+        "{% for m in messages %}[{{ m.content | upper if m.role == 'assistant' else m.content }}]{% endfor %}"
+    )
+    with pytest.raises(DataError, match="the chat template leaves out part of an answer"):
         chat_format(upper, "tokenizer", "", "", "").steps("q", ["abc"], ";")
+    spaced = byte_tokenizer("{% for m in messages %}[{{ m.content | replace('b', ' b') }}]{% endfor %}")
+    with pytest.raises(DataError, match="the chat template changes the answer"):
+        chat_format(spaced, "tokenizer", "", "", "").steps("q", ["abc"], ";")
 
 
 ASKS = (Message("user", "q"),)

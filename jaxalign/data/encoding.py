@@ -1,0 +1,203 @@
+"""Pieces of rows to token ids, many rows at once.
+
+A row is cut into pieces, what is given and what is answered by turns, and each is tokenized by itself: the prompt's
+ids are then always the beginning of the row's ids, and generation starts from just the ids that training saw.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+
+class Piece(NamedTuple):
+    """Text between two borders of a row.
+
+    Attributes:
+      text: what is tokenized by itself; neighbours that are both given are tokenized as one.
+      weight: how much each of its tokens counts; 0 where it is given.
+      answer: an answer, or a part of one, that is never joined with its neighbours.
+      ends: the end of an answer, which the row's end token follows.
+    """
+
+    text: str
+    weight: float = 0.0
+    answer: bool = False
+    ends: bool = True
+
+
+class RowPlan(NamedTuple):
+    """A row before it is tokenized.
+
+    Attributes:
+      pieces: its text.
+      opens: whether it begins with what the tokenizer puts before every text.
+      end: the ids that follow each answer which does not end with them.
+    """
+
+    pieces: Sequence[Piece]
+    opens: bool = False
+    end: tuple[int, ...] = ()
+
+
+class Row(NamedTuple):
+    """A row of tokens.
+
+    Attributes:
+      ids: token ids.
+      weights: how much each counts.
+      cuts: where each answer of the row ends.
+    """
+
+    ids: list[int]
+    weights: list[float]
+    cuts: list[int]
+
+
+def special_tokens(tokenizer: Any) -> set[str]:
+    """Texts that the tokenizer never takes apart and no answer spells: marks of turns, ends, beginnings."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return (added | set(tokenizer.all_special_tokens)) - {""}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How pieces become ids.
+
+    Attributes:
+      tokenizer: a transformers tokenizer.
+    """
+
+    tokenizer: Any
+
+    def rows(self, plans: Sequence[RowPlan]) -> list[Row]:
+        """Rows as ids, in one call of the tokenizer."""
+        joined = [_joined(plan.pieces) for plan in plans]
+        texts = [
+            (piece.text, anchor)
+            for plan, pieces in zip(plans, joined, strict=True)
+            for piece, anchor in self._anchored(plan, pieces)
+        ]
+        encoded = iter(self._encoded(texts))
+        return [self._row(plan, pieces, encoded) for plan, pieces in zip(plans, joined, strict=True)]
+
+    def ids(self, text: str, *, follows: bool = False) -> list[int]:
+        """Ids of one text, that stands at the beginning or `follows` other text."""
+        return self._encoded([(text, "\n" if follows and self._marks_spaces else "")])[0]
+
+    @cached_property
+    def start(self) -> tuple[int, ...]:
+        """Ids that the tokenizer puts before every text (a beginning-of-text token, say)."""
+        bare = self.tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+        whole = self.tokenizer("a", verbose=False)["input_ids"]
+        places = [i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare]
+        return tuple(whole[: places[0]]) if places else ()
+
+    def _row(self, plan: RowPlan, pieces: Sequence[Piece], encoded: Iterator[list[int]]) -> Row:
+        ids: list[int] = []
+        weights: list[float] = []
+        cuts: list[int] = []
+        if plan.opens and not (pieces and self._start_text and pieces[0].text.startswith(self._start_text)):
+            ids += self.start
+            weights += [0.0] * len(ids)
+        for piece in pieces:
+            found = next(encoded)
+            if piece.answer and piece.ends and plan.end and tuple(found[-len(plan.end) :]) != plan.end:
+                found = [*found, *plan.end]
+            ids += found
+            weights += [piece.weight] * len(found)
+            if piece.answer:
+                cuts.append(len(ids))
+        return Row(ids, weights, cuts)
+
+    def _anchored(self, plan: RowPlan, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, str]]:
+        """Each piece with the text that it is tokenized behind, which is then cut off; empty for none.
+
+        Tokenizers in the SentencePiece manner put a space mark before whatever they encode, which inside a row would be
+        a space that is not there, unless a special token stands before it: some of them put the mark there too. And
+        some special tokens swallow the white space that follows.
+        """
+        before, follows = "", False
+        for piece in pieces:
+            yield piece, self._anchor(before) if follows else ""
+            follows = follows or bool(piece.text)
+            before = piece.text or before
+            if piece.answer and piece.ends and plan.end:
+                before = str(self.tokenizer.convert_ids_to_tokens(plan.end[-1]))
+
+    def _anchor(self, before: str) -> str:
+        bare = before.rstrip()
+        if bare.endswith(self._sensitive):
+            token = max((t for t in self._sensitive if bare.endswith(t)), key=len)
+            return token + before[len(bare) :]
+        return "\n" if self._marks_spaces else ""
+
+    def _encoded(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
+        found = self._batch([anchor + text for text, anchor in texts])
+        return [
+            self._behind(text, anchor, ids) if anchor else ids
+            for (text, anchor), ids in zip(texts, found, strict=True)
+        ]
+
+    def _behind(self, text: str, anchor: str, ids: list[int]) -> list[int]:
+        """The ids of a text from those of an anchor and the text."""
+        if not text:
+            return []
+        lead = self._lead(anchor)
+        if ids[: len(lead)] == lead:
+            return ids[len(lead) :]
+        # The two have merged: another anchor will do, where it is not a special token that matters.
+        for other in () if anchor.strip() or not self._marks_spaces else (".", "a"):
+            lead, ids = self._lead(other), self._batch([other + text])[0]
+            if ids[: len(lead)] == lead:
+                return ids[len(lead) :]
+        return self._batch([text])[0]
+
+    def _lead(self, anchor: str) -> list[int]:
+        leads = self._leads
+        if anchor not in leads:
+            leads[anchor] = self._batch([anchor])[0]
+        return leads[anchor]
+
+    def _batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if getattr(self.tokenizer, "is_fast", False):
+            # Not through the tokenizer's own call, which takes as long again; and it would warn of texts beyond the
+            # tokenizer's own length, which we cut or filter and count.
+            backend = self.tokenizer.backend_tokenizer
+            backend.no_truncation()
+            backend.no_padding()
+            return [found.ids for found in backend.encode_batch(texts, add_special_tokens=False)]
+        return [
+            list(ids)
+            for ids in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        ]
+
+    @cached_property
+    def _leads(self) -> dict[str, list[int]]:
+        return {}
+
+    @cached_property
+    def _start_text(self) -> str:
+        return self.tokenizer.decode(list(self.start)) if self.start else ""
+
+    @cached_property
+    def _sensitive(self) -> tuple[str, ...]:
+        """Special tokens behind which a text is tokenized in another way than by itself."""
+        swallow = {t.content for t in self.tokenizer.added_tokens_decoder.values() if t.rstrip}
+        return tuple(special_tokens(self.tokenizer) | swallow if self._marks_spaces else swallow)
+
+    @cached_property
+    def _marks_spaces(self) -> bool:
+        ids = self.tokenizer(",", add_special_tokens=False, verbose=False)["input_ids"]
+        return bool(ids) and str(self.tokenizer.convert_ids_to_tokens(ids)[0]).startswith("\u2581")
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces that have text, neighbours that are given as one."""
+    found: list[Piece] = []
+    for piece in pieces:
+        if found and not piece.answer and not found[-1].answer:
+            found[-1] = Piece(found[-1].text + piece.text)
+        elif piece.text or piece.answer:
+            found.append(piece)
+    return found

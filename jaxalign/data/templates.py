@@ -1,0 +1,349 @@
+"""A chat by the tokenizer's own template, in pieces: what is given, and the answers.
+
+Templates may write a turn in another way once others follow it (leave out its reasoning, move the system turn, end the
+chat with a token of its own). So an answer is looked at as the template wrote it when it was the last turn: a chat
+becomes one row as long as what was written stays as it was, and a row for each answer from where it does not.
+"""
+
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jaxalign.data.encoding import Piece, special_tokens
+from jaxalign.data.records import Message, Turns
+from jaxalign.errors import DataError
+
+# Stands for an answer, to see what a template puts around one.
+PROBE = "0123456789" * 4
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Attributes:
+      tokenizer: a transformers tokenizer with a chat template.
+      date: the day that the template prints where it prints today's, as YYYY-MM-DD; empty for today.
+    """
+
+    tokenizer: Any
+    date: str = ""
+
+    def prompt(self, turns: Turns) -> list[Piece]:
+        """The turns, up to where the next answer begins."""
+        text = self._render(turns, generation=True)
+        self._check_whole(turns, text)
+        return [Piece(text)]
+
+    def rows(self, turns: Turns, *, one: bool = False) -> tuple[list[list[Piece]], str]:
+        """A chat that ends with an answer, as rows in which each answer counts once, by its weight; and a remark.
+
+        Args:
+          turns: the last one is the assistant's.
+          one: refuse a chat that takes several rows.
+
+        Raises:
+          DataError: the template refuses the turns or leaves out what they say.
+        """
+        marked = self._marked(turns)
+        if marked is not None:
+            return [marked], ""
+        rows: list[list[Piece]] = []
+        done = note = ""
+        for index, turn in enumerate(turns):
+            # Answers that do not count stand as the template writes them in what is given.
+            if turn.role != "assistant" or turn.weight <= 0:
+                continue
+            given, answer, remark = self._answer(turns[: index + 1])
+            note = note or remark
+            piece = Piece(answer, turn.weight, answer=True)
+            if rows and given.startswith(done):
+                rows[-1] += [Piece(given[len(done) :]), piece]
+            elif rows and one:
+                raise DataError(
+                    "the chat template rewrites earlier answers of a completion; expected one turn of the assistant"
+                )
+            else:
+                rows.append([Piece(given), piece])
+            done = given + answer
+        if rows:
+            self._check_whole(turns[:-1], done)
+        return rows, note
+
+    @cached_property
+    def end(self) -> str:
+        """What ends an answer, up to its first special token; empty where the template writes nothing after it."""
+        return self._tail[0]
+
+    @cached_property
+    def ends(self) -> bool:
+        """Whether a special token ends an answer."""
+        return bool(self._specials.search(self.end))
+
+    @cached_property
+    def marks(self) -> tuple[str, ...]:
+        """Special tokens, with which no prompt of a user begins."""
+        return tuple(special_tokens(self.tokenizer)) or ("\0",)
+
+    @cached_property
+    def has_date(self) -> bool:
+        """Whether the template prints today's date."""
+        return "strftime_now" in self._text
+
+    @cached_property
+    def _tail(self) -> tuple[str, str]:
+        """(what ends an answer, what the template writes after that, which is never generated)."""
+        try:
+            tail = self._render((Message("user", "1"), Message("assistant", PROBE)), generation=False)
+        except DataError:
+            return "", ""
+        tail = tail.rpartition(PROBE)[2]
+        found = self._specials.search(tail)
+        return (tail[: found.end()], tail[found.end() :]) if found else (tail, "")
+
+    @cached_property
+    def _specials(self) -> re.Pattern[str]:
+        return re.compile(
+            "|".join(map(re.escape, sorted(special_tokens(self.tokenizer), key=len, reverse=True))) or "$^"
+        )
+
+    @cached_property
+    def _text(self) -> str:
+        template = self.tokenizer.chat_template
+        return "\n".join(template.values()) if isinstance(template, Mapping) else str(template)
+
+    def _answer(self, turns: Turns) -> tuple[str, str, str]:
+        """(what is given, the last answer with its end, a remark), as the template writes the turns.
+
+        Raises:
+          DataError: the template leaves out part of the answer, or it cannot be told from what is given.
+        """
+        whole = self._render(turns, generation=False)
+        if all(turn.role == "tools" for turn in turns[:-1]):
+            # Templates need a turn to ask with: what stands before a probe is given.
+            probe = Message("assistant", PROBE)
+            given = self._render((*turns[:-1], probe), generation=False).partition(PROBE)[0]
+            if not whole.startswith(given):
+                raise DataError("the chat template cannot write a chat that begins with an answer")
+        else:
+            given = self._render(turns[:-1], generation=True)
+        if whole.startswith(given):
+            answer, note = self._without_rest(whole[len(given) :]), ""
+        else:
+            given, answer, note = self._reopened(turns, given, whole)
+        self._check_answer(turns[-1], given[-len(PROBE) :], answer)
+        return given, answer, note
+
+    def _reopened(self, turns: Turns, asked: str, whole: str) -> tuple[str, str, str]:
+        """The same where a template asks with more than it writes before a finished answer (`<think>`, say)."""
+        if not whole.startswith(self._render(turns[:-1], generation=False)):
+            return asked, self._alone(turns[-1]), ""
+        pairs = enumerate(zip(asked, whole, strict=False))
+        start = next((i for i, (a, b) in pairs if a != b), min(len(asked), len(whole)))
+        opening = asked[start:]
+        content = turns[-1].content.lstrip()
+        if opening.strip() and content.startswith(opening.strip()):
+            # The answer goes on from where the model is asked: what the template would leave out of it stays.
+            content = content[len(opening.strip()) :]
+            if opening.endswith("\n"):
+                content = content.removeprefix("\n")
+            return asked, content + self.end, ""
+        note = (
+            f"the chat template asks for answers with {opening.strip()!r}, with which this one does not begin"
+        )
+        return whole[:start], self._without_rest(whole[start:]), note
+
+    def _alone(self, answer: Message) -> str:
+        """An answer as the template writes it in a chat of its own, where answering changes what stands before it."""
+        user = Message("user", "1")
+        asked = self._render((user,), generation=True)
+        whole = self._render((user, answer), generation=False)
+        if not whole.startswith(asked):
+            raise DataError(
+                "the chat template writes earlier turns otherwise once they are answered, so that no mask can be made; "
+                "set data.template=markers"
+            )
+        return self._without_rest(whole[len(asked) :])
+
+    def _without_rest(self, answer: str) -> str:
+        """An answer without what the template writes after its end: that opens the next turn or ends the chat."""
+        end, rest = self._tail
+        if end and answer.endswith(end + rest):
+            return answer[: len(answer) - len(rest)] if rest else answer
+        bare = answer.rstrip()
+        finals = [found.end() for found in self._specials.finditer(bare)]
+        return bare if finals and finals[-1] == len(bare) else answer
+
+    def _marked(self, turns: Turns) -> list[Piece] | None:
+        """The chat in one row, by the template's own marks of what is generated; None where it has none that fit."""
+        if not re.search(r"\{%-?\s*generation\s*-?%\}", self._text):
+            return None
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        text = self._render(turns, generation=False)
+        rows, tools = self._rows(turns)
+        (marked,), (spans,) = render_jinja_template(
+            conversations=[rows],
+            tools=tools,
+            chat_template=self._dated(self.tokenizer.get_chat_template(None, tools)),
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=False,
+            **self.tokenizer.special_tokens_map,
+        )
+        answers = [turn for turn in turns if turn.role == "assistant"]
+        if marked != text or len(spans) != len(answers):
+            return None
+        pieces, done = [], 0
+        for span, turn in zip(spans, answers, strict=True):
+            start, end = (int(place) for place in span)
+            if turn.weight > 0:
+                self._check_answer(turn, "", text[start:end])
+            pieces += [Piece(text[done:start]), Piece(text[start:end].rstrip("\n"), turn.weight, answer=True)]
+            done = start + len(pieces[-1].text)
+        self._check_whole(turns, text)
+        return pieces
+
+    def _check_answer(self, turn: Message, given: str, answer: str) -> None:
+        for name, said in (
+            ("text", turn.content),
+            ("reasoning_content", turn.extra.get("reasoning_content")),
+        ):
+            if isinstance(said, str) and _squeezed(said) not in _squeezed(given + answer):
+                which = "part of an answer" if name == "text" else f"the field {name!r} of an answer"
+                raise DataError(f"the chat template leaves out {which} ({said.strip()[:40]!r})")
+        for call in turn.extra.get("tool_calls") or ():
+            name = _function(call).get("name", "")
+            if str(name) not in answer:
+                raise DataError(f"the chat template leaves out the calls of tools ({name!r})")
+
+    def _check_whole(self, turns: Sequence[Message], text: str) -> None:
+        """Every turn but answers must be there: of those a template may leave out reasoning once they are past."""
+        squeezed = ""
+        for turn in turns:
+            if turn.role == "assistant":
+                continue
+            if turn.role == "tools":
+                names = [_function(tool).get("name", "") for tool in json.loads(turn.content)]
+                missing = next((name for name in names if str(name) not in text), None)
+                if missing is not None:
+                    raise DataError(
+                        f"the chat template leaves out the tools that the row lists ({missing!r}); expected a template "
+                        "that takes tools, or data.ignore_columns with their column"
+                    )
+            elif turn.role == "tool":
+                # What tools gave may be written as JSON: a word of it tells.
+                word = max(re.findall(r"[A-Za-z0-9]+", turn.content), key=len, default="")
+                if word not in text:
+                    raise DataError(
+                        f"the chat template leaves out a turn of a tool ({turn.content.strip()[:40]!r})"
+                    )
+            else:
+                squeezed = squeezed or _squeezed(text)
+                if _squeezed(turn.content) not in squeezed:
+                    raise DataError(
+                        f"the chat template leaves out a turn of the {turn.role} ({turn.content.strip()[:40]!r})"
+                    )
+
+    def _rows(self, turns: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Any] | None]:
+        """(messages, tools) as templates take them."""
+        tools = json.loads(turns[0].content) if turns and turns[0].role == "tools" else None
+        developer = "developer" if "developer" in self._text else "system"
+        rows = []
+        for turn in turns[1:] if tools is not None else turns:
+            calls = turn.extra.get("tool_calls")
+            row = {
+                "role": developer if turn.role == "developer" else turn.role,
+                "content": turn.content,
+                **turn.extra,
+            }
+            if calls:
+                row |= {"tool_calls": [_called(call) for call in calls]}
+            rows.append(row)
+        return rows, tools
+
+    def _dated(self, template: str) -> str:
+        """The template with the run's day in place of today's.
+
+        Raises:
+          DataError: a template that asks for the day in another way than the published ones.
+        """
+        if not self.date or "strftime_now" not in template:
+            return template
+        day = datetime.date.fromisoformat(self.date)
+        fixed = re.sub(
+            r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: json.dumps(day.strftime(call[2])), template
+        )
+        if "strftime_now(" in fixed:
+            raise DataError(
+                "the chat template writes today's date in a form that is not known, so a resumed run would differ; "
+                "expected strftime_now with the form as text"
+            )
+        return fixed
+
+    def _render(self, turns: Sequence[Message], *, generation: bool) -> str:
+        rows, tools = self._rows(turns)
+        try:
+            return self._applied(rows, tools, generation)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"the chat template refuses the roles {[row['role'] for row in rows]}: {reason}"
+            ) from None
+
+    def _applied(self, rows: list[dict[str, Any]], tools: list[Any] | None, generation: bool) -> str:
+        def apply(rows: list[dict[str, Any]]) -> str:
+            return self.tokenizer.apply_chat_template(
+                rows,
+                tools=tools,
+                chat_template=self._dated(self.tokenizer.get_chat_template(None, tools)),
+                tokenize=False,
+                add_generation_prompt=generation,
+                return_dict=False,
+            )
+
+        try:
+            return apply(rows)
+        except TypeError:
+            if not any("tool_calls" in row for row in rows):
+                raise
+            # Some templates join the arguments of a call to text, as the published rows have them.
+            return apply([_with_text_arguments(row) for row in rows])
+
+
+def _squeezed(text: str) -> str:
+    """Text without white space, which templates add and take away."""
+    return "".join(text.split())
+
+
+def _function(call: Any) -> Mapping[str, Any]:
+    """Name and arguments of a call, or of a tool, with or without the wrapping of OpenAI's layout."""
+    found = call.get("function", call) if isinstance(call, Mapping) else {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _called(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call with its arguments as an object, which templates write as JSON."""
+    function = dict(_function(call))
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except ValueError:
+            parsed = arguments
+        function["arguments"] = parsed if isinstance(parsed, dict) else arguments
+    return {"type": "function", **{k: v for k, v in call.items() if k not in function}, "function": function}
+
+
+def _with_text_arguments(row: dict[str, Any]) -> dict[str, Any]:
+    if "tool_calls" not in row:
+        return row
+    calls = []
+    for call in row["tool_calls"]:
+        arguments = call["function"].get("arguments")
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": text}})
+    return {**row, "tool_calls": calls}
