@@ -1,10 +1,12 @@
 """What every test shares: the CPU with 8 virtual devices, a compilation cache, checked annotations."""
 
 import os
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+_CACHE = tempfile.TemporaryDirectory(prefix="jaxalign-tests-")
 
 # All of this must stand before anything imports jax; child processes inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,6 +25,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Tokenized files of tests are kept for the session alone, and never in the home folder.
+os.environ["JAXALIGN_CACHE"] = _CACHE.name
 
 from jaxtyping import install_import_hook
 

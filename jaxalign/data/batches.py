@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.examples import Example
+from jaxalign.data.table import counted_of, row_lengths_of
 from jaxalign.errors import DataError
 
 LADDER = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
@@ -17,7 +18,7 @@ class BatchIterator:
     """Endless batches in a new order each epoch; the order is a function of (seed, epoch) alone.
 
     Args:
-      examples: training examples, at least one.
+      examples: training examples, at least one; in memory, or on the disk (`data.table.Examples`).
       batch_size: rows of every batch; the last rows of an epoch are followed by the next epoch's first.
       seed: of the order.
       collate: examples and their numbers -> batch.
@@ -28,7 +29,7 @@ class BatchIterator:
             raise ValueError("expected at least one example")
         self._examples, self._size, self._seed, self._collate = examples, batch_size, seed, collate
         self._drawn = 0
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
+        self._epoch, self._order = -1, np.zeros(0, np.int32)
 
     @property
     def per_epoch(self) -> float:
@@ -41,24 +42,39 @@ class BatchIterator:
         self._drawn += self._size
         return self._collate([self._examples[r] for r in rows], rows)
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """The position after the last batch returned."""
-        return {"drawn": self._drawn, "rows": len(self._examples), "seed": self._seed}
+        return {"drawn": self._drawn, **self._identity()}
 
-    def restore(self, state: Mapping[str, int]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Goes to a saved position.
 
         Raises:
           DataError: the position was saved on other data or with another seed.
         """
-        self._drawn = position(state, {"rows": len(self._examples), "seed": self._seed})
+        self._drawn = position(state, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        return {"rows": len(self._examples), "seed": self._seed} | data_identity(self._examples)
 
     def _row(self, number: int) -> int:
         epoch, index = divmod(number, len(self._examples))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng((self._seed, epoch)).permutation(len(self._examples))
+            self._order = shuffled(len(self._examples), np.random.default_rng((self._seed, epoch)))
         return int(self._order[index])
+
+
+def shuffled(count: int, random: np.random.Generator) -> np.ndarray:
+    """The numbers below `count` in a random order; of four bytes each where they fit."""
+    order = random.permutation(count)
+    return order.astype(np.int32) if count < 2**31 else order
+
+
+def data_identity(examples: Sequence[Example]) -> dict[str, str]:
+    """What tells examples from others in a saved position, where they say so."""
+    found = getattr(examples, "fingerprint", None)
+    return {} if found is None else {"data": found}
 
 
 def position(state: Mapping[str, Any], here: Mapping[str, Any]) -> int:
@@ -67,6 +83,8 @@ def position(state: Mapping[str, Any], here: Mapping[str, Any]) -> int:
     Raises:
       DataError: it is another one's.
     """
+    # Earlier versions saved no fingerprint of the data.
+    here = {name: value for name, value in here.items() if name != "data" or name in state}
     saved = {name: state.get(name) for name in here}
     if saved != here:
         raise DataError(f"the checkpoint was made on other data: it has {saved}, this run has {here}")
@@ -88,8 +106,17 @@ def eval_batches(examples: Sequence[Example], batch_size: int, collate: Collate)
 
 
 def collate_demonstrations(examples: Sequence[Example], numbers: Sequence[int], *, width: int = 0) -> Batch:
-    """tokens, mask [B, T]; lengths, row_ids, valid [B]."""
-    return _rows([e.rows[0] for e in examples], [e.masks[0] for e in examples], width) | _common(numbers)
+    """tokens, mask [B, T]; lengths, row_ids, valid [B].
+
+    Where tokens of an example count more or less than 1, also weights, float32 [B, T], 0 where `mask` is False.
+    """
+    batch = _rows([e.rows[0] for e in examples], [e.masks[0] for e in examples], width) | _common(numbers)
+    if any(e.weights for e in examples):
+        batch["weights"] = batch["mask"].astype(np.float32)
+        for row, example in enumerate(examples):
+            if example.weights:
+                batch["weights"][row, : len(example.weights[0])] = example.weights[0]
+    return batch
 
 
 def collate_comparisons(examples: Sequence[Example], numbers: Sequence[int], *, width: int = 0) -> Batch:
@@ -190,12 +217,12 @@ def _common(numbers: Sequence[int]) -> Batch:
 
 def usual_width(examples: Sequence[Example]) -> int:
     """Columns that hold 99 of 100 rows of the examples: of the ladder of widths."""
-    return _width(int(np.percentile([len(row) for e in examples for row in e.rows], 99, method="higher")))
+    return _width(int(np.percentile(row_lengths_of(examples), 99, method="higher")))
 
 
 def counted_tokens(examples: Sequence[Example]) -> np.ndarray:
     """[N]: tokens that count in all rows of each example."""
-    return np.asarray([sum(map(sum, e.masks)) for e in examples])
+    return counted_of(examples)
 
 
 def _width(longest: int) -> int:

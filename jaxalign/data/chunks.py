@@ -101,6 +101,15 @@ class Tabled(Chunk):
 
     table: Any
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As a stream of its own: a slice that is pickled takes the whole table along.
+        import pyarrow
+
+        with pyarrow.BufferOutputStream() as sink:
+            with pyarrow.ipc.new_stream(sink, self.table.schema) as writer:
+                writer.write(self.table)
+            return _tabled, (self.path, self.start, sink.getvalue().to_pybytes())
+
     @property
     def size(self) -> int:
         """Its rows."""
@@ -118,6 +127,12 @@ class Tabled(Chunk):
                 continue
             row = next(rows)
             yield number, f"row {number + 1}", row if plain_already else plain_row(row)
+
+
+def _tabled(path: str, start: int, body: bytes) -> Tabled:
+    import pyarrow
+
+    return Tabled(path, start, pyarrow.ipc.open_stream(body).read_all())
 
 
 def parsed_line(line: str | bytes) -> Row | str:

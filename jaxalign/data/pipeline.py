@@ -1,17 +1,23 @@
 """From a configuration to tokenized, filtered, split data."""
 
+import datetime
 import hashlib
 import json
-from collections import Counter
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
+from jaxalign.data.blocks import scattered
 from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.config import DataConfig, Kind
-from jaxalign.data.examples import Example, Filtered, Limits, make_example
-from jaxalign.data.formats import Options
-from jaxalign.data.readers import Counts, read_records, score_in
-from jaxalign.data.records import Rating, Record
+from jaxalign.data.examples import Example
+from jaxalign.data.readers import Counts
+from jaxalign.data.sources import INDEPENDENT, Say, Sources, samples
+from jaxalign.data.table import Examples, Table
+from jaxalign.data.workers import Workers
 from jaxalign.errors import DataError
 
 
@@ -23,22 +29,45 @@ class Dataset:
       train, validation: the examples.
       counts: rows read, used and filtered by reason, of all files.
       fingerprint: hash of the settings and of every token id.
+      files: a hash of what each file gives, by its path.
+      shared_prompts: training rows that begin as a row of the validation files does.
     """
 
-    train: list[Example]
-    validation: list[Example]
+    train: Sequence[Example]
+    validation: Sequence[Example]
     counts: Counts
     fingerprint: str
+    files: dict[str, str] = field(default_factory=dict)
+    shared_prompts: int = 0
 
     def summary(self) -> dict[str, Any]:
         """For metadata.json; `truncated` counts the used rows that were cut to length."""
+        shared = {"shared_prompts": self.shared_prompts} if self.shared_prompts else {}
         return {
             **self.counts.summary(),
-            "truncated": len({e.source for e in (*self.train, *self.validation) if e.truncated}),
+            "truncated": truncated_rows(self.train, self.validation),
             "train_rows": len(self.train),
             "validation_rows": len(self.validation),
+            **shared,
+            "files": self.files,
             "fingerprint": self.fingerprint,
         }
+
+    def first(self, count: int) -> list[Example]:
+        """The first held-out examples, or where there are none training examples."""
+        return list((self.validation or self.train)[:count])
+
+
+def truncated_rows(*parts: Sequence[Example]) -> int:
+    """Rows of files of which something was cut off."""
+    found: set[Any] = set()
+    for examples in parts:
+        if isinstance(examples, Examples):
+            cut = examples.select(np.flatnonzero(examples.column("truncated")))
+            found.update(example.source for example in cut)
+        else:
+            found.update(example.source for example in examples if example.truncated)
+    return len(found)
 
 
 def chat_of(config: DataConfig, tokenizer: Any) -> ChatFormat:
@@ -47,139 +76,183 @@ def chat_of(config: DataConfig, tokenizer: Any) -> ChatFormat:
     Raises:
       DataError: as `chat_format`.
     """
-    return chat_format(tokenizer, config.template, config.end_token, config.human, config.assistant)
+    return chat_format(
+        tokenizer, config.template, config.end_token, config.human, config.assistant, config.date
+    )
 
 
-def load_dataset(config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int) -> Dataset:
+def load_dataset(
+    config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int, say: Say | None = None
+) -> Dataset:
     """Reads, filters, tokenizes and splits.
 
+    A file is tokenized once: its examples are kept on the disk (see `store`) and read from there as they are asked for.
+
     Validation files are taken as they are, and training rows that repeat one of their rows
-    are left out as duplicates. Where there are none, the split goes by a hash of the prompt:
+    are left out as duplicates. Where there are none, the split goes by a hash of the first user turn:
     the same prompt is always on the same side, whatever else the files hold. The seed only
     decides which rows a weight below 1 keeps.
+
+    Args:
+      config: what is read.
+      kind: what the rows train.
+      tokenizer: a transformers tokenizer.
+      seed: see above.
+      say: is told how it goes where it takes long; None for standard error.
 
     Raises:
       DataError: no file, a bad row (file and line), a separator of steps without a token, or nothing left to
         train on (with the counts).
+      ConfigError: a cache that cannot be written to.
     """
     if not config.train:
         raise DataError("data.train: expected at least one file, folder or hub id")
+    config = replace(config, date=config.date or datetime.date.today().isoformat())
     chat = chat_of(config, tokenizer)
     if kind == "stepwise" and not chat.continuation_ids(config.separator):
         raise DataError(f"data.separator: the tokenizer has no token for {config.separator!r}")
-    options = Options(config.dimension, config.human, config.assistant, _decoder(config))
-    limits = Limits(config.max_length, config.max_prompt_length, config.truncation)
+    with Workers(config.workers) as workers:
+        sources = Sources(config, kind, chat, workers, say or _said)
+        chosen = samples(config)
+        held = [sources.store(path) for path in config.validation]
+        given = [sources.store(path, sample) for path, sample in zip(config.train, chosen, strict=True)]
+    return _assembled(config, kind, Table([*held, *given]), len(held), seed)
+
+
+def _said(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _assembled(config: DataConfig, kind: Kind, table: Table, held: int, seed: int) -> Dataset:
+    """The data set of a table, of which the first `held` stores are validation files."""
     counts = Counts()
-    seen: set[str] = set()
-
-    def read(path: str) -> list[Example]:
-        records, found = read_records(
-            path, format=config.format, on_bad_row=config.on_bad_row, options=options
-        )
-        counts.read += found.read
-        counts.filtered.update(found.filtered)
-        examples = []
-        for record in records:
-            try:
-                _check_record(record, config)
-                example = make_example(
-                    record,
-                    kind,
-                    chat,
-                    limits,
-                    prompt_tokens=config.prompt_tokens,
-                    separator=config.separator,
-                )
-                if config.deduplicate and not _is_new(example, seen):
-                    raise Filtered("duplicate")
-            except Filtered as reason:
-                counts.filtered[str(reason)] += 1
-                continue
-            except DataError as error:  # the chat template cannot write this row
-                if config.on_bad_row == "stop":
-                    raise DataError(f"{record.source}: {error}") from None
-                counts.filtered["refused by the chat template"] += 1
-                continue
-            examples.append(example)
-            counts.used += 1
-        return examples
-
-    validation = [e for path in config.validation for e in read(path)]
-    train: list[Example] = []
-    for index, path in enumerate(config.train):
-        weight = config.weights[index] if config.weights else 1.0
-        for example in read(path):
-            share = int(example.group, 16) / 16**16
-            if not config.validation and share < config.validation_fraction:
-                validation.append(example)
-            else:
-                copies = _copies(weight, example, seed)
-                if copies == 0:
-                    counts.used -= 1
-                    counts.filtered["left out by weight"] += 1
-                train += [example] * copies
-    if config.limit and len(train) > config.limit:
-        # By hash, so that the choice does not follow the order of the file.
-        order = sorted(range(len(train)), key=lambda i: (train[i].group[::-1], i))
-        keep = set(order[: config.limit])
-        dropped = Counter(id(e) for i, e in enumerate(train) if i not in keep)
-        train = [e for i, e in enumerate(train) if i in keep]
-        gone = len(set(dropped) - {id(e) for e in train})
-        counts.used -= gone
-        counts.filtered["over data.limit"] += gone
+    for store in table.stores:
+        counts.read += store.tally.read
+        counts.filtered.update(store.tally.filtered)
+        counts.unread.update(store.tally.unread)
+        for reason, number in store.tally.parts.items():
+            counts.notes[f"part of a row left out: {reason}"] += number
+    validation = np.arange(len(table)) < table.starts[held]
+    # The number of the first example of each one's row: what is said of a row is said of all its examples.
+    rows = _row_starts(table)
+    kept = _distinct(table) if config.deduplicate else np.ones(len(table), bool)
+    repeated = _emptied(rows, np.ones(len(table), bool), kept)
+    counts.filtered["duplicate"] += repeated
+    partly = int((~kept & _has_any(rows, kept)).sum())
+    counts.notes["part of a row left out: duplicate"] += partly
+    group = table.numbers("group")
+    shared = 0
+    if config.validation:
+        shared = len(np.unique(rows[kept & ~validation & np.isin(group, np.unique(group[validation]))]))
+    elif config.validation_fraction:
+        # The group is a hash, so its size is a draw.
+        validation = group < np.uint64(config.validation_fraction * 2.0**64)
+    train = np.flatnonzero(kept & ~validation)
+    if config.weights:
+        copies = _copies(table, rows, config, held, seed)
+        stays = kept & (validation | (copies > 0))
+        counts.filtered["left out by weight"] += _emptied(rows, kept, stays)
+        train = np.repeat(train, copies[train])
+        kept = stays
+    counts.used = len(np.unique(rows[kept]))
+    _add_notes(counts, table, kept)
+    for counter in (counts.filtered, counts.notes):
+        for name in [name for name, number in counter.items() if not number]:
+            del counter[name]
     counts.check()
-    if not train:
+    if not len(train):
         raise DataError(f"{', '.join(config.train)}: no row left to train on; {json.dumps(counts.summary())}")
-    return Dataset(train, validation, counts, fingerprint(config, kind, train, validation))
+    found = Examples(table, train), Examples(table, np.flatnonzero(kept & validation))
+    files = {store.path: store.fingerprint for store in table.stores}
+    return Dataset(*found, counts, _fingerprint(config, kind, table, found), files, shared)
 
 
-def _check_record(record: Record, config: DataConfig) -> None:
-    if config.types and str(record.columns.get(config.type_field, "")) not in config.types:
-        raise Filtered("other type")
-    if config.min_score is not None:
-        value = record.columns.get(config.score_field)
-        if isinstance(record, Rating) and record.score is not None:
-            value = record.score
-        score = score_in(value)
-        if score is None:
-            raise Filtered("unscored")
-        if score < config.min_score:
-            raise Filtered("score below data.min_score")
+def _row_starts(table: Table) -> np.ndarray:
+    """int32 or int64 [N]: the number of the first example of each one's row."""
+    row, part = table.numbers("row"), table.parts()
+    begins = np.ones(len(table), bool)
+    begins[1:] = (row[1:] != row[:-1]) | (part[1:] != part[:-1])
+    places = np.arange(len(table), dtype=np.int32 if len(table) < 2**31 else np.int64)
+    return np.maximum.accumulate(np.where(begins, places, 0))
 
 
-def _is_new(example: Example, seen: set[str]) -> bool:
-    body = repr((example.rows or example.prompt_tokens, example.best, example.labels))
-    digest = hashlib.sha256(body.encode()).hexdigest()
-    new = digest not in seen
-    seen.add(digest)
-    return new
+def _has_any(rows: np.ndarray, marked: np.ndarray) -> np.ndarray:
+    """bool [N]: whether some example of each one's row is marked."""
+    found = np.zeros(len(rows), bool)
+    found[rows[marked]] = True
+    return found[rows]
 
 
-def _copies(weight: float, example: Example, seed: int) -> int:
-    whole, part = divmod(weight, 1.0)
-    digest = hashlib.sha256(f"{seed}:{example.source}".encode()).hexdigest()[:12]
-    return int(whole) + (int(digest, 16) / 16**12 < part)
+def _emptied(rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> int:
+    """Rows that had examples before, and have none after."""
+    return len(np.unique(rows[before])) - len(np.unique(rows[after]))
 
 
-def _decoder(config: DataConfig):
-    if not config.label_tokenizer:
-        return None
-    from jaxalign.errors import ModelError
+def _distinct(table: Table) -> np.ndarray:
+    """bool [N]: the first of all examples that are equal."""
+    first, second = table.numbers("digest"), table.numbers("digest2")
+    # By 64 bits first, and by the other 64 only where those are equal.
+    order = np.argsort(first, kind="stable")
+    ranked = first[order]
+    same = np.zeros(len(order), bool)
+    same[1:] = ranked[1:] == ranked[:-1]
+    kept = np.ones(len(order), bool)
+    if same.any():
+        together = same.copy()
+        together[:-1] |= same[1:]
+        seen: set[tuple[int, int]] = set()
+        places = np.sort(order[together])
+        for place, key in zip(
+            places.tolist(), zip(first[places].tolist(), second[places].tolist(), strict=True), strict=True
+        ):
+            kept[place] = key not in seen
+            seen.add(key)
+    return kept
 
-    try:
-        from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(config.label_tokenizer).decode
-    except Exception as error:
-        raise ModelError(
-            f"data.label_tokenizer: {config.label_tokenizer}: {str(error).splitlines()[0]}"
-        ) from None
+def _copies(table: Table, rows: np.ndarray, config: DataConfig, held: int, seed: int) -> np.ndarray:
+    """int64 [N]: how often each example stands in the training set; all of a row as often.
+
+    What a fraction keeps goes by what is in the row (and how many equal rows stand before it), not by where it is.
+    """
+    first = table.numbers("digest")[rows]
+    order = np.argsort(first, kind="stable")
+    ranked, places = first[order], np.arange(len(order))
+    begins = np.ones(len(order), bool)
+    begins[1:] = ranked[1:] != ranked[:-1]
+    number = np.zeros(len(order), np.uint64)
+    number[order] = (places - np.maximum.accumulate(np.where(begins, places, 0))).astype(np.uint64)
+    # Of the first example of a row, so that the row stays together.
+    number = number[rows]
+    draw = scattered(first ^ scattered(number ^ scattered(np.full(1, seed % 2**64, np.uint64)))) / 2.0**64
+    weights = np.asarray([1.0] * held + list(config.weights))[table.parts()]
+    whole = np.floor(weights)
+    return (whole + (draw < weights - whole)).astype(np.int64)
 
 
-def fingerprint(config: DataConfig, kind: str, train: list[Example], validation: list[Example]) -> str:
+def _add_notes(counts: Counts, table: Table, kept: np.ndarray) -> None:
+    for start, store in zip(table.starts.tolist(), table.stores, strict=False):
+        for index, note in store.texts("note"):
+            if kept[start + index]:
+                counts.notes[note] += 1
+
+
+def settings_of(config: DataConfig) -> dict[str, Any]:
+    """What of a configuration examples and their choice depend on, beside the files."""
+    free = INDEPENDENT - {"weights", "validation_fraction", "limit", "deduplicate"}
+    return {name: value for name, value in asdict(config).items() if name not in free}
+
+
+def _fingerprint(config: DataConfig, kind: str, table: Table, found: tuple[Examples, Examples]) -> str:
+    parts = [kind, settings_of(config), *(examples.fingerprint for examples in found)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def fingerprint(
+    config: DataConfig, kind: str, train: Sequence[Example], validation: Sequence[Example]
+) -> str:
     """A hash of the settings and of every token id, label and margin."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("train", "validation")}
-    digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps([kind, settings_of(config)], sort_keys=True, default=str).encode())
     for rows in (train, validation):
         for example in rows:
             parts = (example.rows, example.prompt_tokens, example.best, example.margin, example.labels)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxalign.data.batches import Batch, Collate, counted_tokens, position
+from jaxalign.data.batches import Batch, Collate, counted_tokens, data_identity, position, shuffled
 from jaxalign.data.examples import Example
+from jaxalign.data.table import lengths_of, most_rows_of
 from jaxalign.errors import ConfigError
 
 MOST_WIDTHS = 8
@@ -66,12 +67,12 @@ class TokenBatches:
         if not examples:
             raise ValueError("expected at least one example")
         self._examples, self._seed, self._collate = examples, seed, collate
-        self._lengths = np.asarray([max(len(row) for row in e.rows) for e in examples])
+        self._lengths = lengths_of(examples)
         self.shapes = batch_shapes(
             self._lengths,
             counted_tokens(examples),
             tokens=tokens,
-            rows=copies * max(len(e.rows) for e in examples),
+            rows=copies * most_rows_of(examples),
             multiple=multiple,
             least=least,
         )
@@ -88,7 +89,7 @@ class TokenBatches:
         epoch, index = divmod(self._drawn, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._plan = epoch, self._batches_of(epoch)
-        shape, numbers = self._plan[index]
+        shape, numbers = self._plan[index][0], self._plan[index][1].tolist()
         self._drawn += 1
         missing = shape.size - len(numbers)
         filled = [*numbers, *numbers[:1] * missing]
@@ -112,12 +113,17 @@ class TokenBatches:
 
     def _identity(self) -> dict[str, object]:
         shapes = [[shape.width, shape.size, shape.batches] for shape in self.shapes]
-        return {"rows": len(self._examples), "seed": self._seed, "shapes": shapes}
+        return {
+            "rows": len(self._examples),
+            "seed": self._seed,
+            "shapes": shapes,
+            **data_identity(self._examples),
+        }
 
-    def _batches_of(self, epoch: int) -> list[tuple[BatchShape, list[int]]]:
+    def _batches_of(self, epoch: int) -> list[tuple[BatchShape, np.ndarray]]:
         """The batches of an epoch in order: their shapes, and the numbers of their examples."""
         random = np.random.default_rng((self._seed, epoch))
-        order = random.permutation(len(self._examples))
+        order = shuffled(len(self._examples), random)
         lengths = self._lengths[order]
         batches, begun, left, narrower = [], [], order[:0], 0
         for shape in self.shapes:
@@ -125,7 +131,7 @@ class TokenBatches:
             narrower = shape.width
             taken = min(len(here), shape.batches * shape.size)
             parts = np.array_split(here[:taken], shape.batches)
-            found = [(shape, [int(n) for n in part]) for part in parts]
+            found = [(shape, part) for part in parts]
             left = here[taken:]
             if epoch == 0:
                 begun.insert(0, found.pop(0))

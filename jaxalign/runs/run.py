@@ -25,7 +25,7 @@ from jaxalign.runs.trackers import make_trackers
 # and products) its rounding only, so that a run can go on on another kind of machine.
 FREE_KEYS = {
     "model.attention", "model.products", "reference.attention", "reference.products",
-    "patient.attention", "patient.products", "rewards.folder",
+    "patient.attention", "patient.products", "rewards.folder", "data.cache", "data.workers", "data.max_bytes",
     "run.output", "run.device", "run.resume", "run.log_every", "run.eval_every", "run.save_every",
     "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
     "run.tensorboard", "run.wandb", "run.progress",

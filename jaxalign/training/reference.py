@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def reference_table(
     if path.exists():
         return _read(path, data), path
 
-    def rows(examples: list[Example]) -> np.ndarray:
+    def rows(examples: Sequence[Example]) -> np.ndarray:
         parts = [
             np.asarray(score(batch), np.float32)[batch["valid"]]
             for batch in eval_batches(examples, batch_size, collate)

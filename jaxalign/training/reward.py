@@ -15,7 +15,6 @@ from jaxalign.data import (
     collate_rankings,
     collate_steps,
     eval_batches,
-    load_dataset,
 )
 from jaxalign.losses import best_of_n_loss, bradley_terry_loss
 from jaxalign.mesh import MeshConfig
@@ -23,6 +22,7 @@ from jaxalign.models.heads import HeadConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training import setup
+from jaxalign.training.data import load_data
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.packing import packing_of
@@ -199,9 +199,8 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
                 packing=config.train.packing,
                 mapped=config.ensemble.size > 1,
             )
-        data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
-        setup.check_context(model.config, data)
-        run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
+        data = load_data(run, config.data, kind, tokenizer, model.config, seed=config.run.seed)
+        run.add_metadata(mesh=dict(mesh.shape))
         packing = config.train.packing
         collate = setup.collate_of(collate, data.train, packing=packing)
         if config.ensemble.size > 1:

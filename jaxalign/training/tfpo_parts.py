@@ -1,6 +1,5 @@
 """The parts of a TFPO run: patient and doctor, pairs that differ, where responses end, the value head, the card."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,10 @@ import optax
 from jax.sharding import Mesh
 
 from jaxalign import models
-from jaxalign.data import Dataset, Example, eval_batches
+from jaxalign.data import Counts, Dataset, eval_batches
 from jaxalign.data.batches import Collate
 from jaxalign.data.chat import ChatFormat
+from jaxalign.data.table import counted_of, row_lengths_of
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.mesh import replicated
 from jaxalign.models.vocabulary import check_same_vocabulary
@@ -30,7 +30,7 @@ from jaxalign.training.tfpo_config import TFPOConfig
 
 # Pairs over which the ramp of the log-values is measured before training.
 RAMP_PAIRS = 256
-# The reason under which readers count comparisons of equal text.
+# How the reasons begin under which comparisons of equal text, or equal tokens, are counted.
 EQUAL = "chosen equals rejected"
 # Where a run keeps what the doctor began as, seen from the card.
 START = "../start"
@@ -138,39 +138,20 @@ def full_name(path: str) -> str:
     return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 
-def distinct(data: Dataset, config: TFPOConfig, run: Run) -> Dataset:
-    """The comparisons whose two responses are not the same tokens; the others are counted with those of equal text.
+def check_identical(counts: Counts, config: TFPOConfig, run: Run) -> None:
+    """Says how many comparisons were left out because their two responses are the same, as text or as tokens.
 
     Raises:
-      DataError: there is one and `on_identical` is stop; or no other is left to train on.
+      DataError: there is one and `on_identical` is stop.
     """
-
-    def differs(example: Example) -> bool:
-        return example.rows[0] != example.rows[1]
-
-    same = [e.source for e in (*data.train, *data.validation) if not differs(e)]
-    # Weights may have made copies: it is rows of a file that are counted.
-    number = len(set(same)) + data.counts.filtered[EQUAL]
-    if not number:
-        return data
-    first = f"{same[0]}: " if same else ""
-    if config.on_identical == "stop":
+    number = sum(rows for reason, rows in counts.filtered.items() if reason.startswith(EQUAL))
+    if number and config.on_identical == "stop":
         raise DataError(
-            f"{first}{number} comparisons have two equal responses (as they are, or cut to data.max_length); mend the "
-            "data or set on_identical=skip"
+            f"{number} comparisons have two equal responses (as they are, or cut to data.max_length); mend the data or "
+            "set on_identical=skip"
         )
-    run.warn(f"{first}{number} comparisons left out, whose two responses are the same tokens")
-    if not same:
-        return data
-    train, validation = ([e for e in rows if differs(e)] for rows in (data.train, data.validation))
-    if not train:
-        raise DataError(
-            f"{first}both responses are the same tokens, and so are those of every row to train on"
-        )
-    data.counts.used -= number - data.counts.filtered[EQUAL]
-    data.counts.filtered[EQUAL] = number
-    fingerprint = hashlib.sha256(f"{data.fingerprint} distinct".encode()).hexdigest()[:32]
-    return Dataset(train, validation, data.counts, fingerprint)
+    if number:
+        run.warn(f"{number} comparisons left out, whose two responses are the same tokens")
 
 
 def completion_end(chat: ChatFormat) -> tuple[int, ...]:
@@ -195,15 +176,17 @@ def terminated(batch: Mapping[str, Any], end: tuple[int, ...]) -> np.ndarray:
 
 def ended_fraction(data: Dataset, end: tuple[int, ...]) -> float:
     """The part of the training responses that end by themselves."""
-    rows = [row for e in data.train for row in e.rows]
-    return sum(row[len(row) - len(end) :] == end for row in rows) / len(rows) if end else 0.0
+    if not end:
+        return 0.0
+    found = [row[len(row) - len(end) :] == end for e in data.train for row in e.rows]
+    return sum(found) / len(found)
 
 
 def sampled(
     config: TFPOConfig, data: Dataset, positions: int, run: Run
 ) -> tuple[SamplingConfig, list[list[int]]]:
     """How the run's samples are drawn, no longer than the doctor's context allows, and their prompts."""
-    rows = (data.validation or data.train)[: config.run.sample_rows]
+    rows = data.first(config.run.sample_rows)
     prompts = [list(e.prompt_tokens) for e in rows if len(e.prompt_tokens) < positions]
     room = positions - max(map(len, prompts), default=0)
     if room >= config.sampling.max_new_tokens:
@@ -222,7 +205,7 @@ def value_head(
     ramp, kappa = config.loss.value_ramp, config.loss.resolved().reference_weight
     if ramp is None:
         ramp = 0.0 if kappa == 1 else (1 - kappa) * mean_nats(config, doctor, data, collate, mesh)
-    horizon = float(np.mean([sum(mask) for e in data.train for mask in e.masks]))
+    horizon = float(counted_of(data.train).sum() / len(row_lengths_of(data.train)))
     params = models.create_value_head(doctor.config, config.head, key=key, ramp=ramp, horizon=horizon)
     return jax.device_put(params, replicated(mesh))
 

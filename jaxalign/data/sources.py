@@ -1,0 +1,193 @@
+"""Files to stores: what identifies a file and all that its examples depend on, and the examples, read or made."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.blocks import Block, Recipe, Sample, hashes
+from jaxalign.data.chat import ChatFormat
+from jaxalign.data.chunks import Chunk
+from jaxalign.data.config import DataConfig, Kind
+from jaxalign.data.datasets_files import named_dataset, open_dataset
+from jaxalign.data.examples import Limits
+from jaxalign.data.files import chunks_of, count_rows
+from jaxalign.data.readers import reader_for, reading_of
+from jaxalign.data.workers import Workers
+from jaxalign.errors import DataError
+
+# Keys of the section `data` that change no example of a file.
+INDEPENDENT = {
+    "train", "validation", "weights", "validation_fraction", "limit", "max_bytes", "workers", "cache", "streaming",
+    "window", "date", "deduplicate",
+}  # fmt: skip
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """How the files of one data set are read and tokenized.
+
+    Attributes:
+      config: the section `data`.
+      kind: what the rows train.
+      chat: how they are written.
+      workers: who tokenizes.
+      say: is told what happens.
+    """
+
+    config: DataConfig
+    kind: Kind
+    chat: ChatFormat
+    workers: Workers
+    say: Say
+
+    def chunks(self, path: str, *, most_rows: int = 0) -> Iterator[Chunk]:
+        """The pieces of a file."""
+        config = self.config
+        return chunks_of(path, max_bytes=config.max_bytes, most_rows=most_rows, streaming=config.streaming)
+
+    def recipe(self, path: str, chunks: Iterable[Chunk], sample: Sample | None = None) -> Recipe:
+        """How the rows of a file become examples; its format is that of its first good row.
+
+        Raises:
+          DataError: no format reads the first row; it is malformed, and bad rows are not to be skipped; none is good.
+        """
+        config, skip = self.config, self.config.on_bad_row == "skip"
+        for chunk in chunks:
+            for place, row in chunk.rows():
+                if not isinstance(row, DataError):
+                    return Recipe(
+                        reader_for(path, place, row, reading_of(config), self.kind),
+                        self.kind,
+                        self.chat,
+                        Limits(config.max_length, config.max_prompt_length, config.truncation),
+                        config.prompt_tokens,
+                        config.separator,
+                        skip,
+                        sample,
+                    )
+                if not skip:
+                    raise row
+        raise DataError(f"{path}: no row of the file is well formed")
+
+    def blocks(self, path: str, sample: Sample | None = None) -> Iterator[Block]:
+        """The examples of a file, made."""
+        recipe = self.recipe(path, self.chunks(path), sample)
+        return self._told(path, self.workers.blocks(recipe, self.chunks(path)))
+
+    def _told(self, path: str, blocks: Iterator[Block]) -> Iterator[Block]:
+        """The blocks, and how it goes where it takes long."""
+        terminal, begun, rows = sys.stderr.isatty(), time.monotonic(), 0
+        shown, gap, line = begun, 1.0 if terminal else 30.0, ""
+        for block in blocks:
+            yield block
+            rows += block.tally.read
+            now = time.monotonic()
+            if now - shown >= gap:
+                shown, line = now, f"tokenizing {path}: {rows:,} rows, {rows / (now - begun):,.0f} rows/s"
+                if terminal:
+                    sys.stderr.write(f"\r\x1b[K{line}")
+                    sys.stderr.flush()
+                else:
+                    self.say(line)
+        if line and terminal:
+            sys.stderr.write("\r\x1b[K")
+        if line:
+            seconds = time.monotonic() - begun
+            self.say(f"tokenized {path}: {rows:,} rows in {seconds:.0f} s, {rows / seconds:,.0f} rows/s")
+
+    def store(self, path: str, sample: Sample | None = None) -> Any:
+        """The examples of a file on the disk (a `store.Store`), made where they are not there yet."""
+        from jaxalign.data.store import cache_folder, key_of, open_or_write
+
+        parts = [*self._settings(), identity(path), asdict(sample) if sample else None]
+        folder = cache_folder(self.config.cache)
+        return open_or_write(folder, key_of(parts), path, lambda: self.blocks(path, sample), self.say)
+
+    def _settings(self) -> list[Any]:
+        """All that the examples depend on beside the file."""
+        config = self.config
+        template = json.dumps(getattr(self.chat.tokenizer, "chat_template", None), default=str)
+        # A template that prints the day asks for it by this name.
+        dated = self.chat.template == "tokenizer" and "strftime_now" in template
+        settings = {name: value for name, value in asdict(config).items() if name not in INDEPENDENT}
+        label = tokenizer_files(config.label_tokenizer) if config.label_tokenizer else ""
+        return [
+            code_digest(),
+            self.kind,
+            settings,
+            tokenizer_digest(self.chat.tokenizer),
+            label,
+            dated and config.date,
+        ]
+
+
+def samples(config: DataConfig) -> list[Sample | None]:
+    """For each training file which of its rows are read, so that there are `data.limit` of all of them.
+
+    They are taken by a hash of their numbers: evenly, and mostly the same ones where a file grows.
+    """
+    if not config.limit:
+        return [None] * len(config.train)
+    found = [
+        hashes(0, count_rows(path, max_bytes=config.max_bytes), salt)
+        for salt, path in enumerate(config.train)
+    ]
+    together = np.concatenate(found)
+    if len(together) <= config.limit:
+        return [None] * len(found)
+    below = int(np.partition(together, config.limit - 1)[config.limit - 1])
+    return [Sample(salt, below) for salt in range(len(found))]
+
+
+def identity(path: str) -> str:
+    """A hash of a file's bytes; of a data set what `datasets` tells it by.
+
+    Raises:
+      DataError: there is no such file.
+    """
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    name = named_dataset(path)
+    if name is None:
+        raise DataError(f"{path}: there is no such file")
+    return f"datasets {open_dataset(path, name)._fingerprint}"
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """A hash of all that a tokenizer does."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        body = backend.to_str()
+    else:
+        body = repr(sorted(tokenizer.get_vocab().items()))
+    more = [tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None), type(tokenizer).__name__]
+    return hashlib.sha256((body + json.dumps(more, sort_keys=True, default=str)).encode()).hexdigest()
+
+
+def tokenizer_files(folder: str) -> str:
+    """A hash of a tokenizer's files, where they lie here."""
+    found = sorted(file for file in Path(folder).glob("*token*") if file.is_file())
+    return hashlib.sha256(b"".join(file.read_bytes() for file in found)).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """A hash of the code that makes examples, so that none is taken for what another version makes."""
+    import tokenizers
+    import transformers
+
+    state = hashlib.sha256(f"{tokenizers.__version__} {transformers.__version__}".encode())
+    for file in sorted(Path(__file__).parent.rglob("*")):
+        if file.is_file() and file.suffix not in (".pyc", ".tmp"):
+            state.update(file.name.encode() + file.read_bytes())
+    return state.hexdigest()

@@ -1,0 +1,197 @@
+"""Tokenized files on the disk: an Arrow file each, written once, memory-mapped when it is read."""
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jaxalign.data.blocks import Block, Tally
+from jaxalign.data.columns import SCHEMA, Columns, Fingerprint
+from jaxalign.data.examples import Example
+from jaxalign.errors import ConfigError
+
+# What a process that was killed has left is taken away after this many seconds.
+STALE = 24 * 3600
+
+
+class Damaged(Exception):
+    """A file that is no whole store."""
+
+
+class Store:
+    """The examples of one file, read from the disk as they are asked for.
+
+    Args:
+      file: the Arrow file.
+      path: the data file, as the user named it, which `Example.source` begins with.
+
+    Attributes:
+      tally: what became of the file's rows.
+      fingerprint: of all that is in the examples.
+
+    Raises:
+      Damaged: not a whole file.
+    """
+
+    def __init__(self, file: Path, path: str) -> None:
+        self.path = path
+        try:
+            self._reader = pa.ipc.open_file(pa.memory_map(str(file)))
+            count = self._reader.num_record_batches
+            _, about = self._reader.get_batch_with_custom_metadata(count - 1)
+            found = json.loads(about[b"about"])
+            if self._reader.schema != SCHEMA:
+                raise ValueError("other columns")
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, IndexError) as error:
+            raise Damaged(str(error)) from None
+        self.tally = Tally(found["read"], *(Counter(found[n]) for n in ("filtered", "unread", "parts")))
+        self.fingerprint: str = found["fingerprint"]
+        self._sizes: list[int] = found["sizes"]
+        self._blocks: dict[int, Columns] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self._sizes)]).astype(np.int64)
+
+    def example(self, index: int) -> Example:
+        """One example."""
+        block = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._block(block).example(int(index - self._starts[block]))
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column of numbers, copied into memory."""
+        kind = SCHEMA.field(name).type.to_pandas_dtype()
+        whole = np.empty(len(self), kind)
+        for block in range(len(self._sizes)):
+            whole[self._starts[block] : self._starts[block + 1]] = self._once(block).numbers(name)
+        return whole
+
+    def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(offsets [N + 1], values) of a column of lists, copied into memory."""
+        found = [self._once(block).lists(name) for block in range(len(self._sizes))]
+        sizes = np.concatenate([np.zeros(1, np.int64), *(np.diff(offsets) for offsets, _ in found)])
+        return np.cumsum(sizes), np.concatenate([np.zeros(0, np.int32), *(values for _, values in found)])
+
+    def texts(self, name: str) -> Iterator[tuple[int, str]]:
+        """(index, text) of the examples that have one in a column that is mostly null."""
+        for block in range(len(self._sizes)):
+            for place, text in self._once(block).some(name):
+                yield int(self._starts[block]) + place, text
+
+    def _block(self, number: int) -> Columns:
+        if number not in self._blocks:
+            self._blocks[number] = self._once(number)
+        return self._blocks[number]
+
+    def _once(self, number: int) -> Columns:
+        """A block that is not kept."""
+        return self._blocks.get(number) or Columns(self._reader.get_batch(number), self.path)
+
+
+def open_or_write(
+    folder: Path, key: str, path: str, make: Callable[[], Iterable[Block]], say: Callable[[str], None]
+) -> Store:
+    """The store of a key, read where it is there, else written.
+
+    Args:
+      folder: of the cache.
+      key: hash of all that the examples depend on.
+      path: the data file.
+      make: its blocks, asked for where they must be made.
+      say: is told that a damaged file is made anew.
+
+    Raises:
+      ConfigError: the folder cannot be written to, or the disk is full.
+    """
+    file = folder / f"{key}.arrow"
+    if file.exists():
+        try:
+            return Store(file, path)
+        except Damaged as error:
+            say(f"{file}: damaged ({str(error).splitlines()[0]}); {path} is tokenized again")
+    with _appearing(file) as temporary:
+        _write(temporary, make(), folder)
+    return Store(file, path)
+
+
+def _write(file: Path, blocks: Iterable[Block], folder: Path) -> None:
+    tally, fingerprint, sizes = Tally(), Fingerprint(), []
+    with _refused(folder):
+        sink = pa.OSFile(str(file), "wb")
+        writer = pa.ipc.new_file(sink, SCHEMA)
+    try:
+        for block in blocks:
+            tally.add(block.tally)
+            if block.batch.num_rows:
+                fingerprint.add(block.batch)
+                sizes.append(block.batch.num_rows)
+                with _refused(folder):
+                    writer.write_batch(block.batch)
+        about = vars(tally) | {"fingerprint": fingerprint.hexdigest(), "sizes": sizes}
+        with _refused(folder):
+            # Behind all others, so that a file that has it is whole.
+            writer.write_batch(
+                pa.RecordBatch.from_pylist([], SCHEMA), custom_metadata={"about": json.dumps(about)}
+            )
+            writer.close()
+    finally:
+        with _refused(folder):
+            sink.close()
+    with open(file, "rb") as written:
+        os.fsync(written.fileno())
+
+
+@contextmanager
+def _refused(folder: Path) -> Iterator[None]:
+    """What the disk refuses, in one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+        raise ConfigError(
+            f"data.cache: {folder} cannot be written to ({reason}); name another folder, or set data.streaming=true, "
+            "which keeps nothing"
+        ) from None
+
+
+@contextmanager
+def _appearing(file: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `file` when all is written, and is gone where it is not."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    with _refused(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for left in file.parent.glob(".*.tmp"):
+            if time.time() - left.stat().st_mtime > STALE:
+                left.unlink(missing_ok=True)
+    try:
+        yield temporary
+        with _refused(file.parent):
+            os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cache_folder(named: str) -> Path:
+    """Where tokenized files are kept: the folder named, else $JAXALIGN_CACHE, else ~/.cache/jaxalign."""
+    if named:
+        return Path(named).expanduser() / "data"
+    ours, common = os.environ.get("JAXALIGN_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    home = Path(ours) if ours else Path(common or "~/.cache") / "jaxalign"
+    return home.expanduser() / "data"
+
+
+def key_of(parts: Sequence[Any]) -> str:
+    """A hash of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:40]

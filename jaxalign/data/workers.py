@@ -1,0 +1,182 @@
+"""Processes that tokenize: chunks go out, blocks come back in the same order.
+
+They are started as programs of their own and not by `multiprocessing`: a fork is not safe beside JAX's threads, and a
+spawned process would run the user's script again. A thread for each sends it work and waits for what it gives. They
+end where their input does, so they never outlive this process.
+"""
+
+import contextlib
+import itertools
+import os
+import pickle
+import queue
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from jaxalign.data.blocks import Block, Recipe
+from jaxalign.data.chunks import Chunk
+from jaxalign.errors import DataError, UserError
+
+# A file of no more chunks is tokenized in less time than workers need to start.
+FEW_CHUNKS = 4
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+class WorkerError(RuntimeError):
+    """A worker failed in a way that is a bug; the message has its traceback."""
+
+
+class Workers:
+    """Up to `count` worker processes, started when there is work for them; a context manager.
+
+    Args:
+      count: how many; 0 for one a core that this process may use, 1 to do the work in this process.
+    """
+
+    def __init__(self, count: int = 0) -> None:
+        self.count = count or cores()
+        self._running: list[_Worker] = []
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._threads: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def blocks(self, recipe: Recipe, chunks: Iterable[Chunk]) -> Iterator[Block]:
+        """The blocks of chunks, in order.
+
+        Raises:
+          UserError: what `Recipe.block` raises, of the first chunk for which it does.
+          WorkerError: a bug in a worker.
+        """
+        chunks = iter(chunks)
+        first = list(itertools.islice(chunks, FEW_CHUNKS + 1))
+        whole = itertools.chain(first, chunks)
+        body = _pickled(recipe) if self.count > 1 and len(first) > FEW_CHUNKS else None
+        if body is None:
+            yield from map(recipe.block, whole)
+        else:
+            yield from self._sent(body, whole)
+
+    def _sent(self, recipe: bytes, chunks: Iterator[Chunk]) -> Iterator[Block]:
+        self._start()
+        assert self._threads is not None
+        waiting: deque[Future[Block]] = deque()
+        try:
+            while True:
+                for chunk in itertools.islice(chunks, 2 * self.count - len(waiting)):
+                    waiting.append(self._threads.submit(self._asked, recipe, chunk))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _start(self) -> None:
+        self._threads = self._threads or ThreadPoolExecutor(self.count, "tokenizing")
+        while len(self._running) < self.count:
+            worker = _Worker()
+            self._running.append(worker)
+            self._idle.put(worker)
+
+    def _asked(self, recipe: bytes, chunk: Chunk) -> Block:
+        worker = self._idle.get()
+        try:
+            return worker.block(recipe, chunk)
+        finally:
+            self._idle.put(worker)
+
+    def close(self) -> None:
+        """Ends the processes; what they are at is lost."""
+        for worker in self._running:
+            worker.end()
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+        self._running, self._threads, self._idle = [], None, queue.SimpleQueue()
+
+
+class _Worker:
+    """A process that makes blocks."""
+
+    def __init__(self) -> None:
+        environment = dict(os.environ) | {"TOKENIZERS_PARALLELISM": "false"}
+        # Found where it is found here, whatever the script has done to the path.
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "jaxalign.data.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            process_group=0,  # Ctrl-C is for the process that was started by hand
+        )
+        self._recipe: bytes | None = None
+
+    def block(self, recipe: bytes, chunk: Chunk) -> Block:
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            # The bytes are those of one object for a whole file.
+            pickle.dump((None if recipe is self._recipe else recipe, chunk), process.stdin, protocol=5)
+            process.stdin.flush()
+            self._recipe = recipe
+            answer = pickle.load(process.stdout)
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+            code = process.wait()
+            raise DataError(
+                f"{chunk.path}: a process that tokenizes it has ended ({_ending(code)}) near row {chunk.start + 1:,}; "
+                "set data.workers to fewer, or to 1 for none"
+            ) from None
+        if isinstance(answer, Block):
+            return answer
+        error, trace = answer
+        if isinstance(error, UserError):
+            raise error
+        raise WorkerError(f"{chunk.path}: near row {chunk.start + 1:,}:\n{trace}") from error
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # of what was not sent any more
+                    stream.close()
+
+
+def _ending(code: int) -> str:
+    return f"killed by signal {-code}; is there enough memory?" if code < 0 else f"exit status {code}"
+
+
+def _pickled(recipe: Recipe) -> bytes | None:
+    """The recipe as bytes; None for one (a tokenizer of the user's own, say) that cannot be sent."""
+    try:
+        return pickle.dumps(recipe, protocol=5)
+    except Exception:
+        return None
+
+
+def answer(recipe: Recipe, chunk: Chunk) -> Any:
+    """A block, or the error and its traceback; for the worker's side."""
+    import traceback
+
+    try:
+        return recipe.block(chunk)
+    except Exception as error:
+        trace = traceback.format_exc()
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            error = RuntimeError(str(error))
+        return error, trace

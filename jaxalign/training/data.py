@@ -1,0 +1,83 @@
+"""The data of a run: loaded once as it begins, and the same when it resumes."""
+
+import datetime
+from dataclasses import replace
+from typing import Any
+
+from jaxalign.data import DataConfig, Dataset, load_dataset
+from jaxalign.data.config import Kind
+from jaxalign.errors import ConfigError
+from jaxalign.runs import Run
+from jaxalign.training.setup import check_context
+
+
+def dated(run: Run, config: DataConfig) -> DataConfig:
+    """The section `data` with the day that templates print: the one named, else that on which the run began."""
+    date = config.date or run.metadata().get("date") or datetime.date.today().isoformat()
+    run.add_metadata(date=date)
+    return replace(config, date=date)
+
+
+def load_data(
+    run: Run,
+    config: DataConfig,
+    kind: Kind,
+    tokenizer: Any,
+    model_config: Any,
+    *,
+    seed: int,
+    new_tokens: int = 0,
+) -> Dataset:
+    """The examples of a run, which fit the model; what they are goes into its metadata, and what to mind is said.
+
+    Args:
+      run: the open run.
+      config: what is read.
+      kind: what it trains.
+      tokenizer: of the model.
+      model_config: the model's shape.
+      seed: see `load_dataset`.
+      new_tokens: tokens that each prompt must leave room for.
+
+    Raises:
+      UserError: anything wrong with files or rows; of a run that resumes, a file that has changed since it began.
+    """
+    data = load_dataset(dated(run, config), kind, tokenizer, seed=seed, say=run.info)
+    check_context(model_config, data, new_tokens=new_tokens)
+    if run.resumed:
+        check_unchanged(run, data)
+    run.add_metadata(data=data.summary())
+    tell(run, data)
+    return data
+
+
+def check_unchanged(run: Run, data: Dataset) -> None:
+    """Every file gives the rows that it gave when the run began.
+
+    Raises:
+      ConfigError: naming the first that does not.
+    """
+    # A run of an earlier version has no hashes of its files.
+    began = run.metadata().get("data", {}).get("files", {})
+    changed = [path for path, found in data.files.items() if path in began and began[path] != found]
+    if changed:
+        more = f" (and so have {', '.join(changed[1:4])})" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"--resume: {changed[0]} has changed since the run began, or the tokenizer has{more}; a resumed run must "
+            "read the rows that it began with"
+        )
+
+
+def tell(run: Run, data: Dataset) -> None:
+    """Warns of what the data has that training does not use, or that a reader of the results should know."""
+    counts = data.counts
+    if counts.unread:
+        columns = ", ".join(f"{name} ({rows} rows)" for name, rows in counts.unread.most_common())
+        run.warn(f"data: columns that nothing reads: {columns}")
+    for note, number in counts.notes.most_common():
+        run.warn(f"data: {note} ({number})")
+    if data.shared_prompts:
+        run.warn(
+            f"data: {data.shared_prompts} training rows begin as rows of data.validation do; what is measured there "
+            "is in part remembered"
+        )
