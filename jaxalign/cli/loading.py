@@ -60,6 +60,9 @@ def load_speaker(
 ) -> Speaker:
     """Loads a model and its tokenizer for generation.
 
+    Completions end at what the model's files name, at the tokenizer's end-of-sequence token, and at the end of a turn
+    as its run taught it or its chat template writes it.
+
     Args:
       model: a Hugging Face folder, a hub id or a run folder; with doctors, their patient, and empty takes the one
         that their cards name.
@@ -100,23 +103,31 @@ def load_speaker(
     own = models.load_tokenizer if doctors is None else doctors.patient_tokenizer
     words = models.load_tokenizer(tokenizer) if tokenizer else own(folder)
     models.check_vocabulary(live.config, words)
+    stops = [*models.tokenizer_stops(words)]
     if adapter:
         leaves, settings = models.load_adapter(adapter, live.config)
         live = models.merge_adapter(live, models.attach(leaves, settings))
+        if run_data(adapter):  # the base does not know what the adapter's run taught as the end of a turn
+            stops += format_of(words, "auto", adapter).stop_ids
     run = model
     if doctors is not None:
         live = guided_by(doctors, live, words, folder="" if adapter or revision else folder)
         # Doctors learnt from prompts written as in their run.
         run = next((str(home) for home in doctors.folders if run_data(str(home))), model)
+    written = format_of(words, template, run)
+    stops += written.stop_ids
+    # Doctors may have fewer tokens than their patient; what none of them writes ends nothing.
+    live = models.with_stops(live, [token for token in stops if token < live.config.vocab_size])
     sampler = Sampler(live, weights=weights, cache=cache)
-    return Speaker(sampler, words, format_of(words, template, run), int(live.config.max_positions))
+    return Speaker(sampler, words, written, int(live.config.max_positions))
 
 
 def format_of(tokenizer: Any, template: Template, model: str) -> Any:
     """How prompts become token ids (a `jaxalign.data.chat.ChatFormat`).
 
     `auto` writes them as the run that made the model did; for any other folder by the
-    tokenizer's chat template, and as plain text where it has none.
+    tokenizer's chat template, and as plain text where it has none. Turns end as in that
+    run, or as the chat template ends them; nothing is put after others.
     """
     from jaxalign.data.chat import chat_format
 
@@ -130,6 +141,8 @@ def format_of(tokenizer: Any, template: Template, model: str) -> Any:
         template = trained.get("template", "auto" if trained else "plain")
         if template == "plain" and not trained and getattr(tokenizer, "chat_template", None):
             template = "tokenizer"
+    if template == "tokenizer" and end == "none":
+        end = ""  # the template's own
     return chat_format(tokenizer, template, end, markers["human"], markers["assistant"])
 
 

@@ -1,6 +1,6 @@
 """Completions of the policy in training: for rollouts, and for the samples that a run shows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,12 @@ class Generator:
     merged: bool = True
     storage: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def stop_tokens(self) -> Sequence[int]:
+        """The ids that end a completion: those asked for, else the policy's; an engine may know of fewer."""
+        chosen = self.sampling.stop_tokens
+        return self.policy.definition.config.eos_ids if chosen is None else chosen
+
     def refresh(self, trained: Any) -> Engine:
         """The engine, with the newest parameters."""
         model, adapter = self.policy.parts(trained, self.frozen)
@@ -56,7 +62,9 @@ class Generator:
         if not prompts:
             return []
         done = self.refresh(trained).generate(
-            prompts, key=jax.random.fold_in(self.key, step), **self.sampling.arguments(num_samples=1)
+            prompts,
+            key=jax.random.fold_in(self.key, step),
+            **self.sampling.arguments(num_samples=1, stop_tokens=self.stop_tokens),
         )
         return [
             {"prompt": self.tokenizer.decode(p), "completion": text}

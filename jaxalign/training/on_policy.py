@@ -88,7 +88,9 @@ class OnPolicyTrainer(ABC):
         assert engine is not None
         key = jax.random.fold_in(self.key, number)
         key = jax.random.fold_in(key, part) if part else key
-        completions = engine.generate(prompts, key=key, **sampling.arguments())
+        completions = engine.generate(
+            prompts, key=key, **sampling.arguments(stop_tokens=self.generator.stop_tokens)
+        )
         copies = sampling.num_samples
         return completions, RewardRequest(
             prompts=[t for t in batch["prompt_texts"] for _ in range(copies)],

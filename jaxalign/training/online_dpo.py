@@ -234,7 +234,7 @@ class Trainer(PolicyTrainer):
         done = self._reference_sampler.generate(
             list(request.prompt_ids[: 2 * count : 2]),
             key=jax.random.fold_in(jax.random.fold_in(self.key, number), REFERENCE_SAMPLES),
-            **self.config.sampling.arguments(num_samples=1),
+            **self.config.sampling.arguments(num_samples=1, stop_tokens=self.generator.stop_tokens),
         )
         self._reference_sampler.update(self.reference)
         return done.texts(self.tokenizer)

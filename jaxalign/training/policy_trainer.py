@@ -21,6 +21,7 @@ from jaxalign.training.rollout_engine import make_generator
 from jaxalign.training.scoring import CausalPolicy, score_tokens
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import create_state
+from jaxalign.training.stops import with_stops
 
 
 @dataclass(kw_only=True)
@@ -124,6 +125,7 @@ def train_policy(
             policy, tokenizer = setup.load_model(
                 config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
             )
+        policy = with_stops(policy, config.data, tokenizer)
         own = parts(policy, tokenizer)
         train = config.train
         read = trainer_class.reads_reference(config)

@@ -40,6 +40,7 @@ from jaxalign.training.rollout_engine import importance, make_generator, sampler
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import make_update
+from jaxalign.training.stops import with_stops
 
 __all__ = ["PPOConfig", "train_ppo"]
 
@@ -233,6 +234,7 @@ def train_ppo(
             policy, tokenizer = setup.load_model(
                 config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
             )
+        policy = with_stops(policy, config.data, tokenizer)
         parts = build(
             config, policy, reward, mesh, key=jax.random.fold_in(key, 1), tokenizer=tokenizer, run=run
         )

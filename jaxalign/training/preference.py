@@ -35,6 +35,7 @@ from jaxalign.training.scoring import score_tokens
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_evaluation, make_update
+from jaxalign.training.stops import with_stops
 
 __all__ = ["DPOConfig", "DPOLossConfig", "train_dpo"]
 
@@ -134,6 +135,7 @@ def train_dpo(
             policy, tokenizer = setup.load_model(
                 config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
             )
+        policy = with_stops(policy, config.data, tokenizer)
         if reference is None:
             reference = setup.load_reference(config, policy, mesh, run, read=form.reference)
         data = _data(config, policy, tokenizer)

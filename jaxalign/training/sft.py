@@ -21,6 +21,7 @@ from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import ModelSource, TrainResult
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_evaluation, make_update, mean_of
+from jaxalign.training.stops import with_stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,7 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
             model, tokenizer = setup.load_model(
                 config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
             )
+        model = with_stops(model, config.data, tokenizer)
         data = load_dataset(config.data, "demonstration", tokenizer, seed=config.run.seed)
         setup.check_context(model.config, data)
         run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
