@@ -25,6 +25,7 @@ from jaxalign.data import (
     with_heads,
 )
 from jaxalign.data.batches import Collate
+from jaxalign.data.table import lengths_of
 from jaxalign.errors import ConfigError
 from jaxalign.kept_memory import give_back_for
 from jaxalign.mesh import (
@@ -108,17 +109,24 @@ def check_context(config: Any, data: Dataset, *, new_tokens: int = 0) -> None:
     """Every row (and `new_tokens` after each prompt) fits the model's positions.
 
     Raises:
-      ConfigError: naming the longest row's place and the setting that would cut it.
+      ConfigError: naming the place of the first row that is too long, and the setting that would cut it.
     """
-    for example in [*data.train, *data.validation]:
-        longest = max((len(row) for row in example.rows), default=len(example.prompt_tokens)) + new_tokens
-        if longest > config.max_positions:
-            more = f" with sampling.max_new_tokens = {new_tokens}" if new_tokens else ""
-            name = "max_prompt_length" if new_tokens else "max_length"
-            raise ConfigError(
-                f"{example.source}: the row has {longest} tokens{more}, the model's context {config.max_positions}; "
-                f"set data.{name} to {config.max_positions - new_tokens} or less (data.truncation says what happens)"
-            )
+    for examples in (data.train, data.validation):
+        over = np.flatnonzero(lengths_of(examples) + new_tokens > config.max_positions)
+        if len(over):
+            check_fits(config, examples[int(over[0])], new_tokens=new_tokens)
+
+
+def check_fits(config: Any, example: Example, *, new_tokens: int = 0) -> None:
+    """As `check_context`, of one example."""
+    longest = int(lengths_of([example])[0]) + new_tokens
+    if longest > config.max_positions:
+        more = f" with sampling.max_new_tokens = {new_tokens}" if new_tokens else ""
+        name = "max_prompt_length" if new_tokens else "max_length"
+        raise ConfigError(
+            f"{example.source}: the row has {longest} tokens{more}, the model's context {config.max_positions}; "
+            f"set data.{name} to {config.max_positions - new_tokens} or less (data.truncation says what happens)"
+        )
 
 
 def load_model(

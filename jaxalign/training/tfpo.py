@@ -11,9 +11,10 @@ import jax
 from jax.sharding import Mesh
 
 from jaxalign import models
-from jaxalign.data import Dataset, chat_of, collate_comparisons, eval_batches, load_dataset
+from jaxalign.data import Dataset, chat_of, collate_comparisons, eval_batches
 from jaxalign.runs import Run
 from jaxalign.training import setup
+from jaxalign.training.data import dated, load_data
 from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Loop, evaluation
 from jaxalign.training.pairs import pair_axis
@@ -25,8 +26,8 @@ from jaxalign.training.tfpo_config import TFPOConfig
 from jaxalign.training.tfpo_parts import (
     START,
     Treatment,
+    check_identical,
     completion_end,
-    distinct,
     ended_fraction,
     optimizers,
     sampled,
@@ -61,9 +62,10 @@ def _rewarded_data(
 ) -> tuple[Dataset, tuple[int, ...], TokenRewardTable]:
     """The comparisons, the ids that a whole response ends with, and the patient's token rewards."""
     tokenizer = treatment.tokenizer
-    data = distinct(load_dataset(config.data, "comparison", tokenizer, seed=config.run.seed), config, run)
-    setup.check_context(treatment.doctor_shape, data)
-    chat = chat_of(config.data, tokenizer)
+    shape, seed = treatment.doctor_shape, config.run.seed
+    data = load_data(run, config.data, "comparison", tokenizer, shape, seed=seed)
+    check_identical(data.counts, config, run)
+    chat = chat_of(dated(run, config.data), tokenizer)
     end = completion_end(chat)
     ended = ended_fraction(data, end)
     if config.loss.resolved().pin_terminal and not ended:
