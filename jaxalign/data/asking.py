@@ -1,0 +1,158 @@
+"""What is asked, from all the columns that say a part of it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.data.fields import BadRow, Fields, is_empty, kind_name, listed, text
+from jaxalign.data.records import Demonstration, Message, Prompt, Record, Text, Turns
+from jaxalign.data.turns import extra_id_turns, from_json, messages, pairs_of_turns, transcript_turns
+
+SYSTEM = ("system", "system_prompt", "system_message")
+TOOLS = ("tools", "functions")
+SHARED = frozenset((*SYSTEM, *TOOLS, "history"))
+"""Columns that come before the prompt of any format."""
+
+_BEFORE = ("context", "contexts", "passage", "document", "article", "paragraph")
+_AFTER = ("input", "context")
+_OPTIONS = ("options", "choices")
+
+
+def asked(row: Fields, name: str) -> Prompt:
+    """The prompt that a field holds, with the columns that belong to it.
+
+    After an instruction comes its input or context; before a question comes its context or passage, after it the
+    options to choose from. A prompt stands as it is, as text or as turns.
+
+    Raises:
+      BadRow: neither text nor turns.
+    """
+    value = row[name]
+    if not isinstance(value, str):
+        return messages(value, name, row)
+    if name == "prompt":
+        return extra_id_turns(value) if "<extra_id_1>" in value else value
+    if name == "instruction":
+        return "\n\n".join([value, *_texts(row, _AFTER)])
+    if name in ("question", "query", "problem"):
+        parts = [*_texts(row, _BEFORE), value, *_option_lines(row)]
+        return "\n\n".join(parts) if len(parts) > 1 else value
+    return value
+
+
+def _texts(row: Fields, names: tuple[str, ...]) -> list[str]:
+    found = []
+    for name in names:
+        if name not in row or name in row.seen:
+            continue
+        value = row[name]
+        if value is None or (isinstance(value, str) and not value.strip()):
+            continue
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if not all(isinstance(part, str) for part in parts):
+            raise BadRow(f"field {name!r}: expected text, got {kind_name(value)}")
+        found += parts
+    return found
+
+
+def _option_lines(row: Fields) -> list[str]:
+    options = options_of(row)
+    return ["\n".join(f"{letter}. {option}" for letter, option in options.items())] if options else []
+
+
+def options_of(row: Fields) -> dict[str, str]:
+    """Options to choose from by their letters; none where the row has none.
+
+    Raises:
+      BadRow: neither a list of texts nor letters with texts.
+    """
+    name = next((n for n in _OPTIONS if n in row), "")
+    value = row[name] if name else None
+    if is_empty(value):
+        return {}
+    if isinstance(value, Mapping) and {"text", "label"} <= value.keys():
+        value = {o["label"]: o["text"] for o in listed({k: value[k] for k in ("label", "text")})}
+    elif isinstance(value, list) and all(isinstance(o, Mapping) for o in value):
+        value = {o.get("key", o.get("label")): o.get("value", o.get("text")) for o in value}
+    elif isinstance(value, list):
+        value = {chr(ord("A") + i): option for i, option in enumerate(value)}
+    if not isinstance(value, Mapping) or not all(isinstance(t, str) for kv in value.items() for t in kv):
+        raise BadRow(f"field {name!r}: expected a list of texts, or letters with texts")
+    return dict(value)
+
+
+def add_shared(record: Record, row: Fields, human: str, assistant: str) -> None:
+    """Puts before a new record's prompt what the shared columns say: tools, system prompt, history.
+
+    Raises:
+      BadRow: a column of another shape, or two system prompts that differ.
+    """
+    if isinstance(record, Text):
+        return
+    names = [n for n in row.row if n in SHARED and n not in row.seen]
+    before = _functions(row, names)
+    systems = {text(row, n) for n in names if n in SYSTEM and not _blank(row[n])}
+    turns = _turns(record.prompt, human, assistant)
+    if systems:
+        given = {m.content for m in turns[:1] if m.role == "system"}
+        if len(systems | given) > 1:
+            raise BadRow("two system prompts that differ; name the column to leave in data.ignore_columns")
+        before += [] if given else [Message("system", systems.pop())]
+    history: Turns = ()
+    if "history" in names and not isinstance(row.peek("history"), str) and not is_empty(row["history"]):
+        history = _history(row["history"], row)
+    if not before and not history:
+        return
+    opening = 1 if turns and turns[0].role == "system" and history else 0
+    whole = (*turns[:opening], *history, *turns[opening:])
+    if (
+        history
+        and isinstance(record, Demonstration)
+        and isinstance(record.completion, str)
+        and record.completion.strip()
+    ):
+        # As turns of one chat: the answers of the history count as well.
+        whole = (*whole, Message("assistant", record.completion))
+        vars(record)["completion"] = None
+    vars(record)["prompt"] = (*before, *whole)
+
+
+def _functions(row: Fields, names: list[str]) -> list[Message]:
+    for name in names:
+        if name not in TOOLS or _blank(row[name]):
+            continue
+        value = row[name]
+        found = from_json(value, name) if isinstance(value, str) else listed(value)
+        found = [found] if isinstance(found, Mapping) else found
+        if not isinstance(found, list) or not all(isinstance(f, Mapping) for f in found):
+            raise BadRow(f"field {name!r}: expected a list of functions, or JSON of one")
+        if name == "functions":
+            found = [f if "function" in f else {"type": "function", "function": f} for f in found]
+        if found:
+            return [Message("tools", json.dumps(found, ensure_ascii=False))]
+    return []
+
+
+def _history(value: Any, row: Fields) -> Turns:
+    if (
+        isinstance(value, list)
+        and isinstance(value[0], Mapping)
+        and ("role" in value[0] or "from" in value[0])
+    ):
+        return messages(value, "history", row)
+    return pairs_of_turns(value, "history")
+
+
+def _turns(prompt: Prompt, human: str, assistant: str) -> Turns:
+    """A prompt as turns; a marked transcript that asks for an answer is taken apart."""
+    if isinstance(prompt, tuple):
+        return prompt
+    if prompt.lstrip().startswith(human.strip()) and prompt.rstrip().endswith(assistant.strip()):
+        turns = transcript_turns(prompt, human, assistant)
+        if turns and turns[-1] == Message("assistant", ""):
+            return turns[:-1]
+    return (Message("user", prompt),) if prompt else ()
+
+
+def _blank(value: Any) -> bool:
+    return is_empty(value) or (isinstance(value, str) and not value.strip())
