@@ -148,6 +148,17 @@ def test_a_doctor_with_another_tokenizer_is_refused_and_mapped_where_asked(
     assert mapped.params["experts"][0]["unknown"] == 258  # <pad>: there is no unknown token
 
 
+@pytest.mark.parametrize("vocabulary", ["refuse", "map"])
+def test_what_ends_a_doctors_turn_ends_the_patients_by_its_text(
+    make_doctor, byte_tokenizer, tiny_model_folder, tmp_path, vocabulary
+):
+    words = byte_tokenizer if vocabulary == "refuse" else other_words(tmp_path, tiny_model_folder)
+    run = make_doctor("kind", tokenizer=words)
+    ends = {"eos_token_id": words.get_vocab()["A"]}
+    (run / "export" / "generation_config.json").write_text(json.dumps(ends))
+    assert guided(run, vocabulary=vocabulary).config.eos_ids == (257, byte_tokenizer.get_vocab()["A"])
+
+
 def test_doctors_with_the_patients_tokenizer_need_no_map(make_doctor):
     model = guided(make_doctor("kind"), vocabulary="map")
     assert "vocabulary" not in model.params["experts"][0]

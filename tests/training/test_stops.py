@@ -1,6 +1,7 @@
 """What a run teaches as the end of a turn stops everything after it: samples, the next run, generate, chat, others."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import jax
@@ -91,14 +92,35 @@ def common(base, data):
     }
 
 
+@contextmanager
+def finished():
+    """Why each completion ended that is sampled from now on."""
+    reasons, plain = [], Sampler.generate
+
+    def generate(self, prompts, **arguments):
+        done = plain(self, prompts, **arguments)
+        reasons.extend(done.finish_reason)
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sampler, "generate", generate)
+        yield reasons
+
+
 @pytest.fixture(scope="module")
-def taught(base, chats, tmp_path_factory):
-    """The run folder of a base model that has learnt to answer, and to end its turn."""
+def sft(base, chats, tmp_path_factory):
+    """The run of a base model that has learnt to answer, and to end its turn; and why its last samples ended."""
     output = tmp_path_factory.mktemp("runs") / "sft"
     train = TrainConfig(batch_size=2, steps=120)
-    run = run_of(output, sample_every=60)
-    train_sft(SFTConfig(run=run, train=train, sampling=GREEDY, **common(base, chats)))
-    return output
+    run = run_of(output, sample_every=120)
+    with finished() as reasons:
+        train_sft(SFTConfig(run=run, train=train, sampling=GREEDY, **common(base, chats)))
+    return output, reasons[-2:]
+
+
+@pytest.fixture(scope="module")
+def taught(sft):
+    return sft[0]
 
 
 def ends_of(export):
@@ -130,9 +152,11 @@ def test_a_run_exports_the_end_that_it_taught(taught):
     assert GenerationConfig.from_pretrained(taught / "export").eos_token_id == [EOS, END]
 
 
-def test_samples_of_a_run_stop_where_it_teaches_to(taught):
-    last = [row["completion"] for row in records.read(taught / "samples.jsonl") if row["step"] == 120]
+def test_samples_of_a_run_stop_where_it_teaches_to(sft):
+    folder, reasons = sft
+    last = [row["completion"] for row in records.read(folder / "samples.jsonl") if row["step"] == 120]
     assert last == list(ANSWERS.values())
+    assert reasons == ["stop", "stop"]
 
 
 def test_generate_stops_after_a_run(taught):
@@ -161,8 +185,12 @@ def test_generate_stops_a_base_with_the_adapter_of_a_run(base, chats, tmp_path):
 
 def test_chat_stops_after_a_run(taught):
     said = []
-    chat(ChatConfig(model=str(taught), sampling=GREEDY), lines=["ab?", "/reset", "cd?"], write=said.append)
+    with finished() as reasons:
+        chat(
+            ChatConfig(model=str(taught), sampling=GREEDY), lines=["ab?", "/reset", "cd?"], write=said.append
+        )
     assert said == list(ANSWERS.values())
+    assert reasons == ["stop", "stop"]
 
 
 def test_ppo_stops_on_the_export_of_a_run(taught, chats, tmp_path):
