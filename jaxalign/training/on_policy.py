@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.checkpoints import CheckpointStore
-from jaxalign.data import BatchIterator, collate_prompts, load_dataset, packed_alike
+from jaxalign.data import BatchIterator, collate_prompts, packed_alike
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
 from jaxalign.parked_memory import Parked
@@ -25,6 +25,7 @@ from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run, StopFlag
 from jaxalign.training import setup
+from jaxalign.training.data import load_data
 from jaxalign.training.experience import RunningMoments
 from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Interrupted
@@ -335,9 +336,9 @@ def load_prompts(
     Raises:
       UserError: anything wrong with files or rows, or a prompt that leaves no room for its completion.
     """
-    data = load_dataset(config.data, "prompt", tokenizer, seed=config.run.seed)
-    setup.check_context(model_config, data, new_tokens=config.sampling.max_new_tokens)
-    run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
+    seed, room = config.run.seed, config.sampling.max_new_tokens
+    data = load_data(run, config.data, "prompt", tokenizer, model_config, seed=seed, new_tokens=room)
+    run.add_metadata(mesh=dict(mesh.shape))
     return BatchIterator(
         data.train, batch_size=config.train.prompts, seed=config.run.seed, collate=collate_prompts
     )

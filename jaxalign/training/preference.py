@@ -16,12 +16,12 @@ from jaxalign.data import (
     collate_comparisons,
     collate_labels,
     eval_batches,
-    load_dataset,
 )
 from jaxalign.data.batches import Collate
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
 from jaxalign.training import setup
+from jaxalign.training.data import load_data
 from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Loop, evaluation
 from jaxalign.training.optimizer import make_optimizer
@@ -74,12 +74,11 @@ def precomputed_reference(
     return table
 
 
-def _data(config: DPOConfig, policy: Any, tokenizer: Any) -> Dataset:
+def _data(config: DPOConfig, policy: Any, tokenizer: Any, run: Run) -> Dataset:
     """The examples, of the kind that the loss takes and as many as it needs."""
     form = FORMS[config.loss.name]
     kind = "label" if form.unpaired else "comparison"
-    data = load_dataset(config.data, kind, tokenizer, seed=config.run.seed)
-    setup.check_context(policy.config, data)
+    data = load_data(run, config.data, kind, tokenizer, policy.config, seed=config.run.seed)
     if form.statistic and 1 in (len(data.train), len(data.validation)):
         raise ConfigError(
             f"loss.name={config.loss.name} sets each example against others: expected 2 or more, there are "
@@ -138,8 +137,8 @@ def train_dpo(
         policy = with_stops(policy, config.data, tokenizer)
         if reference is None:
             reference = setup.load_reference(config, policy, mesh, run, read=form.reference)
-        data = _data(config, policy, tokenizer)
-        run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
+        data = _data(config, policy, tokenizer, run)
+        run.add_metadata(mesh=dict(mesh.shape))
         batches, collate, arrange = _batches(config, data, mesh)
         # The update donates its own copy of the parameters, so the start can serve as reference.
         reference_definition, reference_params = models.split(reference)
@@ -160,7 +159,7 @@ def train_dpo(
         parts = config.train.accumulation_steps
         step = make_update(loss, valid_rows, optimizer, accumulation_steps=parts)
         generator = Generator(scorer, base, config.sampling, tokenizer, jax.random.fold_in(key, 2))
-        prompts = [list(e.prompt_tokens) for e in (data.validation or data.train)[: config.run.sample_rows]]
+        prompts = [list(e.prompt_tokens) for e in data.first(config.run.sample_rows)]
         update_key = jax.random.fold_in(key, 3)
         coupled = parts > 1 and form.statistic
         with_statistics = whole_batch_statistics(scorer, reference_definition, config.loss, parts)
