@@ -12,9 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from jaxalign.cli.loading import model_folder
 from jaxalign.data import DataConfig
-from jaxalign.errors import ModelError
+from jaxalign.data.config import Kind
+from jaxalign.data.fields import BadRow, Unusable
+from jaxalign.errors import DataError, ModelError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 GIB = 2**30
@@ -38,7 +42,7 @@ class CheckConfig:
     tokenizer: str = ""
     revision: str = ""
     data: DataConfig = field(default_factory=DataConfig)
-    kind: Literal["auto", "demonstration", "comparison", "ranking", "label", "stepwise", "prompt"] = "auto"
+    kind: Literal["auto"] | Kind = "auto"
     rows: int = 2
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
 
@@ -178,26 +182,22 @@ def data(config: CheckConfig, tokenizer: Any = None) -> Iterator[str]:
     Raises:
       DataError: a file or row that is wrong, by file and line.
     """
-    from jaxalign.data import load_dataset, read_records
+    from jaxalign.data import chat_of, load_dataset
+    from jaxalign.data.table import lengths_of
 
     files = (*config.data.train, *config.data.validation)
-    options = data_options(config.data)
-    first = None
+    kind = None if config.kind == "auto" else config.kind
     for path in files:
-        records, counts = read_records(
-            path, format=config.data.format, on_bad_row=config.data.on_bad_row, options=options
-        )
-        first = first or (records[0] if records else None)
-        shape = config.data.format if config.data.format != "auto" else format_of_file(path)
-        yield f"data          {path}: format {shape}, {_counted(counts)}"
+        glance = Glance(path, config, kind)
+        kind = kind or glance.kind
         if tokenizer is None:
-            yield from histogram([len(text_of(record)) for record in records], "characters")
-            for record in records[: config.rows]:
-                yield f"  {record.source}: {_short(text_of(record), 200)}"
+            yield from glance.lines(config.rows)
+        else:
+            yield f"data          {path}: format {glance.format}"
     if tokenizer is None:
         yield "              name --model or --tokenizer to see rows as tokens with their mask"
         return
-    kind = config.kind if config.kind != "auto" else kind_of(first)
+    assert kind is not None
     # Without limits, so that the histogram shows what the limits would cut.
     unlimited = replace(
         config.data,
@@ -205,37 +205,103 @@ def data(config: CheckConfig, tokenizer: Any = None) -> Iterator[str]:
         validation=(),
         weights=(),
         validation_fraction=0.0,
-        limit=0,
         max_length=2**30,
         max_prompt_length=0,
     )
     found = load_dataset(unlimited, kind, tokenizer, seed=0)
-    lengths = [max(map(len, e.rows), default=len(e.prompt_tokens)) for e in found.train]
-    over = sum(length > config.data.max_length for length in lengths)
+    lengths = lengths_of(found.train)
+    over = int(np.sum(lengths > config.data.max_length))
     limit = f"{over} longer than data.max_length = {config.data.max_length}"
     yield f"  as {kind}: {_counted(found.counts)}; {limit}"
+    yield from _remarks(found.counts)
     yield from histogram(lengths, "tokens")
-    for example in found.train[: config.rows]:
-        yield from shown(example, tokenizer)
+    chat = chat_of(config.data, tokenizer)
+    ends = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in chat.stop_ids) or "nothing"
+    written = "the tokenizer's chat template" if chat.template == "tokenizer" else chat.template
+    yield f"  template: {written}; an answer ends with {ends}"
+    for index in range(min(config.rows, len(found.train))):
+        yield from shown(found.train[index], tokenizer)
 
 
-def data_options(config: DataConfig) -> Any:
-    """What the readers are told, from the same keys as in training."""
-    from jaxalign.data import Options
+class Glance:
+    """A look at a file without a tokenizer.
 
-    return Options(config.dimension, config.human, config.assistant)
+    Args:
+      path: the file.
+      config: how it is read.
+      kind: what its rows are taken for; None takes what the first row is.
+
+    Raises:
+      DataError: no row that can be used, or a row that is wrong, by file and line.
+
+    Attributes:
+      format: its layout.
+      kind: what its rows are taken for.
+    """
+
+    def __init__(self, path: str, config: CheckConfig, kind: Kind | None) -> None:
+        from jaxalign.data.readers import reader_for, reading_of
+
+        self._path, self._data = path, config.data
+        reading = reading_of(config.data)
+        for place, row in self._rows():
+            if isinstance(row, DataError):
+                if config.data.on_bad_row == "stop":
+                    raise row
+                continue
+            reader = reader_for(path, place, row, reading)
+            self.format, self.kind = reader.format_name, kind
+            try:
+                self.kind = kind or kind_of(reader.read(place, row))
+            except BadRow as error:
+                if config.data.on_bad_row == "stop":
+                    raise DataError(f"{place}: {error}") from None
+                continue
+            except Unusable:
+                continue
+            self._reader = reader_for(path, place, row, reading, self.kind)
+            return
+        raise DataError(f"{path}: there is no row that can be used")
+
+    def lines(self, rows: int) -> Iterator[str]:
+        """Counts, lengths in characters, and the first rows as text."""
+        from jaxalign.data import Counts
+
+        counts, lengths, first = Counts(), [], []
+        for place, row in self._rows():
+            counts.read += 1
+            try:
+                if isinstance(row, DataError):
+                    raise row
+                record = self._reader.read(place, row)
+            except Unusable as reason:
+                counts.filtered[str(reason)] += 1
+                continue
+            except (BadRow, DataError) as error:
+                if self._data.on_bad_row == "stop":
+                    raise DataError(
+                        f"{place}: {error}" if isinstance(error, BadRow) else str(error)
+                    ) from None
+                counts.filtered["malformed line" if isinstance(error, DataError) else "bad row"] += 1
+                continue
+            counts.used += 1
+            lengths.append(len(text_of(record)))
+            if len(first) < rows:
+                first.append(record)
+        counts.unread.update(self._reader.unread)
+        yield f"data          {self._path}: format {self.format}, {_counted(counts)}"
+        yield from _remarks(counts)
+        yield from histogram(np.asarray(lengths), "characters")
+        for record in first:
+            yield f"  {record.source}: {_short(text_of(record), 200)}"
+
+    def _rows(self) -> Iterator[tuple[str, Any]]:
+        from jaxalign.data.files import rows_of
+
+        return rows_of(self._path, max_bytes=self._data.max_bytes)
 
 
-def format_of_file(path: str) -> str:
-    """The layout that detection finds in a file's first good row."""
-    from jaxalign.data import detect
-    from jaxalign.data.files import rows_of
-
-    found = (detect(row) for _, row in rows_of(path) if isinstance(row, dict))
-    return next(found, None) or "not known"
-
-
-def kind_of(record: Any) -> Literal["demonstration", "comparison", "ranking", "label", "stepwise", "prompt"]:
+def kind_of(record: Any) -> Kind:
     """What the rows of a file can train, from its first record."""
     from jaxalign.data import Comparison, PromptRecord, Ranking, Rating, Stepwise
 
@@ -252,22 +318,23 @@ def kind_of(record: Any) -> Literal["demonstration", "comparison", "ranking", "l
 
 def text_of(record: Any) -> str:
     """All text of a record, for a look at it without a tokenizer."""
-    prompt = record.prompt if isinstance(record.prompt, str) else "\n".join(m.content for m in record.prompt)
-    answers = getattr(record, "candidates", getattr(record, "steps", ()))
-    for name in ("completion", "chosen", "rejected"):
-        answers = (*answers, getattr(record, name, None) or "")
-    return "\n".join(part for part in (prompt, *answers) if part)
+    parts = [getattr(record, "prompt", ""), getattr(record, "text", "")]
+    parts += getattr(record, "candidates", getattr(record, "steps", ()))
+    parts += [getattr(record, name, None) or "" for name in ("completion", "chosen", "rejected")]
+    texts = [part if isinstance(part, str) else "\n".join(turn.content for turn in part) for part in parts]
+    return "\n".join(text for text in texts if text)
 
 
-def histogram(lengths: Sequence[int], unit: str, *, width: int = 40) -> Iterator[str]:
+def histogram(lengths: Sequence[int] | np.ndarray, unit: str, *, width: int = 40) -> Iterator[str]:
     """Rows by length, in powers of two, with the quantiles that a context is chosen by."""
-    if not lengths:
+    if not len(lengths):
         return
-    order = sorted(lengths)
+    order = np.sort(np.asarray(lengths))
     parts = {"shortest": 0.0, "half": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
     marks = ", ".join(f"{name} {order[round(q * (len(order) - 1))]}" for name, q in parts.items())
     yield f"  length in {unit}: {marks}"
-    bins = Counter(max(length, 1).bit_length() for length in lengths)
+    powers, counted = np.unique(np.frexp(np.maximum(order, 1))[1], return_counts=True)
+    bins = Counter(dict(zip(powers.tolist(), counted.tolist(), strict=True)))
     most = max(bins.values())
     for power in range(min(bins), max(bins) + 1):
         count = bins[power]
@@ -293,6 +360,15 @@ def shown(example: Any, tokenizer: Any, *, ids: int = 12, text: int = 160) -> It
 def _counted(counts: Any) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.filtered.items()))
     return f"{counts.read} rows read, {counts.used} used" + (f", filtered: {reasons}" if reasons else "")
+
+
+def _remarks(counts: Any) -> Iterator[str]:
+    """What the rows say that was not used, and how they were written, with the number of rows."""
+    if counts.unread:
+        columns = ", ".join(f"{name} ({count} rows)" for name, count in sorted(counts.unread.items()))
+        yield f"  nothing reads: {columns}"
+    for note, count in sorted(counts.notes.items()):
+        yield f"  {count} rows: {note}"
 
 
 def _short(text: str, limit: int) -> str:

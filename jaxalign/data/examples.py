@@ -236,7 +236,9 @@ def _answers(record: Record, kind: str) -> tuple[tuple[Completion, ...], dict[st
             raise Filtered("labelled as not to be imitated")
         return (answer(),), {}
     if kind == "comparison":
-        return _compared(record)
+        if not isinstance(record, Comparison):
+            raise Filtered(f"not a comparison but a {_name(record)}")
+        return (record.chosen, record.rejected), {"margin": record.margin}
     if kind == "label":
         answers, labels = _labelled(record)
         return answers, {"labels": labels}
@@ -251,19 +253,6 @@ def _answers(record: Record, kind: str) -> tuple[tuple[Completion, ...], dict[st
     raise ValueError(
         f"kind must be demonstration, comparison, ranking, label, stepwise or prompt, got {kind!r}"
     )
-
-
-def _compared(record: Record) -> tuple[tuple[Completion, ...], dict[str, Any]]:
-    """Two completions; of a scored ranking the best and the worst."""
-    if isinstance(record, Comparison):
-        return (record.chosen, record.rejected), {"margin": record.margin}
-    if not isinstance(record, Ranking) or not record.scores:
-        raise Filtered(f"not a comparison but a {_name(record)}")
-    worst = min(range(len(record.scores)), key=record.scores.__getitem__)
-    margin = record.scores[record.best] - record.scores[worst]
-    if margin <= 0:
-        raise Filtered("all candidates have the same score")
-    return (record.candidates[record.best], record.candidates[worst]), {"margin": margin}
 
 
 def _labelled(record: Record) -> tuple[tuple[Completion, ...], tuple[bool, ...]]:
@@ -341,6 +330,8 @@ def _example(draft: Draft, rows: Sequence[Row]) -> Example:
     if draft.kind == "ranking" and ids.count(ids[fields["best"]]) > 1:
         raise Filtered("the best candidate equals another once trimmed or cut")
     weighted = any(weight not in (0.0, 1.0) for row in kept for weight in row.weights)
+    if weighted and draft.kind != "demonstration":
+        raise Filtered("weights of turns other than 0 and 1")
     return Example(
         rows=ids,
         masks=tuple(tuple(weight > 0 for weight in row.weights) for row in kept),

@@ -50,7 +50,7 @@ def test_model_folder_is_described(tiny_model_folder, capsys):
 def test_rows_are_shown_as_tokens_with_their_mask(pairs, byte_tokenizer):
     lines = list(data(config_for(pairs, rows=1), byte_tokenizer))
     text = "\n".join(lines)
-    assert "format preference, 2 rows read, 2 used" in text
+    assert "format preference\n" in text
     assert "as comparison: 2 rows read, 2 used; 0 longer than data.max_length = 512" in text
     assert "row 1 of 2: 7 tokens, 5 count" in text
     assert "counts     5  'good</s>'" in text
@@ -167,3 +167,23 @@ def test_model_that_is_nowhere_is_the_users_mistake(monkeypatch, answer):
     monkeypatch.setattr(huggingface_hub, "HfApi", type("Fake", (Api,), {"answer": hub_error(answer)}))
     with pytest.raises(ModelError, match=r"owner/name: neither a folder here"):
         list(checks.model("owner/name"))
+
+
+def test_columns_that_nothing_reads_and_what_ends_an_answer_are_shown(tmp_path, byte_tokenizer):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "Hi", "completion": "yes", "id": 3}, {"prompt": "Ho", "completion": "no"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for tokenizer in (None, byte_tokenizer):
+        assert "nothing reads: id (1 rows)" in "\n".join(data(config_for(str(path)), tokenizer))
+    text = "\n".join(data(config_for(str(path)), byte_tokenizer))
+    assert "template: plain; an answer ends with '</s>' (257)" in text
+
+
+def test_token_ids_of_labels_are_decoded_by_their_tokenizer(tmp_path, tiny_model_folder):
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps([{"query": [72, 105], "sample0": [65], "sample1": [66], "best": 1}]))
+    config = DataConfig(train=(str(path),), label_tokenizer=str(tiny_model_folder))
+    text = "\n".join(data(CheckConfig(data=config)))
+    assert "format best_of_n, 1 rows read, 1 used" in text
+    with pytest.raises(DataError, match=r"set data\.label_tokenizer"):
+        list(data(CheckConfig(data=DataConfig(train=(str(path),)))))

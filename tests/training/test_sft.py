@@ -3,14 +3,19 @@
 import json
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.data import load_dataset
+from jaxalign.data import DataConfig, collate_demonstrations, load_dataset
 from jaxalign.evaluation.policy import perplexity
+from jaxalign.mesh import make_mesh
 from jaxalign.runs import records
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.sft import train_sft
+from tests.data.conftest import byte_tokenizer
+from tests.training import cases
 
 
 @pytest.fixture
@@ -34,3 +39,38 @@ def test_held_out_loss_falls_and_is_the_log_of_the_exported_models_perplexity(
     assert result.metrics["eval/loss"] < 0.6 * rows[0]["eval/loss"]
     held_out = load_dataset(config.data, "demonstration", result.tokenizer, seed=0).validation
     assert perplexity(result.model, held_out) == pytest.approx(np.exp(result.metrics["eval/loss"]), rel=1e-4)
+
+
+def test_a_token_counts_by_its_weight_and_whole_weights_change_nothing():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    loss, counts, params, frozen, batch = cases.sft_case(mesh)
+    halves = {"weights": 0.5 * batch["mask"].astype(np.float32)}
+    first = np.arange(12) < 6
+    uneven = {"weights": (batch["mask"] * np.where(first, 1.0, 0.25)).astype(np.float32)}
+
+    def value(extra):
+        told = jax.tree.map(jnp.asarray, batch | extra)
+        return float(loss(params, frozen, told, cases.KEY, counts(told))[0]), float(counts(told))
+
+    whole, number = value({})
+    assert value({"weights": batch["mask"].astype(np.float32)}) == (whole, number)
+    # A mean: what all tokens share cancels.
+    assert value(halves) == (pytest.approx(whole, rel=1e-6), number / 2)
+    parts = []
+    for mask in (first, ~first):
+        told = jax.tree.map(jnp.asarray, batch | {"mask": batch["mask"] & mask})
+        parts.append((float(loss(params, frozen, told, cases.KEY, counts(told))[0]), float(counts(told))))
+    (early, n), (late, m) = parts
+    assert value(uneven)[0] == pytest.approx((early * n + 0.25 * late * m) / (n + 0.25 * m), rel=1e-5)
+
+
+def test_the_weights_of_turns_reach_the_batch(tmp_path):
+    chat = [("user", "ab", 1), ("assistant", "cd", 0), ("user", "e", 1), ("assistant", "fgh", 0.5)]
+    path = tmp_path / "chat.jsonl"
+    turns = [{"role": role, "content": text, "weight": weight} for role, text, weight in chat]
+    path.write_text(json.dumps({"messages": turns}))
+    config = DataConfig(train=(str(path),), validation_fraction=0.0, template="markers")
+    data = load_dataset(config, "demonstration", byte_tokenizer(), seed=0)
+    batch = collate_demonstrations(data.train, [0])
+    assert np.unique(batch["weights"][batch["mask"]]).tolist() == [0.5]
+    assert batch["mask"].sum() == len(" fgh") + 1
