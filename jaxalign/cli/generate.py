@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxalign.cli.loading import Dtype, Speaker, Template, load_speaker
+from jaxalign.data.records import Text
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.models.guided_folders import GuideConfig
 from jaxalign.rollout import SamplingConfig
@@ -145,14 +146,16 @@ def _prompts_of_file(config: GenerateConfig) -> list[Any]:
         return []
     from jaxalign.data.readers import read_records
 
-    records, _ = read_records(config.file)
+    records, _ = read_records(config.file, kind="prompt")
     if not records:
         raise DataError(f"{config.file}: there is no prompt in it")
     return [prompt_of(record) for record in records[: config.limit or None]]
 
 
 def prompt_of(record: Any) -> Any:
-    """The prompt of a record: text, or the messages before the last answer."""
+    """The prompt of a record: text (what is to be continued is all prompt), or the messages before the last answer."""
+    if isinstance(record, Text):
+        return record.text
     if isinstance(record.prompt, str):
         return record.prompt
     turns = list(record.prompt)

@@ -132,7 +132,8 @@ def _pairs(row: Fields, options: Options) -> Record:
 
 def _glaive(row: Fields, options: Options) -> Record:
     del options
-    system = (row["system"] or "").strip().removeprefix("SYSTEM:").strip()
+    system = text(row, "system") if row["system"] is not None else ""
+    system = system.strip().removeprefix("SYSTEM:").strip()
     turns = glaive_turns(text(row, "chat"), "chat")
     return Demonstration((*([Message("system", system)] if system else ()), *turns), None)
 
@@ -166,6 +167,8 @@ def _multiple_choice(row: Fields, options: Options) -> Record:
             raise BadRow(f"field 'answerKey': expected one of {', '.join(letters)}, got {str(answer)[:40]!r}")
         answer = texts[letters.index(answer)]
     if not isinstance(answer, str):
+        if not texts:
+            raise BadRow(f"field {name!r}: expected text, as there are no options to choose from")
         answer = texts[index_below(answer, name, len(texts))]
     return Demonstration(question, answer)
 
@@ -179,7 +182,7 @@ def _seed_task(row: Fields, options: Options) -> Record:
     instances = row["instances"]
     if not isinstance(instances, list) or not instances:
         raise BadRow("field 'instances': expected a list with at least one instance")
-    if not isinstance(instances[0], Mapping):
+    if not isinstance(instances[0], Mapping) or "output" not in instances[0]:
         raise BadRow("field 'instances': expected objects with input and output")
     if len(instances) > 1:
         row.inside["instances.others"] = len(instances) - 1

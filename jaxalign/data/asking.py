@@ -71,9 +71,10 @@ def options_of(row: Fields) -> dict[str, str]:
     if is_empty(value):
         return {}
     if isinstance(value, Mapping) and {"text", "label"} <= value.keys():
-        value = {o["label"]: o["text"] for o in listed({k: value[k] for k in ("label", "text")})}
+        pairs = listed({key: value[key] for key in ("label", "text")})
+        value = {str(o["label"]): o["text"] for o in pairs} if isinstance(pairs, list) else None
     elif isinstance(value, list) and all(isinstance(o, Mapping) for o in value):
-        value = {o.get("key", o.get("label")): o.get("value", o.get("text")) for o in value}
+        value = {str(o.get("key", o.get("label"))): o.get("value", o.get("text")) for o in value}
     elif isinstance(value, list):
         value = {chr(ord("A") + i): option for i, option in enumerate(value)}
     if not isinstance(value, Mapping) or not all(isinstance(t, str) for kv in value.items() for t in kv):

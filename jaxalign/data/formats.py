@@ -159,7 +159,13 @@ def _left_meanings(
 ) -> dict[str, str]:
     """Columns that a format would leave though they matter, and what they hold."""
     answers = reads_no_answer(record)
+    left = left_unread(row)
     found = {
-        c: meaning(c, FORMATS[name], options, answers=answers) for c in left_unread(row) if c not in ignored
+        c: meaning(c, FORMATS[name], options, answers=answers) for c in (*left, *row.row) if c not in row.seen
     }
-    return {column: what for column, what in found.items() if what}
+    # An answer that is missing from the first row alone is no reason to take a file for prompts.
+    return {
+        c: what
+        for c, what in found.items()
+        if what and c not in ignored and (c in left or (answers and what == "an answer"))
+    }

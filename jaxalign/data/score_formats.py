@@ -61,6 +61,8 @@ def _best_of_n(row: Fields, options: Options) -> Record:
 
 def _ultrafeedback(row: Fields, options: Options) -> Record:
     completions = listed(row["completions"])
+    if not isinstance(completions, list) or not all(isinstance(c, Mapping) for c in completions):
+        raise BadRow("field 'completions': expected a list of objects with response and scores")
     if len(completions) < 2:
         raise Unusable("one answer, so nothing to compare")
     name = next(
@@ -68,8 +70,6 @@ def _ultrafeedback(row: Fields, options: Options) -> Record:
     )
     answers, scores = [], []
     for place, completion in enumerate(completions):
-        if not isinstance(completion, Mapping):
-            raise BadRow(f"field 'completions': {place}: expected an object, got {kind_name(completion)}")
         answers.append(text(completion, "response"))
         if name:
             scores.append(number(completion.get(name), f"completions.{name}"))
@@ -159,28 +159,33 @@ def _prm800k(row: Fields, options: Options) -> Record:
         raise BadRow("expected question.problem as text and label.steps as a list")
     steps, right = [], []
     for place, step in enumerate(given, 1):
-        completions = (step.get("completions") if isinstance(step, Mapping) else None) or []
-        chosen, by_hand = step.get("chosen_completion"), step.get("human_completion")
-        if chosen is not None:
-            choice = completions[index_below(chosen, "chosen_completion", len(completions))]
-        elif by_hand:
-            choice = {"rating": 1, **by_hand}
-        else:  # every proposal was wrong, and the labelling ended here
-            choice = next((c for c in completions if c.get("rating") == -1), None)
-            if choice is None:
-                break
-        rating = choice.get("rating")
-        if rating is None and choice.get("text") and by_hand and chosen is None:
-            rating = 1
-        if rating not in (-1, 0, 1) or not isinstance(choice.get("text"), str):
+        choice, goes_on = _followed(step, place)
+        if choice is None:
+            break
+        rating, said = choice.get("rating"), choice.get("text")
+        if rating not in (-1, 0, 1) or not isinstance(said, str):
             raise BadRow(f"field 'label': step {place}: expected text and a rating of -1, 0 or 1")
-        steps.append(choice["text"])
+        steps.append(said)
         right.append(float(rating >= 0))
-        if rating < 0 and chosen is None:
+        if not goes_on:
             break
     if not steps:
         raise Unusable("no step with a rating")
     return Stepwise(problem, tuple(steps), tuple(right))
+
+
+def _followed(step: Any, place: int) -> tuple[Mapping[str, Any] | None, bool]:
+    """The proposal that the labelling went on with, and whether it did; none where it stopped without a verdict."""
+    completions = (step.get("completions") or []) if isinstance(step, Mapping) else None
+    if not isinstance(completions, list) or not all(isinstance(c, Mapping) for c in completions):
+        raise BadRow(f"field 'label': step {place}: expected an object with a list of completions")
+    chosen, by_hand = step.get("chosen_completion"), step.get("human_completion")
+    if chosen is not None:
+        return completions[index_below(chosen, "chosen_completion", len(completions))], True
+    if isinstance(by_hand, Mapping):
+        return {"rating": 1, "text": by_hand.get("text")}, True
+    # Where every proposal was wrong, the labelling ended here.
+    return next((c for c in completions if c.get("rating") == -1), None), False
 
 
 _STEP_TAG = "ки"
@@ -220,7 +225,10 @@ def _tree(row: Fields, options: Options) -> Record:
         if role not in ("user", "assistant"):
             raise BadRow(f"field 'prompt': unknown role {str(node.get('role'))[:40]!r}")
         turns.append(Message(role, node["text"]))
-        replies = [r for r in node.get("replies") or [] if isinstance(r, Mapping) and not r.get("deleted")]
+        replies = node.get("replies") or []
+        if not isinstance(replies, list) or not all(isinstance(r, Mapping) for r in replies):
+            raise BadRow("field 'prompt': expected replies as a list of messages")
+        replies = [r for r in replies if not r.get("deleted")]
         ranked = [r for r in replies if r.get("rank") is not None]
         if options.kind in ("ranking", "comparison", "label") and role == "user" and len(ranked) > 1:
             scores = [-number(r["rank"], "rank") for r in ranked]

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from jaxalign.data import Demonstration, Message, Options, PromptRecord, Ranking, Rating, detect, read_records
-from jaxalign.data.formats import FORMATS
-from jaxalign.data.readers import Reading
+from jaxalign.data.formats import FORMATS, BadRow, Unusable
+from jaxalign.data.readers import Reading, reader_for
 from jaxalign.errors import DataError
 from tests.data.layout_parts import GO, HI, A, S, T, U
 from tests.data.layouts import LAYOUTS, PAGE, with_table
@@ -236,6 +236,19 @@ def test_column_with_meaning_that_comes_later_is_a_bad_row(write):
     assert counts.filtered == {"bad row": 1}
 
 
+def test_answer_that_the_first_row_lacks_does_not_make_a_file_one_of_prompts(write):
+    rows = [
+        {"prompt": "P", "chosen": None, "rejected": None},
+        {"prompt": "P", "chosen": "c", "rejected": "r"},
+    ]
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:1: field 'chosen': expected a list of messages, got nothing"
+    ):
+        read_records(write(rows))
+    records, counts = read_records(write(rows), on_bad_row="skip")
+    assert (len(records), counts.filtered) == (1, {"bad row": 1})
+
+
 def test_empty_columns_are_neither_refused_nor_counted(write):
     row = {"prompt": "P", "completion": "C", "context": None, "options": [], "score": "", "id": ""}
     _, counts = read_records(write([row]))
@@ -373,3 +386,38 @@ def test_kto_of_trl_keeps_an_answer_with_a_call_as_turns(write):
     (record,), _ = read_records(write([{"prompt": HI[:1], "completion": [call], "label": True}]))
     made = {"type": "function", "function": {"name": "f", "arguments": {}}}
     assert content(record) == content(Rating((U("Hi"),), (A("", tool_calls=[made]),), None, True))
+
+
+ODD = [None, 3, float("nan"), "x", [], {}, [None], {"text": 1}, {"role": "user"}, "[1]", 10**400]
+
+
+def places(value, path=()):
+    """Paths to everything inside of a row."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inside:
+        yield (*path, key)
+        yield from places(part, (*path, key))
+
+
+def changed(value, path, odd):
+    """A copy of a row with something odd at one place."""
+    if not path:
+        return odd
+    copy = value.copy()
+    copy[path[0]] = changed(value[path[0]], path[1:], odd)
+    return copy
+
+
+@by_name(READ)
+def test_anything_odd_anywhere_in_a_row_is_one_line_and_no_traceback(layout):
+    reading, lines = Reading(format=layout.format, columns=layout.columns), []
+    for path in places(layout.row):
+        for odd in ODD:
+            row = changed(layout.row, path, odd)
+            for way in (reading, Reading(columns=layout.columns)):
+                try:
+                    reader_for("f", "f:1", row, way, layout.kind).read("f:1", row)
+                except (DataError, BadRow, Unusable) as error:
+                    lines.append(str(error))
+    assert lines
+    assert not any("\n" in line for line in lines)
