@@ -17,6 +17,7 @@ from typing import Any
 
 from jaxalign.data.chunks import Chunk, Lines, Parsed, Row, Rows, Tabled, checked, not_object, parsed_line
 from jaxalign.data.datasets_files import chunks_of_dataset, named_dataset
+from jaxalign.data.trees import with_whole_trees
 from jaxalign.errors import DataError
 
 __all__ = ["Chunk", "Rows", "chunks_of", "count_rows", "rows_of"]
@@ -48,7 +49,7 @@ def rows_of(path: str, *, max_bytes: int = 0) -> Rows:
 def chunks_of(
     path: str, *, max_bytes: int = 0, most_rows: int = 0, streaming: bool = False
 ) -> Iterator[Chunk]:
-    """The pieces of a file, in order.
+    """The pieces of a file, in order; messages of a tree that lie one by one come as one row (`trees`).
 
     Args:
       path: as for `rows_of`.
@@ -60,6 +61,11 @@ def chunks_of(
     Raises:
       DataError: as for `rows_of`, and a file that expands beyond `max_bytes`.
     """
+    yield from with_whole_trees(_pieces_of(path, max_bytes, most_rows, streaming))
+
+
+def _pieces_of(path: str, max_bytes: int, most_rows: int, streaming: bool) -> Iterator[Chunk]:
+    """The pieces as they lie in the file."""
     most_rows = min(most_rows or CHUNK_ROWS, CHUNK_ROWS)
     file = Path(path)
     if not file.is_file():
