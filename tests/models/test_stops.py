@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -105,7 +106,7 @@ def test_a_guided_model_stops_where_its_patient_does(tiny):
     assert both.config.eos_ids == (257, 5)
     more = models.with_stops(both, [6])
     assert (more.config.eos_ids, both.config.eos_ids) == ((257, 5, 6), (257, 5))
-    tokens = np.asarray([[1, 2, 3]])
+    tokens = jnp.asarray([[1, 2, 3]])
     np.testing.assert_array_equal(more(tokens), both(tokens))
 
 
