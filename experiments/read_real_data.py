@@ -1,6 +1,7 @@
 """Reads every real data file with the reader that detection picks, and prints the counts.
 
-Claims: every row is used or counted under a reason; no file needs a converter of its own.
+Claims: every row is used or counted under a reason; no file needs a converter of its own; a column that nothing reads is
+named, and one that says how good a row is stops the file until it is ignored (`LEFT`).
 Command: python experiments/read_real_data.py ../shared/data
 Hardware, time: any CPU; 3 seconds, with --tokens about a minute and a half.
 Expect: one line a file; `in` = `used` + the numbers behind `filtered`, which the reader checks itself.
@@ -11,14 +12,17 @@ tokenizer, the rest with GPT-2's, 1,024 tokens) and split, as a training run wou
 
 import argparse
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxalign.data import Comparison, DataConfig, Ranking, detect, load_dataset, read_records
 from jaxalign.data.files import rows_of
+from jaxalign.data.readers import Reading
 from jaxalign.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 FOLDERS = ("preferences", "sft", "sentiment", "stories")
+# Labels and scores that this reading does not ask for.
+LEFT = ("label", "judgment", "score")
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -27,10 +31,22 @@ def data_files(folder: Path) -> list[Path]:
     return [file for file in files if file.name.endswith(SUFFIXES)]
 
 
-def detected(file: Path) -> str:
-    """Name of the format of a file's first row."""
+def settings(file: Path) -> dict[str, Any]:
+    """Columns to leave: those of `LEFT` that the file's format does not read by itself."""
     _, row = next(iter(rows_of(str(file))))
-    return "malformed" if isinstance(row, UserError) else detect(row) or "none"
+    if isinstance(row, UserError) or detect(row):
+        return {}
+    return {"ignore_columns": tuple(name for name in LEFT if name in row)}
+
+
+def detected(file: Path) -> str:
+    """Name of the format of a file's first row, and the columns that it is told to leave."""
+    _, row = next(iter(rows_of(str(file))))
+    if isinstance(row, UserError):
+        return "malformed"
+    left = settings(file).get("ignore_columns", ())
+    name = detect({column: value for column, value in row.items() if column not in left}) or "none"
+    return f"{name}, without {', '.join(left)}" if left else name
 
 
 def tokenized(file: Path, data: Path, on_bad_row: Literal["stop", "skip"]) -> str:
@@ -39,7 +55,8 @@ def tokenized(file: Path, data: Path, on_bad_row: Literal["stop", "skip"]) -> st
 
     short = file.parent.name in ("stories", "sentiment")
     tokenizer = load_tokenizer(data / ("models/stories260K" if short else "tokenizers/gpt2"))
-    records, _ = read_records(str(file), on_bad_row=on_bad_row)
+    reading = Reading(**settings(file))
+    records, _ = read_records(str(file), on_bad_row=on_bad_row, reading=reading)
     first, kind = records[0], "demonstration"
     if isinstance(first, Comparison):
         kind = "comparison"
@@ -47,6 +64,7 @@ def tokenized(file: Path, data: Path, on_bad_row: Literal["stop", "skip"]) -> st
         kind = "ranking"
     config = DataConfig(
         train=(str(file),),
+        **settings(file),
         on_bad_row=on_bad_row,
         max_length=512 if short else 1024,
         template="plain" if short else "markers",
@@ -68,7 +86,7 @@ def main() -> None:
     parser.add_argument("--tokens", action="store_true", help="tokenize and split as well")
     arguments = parser.parse_args()
     bad: Literal["stop", "skip"] = "skip" if arguments.skip else "stop"
-    title = "kind | train | validation | filtered" if arguments.tokens else "in | used | filtered"
+    title = "kind | train | validation | filtered" if arguments.tokens else "in | used | filtered | unread"
     print(f"| file | format | {title} |")
     print("| --- " * (title.count("|") + 3) + "|")
     for file in data_files(arguments.data):
@@ -76,9 +94,10 @@ def main() -> None:
             if arguments.tokens:
                 body = tokenized(file, arguments.data, bad)
             else:
-                _, counts = read_records(str(file), on_bad_row=bad)
+                _, counts = read_records(str(file), on_bad_row=bad, reading=Reading(**settings(file)))
                 reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.filtered.items()))
-                body = f"{counts.read} | {counts.used} | {reasons or '-'}"
+                unread = ", ".join(sorted(counts.unread))
+                body = f"{counts.read} | {counts.used} | {reasons or '-'} | {unread or '-'}"
         except UserError as error:
             body = f"stopped: {str(error).replace(str(arguments.data), '...')}"
         print(f"| {file.relative_to(arguments.data)} | {detected(file)} | {body} |", flush=True)

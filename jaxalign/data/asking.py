@@ -1,7 +1,7 @@
 """What is asked, from all the columns that say a part of it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.data.fields import BadRow, Fields, is_empty, kind_name, listed, text
@@ -91,7 +91,7 @@ def add_shared(record: Record, row: Fields, human: str, assistant: str) -> None:
     if isinstance(record, Text):
         return
     names = [n for n in row.row if n in SHARED and n not in row.seen]
-    before = _functions(row, names)
+    before = functions(row, names)
     systems = {text(row, n) for n in names if n in SYSTEM and not _blank(row[n])}
     turns = _turns(record.prompt, human, assistant)
     if systems:
@@ -118,7 +118,12 @@ def add_shared(record: Record, row: Fields, human: str, assistant: str) -> None:
     vars(record)["prompt"] = (*before, *whole)
 
 
-def _functions(row: Fields, names: list[str]) -> list[Message]:
+def functions(row: Fields, names: Sequence[str]) -> list[Message]:
+    """The pseudo turn that lists the functions of the first of some columns that has any.
+
+    Raises:
+      BadRow: no list of functions.
+    """
     for name in names:
         if name not in TOOLS or _blank(row[name]):
             continue

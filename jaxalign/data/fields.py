@@ -8,9 +8,9 @@ from typing import Any
 PROMPT_NAMES = frozenset(
     "system system_prompt system_message context contexts passage passages document documents article paragraph "
     "input inputs history options choices question query instruction prompt messages conversation conversations "
-    "dialogue dialog tools functions image images video videos audio audios".split()
+    "dialogue dialog tools functions".split()
 )
-"""Columns that usually hold part of a prompt."""
+"""Columns that usually hold part of a prompt; so do those of images, sound and video."""
 
 LABEL_NAMES = frozenset(
     "label labels kto_tag is_safe is_correct is_preferred correct truthful score scores rating ratings rank ranks "
@@ -19,6 +19,9 @@ LABEL_NAMES = frozenset(
 )
 """Columns that usually say how good an answer is."""
 
+_MEDIA = re.compile(
+    r"(image|img|picture|photo|video|audio|speech|pixel)s?(_(path|url|file|id|value|byte|base64)s?)?"
+)
 _SEVERAL = re.compile(
     r"(response|answer|completion|output|reply|summary|candidate|generation|human_ref)_?(\d+|[ab])"
     r"|(chosen|rejected|better|worse)(_(response|answer|completion|output))?"
@@ -80,6 +83,12 @@ class Fields(Mapping[str, Any]):
         return self.row.get(name)
 
 
+def left_of(row: Fields) -> dict[str, Any]:
+    """Columns that were not looked at though they hold something."""
+    seen = row.seen
+    return {name: value for name, value in row.row.items() if name not in seen and not is_empty(value)}
+
+
 def is_empty(value: Any) -> bool:
     """Nothing, no text or no items; 0 and false do say something."""
     return value is None or (not value and not isinstance(value, (bool, int, float)))
@@ -94,7 +103,7 @@ def says_more(name: str, *, answers: bool, prompts_only: bool) -> str:
       prompts_only: only prompts are wanted; what belongs to an answer goes to the reward functions.
     """
     plain = re.sub(r"[- ]", "_", name.rpartition(".")[2].lower())
-    if plain in PROMPT_NAMES:
+    if plain in PROMPT_NAMES or _MEDIA.fullmatch(plain):
         return "a part of the prompt"
     if prompts_only:
         return ""

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxalign.data.answer_formats import ANSWERS
 from jaxalign.data.asking import SHARED, add_shared
-from jaxalign.data.fields import BadRow, Fields, Refused, Unusable, is_empty, says_more
+from jaxalign.data.fields import BadRow, Fields, Refused, Unusable, left_of, says_more
 from jaxalign.data.layouts import Format, Options
 from jaxalign.data.preference_formats import PREFERENCES
 from jaxalign.data.records import PromptRecord, Record, Text
@@ -137,9 +137,7 @@ def read_row(form: Format, row: Fields, options: Options) -> Record:
 
 def left_unread(row: Fields) -> dict[str, Any]:
     """Columns, and keys inside of columns, that were not looked at though they hold something."""
-    seen = row.seen
-    left = {name: value for name, value in row.row.items() if name not in seen and not is_empty(value)}
-    return {**left, **row.inside} if row.inside else left
+    return {**left_of(row), **row.inside}
 
 
 def meaning(name: str, form: Format, options: Options, *, answers: bool) -> str:

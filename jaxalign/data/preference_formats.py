@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.data.asking import asked
-from jaxalign.data.fields import BadRow, Fields, Unusable, index_below, is_label, label, number, text
+from jaxalign.data.asking import asked, functions
+from jaxalign.data.fields import BadRow, Fields, Unusable, index_below, is_label, label, left_of, number, text
 from jaxalign.data.layouts import Format, Options, Read
 from jaxalign.data.records import Comparison, Completion, Message, Prompt, Record, Turns
 from jaxalign.data.turns import (
@@ -160,6 +160,30 @@ def _sharegpt_pair(row: Fields, options: Options) -> Record:
     prompt = messages(row["conversations"], "conversations", row)
     before, one, other = parted(*(messages(row[name], name, row) for name in ("chosen", "rejected")))
     return pair(row, (*prompt, *before), one, other)
+
+
+def _openai_pair(row: Fields, options: Options) -> Record:
+    del options
+    given = row["input"]
+    inner = Fields(given if isinstance(given, Mapping) else {})
+    prompt = messages(inner.get("messages"), "input.messages", row)
+    tools = functions(inner, ["tools"]) if "tools" in inner else []
+    row.inside.update((f"input.{key}", value) for key, value in left_of(inner).items())
+    sides = [messages(row[name], name, row) for name in ("preferred_output", "non_preferred_output")]
+    before, one, other = parted(*sides)
+    return pair(row, (*tools, *prompt, *before), one, other)
+
+
+def _rejected_beside(row: Fields, options: Options) -> Record:
+    del options
+    turns = messages(row["messages"], "messages", row)
+    rejected = row["rejected_response"]
+    if isinstance(rejected, list):
+        other = messages(rejected, "rejected_response", row)
+    else:
+        other = (Message("assistant", text(row, "rejected_response")),)
+    check_answered(turns, "messages")
+    return pair(row, *parted(turns, (*turns[:-1], *other)))
 
 
 def _ranked_outputs(row: Fields, options: Options) -> Record:
@@ -333,6 +357,8 @@ PREFERENCES: dict[str, Format] = {
     "input_pair": Format(("input", "chosen", "rejected"), preference("input"), redundant=_FINER),
     "preference_chat": Format(("chosen", "rejected"), _preference_chat, _listed, redundant=_FINER),
     "hh_rlhf": Format(("chosen", "rejected"), _hh, _marked, redundant=_FINER),
+    "openai_preference": Format(("input", "preferred_output", "non_preferred_output"), _openai_pair),
+    "messages_and_rejected": Format(("messages", "rejected_response"), _rejected_beside),
     "nemo_dpo": Format(("prompt", "chosen_response", "rejected_response"), _nemo_dpo),
     "auto_j": Format(("prompt", "response 1", "response 2", "label"), _auto_j),
     "alpaca_eval": Format(("instruction", "output_1", "output_2", "preference"), _alpaca_eval),

@@ -1,7 +1,7 @@
 """One row of each published layout of comparisons, rankings, scores and steps, with its record."""
 
 from jaxalign.data.records import Comparison, Ranking, Rating, Stepwise
-from tests.data.layout_parts import GO, HI, RATED, A, Layout, S, U
+from tests.data.layout_parts import FUNCTION, GO, HI, RATED, TOOLS, A, Layout, S, U
 
 PREFERENCES = [
     Layout(
@@ -78,6 +78,20 @@ PREFERENCES = [
             "rejected": {"from": "gpt", "value": "Go"},
         },
         Comparison((S("Be kind."), U("Hi")), "Hello", "Go"),
+    ),
+    Layout(
+        "OpenAI preference",
+        "openai_preference",
+        {"input": {"messages": HI[:1], "tools": [FUNCTION], "parallel_tool_calls": True}}
+        | {"preferred_output": HI[1:], "non_preferred_output": GO[1:]},
+        Comparison((TOOLS, U("Hi")), "Hello", "Go"),
+        unread=("input.parallel_tool_calls",),
+    ),
+    Layout(
+        "messages with a rejected response (ms-swift)",
+        "messages_and_rejected",
+        {"messages": HI, "rejected_response": "Go"},
+        Comparison((U("Hi"),), "Hello", "Go"),
     ),
     Layout(
         "Alpaca preference (LLaMA-Factory)",

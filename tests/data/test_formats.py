@@ -212,6 +212,8 @@ PART = [
     ({"prompt": "P", "chosen": "c"}, "chosen", "an answer"),
     ({"prompt": "P", "model_outputs": ["x"]}, "model_outputs", "an answer"),
     ({"text": "P", "images": ["x.png"]}, "images", "a part of the prompt"),
+    ({"messages": HI, "image_path": "x.png"}, "image_path", "a part of the prompt"),
+    ({"messages": HI, "videos": ["x"]}, "videos", "a part of the prompt"),
     ({"messages": [HI[0] | {"images": ["x.png"]}, HI[1]]}, "messages.images", "a part of the prompt"),
     ({"conversations": [HI[0], HI[1] | {"label": "q:4"}]}, "conversations.label", "a label or a score"),
 ]
