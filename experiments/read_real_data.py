@@ -1,7 +1,7 @@
 """Reads every real data file with the reader that detection picks, and prints the counts.
 
-Claims: every row is used or counted under a reason; no file needs a converter of its own; a column that nothing reads is
-named, and one that says how good a row is stops the file until it is ignored (`LEFT`).
+Claims: every row is used or counted under a reason; no file needs a converter of its own; a column that nothing reads
+is named, and one that says how good a row is stops the file until it is ignored (`LEFT`).
 Command: python experiments/read_real_data.py ../shared/data
 Hardware, time: any CPU; 3 seconds, with --tokens about a minute and a half.
 Expect: one line a file; `in` = `used` + the numbers behind `filtered`, which the reader checks itself.
