@@ -322,7 +322,7 @@ SCORES = [
             "label": {
                 "steps": [
                     {
-                        "completions": [{"text": "Add.", "rating": 1, "flagged": None}],
+                        "completions": [{"text": "Add.", "rating": 0, "flagged": None}],
                         "human_completion": None,
                     }
                     | {"chosen_completion": 0},

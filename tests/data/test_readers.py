@@ -156,6 +156,13 @@ def test_label_of_true_or_false_is_read_and_needs_no_yes(write):
     assert [record.label for record in records] == [True, False]
 
 
+def test_labels_of_a_csv_file_are_read_as_words(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion,label\nP,C,True\nP,D,false\nP,E,0\nP,F,1\n")
+    records, _ = read(str(path), kind="label")
+    assert [record.label for record in records] == [True, False, False, True]
+
+
 SCORED = {"prompt": "P", "candidates": ["a", "b", "c"], "scores": [2, 1, 2]}
 
 

@@ -31,6 +31,7 @@ NAN, INFINITY = float("nan"), float("inf")
         ("Score: -.5", -0.5),
         ("I give it 3 stars, 2 more than yesterday", 3.0),
         ("GPT-4 calls it a 3", 3.0),
+        ("The score is good. It has 3 parts, and I rate it 7", 7.0),
     ],
 )
 def test_score_is_the_number_that_the_prose_says(said, score):
