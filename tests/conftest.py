@@ -27,6 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Tokenized files of tests are kept for the session alone, and never in the home folder.
 os.environ["JAXALIGN_CACHE"] = _CACHE.name
+os.environ["HF_DATASETS_CACHE"] = str(Path(_CACHE.name) / "datasets")
 
 from jaxtyping import install_import_hook
 

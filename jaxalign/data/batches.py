@@ -27,6 +27,8 @@ class BatchIterator:
     def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, collate: Collate) -> None:
         if not examples:
             raise ValueError("expected at least one example")
+        if hasattr(examples, "windows"):
+            raise TypeError("expected examples, got a stream, which `StreamBatches` draws from")
         self._examples, self._size, self._seed, self._collate = examples, batch_size, seed, collate
         self._drawn = 0
         self._epoch, self._order = -1, np.zeros(0, np.int32)

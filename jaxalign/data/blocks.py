@@ -79,10 +79,12 @@ class Block:
     """Examples of a chunk.
 
     Attributes:
+      path: its file.
       batch: an Arrow record batch, see `columns.SCHEMA`.
       tally: what became of the chunk's rows.
     """
 
+    path: str
     batch: Any
     tally: Tally
 
@@ -119,7 +121,7 @@ class Recipe:
         from jaxalign.data.columns import batch_of
 
         examples, numbers, tally = self.examples(chunk)
-        return Block(batch_of(examples, numbers, chunk.path), tally)
+        return Block(chunk.path, batch_of(examples, numbers, chunk.path), tally)
 
     def examples(self, chunk: Chunk) -> tuple[list[Example], list[int], Tally]:
         """The examples of a chunk, the number of each one's row, and what became of all rows."""

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data.blocks import scattered
+from jaxalign.data.blocks import Tally, scattered
 from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.config import DataConfig, Kind
 from jaxalign.data.examples import Example
 from jaxalign.data.readers import Counts
-from jaxalign.data.sources import INDEPENDENT, Say, Sources, samples
+from jaxalign.data.sources import INDEPENDENT, Say, Sources, key_of, samples
+from jaxalign.data.stream import Stream
 from jaxalign.data.table import Examples, Table
 from jaxalign.data.workers import Workers
 from jaxalign.errors import DataError
@@ -26,7 +27,7 @@ class Dataset:
     """Tokenized examples.
 
     Attributes:
-      train, validation: the examples.
+      train, validation: the examples; `train` may be a `Stream`.
       counts: rows read, used and filtered by reason, of all files.
       fingerprint: hash of the settings and of every token id.
       files: a hash of what each file gives, by its path.
@@ -43,10 +44,12 @@ class Dataset:
     def summary(self) -> dict[str, Any]:
         """For metadata.json; `truncated` counts the used rows that were cut to length."""
         shared = {"shared_prompts": self.shared_prompts} if self.shared_prompts else {}
+        streamed = isinstance(self.train, Stream)
         return {
             **self.counts.summary(),
             "truncated": truncated_rows(self.train, self.validation),
-            "train_rows": len(self.train),
+            **({"streaming": True} if streamed else {}),
+            "first_window_rows" if streamed else "train_rows": len(self.train),
             "validation_rows": len(self.validation),
             **shared,
             "files": self.files,
@@ -65,7 +68,7 @@ def truncated_rows(*parts: Sequence[Example]) -> int:
         if isinstance(examples, Examples):
             cut = examples.select(np.flatnonzero(examples.column("truncated")))
             found.update(example.source for example in cut)
-        else:
+        elif not isinstance(examples, Stream):
             found.update(example.source for example in examples if example.truncated)
     return len(found)
 
@@ -111,6 +114,8 @@ def load_dataset(
     chat = chat_of(config, tokenizer)
     if kind == "stepwise" and not chat.continuation_ids(config.separator):
         raise DataError(f"data.separator: the tokenizer has no token for {config.separator!r}")
+    if config.streaming:
+        return _streamed(config, kind, chat, say or _said)
     with Workers(config.workers) as workers:
         sources = Sources(config, kind, chat, workers, say or _said)
         chosen = samples(config)
@@ -123,15 +128,54 @@ def _said(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def _streamed(config: DataConfig, kind: Kind, chat: ChatFormat, say: Say) -> Dataset:
+    """A data set whose training rows are a stream; its counts are those of the first window."""
+    workers = Workers(config.workers)
+    held, counts, files = None, Counts(), {}
+    if config.validation:
+        whole = Sources(replace(config, streaming=False), kind, chat, workers, say)
+        table = Table([whole.store(path) for path in config.validation])
+        files = {store.path: store.fingerprint for store in table.stores}
+        held = Examples(
+            table, np.flatnonzero(_distinct(table) if config.deduplicate else np.ones(len(table), bool))
+        )
+        _add_tallies(counts, [store.tally for store in table.stores])
+        counts.filtered["duplicate"] += len(np.unique(_row_starts(table))) - len(
+            np.unique(_row_starts(table)[held.rows])
+        )
+    stream = Stream(Sources(config, kind, chat, workers, say), held)
+    if not len(stream):
+        raise DataError(
+            f"{', '.join(config.train)}: no row left to train on in the first {config.window} rows; "
+            f"{json.dumps(dict(stream.tally.filtered))}"
+        )
+    _add_tallies(counts, [stream.tally])
+    _settle(counts)
+    counts.used = counts.read - sum(counts.filtered.values())
+    parts = [kind, settings_of(config), stream.fingerprint, held.fingerprint if held else ""]
+    return Dataset(stream, held if held is not None else [], counts, key_of(parts), files)
+
+
+def _add_tallies(counts: Counts, tallies: Sequence[Tally]) -> None:
+    for tally in tallies:
+        counts.read += tally.read
+        counts.filtered.update(tally.filtered)
+        counts.unread.update(tally.unread)
+        for reason, number in tally.parts.items():
+            counts.notes[f"part of a row left out: {reason}"] += number
+
+
+def _settle(counts: Counts) -> None:
+    """Takes away the reasons that hold for no row."""
+    for counter in (counts.filtered, counts.notes):
+        for name in [name for name, number in counter.items() if not number]:
+            del counter[name]
+
+
 def _assembled(config: DataConfig, kind: Kind, table: Table, held: int, seed: int) -> Dataset:
     """The data set of a table, of which the first `held` stores are validation files."""
     counts = Counts()
-    for store in table.stores:
-        counts.read += store.tally.read
-        counts.filtered.update(store.tally.filtered)
-        counts.unread.update(store.tally.unread)
-        for reason, number in store.tally.parts.items():
-            counts.notes[f"part of a row left out: {reason}"] += number
+    _add_tallies(counts, [store.tally for store in table.stores])
     validation = np.arange(len(table)) < table.starts[held]
     # The number of the first example of each one's row: what is said of a row is said of all its examples.
     rows = _row_starts(table)
@@ -156,9 +200,7 @@ def _assembled(config: DataConfig, kind: Kind, table: Table, held: int, seed: in
         kept = stays
     counts.used = len(np.unique(rows[kept]))
     _add_notes(counts, table, kept)
-    for counter in (counts.filtered, counts.notes):
-        for name in [name for name, number in counter.items() if not number]:
-            del counter[name]
+    _settle(counts)
     counts.check()
     if not len(train):
         raise DataError(f"{', '.join(config.train)}: no row left to train on; {json.dumps(counts.summary())}")
@@ -244,8 +286,7 @@ def settings_of(config: DataConfig) -> dict[str, Any]:
 
 
 def _fingerprint(config: DataConfig, kind: str, table: Table, found: tuple[Examples, Examples]) -> str:
-    parts = [kind, settings_of(config), *(examples.fingerprint for examples in found)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return key_of([kind, settings_of(config), *(examples.fingerprint for examples in found)])
 
 
 def fingerprint(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -81,7 +81,7 @@ class Sources:
     def blocks(self, path: str, sample: Sample | None = None) -> Iterator[Block]:
         """The examples of a file, made."""
         recipe = self.recipe(path, self.chunks(path), sample)
-        return self._told(path, self.workers.blocks(recipe, self.chunks(path)))
+        return self._told(path, self.workers.blocks((recipe, chunk) for chunk in self.chunks(path)))
 
     def _told(self, path: str, blocks: Iterator[Block]) -> Iterator[Block]:
         """The blocks, and how it goes where it takes long."""
@@ -106,13 +106,13 @@ class Sources:
 
     def store(self, path: str, sample: Sample | None = None) -> Any:
         """The examples of a file on the disk (a `store.Store`), made where they are not there yet."""
-        from jaxalign.data.store import cache_folder, key_of, open_or_write
+        from jaxalign.data.store import cache_folder, open_or_write
 
-        parts = [*self._settings(), identity(path), asdict(sample) if sample else None]
+        parts = [*self.settings(), identity(path), asdict(sample) if sample else None]
         folder = cache_folder(self.config.cache)
         return open_or_write(folder, key_of(parts), path, lambda: self.blocks(path, sample), self.say)
 
-    def _settings(self) -> list[Any]:
+    def settings(self) -> list[Any]:
         """All that the examples depend on beside the file."""
         config = self.config
         template = json.dumps(getattr(self.chat.tokenizer, "chat_template", None), default=str)
@@ -191,3 +191,8 @@ def code_digest() -> str:
         if file.is_file() and file.suffix not in (".pyc", ".tmp"):
             state.update(file.name.encode() + file.read_bytes())
     return state.hexdigest()
+
+
+def key_of(parts: Sequence[Any]) -> str:
+    """A hash of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

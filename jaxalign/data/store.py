@@ -1,15 +1,13 @@
 """Tokenized files on the disk: an Arrow file each, written once, memory-mapped when it is read."""
 
-import hashlib
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -190,8 +188,3 @@ def cache_folder(named: str) -> Path:
     ours, common = os.environ.get("JAXALIGN_CACHE"), os.environ.get("XDG_CACHE_HOME")
     home = Path(ours) if ours else Path(common or "~/.cache") / "jaxalign"
     return home.expanduser() / "data"
-
-
-def key_of(parts: Sequence[Any]) -> str:
-    """A hash of values that JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:40]

@@ -83,6 +83,11 @@ class Examples(Sequence[Example]):
             return Examples(self._table, self._rows[index])
         return self._table.example(int(self._rows[index]))
 
+    @property
+    def rows(self) -> np.ndarray:
+        """[N]: their numbers in the table."""
+        return self._rows
+
     def select(self, indices: Sequence[int] | np.ndarray) -> "Examples":
         """Those at some places, in the order named."""
         return Examples(self._table, self._rows[np.asarray(indices, np.int64)])

@@ -12,6 +12,7 @@ import pickle
 import queue
 import subprocess
 import sys
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,6 +48,9 @@ class Workers:
         self._running: list[_Worker] = []
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
+        self._recipes: dict[int, tuple[int, bytes, Recipe]] = {}
+        # Where nobody closes them they end with this object.
+        self._end = weakref.finalize(self, _end_all, self._running)
 
     def __enter__(self) -> "Workers":
         return self
@@ -54,36 +58,50 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def blocks(self, recipe: Recipe, chunks: Iterable[Chunk]) -> Iterator[Block]:
-        """The blocks of chunks, in order.
+    def blocks(self, jobs: Iterable[tuple[Recipe, Chunk]]) -> Iterator[Block]:
+        """The blocks of chunks by their recipes, in order.
 
         Raises:
           UserError: what `Recipe.block` raises, of the first chunk for which it does.
           WorkerError: a bug in a worker.
         """
-        chunks = iter(chunks)
-        first = list(itertools.islice(chunks, FEW_CHUNKS + 1))
-        whole = itertools.chain(first, chunks)
-        body = _pickled(recipe) if self.count > 1 and len(first) > FEW_CHUNKS else None
-        if body is None:
-            yield from map(recipe.block, whole)
+        jobs = iter(jobs)
+        first = list(itertools.islice(jobs, FEW_CHUNKS + 1))
+        whole = itertools.chain(first, jobs)
+        if self.count > 1 and len(first) > FEW_CHUNKS and self._can_be_sent(first[0][0]):
+            yield from self._sent(whole)
         else:
-            yield from self._sent(body, whole)
+            yield from (recipe.block(chunk) for recipe, chunk in whole)
 
-    def _sent(self, recipe: bytes, chunks: Iterator[Chunk]) -> Iterator[Block]:
+    def _sent(self, jobs: Iterator[tuple[Recipe, Chunk]]) -> Iterator[Block]:
         self._start()
         assert self._threads is not None
         waiting: deque[Future[Block]] = deque()
         try:
             while True:
-                for chunk in itertools.islice(chunks, 2 * self.count - len(waiting)):
-                    waiting.append(self._threads.submit(self._asked, recipe, chunk))
+                for recipe, chunk in itertools.islice(jobs, 2 * self.count - len(waiting)):
+                    waiting.append(self._threads.submit(self._asked, self._numbered(recipe), chunk))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
+
+    def _can_be_sent(self, recipe: Recipe) -> bool:
+        """Whether a recipe can be pickled; one with a tokenizer of the user's own class may not."""
+        try:
+            self._numbered(recipe)
+        except Exception:
+            return False
+        return True
+
+    def _numbered(self, recipe: Recipe) -> tuple[int, bytes]:
+        """A number for a recipe, and its bytes."""
+        if id(recipe) not in self._recipes:
+            # With the recipe itself, so that no other one gets its id.
+            self._recipes[id(recipe)] = (len(self._recipes), pickle.dumps(recipe, protocol=5), recipe)
+        return self._recipes[id(recipe)][:2]
 
     def _start(self) -> None:
         self._threads = self._threads or ThreadPoolExecutor(self.count, "tokenizing")
@@ -92,7 +110,7 @@ class Workers:
             self._running.append(worker)
             self._idle.put(worker)
 
-    def _asked(self, recipe: bytes, chunk: Chunk) -> Block:
+    def _asked(self, recipe: tuple[int, bytes], chunk: Chunk) -> Block:
         worker = self._idle.get()
         try:
             return worker.block(recipe, chunk)
@@ -100,12 +118,16 @@ class Workers:
             self._idle.put(worker)
 
     def close(self) -> None:
-        """Ends the processes; what they are at is lost."""
-        for worker in self._running:
-            worker.end()
+        """Ends the processes; what they are at is lost. More work starts others."""
+        _end_all(self._running)
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
-        self._running, self._threads, self._idle = [], None, queue.SimpleQueue()
+        self._threads, self._idle = None, queue.SimpleQueue()
+
+
+def _end_all(running: "list[_Worker]") -> None:
+    while running:
+        running.pop().end()
 
 
 class _Worker:
@@ -122,16 +144,16 @@ class _Worker:
             env=environment,
             process_group=0,  # Ctrl-C is for the process that was started by hand
         )
-        self._recipe: bytes | None = None
+        self._known: set[int] = set()
 
-    def block(self, recipe: bytes, chunk: Chunk) -> Block:
+    def block(self, recipe: tuple[int, bytes], chunk: Chunk) -> Block:
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         try:
-            # The bytes are those of one object for a whole file.
-            pickle.dump((None if recipe is self._recipe else recipe, chunk), process.stdin, protocol=5)
+            number, body = recipe
+            pickle.dump((number, None if number in self._known else body, chunk), process.stdin, protocol=5)
             process.stdin.flush()
-            self._recipe = recipe
+            self._known.add(number)
             answer = pickle.load(process.stdout)
         except (OSError, EOFError, ValueError, pickle.UnpicklingError):
             code = process.wait()
@@ -157,14 +179,6 @@ class _Worker:
 
 def _ending(code: int) -> str:
     return f"killed by signal {-code}; is there enough memory?" if code < 0 else f"exit status {code}"
-
-
-def _pickled(recipe: Recipe) -> bytes | None:
-    """The recipe as bytes; None for one (a tokenizer of the user's own, say) that cannot be sent."""
-    try:
-        return pickle.dumps(recipe, protocol=5)
-    except Exception:
-        return None
 
 
 def answer(recipe: Recipe, chunk: Chunk) -> Any:

@@ -2,13 +2,15 @@
 
 import datetime
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from jaxalign.data import DataConfig, Dataset, load_dataset
 from jaxalign.data.config import Kind
+from jaxalign.data.stream import Stream
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
-from jaxalign.training.setup import check_context
+from jaxalign.training.setup import check_context, check_fits
 
 
 def dated(run: Run, config: DataConfig) -> DataConfig:
@@ -44,6 +46,11 @@ def load_data(
     """
     data = load_dataset(dated(run, config), kind, tokenizer, seed=seed, say=run.info)
     check_context(model_config, data, new_tokens=new_tokens)
+    if isinstance(data.train, Stream):
+        data.train.fits = partial(check_fits, model_config, new_tokens=new_tokens)
+        run.warn(
+            "data.streaming: repeated rows are not left out, and files are shuffled by data.window rows at a time"
+        )
     if run.resumed:
         check_unchanged(run, data)
     run.add_metadata(data=data.summary())

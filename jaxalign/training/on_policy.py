@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.checkpoints import CheckpointStore
-from jaxalign.data import BatchIterator, collate_prompts, packed_alike
+from jaxalign.data import collate_prompts, packed_alike
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
 from jaxalign.parked_memory import Parked
@@ -28,7 +28,7 @@ from jaxalign.training import setup
 from jaxalign.training.data import load_data
 from jaxalign.training.experience import RunningMoments
 from jaxalign.training.generator import Generator
-from jaxalign.training.loop import Interrupted
+from jaxalign.training.loop import Batches, Interrupted
 from jaxalign.training.on_policy_config import OnPolicyConfig
 from jaxalign.training.rollout_engine import logp_gaps, server_gap
 from jaxalign.training.scoring import TokenScores
@@ -62,7 +62,7 @@ class OnPolicyTrainer(ABC):
     frozen: Any
     reward: Any
     tokenizer: Any
-    prompts: BatchIterator
+    prompts: Batches
     state: TrainState
     key: jax.Array
     generator: Generator
@@ -328,9 +328,7 @@ class Stopwatch:
         }
 
 
-def load_prompts(
-    config: OnPolicyConfig, model_config: Any, tokenizer: Any, run: Run, mesh: Any
-) -> BatchIterator:
+def load_prompts(config: OnPolicyConfig, model_config: Any, tokenizer: Any, run: Run, mesh: Any) -> Batches:
     """The prompts of a run, in the order of its seed; what they are goes into the run's metadata.
 
     Raises:
@@ -339,9 +337,7 @@ def load_prompts(
     seed, room = config.run.seed, config.sampling.max_new_tokens
     data = load_data(run, config.data, "prompt", tokenizer, model_config, seed=seed, new_tokens=room)
     run.add_metadata(mesh=dict(mesh.shape))
-    return BatchIterator(
-        data.train, batch_size=config.train.prompts, seed=config.run.seed, collate=collate_prompts
-    )
+    return setup.row_batches(data.train, batch_size=config.train.prompts, seed=seed, collate=collate_prompts)
 
 
 def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:

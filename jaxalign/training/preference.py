@@ -10,9 +10,7 @@ from jax.sharding import Mesh
 
 from jaxalign import models
 from jaxalign.data import (
-    BatchIterator,
     Dataset,
-    TokenBatches,
     collate_comparisons,
     collate_labels,
     eval_batches,
@@ -23,7 +21,7 @@ from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.data import load_data
 from jaxalign.training.generator import Generator
-from jaxalign.training.loop import Loop, evaluation
+from jaxalign.training.loop import Batches, Loop, evaluation
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
@@ -89,7 +87,7 @@ def _data(config: DPOConfig, policy: Any, tokenizer: Any, run: Run) -> Dataset:
 
 def _batches(
     config: DPOConfig, data: Dataset, mesh: Mesh
-) -> tuple[BatchIterator | TokenBatches, Collate, Callable]:
+) -> tuple[Batches, Collate, Callable]:
     """What the steps take, how examples become a batch, and how a batch is laid out for the loss."""
     form = FORMS[config.loss.name]
     collate, arrange = collate_comparisons, pair_axis
@@ -147,6 +145,7 @@ def train_dpo(
         size = config.train.eval_batch_size or config.train.batch_size
         table = None
         if config.reference_logps == "precomputed" and form.reference:
+            setup.refuse_stream(data, "reference_logps=precomputed")
             table = precomputed_reference(
                 config, run, data, collate, arrange, reference_definition, reference_params, mesh
             )

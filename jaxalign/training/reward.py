@@ -204,6 +204,7 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
         packing = config.train.packing
         collate = setup.collate_of(collate, data.train, packing=packing)
         if config.ensemble.size > 1:
+            setup.refuse_stream(data, "ensemble.size")
             return train_ensemble(
                 config,
                 run,

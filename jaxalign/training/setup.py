@@ -25,6 +25,7 @@ from jaxalign.data import (
     with_heads,
 )
 from jaxalign.data.batches import Collate
+from jaxalign.data.stream import Stream, StreamBatches
 from jaxalign.data.table import lengths_of
 from jaxalign.errors import ConfigError
 from jaxalign.kept_memory import give_back_for
@@ -288,7 +289,7 @@ def training_batches(
     mesh: Mesh,
     least: int = 1,
     copies: int = 1,
-) -> BatchIterator | TokenBatches:
+) -> BatchIterator | TokenBatches | StreamBatches:
     """The batches that an optimizer step takes, by rows or by tokens.
 
     Args:
@@ -300,10 +301,21 @@ def training_batches(
       least, copies: of batches by tokens, see `TokenBatches`.
 
     Raises:
-      ConfigError: a budget of tokens that does not hold the longest examples.
+      ConfigError: a budget of tokens that does not hold the longest examples, or that is set for a stream, whose
+        lengths are not known; a stream without an end.
     """
+    if isinstance(examples, Stream):
+        if config.batch_tokens:
+            raise ConfigError(
+                "train.batch_tokens: the lengths of a stream's rows are not known before they are read; set it to 0 "
+                "(train.packing=true also makes little of padding), or data.streaming=false"
+            )
+        if not config.steps:
+            raise ConfigError(
+                "train.steps: data.streaming=true needs it, as a stream's rows are not known before they are read"
+            )
     if not config.batch_tokens:
-        return BatchIterator(examples, batch_size=config.batch_size, seed=seed, collate=collate)
+        return row_batches(examples, batch_size=config.batch_size, seed=seed, collate=collate)
     multiple = config.accumulation_steps * row_shards(mesh)
     return TokenBatches(
         examples,
@@ -314,6 +326,28 @@ def training_batches(
         least=least,
         copies=copies,
     )
+
+
+def row_batches(
+    examples: Sequence[Example], *, batch_size: int, seed: int, collate: Collate
+) -> BatchIterator | StreamBatches:
+    """Batches of so many rows, of examples at hand or of a stream."""
+    if isinstance(examples, Stream):
+        return StreamBatches(examples, batch_size=batch_size, seed=seed, collate=collate)
+    return BatchIterator(examples, batch_size=batch_size, seed=seed, collate=collate)
+
+
+def refuse_stream(data: Dataset, asked_by: str) -> None:
+    """Refuses a stream for what must know all rows beforehand.
+
+    Raises:
+      ConfigError: naming the setting.
+    """
+    if isinstance(data.train, Stream):
+        raise ConfigError(
+            f"{asked_by} must know all rows beforehand, which data.streaming=true reads as they are drawn; set "
+            "data.streaming=false"
+        )
 
 
 def collate_of(collate: Collate, examples: Sequence[Example], *, packing: bool) -> Collate:

@@ -64,6 +64,7 @@ def _rewarded_data(
     tokenizer = treatment.tokenizer
     shape, seed = treatment.doctor_shape, config.run.seed
     data = load_data(run, config.data, "comparison", tokenizer, shape, seed=seed)
+    setup.refuse_stream(data, "tfpo")
     check_identical(data.counts, config, run)
     chat = chat_of(dated(run, config.data), tokenizer)
     end = completion_end(chat)

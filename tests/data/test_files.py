@@ -1,11 +1,15 @@
 """Containers of rows, and files that are wrong."""
 
+import datetime
+import decimal
 import gzip
 import json
+import pickle
 
 import pytest
 
-from jaxalign.data import read_records
+from jaxalign.data import files, read_records
+from jaxalign.data.files import chunks_of, count_rows, rows_of
 from jaxalign.errors import DataError
 
 ROWS = [{"prompt": "one", "completion": "é\u2028 1"}, {"prompt": "two", "completion": "long" * 50_000}]
@@ -122,3 +126,140 @@ def test_malformed_line_can_be_skipped_and_is_counted(tmp_path):
     records, counts = read_records(str(path), on_bad_row="skip")
     assert [r.source for r in records] == [f"{path}:1", f"{path}:3"]
     assert counts.summary() == {"read": 3, "used": 2, "filtered": {"malformed line": 1}}
+
+
+GOOD = '{"prompt": "a", "completion": "b"}'
+MALFORMED = {
+    "no JSON": (b'{"prompt"', "not valid JSON"),
+    "no UTF-8": (b'{"prompt": "\xe9"}', "not UTF-8 text"),
+    "half a character": (b'{"prompt": "x \\ud83d y"}', r"\\ud83d is half a character"),
+    "half a character, second": (b'{"prompt": ["\\uDE00"]}', r"\\ude00 is half a character"),
+    "a long integer": (b'{"prompt": ' + b"9" * 5000 + b"}", "4300 digits"),
+    "deep nesting": (b'{"prompt": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
+    "no object": (b'"text"', "expected an object with named fields, got str"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_every_kind_of_malformed_line_is_named_or_skipped(tmp_path, name):
+    line, message = MALFORMED[name]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(GOOD.encode() + b"\n" + line + b"\n" + GOOD.encode())
+    with pytest.raises(DataError, match=message) as caught:
+        read_records(str(path))
+    assert str(caught.value).startswith(f"{path}:2: ")
+    assert "\n" not in str(caught.value)
+    records, counts = read_records(str(path), on_bad_row="skip")
+    assert [r.source for r in records] == [f"{path}:1", f"{path}:3"]
+    assert counts.filtered == {"malformed line": 1}
+
+
+def test_a_whole_character_by_two_escapes_is_text(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "\\ud83d\\ude00", "completion": "b"}\n')
+    assert read_records(str(path))[0][0].prompt == "\N{GRINNING FACE}"
+
+
+def test_a_csv_row_that_is_no_utf8_is_skipped_alone(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"prompt,completion\na,b\n\xe9,c\nd,e\n")
+    with pytest.raises(DataError, match=r"a.csv:3: not UTF-8 text"):
+        read_records(str(path))
+    assert [r.prompt for r in read_records(str(path), on_bad_row="skip")[0]] == ["a", "d"]
+
+
+def test_a_small_file_that_expands_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LEAST_BYTES", 4 * 2**20)
+    path = tmp_path / "bomb.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=9) as file:
+        for _ in range(8):
+            file.write(b" " * 2**20)
+    with pytest.raises(
+        DataError, match=r"bomb.jsonl.gz: it holds more than 4,194,304 bytes .* data.max_bytes"
+    ):
+        list(chunks_of(str(path)))
+    with pytest.raises(DataError, match="the file is empty"):
+        list(chunks_of(str(path), max_bytes=2**24))
+    as_gzip(path)
+    with pytest.raises(DataError, match="more than 1,000 bytes"):
+        list(chunks_of(str(path), max_bytes=1000))
+    assert len(list(chunks_of(str(path)))) == 1
+
+
+def test_a_long_file_comes_in_chunks_that_hold_its_lines_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK_BYTES", 64)
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"prompt": f"{i}" * (i % 40), "completion": "b"}) for i in range(60)]
+    lines[7] = ""
+    path.write_text("\n".join(lines))
+    chunks = list(chunks_of(str(path)))
+    assert len(chunks) > 20
+    assert count_rows(str(path)) == 60
+    found = [pair for chunk in chunks for pair in pickle.loads(pickle.dumps(chunk)).rows()]
+    assert [place for place, _ in found] == [f"{path}:{i + 1}" for i in range(60) if i != 7]
+    assert [row for _, row in found] == [json.loads(line) for line in lines if line]
+    few = list(chunks_of(str(path), most_rows=2))
+    assert max(chunk.size for chunk in few) == 2
+    assert [pair for chunk in few for pair in chunk.rows()] == found
+
+
+def test_values_that_json_lacks_become_plain_or_are_refused_by_column(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    when = datetime.datetime(2024, 5, 1, 12, 30)
+    row = {
+        "prompt": "a", "when": when, "day": when.date(), "price": decimal.Decimal("1.50"),
+        "count": decimal.Decimal("2"), "turns": [{"at": when}], "took": datetime.timedelta(seconds=90),
+    }  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    [(place, found)] = rows_of(str(tmp_path / "a.parquet"))
+    assert place.endswith("a.parquet:row 1")
+    assert json.loads(json.dumps(found)) == found
+    assert (found["when"], found["day"]) == ("2024-05-01T12:30:00", "2024-05-01")
+    assert (found["price"], found["count"], found["took"]) == (1.5, 2, 90.0)
+    assert found["turns"] == [{"at": "2024-05-01T12:30:00"}]
+    images = [{"prompt": "a", "image": {"bytes": b"x"}}, {"prompt": "b", "image": None}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(images), tmp_path / "b.parquet")
+    bad, good = rows_of(str(tmp_path / "b.parquet"))
+    assert str(bad[1]).endswith(
+        "b.parquet:row 1: column 'image': expected text, numbers, lists or objects, got bytes"
+    )
+    assert good[1] == {"prompt": "b", "image": None}
+
+
+def test_a_hub_id_may_name_configuration_revision_and_split(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(name, configuration, **options):
+        asked.append((name, configuration, options))
+        if configuration == "none":
+            raise ValueError("BuilderConfig 'none' not found. Available: ['main', 'socratic']\nmore")
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for name in ("a/b", "a/b#test", "a/b:main", "a/b:main@v1.0#test[:10%]"):
+        assert [row for _, row in rows_of(name)] == ROWS
+    plain = {"revision": None, "streaming": False}
+    assert asked == [
+        ("a/b", None, {"split": "train"} | plain),
+        ("a/b", None, {"split": "test"} | plain),
+        ("a/b", "main", {"split": "train"} | plain),
+        ("a/b", "main", {"split": "test[:10%]", "revision": "v1.0", "streaming": False}),
+    ]
+    with pytest.raises(DataError, match=r"^a/b:none: .* Available: \['main', 'socratic'\]$"):
+        list(rows_of("a/b:none"))
+
+
+def test_a_folder_of_data_files_is_read_by_its_splits(tmp_path):
+    as_jsonl(tmp_path / "train.jsonl")
+    (tmp_path / "test.jsonl").write_text(json.dumps(ROWS[1]) + "\n")
+    assert [row for _, row in rows_of(str(tmp_path))] == ROWS
+    assert [row for _, row in rows_of(f"{tmp_path}#test")] == ROWS[1:]
+    with pytest.raises(DataError, match=r'Unknown split "dev"'):
+        list(rows_of(f"{tmp_path}#dev"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: a folder without data"):
+        list(rows_of(str(tmp_path / "empty")))
