@@ -34,6 +34,7 @@ from jaxalign.data.turns import (
     messages,
     pairs_of_turns,
     split_answer,
+    turns_in,
 )
 
 _PAIRS = {
@@ -59,7 +60,7 @@ def _answered(ask: str, answer: str) -> Read:
     def read(row: Fields, options: Options) -> Record:
         del options
         prompt, value = asked(row, ask), row[answer]
-        if isinstance(value, str) and not (isinstance(prompt, tuple) and value.startswith("[{")):
+        if isinstance(value, str) and not (isinstance(prompt, tuple) and turns_in(value)):
             return Demonstration(prompt, value)
         if not isinstance(value, (list, tuple, str)):
             raise BadRow(f"field {answer!r}: expected text, got {kind_name(value)}")

@@ -13,9 +13,11 @@ PROMPT_NAMES = frozenset(
 """Columns that usually hold part of a prompt; so do those of images, sound and video."""
 
 LABEL_NAMES = frozenset(
-    "label labels kto_tag is_safe is_correct is_preferred correct truthful score scores rating ratings rank ranks "
-    "reward rewards preference preferences preferred preference_strength overall_preference winner choice best vote "
-    "votes judgment judgement helpfulness correctness quality overall_score meta_eval_score".split()
+    "label labels kto_tag is_safe safe unsafe is_unsafe harmful is_harmful harmless helpful is_helpful is_good is_bad "
+    "is_toxic toxicity is_correct correct is_right truthful passed is_preferred is_accepted accepted acceptable score "
+    "scores rating ratings rank ranks reward rewards grade grades preference preferences preferred preference_strength "
+    "overall_preference winner choice best vote votes upvotes judgment judgement helpfulness correctness quality "
+    "overall_score meta_eval_score".split()
 )
 """Columns that usually say how good an answer is."""
 
@@ -27,7 +29,7 @@ _SEVERAL = re.compile(
     r"|(chosen|rejected|better|worse)(_(response|answer|completion|output))?"
 )
 _ANSWER = re.compile(
-    r"(.+_)?(response|answer|completion|output|candidate|generation|summarie|summary)s?(_.{1,2})?"
+    r"(.+_)?(response|answer|completion|output|candidate|generation|summarie|summary)s?(_.{1,2})?|text"
 )
 # What a reward function compares with; a file of prompts may have it.
 _REFERENCES = frozenset(("answer", "reference_answer", "correct_answer", "ground_truth"))

@@ -94,7 +94,8 @@ def format_of(row: Row, options: Options, ignored: Collection[str] = ()) -> str:
     if most and (not best or len(FORMATS[most].fields) > len(FORMATS[best].fields)):
         return most
     if best:
-        raise Refused(would_leave(best, left))
+        near = _near(row, more_than=len(FORMATS[best].fields)).removesuffix("; ")
+        raise Refused(would_leave(best, left) + (f"; {near}" if near else ""))
     columns = ", ".join(sorted(map(str, row)))
     raise Refused(
         f"no known format has the fields {columns}; {_near(row)}map columns by data.columns, as "
@@ -111,12 +112,12 @@ def would_leave(name: str, left: Mapping[str, str]) -> str:
     )
 
 
-def _near(row: Row) -> str:
-    """Formats that lack one field of several."""
+def _near(row: Row, more_than: int = 0) -> str:
+    """Formats that lack one field of several and have more than so many."""
     near = []
     for name, form in FORMATS.items():
         missing = form.missing(row)
-        if len(missing) == 1 and len(form.fields) > 1 and not name.startswith("kto_"):
+        if len(missing) == 1 and len(form.fields) - 1 > more_than and not name.startswith("kto_"):
             near.append((-len(form.fields), f"{name} lacks {missing[0].replace('|', ' or ')}"))
     near.sort(key=lambda found: found[0])
     return f"near are {'; '.join(text for _, text in near[:4])}; " if near else ""

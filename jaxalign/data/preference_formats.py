@@ -17,6 +17,7 @@ from jaxalign.data.turns import (
     messages,
     transcript,
     transcript_turns,
+    turns_in,
 )
 
 _SCORES = (
@@ -80,7 +81,7 @@ def preference(ask: str) -> Read:
 
     def read(row: Fields, options: Options) -> Record:
         chosen = row["chosen"]
-        if isinstance(chosen, str) and not chosen.lstrip().startswith("[{"):
+        if isinstance(chosen, str) and not turns_in(chosen):
             return pair(row, asked(row, ask), chosen, text(row, "rejected"))
         turns = messages(chosen, "chosen", row)
         before, one, other = parted(turns, messages(row["rejected"], "rejected", row))
@@ -341,7 +342,7 @@ def _marked(row: Mapping[str, Any]) -> bool:
 
 def _listed(row: Mapping[str, Any]) -> bool:
     chosen = row["chosen"]
-    return isinstance(chosen, list) or (isinstance(chosen, str) and chosen.lstrip().startswith("[{"))
+    return isinstance(chosen, list) or (isinstance(chosen, str) and turns_in(chosen) is not None)
 
 
 PREFERENCES: dict[str, Format] = {

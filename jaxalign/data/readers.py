@@ -263,7 +263,7 @@ def filter_columns(reading: Reading) -> frozenset[str]:
         names.add(reading.type_field)
     if reading.min_score is not None:
         names.add(reading.score_field)
-    return frozenset(names)
+    return frozenset((*names, *(name.partition(".")[0] for name in names)))
 
 
 def prepared(row: Mapping[str, Any], reading: Reading) -> dict[str, Any]:

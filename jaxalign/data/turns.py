@@ -40,6 +40,18 @@ def messages(value: Any, name: str, row: Fields | None = None) -> Turns:
     return tuple([_turn(turn, name, index, row) for index, turn in enumerate(value)])
 
 
+def turns_in(value: str) -> list[Any] | None:
+    """The list of turns that a text is JSON of; None for any other text, JSON of something else too."""
+    if not value.lstrip().startswith("[{"):
+        return None
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    roles = [turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None for turn in found]
+    return found if all(isinstance(role, str) and role.lower() in ROLES for role in roles) else None
+
+
 def _turn(turn: Any, name: str, index: int, row: Fields | None) -> Message:
     if not isinstance(turn, Mapping):
         raise BadRow(f"field {name!r}: message {index}: expected role and content, got {kind_name(turn)}")

@@ -212,6 +212,7 @@ PART = [
     ({"prompt": "P", "chosen": "c"}, "chosen", "an answer"),
     ({"prompt": "P", "model_outputs": ["x"]}, "model_outputs", "an answer"),
     ({"text": "P", "images": ["x.png"]}, "images", "a part of the prompt"),
+    ({"prompt": "P", "text": "x"}, "text", "an answer"),
     ({"messages": HI, "image_path": "x.png"}, "image_path", "a part of the prompt"),
     ({"messages": HI, "videos": ["x"]}, "videos", "a part of the prompt"),
     ({"messages": [HI[0] | {"images": ["x.png"]}, HI[1]]}, "messages.images", "a part of the prompt"),
@@ -423,3 +424,16 @@ def test_anything_odd_anywhere_in_a_row_is_one_line_and_no_traceback(layout):
                     lines.append(str(error))
     assert lines
     assert not any("\n" in line for line in lines)
+
+
+def test_answers_that_are_json_themselves_stay_text(write):
+    answer = '[{"a": 1}]'
+    (record,), _ = read_records(write([{"prompt": "P", "chosen": answer, "rejected": "[{"}]))
+    assert (record.chosen, record.rejected) == (answer, "[{")
+    (record,), _ = read_records(write([{"prompt": "P", "completion": answer}]))
+    assert record.completion == answer
+
+
+def test_what_is_left_names_formats_that_come_nearer(write):
+    with pytest.raises(DataError, match=r"'accepted' .*; near are preference lacks chosen"):
+        read_records(write([{"prompt": "P", "accepted": "a", "rejected": "r"}]))

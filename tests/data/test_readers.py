@@ -100,6 +100,13 @@ def test_kept_column_that_the_file_lacks_is_named(write):
         read(write([{"prompt": "P", "completion": "C"}]), keep={"safe": True})
 
 
+def test_column_is_used_where_rows_are_kept_by_what_it_holds(write):
+    row = {"prompt": "P", "completion": "C", "score": {"help": 3}}
+    ((record,), counts) = read(write([row]), keep={"score.help": 3}, kind="demonstration")
+    assert record.columns == {"score": {"help": 3}}
+    assert not counts.unread
+
+
 def test_rows_are_kept_by_type_and_by_a_score_inside_a_column(write):
     rows = [
         {"prompt": str(i), "completion": "C", "type": "ab"[i % 2], "meta": {"score": s}}
