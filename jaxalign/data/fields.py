@@ -29,7 +29,7 @@ _SEVERAL = re.compile(
     r"|(chosen|rejected|better|worse)(_(response|answer|completion|output))?"
 )
 _ANSWER = re.compile(
-    r"(.+_)?(response|answer|completion|output|candidate|generation|summarie|summary)s?(_.{1,2})?|text"
+    r"(.+_)?(response|answer|completion|output|candidate|generation|summarie|summary|correct|incorrect)s?(_.{1,2})?|text"
 )
 # What a reward function compares with; a file of prompts may have it.
 _REFERENCES = frozenset(("answer", "reference_answer", "correct_answer", "ground_truth"))

@@ -212,7 +212,7 @@ PART = [
     ({"prompt": "P", "chosen": "c"}, "chosen", "an answer"),
     ({"prompt": "P", "model_outputs": ["x"]}, "model_outputs", "an answer"),
     ({"text": "P", "images": ["x.png"]}, "images", "a part of the prompt"),
-    ({"prompt": "P", "text": "x"}, "text", "an answer"),
+    ({"prompt": "P", "corrects": ["x"]}, "corrects", "an answer"),
     ({"messages": HI, "image_path": "x.png"}, "image_path", "a part of the prompt"),
     ({"messages": HI, "videos": ["x"]}, "videos", "a part of the prompt"),
     ({"messages": [HI[0] | {"images": ["x.png"]}, HI[1]]}, "messages.images", "a part of the prompt"),
