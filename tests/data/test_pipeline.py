@@ -1,11 +1,14 @@
 """Reading, filtering, splitting and mixing, with every row accounted for."""
 
+import copy
+import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from jaxalign.data import DataConfig, load_dataset
+from jaxalign.data import DataConfig, blocks, columns, examples, load_dataset
 from jaxalign.data.readers import score_in
 from jaxalign.errors import DataError
 
@@ -79,6 +82,119 @@ def test_limit_keeps_so_many_rows_and_counts_the_rest(plain_bytes, write):
     data = load(plain_bytes, write(rows(30)), limit=12, validation_fraction=0.0)
     assert len(data.train) == 12
     assert data.counts.filtered == {"over data.limit": 18}
+    assert data.counts.read == 30
+    assert len(load(plain_bytes, write(rows(30)), limit=30, validation_fraction=0.0).train) == 30
+
+
+def test_limit_is_of_the_rows_of_all_files_evenly_and_mostly_the_same_where_one_grows(plain_bytes, write):
+    a, b, held = (
+        write(rows(300), "a.jsonl"),
+        write(rows(900, start=1000), "b.jsonl"),
+        write(rows(9, 5000), "h.jsonl"),
+    )
+    data = load(plain_bytes, a, b, limit=400, validation=(held,))
+    assert len(data.train) == 400
+    assert len(data.validation) == 9
+    files = Counter(e.source.split(":")[0] for e in data.train)
+    assert 70 < files[a] < 130
+    numbers = [int(e.source.split(":")[1]) for e in data.train if e.source.startswith(b)]
+    assert sum(number <= 450 for number in numbers) == pytest.approx(150, abs=30)
+    b = write([*rows(900, start=1000), *rows(60, start=3000)], "b.jsonl")
+    grown = load(plain_bytes, a, b, limit=400, validation=(held,))
+    assert len(prompts(grown.train) & prompts(data.train)) > 370
+
+
+def test_limit_applies_before_anything_is_parsed_or_tokenized(plain_bytes, write, monkeypatch):
+    body = "".join(json.dumps(row) + "\n" for row in rows(30)) + "no JSON\n" * 30
+    path = write([])
+    Path(path).write_text(body)
+    asked = []
+    monkeypatch.setattr(
+        blocks, "drafts_of", lambda r, *a, **o: asked.append(r) or examples.drafts_of(r, *a, **o)
+    )
+    data = load(plain_bytes, path, limit=12, validation_fraction=0.0, on_bad_row="skip")
+    malformed = data.counts.filtered["malformed line"]
+    assert len(asked) == 12 - malformed == len(data.train)
+    assert data.counts.filtered["over data.limit"] == 48
+
+
+def test_what_a_weight_keeps_follows_the_rows_and_not_the_path(plain_bytes, write, tmp_path, monkeypatch):
+    body = rows(200)
+    path = write(body)
+    kept = prompts(load(plain_bytes, path, weights=(0.5,), validation_fraction=0.0).train)
+    assert 70 < len(kept) < 130
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.jsonl", "./rows.jsonl", write(body[::-1], "other.jsonl")):
+        assert prompts(load(plain_bytes, name, weights=(0.5,), validation_fraction=0.0).train) == kept
+    other = load(plain_bytes, path, weights=(0.5,), validation_fraction=0.0, seed=1)
+    assert prompts(other.train) != kept
+    # Equal rows are drawn for one by one.
+    same = load(plain_bytes, write(rows(1) * 200), weights=(0.5,), validation_fraction=0.0, deduplicate=False)
+    assert 70 < len(same.train) < 130
+
+
+def test_a_row_that_two_files_share_stays_in_the_first(plain_bytes, write):
+    a, b = write(rows(6), "a.jsonl"), write([*rows(4, start=4), *rows(1, start=7)], "b.jsonl")
+    data = load(plain_bytes, a, b, validation_fraction=0.0)
+    assert [e.source.split("/")[-1] for e in data.train][-2:] == ["b.jsonl:3", "b.jsonl:4"]
+    assert data.counts.filtered == {"duplicate": 3}
+    everything = load(plain_bytes, a, b, validation_fraction=0.0, deduplicate=False)
+    assert len(everything.train) == 11
+
+
+def test_equal_digests_are_told_apart_by_the_other_half(plain_bytes, write, monkeypatch):
+    digests = columns._digests
+
+    def half(*parts):
+        found = digests(*parts).copy()
+        found[:, 0] = 7
+        return found
+
+    monkeypatch.setattr(columns, "_digests", half)
+    data = load(plain_bytes, write([*rows(9), *rows(4)]), validation_fraction=0.0, max_length=40)
+    assert len(data.train) == 9
+    assert data.counts.filtered == {"duplicate": 4}
+
+
+def test_a_row_of_several_examples_is_counted_once(plain_bytes, write):
+    rewriting = copy.deepcopy(plain_bytes)
+    content = "{{ m['content'] if loop.last or m['role'] == 'user' else m['content'][:1] }}"
+    rewriting.chat_template = "{% for m in messages %}[{{ m['role'] }}]" + content + "{% endfor %}"
+
+    def chat(*said):
+        turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+        return {"messages": turns}
+
+    path = write([chat("q1", "aa", "more", "bb"), chat("q1", "aa", "again", "cc"), chat("q2", "dd")])
+    config = DataConfig(train=(path,), validation_fraction=0.0)
+    data = load_dataset(config, "demonstration", rewriting, seed=0)
+    assert [e.source.split(":")[-1] for e in data.train] == ["1", "1", "2", "3"]
+    assert (data.counts.read, data.counts.used, dict(data.counts.filtered)) == (3, 3, {})
+    assert data.counts.notes["part of a row left out: duplicate"] == 1
+    weighed = load_dataset(replace(config, weights=(2.0,)), "demonstration", rewriting, seed=0)
+    assert len(weighed.train) == 8
+    assert weighed.counts.used == 3
+
+
+def test_prompts_that_training_shares_with_the_validation_files_are_counted(plain_bytes, write):
+    held = write([{"prompt": f"prompt {i}", "completion": "other"} for i in (1, 2, 70)], "held.jsonl")
+    data = load(plain_bytes, write(rows(10)), validation=(held,))
+    assert data.shared_prompts == 2
+    assert data.summary()["shared_prompts"] == 2
+    assert "shared_prompts" not in load(plain_bytes, write(rows(10))).summary()
+
+
+def test_files_are_known_by_what_they_give(plain_bytes, write):
+    one, copy, held = write(rows(10)), write(rows(10), "copy.jsonl"), write(rows(2, start=50), "held.jsonl")
+    files = load(plain_bytes, one, validation=(held,)).summary()["files"]
+    assert set(files) == {one, held}
+    assert load(plain_bytes, copy).files == {copy: files[one]}
+    # White space in a file changes nothing that it gives.
+    Path(copy).write_text(
+        "".join(json.dumps(row, indent=None, separators=(" , ", " : ")) + "\n" for row in rows(10))
+    )
+    assert load(plain_bytes, copy).files == {copy: files[one]}
+    assert load(plain_bytes, write([*rows(9), *rows(1, start=99)])).files != {one: files[one]}
 
 
 SCORES = [5, "4", "The answer earns 4.5 points.", "nothing to say", None, 2, True]
@@ -131,16 +247,13 @@ def test_fingerprint_changes_with_a_token_or_a_setting_only(plain_bytes, write, 
     assert load(plain_bytes, write(body, "changed.jsonl")).fingerprint != first.fingerprint
 
 
-def test_row_that_the_chat_template_refuses_is_named_or_counted(rewriting, write):
-    turns = [
-        {"role": r, "content": c}
-        for r, c in (("user", "a"), ("assistant", "bb"), ("user", "c"), ("assistant", "d"))
-    ]
-    path = write([{"messages": turns[:2]}, {"messages": turns}])
+def test_row_that_the_chat_template_refuses_is_named_or_counted(no_system, write):
+    turns = [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "a"), ("assistant", "bb"))]
+    path = write([{"messages": turns[1:]}, {"messages": turns}])
     config = DataConfig(train=(path,), validation_fraction=0.0)
-    with pytest.raises(DataError, match=r"rows.jsonl:2: the chat template rewrites"):
-        load_dataset(config, "demonstration", rewriting, seed=0)
-    data = load_dataset(replace(config, on_bad_row="skip"), "demonstration", rewriting, seed=0)
+    with pytest.raises(DataError, match=r"rows.jsonl:2: the chat template refuses .*: no system turns"):
+        load_dataset(config, "demonstration", no_system, seed=0)
+    data = load_dataset(replace(config, on_bad_row="skip"), "demonstration", no_system, seed=0)
     assert data.counts.filtered == {"refused by the chat template": 1}
 
 
