@@ -249,7 +249,7 @@ class Glance:
                 if config.data.on_bad_row == "stop":
                     raise row
                 continue
-            reader = reader_for(path, place, row, reading)
+            reader = reader_for(path, place, row, reading, kind)
             self.format, self.kind = reader.format_name, kind
             try:
                 self.kind = kind or kind_of(reader.read(place, row))

@@ -38,7 +38,7 @@ _NOT_ROWS: tuple[tuple[tuple[str, ...], Callable[[Row], bool], str], ...] = (
     (
         ("message_id", "parent_id", "text", "role"),
         lambda row: True,
-        "OASST messages one by one: a conversation is spread over rows; use the file of trees (..._trees.jsonl.gz)",
+        "messages of a tree, one by one: expected message_tree_id in each, or the file of whole trees",
     ),
     (
         ("text",),

@@ -16,6 +16,7 @@ TREE = {
     "prompt": {"message_id": "1", "text": "Hi", "role": "prompter", "lang": "en", "replies": REPLIES},
 }
 
+FLAT = {"message_tree_id": "1", "tree_state": "ready_for_export", "lang": "en", "deleted": False}
 DEMONSTRATIONS = [
     Layout("OASST trees", "oasst_tree", TREE, Demonstration((U("Hi"), A("Hello")), None), unread=("tree_state",)),
     Layout(
@@ -28,9 +29,17 @@ DEMONSTRATIONS = [
     ),
     Layout(
         "OASST messages, one a row",
+        "oasst_tree",
+        FLAT | {"message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter", "rank": None},
+        Demonstration((U("Hi"), A("Hello")), None),
+        unread=("tree_state",),
+        more=(FLAT | {"message_id": "2", "parent_id": "1", "text": "Hello", "role": "assistant", "rank": 0},),
+    ),
+    Layout(
+        "messages of trees that name no tree",
         "",
         {"message_id": "2", "parent_id": "1", "text": "Hello", "role": "assistant", "lang": "en", "rank": 0},
-        "OASST messages one by one: a conversation is spread over rows; use the file of trees",
+        "messages of a tree, one by one: expected message_tree_id in each, or the file of whole trees",
     ),
     Layout("KTO (TRL, text)", "kto", {"prompt": "P", "completion": "C", "label": True}, Rating("P", "C", None, True)),
     Layout(

@@ -26,6 +26,7 @@ class Layout:
       kind: what the rows are wanted for, where it matters.
       unread: columns that are counted as unread.
       options: other settings of `Reading`.
+      more: rows that follow, where a record takes several.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Layout:
     kind: Any = None
     unread: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    more: tuple[dict[str, Any], ...] = ()
 
 
 HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]

@@ -30,7 +30,7 @@ def row_of(format_name):
 
 @by_name(READ)
 def test_layout_is_found_and_read_and_what_it_leaves_is_counted(write, layout):
-    path = write([layout.row])
+    path = write([layout.row, *layout.more])
     given = {"columns": layout.columns, "ignore_columns": layout.ignore, **layout.options}
     (found,), counts = read_records(path, reading=Reading(**given), kind=layout.kind)
     (named,), _ = read_records(path, reading=Reading(format=layout.format, **given), kind=layout.kind)
