@@ -69,7 +69,8 @@ def wilson_interval(successes: float, count: float, *, confidence: float = 0.95)
     centre = p + z * z / (2 * count)
     reach = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
-    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
+    # Rounding must not leave the proportion itself outside.
+    return max(0.0, min(p, (centre - reach) / scale)), min(1.0, max(p, (centre + reach) / scale))
 
 
 def clustered_interval(

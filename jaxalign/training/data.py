@@ -1,16 +1,20 @@
 """The data of a run: loaded once as it begins, and the same when it resumes."""
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from jaxalign.data import DataConfig, Dataset, load_dataset
+import numpy as np
+
+from jaxalign.data import BatchIterator, DataConfig, Dataset, Example, load_dataset
+from jaxalign.data.batches import Collate
 from jaxalign.data.config import Kind
-from jaxalign.data.stream import Stream
+from jaxalign.data.stream import Stream, StreamBatches
+from jaxalign.data.table import lengths_of
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
-from jaxalign.training.setup import check_context, check_fits
 
 
 def dated(run: Run, config: DataConfig) -> DataConfig:
@@ -58,6 +62,30 @@ def load_data(
     return data
 
 
+def check_context(config: Any, data: Dataset, *, new_tokens: int = 0) -> None:
+    """Every row (and `new_tokens` after each prompt) fits the model's positions.
+
+    Raises:
+      ConfigError: naming the place of the first row that is too long, and the setting that would cut it.
+    """
+    for examples in (data.train, data.validation):
+        over = np.flatnonzero(lengths_of(examples) + new_tokens > config.max_positions)
+        if len(over):
+            check_fits(config, examples[int(over[0])], new_tokens=new_tokens)
+
+
+def check_fits(config: Any, example: Example, *, new_tokens: int = 0) -> None:
+    """As `check_context`, of one example."""
+    longest = int(lengths_of([example])[0]) + new_tokens
+    if longest > config.max_positions:
+        more = f" with sampling.max_new_tokens = {new_tokens}" if new_tokens else ""
+        name = "max_prompt_length" if new_tokens else "max_length"
+        raise ConfigError(
+            f"{example.source}: the row has {longest} tokens{more}, the model's context {config.max_positions}; "
+            f"set data.{name} to {config.max_positions - new_tokens} or less (data.truncation says what happens)"
+        )
+
+
 def check_unchanged(run: Run, data: Dataset) -> None:
     """Every file gives the rows that it gave when the run began.
 
@@ -87,4 +115,26 @@ def tell(run: Run, data: Dataset) -> None:
         run.warn(
             f"data: {data.shared_prompts} training rows begin as rows of data.validation do; what is measured there "
             "is in part remembered"
+        )
+
+
+def row_batches(
+    examples: Sequence[Example], *, batch_size: int, seed: int, collate: Collate
+) -> BatchIterator | StreamBatches:
+    """Batches of so many rows, of examples at hand or of a stream."""
+    if isinstance(examples, Stream):
+        return StreamBatches(examples, batch_size=batch_size, seed=seed, collate=collate)
+    return BatchIterator(examples, batch_size=batch_size, seed=seed, collate=collate)
+
+
+def refuse_stream(data: Dataset, asked_by: str) -> None:
+    """Refuses a stream for what must know all rows beforehand.
+
+    Raises:
+      ConfigError: naming the setting.
+    """
+    if isinstance(data.train, Stream):
+        raise ConfigError(
+            f"{asked_by} must know all rows beforehand, which data.streaming=true reads as they are drawn; set "
+            "data.streaming=false"
         )

@@ -25,7 +25,7 @@ from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run, StopFlag
 from jaxalign.training import setup
-from jaxalign.training.data import load_data
+from jaxalign.training.data import load_data, row_batches
 from jaxalign.training.experience import RunningMoments
 from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Batches, Interrupted
@@ -337,7 +337,7 @@ def load_prompts(config: OnPolicyConfig, model_config: Any, tokenizer: Any, run:
     seed, room = config.run.seed, config.sampling.max_new_tokens
     data = load_data(run, config.data, "prompt", tokenizer, model_config, seed=seed, new_tokens=room)
     run.add_metadata(mesh=dict(mesh.shape))
-    return setup.row_batches(data.train, batch_size=config.train.prompts, seed=seed, collate=collate_prompts)
+    return row_batches(data.train, batch_size=config.train.prompts, seed=seed, collate=collate_prompts)
 
 
 def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:

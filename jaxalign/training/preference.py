@@ -19,7 +19,7 @@ from jaxalign.data.batches import Collate
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
 from jaxalign.training import setup
-from jaxalign.training.data import load_data
+from jaxalign.training.data import load_data, refuse_stream
 from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Batches, Loop, evaluation
 from jaxalign.training.optimizer import make_optimizer
@@ -85,9 +85,7 @@ def _data(config: DPOConfig, policy: Any, tokenizer: Any, run: Run) -> Dataset:
     return data
 
 
-def _batches(
-    config: DPOConfig, data: Dataset, mesh: Mesh
-) -> tuple[Batches, Collate, Callable]:
+def _batches(config: DPOConfig, data: Dataset, mesh: Mesh) -> tuple[Batches, Collate, Callable]:
     """What the steps take, how examples become a batch, and how a batch is laid out for the loss."""
     form = FORMS[config.loss.name]
     collate, arrange = collate_comparisons, pair_axis
@@ -145,7 +143,7 @@ def train_dpo(
         size = config.train.eval_batch_size or config.train.batch_size
         table = None
         if config.reference_logps == "precomputed" and form.reference:
-            setup.refuse_stream(data, "reference_logps=precomputed")
+            refuse_stream(data, "reference_logps=precomputed")
             table = precomputed_reference(
                 config, run, data, collate, arrange, reference_definition, reference_params, mesh
             )

@@ -22,7 +22,7 @@ from jaxalign.models.heads import HeadConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training import setup
-from jaxalign.training.data import load_data
+from jaxalign.training.data import load_data, refuse_stream
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.packing import packing_of
@@ -204,7 +204,7 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
         packing = config.train.packing
         collate = setup.collate_of(collate, data.train, packing=packing)
         if config.ensemble.size > 1:
-            setup.refuse_stream(data, "ensemble.size")
+            refuse_stream(data, "ensemble.size")
             return train_ensemble(
                 config,
                 run,

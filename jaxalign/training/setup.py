@@ -16,7 +16,6 @@ from jaxalign import models
 from jaxalign.checkpoints.orbax_store import CheckpointStore
 from jaxalign.data import (
     BatchIterator,
-    Dataset,
     Example,
     TokenBatches,
     counted_tokens,
@@ -26,7 +25,6 @@ from jaxalign.data import (
 )
 from jaxalign.data.batches import Collate
 from jaxalign.data.stream import Stream, StreamBatches
-from jaxalign.data.table import lengths_of
 from jaxalign.errors import ConfigError
 from jaxalign.kept_memory import give_back_for
 from jaxalign.mesh import (
@@ -41,6 +39,7 @@ from jaxalign.mesh import (
 from jaxalign.models.folders import model_folder
 from jaxalign.models.lora import LoraConfig, create_adapter
 from jaxalign.runs import Run, RunConfig
+from jaxalign.training.data import row_batches
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.packing import most_segments
 from jaxalign.training.scoring import CausalPolicy, ScalarPolicy
@@ -104,30 +103,6 @@ def start(run: RunConfig, mesh: MeshConfig) -> Mesh:
     random.seed(run.seed)
     np.random.seed(run.seed % 2**32)
     return make_mesh(mesh, devices_of(run.device))
-
-
-def check_context(config: Any, data: Dataset, *, new_tokens: int = 0) -> None:
-    """Every row (and `new_tokens` after each prompt) fits the model's positions.
-
-    Raises:
-      ConfigError: naming the place of the first row that is too long, and the setting that would cut it.
-    """
-    for examples in (data.train, data.validation):
-        over = np.flatnonzero(lengths_of(examples) + new_tokens > config.max_positions)
-        if len(over):
-            check_fits(config, examples[int(over[0])], new_tokens=new_tokens)
-
-
-def check_fits(config: Any, example: Example, *, new_tokens: int = 0) -> None:
-    """As `check_context`, of one example."""
-    longest = int(lengths_of([example])[0]) + new_tokens
-    if longest > config.max_positions:
-        more = f" with sampling.max_new_tokens = {new_tokens}" if new_tokens else ""
-        name = "max_prompt_length" if new_tokens else "max_length"
-        raise ConfigError(
-            f"{example.source}: the row has {longest} tokens{more}, the model's context {config.max_positions}; "
-            f"set data.{name} to {config.max_positions - new_tokens} or less (data.truncation says what happens)"
-        )
 
 
 def load_model(
@@ -326,28 +301,6 @@ def training_batches(
         least=least,
         copies=copies,
     )
-
-
-def row_batches(
-    examples: Sequence[Example], *, batch_size: int, seed: int, collate: Collate
-) -> BatchIterator | StreamBatches:
-    """Batches of so many rows, of examples at hand or of a stream."""
-    if isinstance(examples, Stream):
-        return StreamBatches(examples, batch_size=batch_size, seed=seed, collate=collate)
-    return BatchIterator(examples, batch_size=batch_size, seed=seed, collate=collate)
-
-
-def refuse_stream(data: Dataset, asked_by: str) -> None:
-    """Refuses a stream for what must know all rows beforehand.
-
-    Raises:
-      ConfigError: naming the setting.
-    """
-    if isinstance(data.train, Stream):
-        raise ConfigError(
-            f"{asked_by} must know all rows beforehand, which data.streaming=true reads as they are drawn; set "
-            "data.streaming=false"
-        )
 
 
 def collate_of(collate: Collate, examples: Sequence[Example], *, packing: bool) -> Collate:

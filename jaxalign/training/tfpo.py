@@ -14,7 +14,7 @@ from jaxalign import models
 from jaxalign.data import Dataset, chat_of, collate_comparisons, eval_batches
 from jaxalign.runs import Run
 from jaxalign.training import setup
-from jaxalign.training.data import dated, load_data
+from jaxalign.training.data import dated, load_data, refuse_stream
 from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Loop, evaluation
 from jaxalign.training.pairs import pair_axis
@@ -64,7 +64,7 @@ def _rewarded_data(
     tokenizer = treatment.tokenizer
     shape, seed = treatment.doctor_shape, config.run.seed
     data = load_data(run, config.data, "comparison", tokenizer, shape, seed=seed)
-    setup.refuse_stream(data, "tfpo")
+    refuse_stream(data, "tfpo")
     check_identical(data.counts, config, run)
     chat = chat_of(dated(run, config.data), tokenizer)
     end = completion_end(chat)
