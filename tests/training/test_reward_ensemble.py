@@ -361,7 +361,7 @@ def test_grpo_learns_against_the_mean_less_the_doubt(ensemble, configs, tmp_path
             model=str(ensemble[1].folder), aggregate="mean_minus_std", aggregate_coefficient=0.5
         ),
         sampling=SamplingConfig(max_new_tokens=6, num_samples=4),
-        train=GRPOTrainConfig(updates=12, prompts=8, minibatches=2, score_batch_size=32),
+        train=GRPOTrainConfig(updates=24, prompts=8, minibatches=2, score_batch_size=32),
         optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant"),
         loss=GRPOLossConfig(beta=0.01),
     )
