@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.data import DataConfig, collate_demonstrations, eval_batches, load_dataset
+from jaxalign.data import DataConfig, collate_demonstrations, eval_batches
 from jaxalign.losses import token_mean
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training import setup
+from jaxalign.training.data import load_data
 from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
@@ -71,7 +72,7 @@ class SFTConfig:
 
 
 def sft_loss(policy: CausalPolicy, config: SFTLossConfig):
-    """Builds the loss function of `make_update`: the token mean over the whole batch."""
+    """Builds the loss function of `make_update`: the token mean over the whole batch, by the tokens' weights."""
 
     def loss(params, frozen, batch, key, counts):
         mask = batch["mask"] & batch["valid"][:, None]
@@ -83,6 +84,8 @@ def sft_loss(policy: CausalPolicy, config: SFTLossConfig):
         per_token = -(1.0 - smoothing) * scores.logps - smoothing * scores.mean_logps
         if config.z_loss:
             per_token += config.z_loss * jnp.square(scores.logsumexp)
+        if "weights" in batch:
+            per_token *= batch["weights"]
         metrics = {
             "nll": mean_of(-scores.logps, mask),
             "entropy": mean_of(scores.entropy, mask),
@@ -94,8 +97,9 @@ def sft_loss(policy: CausalPolicy, config: SFTLossConfig):
 
 
 def sft_counts(batch) -> jax.Array:
-    """Counted tokens of the whole batch."""
-    return jnp.sum(batch["mask"] & batch["valid"][:, None], dtype=jnp.float32)
+    """Counted tokens of the whole batch, by their weights."""
+    mask = batch["mask"] & batch["valid"][:, None]
+    return jnp.sum(jnp.where(mask, batch.get("weights", 1.0), 0.0), dtype=jnp.float32)
 
 
 def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) -> TrainResult:
@@ -120,9 +124,8 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
                 config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
             )
         model = with_stops(model, config.data, tokenizer)
-        data = load_dataset(config.data, "demonstration", tokenizer, seed=config.run.seed)
-        setup.check_context(model.config, data)
-        run.add_metadata(data=data.summary(), mesh=dict(mesh.shape))
+        data = load_data(run, config.data, "demonstration", tokenizer, model.config, seed=config.run.seed)
+        run.add_metadata(mesh=dict(mesh.shape))
         policy, trained, frozen = setup.policy_of(model, config.lora, mesh, key=jax.random.fold_in(key, 1))
         parts, packing = config.train.accumulation_steps, config.train.packing
         collate = setup.collate_of(collate_demonstrations, data.train, packing=packing)
@@ -135,7 +138,7 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
         update = make_update(loss, sft_counts, optimizer, accumulation_steps=parts)
         update_key = jax.random.fold_in(key, 3)
         generator = Generator(policy, frozen, config.sampling, tokenizer, jax.random.fold_in(key, 2))
-        prompts = [list(e.prompt_tokens) for e in (data.validation or data.train)[: config.run.sample_rows]]
+        prompts = [list(e.prompt_tokens) for e in data.first(config.run.sample_rows)]
         size = config.train.eval_batch_size or config.train.batch_size
         held_out = evaluation(
             make_evaluation(loss, sft_counts),
