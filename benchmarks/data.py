@@ -2,10 +2,10 @@
 
     python benchmarks/data.py --tokenizer FOLDER --rows 10000 100000 1000000
 
-Writes files of synthetic rows, of about 64 tokens each, and for each starts this script again: cold, so that the file is
-tokenized, and warm, so that it is read from the cache. Seconds are from the start of the process to the first batch of
-training; memory is the highest that the process has held, its workers left out, and of that what files in memory do not
-share with the disk.
+Writes files of synthetic rows, of about 64 tokens each, and for each starts this script again: cold, so that the file
+is tokenized, and warm, so that it is read from the cache. Seconds are from the start of the process to the first batch
+of training; memory is the highest that the process has held, its workers left out, and of that what files in memory do
+not share with the disk.
 """
 
 import argparse
@@ -34,7 +34,10 @@ def write_rows(path: Path, count: int, tokenizer: str, seed: int = 0) -> None:
         if word[:1] == "\u0120" and word[1:].isalpha() and word.isalpha()
     )
     draw = random.Random(seed)
-    some = [" ".join(draw.choices(words, k=24)) for _ in range(4096)]
+    draw.shuffle(words)
+    # As often as in text: the n-th word every 1 / n.
+    often = [1 / (n + 3) for n in range(len(words))]
+    some = [" ".join(draw.choices(words, often, k=24)) for _ in range(4096)]
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             # A number of six digits makes each row new.

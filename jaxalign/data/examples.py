@@ -329,12 +329,12 @@ def _example(draft: Draft, rows: Sequence[Row]) -> Example:
         raise Filtered("chosen equals rejected once trimmed or cut")
     if draft.kind == "ranking" and ids.count(ids[fields["best"]]) > 1:
         raise Filtered("the best candidate equals another once trimmed or cut")
-    weighted = any(weight not in (0.0, 1.0) for row in kept for weight in row.weights)
+    weighted = any(row.weights.count(0.0) + row.weights.count(1.0) < len(row.weights) for row in kept)
     if weighted and draft.kind != "demonstration":
         raise Filtered("weights of turns other than 0 and 1")
     return Example(
         rows=ids,
-        masks=tuple(tuple(weight > 0 for weight in row.weights) for row in kept),
+        masks=tuple(tuple(map(bool, row.weights)) for row in kept),
         prompt_tokens=ids[0][:start],
         truncated=truncated,
         weights=tuple(tuple(row.weights) for row in kept) if weighted else (),
@@ -430,7 +430,9 @@ def _limited(rows: Sequence[Row], limits: Limits) -> tuple[list[Row], int, bool]
 
 
 def _first(weights: Sequence[float]) -> int:
-    return next((i for i, weight in enumerate(weights) if weight > 0), len(weights))
+    start = weights.index(1.0) if 1.0 in weights else len(weights)
+    # Nearly always the first that counts: the others are looked at where something before it does.
+    return next(i for i, weight in enumerate(weights) if weight > 0) if any(weights[:start]) else start
 
 
 def _name(record: Record) -> str:
