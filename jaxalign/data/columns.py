@@ -38,6 +38,10 @@ SCHEMA = pa.schema(
         "note": pa.string(),  # null for none
     }
 )
+# Arrow's names are NumPy's, but for two.
+KINDS = {"float": np.float32, "double": np.float64, "bool": np.bool_} | {
+    name: np.dtype(name) for name in ("int32", "int64", "uint64")
+}
 _ONE_TURN = '[["user",null]]'
 
 
@@ -61,43 +65,90 @@ def batch_of(examples: Sequence[Example], numbers: Sequence[int], path: str) -> 
     weighted = [list(chain.from_iterable(e.weights)) if e.weights else None for e in examples]
     columns = {
         "row": np.asarray(numbers, np.int64),
-        "place": pa.array([e.source[begin:] for e in examples], pa.string()),
-        "ids": _lists(pa.array(ids), sizes),
-        "mask": _lists(pa.array(mask, pa.bool_()), sizes),
-        "weights": _maybe(weighted, pa.list_(pa.float32())),
+        "place": _texts([e.source[begin:] for e in examples]),
+        "ids": _lists(ids, sizes),
+        "mask": _lists(mask, sizes),
+        "weights": _maybe_lists(weighted, np.float32),
         "row_lengths": _lists(
-            pa.array(np.fromiter(chain.from_iterable(lengths), np.int32)), [*map(len, lengths)]
+            np.fromiter(chain.from_iterable(lengths), np.int32),
+            np.fromiter(map(len, lengths), np.int64, len(lengths)),
         ),
         "prompt_length": np.asarray([len(e.prompt_tokens) for e in examples], np.int32),
-        "prompt_ids": _maybe([_own_prompt(e) for e in examples], pa.list_(pa.int32())),
+        "prompt_ids": _maybe_lists([_own_prompt(e) for e in examples], np.int32),
         "length": np.asarray(
             [max(n) if n else len(e.prompt_tokens) for n, e in zip(lengths, examples, strict=True)], np.int32
         ),
         "counted": counted.astype(np.int32),
         "best": np.asarray([e.best for e in examples], np.int32),
         "margin": np.asarray([e.margin for e in examples], np.float64),
-        "labels": _maybe([[float(x) for x in e.labels] or None for e in examples], pa.list_(pa.float64())),
+        "labels": _maybe_lists([[float(x) for x in e.labels] or None for e in examples], np.float64),
         "group": np.asarray([int(e.group or "0", 16) for e in examples], np.uint64),
         "digest": digests[:, 0],
         "digest2": digests[:, 1],
-        "prompt_text": pa.array([e.prompt_text for e in examples], pa.string()),
-        "prompt": _maybe([_prompt_json(e.prompt, e.prompt_text) for e in examples], pa.string()),
-        "columns": _maybe([_json(e.columns) if e.columns else None for e in examples], pa.string()),
-        "truncated": pa.array([e.truncated for e in examples], pa.bool_()),
-        "note": _maybe([e.note or None for e in examples], pa.string()),
+        "prompt_text": _texts([e.prompt_text for e in examples]),
+        "prompt": _texts([_prompt_json(e.prompt, e.prompt_text) for e in examples]),
+        "columns": _texts([_json(e.columns) if e.columns else None for e in examples]),
+        "truncated": np.asarray([e.truncated for e in examples], bool),
+        "note": _texts([e.note or None for e in examples]),
     }
-    arrays = [c if isinstance(c, pa.Array) else pa.array(c, SCHEMA.field(n).type) for n, c in columns.items()]
+    arrays = [_numbers(c) if isinstance(c, np.ndarray) else c for c in columns.values()]
     return pa.record_batch(arrays, schema=SCHEMA)
 
 
-def _lists(values: pa.Array, sizes: Sequence[int] | np.ndarray) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
+# Arrays are built of buffers, and buffers are read: Arrow's own conversions load pandas, which takes a second.
 
 
-def _maybe(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """A column that is mostly null."""
-    return pa.nulls(len(values), kind) if not any(v is not None for v in values) else pa.array(values, kind)
+def _numbers(values: np.ndarray) -> pa.Array:
+    body = np.packbits(values, bitorder="little") if values.dtype == bool else np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(body)])
+
+
+def _lists(values: np.ndarray, sizes: np.ndarray, valid: np.ndarray | None = None) -> pa.Array:
+    child = _numbers(values)
+    buffers = [_bits(valid), pa.py_buffer(_offsets(sizes))]
+    return pa.Array.from_buffers(pa.list_(child.type), len(sizes), buffers, children=[child])
+
+
+def _texts(values: Sequence[str | None]) -> pa.Array:
+    bodies = [b"" if value is None else value.encode() for value in values]
+    sizes = np.fromiter(map(len, bodies), np.int64, len(bodies))
+    valid = np.asarray([value is not None for value in values], bool)
+    buffers = [_bits(valid), pa.py_buffer(_offsets(sizes)), pa.py_buffer(b"".join(bodies))]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
+
+
+def _maybe_lists(values: Sequence[Sequence[Any] | None], kind: Any) -> pa.Array:
+    """A column of lists that is mostly null."""
+    valid = np.asarray([value is not None for value in values], bool)
+    sizes = np.asarray([len(value or ()) for value in values], np.int64)
+    return _lists(np.asarray(list(chain.from_iterable(value or () for value in values)), kind), sizes, valid)
+
+
+def _offsets(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+
+
+def _bits(valid: np.ndarray | None) -> Any:
+    return None if valid is None or valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+
+
+def _array(column: Any) -> np.ndarray:
+    """The values of a column of numbers, what stands for nulls too."""
+    body, begin, count = column.buffers()[1], column.offset, len(column)
+    if body is None:
+        return np.zeros(0, KINDS[str(column.type)])
+    if pa.types.is_boolean(column.type):
+        first = begin // 8
+        bits = np.frombuffer(body, np.uint8)[first : -(-(begin + count) // 8)]
+        return np.unpackbits(bits, bitorder="little")[begin - 8 * first :][:count].astype(bool)
+    return np.frombuffer(body, KINDS[str(column.type)])[begin : begin + count]
+
+
+def _offsets_of(column: Any) -> np.ndarray:
+    """[N + 1], of a column of lists or texts."""
+    body = column.buffers()[1]
+    found = np.zeros(1, np.int32) if body is None or not body.size else np.frombuffer(body, np.int32)
+    return found[column.offset : column.offset + len(column) + 1]
 
 
 def _own_prompt(example: Example) -> Sequence[int] | None:
@@ -166,13 +217,12 @@ class Columns:
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers."""
-        column = self._batch.column(name)
-        return column.to_numpy(zero_copy_only=not pa.types.is_boolean(column.type))
+        return _array(self._batch.column(name))
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(offsets [N + 1], values) of a column of lists without nulls."""
         column = self._batch.column(name)
-        return column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=name != "mask")
+        return _offsets_of(column), _array(column.values)
 
     def some(self, name: str) -> Iterator[tuple[int, Any]]:
         """(index, value) of a column that is mostly null, where it is not."""
@@ -210,7 +260,7 @@ class Columns:
         (starts, lengths), (offsets, ids), mask = self._lengths, self._ids, self._mask
         begin, end = int(offsets[index]), int(offsets[index + 1])
         # Bits are unpacked for this example alone.
-        counts = mask.slice(begin, end - begin).to_numpy(zero_copy_only=False).tolist()
+        counts = _array(mask.slice(begin, end - begin)).tolist()
         tokens = ids[begin:end].tolist()
         weights = self._some("weights", index)
         cuts = np.cumsum(lengths[starts[index] : starts[index + 1]]).tolist()
@@ -269,8 +319,11 @@ class Fingerprint:
         """Takes the next examples."""
         for name, (nulls, *states) in self._states.items():
             column = batch.column(name)
-            nulls.update(column.is_valid().to_numpy(zero_copy_only=False).tobytes())
-            if column.null_count < len(column):
+            missing = column.null_count
+            nulls.update(
+                bytes(len(column)) if missing == len(column) else _array(column.is_valid()).tobytes()
+            )
+            if missing < len(column):
                 for state, values in zip(states, _values(column), strict=True):
                     state.update(values)
 
@@ -284,13 +337,9 @@ def _values(column: Any) -> tuple[bytes, bytes]:
     """Lengths of a column's values, null ones left out, and the values."""
     column = column.drop_null()
     if pa.types.is_list(column.type):
-        sizes = column.value_lengths().to_numpy(zero_copy_only=False)
-        return sizes.tobytes(), column.flatten().to_numpy(zero_copy_only=False).tobytes()
+        offsets = _offsets_of(column)
+        return np.diff(offsets).tobytes(), _array(column.values)[offsets[0] : offsets[-1]].tobytes()
     if pa.types.is_string(column.type):
-        offsets = np.frombuffer(column.buffers()[1], np.int32)[
-            column.offset : column.offset + len(column) + 1
-        ]
-        return np.diff(offsets).tobytes(), bytes(
-            memoryview(column.buffers()[2] or b"")[offsets[0] : offsets[-1]]
-        )
-    return b"", column.to_numpy(zero_copy_only=False).tobytes()
+        offsets, body = _offsets_of(column), memoryview(column.buffers()[2] or b"")
+        return np.diff(offsets).tobytes(), bytes(body[offsets[0] : offsets[-1]])
+    return b"", _array(column).tobytes()

@@ -187,7 +187,7 @@ def _assembled(config: DataConfig, kind: Kind, table: Table, held: int, seed: in
     group = table.numbers("group")
     shared = 0
     if config.validation:
-        shared = len(np.unique(rows[kept & ~validation & np.isin(group, np.unique(group[validation]))]))
+        shared = _number_of(rows, kept & ~validation & np.isin(group, group[validation]))
     elif config.validation_fraction:
         # The group is a hash, so its size is a draw.
         validation = group < np.uint64(config.validation_fraction * 2.0**64)
@@ -198,7 +198,7 @@ def _assembled(config: DataConfig, kind: Kind, table: Table, held: int, seed: in
         counts.filtered["left out by weight"] += _emptied(rows, kept, stays)
         train = np.repeat(train, copies[train])
         kept = stays
-    counts.used = len(np.unique(rows[kept]))
+    counts.used = _number_of(rows, kept)
     _add_notes(counts, table, kept)
     _settle(counts)
     counts.check()
@@ -225,9 +225,16 @@ def _has_any(rows: np.ndarray, marked: np.ndarray) -> np.ndarray:
     return found[rows]
 
 
+def _number_of(rows: np.ndarray, marked: np.ndarray) -> int:
+    """Rows of which some example is marked."""
+    found = np.zeros(len(rows), bool)
+    found[rows[marked]] = True
+    return int(found.sum())
+
+
 def _emptied(rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> int:
     """Rows that had examples before, and have none after."""
-    return len(np.unique(rows[before])) - len(np.unique(rows[after]))
+    return _number_of(rows, before) - _number_of(rows, after)
 
 
 def _distinct(table: Table) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from jaxalign.data.blocks import Block, Tally
-from jaxalign.data.columns import SCHEMA, Columns, Fingerprint
+from jaxalign.data.columns import KINDS, SCHEMA, Columns, Fingerprint
 from jaxalign.data.examples import Example
 from jaxalign.errors import ConfigError
 
@@ -70,8 +70,7 @@ class Store:
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers, copied into memory."""
-        kind = SCHEMA.field(name).type.to_pandas_dtype()
-        whole = np.empty(len(self), kind)
+        whole = np.empty(len(self), KINDS[str(SCHEMA.field(name).type)])
         for block in range(len(self._sizes)):
             whole[self._starts[block] : self._starts[block + 1]] = self._once(block).numbers(name)
         return whole

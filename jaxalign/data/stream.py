@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from jaxalign.data.blocks import Block, Recipe, Tally
+from jaxalign.data.blocks import Recipe, Tally
 from jaxalign.data.chunks import Chunk
 from jaxalign.data.examples import Example
 from jaxalign.data.sources import Sources
@@ -98,10 +98,11 @@ class Stream(Sequence[Example]):
                 self._finish(window)
                 yield window, rows, state.hexdigest()[:16]
                 window, rows, state = number, [], hashlib.sha256()
-            state.update(block.batch.column("digest").to_numpy().tobytes())
-            kept = ~np.isin(block.batch.column("digest").to_numpy(), self._held_digests)
-            self._count(number, block, kept)
             columns = Columns(block.batch, block.path)
+            digests = columns.numbers("digest")
+            state.update(digests.tobytes())
+            kept = ~np.isin(digests, self._held_digests)
+            self._count(number, block.tally, columns.numbers("row"), kept)
             rows += [columns.example(int(place)) for place in np.flatnonzero(kept)]
         self._finish(window)
         yield window, rows, state.hexdigest()[:16]
@@ -123,12 +124,11 @@ class Stream(Sequence[Example]):
             self._recipes[path] = self._sources.recipe(path, self._sources.chunks(path))
         return self._recipes[path]
 
-    def _count(self, number: int, block: Block, kept: np.ndarray) -> None:
+    def _count(self, number: int, tally: Tally, row: np.ndarray, kept: np.ndarray) -> None:
         """Adds what became of a block's rows, unless its window has been counted before."""
         if number < self._counted:
             return
-        self._counting.setdefault(number, Tally()).add(block.tally)
-        row = block.batch.column("row").to_numpy()
+        self._counting.setdefault(number, Tally()).add(tally)
         lost = len(np.unique(row)) - len(np.unique(row[kept]))
         if lost:
             self._counting[number].filtered["repeats a held-out row"] += lost
