@@ -59,11 +59,9 @@ class ChatFormat:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids with which training teaches a model to end its turn; () where nothing ends one."""
-        ends = [*self.end_ids[-1:]]
-        if self.template == "tokenizer":
-            ids = self.encoder.ids(self._rendered.end.strip(), follows=True) if self._rendered.ends else []
-            ends = [*ids[-1:], *ends]
-        return tuple(dict.fromkeys(ends))
+        ends = self._rendered.ends if self.template == "tokenizer" else ()
+        taught = [self.encoder.ids(end, follows=True)[-1] for end in ends]
+        return tuple(dict.fromkeys([*taught, *self.end_ids[-1:]]))
 
     def asked(self, prompt: Prompt) -> RowPlan:
         """A prompt, up to where a completion begins."""
@@ -183,7 +181,7 @@ class ChatFormat:
         """A chat without a chat template; `asks` ends it where the next answer begins."""
         plain = self.template == "plain"
         for turn in turns:
-            for name in ("tool_calls", "reasoning_content"):
+            for name in ("tool_calls", "reasoning_content", "thinking"):
                 if turn.extra.get(name):
                     raise DataError(
                         f"a message has {name}, which only a chat template can write; this is data.template="

@@ -291,8 +291,7 @@ def _chat_drafts(
     written = chat.told(turns)
     asked = turns[: next(i for i, turn in enumerate(turns) if turn.role == "assistant")]
     fields = common | {
-        # Split by how a chat begins, so that its copies with other endings stay together.
-        "group": prompt_group(asked or turns[:1]),
+        "group": prompt_group(turns),
         "prompt": asked,
         "prompt_text": chat.prompt_text(asked) if asked else "",
         "note": written.note,
@@ -325,6 +324,9 @@ def _example(draft: Draft, rows: Sequence[Row]) -> Example:
         kept = [Row(row.ids[: ends[-1] + 1], weights, [])]
         fields["labels"] = fields["labels"][: len(ends)]
     ids = tuple(tuple(row.ids) for row in kept)
+    asked = max(min(_first(row.weights) for row in rows) - drop, 0)
+    if any(row[:asked] != ids[0][:asked] for row in ids):
+        raise Filtered("a template that writes the prompt otherwise for each completion")
     if draft.kind in ("comparison", "label") and len(ids) == 2 and ids[0] == ids[1]:
         raise Filtered("chosen equals rejected once trimmed or cut")
     if draft.kind == "ranking" and ids.count(ids[fields["best"]]) > 1:

@@ -8,7 +8,7 @@ becomes one row as long as what was written stays as it was, and a row for each 
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -49,9 +49,6 @@ class ChatTemplate:
         Raises:
           DataError: the template refuses the turns or leaves out what they say.
         """
-        marked = self._marked(turns)
-        if marked is not None:
-            return [marked], ""
         rows: list[list[Piece]] = []
         done = note = ""
         for index, turn in enumerate(turns):
@@ -75,14 +72,17 @@ class ChatTemplate:
         return rows, note
 
     @cached_property
-    def end(self) -> str:
-        """What ends an answer, up to its first special token; empty where the template writes nothing after it."""
-        return self._tail[0]
+    def ends(self) -> tuple[str, ...]:
+        """The tokens that end an answer, and one that calls a tool where that ends otherwise; () for none."""
+        call = {"type": "function", "function": {"name": PROBE, "arguments": {}}, "id": "0" * 9}
+        called = self._after_probe(Message("assistant", "", extra={"tool_calls": [call]}))
+        found = self._added.findall(self.end)[-1:] + self._specials.findall(called)[-1:]
+        return tuple(dict.fromkeys(found))
 
-    @cached_property
-    def ends(self) -> bool:
-        """Whether a special token ends an answer."""
-        return bool(self._specials.search(self.end))
+    @property
+    def end(self) -> str:
+        """What ends an answer, up to its first token of its own; empty where the template writes nothing after it."""
+        return self._tail[0]
 
     @cached_property
     def marks(self) -> tuple[str, ...]:
@@ -97,19 +97,26 @@ class ChatTemplate:
     @cached_property
     def _tail(self) -> tuple[str, str]:
         """(what ends an answer, what the template writes after that, which is never generated)."""
-        try:
-            tail = self._render((Message("user", "1"), Message("assistant", PROBE)), generation=False)
-        except DataError:
-            return "", ""
-        tail = tail.rpartition(PROBE)[2]
-        found = self._specials.search(tail)
+        tail = self._after_probe(Message("assistant", PROBE))
+        found = self._added.search(tail)
         return (tail[: found.end()], tail[found.end() :]) if found else (tail, "")
+
+    def _after_probe(self, answer: Message) -> str:
+        try:
+            whole = self._render((Message("user", "1"), answer), generation=False)
+        except DataError:
+            return ""
+        return whole.rpartition(PROBE)[2] if PROBE in whole else ""
 
     @cached_property
     def _specials(self) -> re.Pattern[str]:
-        return re.compile(
-            "|".join(map(re.escape, sorted(special_tokens(self.tokenizer), key=len, reverse=True))) or "$^"
-        )
+        return _any_of(special_tokens(self.tokenizer))
+
+    @cached_property
+    def _added(self) -> re.Pattern[str]:
+        """Special tokens, and others that are tokens of their own: some turns end with such a one."""
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        return _any_of(special_tokens(self.tokenizer) | {token for token in added if token.strip()})
 
     @cached_property
     def _text(self) -> str:
@@ -139,23 +146,34 @@ class ChatTemplate:
         return given, answer, note
 
     def _reopened(self, turns: Turns, asked: str, whole: str) -> tuple[str, str, str]:
-        """The same where a template asks with more than it writes before a finished answer (`<think>`, say)."""
-        if not whole.startswith(self._render(turns[:-1], generation=False)):
+        """The same where a template asks with more than it writes before a finished answer (`<think>`, say).
+
+        The model will be asked that way, so an answer goes on from there: with the reasoning that it has, or with none.
+        """
+        base = self._render(turns[:-1], generation=False)
+        if not whole.startswith(base):
             return asked, self._alone(turns[-1]), ""
         pairs = enumerate(zip(asked, whole, strict=False))
-        start = next((i for i, (a, b) in pairs if a != b), min(len(asked), len(whole)))
+        same = next((i for i, (a, b) in pairs if a != b), min(len(asked), len(whole)))
+        # Not within a token: two may begin alike.
+        ends = (found.end() for found in self._specials.finditer(asked, len(base)))
+        start = max([len(base), *(end for end in ends if end <= same)])
         opening = asked[start:]
         content = turns[-1].content.lstrip()
-        if opening.strip() and content.startswith(opening.strip()):
-            # The answer goes on from where the model is asked: what the template would leave out of it stays.
+        if content.startswith(opening.strip()):
             content = content[len(opening.strip()) :]
             if opening.endswith("\n"):
                 content = content.removeprefix("\n")
             return asked, content + self.end, ""
+        tag = re.fullmatch(r"<(\w+)>\s*", opening)
+        if tag is None:
+            raise DataError(
+                f"the chat template asks for answers with {opening.strip()!r}, with which this one does not begin"
+            )
         note = (
-            f"the chat template asks for answers with {opening.strip()!r}, with which this one does not begin"
+            f"answers without reasoning, which the chat template asks for: {tag[0].strip()} is closed at once"
         )
-        return whole[:start], self._without_rest(whole[start:]), note
+        return asked, f"\n</{tag[1]}>\n\n{self._without_rest(whole[start:]).lstrip()}", note
 
     def _alone(self, answer: Message) -> str:
         """An answer as the template writes it in a chat of its own, where answering changes what stands before it."""
@@ -178,54 +196,19 @@ class ChatTemplate:
         finals = [found.end() for found in self._specials.finditer(bare)]
         return bare if finals and finals[-1] == len(bare) else answer
 
-    def _marked(self, turns: Turns) -> list[Piece] | None:
-        """The chat in one row, by the template's own marks of what is generated; None where it has none that fit."""
-        if not re.search(r"\{%-?\s*generation\s*-?%\}", self._text):
-            return None
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        text = self._render(turns, generation=False)
-        rows, tools = self._rows(turns)
-        (marked,), (spans,) = render_jinja_template(
-            conversations=[rows],
-            tools=tools,
-            chat_template=self._dated(self.tokenizer.get_chat_template(None, tools)),
-            return_assistant_tokens_mask=True,
-            add_generation_prompt=False,
-            **self.tokenizer.special_tokens_map,
-        )
-        answers = [turn for turn in turns if turn.role == "assistant"]
-        if marked != text or len(spans) != len(answers):
-            return None
-        pieces, done = [], 0
-        for span, turn in zip(spans, answers, strict=True):
-            start, end = (int(place) for place in span)
-            if turn.weight > 0:
-                self._check_answer(turn, "", text[start:end])
-            pieces += [Piece(text[done:start]), Piece(text[start:end].rstrip("\n"), turn.weight, answer=True)]
-            done = start + len(pieces[-1].text)
-        self._check_whole(turns, text)
-        return pieces
-
     def _check_answer(self, turn: Message, given: str, answer: str) -> None:
-        for name, said in (
-            ("text", turn.content),
-            ("reasoning_content", turn.extra.get("reasoning_content")),
-        ):
-            if isinstance(said, str) and _squeezed(said) not in _squeezed(given + answer):
-                which = "part of an answer" if name == "text" else f"the field {name!r} of an answer"
+        whole = _squeezed(given + answer)
+        for name in ("content", "reasoning_content", "thinking"):
+            said = turn.content if name == "content" else turn.extra.get(name) or ""
+            if _squeezed(said) not in whole:
+                which = "part of an answer" if name == "content" else f"the field {name!r} of an answer"
                 raise DataError(f"the chat template leaves out {which} ({said.strip()[:40]!r})")
-        for call in turn.extra.get("tool_calls") or ():
-            name = _function(call).get("name", "")
-            if str(name) not in answer:
-                raise DataError(f"the chat template leaves out the calls of tools ({name!r})")
+        _check_calls(turn, answer)
 
     def _check_whole(self, turns: Sequence[Message], text: str) -> None:
-        """Every turn but answers must be there: of those a template may leave out reasoning once they are past."""
-        squeezed = ""
+        """Every turn must be there, but for the reasoning of answers that are past."""
+        squeezed = _squeezed(text)
         for turn in turns:
-            if turn.role == "assistant":
-                continue
             if turn.role == "tools":
                 names = [_function(tool).get("name", "") for tool in json.loads(turn.content)]
                 missing = next((name for name in names if str(name) not in text), None)
@@ -234,19 +217,18 @@ class ChatTemplate:
                         f"the chat template leaves out the tools that the row lists ({missing!r}); expected a template "
                         "that takes tools, or data.ignore_columns with their column"
                     )
-            elif turn.role == "tool":
-                # What tools gave may be written as JSON: a word of it tells.
-                word = max(re.findall(r"[A-Za-z0-9]+", turn.content), key=len, default="")
-                if word not in text:
-                    raise DataError(
-                        f"the chat template leaves out a turn of a tool ({turn.content.strip()[:40]!r})"
-                    )
-            else:
-                squeezed = squeezed or _squeezed(text)
-                if _squeezed(turn.content) not in squeezed:
-                    raise DataError(
-                        f"the chat template leaves out a turn of the {turn.role} ({turn.content.strip()[:40]!r})"
-                    )
+                continue
+            said = turn.content
+            if turn.role == "assistant":
+                said = said.rpartition("</think>")[2]
+                _check_calls(turn, text)
+            forms = [said]
+            if turn.role == "tool":  # what tools gave may be written as JSON
+                forms += [json.dumps(said, ensure_ascii=ascii)[1:-1] for ascii in (True, False)]
+            if not any(_squeezed(form) in squeezed for form in forms):
+                raise DataError(
+                    f"the chat template leaves out a turn of the {turn.role} ({said.strip()[:40]!r})"
+                )
 
     def _rows(self, turns: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Any] | None]:
         """(messages, tools) as templates take them."""
@@ -312,6 +294,18 @@ class ChatTemplate:
                 raise
             # Some templates join the arguments of a call to text, as the published rows have them.
             return apply([_with_text_arguments(row) for row in rows])
+
+
+def _check_calls(turn: Message, text: str) -> None:
+    for call in turn.extra.get("tool_calls") or ():
+        name = _function(call).get("name", "")
+        if str(name) not in text:
+            raise DataError(f"the chat template leaves out the calls of tools ({name!r})")
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _squeezed(text: str) -> str:

@@ -243,3 +243,30 @@ CHAT = (*ASKS, Message("assistant", "a"))
 )
 def test_an_example_keeps_its_whole_prompt(chat, record, kind, prompt):
     assert make_example(record, kind, chat, limits(12, 3, "cut_prompt_start")).prompt == prompt
+
+
+def test_candidates_that_are_alike_once_cut_and_weights_that_no_pair_has_are_left_out(chat):
+    twice = Ranking("q", ("abcdef", "abcdxx", "z"), 0)
+    with pytest.raises(Filtered, match="the best candidate equals another once trimmed or cut"):
+        make_example(twice, "ranking", chat, limits(5, truncation="cut_completion"))
+    with pytest.raises(Filtered, match="chosen equals rejected once trimmed or cut"):
+        make_example(
+            Comparison("q", "abcdef", "abcdxx"), "comparison", chat, limits(5, truncation="cut_completion")
+        )
+    half = (Message("assistant", "a", weight=0.5),)
+    with pytest.raises(Filtered, match="weights of turns other than 0 and 1"):
+        make_example(Comparison("q", half, "b"), "comparison", chat, limits())
+
+
+def test_chats_are_grouped_by_what_the_user_says_first(chat):
+    system, greeting = Message("system", "Be kind."), Message("assistant", "Hello!")
+    asked = [
+        (*begin, Message("user", text), Message("assistant", "a"))
+        for text in ("x", "y")
+        for begin in ((), (greeting,), (system,), (system, greeting))
+    ]
+    groups = [
+        make_example(Demonstration(turns, None), "demonstration", chat, limits()).group for turns in asked
+    ]
+    assert len(set(groups[:4])) == len(set(groups[4:])) == 1
+    assert groups[0] != groups[4]

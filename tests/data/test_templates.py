@@ -9,7 +9,6 @@ import re
 import pytest
 
 from jaxalign.data import DataConfig, Message, chat_format, load_dataset
-from jaxalign.data.records import PromptRecord
 from jaxalign.errors import DataError
 from tests.data.conftest import byte_tokenizer
 
@@ -49,7 +48,7 @@ DEFAULT = (
     "<call>{{ c.function.name }} {{ c.function.arguments | tojson }}</call>{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}" + ASKS
 )
-# What is generated stands between marks; earlier answers are shortened all the same.
+# What is generated stands between marks; earlier answers are shortened.
 MARKED = (
     "{% for m in messages %}" + HEAD + "{% if m.role == 'assistant' %}{% generation %}"
     "{{ m.content if loop.last else m.content[:2] }}<|im_end|>\n{% endgeneration %}"
@@ -144,15 +143,25 @@ def test_a_system_turn_that_moves_stands_where_the_model_is_asked():
 
 def test_reasoning_goes_on_from_where_the_template_asks():
     chat = make(OPENS)
-    written = chat.told((U, Message("assistant", "<think>\nhm\n</think>\n\nyo")))
+    thinks, plain = "<think>\nhm\n</think>\n\nyo", "yo"
+    written = chat.told((U, Message("assistant", thinks)))
     assert shown(chat, written.rows) == ["[hi]<|im_start|><think>\n«hm\n</think>\n\nyo<eos>»"]
     assert written.note == ""
     assert chat.prompt_text((U,)) == "hi"
-    plain = chat.told((U, A))
-    assert shown(chat, plain.rows) == ["[hi]<|im_start|>«yo<eos>»"]
+    without = chat.told((U, A))
+    assert shown(chat, without.rows) == ["[hi]<|im_start|><think>\n«\n</think>\n\nyo<eos>»"]
     assert (
-        plain.note == "the chat template asks for answers with '<think>', with which this one does not begin"
+        without.note
+        == "answers without reasoning, which the chat template asks for: <think> is closed at once"
     )
+    # However they are answered, prompts are the same, and begin the rows.
+    prompt = chat.prompt_ids((U,))
+    for answer in (thinks, plain, "<html>", "<the end", "</s>"):
+        assert chat.example((U,), answer).ids[: len(prompt)] == prompt
+    assert shown(chat, chat.answered((U,), "<html>").rows)[0].endswith("</think>\n\n<html><eos>»")
+    asks = OPENS.replace("<think>\n", "Well: ")
+    with pytest.raises(DataError, match="asks for answers with 'Well:', with which this one does not begin"):
+        make(asks).told((U, A))
 
 
 def test_a_chat_that_begins_with_an_answer_does_not_count_what_stands_before_it():
@@ -162,13 +171,11 @@ def test_a_chat_that_begins_with_an_answer_does_not_count_what_stands_before_it(
     ]
 
 
-def test_marks_of_what_is_generated_are_used_where_a_template_has_them():
+def test_marks_of_what_is_generated_are_no_part_of_an_answer():
     assert told(MARKED, U, Message("assistant", "yo"), U2, A2) == [
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n«yo<|im_end|>»"
         "\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n«sure<|im_end|>»"
     ]
-    with pytest.raises(DataError, match="leaves out part of an answer"):
-        told(MARKED, U, Message("assistant", "yonder"), U2, A2)
 
 
 def test_turns_of_weight_0_are_given_and_others_count_by_their_weights():
@@ -202,7 +209,19 @@ LEFT_OUT = [
         "leaves out the field 'reasoning_content' of an answer .'hm'",
     ),
     (MOVES, (U, CALLS, GAVE, A2), "leaves out the calls of tools"),
-    (MOVES, (U, A, GAVE, A2), "leaves out a turn of a tool"),
+    (MOVES, (U, A, GAVE, A2), "leaves out a turn of the tool"),
+    (MOVES, (U, A, Message("tool", "\u6674\u308c"), A2), "leaves out a turn of the tool"),
+    (MARKED, (U, Message("assistant", "yonder"), U2, A2), "leaves out a turn of the assistant .'yonder'"),
+    (
+        CLOSES,
+        (U, Message("assistant", "", weight=0.0, extra={"tool_calls": [CALL]}), U2, A2),
+        "the calls of tools",
+    ),
+    (
+        CLOSES,
+        (U, Message("assistant", "yo", extra={"thinking": "hm"})),
+        "leaves out the field 'thinking' of an answer .'hm'",
+    ),
     (
         "{% for m in messages %}[{{ m.content | upper }}]{% endfor %}",
         (U, A),
@@ -255,7 +274,7 @@ def test_a_developer_speaks_as_the_system_where_a_template_knows_none():
     assert "<|im_start|>developer\nBe kind.<|im_end|>" in line
 
 
-@pytest.mark.parametrize("template", [THINKS, CLOSES, MOVES, DEFAULT, MARKED])
+@pytest.mark.parametrize("template", [THINKS, CLOSES, MOVES, DEFAULT])
 def test_a_conversation_of_three_turns_is_asked_as_the_template_writes_it(template):
     chat = make(template)
     turns = (U, A, U2, A2, Message("user", "bye"))
@@ -274,6 +293,27 @@ def test_stop_ids_are_what_training_teaches(chatml, plain_bytes):
     assert chat_format(chatml, "auto", "<eos>", "", "").stop_ids == (2, 0)
 
 
-def test_a_prompt_record_is_asked_without_its_last_answer():
-    chat = make(CLOSES)
-    assert chat.prompt_ids(PromptRecord((U, A, U2)).prompt)[-1] == chat.prompt_ids("x")[-1]
+def test_a_turn_may_end_with_a_token_that_is_not_special_and_calls_with_one_of_their_own():
+    tokenizer = byte_tokenizer(
+        "{% for m in messages %}{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls[0].function.name }}<eos>"
+        "{% else %}<|done|>\n{% endif %}{% endfor %}"
+    )
+    tokenizer.add_tokens(["<|done|>"])
+    chat = chat_format(tokenizer, "tokenizer", "", "", "")
+    assert chat.stop_ids == (tokenizer.convert_tokens_to_ids("<|done|>"), 0)
+    assert shown(chat, chat.told((U, A)).rows) == ["hi<|done|>\n«yo<|done|>»"]
+
+
+def test_arguments_are_given_as_text_to_a_template_that_joins_them():
+    joins = CLOSES.replace(
+        "{{ m.content }}",
+        "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}",
+    )
+    assert told(joins, U, CALLS)[0].endswith('«weather{"city": "Rome"}<|im_end|>»')
+
+
+def test_calls_in_a_prompt_that_a_template_leaves_out_are_refused():
+    with pytest.raises(DataError, match="leaves out the calls of tools"):
+        make(CLOSES).prompt_ids((U, CALLS, GAVE))
+    with pytest.raises(DataError, match="leaves out the calls of tools"):
+        make(CLOSES).answered((U, CALLS, GAVE), "sure")
