@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -186,7 +186,7 @@ def data(config: CheckConfig, tokenizer: Any = None) -> Iterator[str]:
     from jaxalign.data.table import lengths_of
 
     files = (*config.data.train, *config.data.validation)
-    kind = None if config.kind == "auto" else config.kind
+    kind: Kind | None = None if config.kind == "auto" else cast(Kind, config.kind)
     for path in files:
         glance = Glance(path, config, kind)
         kind = kind or glance.kind
