@@ -181,8 +181,10 @@ def _prompt_json(prompt: Prompt, text: str) -> str | None:
     """Null for the prompt's text; else a list of role, content (null for the text), weight and what else there is."""
     if isinstance(prompt, str):
         return None if prompt == text else _json(prompt)
-    if len(prompt) == 1 and prompt[0] == Message("user", text):
-        return _ONE_TURN
+    if len(prompt) == 1:
+        turn = prompt[0]
+        if turn.role == "user" and turn.content == text and turn.weight == 1.0 and not turn.extra:
+            return _ONE_TURN
     turns = []
     for turn in prompt:
         more = [turn.weight, turn.extra] if turn.extra or turn.weight != 1.0 else []

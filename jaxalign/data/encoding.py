@@ -172,13 +172,19 @@ class Encoder:
             backend = self.tokenizer.backend_tokenizer
             backend.no_truncation()
             backend.no_padding()
-            return [
-                found.ids
-                for start in range(0, len(texts), AT_ONCE)
-                for found in backend.encode_batch_fast(
-                    texts[start : start + AT_ONCE], add_special_tokens=False
+            # The rows of a comparison or ranking share their prompt.
+            once = list(dict.fromkeys(texts))
+            found = [
+                encoded.ids
+                for start in range(0, len(once), AT_ONCE)
+                for encoded in backend.encode_batch_fast(
+                    once[start : start + AT_ONCE], add_special_tokens=False
                 )
             ]
+            if len(once) == len(texts):
+                return found
+            ids = dict(zip(once, found, strict=True))
+            return [ids[text] for text in texts]
         return [
             list(ids)
             for ids in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
