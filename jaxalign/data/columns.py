@@ -60,7 +60,7 @@ def batch_of(examples: Sequence[Example], numbers: Sequence[int], path: str) -> 
     mask = np.frombuffer(b"".join(bytes(mask) for e in examples for mask in e.masks), np.uint8).astype(bool)
     ends = np.cumsum(sizes)
     counted = np.diff(np.concatenate([[0], np.cumsum(mask)])[np.concatenate([[0], ends])])
-    digests = _digests(examples, ids, ends, lengths)
+    digests = _digests(examples, ids, mask, ends, lengths)
     begin = len(path) + 1
     weighted = [list(chain.from_iterable(e.weights)) if e.weights else None for e in examples]
     columns = {
@@ -157,12 +157,20 @@ def _own_prompt(example: Example) -> Sequence[int] | None:
 
 
 def _digests(
-    examples: Sequence[Example], ids: np.ndarray, ends: np.ndarray, lengths: Sequence[Sequence[int]]
+    examples: Sequence[Example],
+    ids: np.ndarray,
+    mask: np.ndarray,
+    ends: np.ndarray,
+    lengths: Sequence[Sequence[int]],
 ) -> np.ndarray:
     """uint64 [N, 2]: 128 bits of what duplicates share, so that no two others are ever taken for them."""
-    found, view, begin = bytearray(), memoryview(ids.tobytes()), 0
+    found, view, marks, begin = bytearray(), memoryview(ids.tobytes()), memoryview(mask.tobytes()), 0
     for example, own, end in zip(examples, lengths, ends.tolist(), strict=True):
         state = hashlib.blake2b(view[4 * begin : 4 * end], digest_size=16)
+        # Equal tokens of which others count train something else.
+        state.update(marks[begin:end])
+        if example.weights:
+            state.update(repr(example.weights).encode())
         if not own:
             state.update(repr(example.prompt_tokens).encode())
         elif len(own) > 1 or example.labels:

@@ -158,8 +158,8 @@ def test_equal_digests_are_told_apart_by_the_other_half(plain_bytes, write, monk
 
 def test_a_row_of_several_examples_is_counted_once(plain_bytes, write):
     rewriting = copy.deepcopy(plain_bytes)
-    content = "{{ m['content'] if loop.last or m['role'] == 'user' else m['content'][:1] }}"
-    rewriting.chat_template = "{% for m in messages %}[{{ m['role'] }}]" + content + "{% endfor %}"
+    mark = "{{ '!' if loop.last and m['role'] == 'assistant' else '' }}"
+    rewriting.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}" + mark + "{% endfor %}"
 
     def chat(*said):
         turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
@@ -279,3 +279,15 @@ WRONG = [
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**settings)
+
+
+def test_chats_of_which_other_answers_count_are_no_duplicates(plain_bytes, write):
+    def chat(weight):
+        turns = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+        rows = [{"role": role, "content": text} for role, text in turns]
+        rows[1]["weight"] = weight
+        return {"messages": rows}
+
+    body = [chat(weight) for weight in (0, 0.5, 1, 1)]
+    data = load(plain_bytes, write(body), validation_fraction=0.0)
+    assert data.counts.summary() == {"read": 4, "used": 3, "filtered": {"duplicate": 1}}
