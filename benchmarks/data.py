@@ -4,8 +4,8 @@
 
 Writes files of synthetic rows, of about 64 tokens each, and for each starts this script again: cold, so that the file
 is tokenized, and warm, so that it is read from the cache. Seconds are from the start of the process to the first batch
-of training; memory is the highest that the process has held, its workers left out, and of that what files in memory do
-not share with the disk.
+of training, seconds of a processor (of the cold start) those of its workers too. Memory is the most that the process
+itself has held in both, its workers left out: anonymous is its own, files are pages that the system may take back.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def first_batch(path: str, tokenizer: str, cache: str, workers: int, template: s
     from jaxalign import models
     from jaxalign.data import BatchIterator, DataConfig, collate_demonstrations, load_dataset
 
+    peak = Peak()
     config = DataConfig(
         train=(path,), cache=cache, workers=workers, validation_fraction=0.01, template=template
     )
@@ -63,17 +65,35 @@ def first_batch(path: str, tokenizer: str, cache: str, workers: int, template: s
     begun = time.perf_counter()
     for _ in range(50):
         batches.next()
-    held = memory()
+    peak.done.set()
+    peak.join()
     return {
         "rows": data.counts.read,
         "examples": len(data.train) + len(data.validation),
         "tokens": float(batch["lengths"].mean()),
         "seconds": ready,
+        "cpu": sum(
+            resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        ),
         "batch_ms": 20 * (time.perf_counter() - begun),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "anonymous_mib": held["RssAnon"] / 1024,
-        "file_mib": held["RssFile"] / 1024,
+        "anonymous_mib": peak.most["RssAnon"] / 1024,
+        "file_mib": peak.most["RssFile"] / 1024,
     }
+
+
+class Peak(threading.Thread):
+    """Watches what the process holds."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.done, self.most = threading.Event(), dict.fromkeys(("RssAnon", "RssFile"), 0)
+        self.start()
+
+    def run(self) -> None:
+        """Looks twenty times a second."""
+        while not self.done.wait(0.05):
+            held = memory()
+            self.most = {name: max(most, held[name]) for name, most in self.most.items()}
 
 
 def memory() -> dict[str, int]:
@@ -112,7 +132,9 @@ def main() -> None:
             )
         )
         return
-    print("      rows  tokens  cold s  rows/s  warm s  batch ms  peak MiB  anonymous  of files  disk B/row")
+    print(
+        "      rows  tokens  cold s   cpu s  rows/s  warm s  batch ms  anonymous MiB  files MiB  disk B/row"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         for count in asked.rows:
             folder = Path(asked.folder or temporary) / str(count)
@@ -132,10 +154,11 @@ def main() -> None:
             ]
             cold, warm = (measured(*options, "--one", str(path), str(cache)) for _ in range(2))
             size = sum(file.stat().st_size for file in (cache / "data").glob("*.arrow"))
+            anonymous, files = (max(cold[n], warm[n]) for n in ("anonymous_mib", "file_mib"))
             print(
-                f"{count:10,d} {cold['tokens']:7.1f} {cold['seconds']:7.1f} {count / cold['seconds']:7,.0f} "
-                f"{warm['seconds']:7.1f} {warm['batch_ms']:9.2f} {cold['peak_mib']:9.0f} {warm['anonymous_mib']:10.0f} "
-                f"{warm['file_mib']:9.0f} {size / count:11.0f}",
+                f"{count:10,d} {cold['tokens']:7.1f} {cold['seconds']:7.1f} {cold['cpu']:7.1f} "
+                f"{count / cold['seconds']:7,.0f} {warm['seconds']:7.1f} {warm['batch_ms']:9.2f} {anonymous:14.0f} "
+                f"{files:10.0f} {size / count:11.0f}",
                 flush=True,
             )
 
