@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.data.asking import asked, options_of
+from jaxalign.data.asking import answered_by, as_turns, asked, options_of
 from jaxalign.data.fields import (
     BadRow,
     Fields,
@@ -17,7 +17,6 @@ from jaxalign.data.fields import (
 )
 from jaxalign.data.layouts import Format, Options, Read
 from jaxalign.data.records import (
-    Completion,
     Demonstration,
     Message,
     Prompt,
@@ -58,37 +57,35 @@ def _answered(ask: str, answer: str) -> Read:
     """Reads a prompt and its answer, each as text or as turns."""
 
     def read(row: Fields, options: Options) -> Record:
-        del options
         prompt, value = asked(row, ask), row[answer]
-        if isinstance(value, str) and not (isinstance(prompt, tuple) and turns_in(value)):
+        if isinstance(value, str) and not turns_in(value):
             return Demonstration(prompt, value)
         if not isinstance(value, (list, tuple, str)):
             raise BadRow(f"field {answer!r}: expected text, got {kind_name(value)}")
-        return Demonstration((*_given(prompt), *messages(value, answer, row)), None)
+        prompt, turns = answered_by(prompt, messages(value, answer, row), ask, answer, options)
+        return Demonstration((*_given(prompt), *turns), None)
 
     return read
 
 
 def _given(prompt: Prompt) -> Turns:
     """A prompt's turns, whose own answers are not to be learned."""
-    if isinstance(prompt, str):
-        return (Message("user", prompt),) if prompt else ()
-    return tuple(Message(m.role, m.content, 0.0, m.extra) if m.role == "assistant" else m for m in prompt)
+    turns = as_turns(prompt)
+    return tuple(Message(m.role, m.content, 0.0, m.extra) if m.role == "assistant" else m for m in turns)
 
 
 def _labelled(ask: str, answer: str) -> Read:
     """Reads a prompt, its answer and whether that is good."""
 
     def read(row: Fields, options: Options) -> Record:
-        del options
         prompt, value = asked(row, ask), row[answer]
         good = label(row, first_of(row, "label", "kto_tag"))
-        completion: Completion = text(row, answer) if not isinstance(value, list) else ()
-        if isinstance(value, list):
-            turns = messages(value, answer, row)
-            check_answered(turns, answer)
-            completion = completion_of(turns)
-        return Rating(prompt, completion, None, good)
+        if not isinstance(value, list) and not (isinstance(value, str) and turns_in(value)):
+            return Rating(prompt, text(row, answer), None, good)
+        turns = messages(value, answer, row)
+        check_answered(turns, answer)
+        prompt, turns = answered_by(prompt, turns, ask, answer, options)
+        return Rating(prompt, completion_of(turns), None, good)
 
     return read
 

@@ -1,12 +1,22 @@
 """What is asked, from all the columns that say a part of it."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.data.fields import BadRow, Fields, is_empty, kind_name, listed, text
+from jaxalign.data.layouts import Options
 from jaxalign.data.records import Demonstration, Message, Prompt, Record, Text, Turns
-from jaxalign.data.turns import extra_id_turns, from_json, messages, pairs_of_turns, transcript_turns
+from jaxalign.data.turns import (
+    check_value,
+    extra_id_turns,
+    from_json,
+    messages,
+    pairs_of_turns,
+    transcript_turns,
+    turns_in,
+)
 
 SYSTEM = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
@@ -22,13 +32,13 @@ def asked(row: Fields, name: str) -> Prompt:
     """The prompt that a field holds, with the columns that belong to it.
 
     After an instruction comes its input or context; before a question comes its context or passage, after it the
-    options to choose from. A prompt stands as it is, as text or as turns.
+    options to choose from. A prompt stands as it is, as text or as turns, which csv files hold as JSON.
 
     Raises:
       BadRow: neither text nor turns.
     """
     value = row[name]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or turns_in(value):
         return messages(value, name, row)
     if name == "prompt":
         return extra_id_turns(value) if "<extra_id_1>" in value else value
@@ -132,6 +142,7 @@ def functions(row: Fields, names: Sequence[str]) -> list[Message]:
         found = [found] if isinstance(found, Mapping) else found
         if not isinstance(found, list) or not all(isinstance(f, Mapping) for f in found):
             raise BadRow(f"field {name!r}: expected a list of functions, or JSON of one")
+        check_value(found, f"field {name!r}")
         if name == "functions":
             found = [f if "function" in f else {"type": "function", "function": f} for f in found]
         if found:
@@ -157,8 +168,114 @@ def _turns(prompt: Prompt, human: str, assistant: str) -> Turns:
         turns = transcript_turns(prompt, human, assistant)
         if turns and turns[-1] == Message("assistant", ""):
             return turns[:-1]
-    return (Message("user", prompt),) if prompt else ()
+    return as_turns(prompt)
 
 
 def _blank(value: Any) -> bool:
     return is_empty(value) or (isinstance(value, str) and not value.strip())
+
+
+_OPENING = ("system", "developer", "tools")
+# What is left of a prompt as text once its turns are taken out: the marks between them.
+_MARKS = re.compile(
+    r"(?:human|user|assistant|system|model|question|answer|instruction|response|input|inst|sys|bos|eos|im_start|im_end"
+    r"|begin_of_text|endoftext|start_header_id|end_header_id|eot_id|start_of_turn|end_of_turn|s(?=>)|\W)*",
+    re.IGNORECASE,
+)
+
+
+def joined(prompt: Prompt, before: Turns, name: str, answer: str, options: Options) -> Turns:
+    """A prompt with the turns that stand before an answer, which may repeat it or a part of it.
+
+    Args:
+      prompt: what the row asks; empty where only the turns say it.
+      before: the turns.
+      name, answer: the fields of both.
+      options: markers of transcripts.
+
+    Raises:
+      BadRow: the two ask different things, or there is neither.
+    """
+    if not prompt and not before:
+        raise BadRow(f"field {answer!r}: expected the user's turn before the answer, or a field 'prompt'")
+    if not prompt or (isinstance(prompt, str) and _asks(before) and _repeats(prompt, before, options)):
+        return before
+    turns = as_turns(prompt)
+    if place_of(turns, before) >= 0:
+        return before
+    if all(turn.role in _OPENING for turn in before) and place_of(before, turns) >= 0:
+        return turns
+    for size in range(min(len(turns), len(before)), 0, -1):
+        if all(map(_same, turns[-size:], before)):
+            return (*turns[:-size], *before)
+    if (_asks(turns) and _asks(before)) or (_opens(turns) and _opens(before)):
+        raise BadRow(f"field {name!r}: expected the prompt that the turns of {answer!r} repeat, got another")
+    opening = _opens(before)
+    return (*before[:opening], *turns, *before[opening:])
+
+
+def answered_by(
+    prompt: Prompt, turns: Turns, name: str, answer: str, options: Options
+) -> tuple[Prompt, Turns]:
+    """(the prompt, the answer's turns), where an answer given as turns may repeat the prompt.
+
+    Raises:
+      BadRow: it begins with another prompt.
+    """
+    lead = next((i for i, turn in enumerate(turns) if turn.role == "assistant"), len(turns))
+    if not lead:
+        return prompt, turns
+    asks = as_turns(prompt)
+    place = place_of(asks, turns[:-1]) if asks else -1
+    if place >= 0:
+        end = place + len(asks)
+        lead = next((i for i in range(end, len(turns)) if turns[i].role == "assistant"), len(turns))
+        return turns[:lead], turns[lead:]
+    return joined(prompt, turns[:lead], name, answer, options), turns[lead:]
+
+
+def as_turns(prompt: Prompt) -> Turns:
+    """A prompt as turns: text is the user's."""
+    if isinstance(prompt, tuple):
+        return prompt
+    return (Message("user", prompt),) if prompt else ()
+
+
+def place_of(part: Turns, whole: Turns) -> int:
+    """Where some turns last stand in others, told by role and text; -1 where they do not."""
+    places = range(len(whole) - len(part), -1, -1)
+    return next((i for i in places if all(map(_same, part, whole[i : i + len(part)]))), -1)
+
+
+def _same(one: Message, other: Message) -> bool:
+    calls = one.extra.get("tool_calls"), other.extra.get("tool_calls")
+    return one.role == other.role and one.content.strip() == other.content.strip() and calls[0] == calls[1]
+
+
+def _asks(turns: Turns) -> bool:
+    return any(turn.role == "user" for turn in turns)
+
+
+def _opens(turns: Turns) -> int:
+    """How many turns stand before the dialogue itself."""
+    return next((i for i, turn in enumerate(turns) if turn.role not in _OPENING), len(turns))
+
+
+def _repeats(prompt: str, before: Turns, options: Options) -> bool:
+    """Whether turns say a prompt that is text, which may lack their spaces or mark each of them."""
+    plain = _plain(prompt)
+    said = [_plain(turn.content) for turn in before]
+    if any(plain in words for words, turn in zip(said, before, strict=True) if turn.role == "user"):
+        return True
+    marked = transcript_turns(prompt, options.human, options.assistant)
+    if marked and "".join(_plain(turn.content) for turn in marked) == "".join(said):
+        return True
+    rest = plain
+    for words in sorted(said, key=len, reverse=True):
+        rest = rest.replace(words, " ", 1) if words else rest
+    return rest != plain and _MARKS.fullmatch(rest) is not None
+
+
+def _plain(value: str) -> str:
+    """Text without its spaces: files that repeat a prompt often trim it."""
+    return re.sub(r"\s+", "", value)

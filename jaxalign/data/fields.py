@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 PROMPT_NAMES = frozenset(
@@ -105,7 +105,7 @@ def says_more(name: str, *, answers: bool, prompts_only: bool) -> str:
       prompts_only: only prompts are wanted; what belongs to an answer goes to the reward functions.
     """
     plain = re.sub(r"[- ]", "_", name.rpartition(".")[2].lower())
-    if plain in PROMPT_NAMES or _MEDIA.fullmatch(plain):
+    if plain in PROMPT_NAMES or is_media(plain):
         return "a part of the prompt"
     if prompts_only:
         return ""
@@ -114,6 +114,11 @@ def says_more(name: str, *, answers: bool, prompts_only: bool) -> str:
     if _SEVERAL.fullmatch(plain) or (answers and plain not in _REFERENCES and _ANSWER.fullmatch(plain)):
         return "an answer"
     return ""
+
+
+def is_media(name: str) -> bool:
+    """Whether a column, or a mark in a text such as `<image>`, is named for images, sound or video."""
+    return _MEDIA.fullmatch(name.strip("<>").lower()) is not None
 
 
 def kind_name(value: Any) -> str:
@@ -190,6 +195,20 @@ def reach(row: Mapping[str, Any], path: str) -> Any:
         else:
             raise KeyError(part)
     return value
+
+
+def beside(value: Any, name: str, taken: Collection[str]) -> dict[str, Any]:
+    """What stands in a column beside some dotted paths into it, by paths of its own: `meta.system`, `turns.1`."""
+    found: dict[str, Any] = {}
+    for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+        path = f"{name}.{key}"
+        if path in taken:
+            continue
+        if any(other.startswith(f"{path}.") for other in taken):
+            found |= beside(part, path, taken)
+        else:
+            found[path] = part
+    return found
 
 
 def listed(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxalign.data.answer_formats import ANSWERS
 from jaxalign.data.asking import SHARED, add_shared
-from jaxalign.data.fields import BadRow, Fields, Refused, Unusable, left_of, says_more
+from jaxalign.data.fields import BadRow, Fields, Refused, Unusable, is_media, left_of, says_more
 from jaxalign.data.layouts import Format, Options
 from jaxalign.data.preference_formats import PREFERENCES
 from jaxalign.data.records import PromptRecord, Record, Text
@@ -133,7 +133,33 @@ def read_row(form: Format, row: Fields, options: Options) -> Record:
     record = form.read(row, options)
     if not SHARED.isdisjoint(row.row):
         add_shared(record, row, options.human, options.assistant)
+    _look_for_media(record, row)
     return record
+
+
+_MARK = re.compile(r"<(?:image|video|audio)>")
+_FILES = frozenset(("file_name", "file_names", "filename", "filenames"))
+# On a line of their own, at the beginning or the end of what the user says.
+_ALONE = re.compile(rf"\s*{_MARK.pattern}(?:[ \t]*{_MARK.pattern})*[ \t]*(?:\r?\n|\Z)")
+_LAST = re.compile(rf"\n[ \t]*{_MARK.pattern}(?:[ \t]*{_MARK.pattern})*\s*\Z")
+
+
+def _look_for_media(record: Record, row: Fields) -> None:
+    """Tells of a mark that stands for an image, a video or sound; elsewhere it may be text as any other."""
+    if isinstance(record, Text):
+        said = [record.text]
+    elif isinstance(record.prompt, str):
+        said = [record.prompt]
+    else:
+        said = [turn.content for turn in record.prompt if turn.role == "user"]
+    for words in said:
+        mark = _MARK.search(words) if "<" in words else None
+        if mark is None:
+            continue
+        beside = any(is_media(name) or name.lower() in _FILES for name in row.row)
+        alone = not isinstance(record, Text) and (_ALONE.match(words) or _LAST.search(words))
+        if beside or alone:
+            row.inside[mark.group()] = words
 
 
 def left_unread(row: Fields) -> dict[str, Any]:

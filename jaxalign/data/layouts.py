@@ -41,7 +41,7 @@ class Format:
       test: a further test for detection, where names alone do not tell.
       answers: fields that hold the answer; a run that wants prompts hands them to its reward functions.
       redundant: columns that say again, or more finely, what is read.
-      says: the field whose score a demonstration would ignore.
+      says: the field whose score a demonstration would ignore; in `data.ignore_columns` it means that all are taken.
     """
 
     fields: tuple[str, ...]

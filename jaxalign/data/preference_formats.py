@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.data.asking import asked, functions
+from jaxalign.data.asking import asked, functions, joined
 from jaxalign.data.fields import BadRow, Fields, Unusable, index_below, is_label, label, left_of, number, text
 from jaxalign.data.layouts import Format, Options, Read
 from jaxalign.data.records import Comparison, Completion, Message, Prompt, Record, Turns
@@ -16,7 +16,6 @@ from jaxalign.data.turns import (
     from_json,
     messages,
     transcript,
-    transcript_turns,
     turns_in,
 )
 
@@ -65,7 +64,10 @@ def parted(chosen: Turns, rejected: Turns) -> tuple[Turns, Completion, Completio
     check_answered(chosen, "chosen")
     check_answered(rejected, "rejected")
     common = 0
-    while common < min(len(chosen), len(rejected)) and chosen[common] == rejected[common]:
+    for one, other in zip(chosen, rejected, strict=False):
+        # What an answer counts says nothing where it is asked upon.
+        if (one.role, one.content, one.extra) != (other.role, other.content, other.extra):
+            break
         common += 1
     if common == len(chosen) == len(rejected):
         raise Unusable("chosen equals rejected")
@@ -87,39 +89,9 @@ def preference(ask: str) -> Read:
         before, one, other = parted(turns, messages(row["rejected"], "rejected", row))
         _look_at_copies(row, turns)
         prompt = asked(row, ask) if row.peek(ask) not in (None, "", []) else ()
-        return pair(row, _joined(prompt, before, ask, options), one, other)
+        return pair(row, joined(prompt, before, ask, "chosen", options), one, other)
 
     return read
-
-
-def _joined(prompt: Prompt, before: Turns, name: str, options: Options) -> Turns:
-    """A prompt followed by the turns before the answers, which may repeat it or a part of it."""
-    if not prompt:
-        if not before:
-            raise BadRow("field 'chosen': expected the user's turn before the answer, or a field 'prompt'")
-        return before
-    if isinstance(prompt, tuple):
-        for size in range(min(len(prompt), len(before)), -1, -1):
-            if prompt[len(prompt) - size :] == before[:size]:
-                return (*prompt, *before[size:])
-        raise AssertionError("no turns in common is one of the sizes")
-    if not before:
-        return (Message("user", prompt),)
-    if any(turn.content == prompt for turn in before):
-        return before
-    plain = _plain(prompt)
-    said = [_plain(turn.content) for turn in before]
-    whole = _plain(
-        "".join(turn.content for turn in transcript_turns(prompt, options.human, options.assistant))
-    )
-    if any(plain in turn or (turn and turn in plain) for turn in said) or (whole and whole == "".join(said)):
-        return before
-    raise BadRow(f"field {name!r}: expected the prompt that the turns of 'chosen' repeat, got another text")
-
-
-def _plain(value: str) -> str:
-    """Text without its spaces: files that repeat a prompt often trim it."""
-    return re.sub(r"\s+", "", value)
 
 
 def _look_at_copies(row: Fields, chosen: Turns) -> None:
@@ -137,7 +109,7 @@ def _preference_chat(row: Fields, options: Options) -> Record:
     chosen = messages(row["chosen"], "chosen", row)
     before, one, other = parted(chosen, messages(row["rejected"], "rejected", row))
     _look_at_copies(row, chosen)
-    return pair(row, _joined("", before, "prompt", options), one, other)
+    return pair(row, joined("", before, "prompt", "chosen", options), one, other)
 
 
 def _hh(row: Fields, options: Options) -> Record:
@@ -157,14 +129,12 @@ def _pku(row: Fields, options: Options) -> Record:
 
 
 def _sharegpt_pair(row: Fields, options: Options) -> Record:
-    del options
     prompt = messages(row["conversations"], "conversations", row)
     before, one, other = parted(*(messages(row[name], name, row) for name in ("chosen", "rejected")))
-    return pair(row, (*prompt, *before), one, other)
+    return pair(row, joined(prompt, before, "conversations", "chosen", options), one, other)
 
 
 def _openai_pair(row: Fields, options: Options) -> Record:
-    del options
     given = row["input"]
     inner = Fields(given if isinstance(given, Mapping) else {})
     prompt = messages(inner.get("messages"), "input.messages", row)
@@ -172,7 +142,8 @@ def _openai_pair(row: Fields, options: Options) -> Record:
     row.inside.update((f"input.{key}", value) for key, value in left_of(inner).items())
     sides = [messages(row[name], name, row) for name in ("preferred_output", "non_preferred_output")]
     before, one, other = parted(*sides)
-    return pair(row, (*tools, *prompt, *before), one, other)
+    asks = joined(prompt, before, "input.messages", "preferred_output", options)
+    return pair(row, (*tools, *asks), one, other)
 
 
 def _rejected_beside(row: Fields, options: Options) -> Record:

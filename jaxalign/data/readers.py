@@ -1,15 +1,15 @@
 """Rows to records: strict by default, everything counted."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxalign.data.config import DataConfig, Kind
-from jaxalign.data.fields import BadRow, Fields, Refused, Unusable, is_empty, reach
+from jaxalign.data.fields import BadRow, Fields, Refused, Unusable, beside, is_empty, reach
 from jaxalign.data.files import rows_of
 from jaxalign.data.formats import FORMATS, format_of, meaning, read_row, reads_no_answer, would_leave
-from jaxalign.data.layouts import Options
+from jaxalign.data.layouts import Format, Options
 from jaxalign.data.records import Comparison, Ranking, Rating, Record
 from jaxalign.data.scores import score_in
 from jaxalign.errors import DataError, ModelError
@@ -141,6 +141,7 @@ class FileReader:
         self._reading, self._kind = reading, kind
         self._options = _told(reading, kind)
         self._needed = tuple(tuple(spec.split("|")) for spec in FORMATS[format_name].fields)
+        self._read_anyway = read_anyway(FORMATS[format_name], reading)
         self._meanings: dict[tuple[str, bool], str] = {}
         self._filtered_by = filter_columns(reading)
         self._allowed = frozenset((*reading.ignore_columns, *self._filtered_by))
@@ -158,7 +159,7 @@ class FileReader:
           Unusable: it is left out; the message is the reason it is counted under.
         """
         reading, form = self._reading, FORMATS[self.format_name]
-        own = prepared(row, reading) if self._prepares else row
+        own = prepared(row, reading, self._read_anyway) if self._prepares else row
         for names in self._needed:
             if names[0] not in own and not any(name in own for name in names[1:]):
                 raise BadRow(f"expected the field {names[0]!r} of the format {self.format_name}")
@@ -170,7 +171,9 @@ class FileReader:
             self._check_score(record, row, own)
         columns = self._unread_of(fields, record)
         if reading.ignore_columns:
-            columns.update((name, row[name]) for name in reading.ignore_columns if name in row)
+            for name in reading.ignore_columns:
+                if name in row or found(name, row) is not None:
+                    columns[name] = reach(row, name)
         if self._kind is not None:
             record = self._as_wanted(record)
             if self._kind == "prompt":
@@ -221,8 +224,10 @@ class FileReader:
 
     def _check_score(self, record: Record, row: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         assert self._reading.min_score is not None
-        value = found(self._reading.score_field, own, row)
-        score = record.score if isinstance(record, Rating) and record.score is not None else score_in(value)
+        name = self._reading.score_field
+        value = found(name, own, row)
+        own_score = record.score if isinstance(record, Rating) and name == "score" else None
+        score = own_score if value is None else score_in(value)
         if score is None:
             raise Unusable("unscored")
         if score < self._reading.min_score:
@@ -232,7 +237,8 @@ class FileReader:
         """The record for its kind: of a ranking with scores the best and the worst, for comparisons."""
         if self._kind == "demonstration" and isinstance(record, Rating) and record.label is None:
             says = FORMATS[self.format_name].says
-            if self._reading.min_score is None and says not in self._reading.keep:
+            named = (*self._reading.keep, *self._reading.ignore_columns)
+            if self._reading.min_score is None and says not in named:
                 raise Refused(
                     f"column {says!r} says how good the answer is, and all answers would be imitated: set "
                     f"data.min_score or data.keep to choose, or name it in data.ignore_columns to take all"
@@ -266,8 +272,22 @@ def filter_columns(reading: Reading) -> frozenset[str]:
     return frozenset((*names, *(name.partition(".")[0] for name in names)))
 
 
-def prepared(row: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+def read_anyway(form: Format, reading: Reading) -> frozenset[str]:
+    """Fields that a format of rated answers reads though they are ignored: that is how a user takes all answers."""
+    if not form.says or form.says not in reading.ignore_columns:
+        return frozenset()
+    return frozenset(name for spec in form.fields for name in spec.split("|")).difference(reading.columns)
+
+
+def prepared(row: Mapping[str, Any], reading: Reading, read_anyway: Collection[str] = ()) -> dict[str, Any]:
     """A row under our names, without the columns that are to be ignored.
+
+    Of a column that `data.columns` reaches into, what is not mapped stands under its own dotted path.
+
+    Args:
+      row: under the names of the file.
+      reading: settings.
+      read_anyway: ignored columns that stay.
 
     Raises:
       BadRow: a column that the row lacks.
@@ -282,10 +302,19 @@ def prepared(row: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
             raise BadRow(
                 f"data.columns: {ours}: there is no {theirs!r} (no {part.args[0]!r}); the columns are {named}"
             ) from None
+    into = set()
     for theirs in reading.columns.values():
-        own.pop(theirs if theirs in row else theirs.partition(".")[0], None)
+        if theirs not in row:
+            into.add(theirs.partition(".")[0])
+        own.pop(theirs, None)
+    for name in into.intersection(own):
+        own |= beside(own.pop(name), name, set(reading.columns.values()))
     for name in reading.ignore_columns:
-        own.pop(name, None)
+        if name not in read_anyway:
+            own.pop(name, None)
+        if into:
+            for path in [path for path in own if path.startswith(f"{name}.")]:
+                del own[path]
     for name, value in mapped.items():
         if not is_empty(own.get(name)):
             raise BadRow(
@@ -352,7 +381,8 @@ def reader_for(
         name = reading.format
         if name == "auto":
             allowed = filter_columns(reading).union(reading.ignore_columns)
-            name = format_of(prepared(row, reading), _told(reading, kind), allowed)
+            name = _rated(row, reading) or format_of(prepared(row, reading), _told(reading, kind), allowed)
+        _check_score_field(row, reading, FORMATS[name])
     except BadRow as error:
         raise DataError(f"{place}: {error}") from None
     reader = FileReader(path, name, reading, kind=kind)
@@ -364,6 +394,27 @@ def reader_for(
         pass  # counted, or refused, when it is read
     reader.unread.clear()
     return reader
+
+
+def _rated(row: Mapping[str, Any], reading: Reading) -> str:
+    """The format of rated answers that a row has, where the user said to take all of them; else nothing."""
+    for name, form in FORMATS.items():
+        kept = read_anyway(form, reading)
+        if kept:
+            own = prepared(row, reading, kept)
+            if not form.missing(own) and form.test(own):
+                return name
+    return ""
+
+
+def _check_score_field(row: Mapping[str, Any], reading: Reading, form: Format) -> None:
+    """Raises BadRow where rows are chosen by a score that they do not have."""
+    name = reading.score_field
+    if reading.min_score is None or (form.says and name == "score"):
+        return
+    if name not in row and name not in reading.columns and found(name, row) is None:
+        columns = ", ".join(map(str, row))
+        raise BadRow(f"data.score_field: there is no column {name!r}; the columns are {columns}")
 
 
 def read_records(

@@ -8,6 +8,7 @@ from jaxalign.data.asking import asked
 from jaxalign.data.fields import (
     BadRow,
     Fields,
+    Refused,
     Unusable,
     first_of,
     index_below,
@@ -65,9 +66,11 @@ def _ultrafeedback(row: Fields, options: Options) -> Record:
         raise BadRow("field 'completions': expected a list of objects with response and scores")
     if len(completions) < 2:
         raise Unusable("one answer, so nothing to compare")
-    name = next(
-        (n for n in (options.score_field, "fine-grained_score", "overall_score") if n in completions[0]), ""
-    )
+    named = options.score_field
+    if named != "score" and named not in completions[0]:
+        there = ", ".join(map(str, completions[0]))
+        raise Refused(f"data.score_field: there is no {named!r} in 'completions', which have {there}")
+    name = next((n for n in (named, "fine-grained_score", "overall_score") if n in completions[0]), "")
     answers, scores = [], []
     for place, completion in enumerate(completions):
         answers.append(text(completion, "response"))

@@ -1,6 +1,7 @@
 """Turns of chats in the ways that files write them: lists of messages, marked text, calls of tools."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +17,12 @@ ROLES = {
 }  # fmt: skip
 
 # Kept beside a turn's text, for the chat template.
-_EXTRA = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
+_REASONING = ("reasoning_content", "thinking")
+_EXTRA = ("tool_calls", "tool_call_id", "name", *_REASONING)
 _KNOWN = frozenset((*_EXTRA, "role", "from", "content", "value", "weight", "train", "loss", "function_call"))
+
+_JSON_OBJECTS = re.compile(r"\s*\[\s*\{")
+_DEEPEST = 100
 
 
 def messages(value: Any, name: str, row: Fields | None = None) -> Turns:
@@ -31,7 +36,7 @@ def messages(value: Any, name: str, row: Fields | None = None) -> Turns:
     Raises:
       BadRow: not a list of turns, an unknown role, no text, or something other than text.
     """
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
+    if isinstance(value, str) and _JSON_OBJECTS.match(value):
         value = from_json(value, name)
     if isinstance(value, Mapping):
         value = [value] if isinstance(value.get("role", value.get("from")), str) else listed(value)
@@ -42,21 +47,26 @@ def messages(value: Any, name: str, row: Fields | None = None) -> Turns:
 
 def turns_in(value: str) -> list[Any] | None:
     """The list of turns that a text is JSON of; None for any other text, JSON of something else too."""
-    if not value.lstrip().startswith("[{"):
+    if not _JSON_OBJECTS.match(value):
         return None
     try:
         found = json.loads(value)
     except (ValueError, RecursionError):
         return None
-    roles = [turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None for turn in found]
-    return found if all(isinstance(role, str) and role.lower() in ROLES for role in roles) else None
+    return found if all(isinstance(turn, Mapping) and _looks_like_turn(turn) for turn in found) else None
+
+
+def _looks_like_turn(turn: Mapping[str, Any]) -> bool:
+    role = turn.get("role") or turn.get("from")
+    says = any(key in turn for key in ("content", "value", "tool_calls", "function_call"))
+    return says and isinstance(role, str) and role.lower() in ROLES
 
 
 def _turn(turn: Any, name: str, index: int, row: Fields | None) -> Message:
     if not isinstance(turn, Mapping):
         raise BadRow(f"field {name!r}: message {index}: expected role and content, got {kind_name(turn)}")
     role = turn.get("role") or turn.get("from")
-    content = turn["content"] if "content" in turn else turn.get("value")
+    content = turn.get("content")
     if not isinstance(role, str):
         raise BadRow(
             f"field {name!r}: message {index}: expected role and content (or from and value) as text"
@@ -66,11 +76,19 @@ def _turn(turn: Any, name: str, index: int, row: Fields | None) -> Message:
         raise BadRow(f"field {name!r}: message {index}: unknown role {role[:40]!r}")
     if len(turn) == 2 and isinstance(content, str) and known != "call":
         return Message(known, content)
+    if len(turn) == 2 and content is None and isinstance(turn.get("value"), str) and known != "call":
+        return Message(known, turn["value"])
     where = f"field {name!r}: message {index}"
-    if known == "call":
-        return Message("assistant", "", _weight(turn, where), {"tool_calls": _calls_in(content, where)})
+    content = _one_of(turn, "content", "value", where)
+    if "role" in turn and "from" in turn:
+        _check_roles(turn, known, name, where, row)
     extra = {key: turn[key] for key in _EXTRA if key in turn and not is_empty(turn[key])}
-    if not is_empty(turn.get("function_call")):
+    for key in _REASONING:
+        if key in extra and not isinstance(extra[key], str):
+            raise BadRow(f"{where}: {key!r}: expected text, got {kind_name(extra[key])}")
+    if known == "call":
+        known, content, extra["tool_calls"] = "assistant", "", _calls_in(content, where)
+    elif not is_empty(turn.get("function_call")):
         extra["tool_calls"] = [_call(turn["function_call"], where)]
     elif "tool_calls" in extra:
         extra["tool_calls"] = _tool_calls(extra["tool_calls"], where)
@@ -85,6 +103,24 @@ def _turn(turn: Any, name: str, index: int, row: Fields | None) -> Message:
             if key not in _KNOWN and not is_empty(left):
                 row.inside[f"{name}.{key}"] = left
     return Message(known, content, _weight(turn, where), extra)
+
+
+def _one_of(turn: Mapping[str, Any], name: str, other: str, where: str) -> Any:
+    """What a turn has under one of two names; under both it must be the same."""
+    found = [turn[key] for key in (name, other) if not is_empty(turn.get(key))]
+    if len(found) == 2 and found[0] != found[1]:
+        raise BadRow(f"{where}: {name!r} and {other!r} differ; expected one of them")
+    return found[0] if found else turn.get(name, turn.get(other))
+
+
+def _check_roles(turn: Mapping[str, Any], known: str, name: str, where: str, row: Fields | None) -> None:
+    """A turn with `role` and `from`: the second says the same role, or something that is left."""
+    second = turn["from"]
+    other = ROLES.get(second.lower()) if isinstance(second, str) else None
+    if other is not None and other != known:
+        raise BadRow(f"{where}: 'role' and 'from' differ; expected one of them")
+    if other is None and row is not None and not is_empty(second):
+        row.inside[f"{name}.from"] = second
 
 
 def _weight(turn: Mapping[str, Any], where: str) -> float:
@@ -133,24 +169,53 @@ def _call(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadRow(f"{where}: a call of a tool: expected an object with name and arguments")
     arguments = function.get("arguments", function.get("parameters", {}))
+    named = f"{where}: arguments of the tool {function['name'][:40]!r}"
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            raise BadRow(f"{where}: arguments of the tool {function['name']!r}: not valid JSON") from None
-    call = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
+        arguments = _parsed(arguments, named, "not valid JSON")
+    check_value(arguments, named)
+    arguments = {} if is_empty(arguments) else arguments
+    call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     if value is not function and not is_empty(value.get("id")):
         call = {"id": value["id"], **call}
     return call
 
 
 def from_json(value: str, where: str) -> Any:
-    """JSON inside a field."""
+    """JSON inside a field.
+
+    Raises:
+      BadRow: it is none, is nested too deeply, or holds half a character.
+    """
+    name = where if where.startswith("field ") else f"field {where!r}"
+    return _parsed(value, name, f"expected JSON, got {value[:40]!r}")
+
+
+def _parsed(value: str, where: str, otherwise: str) -> Any:
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        name = where if where.startswith("field ") else f"field {where!r}"
-        raise BadRow(f"{name}: expected JSON, got {value[:40]!r}") from None
+        found = json.loads(value)
+        if "\\ud" in value or "\\uD" in value:  # only an escape can be half a character
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError:
+        raise BadRow(f"{where}: nested too deeply") from None
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise BadRow(
+            f"{where}: not valid text (\\u{half:04x} is half a character without its other half)"
+        ) from None
+    except ValueError:
+        raise BadRow(f"{where}: {otherwise}") from None
+    return found
+
+
+def check_value(value: Any, where: str, depth: int = 0) -> None:
+    """Raises BadRow where a value that a template writes as JSON has no such form: NaN, say, or too many levels."""
+    if isinstance(value, (Mapping, list, tuple)):
+        if depth == _DEEPEST:
+            raise BadRow(f"{where}: nested too deeply (more than {_DEEPEST} levels)")
+        for part in value.values() if isinstance(value, Mapping) else value:
+            check_value(part, where, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadRow(f"{where}: expected numbers that JSON has, got {value}")
 
 
 def transcript_turns(value: str, human: str, assistant: str) -> Turns:
@@ -260,5 +325,6 @@ def check_answered(turns: Turns, name: str) -> None:
 
 
 def completion_of(turns: Turns) -> Completion:
-    """An answer: the text of a lone plain turn, else the turns."""
-    return turns[0].content if len(turns) == 1 and not turns[0].extra else turns
+    """An answer: the text of a lone plain turn that counts as any other, else the turns."""
+    plain = len(turns) == 1 and not turns[0].extra and turns[0].weight == 1.0
+    return turns[0].content if plain else turns

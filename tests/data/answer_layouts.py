@@ -285,7 +285,7 @@ DEMONSTRATIONS = [
         {"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]},
         PromptRecord("Write."),
         columns={"prompt": "turns.0"},
-        unread=("question_id", "category"),
+        unread=("question_id", "category", "turns.1"),
     ),
     Layout(
         "TruthfulQA, the table",

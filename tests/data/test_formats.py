@@ -101,6 +101,17 @@ def test_score_field_chooses_among_ultrafeedbacks_scores(write):
     assert (record.best, record.scores) == (1, (7.0, 8.0))
 
 
+def test_score_that_ultrafeedback_does_not_have_is_refused(write):
+    path = write([row_of("ultrafeedback")])
+    message = (
+        "rows.jsonl:1: data.score_field: there is no 'nothere' in 'completions', which have annotations, "
+    )
+    for name in ("auto", "ultrafeedback"):
+        reading = Reading(options=Options(score_field="nothere"), format=name)
+        with pytest.raises(DataError, match=message):
+            read_records(path, reading=reading, on_bad_row="skip")
+
+
 def test_ultrafeedback_without_scores_is_ranked_by_its_mean_rating(write):
     def completion(*ratings):
         return {

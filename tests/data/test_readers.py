@@ -6,6 +6,7 @@ import pytest
 
 from jaxalign.data.config import DataConfig
 from jaxalign.data.fields import BadRow, Unusable
+from jaxalign.data.formats import FORMATS
 from jaxalign.data.readers import Counts, Reading, read_records, reader_for, reading_of
 from jaxalign.data.records import Comparison, Ranking
 from jaxalign.errors import DataError, ModelError
@@ -37,6 +38,45 @@ def test_columns_map_any_file_to_any_kind(write):
     mapped = {"prompt": "q", "completions": "parts", "labels": "good"}
     ((record,), _) = read(write([steps], "steps.jsonl"), columns=mapped, kind="stepwise")
     assert (record.steps, record.labels) == (("a", "b"), (1.0, 0.0))
+
+
+INSIDE = {"question": "Q", "system": "Be a pirate.", "label": False, "lang": "en"}
+
+
+@pytest.mark.parametrize("name", ["meta.system", "meta.label"])
+def test_what_stands_beside_a_mapped_part_is_judged_by_its_name(write, name):
+    path = write([{"meta": INSIDE, "completion": "C"}])
+    others = {"meta.system", "meta.label"} - {name}
+    with pytest.raises(DataError, match=f"would leave unread '{name}'"):
+        read(path, columns={"prompt": "meta.question"}, ignore_columns=tuple(others))
+    ((record,), counts) = read(path, columns={"prompt": "meta.question"}, ignore_columns=(name, *others))
+    assert record.prompt == "Q"
+    assert record.columns == {"meta.lang": "en", "meta.system": "Be a pirate.", "meta.label": False}
+    assert counts.unread == {"meta.lang": 1}
+
+
+def test_whole_column_may_be_ignored_beside_its_mapped_part(write):
+    path = write([{"meta": INSIDE, "completion": "C"}])
+    ((record,), counts) = read(path, columns={"prompt": "meta.question"}, ignore_columns=("meta",))
+    assert (record.prompt, record.columns, counts.unread) == ("Q", {"meta": INSIDE}, {})
+
+
+def test_what_stands_beside_mapped_items_of_a_list_is_judged_and_counted(write):
+    answers = [{"text": "a", "is_correct": False, "by": "m"}, {"text": "b"}, {"text": "c"}]
+    columns = {"prompt": "q", "chosen": "answers.0.text", "rejected": "answers.1.text"}
+    path = write([{"q": "Q", "answers": answers}])
+    with pytest.raises(DataError, match=r"would leave unread 'answers.0.is_correct' .a label or a score"):
+        read(path, columns=columns)
+    for ignored in ("answers.0.is_correct", "answers.0"):
+        ((record,), counts) = read(path, columns=columns, ignore_columns=(ignored,))
+        assert (record.chosen, record.rejected) == ("a", "b")
+        assert counts.unread["answers.2"] == 1
+
+
+def test_rows_are_kept_by_what_stands_beside_a_mapped_part(write):
+    rows = [{"meta": INSIDE | {"label": good, "system": None}, "completion": "C"} for good in (True, False)]
+    records, counts = read(write(rows), columns={"prompt": "meta.question"}, keep={"meta.label": True})
+    assert (len(records), counts.unread) == (1, {"meta.lang": 1})
 
 
 def test_columns_may_be_exchanged(write):
@@ -128,6 +168,7 @@ def test_scores_that_are_no_numbers_are_unscored(write):
 LABELLED = [
     ({"prompt": "P", "completion": "C", "is_safe": False}, ("is_safe",)),
     ({"prompt": "P", "response": "C"} | RATED, ("helpfulness", "correctness")),
+    ({"prompt": "P", "response": "C"} | RATED, ("helpfulness",)),
     ({"conversation": HI, "meta_eval_score": 0.0}, ("meta_eval_score",)),
     ({"instruction": "P", "output": "C", "quality": "bad"}, ("quality",)),
     ({"messages": HI, "score": 0}, ("score",)),
@@ -145,6 +186,54 @@ def test_labelled_answers_are_not_imitated_without_a_yes(write, row, names):
         path, kind="demonstration", keep={names[0]: row[names[0]]}, ignore_columns=names[1:]
     )
     assert record.source.endswith(":1")
+
+
+RATES = [
+    ("helpsteer", {"prompt": "P", "response": "C"} | RATED | {"helpfulness": 0}, "helpfulness"),
+    ("scored_conversation", {"conversation": HI, "meta_eval_score": 0.0}, "meta_eval_score"),
+]
+
+
+@pytest.mark.parametrize(("layout", "row", "name"), RATES)
+def test_all_rated_answers_are_taken_where_their_score_is_ignored(write, layout, row, name):
+    path = write([row])
+    for given in ("auto", layout):
+        with pytest.raises(DataError, match=f"column '{name}' says how good the answer is.*to take all"):
+            read(path, kind="demonstration", format=given)
+        ((record,), _) = read(path, kind="demonstration", format=given, ignore_columns=(name,))
+        assert record.score == 0
+        assert record.columns[name] == 0
+
+
+def test_every_format_that_says_how_good_an_answer_is_takes_all_on_request():
+    assert {name for name, form in FORMATS.items() if form.says} == {name for name, _, _ in RATES}
+
+
+OTHER_SCORE = [
+    ({"conversation": HI, "meta_eval_score": 9}, "my_score", 1, 5),
+    ({"prompt": "P", "response": "C"} | RATED, "quality", 0, 3),
+    ({"prompt": "P", "response": "C"} | RATED, "verbosity", 1, 3),
+]
+
+
+@pytest.mark.parametrize(("row", "name", "score", "least"), OTHER_SCORE)
+def test_named_score_counts_before_the_one_of_the_layout(write, row, name, score, least):
+    rows = [row | {name: score}, row | {name: least}]
+    records, counts = read(write(rows), kind="demonstration", min_score=least, score_field=name)
+    assert [record.source[-1] for record in records] == ["2"]
+    assert counts.filtered == {"score below data.min_score": 1}
+
+
+@pytest.mark.parametrize("row", [row for row, *_ in OTHER_SCORE] + [{"prompt": "P", "completion": "C"}])
+def test_score_that_is_not_there_is_refused(write, row):
+    with pytest.raises(DataError, match=r"rows.jsonl:1: data.score_field: there is no column 'nothere'; the"):
+        read(write([row]), kind="demonstration", min_score=3, score_field="nothere")
+
+
+def test_score_that_a_later_row_lacks_is_unscored(write):
+    rows = [{"prompt": "P", "completion": "C", "score": 5}, {"prompt": "Q", "completion": "C"}]
+    _, counts = read(write(rows), min_score=3)
+    assert counts.filtered == {"unscored": 1}
 
 
 def test_minimal_score_is_a_yes_for_rated_answers(write):

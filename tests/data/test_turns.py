@@ -1,5 +1,6 @@
 """Turns in the ways that files write them."""
 
+import json
 import math
 
 import pytest
@@ -16,6 +17,7 @@ from jaxalign.data.turns import (
     pairs_of_turns,
     split_answer,
     transcript_turns,
+    turns_in,
 )
 from tests.data.layout_parts import HI, WEATHER, A, S, T, U
 
@@ -105,6 +107,11 @@ BAD = [
     ([CALL | {"tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "arguments of the tool 'f': not valid"),
     ([{"from": "function_call", "value": "no"}], "message 0: expected JSON, got 'no'"),
     ("[{'role': 'user'}]", "field 'messages': expected JSON"),
+    ([HI[1] | {"value": "other"}], "message 0: 'content' and 'value' differ"),
+    ([HI[1] | {"from": "human"}], "message 0: 'role' and 'from' differ"),
+    ([HI[1] | {"reasoning_content": 3}], "message 0: 'reasoning_content': expected text, got int"),
+    ([HI[1] | {"thinking": ["x"]}], "message 0: 'thinking': expected text, got list"),
+    ([{"from": "function_call", "value": '{"name": "f"}', "thinking": 3}], "'thinking': expected text, got int"),
 ]  # fmt: skip
 
 
@@ -112,6 +119,72 @@ BAD = [
 def test_what_is_no_list_of_turns_is_refused(value, message):
     with pytest.raises(BadRow, match=message):
         messages(value, "messages")
+
+
+def call_with(arguments):
+    return [CALL | {"tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
+
+
+HALF = '"hi \\ud83d"'
+DEEP = "[" * 300 + "]" * 300
+CANNOT_BE_JSON = [
+    (f'[{{"role": "user", "content": {HALF}}}]', r"field 'messages': not valid text .\\ud83d is half a character"),
+    (call_with(f'{{"q": {HALF}}}'), "message 0: arguments of the tool 'f': not valid text"),
+    (call_with('{"q": "\\uD83D"}'), "arguments of the tool 'f': not valid text"),
+    (call_with('{"q": NaN}'), "arguments of the tool 'f': expected numbers that JSON has, got nan"),
+    (call_with('{"q": [-1e999]}'), "arguments of the tool 'f': expected numbers that JSON has, got -inf"),
+    (call_with({"q": math.inf}), "arguments of the tool 'f': expected numbers that JSON has, got inf"),
+    (call_with(DEEP), "arguments of the tool 'f': nested too deeply"),
+    (call_with(json.loads(DEEP)), "arguments of the tool 'f': nested too deeply"),
+    (call_with("[" * 100_000), "arguments of the tool 'f': nested too deeply"),
+    ([{"from": "function_call", "value": f'{{"name": {HALF}}}'}], "field 'messages': message 0: not valid text"),
+    ("[" + '{"a": ' * 100_000, "field 'messages': nested too deeply"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "message"), CANNOT_BE_JSON, ids=range(len(CANNOT_BE_JSON)))
+def test_json_inside_a_field_is_checked_as_a_file_is(value, message):
+    with pytest.raises(BadRow, match=message) as caught:
+        messages(value, "messages")
+    str(caught.value).encode()
+
+
+def test_whole_characters_as_two_escapes_are_read():
+    (turn,) = messages('[{"role": "user", "content": "\\ud83d\\ude00"}]', "messages")
+    assert turn == U("\U0001f600")
+    assert messages(call_with('{"q": "\\ud83d\\ude00"}'), "messages")[0].extra["tool_calls"][0]["function"][
+        "arguments"
+    ] == {"q": "\U0001f600"}
+
+
+def test_text_under_the_other_name_is_read_where_one_is_empty():
+    assert messages([{"role": "assistant", "content": None, "from": None, "value": "x"}], "m") == (A("x"),)
+    assert messages([HI[1] | {"from": "gpt", "value": "Hello"}], "m") == (A("Hello"),)
+    row = Fields({})
+    assert messages([HI[1] | {"from": "Ann"}], "messages", row) == (A("Hello"),)
+    assert row.inside == {"messages.from": "Ann"}
+
+
+def test_turn_that_is_a_call_keeps_what_else_it_has():
+    row = Fields({})
+    call = {"from": "function_call", "value": '{"name": "f"}', "reasoning_content": "so", "mood": "fine"}
+    (turn,) = messages([call], "conversations", row)
+    assert turn.extra["reasoning_content"] == "so"
+    assert row.inside == {"conversations.mood": "fine"}
+
+
+def test_text_is_turns_only_where_each_has_a_role_and_says_something():
+    for indent in (None, 1):
+        assert turns_in(json.dumps(HI, indent=indent)) == HI
+    assert turns_in('[{"from": "gpt", "value": "x"}]')
+    for text in (
+        '[{"role": "user"}]',
+        '[{"role": "wizard", "content": "x"}]',
+        '[{"content": "x"}]',
+        "[1]",
+        "[{",
+    ):
+        assert turns_in(text) is None
 
 
 def test_transcript_with_text_before_its_first_mark_gives_nothing():
@@ -160,5 +233,6 @@ def test_pairs_and_columns_of_turns():
 def test_plain_answer_is_text_and_any_other_is_turns():
     assert split_answer((U("a"), A("b")), "x") == ((U("a"),), "b")
     call = Message("assistant", "", extra={"tool_calls": [WEATHER]})
-    assert completion_of((call,)) == (call,)
+    for turn in (call, Message("assistant", "a", 0.0), Message("assistant", "a", 0.5)):
+        assert completion_of((turn,)) == (turn,)
     assert completion_of((A("a"), U("b"), A("c"))) == (A("a"), U("b"), A("c"))
