@@ -91,7 +91,7 @@ def grpo(configs):
     "name", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "reinforce++"))]
 )
 def test_rewards_rise(name, grpo, tmp_path):
-    train = GRPOTrainConfig(updates=12, prompts=8, minibatches=2, score_batch_size=32)
+    train = GRPOTrainConfig(updates=24, prompts=8, minibatches=2, score_batch_size=32)
     train_grpo(grpo(tmp_path / "run", loss=GRPOLossConfig(name=name, beta=0.01), train=train))
     rows = metrics_of(tmp_path / "run")
     assert rows[-1]["objective/score"] > rows[0]["objective/score"] + 0.04
