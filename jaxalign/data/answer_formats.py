@@ -58,7 +58,7 @@ def _answered(ask: str, answer: str) -> Read:
 
     def read(row: Fields, options: Options) -> Record:
         prompt, value = asked(row, ask), row[answer]
-        if isinstance(value, str) and not turns_in(value):
+        if isinstance(value, str) and not turns_in(value, answer):
             return Demonstration(prompt, value)
         if not isinstance(value, (list, tuple, str)):
             raise BadRow(f"field {answer!r}: expected text, got {kind_name(value)}")
@@ -80,7 +80,7 @@ def _labelled(ask: str, answer: str) -> Read:
     def read(row: Fields, options: Options) -> Record:
         prompt, value = asked(row, ask), row[answer]
         good = label(row, first_of(row, "label", "kto_tag"))
-        if not isinstance(value, list) and not (isinstance(value, str) and turns_in(value)):
+        if not isinstance(value, list) and not (isinstance(value, str) and turns_in(value, answer)):
             return Rating(prompt, text(row, answer), None, good)
         turns = messages(value, answer, row)
         check_answered(turns, answer)

@@ -38,7 +38,7 @@ def asked(row: Fields, name: str) -> Prompt:
       BadRow: neither text nor turns.
     """
     value = row[name]
-    if not isinstance(value, str) or turns_in(value):
+    if not isinstance(value, str) or turns_in(value, name):
         return messages(value, name, row)
     if name == "prompt":
         return extra_id_turns(value) if "<extra_id_1>" in value else value

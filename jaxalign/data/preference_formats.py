@@ -83,8 +83,10 @@ def preference(ask: str) -> Read:
 
     def read(row: Fields, options: Options) -> Record:
         chosen = row["chosen"]
-        if isinstance(chosen, str) and not turns_in(chosen):
-            return pair(row, asked(row, ask), chosen, text(row, "rejected"))
+        if isinstance(chosen, str) and not turns_in(chosen, "chosen"):
+            rejected = text(row, "rejected")
+            if not turns_in(rejected, "rejected"):
+                return pair(row, asked(row, ask), chosen, rejected)
         turns = messages(chosen, "chosen", row)
         before, one, other = parted(turns, messages(row["rejected"], "rejected", row))
         _look_at_copies(row, turns)

@@ -22,6 +22,7 @@ _EXTRA = ("tool_calls", "tool_call_id", "name", *_REASONING)
 _KNOWN = frozenset((*_EXTRA, "role", "from", "content", "value", "weight", "train", "loss", "function_call"))
 
 _JSON_OBJECTS = re.compile(r"\s*\[\s*\{")
+_PYTHON_TURNS = re.compile(r"\s*\[\s*\{'(?:role|from|content|value)':")
 _DEEPEST = 100
 
 
@@ -45,13 +46,19 @@ def messages(value: Any, name: str, row: Fields | None = None) -> Turns:
     return tuple([_turn(turn, name, index, row) for index, turn in enumerate(value)])
 
 
-def turns_in(value: str) -> list[Any] | None:
-    """The list of turns that a text is JSON of; None for any other text, JSON of something else too."""
+def turns_in(value: str, name: str = "") -> list[Any] | None:
+    """The list of turns that a text is JSON of; None for any other text, JSON of something else too.
+
+    Raises:
+      BadRow: turns in Python's way of writing, where the field's name is given; csv files of data frames have them.
+    """
     if not _JSON_OBJECTS.match(value):
         return None
     try:
         found = json.loads(value)
     except (ValueError, RecursionError):
+        if name and _PYTHON_TURNS.match(value):
+            raise BadRow(f"field {name!r}: expected turns as JSON, got them as Python prints them") from None
         return None
     return found if all(isinstance(turn, Mapping) and _looks_like_turn(turn) for turn in found) else None
 

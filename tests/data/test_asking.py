@@ -56,6 +56,22 @@ def test_prompt_that_is_other_json_stays_text(write):
         assert record_of(write, {"prompt": text, "completion": "C"}).prompt == text
 
 
+def test_turns_as_python_prints_them_are_refused(write):
+    printed = str([ASK, GOOD])
+    for row in ({"prompt": printed}, {"prompt": "q", "completion": printed}):
+        with pytest.raises(
+            DataError, match=r"field '\w+': expected turns as JSON, got them as Python prints them"
+        ):
+            record_of(write, row)
+    with pytest.raises(DataError, match="field 'chosen': expected turns as JSON"):
+        record_of(write, {"prompt": "q", "chosen": printed, "rejected": printed})
+
+
+def test_answers_of_which_one_is_turns_are_refused(write):
+    with pytest.raises(DataError, match="field 'chosen': expected a list of messages, got str"):
+        record_of(write, {"prompt": "q", "chosen": "a", "rejected": json.dumps([BAD])})
+
+
 # prompt, turns before the answer, what is asked
 REPEATED = [
     ([ASK], [KIND, ASK], (S("Be kind."), ASKED)),
