@@ -84,6 +84,11 @@ class Examples(Sequence[Example]):
         return self._table.example(int(self._rows[index]))
 
     @property
+    def table(self) -> Table:
+        """Where they lie."""
+        return self._table
+
+    @property
     def rows(self) -> np.ndarray:
         """[N]: their numbers in the table."""
         return self._rows

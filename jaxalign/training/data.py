@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data import BatchIterator, DataConfig, Dataset, Example, load_dataset
+from jaxalign.data import BatchIterator, DataConfig, Dataset, Example, chat_of, load_dataset
 from jaxalign.data.batches import Collate
 from jaxalign.data.config import Kind
 from jaxalign.data.stream import Stream, StreamBatches
@@ -48,7 +48,8 @@ def load_data(
     Raises:
       UserError: anything wrong with files or rows; of a run that resumes, a file that has changed since it began.
     """
-    data = load_dataset(dated(run, config), kind, tokenizer, seed=seed, say=run.info)
+    config = dated(run, config)
+    data = load_dataset(config, kind, tokenizer, seed=seed, say=run.info)
     check_context(model_config, data, new_tokens=new_tokens)
     if isinstance(data.train, Stream):
         data.train.fits = partial(check_fits, model_config, new_tokens=new_tokens)
@@ -59,6 +60,9 @@ def load_data(
         check_unchanged(run, data)
     run.add_metadata(data=data.summary())
     tell(run, data)
+    taught = kind in ("demonstration", "comparison", "label") and config.end_token != "none"
+    if taught and not chat_of(config, tokenizer).stop_ids:
+        run.warn("data: the chat template ends no answer, so none is taught to stop; data.end_token names a token")
     return data
 
 

@@ -159,7 +159,9 @@ def test_equal_digests_are_told_apart_by_the_other_half(plain_bytes, write, monk
 def test_a_row_of_several_examples_is_counted_once(plain_bytes, write):
     rewriting = copy.deepcopy(plain_bytes)
     mark = "{{ '!' if loop.last and m['role'] == 'assistant' else '' }}"
-    rewriting.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}" + mark + "{% endfor %}"
+    rewriting.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}" + mark + "{% endfor %}"
+    )
 
     def chat(*said):
         turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
