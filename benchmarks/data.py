@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 BATCH = 32
 TOKENS = 64
@@ -49,7 +50,7 @@ def write_rows(path: Path, count: int, tokenizer: str, seed: int = 0) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def first_batch(path: str, tokenizer: str, cache: str, workers: int, template: str) -> dict[str, float]:
+def first_batch(path: str, tokenizer: str, cache: str, workers: int, template: Any) -> dict[str, float]:
     """Loads a file and makes one batch; what it took."""
     from jaxalign import models
     from jaxalign.data import BatchIterator, DataConfig, collate_demonstrations, load_dataset
@@ -128,7 +129,7 @@ def main() -> None:
     if asked.one:
         print(
             json.dumps(
-                first_batch(*asked.one[:1], asked.tokenizer, asked.one[1], asked.workers, asked.template)
+                first_batch(asked.one[0], asked.tokenizer, asked.one[1], asked.workers, asked.template)
             )
         )
         return

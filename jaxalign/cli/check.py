@@ -239,6 +239,9 @@ class Glance:
       kind: what its rows are taken for.
     """
 
+    format: str
+    kind: Kind
+
     def __init__(self, path: str, config: CheckConfig, kind: Kind | None) -> None:
         from jaxalign.data.readers import reader_for, reading_of
 
@@ -250,7 +253,7 @@ class Glance:
                     raise row
                 continue
             reader = reader_for(path, place, row, reading, kind)
-            self.format, self.kind = reader.format_name, kind
+            self.format = reader.format_name
             try:
                 self.kind = kind or kind_of(reader.read(place, row))
             except BadRow as error:

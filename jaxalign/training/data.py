@@ -62,7 +62,9 @@ def load_data(
     tell(run, data)
     taught = kind in ("demonstration", "comparison", "label") and config.end_token != "none"
     if taught and not chat_of(config, tokenizer).stop_ids:
-        run.warn("data: the chat template ends no answer, so none is taught to stop; data.end_token names a token")
+        run.warn(
+            "data: the chat template ends no answer, so none is taught to stop; data.end_token names a token"
+        )
     return data
 
 
