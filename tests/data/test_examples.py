@@ -11,6 +11,7 @@ from jaxalign.data import (
     Ranking,
     Rating,
     Stepwise,
+    Text,
     chat_format,
     make_example,
 )
@@ -270,3 +271,31 @@ def test_chats_are_grouped_by_what_the_user_says_first(chat):
     ]
     assert len(set(groups[:4])) == len(set(groups[4:])) == 1
     assert groups[0] != groups[4]
+
+
+def test_text_is_continued_without_a_template_and_all_of_it_counts(chatml):
+    """A tokenizer with a chat template would make it an answer to an empty turn."""
+    form = chat_format(chatml, "auto", "", "\n\nHuman:", "\n\nAssistant:")
+    example = make_example(Text("once a hi"), "demonstration", form, limits())
+    ids = chatml("once a hi")["input_ids"]
+    assert example.rows == ((*ids, chatml.eos_token_id),)
+    # Nothing stands before the first token, so nothing predicts it.
+    assert example.masks == ((False, *[True] * len(ids)),)
+    with pytest.raises(Filtered, match="not a comparison but a text"):
+        make_example(Text("once"), "comparison", form, limits())
+    prompt = make_example(Text("once a hi"), "prompt", form, limits(), prompt_tokens=3)
+    assert prompt.prompt_tokens == tuple(ids[:3])
+
+
+def test_one_question_is_one_group_in_every_layout(chat):
+    asks, more = Message("user", "Who is\n it?"), (Message("assistant", "Me."), Message("user", "And you?"))
+    prompts = [
+        "Who is it?",
+        "\n\nHuman: Who is it?\n\nAssistant:",
+        "\n\nHuman: Who is it?\n\nAssistant: Me.\n\nHuman: And you?\n\nAssistant:",
+        (asks,),
+        (Message("system", "Be kind."), asks, *more),
+    ]
+    groups = {make_example(Comparison(p, "a", "b"), "comparison", chat, limits(200)).group for p in prompts}
+    assert len(groups) == 1
+    assert make_example(Comparison("Who?", "a", "b"), "comparison", chat, limits()).group not in groups
