@@ -26,7 +26,7 @@ class DataConfig:
       limit: rows that are read of the training files at most, evenly from all of them, before anything is filtered or
         tokenized; 0 for all.
       max_bytes: bytes that a file may hold once it is decompressed; 0 lets a compressed file expand a hundredfold.
-      workers: processes that tokenize; 0 for one a core, and none for few rows.
+      workers: processes that tokenize; 0 for one a core, 32 at most. Few rows take none.
       cache: folder for tokenized rows; empty takes $JAXALIGN_CACHE, else ~/.cache/jaxalign.
       streaming: tokenize while training and keep nothing on the disk; needs train.steps.
       window: rows of a stream that are shuffled together.

@@ -24,6 +24,8 @@ from jaxalign.errors import DataError, UserError
 
 # A file of no more chunks is tokenized in less time than workers need to start.
 FEW_CHUNKS = 4
+# More of them only wait for the file.
+MOST_WORKERS = 32
 
 
 def cores() -> int:
@@ -40,11 +42,12 @@ class Workers:
     """Up to `count` worker processes, started when there is work for them; a context manager.
 
     Args:
-      count: how many; 0 for one a core that this process may use, 1 to do the work in this process.
+      count: how many; 0 for one a core that this process may use, `MOST_WORKERS` at most; 1 to do the work in this
+        process.
     """
 
     def __init__(self, count: int = 0) -> None:
-        self.count = count or cores()
+        self.count = count or min(cores(), MOST_WORKERS)
         self._running: list[_Worker] = []
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
