@@ -90,11 +90,6 @@ class ChatTemplate:
         return tuple(special_tokens(self.tokenizer)) or ("\0",)
 
     @cached_property
-    def has_date(self) -> bool:
-        """Whether the template prints today's date."""
-        return "strftime_now" in self._text
-
-    @cached_property
     def _tail(self) -> tuple[str, str]:
         """(what ends an answer, what the template writes after that, which is never generated)."""
         tail = self._after_probe(Message("assistant", PROBE))
