@@ -74,7 +74,7 @@ class Encoder:
     tokenizer: Any
 
     def rows(self, plans: Sequence[RowPlan]) -> list[Row]:
-        """Rows as ids, in one call of the tokenizer."""
+        """Rows as ids, many texts to a call of the tokenizer."""
         joined = [_joined(plan.pieces) for plan in plans]
         if self._marks_spaces or self._sensitive:
             texts = [

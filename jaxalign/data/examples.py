@@ -1,6 +1,6 @@
 """Tokenized examples: records as ids, cut or left out by a stated rule, every one counted.
 
-A record becomes drafts, which are text, and drafts become examples: the tokenizer is called once for many of them.
+A record becomes drafts, which are text, and drafts become examples: many are tokenized together.
 """
 
 import hashlib
@@ -207,7 +207,7 @@ def drafts_of(
 
 
 def finished(drafts: Sequence[Draft], chat: ChatFormat) -> list["Example | Filtered"]:
-    """The examples of drafts, in one call of the tokenizer; a reason in place of one that is left out."""
+    """The examples of drafts, tokenized together; a reason in place of one that is left out."""
     rows = iter(chat.encoder.rows([plan for draft in drafts for plan in draft.plans]))
     found: list[Example | Filtered] = []
     for draft in drafts:
