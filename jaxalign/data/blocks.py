@@ -126,10 +126,10 @@ class Recipe:
         gc.disable()
         try:
             examples, numbers, tally = self.examples(chunk)
+            return Block(chunk.path, batch_of(examples, numbers, chunk.path), tally)
         finally:
             if collects:
                 gc.enable()
-        return Block(chunk.path, batch_of(examples, numbers, chunk.path), tally)
 
     def examples(self, chunk: Chunk) -> tuple[list[Example], list[int], Tally]:
         """The examples of a chunk, the number of each one's row, and what became of all rows."""

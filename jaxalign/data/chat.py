@@ -4,7 +4,7 @@ Three ways to write a chat: the tokenizer's own template; turn markers ("\n\nHum
 `plain`, prompt and completion joined as they are. Text that is to be continued is written in none of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -68,13 +68,13 @@ class ChatFormat:
         turns = self.turns(prompt)
         if self.template == "tokenizer":
             return RowPlan(self._rendered.prompt(turns))
-        return RowPlan(list(self._pieces(turns, asks=True)), True, self.end_ids)
+        return RowPlan(self._pieces(turns, asks=True), True, self.end_ids)
 
     def answered(self, prompt: Prompt, completion: Completion) -> Written:
         """A prompt with its completion, in one row; of the prompt nothing counts."""
-        before = tuple(
+        before = [
             replace(turn, weight=0.0) if turn.role == "assistant" else turn for turn in self.turns(prompt)
-        )
+        ]
         after = (Message("assistant", completion),) if isinstance(completion, str) else completion
         return self._written((*before, *after), one=True)
 
@@ -120,13 +120,13 @@ class ChatFormat:
         """Ids that a completion follows."""
         return self.encoder.rows([self.asked(prompt)])[0].ids
 
-    def prompt_text(self, prompt: Prompt) -> str:
-        """The prompt as text, for people and for reward functions."""
+    def prompt_text(self, prompt: Prompt, turns: Turns | None = None) -> str:
+        """The prompt as text, for people and for reward functions; `turns` are its turns where they are known."""
         if isinstance(prompt, str) and self.template != "markers":
             return prompt
-        turns = self.turns(prompt)
+        turns = self.turns(prompt) if turns is None else turns
         if self.template == "markers":
-            return "".join(piece.text for piece in self._pieces(turns, asks=True))
+            return "".join([piece.text for piece in self._pieces(turns, asks=True)])
         return ("" if self.template == "plain" else "\n").join(m.content for m in turns if m.role != "tools")
 
     def example(self, prompt: Prompt, completion: Completion) -> Row:
@@ -164,24 +164,25 @@ class ChatFormat:
         return ChatTemplate(self.tokenizer, self.date)
 
     def _written(self, turns: Turns, *, one: bool) -> Written:
-        last = max((i for i, m in enumerate(turns) if m.role == "assistant" and m.weight > 0), default=-1)
-        turns = turns[: last + 1]
+        while turns and not (turns[-1].role == "assistant" and turns[-1].weight > 0):
+            turns = turns[:-1]
         if self.template == "tokenizer":
             rows, note = self._rendered.rows(turns, one=one)
             note = note or _unwritten(turns, "".join(piece.text for row in rows for piece in row))
             return Written([RowPlan(row, False, self.end_ids) for row in rows], note)
-        rows = [RowPlan(list(self._pieces(turns, asks=False)), True, self.end_ids)]
+        rows = [RowPlan(self._pieces(turns, asks=False), True, self.end_ids)]
         return Written(rows if turns else [], _unwritten(turns, ""))
 
     def _answer(self, prompt: Prompt, content: str) -> str:
         """An answer's text with what the template puts around it."""
         return next(p.text for p in reversed(self.answered(prompt, content).rows[0].pieces) if p.answer)
 
-    def _pieces(self, turns: Turns, *, asks: bool) -> Iterator[Piece]:
+    def _pieces(self, turns: Turns, *, asks: bool) -> list[Piece]:
         """A chat without a chat template; `asks` ends it where the next answer begins."""
         plain = self.template == "plain"
+        pieces = []
         for turn in turns:
-            for name in ("tool_calls", "reasoning_content", "thinking"):
+            for name in ("tool_calls", "reasoning_content", "thinking") if turn.extra else ():
                 if turn.extra.get(name):
                     raise DataError(
                         f"a message has {name}, which only a chat template can write; this is data.template="
@@ -192,21 +193,24 @@ class ChatFormat:
                     "the row lists tools, which only a chat template can write; name their column in "
                     "data.ignore_columns to leave them out"
                 )
+            said = turn.content if plain else turn.content.strip()
             if turn.role == "assistant":
                 if not plain:
-                    yield Piece(self.assistant)
-                yield Piece(turn.content if plain else f" {turn.content.strip()}", turn.weight, answer=True)
+                    pieces.append(Piece(self.assistant))
+                    said = f" {said}"
+                pieces.append(Piece(said, turn.weight, True))
             else:
-                marker = f"{self.human} " if turn.role == "user" else ""
-                yield Piece(turn.content if plain else marker + turn.content.strip())
+                marked = turn.role == "user" and not plain
+                pieces.append(Piece(f"{self.human} {said}" if marked else said))
         if asks and not plain:
-            yield Piece(self.assistant)
+            pieces.append(Piece(self.assistant))
+        return pieces
 
 
 def _unwritten(turns: Turns, text: str) -> str:
     """A remark where the names of those who speak are not written."""
-    lost = any(turn.extra.get("name") and str(turn.extra["name"]) not in text for turn in turns)
-    return "names of messages are not written" if lost else ""
+    names = [turn.extra["name"] for turn in turns if turn.extra and turn.extra.get("name")]
+    return "names of messages are not written" if any(str(name) not in text for name in names) else ""
 
 
 def chat_format(

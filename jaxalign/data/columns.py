@@ -57,17 +57,15 @@ def batch_of(examples: Sequence[Example], numbers: Sequence[int], path: str) -> 
     sizes = np.fromiter(map(sum, lengths), np.int64, len(examples))
     total = int(sizes.sum())
     ids = np.fromiter(chain.from_iterable(row for e in examples for row in e.rows), np.int32, total)
-    mask = np.frombuffer(b"".join(bytes(mask) for e in examples for mask in e.masks), np.uint8).astype(bool)
-    ends = np.cumsum(sizes)
-    counted = np.diff(np.concatenate([[0], np.cumsum(mask)])[np.concatenate([[0], ends])])
-    digests = _digests(examples, ids, mask, ends, lengths)
+    masks = [b"".join(map(bytes, e.masks)) for e in examples]
+    digests = _digests(examples, ids, masks, lengths)
     begin = len(path) + 1
     weighted = [list(chain.from_iterable(e.weights)) if e.weights else None for e in examples]
     columns = {
         "row": np.asarray(numbers, np.int64),
         "place": _texts([e.source[begin:] for e in examples]),
         "ids": _lists(ids, sizes),
-        "mask": _lists(mask, sizes),
+        "mask": _lists(np.frombuffer(b"".join(masks), bool), sizes),
         "weights": _maybe_lists(weighted, np.float32),
         "row_lengths": _lists(
             np.fromiter(chain.from_iterable(lengths), np.int32),
@@ -78,7 +76,7 @@ def batch_of(examples: Sequence[Example], numbers: Sequence[int], path: str) -> 
         "length": np.asarray(
             [max(n) if n else len(e.prompt_tokens) for n, e in zip(lengths, examples, strict=True)], np.int32
         ),
-        "counted": counted.astype(np.int32),
+        "counted": np.asarray([mask.count(True) for mask in masks], np.int32),
         "best": np.asarray([e.best for e in examples], np.int32),
         "margin": np.asarray([e.margin for e in examples], np.float64),
         "labels": _maybe_lists([[float(x) for x in e.labels] or None for e in examples], np.float64),
@@ -159,16 +157,16 @@ def _own_prompt(example: Example) -> Sequence[int] | None:
 def _digests(
     examples: Sequence[Example],
     ids: np.ndarray,
-    mask: np.ndarray,
-    ends: np.ndarray,
+    masks: Sequence[bytes],
     lengths: Sequence[Sequence[int]],
 ) -> np.ndarray:
     """uint64 [N, 2]: 128 bits of what duplicates share, so that no two others are ever taken for them."""
-    found, view, marks, begin = bytearray(), memoryview(ids.tobytes()), memoryview(mask.tobytes()), 0
-    for example, own, end in zip(examples, lengths, ends.tolist(), strict=True):
-        state = hashlib.blake2b(view[4 * begin : 4 * end], digest_size=16)
+    found, body, begin = bytearray(), memoryview(ids.tobytes()), 0
+    for example, mask, own in zip(examples, masks, lengths, strict=True):
+        end = begin + ids.itemsize * len(mask)
+        state = hashlib.blake2b(body[begin:end], digest_size=16)
         # Equal tokens of which others count train something else.
-        state.update(marks[begin:end])
+        state.update(mask)
         if example.weights:
             state.update(repr(example.weights).encode())
         if not own:
@@ -181,8 +179,8 @@ def _digests(
     return np.frombuffer(bytes(found), "<u8").reshape(-1, 2)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+# Made once: `json.dumps` makes one for each value.
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _prompt_json(prompt: Prompt, text: str) -> str | None:

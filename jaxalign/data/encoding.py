@@ -18,7 +18,7 @@ class Piece(NamedTuple):
 
     Attributes:
       text: what is tokenized by itself; neighbours that are both given are tokenized as one.
-      weight: how much each of its tokens counts; 0 where it is given.
+      weight: how much each token of an answer counts.
       answer: an answer, or a part of one, that is never joined with its neighbours.
       ends: the end of an answer, which the row's end token follows.
     """
@@ -43,18 +43,57 @@ class RowPlan(NamedTuple):
     end: tuple[int, ...] = ()
 
 
+class Span(NamedTuple):
+    """Tokens that follow each other and count as much: from `begin` up to `end`, by `weight`, which is above 0."""
+
+    begin: int
+    end: int
+    weight: float
+
+
 class Row(NamedTuple):
     """A row of tokens.
 
     Attributes:
       ids: token ids.
-      weights: how much each counts.
+      spans: those that count.
       cuts: where each answer of the row ends.
     """
 
     ids: list[int]
-    weights: list[float]
-    cuts: list[int]
+    spans: list[Span]
+    cuts: Sequence[int] = ()
+
+    @property
+    def start(self) -> int:
+        """Where the first token that counts is; behind all tokens where none does."""
+        return self.spans[0].begin if self.spans else len(self.ids)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """How much each token counts."""
+        found = [0.0] * len(self.ids)
+        for begin, end, weight in self.spans:
+            found[begin:end] = [weight] * (end - begin)
+        return tuple(found)
+
+    @property
+    def mask(self) -> tuple[bool, ...]:
+        """Whether each token counts."""
+        found = [False] * len(self.ids)
+        for begin, end, _ in self.spans:
+            found[begin:end] = [True] * (end - begin)
+        return tuple(found)
+
+    def within(self, drop: int, size: int) -> "Row":
+        """At most `size` tokens from `drop` on, without cuts. The first never counts: no token precedes it."""
+        if not drop and len(self.ids) <= size and self.start:
+            return self
+        ids = self.ids[drop : drop + size]
+        moved = [
+            Span(max(begin - drop, 1), min(end - drop, len(ids)), weight) for begin, end, weight in self.spans
+        ]
+        return Row(ids, [span for span in moved if span.begin < span.end])
 
 
 def special_tokens(tokenizer: Any) -> set[str]:
@@ -101,20 +140,21 @@ class Encoder:
 
     def _row(self, plan: RowPlan, pieces: Sequence[Piece], encoded: Iterator[list[int]]) -> Row:
         ids: list[int] = []
-        weights: list[float] = []
+        spans: list[Span] = []
         cuts: list[int] = []
         if plan.opens and not (pieces and self._start_text and pieces[0].text.startswith(self._start_text)):
             ids += self.start
-            weights += [0.0] * len(ids)
-        for piece in pieces:
-            found = next(encoded)
-            if piece.answer and piece.ends and plan.end and tuple(found[-len(plan.end) :]) != plan.end:
-                found = [*found, *plan.end]
+        for _, weight, answer, ends in pieces:
+            begin, found = len(ids), next(encoded)
             ids += found
-            weights += [piece.weight] * len(found)
-            if piece.answer:
-                cuts.append(len(ids))
-        return Row(ids, weights, cuts)
+            if not answer:
+                continue
+            if ends and plan.end and tuple(found[-len(plan.end) :]) != plan.end:
+                ids += plan.end
+            if weight > 0 and begin < len(ids):
+                spans.append(Span(begin, len(ids), weight))
+            cuts.append(len(ids))
+        return Row(ids, spans, cuts)
 
     def _anchored(self, plan: RowPlan, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, str]]:
         """Each piece with the text that it is tokenized behind, which is then cut off; empty for none.
@@ -213,9 +253,13 @@ class Encoder:
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     """The pieces that have text, neighbours that are given as one."""
     found: list[Piece] = []
+    given = ""
     for piece in pieces:
-        if found and not piece.answer and not found[-1].answer:
-            found[-1] = Piece(found[-1].text + piece.text)
-        elif piece.text or piece.answer:
-            found.append(piece)
-    return found
+        if not piece.answer:
+            given += piece.text
+            continue
+        if given:
+            found.append(Piece(given))
+            given = ""
+        found.append(piece)
+    return [*found, Piece(given)] if given else found

@@ -6,11 +6,12 @@ A record becomes drafts, which are text, and drafts become examples: many are to
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
-from jaxalign.data.chat import ChatFormat, as_turns
+from jaxalign.data.chat import ChatFormat
 from jaxalign.data.config import Truncation
-from jaxalign.data.encoding import Row, RowPlan
+from jaxalign.data.encoding import Row, RowPlan, Span
 from jaxalign.data.formats import transcript_turns
 from jaxalign.data.records import (
     Comparison,
@@ -23,6 +24,7 @@ from jaxalign.data.records import (
     Record,
     Stepwise,
     Text,
+    Turns,
 )
 
 
@@ -82,8 +84,7 @@ class Limits:
     truncation: Truncation
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     """An example before it is tokenized.
 
     Attributes:
@@ -106,12 +107,15 @@ def prompt_group(prompt: Prompt, human: str = "\n\nHuman:", assistant: str = "\n
 
     Prompts that begin alike (turns of one chat, one question in several files) are kept together by it.
     """
-    turns = as_turns(prompt)
     if isinstance(prompt, str) and prompt.lstrip().startswith(human.strip()):
-        turns = transcript_turns(prompt, human, assistant) or turns
-    said = [turn for turn in turns if turn.role not in ("system", "developer", "tools")] or list(turns)
-    first = next((turn for turn in said if turn.role == "user"), said[0] if said else None)
-    return hashlib.sha256(" ".join(first.content.split() if first else "").encode()).hexdigest()[:16]
+        prompt = transcript_turns(prompt, human, assistant) or prompt
+    first = prompt if isinstance(prompt, str) else _first_said(prompt)
+    return hashlib.sha256(" ".join(first.split()).encode()).hexdigest()[:16]
+
+
+def _first_said(turns: Turns) -> str:
+    said = [turn for turn in turns if turn.role not in ("system", "developer", "tools")] or turns
+    return next((turn.content for turn in said if turn.role == "user"), said[0].content if said else "")
 
 
 def make_examples(
@@ -183,27 +187,32 @@ def drafts_of(
             raise Filtered(f"not a {kind} but a text")
         if not record.text.strip():
             raise Filtered("no completion token")
-        common["group"] = prompt_group(record.text, chat.human, chat.assistant)
-        return [Draft((chat.continued(record.text),), kind, limits, common | {"prompt_text": ""})]
+        group = prompt_group(record.text, chat.human, chat.assistant)
+        return [
+            Draft((chat.continued(record.text),), kind, limits, common | {"group": group, "prompt_text": ""})
+        ]
     if kind == "demonstration" and isinstance(record, Demonstration) and record.completion is None:
         return _chat_drafts(record, chat, limits, common)
     answers, extra = _answers(record, kind)
     if not all(map(_says, answers)):
         raise Filtered("no completion token")
-    if not record.prompt and isinstance(answers[0], str):
-        group = prompt_group(answers[0], chat.human, chat.assistant)
-    else:
-        group = prompt_group(record.prompt, chat.human, chat.assistant)
-    common |= {"group": group, "prompt": record.prompt, "prompt_text": chat.prompt_text(record.prompt)}
-    if kind == "stepwise":
+    first = answers[0] if not record.prompt and isinstance(answers[0], str) else record.prompt
+    turns = chat.turns(record.prompt) if kind != "stepwise" else None
+    fields = {
+        **common,
+        **extra,
+        "group": prompt_group(first, chat.human, chat.assistant),
+        "prompt": record.prompt,
+        "prompt_text": chat.prompt_text(record.prompt, turns),
+    }
+    if turns is None:
         assert isinstance(record, Stepwise)
-        return [Draft((_steps(record, chat, separator),), kind, limits, common | extra)]
-    written = [chat.answered(record.prompt, answer) for answer in answers]
+        return [Draft((_steps(record, chat, separator),), kind, limits, fields)]
+    written = [chat.answered(turns, answer) for answer in answers]
     if not all(found.rows for found in written):
         raise Filtered("no completion token")
-    note = next((found.note for found in written if found.note), "")
-    plans = tuple(found.rows[0] for found in written)
-    return [Draft(plans, kind, limits, common | extra | {"note": note})]
+    fields["note"] = next((found.note for found in written if found.note), "")
+    return [Draft(tuple(found.rows[0] for found in written), kind, limits, fields)]
 
 
 def finished(drafts: Sequence[Draft], chat: ChatFormat) -> list["Example | Filtered"]:
@@ -211,7 +220,7 @@ def finished(drafts: Sequence[Draft], chat: ChatFormat) -> list["Example | Filte
     rows = iter(chat.encoder.rows([plan for draft in drafts for plan in draft.plans]))
     found: list[Example | Filtered] = []
     for draft in drafts:
-        own = [next(rows) for _ in draft.plans]
+        own = list(islice(rows, len(draft.plans)))
         try:
             found.append(
                 _prompt_example(draft, own[0], chat) if draft.kind == "prompt" else _example(draft, own)
@@ -224,17 +233,7 @@ def finished(drafts: Sequence[Draft], chat: ChatFormat) -> list["Example | Filte
 def _answers(record: Record, kind: str) -> tuple[tuple[Completion, ...], dict[str, Any]]:
     """The completions that a record of one kind has, and the example's fields that say what they are."""
     if kind == "demonstration":
-        answer = {
-            Demonstration: lambda: record.completion,  # type: ignore[union-attr]
-            Comparison: lambda: record.chosen,  # type: ignore[union-attr]
-            Rating: lambda: record.completion,  # type: ignore[union-attr]
-            Ranking: lambda: record.candidates[record.best],  # type: ignore[union-attr]
-        }.get(type(record))
-        if answer is None:
-            raise Filtered(f"not a demonstration but a {_name(record)}")
-        if isinstance(record, Rating) and record.label is False:
-            raise Filtered("labelled as not to be imitated")
-        return (answer(),), {}
+        return (_imitated(record),), {}
     if kind == "comparison":
         if not isinstance(record, Comparison):
             raise Filtered(f"not a comparison but a {_name(record)}")
@@ -253,6 +252,19 @@ def _answers(record: Record, kind: str) -> tuple[tuple[Completion, ...], dict[st
     raise ValueError(
         f"kind must be demonstration, comparison, ranking, label, stepwise or prompt, got {kind!r}"
     )
+
+
+def _imitated(record: Record) -> Completion:
+    """The completion of a record that is a good one."""
+    if isinstance(record, Rating) and record.label is False:
+        raise Filtered("labelled as not to be imitated")
+    if isinstance(record, Comparison):
+        return record.chosen
+    if isinstance(record, Ranking):
+        return record.candidates[record.best]
+    if isinstance(record, (Demonstration, Rating)) and record.completion is not None:
+        return record.completion
+    raise Filtered(f"not a demonstration but a {_name(record)}")
 
 
 def _labelled(record: Record) -> tuple[tuple[Completion, ...], tuple[bool, ...]]:
@@ -312,36 +324,39 @@ def _steps(record: Stepwise, chat: ChatFormat, separator: str) -> RowPlan:
 
 def _example(draft: Draft, rows: Sequence[Row]) -> Example:
     kept, drop, truncated = _limited(rows, draft.limits)
-    start = min(_first(row.weights) for row in kept)
+    start = min([row.start for row in kept])
     fields = dict(draft.fields)
     if draft.kind == "stepwise":
         [row] = kept
         ends = [cut - 1 - drop for cut in rows[0].cuts[1::2] if cut - 1 - drop < len(row.ids)]
         if not ends:
             raise Filtered("no whole step")
-        marks = set(ends)
-        weights = [1.0 if place in marks else 0.0 for place in range(ends[-1] + 1)]
-        kept = [Row(row.ids[: ends[-1] + 1], weights, [])]
+        kept = [Row(row.ids[: ends[-1] + 1], [Span(end, end + 1, 1.0) for end in dict.fromkeys(ends)])]
         fields["labels"] = fields["labels"][: len(ends)]
-    ids = tuple(tuple(row.ids) for row in kept)
-    asked = max(min(_first(row.weights) for row in rows) - drop, 0)
-    if any(row[:asked] != ids[0][:asked] for row in ids):
-        raise Filtered("a template that writes the prompt otherwise for each completion")
-    if draft.kind in ("comparison", "label") and len(ids) == 2 and ids[0] == ids[1]:
-        raise Filtered("chosen equals rejected once trimmed or cut")
-    if draft.kind == "ranking" and ids.count(ids[fields["best"]]) > 1:
-        raise Filtered("the best candidate equals another once trimmed or cut")
-    weighted = any(row.weights.count(0.0) + row.weights.count(1.0) < len(row.weights) for row in kept)
+    ids = tuple([tuple(row.ids) for row in kept])
+    if len(ids) > 1:
+        _check_apart(draft, ids, max(min(row.start for row in rows) - drop, 0))
+    weighted = any(span.weight != 1.0 for row in kept for span in row.spans)
     if weighted and draft.kind != "demonstration":
         raise Filtered("weights of turns other than 0 and 1")
     return Example(
         rows=ids,
-        masks=tuple(tuple(map(bool, row.weights)) for row in kept),
-        prompt_tokens=ids[0][:start],
+        masks=tuple([row.mask for row in kept]),
+        prompt_tokens=tuple(kept[0].ids[:start]),
         truncated=truncated,
-        weights=tuple(tuple(row.weights) for row in kept) if weighted else (),
+        weights=tuple([row.weights for row in kept]) if weighted else (),
         **fields,
     )
+
+
+def _check_apart(draft: Draft, ids: Sequence[tuple[int, ...]], asked: int) -> None:
+    """Rows of one prompt, of `asked` tokens, must begin alike and differ where they are compared."""
+    if any(row[:asked] != ids[0][:asked] for row in ids):
+        raise Filtered("a template that writes the prompt otherwise for each completion")
+    if draft.kind in ("comparison", "label") and ids[0] == ids[1]:
+        raise Filtered("chosen equals rejected once trimmed or cut")
+    if draft.kind == "ranking" and ids.count(ids[draft.fields["best"]]) > 1:
+        raise Filtered("the best candidate equals another once trimmed or cut")
 
 
 def _prompt_draft(
@@ -375,7 +390,7 @@ def _prompt_draft(
 def _prompt_example(draft: Draft, row: Row, chat: ChatFormat) -> Example:
     ids, fields = row.ids, dict(draft.fields)
     if draft.prompt_tokens:
-        start = _first(row.weights)
+        start = row.start
         ended = draft.plans[0].end
         if len(ids) - start - len(ended) < draft.prompt_tokens:
             raise Filtered("shorter than data.prompt_tokens")
@@ -401,17 +416,17 @@ def _limited(rows: Sequence[Row], limits: Limits) -> tuple[list[Row], int, bool]
     """Rows of one prompt's completions within the limits, tokens cut off the prompt, and whether any were cut.
 
     What is cut off the prompt's beginning is the same for all of them, so that they stay
-    completions of one prompt. Column 0 never counts: no token precedes it.
+    completions of one prompt.
     """
-    starts = [_first(row.weights) for row in rows]
-    if any(start == len(row.ids) for start, row in zip(starts, rows, strict=True)):
+    if not all(row.spans for row in rows):
         raise Filtered("no completion token")
+    starts = [row.start for row in rows]
     drop = 0
     if limits.max_prompt_length and max(starts) > limits.max_prompt_length:
         if limits.truncation != "cut_prompt_start":
             raise Filtered("prompt too long")
         drop = max(starts) - limits.max_prompt_length
-    over = max(len(row.ids) for row in rows) - drop - limits.max_length
+    over = max([len(row.ids) for row in rows]) - drop - limits.max_length
     if over > 0:
         if limits.truncation == "filter":
             raise Filtered("too long")
@@ -421,20 +436,10 @@ def _limited(rows: Sequence[Row], limits: Limits) -> tuple[list[Row], int, bool]
             drop += over
         elif max(starts) - drop >= limits.max_length:
             raise Filtered("prompt too long")
-    kept = []
-    for row in rows:
-        ids, weights = row.ids[drop:][: limits.max_length], row.weights[drop:][: limits.max_length]
-        weights[0] = 0.0
-        if not any(weights):
-            raise Filtered("no completion token")
-        kept.append(Row(ids, weights, []))
+    kept = [row.within(drop, limits.max_length) for row in rows]
+    if not all(row.spans for row in kept):
+        raise Filtered("no completion token")
     return kept, drop, drop > 0 or over > 0
-
-
-def _first(weights: Sequence[float]) -> int:
-    start = weights.index(1.0) if 1.0 in weights else len(weights)
-    # Nearly always the first that counts: the others are looked at where something before it does.
-    return next(i for i, weight in enumerate(weights) if weight > 0) if any(weights[:start]) else start
 
 
 def _name(record: Record) -> str:

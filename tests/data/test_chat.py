@@ -58,7 +58,8 @@ def test_markers_count_every_answer_with_its_end_token(plain_bytes):
 
 def test_plain_joins_prompt_and_completion_as_they_are(spaced):
     chat = make(spaced, "plain", "<s>")
-    ids, mask, _ = chat.example("Once upon", " a time.")
+    row = chat.example("Once upon", " a time.")
+    ids, mask = row.ids, row.mask
     assert ids == spaced("Once upon a time.")["input_ids"] + [1]
     assert counted(spaced, ids, mask) == ["a time.<s>"]
     assert ids[: mask.index(True)] == chat.prompt_ids("Once upon") == spaced("Once upon")["input_ids"]
@@ -76,9 +77,9 @@ def test_prompt_ids_begin_the_row_whatever_the_answer_merges_with(chatml, templa
     chat = make(chatml, template)
     for turns in (CHAT[:2], CHAT[:4], "hi\n"):
         prompt = chat.prompt_ids(turns)
-        ids, mask, _ = chat.example(turns, answer)
-        assert ids[: len(prompt)] == prompt
-        assert mask == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+        row = chat.example(turns, answer)
+        assert row.ids[: len(prompt)] == prompt
+        assert row.mask == (False,) * len(prompt) + (True,) * (len(row.ids) - len(prompt))
 
 
 def test_earlier_answers_are_written_alike_in_chats_and_prompts(plain_bytes):
@@ -90,9 +91,9 @@ def test_earlier_answers_are_written_alike_in_chats_and_prompts(plain_bytes):
 
 
 def test_only_the_last_answer_counts_in_an_example(chatml):
-    ids, mask, _ = make(chatml).example(CHAT[:4], "c a")
-    assert counted(chatml, ids, mask) == ["c a<|im_end|>"]
-    assert ids == told(make(chatml), CHAT)[0]
+    row = make(chatml).example(CHAT[:4], "c a")
+    assert counted(chatml, row.ids, row.mask) == ["c a<|im_end|>"]
+    assert row.ids == told(make(chatml), CHAT)[0]
 
 
 def test_turns_after_the_last_answer_are_left_out(chatml):
