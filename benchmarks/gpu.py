@@ -1,20 +1,21 @@
 """What one GPU gives: full and LoRA training, decoding and a GRPO step, against what the card could do.
 
-usage: python benchmarks/gpu.py [--output runs/gpu] [--only NAME ...] [--shape SHAPE] [--again]
+usage: python benchmarks/gpu.py [--output runs/gpu] [--only NAME ...] [--shape SHAPE] [--again] [--profile]
 
-Made for one H200: what fits into --seconds (under 8 minutes) is measured, and the same command goes on with the rest
-(two or three calls at first, as programs are compiled). It prints the table for docs/performance.md. Each row is
+Made for one H200 or H100: what fits into --seconds (under 8 minutes) is measured, and the same command goes on with the
+rest (two or three calls at first, as programs are compiled). It prints the table for docs/performance.md. Each row is
 measured by a process of its own, so that its memory is its own and a row that fails leaves the others; its output is
 kept in --output. `--shape tiny` runs a row of each kind anywhere. Needs jax, flax, optax and jaxalign's own modules, no
 data sets.
 
 The first row checks attention by numbers. MFU counts 6 operations a parameter and token (4 with LoRA) and attention
 within rows once, recomputation never, against 989 TFLOP/s (the data sheet's bfloat16 peak). The roofline of decoding
-is the time to read the weights and those columns of the cache that hold a token, at 4.3 TB/s. A GRPO step is an update
-of the trainer of `jaxalign grpo` with no KL penalty. Not run on a GPU yet.
+is the time to read the weights and those columns of the cache that hold a token, at 4.3 TB/s (H100: 3.0). A GRPO step
+is an update of the trainer of `jaxalign grpo` with no KL penalty.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -27,8 +28,8 @@ from typing import Any
 from storage import read_json, write_json
 
 HERE = Path(__file__).resolve().parent
-# Of an H200: bfloat16 operations and bytes a second.
-PEAK, BANDWIDTH = 989e12, 4.3e12
+# bfloat16 operations a second by the data sheet of both cards; bytes a second as a copy of 8 GB reaches them there.
+PEAK, BANDWIDTHS = 989e12, {"H200": 4.3e12, "H100": 3.0e12}
 # What is asked of it: shares of the peak, tokens a second, shares of the roofline, generation's share at most.
 MFU, LORA_SPEED, ROOFLINE, GENERATION = 0.5, 13_000, 0.6, 0.4
 # The most important first: what there is no time for is left out. Shape, then numbers; prompt and new tokens fill a
@@ -53,11 +54,9 @@ ROWS: dict[str, tuple[str, tuple[int, ...]]] = {
     "grpo tiny": ("tiny", (2, 4, 16, 16)),
     "lora tiny": ("tiny", (2, 64)),
 }
-# What layers keep while training, and what a row that runs out of memory is tried again with: computing a layer again
-# is work that MFU does not count. GB by hand, in all rows far below 125: parameters, their gradients and moments are
-# 16 bytes each in full training (1B 20, 3B 51) and 2 in LoRA (8B 16); kept are 4 (5 D + 2 K + 2 F) bytes / 2 a layer
-# and token (D width, K keys, F MLP): 1B 14.5 (GRPO 21.7, by parts of 24,576 tokens), 3B 15.5, 8B 26.8.
-REMAT, LEAST_MEMORY = "minimal", "full"
+# What layers keep while training, and what a row that runs out of memory is tried again with, in turn: computing a
+# layer again is work that MFU does not count.
+REMAT = ("none", "minimal", "full")
 # Seconds that one row may take at most, and that are worth beginning one for.
 LIMIT, LEAST = 150, 75
 ABOUT = ("date", "commit", "device", "platform", "jax", "jaxlib", "python")
@@ -87,7 +86,9 @@ def commit() -> str:
     return asked.stdout.strip() or "unknown"
 
 
-def by_a_process(name: str, remat: str, output: Path, seconds: float, *, anywhere: bool) -> dict[str, Any]:
+def by_a_process(
+    name: str, remat: str, output: Path, seconds: float, *, anywhere: bool, profile: bool = False
+) -> dict[str, Any]:
     """A row, measured by another process in this many seconds; {"error": one line} where it gave none."""
     log, result = output / f"{name.replace(' ', '-')}.log", output / "row.json"
     result.unlink(missing_ok=True)
@@ -100,6 +101,7 @@ def by_a_process(name: str, remat: str, output: Path, seconds: float, *, anywher
     }
     command = [sys.executable, __file__, "--row", name, "--remat", remat, "--output", str(output)]
     command += ["--shape", "tiny"] if anywhere else []
+    command += ["--profile"] if profile else []
     with log.open("w") as file:
         try:
             done = subprocess.run(
@@ -113,7 +115,7 @@ def by_a_process(name: str, remat: str, output: Path, seconds: float, *, anywher
     return {"error": f"ended with status {done.returncode}: {last.strip()}"}
 
 
-def write_row(name: str, remat: str, output: Path, *, anywhere: bool) -> None:
+def write_row(name: str, remat: str, output: Path, *, anywhere: bool, profile: bool) -> None:
     """What such a process does; on a GPU only, unless `anywhere`."""
     # Here and nowhere above: a process that has a device in use would take the memory of those that measure.
     import jax
@@ -125,25 +127,30 @@ def write_row(name: str, remat: str, output: Path, *, anywhere: bool) -> None:
             raise RuntimeError(
                 f"JAX runs on the {jax.default_backend()} here: is its CUDA package installed (the extra cuda)?"
             )
-        row = measured(name, size, numbers, remat)  # type: ignore[arg-type]
+        kernels = output / f"{name.replace(' ', '-')}.kernels" if profile else None
+        row = measured(name, size, numbers, remat, kernels)  # type: ignore[arg-type]
     except Exception as problem:
         traceback.print_exc()
         row = {"error": next(iter(str(problem).splitlines()), "") or repr(problem)}
     (output / "row.json").write_text(json.dumps(row))
 
 
-def measure(name: str, output: Path, until: float, *, anywhere: bool) -> dict[str, Any] | None:
-    """A row with what it depends on; once more with `LEAST_MEMORY` where training ran out of memory.
+def measure(
+    name: str, output: Path, until: float, *, anywhere: bool, profile: bool = False
+) -> dict[str, Any] | None:
+    """A row with what it depends on; again with the next level of `REMAT` where training ran out of memory.
 
     None where it was ended only because `until` came, a time of `time.perf_counter`.
     """
     began, size = time.perf_counter(), ROWS[name]
-    row = by_a_process(name, REMAT, output, min(LIMIT, until - began), anywhere=anywhere)
-    trains = not name.startswith(("checks", "decode"))
-    left = until - time.perf_counter()
-    if trains and out_of_memory(row) and left > LEAST:
-        again = by_a_process(name, LEAST_MEMORY, output, min(LIMIT, left), anywhere=anywhere)
-        row = again | {"fell_back_from": REMAT}
+    how = {"anywhere": anywhere, "profile": profile}
+    levels = REMAT[:1] if name.startswith(("checks", "decode")) else REMAT
+    row = by_a_process(name, levels[0], output, min(LIMIT, until - began), **how)
+    for before, level in itertools.pairwise(levels):
+        left = until - time.perf_counter()
+        if not out_of_memory(row) or left <= LEAST:
+            break
+        row = by_a_process(name, level, output, min(LIMIT, left), **how) | {"fell_back_from": before}
     if "error" in row and until - time.perf_counter() <= 0:
         return None
     return row | {
@@ -164,14 +171,16 @@ def out_of_memory(row: dict[str, Any]) -> bool:
 
 
 def shares(name: str, row: dict[str, Any]) -> tuple[str, str]:
-    """What a row is judged by, and its target; what holds for an H200 only is blank elsewhere."""
-    kind, own = name.split()[0], "H200" in row["device"]
+    """What a row is judged by, and its target; what holds for some cards only is blank elsewhere."""
+    kind = name.split()[0]
+    bandwidth = next((bytes_ for card, bytes_ in BANDWIDTHS.items() if card in row["device"]), 0)
+    own = bool(bandwidth)
     seconds = row["ms"] / 1e3
     if kind == "grpo":
         text = ", ".join(f"{part} {row[part]:.0%}" for part in ("sample", "score", "optimize"))
         target, reached = f"sample at most {GENERATION:.0%}", row["sample"] <= GENERATION
     elif kind == "decode":
-        share = row["bytes"] / BANDWIDTH / seconds
+        share = row["bytes"] / (bandwidth or 1) / seconds
         text = f"{share:.1%} of the roofline, " if own else ""
         text += f"{row['filled']:.0%} of the columns read are filled"
         target, reached = f"{ROOFLINE:.0%}", share >= ROOFLINE
@@ -188,7 +197,7 @@ def shares(name: str, row: dict[str, Any]) -> tuple[str, str]:
 def cells(name: str, row: dict[str, Any]) -> list[str]:
     """A row of the table."""
     if "error" in row:
-        level = f" (also with remat {LEAST_MEMORY})" if "fell_back_from" in row else ""
+        level = f" (with remat {row['fell_back_from']} too)" if "fell_back_from" in row else ""
         return ["", "", f"failed{level}: {row['error']}", "", "", "", ""]
     peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.1f}"
     if name == "checks":
@@ -244,12 +253,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shape", choices=shapes, help="rows of this model; all but tiny if not given")
     parser.add_argument("--seconds", type=float, default=470, help="time for all rows together (470)")
     parser.add_argument("--again", action="store_true", help="measure again what is there already")
+    parser.add_argument(
+        "--profile", action="store_true", help="list the kernels of one more step of each row in ROW.kernels"
+    )
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
-    parser.add_argument("--remat", default=REMAT, help=argparse.SUPPRESS)
+    parser.add_argument("--remat", default=REMAT[0], help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     output = options.output.absolute()
     if options.row:
-        write_row(options.row, options.remat, output, anywhere=options.shape == "tiny")
+        write_row(
+            options.row, options.remat, output, anywhere=options.shape == "tiny", profile=options.profile
+        )
         return 0
     chosen = [
         name
@@ -290,7 +304,7 @@ def measure_all(names: list[str], found: dict[str, Any], options: argparse.Names
             continue
         row = None
         if until - time.perf_counter() >= LEAST:
-            row = measure(name, output, until, anywhere=tiny)
+            row = measure(name, output, until, anywhere=tiny, profile=options.profile)
         if row is None:
             print(f"{name}: left out for lack of time; the same command goes on")
             left_out = True

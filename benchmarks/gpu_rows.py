@@ -12,12 +12,14 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 from gpu_checks import attention_checks, attention_form
+from gpu_profile import kernels
 from shapes import dialogue_lengths, shape
 from steps import sft_steps
 
@@ -49,7 +51,9 @@ SHAPES = {
 }
 
 
-def measured(name: str, size: str, numbers: tuple[int, ...], remat: models.Remat) -> dict[str, Any]:
+def measured(
+    name: str, size: str, numbers: tuple[int, ...], remat: models.Remat, profile: Path | None = None
+) -> dict[str, Any]:
     """One row, by the first word of its name.
 
     Args:
@@ -57,6 +61,7 @@ def measured(name: str, size: str, numbers: tuple[int, ...], remat: models.Remat
       size: which of `SHAPES`.
       numbers: arguments of the measurement.
       remat: level of the training rows.
+      profile: file for the kernels of one more step, which is not counted.
     """
     kinds: dict[str, Callable[..., dict[str, Any]]] = {
         "checks": attention_checks,
@@ -70,6 +75,9 @@ def measured(name: str, size: str, numbers: tuple[int, ...], remat: models.Remat
     device = jax.devices()[0]
     # A process measures one row, so this is the row's own.
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    more = row.pop("profile", None)
+    if profile is not None and more is not None:
+        profile.write_text(kernels(more) + "\n")
     return row | {
         "device": device.device_kind,
         "platform": " ".join(str(device.client.platform_version).split()),
@@ -169,7 +177,9 @@ def training(config: ModelConfig, rows: int, length: int, *, lora: bool = False)
     # The state has a copy of its own.
     del params
     policy = CausalPolicy(definition, settings)
-    times, _ = sft_steps(policy, optimizer, state, frozen, batch, count=STEPS, clock=time.perf_counter)
+    times, (update, *arguments) = sft_steps(
+        policy, optimizer, state, frozen, batch, count=STEPS, clock=time.perf_counter
+    )
     seconds = statistics.median(times[1:])
     return {
         "ms": seconds * 1e3,
@@ -178,6 +188,7 @@ def training(config: ModelConfig, rows: int, length: int, *, lora: bool = False)
         "filled": tokens / (rows * length),
         "first_seconds": times[0],
         "remat": config.remat,
+        "profile": lambda: update(*arguments),
         **forms(config, rows, length, MAX_SEGMENTS),
     }
 
@@ -213,6 +224,7 @@ def decoding(config: ModelConfig, rows: int, prompt: int, new: int) -> dict[str,
         "bytes": 2 * (models.params_count(params) - unread) + rows * cache,
         "filled": columns / length,
         "first_seconds": first,
+        "profile": lambda: seconds(new // 4),
         # Attention of a decoding step has one form everywhere; this is how prompts are read, padded on the left.
         **forms(config, rows // COPIES, prompt, 2),
     }
@@ -269,5 +281,6 @@ def grpo(config: ModelConfig, prompts: int, samples: int, prompt: int, new: int)
         "logp_gap": updates[0]["rollout/logp_gap"],
         "first_seconds": updates[0]["seconds"],
         "remat": config.remat,
+        "profile": lambda: trainer.update(4),
         **forms(config, rows, prompt + new, 1),
     }

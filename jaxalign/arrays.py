@@ -17,6 +17,19 @@ Scalar = float | int | Float[Array, ""]
 """A hyper-parameter: a Python number or a traced scalar."""
 
 
+def product_precision(dtype: Any) -> jax.lax.Precision | None:
+    """The precision to ask of products with operands of this dtype, so that float32 means float32.
+
+    GPUs round operands of float32 products to TF32 (10 bits) and TPUs to bfloat16 unless they are asked not to: two
+    programs then give log-probs of one model that are 2e-3 nats apart. None, JAX's own choice, for narrower operands,
+    on CPUs, and where `jax_default_matmul_precision` says what is wanted.
+    """
+    asked = jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
+    if asked or jnp.dtype(dtype) != jnp.float32 or jax.default_backend() == "cpu":
+        return None
+    return jax.lax.Precision.HIGHEST
+
+
 def check_shapes(**arrays: Any) -> None:
     """All arrays given have one shape.
 

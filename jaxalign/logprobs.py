@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxalign.arrays import Scalar, check_range, check_rank, check_shapes
+from jaxalign.arrays import Scalar, check_range, check_rank, check_shapes, product_precision
 from jaxalign.masking import NEGATIVE, as_mask
 
 CHUNK_SIZE = 4096
@@ -141,7 +141,7 @@ def _chunk_logits(static, hidden, embedding, bias, scales, start, first):
     size, cap, dtype = static.chunk_size, static.softcap, static.product_dtype
     weights = jax.lax.dynamic_slice_in_dim(embedding, start, size, 0).astype(dtype)
     shift = jax.lax.dynamic_slice_in_dim(bias, start, size, 0).astype(jnp.float32)
-    logits = jnp.einsum("btd,vd->btv", hidden.astype(dtype), weights, preferred_element_type=jnp.float32)
+    logits = _product("btd,vd->btv", hidden.astype(dtype), weights)
     logits = scales[0] * logits + shift
     slope = jnp.ones((), jnp.float32)
     if cap:
@@ -149,6 +149,11 @@ def _chunk_logits(static, hidden, embedding, bias, scales, start, first):
         logits, slope = cap * bent, 1.0 - jnp.square(bent)
     columns = start + jnp.arange(size)
     return weights, jnp.where(columns >= first, logits * scales[1], NEGATIVE), columns, slope * scales[1]
+
+
+def _product(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    precision = product_precision(a.dtype)
+    return jnp.einsum(pattern, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -228,14 +233,14 @@ def _backward(static, saved: Any, cotangents: Any):
         # product with ones is several times faster there than a sum over leading axes. It transposes the
         # left side of a product over rows: that is the hidden states here, not the far larger `part`.
         part = jax.lax.optimization_barrier(grad * scales[0]).astype(dtype)
-        dw = jnp.einsum("btd,btv->dv", hidden.astype(dtype), part, preferred_element_type=jnp.float32)
-        dh = jnp.einsum("btv,vd->btd", part, weights, preferred_element_type=jnp.float32)
+        dw = _product("btd,btv->dv", hidden.astype(dtype), part)
+        dh = _product("btv,vd->btd", part, weights)
         # Without the barrier XLA writes the transposed product itself, which its CPU backend has not for bfloat16.
         dw = jax.lax.optimization_barrier(dw).T
         old = jax.lax.dynamic_slice_in_dim(d_embedding, start, size, 0)
         d_embedding = jax.lax.dynamic_update_slice_in_dim(d_embedding, old + dw, start, 0)
         if static.with_bias:
-            db = jnp.einsum("btv,bt->v", grad, jnp.ones(targets.shape, jnp.float32))
+            db = _product("btv,bt->v", grad, jnp.ones(targets.shape, jnp.float32))
             old = jax.lax.dynamic_slice_in_dim(d_bias, start, size, 0)
             d_bias = jax.lax.dynamic_update_slice_in_dim(d_bias, old + db, start, 0)
         return (d_hidden + dh, d_embedding, d_bias), None

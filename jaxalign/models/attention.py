@@ -27,10 +27,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.masking import NEGATIVE
 from jaxalign.mesh import partition_spec
-from jaxalign.models import cudnn_attention, splash_attention
+from jaxalign.models import cudnn_attention, decode_attention, splash_attention
 from jaxalign.models.blockwise_attention import blockwise_attention
 from jaxalign.models.config import AttentionForm, Choice, ModelConfig
 from jaxalign.models.int8 import Int8
+from jaxalign.models.kv_cache import Seen
 from jaxalign.models.layers import softcap
 from jaxalign.models.products import cached_dtype, operand_dtype, product
 from jaxalign.models.remat import CONTEXT
@@ -251,20 +252,28 @@ def attend_cached(
     q: Float[Array, "B N H"],
     keys: Float[Array, "B K H S"] | Int8,
     values: Float[Array, "B K S H"] | Int8,
-    bias: Float[Array, "B S"],
+    seen: Seen,
     config: ModelConfig,
 ) -> Float[Array, "B NH"]:
-    """One query a row against its cache; `bias` is 0 at visible columns."""
+    """One query a row against the columns of its cache that it sees; by a kernel where one is faster."""
     rows, heads, size = q.shape
     kv_heads = keys.shape[1]
     q = scaled(q, config).reshape(rows, kv_heads, heads // kv_heads, size)
     dtype = cached_dtype(config)
+    if (
+        isinstance(keys, jax.Array)
+        and isinstance(values, jax.Array)
+        and not decode_attention.refusal(config, _device(config), values.shape, values.dtype)
+    ):
+        q = q.astype(values.dtype)
+        out = decode_attention.decode_attention(q, keys, values, seen.first, seen.last)
+        return out.reshape(rows, heads * size)
     # A token has one scale a head, so integers go into the products and scales to the scores and weights.
     key_scales = keys.scales if isinstance(keys, Int8) else None
     value_scales = values.scales.swapaxes(2, 3) if isinstance(values, Int8) else None
     k, v = (x.values.astype(q.dtype) if isinstance(x, Int8) else x for x in (keys, values))
     scores = product("bkgd,bkds->bkgs", q, k, dtype=dtype)
     scores = scores if key_scales is None else scores * key_scales
-    scores = softcap(scores, config.attention_softcap) + bias[:, None, None, :]
+    scores = softcap(scores, config.attention_softcap) + seen.bias[:, None, None, :]
     out = _weighted(scores, v, "bkgs,bksd->bkgd", dtype, value_scales)
     return out.astype(q.dtype).reshape(rows, heads * size)

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxalign.arrays import product_precision
 from jaxalign.models.config import ModelConfig, ProductForm
 from jaxalign.models.products import dense, product_form
 from jaxalign.models.transformer import Transformer
@@ -141,7 +142,8 @@ def apply_head(
     if head_config.kind == "mlp":
         x = dense(x, params["hidden"], products) + params["hidden_bias"].astype(x.dtype)
         x = jax.nn.gelu(x, approximate=True)
-    return jnp.einsum("...d,d->...", x.astype(jnp.float32), params["score"].astype(jnp.float32))
+    x, score = x.astype(jnp.float32), params["score"].astype(jnp.float32)
+    return jnp.einsum("...d,d->...", x, score, precision=product_precision(jnp.float32))
 
 
 def create_head(config: ModelConfig, head_config: HeadConfig, *, key: jax.Array) -> dict[str, jax.Array]:

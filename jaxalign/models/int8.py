@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxalign.arrays import product_precision
 from jaxalign.models.ordering import after
 
 
@@ -64,14 +65,19 @@ def scaled_product(x: Float[Array, "*B K"], w: Int8, *, dtype: Any) -> Float[Arr
     `dtype` is that of the operands (`products.operand_dtype`): all integers of w are numbers of bfloat16 too.
     """
     operand, values = _beside(x.astype(dtype), w.values)
-    out = jnp.einsum("...k,km->...m", operand, values, preferred_element_type=jnp.float32)
+    out = _product("...k,km->...m", operand, values)
     return (out * w.scales[0]).astype(x.dtype)
 
 
 def scaled_logits(hidden: Float[Array, "*B D"], w: Int8, *, dtype: Any) -> Float[Array, "*B V"]:
     """hidden @ w.T in float32, for w [V, D] with a scale a row; `dtype` as for `scaled_product`."""
     hidden, values = _beside(hidden.astype(dtype), w.values)
-    return jnp.einsum("...d,vd->...v", hidden, values, preferred_element_type=jnp.float32) * w.scales[:, 0]
+    return _product("...d,vd->...v", hidden, values) * w.scales[:, 0]
+
+
+def _product(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    precision = product_precision(a.dtype)
+    return jnp.einsum(pattern, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _beside(x: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,14 +7,29 @@ only starts later, and a token's position is its column less the row's first one
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from jaxalign.masking import NEGATIVE
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.int8 import Int8, quantized
+
+
+class Seen(NamedTuple):
+    """The columns that a step's queries see.
+
+    Attributes:
+      first: int32 [B], the first one of each row.
+      last: int32 scalar, the last one.
+      bias: float32 [B, S], 0 there and very small elsewhere.
+    """
+
+    first: Int[Array, " B"]
+    last: Int[Array, ""]
+    bias: Float[Array, "B S"]
 
 
 @jax.tree_util.register_dataclass
@@ -39,10 +54,12 @@ class KVCache:
         """Columns, S."""
         return self.values[0].shape[2]
 
-    def filled(self) -> Bool[Array, "B S"]:
-        """Columns that hold a token of the row, the one of the current step included."""
+    def seen(self, window: int) -> Seen:
+        """What the current step sees, its own column included: the last `window` columns, or all where that is 0."""
+        first = jnp.maximum(self.starts, self.column - window + 1) if window else self.starts
         columns = jnp.arange(self.length)[None, :]
-        return (columns >= self.starts[:, None]) & (columns <= self.column)
+        there = (columns >= first[:, None]) & (columns <= self.column)
+        return Seen(first, self.column, jnp.where(there, 0.0, NEGATIVE))
 
 
 def from_prompt(

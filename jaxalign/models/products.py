@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxalign.arrays import product_precision
 from jaxalign.models.config import Choice, ModelConfig, ProductForm
 
 # With either, a CPU multiplies bfloat16 faster than float32 (`docs/performance.md`). The first that a CPU has is named
@@ -76,7 +77,10 @@ def cached_dtype(config: ModelConfig) -> Any:
 
 def product(pattern: str, *operands: jax.Array, dtype: Any) -> jax.Array:
     """An einsum of operands cast to `dtype`, in float32."""
-    return jnp.einsum(pattern, *(x.astype(dtype) for x in operands), preferred_element_type=jnp.float32)
+    operands = tuple(x.astype(dtype) for x in operands)
+    return jnp.einsum(
+        pattern, *operands, precision=product_precision(dtype), preferred_element_type=jnp.float32
+    )
 
 
 def dense(x: Float[Array, "*B K"], w: Float[Array, "K M"], form: ProductForm) -> Float[Array, "*B M"]:
@@ -98,7 +102,13 @@ def _multiply(a, b, like, dimensions, form):
     """One product in the form given, in the dtype of `like`."""
     dtype = jnp.float32 if form == "float32" else like.dtype
     result = like.dtype if form == "natural" else jnp.float32
-    out = jax.lax.dot_general(a.astype(dtype), b.astype(dtype), dimensions, preferred_element_type=result)
+    out = jax.lax.dot_general(
+        a.astype(dtype),
+        b.astype(dtype),
+        dimensions,
+        precision=product_precision(dtype),
+        preferred_element_type=result,
+    )
     return out.astype(like.dtype)
 
 
@@ -117,7 +127,11 @@ def _dense_backward(form, saved, dy):
     def over_rows(a, b):
         dimensions = ((rows, rows), ((), ()))
         return jax.lax.dot_general(
-            a.astype(operand), b.astype(operand), dimensions, preferred_element_type=jnp.float32
+            a.astype(operand),
+            b.astype(operand),
+            dimensions,
+            precision=product_precision(operand),
+            preferred_element_type=jnp.float32,
         )
 
     if jax.default_backend() == "cpu" and operand == jnp.float32 and x.shape[-1] > dy.shape[-1]:

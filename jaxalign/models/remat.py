@@ -10,10 +10,9 @@ A ladder: each level keeps less than the one before it and computes more twice.
     full                nothing                                       the whole layer
 
 Policies are by name: what is kept is what `jax.ad_checkpoint.checkpoint_name` was called on in `layers.linear`
-(a projection, by its own name) and in attention. With its output blockwise and splash attention keep what their
-backward passes read of each query. Plain attention and cuDNN's name nothing of the kind: their forward pass runs again
-at every level but `none`. It gives cuDNN's output again too, which is therefore not kept: there `save_context` is
-`full`.
+(a projection, by its own name) and in attention. With its output blockwise, cuDNN's and splash attention keep what
+their backward passes read of each query. Plain attention names nothing of the kind: its forward pass runs again at
+every level but `none`.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,4 +54,13 @@ def rematerialized(layer: Callable[..., Any], level: Remat) -> Callable[..., Any
     """The same function of arrays, whose backward pass finds what `level` keeps."""
     if level == "none":
         return layer
-    return jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*KEPT[level]))
+    names = jax.checkpoint_policies.save_only_these_names(*KEPT[level])
+    if CONTEXT not in KEPT[level]:
+        return jax.checkpoint(layer, policy=names)
+    kept = jax.checkpoint_policies.save_from_both_policies(names, _of_cudnn)
+    return jax.checkpoint(layer, policy=kept)
+
+
+def _of_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether it is cuDNN's attention, whose results (output and statistics) JAX names nowhere."""
+    return primitive.name.startswith("dot_product_attention_fwd")

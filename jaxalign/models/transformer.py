@@ -15,7 +15,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxalign.masking import NEGATIVE
 from jaxalign.models import kv_cache
 from jaxalign.models.attention import attend, attend_cached, visible
 from jaxalign.models.config import ModelConfig
@@ -33,7 +32,7 @@ from jaxalign.models.layers import (
     softcap,
 )
 from jaxalign.models.products import cached_dtype, operand_dtype, product, product_form
-from jaxalign.models.remat import rematerialized
+from jaxalign.models.remat import Remat, rematerialized
 
 UNROLLED_LAYERS = 8
 
@@ -219,13 +218,8 @@ class Transformer(nnx.Module):
         positions = jnp.repeat(column - cache.starts, members)
         x = embed(weights, jnp.repeat(tokens, members)[:, None], positions[:, None], config)
         tables = {s: rope_tables(positions[:, None], config, local=s) for s in (False, True)}
-        # One bias for each kind of layer: where a column is visible by distance and filled.
-        filled = cache.filled()
-        distance = column - jnp.arange(cache.length)[None, :]
-        biases = {
-            window: jnp.where(filled & ((distance < window) | (window == 0)), 0.0, NEGATIVE)
-            for window in {kv_cache.window_of(config, layer) for layer in range(config.num_layers)}
-        }
+        windows = [kv_cache.window_of(config, layer) for layer in range(config.num_layers)]
+        seen = {window: cache.seen(window) for window in set(windows)}
         keys, values = [], []
         for layer, params in enumerate(weights["layers"]):
             part = None if adapter is None else adapter[layer]
@@ -238,8 +232,8 @@ class Transformer(nnx.Module):
                 value = kv_cache.written(cache.values[layer], v.transpose(0, 2, 1, 3), column, axis=2)
                 keys.append(key)
                 values.append(value)
-                bias = biases[kv_cache.window_of(config, layer)]
-                return attend_cached(q[:, 0], key, value, bias, config).reshape(h.shape[0], 1, -1)
+                out = attend_cached(q[:, 0], key, value, seen[windows[layer]], config)
+                return out.reshape(h.shape[0], 1, -1)
 
             x = block(x, params, config, attention, part, None)
         cache = replace(cache, keys=tuple(keys), values=tuple(values), column=column + 1)
@@ -278,12 +272,26 @@ class Transformer(nnx.Module):
         level = "none" if keep_cache else config.remat
         body = rematerialized(body, level)
         inputs = (params["layers"], adapter, jnp.asarray(slides), jnp.arange(config.num_layers))
-        # Few layers are written out: measured faster on a CPU, 1.7 times for 2 layers (backward, width 64), 1.13 times
-        # for 6 (a step of width 288, which compiles in 9.6 s in place of 7.1). Not where a layer is computed again: XLA
-        # may then do it before the backward pass needs it, and what was to be saved is held after all.
-        unroll = level == "none" and config.num_layers <= UNROLLED_LAYERS
+        unroll = written_out(config, level, trained=not keep_cache and adapter is None)
         x, cache = jax.lax.scan(body, x, inputs, unroll=unroll)
         return norm(x, params["final_norm"], "weight", config), cache
+
+
+def written_out(config: ModelConfig, level: Remat, *, trained: bool) -> bool:
+    """Whether a program holds all layers of a stack, one after another, in place of a loop over them.
+
+    On a CPU few layers: measured faster, 1.7 times for 2 layers (backward, width 64), 1.13 times for 6 (a step of width
+    288, which compiles in 9.6 s in place of 7.1); not where a layer is computed again, which XLA may do there before
+    the backward pass needs it, and what was to be saved is held after all.
+
+    On one GPU all of them where their weights are `trained`: a loop copies what it keeps of each layer into stacks and
+    out of them, and weights before it converts them. An H200 takes 263 in place of 288 ms for a step of 16 layers
+    (width 2,048, 16,384 tokens, remat=minimal), holds 1.8 GiB less, and compiles for 15 s in place of 7
+    (`docs/performance.md`).
+    """
+    if jax.default_backend() == "gpu" and trained and (config.mesh is None or config.mesh.size == 1):
+        return True
+    return level == "none" and config.num_layers <= UNROLLED_LAYERS
 
 
 def layout(tokens, positions, segment_ids, lengths) -> tuple[jax.Array, jax.Array]:
@@ -349,7 +357,7 @@ def folded(params: dict[str, Any], adapter: Any) -> dict[str, Any]:
     """Parameters with W + a b * scale in place of each adapted W."""
     layers = dict(params["layers"])
     for name, part in adapter.items():
-        change = jnp.einsum("lir,lro->lio", part["a"], part["b"], preferred_element_type=jnp.float32)
+        change = product("lir,lro->lio", part["a"], part["b"], dtype=part["a"].dtype)
         scale = part["scale"].reshape(-1, 1, 1)
         layers[name] = (layers[name].astype(jnp.float32) + change * scale).astype(layers[name].dtype)
     return {**params, "layers": layers}

@@ -15,8 +15,10 @@ from jaxalign.logprobs import linear_logprobs
 from jaxalign.models import LoraConfig, attach, merge
 from jaxalign.training.packing import Packing, spread, taken
 
-# Of logits that are not split into chunks: XLA keeps them for the backward pass, where chunks are computed again.
+# Bytes of logits that are not split into chunks: XLA keeps them for the backward pass, where chunks are computed again.
 WHOLE_LOGITS = 512 << 20
+# Of a GPU's memory, where that is more.
+WHOLE_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,13 @@ class TokenScores:
     hidden: jax.Array
 
 
+def whole_logits_limit() -> int:
+    """Bytes of logits that a pass with a gradient may keep here: `WHOLE_LOGITS`, or a share of a GPU's memory."""
+    device = jax.devices()[0]
+    memory = (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform == "gpu" else 0
+    return max(WHOLE_LOGITS, int(WHOLE_SHARE * memory))
+
+
 def score_tokens(
     model: Any,
     tokens: Int[Array, "B T"],
@@ -105,8 +114,8 @@ def score_tokens(
       dropout_key: for LoRA dropout; None turns it off.
       packing: a layout by which padding (of packed rows) and, in the head, what does not count cost nothing. All
         counted tokens must be among those it was made for. None where there is none.
-      whole_logits: for passes with a gradient: where the model rematerializes nothing, logits of up to `WHOLE_LOGITS`
-        bytes (float32, of all devices together) are not split into chunks.
+      whole_logits: for passes with a gradient: where the model rematerializes nothing, logits of up to
+        `whole_logits_limit()` bytes (float32, of all devices together) are not split into chunks.
     """
     options: dict[str, Any] = {"adapter": adapter}
     if dropout_key is not None:
@@ -120,7 +129,11 @@ def score_tokens(
     else:
         before, targets, counted = layout.heads(states), taken(tokens, places), taken(mask, places)
     vocabulary = model.head.shape[0]
-    if whole_logits and model.config.remat == "none" and 4 * targets.size * vocabulary <= WHOLE_LOGITS:
+    if (
+        whole_logits
+        and model.config.remat == "none"
+        and 4 * targets.size * vocabulary <= whole_logits_limit()
+    ):
         head["chunk_size"] = vocabulary
     stats = linear_logprobs(before, targets=targets, mask=counted, **head)
     if places is None:

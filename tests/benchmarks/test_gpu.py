@@ -13,7 +13,7 @@ TRAINED = {
     "tokens_per_second": 2.0,
     "operations": 6e12,
     "filled": 1.0,
-    "remat": "minimal",
+    "remat": "none",
     "attention": "cudnn",
     "products": "natural",
     "device": "NVIDIA H200",
@@ -37,7 +37,7 @@ def gpu(benchmark, monkeypatch):
     script = benchmark("gpu")
     script.asked, script.answers = [], {}
 
-    def answer(name, remat, output, seconds, *, anywhere):
+    def answer(name, remat, output, seconds, *, anywhere, profile):
         script.asked.append((name, remat))
         assert 0 < seconds <= 150
         return script.answers.get((name, remat), result(name))
@@ -54,21 +54,21 @@ def rows_of(folder):
 def test_a_row_that_fails_leaves_the_others_and_is_all_that_the_same_command_does_again(
     gpu, tmp_path, capsys
 ):
-    gpu.answers["decode tiny", "minimal"] = {"error": "no kernel image"}
+    gpu.answers["decode tiny", "none"] = {"error": "no kernel image"}
     command = ["--shape", "tiny", "--output", str(tmp_path)]
     assert gpu.main(command) == 1
     assert list(rows_of(tmp_path)) == ["checks", "sft tiny", "decode tiny", "grpo tiny", "lora tiny"]
     assert "| decode tiny |  |  | failed: no kernel image |" in capsys.readouterr().out
     gpu.asked, gpu.answers = [], {}
     assert gpu.main(command) == 0
-    assert gpu.asked == [("decode tiny", "minimal")]
+    assert gpu.asked == [("decode tiny", "none")]
     assert rows_of(tmp_path)["decode tiny"]["ms"] == 10
 
 
 def test_a_row_that_was_good_is_not_lost_to_a_failure(gpu, tmp_path, capsys):
     command = ["--shape", "tiny", "--output", str(tmp_path), "--only", "sft"]
     assert gpu.main(command) == 0
-    gpu.answers["sft tiny", "minimal"] = {"error": "no kernel image"}
+    gpu.answers["sft tiny", "none"] = {"error": "no kernel image"}
     gpu.main([*command, "--again"])
     assert "sft tiny: failed: no kernel image" in capsys.readouterr().out
     assert rows_of(tmp_path)["sft tiny"]["ms"] == 10
@@ -77,7 +77,7 @@ def test_a_row_that_was_good_is_not_lost_to_a_failure(gpu, tmp_path, capsys):
 def test_a_row_that_only_time_ended_is_left_out_and_did_not_fail(gpu, tmp_path, monkeypatch, capsys):
     clock = iter([0.0, 0.0, 0.0, *[500.0] * 50])
     monkeypatch.setattr(gpu.time, "perf_counter", lambda: next(clock))
-    gpu.answers["sft tiny", "minimal"] = {"error": "no result within 150 s"}
+    gpu.answers["sft tiny", "none"] = {"error": "no result within 150 s"}
     assert gpu.main(["--shape", "tiny", "--output", str(tmp_path), "--only", "sft"]) == 3
     assert "sft tiny: left out for lack of time" in capsys.readouterr().out
     assert not (tmp_path / "gpu.json").exists()
@@ -112,7 +112,7 @@ def test_rows_of_another_shape_are_kept(gpu, tmp_path):
     assert all(row["date"] and row["commit"] and row["python"] for row in rows.values())
     gpu.asked = []
     assert gpu.main(["--shape", "tiny", "--output", str(tmp_path), "--only", "sft", "--again"]) == 0
-    assert gpu.asked == [("sft tiny", "minimal")]
+    assert gpu.asked == [("sft tiny", "none")]
 
 
 def test_without_a_shape_all_rows_but_the_tiny_ones_are_measured(gpu, tmp_path):
@@ -120,16 +120,17 @@ def test_without_a_shape_all_rows_but_the_tiny_ones_are_measured(gpu, tmp_path):
     assert [name for name, _ in gpu.asked] == [name for name in gpu.ROWS if "tiny" not in name]
 
 
-def test_training_that_runs_out_of_memory_is_tried_once_more_with_less_and_says_so(gpu, tmp_path, capsys):
+def test_training_that_runs_out_of_memory_is_tried_again_with_less_and_says_so(gpu, tmp_path, capsys):
     for name in ("sft tiny", "decode tiny", "lora tiny"):
-        gpu.answers[name, "minimal"] = {"error": "RESOURCE_EXHAUSTED: Out of memory while trying to allocate"}
+        for level in ("none", "minimal"):
+            gpu.answers[name, level] = {"error": "RESOURCE_EXHAUSTED: Out of memory while trying to allocate"}
     gpu.answers["sft tiny", "full"] = TRAINED | {"remat": "full"}
     gpu.answers["lora tiny", "full"] = {"error": "RESOURCE_EXHAUSTED: again"}
     assert gpu.main(["--shape", "tiny", "--output", str(tmp_path), "--only", "sft", "decode", "lora"]) == 1
     assert [pair for pair in gpu.asked if pair[1] == "full"] == [("sft tiny", "full"), ("lora tiny", "full")]
     shown = capsys.readouterr().out
     assert "| full (minimal ran out of memory) |" in shown
-    assert "failed (also with remat full): RESOURCE_EXHAUSTED: again" in shown
+    assert "failed (with remat minimal too): RESOURCE_EXHAUSTED: again" in shown
 
 
 def test_no_row_begins_when_time_is_short(gpu, tmp_path, capsys):
@@ -210,7 +211,7 @@ def test_all_of_it_runs_with_a_tiny_shape_where_packages_for_data_sets_are_missi
     assert all(
         row["ms"] > 0 and row["tokens_per_second"] > 0 for name, row in rows.items() if name != "checks"
     )
-    assert rows["sft tiny"]["remat"] == rows["grpo tiny"]["remat"] == "minimal"
+    assert rows["sft tiny"]["remat"] == rows["grpo tiny"]["remat"] == "none"
     shown = capsys.readouterr().out
     assert "MFU" not in shown and "roofline" not in shown and "| sft tiny |" in shown
     as_if = {name: row | {"device": "NVIDIA H200"} for name, row in rows.items()}

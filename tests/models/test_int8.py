@@ -210,13 +210,13 @@ def test_attention_over_an_8_bit_cache_is_that_over_its_rounded_numbers(parts):
     q = jax.random.normal(next(draw), (rows, config.num_heads, size))
     k = jax.random.normal(next(draw), (rows, heads, size, columns))
     v = jax.random.normal(next(draw), (rows, heads, columns, size)) * jnp.arange(1.0, columns + 1)[:, None]
-    bias = jnp.where(jnp.arange(columns) < 5, 0.0, -1e9) * jnp.ones((rows, 1))
+    seen = kv_cache.KVCache((k,) * 2, (v,) * 2, jnp.zeros(rows, jnp.int32), jnp.asarray(4)).seen(0)
     keys = quantized(k, axis=2) if parts != "values" else k
     values = quantized(v, axis=3) if parts != "keys" else v
-    ours = attend_cached(q, keys, values, bias, config)
+    ours = attend_cached(q, keys, values, seen, config)
     plain = [x.astype(jnp.float32) for x in (keys, values)]
-    np.testing.assert_allclose(ours, attend_cached(q, *plain, bias, config), atol=1e-5)
-    assert np.abs(ours - attend_cached(q, k, v, bias, config)).max() > 1e-4
+    np.testing.assert_allclose(ours, attend_cached(q, *plain, seen, config), atol=1e-5)
+    assert np.abs(ours - attend_cached(q, k, v, seen, config)).max() > 1e-4
 
 
 def test_columns_of_an_8_bit_cache_are_written_and_moved_with_their_scales():

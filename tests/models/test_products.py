@@ -266,3 +266,53 @@ def test_the_compiled_check_sees_products_that_are_left_to_autodiff(monkeypatch)
     monkeypatch.setattr(layers, "dense", plain_dense)
     text = compiled_for_users(lowered(compute_dtype="bfloat16", products="bfloat16_float32"))
     assert off_the_fast_path(text, "bf16") != []
+
+
+def precisions(jaxpr, found):
+    """(dtypes of the operands, precision) of each product in a jaxpr and those in it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            dtypes = " ".join(sorted({x.aval.dtype.name for x in equation.invars}))
+            found.add((dtypes, equation.params["precision"]))
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                precisions(inner, found)
+    return found
+
+
+@pytest.mark.parametrize("form", ["auto", "plain"])
+def test_float32_is_float32_on_gpus_and_tpus_unless_jax_is_told_otherwise(form, monkeypatch, request):
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+
+    def step(**changes):
+        model = models.create(config(attention=form, **changes), key=jax.random.key(0))
+        definition, params = models.split(model)
+        policy = CausalPolicy(definition)
+        tokens = jnp.arange(16).reshape(2, 8) % 7
+        batch = {
+            "tokens": tokens,
+            "mask": jnp.ones((2, 8), bool),
+            "lengths": jnp.full(2, 8),
+            "valid": jnp.ones(2, bool),
+        }
+        loss = jax.grad(lambda p: sft_loss(policy, SFTLossConfig())(p, {}, batch, None, sft_counts(batch))[0])
+        found = precisions(jax.make_jaxpr(loss)(params).jaxpr, set())
+
+        def decoded(params):
+            model = models.merge(definition, params)
+            weights = model.decode_weights()
+            hidden, cache = model.prefill(tokens, jnp.full(2, 8), cache_length=9)
+            return model.logits(model.decode(weights, tokens[:, 0], cache)[0]), model.logits(hidden)
+
+        return precisions(jax.make_jaxpr(decoded)(params).jaxpr, found)
+
+    assert step() == {("float32", None)}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    # What was traced for the other backend, which no process has.
+    jax.clear_caches()
+    request.addfinalizer(jax.clear_caches)
+    assert step() == {("float32", highest)}
+    assert ("float32", None) not in step(compute_dtype="bfloat16")
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert highest not in {precision for _, precision in step()}

@@ -1,5 +1,6 @@
 """The decoder's own identities: padding, packing, the cache, the adapter, remat, gradients."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from flax import nnx
 
 from jaxalign import models
-from jaxalign.models import kv_cache
+from jaxalign.mesh import MeshConfig, make_mesh
+from jaxalign.models import kv_cache, transformer
 from jaxalign.models.attention import BLOCK
 from jaxalign.models.lora import LoraConfig
 
@@ -179,3 +181,15 @@ def test_a_tokenizer_larger_than_the_model_is_refused():
 
     with pytest.raises(models.huggingface.ModelError, match="60 tokens, the model's vocabulary 48"):
         models.check_vocabulary(models.load_config(GOLDEN / "llama"), Tokenizer())
+
+
+def test_on_one_gpu_the_layers_that_are_trained_are_written_out_and_no_others(monkeypatch):
+    model = models.load_pretrained(GOLDEN / "llama")
+    wide = replace(model.config, num_layers=20)
+    assert transformer.written_out(model.config, "none", trained=False)
+    assert not transformer.written_out(wide, "none", trained=True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert all(transformer.written_out(wide, level, trained=True) for level in ("none", "minimal", "full"))
+    assert not transformer.written_out(wide, "none", trained=False)
+    mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:2])
+    assert not transformer.written_out(replace(wide, mesh=mesh), "none", trained=True)

@@ -1,6 +1,7 @@
 """How rows are scored: the head in chunks, or at once where its logits are small."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -54,3 +55,12 @@ def test_on_a_cpu_the_gradient_of_the_head_is_not_rounded_to_bfloat16(tied):
     # A row that no token of the batch embeds has the head's alone.
     unseen = jnp.setdiff1d(jnp.arange(config.vocab_size), TOKENS)
     assert jnp.abs(gradient - rounded)[unseen].max() > 0
+
+
+def test_a_gpu_keeps_logits_of_a_share_of_its_memory(monkeypatch):
+    assert scoring.whole_logits_limit() == scoring.WHOLE_LOGITS
+    for limit, expected in ((160 << 30, 10 << 30), (1 << 30, 512 << 20), (None, 512 << 20)):
+        stats = None if limit is None else {"bytes_limit": limit}
+        device = SimpleNamespace(platform="gpu", memory_stats=lambda stats=stats: stats)
+        monkeypatch.setattr(jax, "devices", lambda device=device: [device])
+        assert scoring.whole_logits_limit() == expected
