@@ -45,6 +45,11 @@ def one_line(error: BaseException) -> str | None:
     return None
 
 
+def user_lines(error: BaseException) -> str:
+    """The traceback of code of the user's own (`jaxalign.rewards.user_code`), without ours; else empty."""
+    return str(getattr(error, "user_traceback", "")) if isinstance(error, UserError) else ""
+
+
 def stopped_by(error: BaseException) -> int | None:
     """The signal that a trainer saved and stopped for (`jaxalign.training.loop.Interrupted`)."""
     number = getattr(error, "signal", None)

@@ -16,7 +16,7 @@ from typing import Any
 
 import jaxalign
 from jaxalign import config as configs
-from jaxalign.cli.failures import exit_status, one_line
+from jaxalign.cli.failures import exit_status, one_line, user_lines
 from jaxalign.cli.huge_pages import run_in_huge_pages
 from jaxalign.config_values import nearest
 from jaxalign.errors import ConfigError
@@ -279,7 +279,7 @@ def failed(error: BaseException, name: str) -> int:
         traceback.print_exception(error)
         print(f"{name}: this is a bug in jaxalign or a library; the lines above say where", file=sys.stderr)
     else:
-        print(f"{name}: {line}", file=sys.stderr)
+        print(f"{user_lines(error)}{name}: {line}", file=sys.stderr)
     return status
 
 

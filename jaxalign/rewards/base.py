@@ -9,6 +9,7 @@ an array [N, C] of token rewards, or a `Rewards`. A reward that wants the token 
 the prompts too (a reward model does) has a method `score(request)` instead.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.rewards.user_code import is_ours, user_code
 
 
 @dataclass(frozen=True)
@@ -81,68 +83,120 @@ def evaluate_reward(reward: Any, request: RewardRequest, *, name: str = "") -> R
       other than 0 in any case; it is None where the reward gave no token rewards.
 
     Raises:
-      UserError: a wrong number of rewards, a wrong shape, or a value that is not finite.
+      UserError: a wrong number of rewards, a wrong shape, or a value that is no finite number, with its row.
+      UserCodeError: a reward of the user's own raised.
     """
     label = name or getattr(reward, "__name__", type(reward).__name__)
-    if hasattr(reward, "score"):
-        result = reward.score(request)
-    else:
-        result = reward(
-            request.prompts,
-            request.completions,
-            completion_ids=request.completion_ids,
-            columns=request.columns,
-        )
+    with contextlib.nullcontext() if is_ours(reward) else user_code(f"reward {label}"):
+        if hasattr(reward, "score"):
+            result = reward.score(request)
+        else:
+            result = reward(
+                request.prompts,
+                request.completions,
+                completion_ids=request.completion_ids,
+                columns=request.columns,
+            )
+    return checked_rewards(result, request, label)
+
+
+def checked_rewards(result: Any, request: RewardRequest, label: str) -> Rewards:
+    """What a reward returned, in the form of `evaluate_reward`, which see for errors."""
     rows, width = len(request.completions), request.width
     if not isinstance(result, Rewards):
-        result = _from_plain(result, rows, width, label)
+        result = _from_plain(result, request, label)
     valid = np.ones(rows, bool) if result.valid is None else np.asarray(result.valid, bool)
-    scores = np.zeros(rows, np.float32) if result.scores is None else np.asarray(result.scores, np.float32)
-    tokens = (
-        np.zeros((rows, width), np.float32)
-        if result.token_rewards is None
-        else np.asarray(result.token_rewards, np.float32)
-    )
+    _check_shape("valid", valid.shape, (rows,), label)
+
+    def numbers(what: str, given: Any, shape: tuple[int, ...]) -> np.ndarray:
+        if given is None:
+            return np.zeros(shape, np.float32)
+        array = _as_array(given, label)
+        _check_shape(what, array.shape, shape, label)
+        return _floats(array, valid, request, label)
+
+    scores = numbers("scores", result.scores, (rows,))
+    tokens = numbers("token_rewards", result.token_rewards, (rows, width))
     given = np.zeros((rows, width), bool) if result.steps is None else np.asarray(result.steps, bool)
-    for what, array, shape in (
-        ("scores", scores, (rows,)),
-        ("token_rewards", tokens, (rows, width)),
-        ("valid", valid, (rows,)),
-        ("steps", given, (rows, width)),
-    ):
-        if array.shape != shape:
-            raise UserError(f"reward {label}: {what} have shape {array.shape}, expected {shape}")
-    scores = np.where(valid, scores, 0.0).astype(np.float32)
-    tokens = np.where(valid[:, None], tokens, 0.0).astype(np.float32)
-    bad = ~(np.isfinite(scores) & np.isfinite(tokens).all(axis=1))
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise UserError(
-            f"reward {label}: row {row} is not finite ({scores[row]}), for completion "
-            f"{request.completions[row][:80]!r}"
-        )
+    _check_shape("steps", given.shape, (rows, width), label)
     none = result.token_rewards is None and result.steps is None
     steps = None if none else (given & valid[:, None]) | (tokens != 0)
     return Rewards(scores, tokens, valid, dict(result.metrics), steps)
 
 
-def _from_plain(result: Any, rows: int, width: int, label: str) -> Rewards:
+def _from_plain(result: Any, request: RewardRequest, label: str) -> Rewards:
+    """The forms that are no `Rewards`: a list [N] of numbers and None, or an array [N] or [N, C]."""
+    rows, width = len(request.completions), request.width
     if isinstance(result, (list, tuple)):
         if len(result) != rows:
             raise UserError(f"reward {label}: returned {len(result)} rewards for {rows} completions")
-        valid = np.array([r is not None for r in result], bool)
-        try:
-            scores = np.array([0.0 if r is None else float(r) for r in result], np.float32)
-        except (TypeError, ValueError):
-            raise UserError(f"reward {label}: expected a float or None per row, got {result[0]!r}") from None
-        return Rewards(scores=scores, valid=valid)
-    array = np.asarray(result)
-    if array.dtype.kind not in "biuf":
-        raise UserError(
-            f"reward {label}: expected floats, an array [N] or [N, C], or Rewards; got {type(result)}"
-        )
+        array = np.empty(rows, object)
+        for row, value in enumerate(result):
+            array[row] = value
+    else:
+        array = _as_array(result, label)
     if array.shape == (rows,):
-        return Rewards(scores=array.astype(np.float32))
+        valid = np.ones(rows, bool)
+        if array.dtype == object:
+            valid = np.array([value is not None for value in array], bool)
+        return Rewards(scores=_floats(array, valid, request, label), valid=valid)
     if array.shape == (rows, width):
-        return Rewards(token_rewards=array.astype(np.float32))
+        return Rewards(token_rewards=array)
+    if not array.shape:
+        raise UserError(
+            f"reward {label}: expected a list or array with a reward for each of {rows} completions, got {result!r:.60}"
+        )
+    if array.ndim == 1:
+        raise UserError(f"reward {label}: returned {len(array)} rewards for {rows} completions")
     raise UserError(f"reward {label}: shape {array.shape}; expected ({rows},) or ({rows}, {width})")
+
+
+def _as_array(value: Any, label: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # a tensor of another library may refuse in its own way
+        raise UserError(
+            f"reward {label}: {type(value).__name__} makes no array ({error}); return a list of floats"
+        ) from None
+
+
+def _check_shape(what: str, shape: tuple[int, ...], expected: tuple[int, ...], label: str) -> None:
+    if shape != expected:
+        raise UserError(f"reward {label}: {what} have shape {shape}, expected {expected}")
+
+
+def _floats(array: np.ndarray, valid: np.ndarray, request: RewardRequest, label: str) -> np.ndarray:
+    """float32 of an array's shape, 0 in rows that are not valid; every other value must be a finite number."""
+    plain = array.dtype.kind in "biuf" or array.dtype.name.startswith(("bfloat16", "float8"))
+    with np.errstate(over="ignore", invalid="ignore"):
+        if plain:
+            found = array.astype(np.float32)
+        else:
+            found = np.zeros(array.shape, np.float32)
+            for place in np.ndindex(array.shape):
+                if valid[place[0]]:
+                    found[place] = _number(array[place])
+    found[~valid] = 0
+    wrong = np.argwhere(~np.isfinite(found))
+    if not len(wrong):
+        return found
+    row, *column = wrong[0]
+    value = array[tuple(wrong[0])]
+    number = plain or isinstance(value, (int, float, np.number))
+    said = (
+        f"is not finite ({value})" if number else f"is no float{'' if column else ' or None'}: {value!r:.60}"
+    )
+    where = f"row {row}, token {column[0]}" if column else f"row {row}"
+    raise UserError(f"reward {label}: {where} {said}, for completion {request.completions[row][:80]!r}")
+
+
+def _number(value: Any) -> float:
+    """A value as a float; NaN for what is none. A text that spells a number is none."""
+    if value is None or isinstance(value, (str, bytes)) or np.ndim(value):
+        return np.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return np.inf
+    except Exception:  # whatever class it is of
+        return np.nan

@@ -8,6 +8,7 @@ that says of each row how sure it is that `first` is the better one: a probabili
 None for no opinion. It may prefer a place: which completion is shown first is drawn anew for each row.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.rewards.user_code import is_ours, user_code
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,15 @@ def evaluate_judge(
 
     Raises:
       UserError: a wrong number of verdicts, or one that is no probability, bool or None.
+      UserCodeError: a judge of the user's own raised.
     """
     rows = len(prompts)
     swapped = np.asarray(jax.random.bernoulli(key, 0.5, (rows,)))
     shown = [(b, a) if swap else (a, b) for a, b, swap in zip(first, second, swapped, strict=True)]
-    result = judge(list(prompts), [a for a, _ in shown], [b for _, b in shown], columns=columns)
-    said = _checked(result, shown, name or getattr(judge, "__name__", type(judge).__name__))
+    label = name or getattr(judge, "__name__", type(judge).__name__)
+    with contextlib.nullcontext() if is_ours(judge) else user_code(f"judge {label}"):
+        result = judge(list(prompts), [a for a, _ in shown], [b for _, b in shown], columns=columns)
+    said = _checked(result, shown, label)
     decided = said != 0.5
     metrics = {"no_opinion": float(1 - decided.mean())} if rows else {}
     if decided.any():
