@@ -20,7 +20,17 @@ from typing import Any, TypeVar, Union
 
 import yaml
 
-from jaxalign.config_values import Loader, Mismatch, Text, coerce, is_null, nearest, parsed, type_name
+from jaxalign.config_values import (
+    Loader,
+    Mismatch,
+    Text,
+    coerce,
+    is_null,
+    nearest,
+    parsed,
+    type_name,
+    typed_items,
+)
 from jaxalign.errors import ConfigError, UserError
 
 T = TypeVar("T")
@@ -192,6 +202,25 @@ def _keys(cls: type, prefix: str, base: Any) -> Iterator[tuple[str, Any, Any, st
             yield from _keys(inner, f"{prefix}{f.name}.", default if isinstance(default, inner) else None)
             continue
         yield prefix + f.name, hints[f.name], default, meanings.get(f.name, "")
+
+
+def is_list(cls: type, key: str) -> bool:
+    """Whether a dotted key of a configuration takes a list of any length."""
+    hint = next((hint for name, hint, _, _ in _keys(cls, "", None) if name == key), None)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    return origin in (list, Sequence) or (origin is tuple and args[-1:] == (Ellipsis,))
+
+
+def listed(text: str) -> list[Any]:
+    """The items of a list as it is typed: `[a, b]` are two, anything else is one.
+
+    Raises:
+      ConfigError: brackets that hold no YAML.
+    """
+    try:
+        return typed_items(Text(text))
+    except Mismatch:
+        raise ConfigError(f"{text}: not valid YAML") from None
 
 
 def attribute_docs(cls: type) -> dict[str, str]:

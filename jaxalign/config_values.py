@@ -119,9 +119,7 @@ def _coerce_union(value: Any, options: tuple[Any, ...]) -> Any:
 def _coerce_sequence(value: Any, hint: Any, origin: Any, args: tuple[Any, ...]) -> Any:
     make = list if origin is list else tuple
     if isinstance(value, Text):
-        # "[INST] hello" is one text; "[a, b]" are two.
-        listed = value.strip().startswith("[") and value.strip().endswith("]")
-        value = _typed_list(value) if listed else ([value] if value else [])
+        value = typed_items(value)
     elif isinstance(value, str):
         value = [value]  # one file where a list of files is meant
     if not isinstance(value, (list, tuple)):
@@ -166,8 +164,16 @@ def _coerce_scalar(value: Any, hint: Any) -> Any:
     raise Mismatch
 
 
-def _typed_list(text: Text) -> Any:
-    """The items of a typed list, each still text: `[1, no]` is two words where words are wanted."""
+def typed_items(text: Text) -> list[Any]:
+    """The items of a list as it is typed, each still text: `[1, no]` are two words where words are wanted.
+
+    Anything else is one item (`[INST] hello`), and nothing is none.
+
+    Raises:
+      Mismatch: brackets that hold no YAML.
+    """
+    if not (text.strip().startswith("[") and text.strip().endswith("]")):
+        return [text] if text else []
 
     def typed(value: Any) -> Any:
         if isinstance(value, list):

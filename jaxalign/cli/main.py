@@ -4,8 +4,10 @@ Exit status: 0 done; 2 the user's mistake, in one line on standard error; 1 anyt
 else, with its traceback; 130 and 143 after SIGINT and SIGTERM.
 """
 
+import contextlib
 import dataclasses
 import importlib
+import json
 import os
 import signal
 import sys
@@ -39,50 +41,42 @@ class Command:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-_ROWS = {"on_bad_row": "data.on_bad_row"}
-
 COMMANDS: dict[str, Command] = {
     "sft": Command(
         "supervised fine-tuning on demonstrations",
         "jaxalign.training.sft:SFTConfig",
         "jaxalign.training.sft:train_sft",
-        _ROWS,
     ),
     "reward": Command(
         "reward model from comparisons, rankings or labelled steps",
         "jaxalign.training.reward:RewardConfig",
         "jaxalign.training.reward:train_reward",
-        _ROWS,
     ),
     "dpo": Command(
         "DPO and its family on comparisons or labels",
         "jaxalign.training.preference:DPOConfig",
         "jaxalign.training.preference:train_dpo",
-        _ROWS,
     ),
     "tfpo": Command(
         "a small doctor that guides a frozen patient, from token rewards (LLMDoctor)",
         "jaxalign.training.tfpo_config:TFPOConfig",
         "jaxalign.training.tfpo:train_tfpo",
-        {"patient": "patient.path", "model": "model.path"} | _ROWS,
+        {"patient": "patient.path"},
     ),
     "ppo": Command(
         "proximal policy optimization against a reward",
         "jaxalign.training.ppo:PPOConfig",
         "jaxalign.training.ppo:train_ppo",
-        _ROWS,
     ),
     "grpo": Command(
         "GRPO, RLOO and other policy gradients without a critic",
         "jaxalign.training.grpo:GRPOConfig",
         "jaxalign.training.grpo:train_grpo",
-        _ROWS,
     ),
     "online-dpo": Command(
         "DPO on pairs of the policy's own samples, ranked by a reward or a judge",
         "jaxalign.training.online_dpo:OnlineDPOConfig",
         "jaxalign.training.online_dpo:train_online_dpo",
-        _ROWS,
     ),
     "generate": Command(
         "completions of prompts, from any model folder or run",
@@ -98,7 +92,6 @@ COMMANDS: dict[str, Command] = {
         "environment, devices, hub access, and a look at a model or data file",
         "jaxalign.cli.check:CheckConfig",
         "jaxalign.cli.check:check",
-        {"data": "data.train"} | _ROWS,
     ),
     "demo": Command(
         "the whole pipeline on a tiny model and data that it makes itself",
@@ -116,6 +109,27 @@ PLAIN_FLAGS = {
 }
 
 
+# Flag -> key, in every command that has the key and no other of the flag's name.
+SHORT_FLAGS = {
+    "model": "model.path",
+    "data": "data.train",
+    "on_bad_row": "data.on_bad_row",
+    "max_length": "data.max_length",
+    "steps": "train.steps",
+    "updates": "train.updates",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "packing": "train.packing",
+    "learning_rate": "optimizer.learning_rate",
+    "beta": "loss.beta",
+    "max_new_tokens": "sampling.max_new_tokens",
+    "temperature": "sampling.temperature",
+    "top_k": "sampling.top_k",
+    "top_p": "sampling.top_p",
+    "num_samples": "sampling.num_samples",
+}
+
+
 def run() -> None:
     """The console script: runs the command and exits with its status."""
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
@@ -126,7 +140,14 @@ def run() -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, terminate)
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        # A program that XLA still runs would crash or hold up an interpreter that takes itself apart.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -192,15 +213,29 @@ def read_settings(command: Command, arguments: Sequence[str]) -> Any:
     """
     file, overrides = split_arguments(arguments)
     cls = load(command.config)
-    paths = plain_flags(cls)
-    for index, (flag, value) in enumerate(overrides):
-        if flag in command.aliases:
-            overrides[index] = (command.aliases[flag], value)
-        elif flag in paths:
-            overrides[index] = (paths[flag], value)
-        elif flag in PLAIN_FLAGS:
+    paths = short_flags(cls, command)
+    given: dict[str, list[tuple[str, str]]] = {}
+    for flag, value in overrides:
+        if flag in PLAIN_FLAGS and flag not in paths:
             raise ConfigError(f"--{flag}: this command has none")
-    return configs.parse(cls, file, [f"--{key}={value}" for key, value in overrides])
+        # --data={train: [...]} is a group of keys, --data=rows.jsonl a file.
+        key = flag if value.lstrip().startswith("{") else paths.get(flag, flag)
+        given.setdefault(key, []).append((flag, value))
+    return configs.parse(cls, file, [f"--{key}={joined(cls, key, values)}" for key, values in given.items()])
+
+
+def joined(cls: type, key: str, given: Sequence[tuple[str, str]]) -> str:
+    """The value of a key that was typed once, or of a list that was typed in several flags.
+
+    Raises:
+      ConfigError: several values of a key that takes one.
+    """
+    (flag, first), *others = given
+    if not others:
+        return first
+    if not configs.is_list(cls, key):
+        raise ConfigError(f"--{flag} is given twice: {first} and {others[0][1]}")
+    return json.dumps([item for _, value in given for item in configs.listed(value)])
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
@@ -225,6 +260,13 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[tuple[st
         else:
             file = value
     return file, rest
+
+
+def short_flags(cls: type, command: Command) -> dict[str, str]:
+    """Flag -> dotted key, for all flags that are short for a key of a configuration."""
+    keys = {key.name for key in configs.describe(cls)}
+    common = {flag: key for flag, key in SHORT_FLAGS.items() if key in keys and flag not in keys}
+    return common | plain_flags(cls) | dict(command.aliases)
 
 
 def plain_flags(cls: type) -> dict[str, str]:
@@ -315,7 +357,7 @@ def command_help(name: str) -> str:
         first,
         "",
     ]
-    short = {flag: key for flag, key in {**plain_flags(cls), **command.aliases}.items() if flag != key}
+    short = {flag: key for flag, key in short_flags(cls, command).items() if flag != key}
     if short:
         lines.append("flags:")
         lines += [f"  --{flag.replace('_', '-')}  short for --{key}" for flag, key in short.items()]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import pytest
 
+from jaxalign import config as configs
 from jaxalign.cli import main as cli
 from jaxalign.cli.failures import MEMORY_KNOBS
 from jaxalign.errors import ConfigError, DataError
@@ -35,6 +36,17 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to sample.
+
+    Attributes:
+      max_new_tokens: length.
+    """
+
+    max_new_tokens: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """What the fake trainer is told.
 
@@ -42,11 +54,15 @@ class Config:
       run: the run.
       rate: a rate.
       rows: what to do with bad rows.
+      texts: some texts.
+      sampling: how to sample.
     """
 
     run: Run = field(default_factory=Run)
     rate: float = 1.0
     rows: str = "stop"
+    texts: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self):
         if self.rate < 0:
@@ -62,6 +78,9 @@ class Flat:
     """
 
     output: str = ""
+
+
+REAL = dict(cli.COMMANDS)
 
 
 class Stopped(BaseException):
@@ -123,6 +142,39 @@ def test_alias_with_dashes_sets_its_key(fake):
     assert fake.seen[0].rows == "skip"
 
 
+@pytest.mark.parametrize(
+    ("typed", "texts"),
+    [
+        (["--texts=one"], ("one",)),
+        (["--texts=one", "--texts", "two, three"], ("one", "two, three")),
+        (["--texts=[007, no]", "--texts=1e5", "--texts='"], ("007", "no", "1e5", "'")),
+        (["--texts=", "--texts=one"], ("one",)),
+    ],
+)
+def test_a_flag_of_a_list_may_be_repeated_and_each_adds(fake, typed, texts):
+    assert cli.main(["train", *typed]) == 0
+    assert fake.seen[0].texts == texts
+
+
+def test_common_keys_have_short_flags_where_the_command_has_the_key(fake, capsys):
+    assert cli.main(["train", "--max-new-tokens=7"]) == 0
+    assert fake.seen[0].sampling.max_new_tokens == 7
+    assert cli.main(["train", "--help"]) == 0
+    assert "--max-new-tokens  short for --sampling.max_new_tokens" in capsys.readouterr().out
+    assert cli.main(["write", "--max-new-tokens=7"]) == 2
+
+
+def test_short_flags_name_keys_that_some_command_has():
+    keys = {key.name for c in REAL.values() for key in configs.describe(cli.load(c.config))}
+    assert set(cli.SHORT_FLAGS.values()) <= keys
+
+
+def test_a_group_of_keys_is_still_one_where_its_name_is_a_short_flag(fake):
+    command = cli.Command("", "fake_command:Config", "", {"sampling": "sampling.max_new_tokens"})
+    for typed in ("--sampling=7", "--sampling={max_new_tokens: 7}"):
+        assert cli.read_settings(command, [typed]).sampling.max_new_tokens == 7
+
+
 def test_file_is_read_and_flags_win_over_it(fake, tmp_path):
     (tmp_path / "c.yaml").write_text("rate: 0.25\nrun: {seed: 3, output: there}\n")
     assert cli.main(["train", "--config", str(tmp_path / "c.yaml"), "--seed", "4"]) == 0
@@ -148,6 +200,9 @@ def test_flag_of_a_command_without_run_is_its_own_key(fake):
         (["train", "stray"], "jaxalign train: error: 'stray': expected --dotted.key=value"),
         (["train", "--config=none.yaml"], "jaxalign train: error: --config none.yaml: no such file"),
         (["train", "--config=a", "--config=b"], "jaxalign train: error: --config is given twice: a and b"),
+        (["train", "--rate=1", "--rate=2"], "jaxalign train: error: --rate is given twice: 1 and 2"),
+        (["train", "--seed=1", "--run.seed=2"], "jaxalign train: error: --seed is given twice: 1 and 2"),
+        (["train", "--texts=[a", "--texts=[{]"], "jaxalign train: error: [{]: not valid YAML"),
         (["write", "--seed=1"], "jaxalign write: error: --seed: this command has none"),
         (
             ["train", "--device=gpu"],
@@ -335,3 +390,40 @@ def test_signal_before_training_ends_the_command_without_traceback(number, statu
         process.kill()
     assert process.returncode == status
     assert "Traceback" not in err
+
+
+ENDLESS = """
+import os, signal, sys
+from dataclasses import dataclass
+import jax
+from jaxalign.cli import main as cli
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    "Nothing."
+
+def endless(config):
+    # Large enough not to run in the thread that asks for it.
+    x = jax.numpy.ones((1500, 1500))
+    jax.jit(lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 2, lambda x: jax.numpy.tanh(x @ x), x))(x)
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+
+sys.modules["endless"] = sys.modules["__main__"]
+cli.COMMANDS["endless"] = cli.Command("", "endless:Config", "endless:endless")
+cli.run_in_huge_pages = lambda: None
+cli.read_settings = lambda command, arguments: Config()
+cli.run()
+"""
+
+
+@pytest.mark.parametrize(("kind", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_the_process_also_while_a_program_of_xla_runs(kind, status):
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDLESS, "endless", kind],
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == status
+    assert "Traceback" not in ended.stderr
