@@ -8,7 +8,7 @@ True at completion tokens. `values[t]` is the value of the state before token t.
     rewards  0 0 0 r r r r 0 0      r = -beta * KL; the score is added at E
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.losses import generalized_advantage_estimation, kl_penalty, whiten
-from jaxalign.rewards import Rewards
+from jaxalign.rewards import RewardRequest, Rewards, evaluate_reward
 from jaxalign.rollout import Completions
 from jaxalign.training.kl_controller import KLConfig
 from jaxalign.training.ppo_config import PPOLossConfig
@@ -46,6 +46,14 @@ class RunningMoments:
     def std(self) -> float:
         """Population standard deviation; 1 before there are two values."""
         return float(np.sqrt(self.square / self.count)) if self.count > 1 and self.square > 0 else 1.0
+
+
+def judged(reward: Any, request: RewardRequest, completions: Completions) -> Rewards:
+    """What a reward says of completions, checked (see `evaluate_reward`); what lies behind a completion's end is 0."""
+    rewards = evaluate_reward(reward, request)
+    assert rewards.token_rewards is not None
+    steps = None if rewards.steps is None else rewards.steps & completions.mask
+    return replace(rewards, token_rewards=np.where(completions.mask, rewards.token_rewards, 0.0), steps=steps)
 
 
 def final_scores(

@@ -21,10 +21,9 @@ import numpy as np
 
 from jaxalign import losses
 from jaxalign.errors import ConfigError, UserError
-from jaxalign.rewards import evaluate_reward
 from jaxalign.rollout import Engine, join_rows
 from jaxalign.rollout.trajectory import Rows
-from jaxalign.training.experience import final_scores
+from jaxalign.training.experience import final_scores, judged
 from jaxalign.training.group_rollout import Rollout, ending_at_last, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
 from jaxalign.training.on_policy import Stopwatch, rollout_metrics, sampler_gaps, step_metrics
@@ -289,7 +288,7 @@ class Trainer(PolicyTrainer):
 
     def _judged(self, number: int, round_number: int = 0) -> Rollout:
         completions, request = self.sample(number, round_number)
-        rewards = evaluate_reward(self.reward, request)
+        rewards = judged(self.reward, request, completions)
         loss = self.config.loss
         by_step = loss.recipe.advantages == "process"
         if by_step and rewards.steps is None:
@@ -309,9 +308,9 @@ class Trainer(PolicyTrainer):
         step_rewards, steps = ending_at_last(rewards, scores, completions)
         scores = scores + np.asarray(rewards.token_rewards).sum(1)
         # What must differ within a group: rewards of steps, or of rows.
-        judged = np.where(steps, step_rewards, np.nan) if by_step else scores[:, None]
-        judged = np.where(np.asarray(rewards.valid)[:, None], judged, np.nan)
-        grouped = judged.reshape(len(scores) // self.group, -1)
+        values = np.where(steps, step_rewards, np.nan) if by_step else scores[:, None]
+        values = np.where(np.asarray(rewards.valid)[:, None], values, np.nan)
+        grouped = values.reshape(len(scores) // self.group, -1)
         spread = np.array([np.ptp(g[~np.isnan(g)]) > 0 if (~np.isnan(g)).any() else False for g in grouped])
         return Rollout(
             completions,

@@ -21,9 +21,9 @@ import numpy as np
 from jaxalign import models
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.host_memory import on_device
-from jaxalign.rewards import RewardRequest, evaluate_judge, evaluate_reward, load_function
+from jaxalign.rewards import RewardRequest, evaluate_judge, load_function
 from jaxalign.rollout import Completions, Engine, Sampler, join_rows
-from jaxalign.training.experience import final_scores
+from jaxalign.training.experience import final_scores, judged
 from jaxalign.training.on_policy import Stopwatch, completion_metrics, rollout_metrics, step_metrics
 from jaxalign.training.online_dpo_config import JudgeSource, OnlineDPOConfig
 from jaxalign.training.pairs import valid_rows
@@ -192,7 +192,7 @@ class Trainer(PolicyTrainer):
         self, number: int, completions: Completions, request: RewardRequest
     ) -> tuple[Pairs, dict[str, float], np.ndarray]:
         """Pairs by reward; metrics; the rewards before any shaping, [N]."""
-        rewards = evaluate_reward(self.reward, request)
+        rewards = judged(self.reward, request, completions)
         assert rewards.valid is not None
         if not rewards.valid.any():
             raise UserError(

@@ -23,13 +23,12 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device
-from jaxalign.rewards import evaluate_reward
 from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.actor_critic import ActorCritic, build
-from jaxalign.training.experience import Scored, advantages_of, final_scores
+from jaxalign.training.experience import Scored, advantages_of, final_scores, judged
 from jaxalign.training.kl_controller import negative_streak, next_coefficient
 from jaxalign.training.offload import offloaded
 from jaxalign.training.on_policy import OnPolicyTrainer, Stopwatch, load_prompts, rollout_metrics, run_updates
@@ -84,7 +83,7 @@ class Trainer(OnPolicyTrainer):
         watch = Stopwatch()
         completions, request = self.sample(number)
         watch.sampled = time.perf_counter()
-        rewards = evaluate_reward(self.reward, request)
+        rewards = judged(self.reward, request, completions)
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
         assert rewards.valid is not None and rewards.token_rewards is not None
         if not rewards.valid.any():

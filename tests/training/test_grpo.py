@@ -322,3 +322,23 @@ def test_settings_that_cannot_work_are_named(changes, message, grpo, tmp_path):
 def test_no_applicable_reward_is_one_line(grpo, tmp_path):
     with pytest.raises(UserError, match="no reward applies to any of the 16 completions"):
         train_grpo(grpo(tmp_path / "run"), reward=lambda p, c, **_: [None] * len(p))
+
+
+def one_a_token(prompts, completions, *, completion_ids, columns):
+    """Token rewards of 1 in every column, also behind the ends of completions."""
+    del completions, completion_ids, columns
+    return np.ones((len(prompts), 6))
+
+
+def test_token_rewards_behind_the_end_of_a_completion_do_not_count(grpo, tmp_path, monkeypatch):
+    seen, plain = [], Trainer._judged
+    monkeypatch.setattr(Trainer, "_judged", lambda *args: seen.append(plain(*args)) or seen[-1])
+    sampling = SamplingConfig(max_new_tokens=6, num_samples=4, stop_tokens=tuple(range(128)))
+    config = grpo(tmp_path / "run", sampling=sampling, train=GRPOTrainConfig(updates=1, prompts=4))
+    row = train_grpo(config, reward=one_a_token).metrics
+    lengths = seen[0].completions.lengths
+    assert len(set(lengths)) > 1
+    np.testing.assert_array_equal(seen[0].scores, lengths)
+    assert row["objective/score"] == pytest.approx(lengths.mean())
+    # A step ends where a completion does, or before.
+    assert not (seen[0].steps & ~seen[0].completions.mask).any()

@@ -361,3 +361,15 @@ def test_a_missing_or_wrong_judge_is_one_line_and_leaves_nothing(online, tmp_pat
     with pytest.raises(UserError, match="judge <lambda>: returned 1 verdicts for 8 pairs"):
         train_online_dpo(online(folder, **nothing), judge=lambda p, a, b, *, columns: [True])
     assert not folder.exists()
+
+
+def test_token_rewards_behind_the_end_of_a_completion_rank_nothing(online, tmp_path):
+    def ones(prompts, completions, *, completion_ids, columns):
+        del completions, completion_ids, columns
+        return np.ones((len(prompts), 6))
+
+    sampling = SamplingConfig(max_new_tokens=6, num_samples=4, stop_tokens=tuple(range(128)))
+    row = train_online_dpo(online(tmp_path / "run", sampling=sampling, train=ONE), reward=ones).metrics
+    assert row["objective/score"] == pytest.approx(row["rollout/length"])
+    # The longest completion is the best.
+    assert row["objective/score_chosen"] > row["objective/score_rejected"]

@@ -25,6 +25,9 @@ from jaxalign.training.reward import train_reward
 from jaxalign.training.reward_source import RewardSource
 from jaxalign.training.setup import ModelSource
 
+# Half of all tokens end a completion.
+STOPS_EARLY = SamplingConfig(max_new_tokens=6, num_samples=2, stop_tokens=tuple(range(128)))
+
 
 def completions(*reasons: str) -> Completions:
     shape = (len(reasons), 2)
@@ -366,3 +369,10 @@ def test_no_reward_and_wrong_rewards_are_named(configs, tmp_path):
         train_ppo(configs.ppo(tmp_path / "c"), reward=lambda p, c, **_: [1.0])
     with pytest.raises(ValueError, match="do not divide"):
         configs.ppo(tmp_path, train=PPOTrainConfig(prompts=3, minibatches=4))
+
+
+def test_the_logged_score_adds_up_token_rewards_of_the_completion_alone(configs, tmp_path):
+    ones = lambda p, c, *, completion_ids, columns: np.ones((len(p), 6))  # noqa: E731
+    row = train_ppo(configs.ppo(tmp_path / "run", sampling=STOPS_EARLY), reward=ones).metrics
+    assert 1 < row["rollout/length"] < 6
+    assert row["objective/score"] == pytest.approx(row["rollout/length"], rel=1e-6)
