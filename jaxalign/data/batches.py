@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.examples import Example
+from jaxalign.data.records import Turns
 from jaxalign.data.table import counted_of, row_lengths_of
 from jaxalign.errors import DataError
 
@@ -204,13 +205,19 @@ def collate_steps(examples: Sequence[Example], numbers: Sequence[int], *, width:
 
 
 def collate_prompts(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
-    """prompts (ids), prompt_texts, columns (lists); row_ids, valid [B]."""
+    """prompts (ids), prompt_texts, columns (lists); messages (a prompt's turns, None of a text); row_ids, valid [B]."""
     names = sorted({name for e in examples for name in e.columns})
     return {
         "prompts": [list(e.prompt_tokens) for e in examples],
         "prompt_texts": [e.prompt_text for e in examples],
+        "messages": [None if isinstance(e.prompt, str) else _messages(e.prompt) for e in examples],
         "columns": {name: [e.columns.get(name) for e in examples] for name in names},
     } | _common(numbers)
+
+
+def _messages(turns: Turns) -> list[dict[str, Any]]:
+    """Turns as chat templates take them, without the one that lists tools."""
+    return [{"role": t.role, "content": t.content, **t.extra} for t in turns if t.role != "tools"]
 
 
 def _common(numbers: Sequence[int]) -> Batch:

@@ -1,12 +1,14 @@
 """Rewards: a model, an ensemble, a process reward model, a Python function, or a weighted mix, behind one call."""
 
-from jaxalign.rewards.base import Reward, RewardRequest, Rewards, evaluate_reward
+from jaxalign.rewards.base import Reward, Rewards, evaluate_reward
+from jaxalign.rewards.calls import RewardRequest, TrainerState
 from jaxalign.rewards.ensemble import EnsembleReward
 from jaxalign.rewards.functions import load_function
 from jaxalign.rewards.judge import Judge, Verdicts, evaluate_judge
 from jaxalign.rewards.mix import WeightedMix
 from jaxalign.rewards.model import ModelReward
 from jaxalign.rewards.process import ProcessReward
+from jaxalign.rewards.user_code import UserCodeError
 
 __all__ = [
     "EnsembleReward",
@@ -16,6 +18,8 @@ __all__ = [
     "Reward",
     "RewardRequest",
     "Rewards",
+    "TrainerState",
+    "UserCodeError",
     "Verdicts",
     "WeightedMix",
     "evaluate_judge",

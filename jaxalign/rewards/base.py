@@ -4,19 +4,21 @@ A reward is any callable
 
     reward(prompts, completions, *, completion_ids, columns)
 
-that returns floats or None per row (None: not applicable to this row), an array [N],
-an array [N, C] of token rewards, or a `Rewards`. A reward that wants the token ids of
-the prompts too (a reward model does) has a method `score(request)` instead.
+or, as TRL and Tunix call them, `reward(prompts, completions, **columns)`, also a coroutine function, that returns
+floats or None per row (None: not applicable to this row), an array [N], an array [N, C] of token rewards, or a
+`Rewards`. `jaxalign.rewards.calls` says what it may ask for. A reward that wants the token ids of the prompts too
+(a reward model does) has a method `score(request)` instead.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.rewards.calls import RewardRequest, begin_call
 from jaxalign.rewards.user_code import is_ours, user_code
 
 
@@ -40,27 +42,6 @@ class Rewards:
     steps: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class RewardRequest:
-    """N completions to be judged.
-
-    Attributes:
-      prompts: text of each prompt.
-      completions: text of each completion.
-      prompt_ids: token ids of each prompt.
-      completion_ids: token ids of each completion, with its stop token.
-      columns: the data set's other columns, a list of N each.
-      width: C, the width of token rewards.
-    """
-
-    prompts: Sequence[str]
-    completions: Sequence[str]
-    prompt_ids: Sequence[Sequence[int]]
-    completion_ids: Sequence[Sequence[int]]
-    columns: Mapping[str, Sequence[Any]]
-    width: int
-
-
 class Reward(Protocol):
     """The callable form; see the module's docstring."""
 
@@ -74,8 +55,14 @@ class Reward(Protocol):
     ) -> Any: ...
 
 
-def evaluate_reward(reward: Any, request: RewardRequest, *, name: str = "") -> Rewards:
+def evaluate_reward(reward: Any, request: RewardRequest, *, name: str = "", texts: bool = False) -> Rewards:
     """Calls a reward and brings what it returns into one form, checked.
+
+    Args:
+      reward: see the module's docstring.
+      request: what it is asked.
+      name: of the reward, for messages; its own where empty.
+      texts: see `begin_reward`.
 
     Returns:
       `Rewards` whose `scores` [N], `token_rewards` [N, C] and `valid` [N] are all there,
@@ -83,21 +70,39 @@ def evaluate_reward(reward: Any, request: RewardRequest, *, name: str = "") -> R
       other than 0 in any case; it is None where the reward gave no token rewards.
 
     Raises:
-      UserError: a wrong number of rewards, a wrong shape, or a value that is no finite number, with its row.
+      UserError: a wrong number of rewards, a wrong shape, or a value that is no finite number, with its row; or
+        a function that asks for what the data does not have.
       UserCodeError: a reward of the user's own raised.
     """
+    return begin_reward(reward, request, name=name, texts=texts)()
+
+
+def begin_reward(
+    reward: Any, request: RewardRequest, *, name: str = "", texts: bool = False
+) -> Callable[[], Rewards]:
+    """Begins what `evaluate_reward` does; the function returned ends it. Coroutine functions run side by side.
+
+    Args:
+      reward, request, name: as there.
+      texts: functions get texts also where prompts are messages.
+    """
     label = name or getattr(reward, "__name__", type(reward).__name__)
-    with contextlib.nullcontext() if is_ours(reward) else user_code(f"reward {label}"):
-        if hasattr(reward, "score"):
+    if not hasattr(reward, "score"):
+        finish = begin_call(reward, request, label, texts=texts)
+
+        def checked() -> Rewards:
+            result, logged = finish()
+            found = checked_rewards(result, request, label)
+            return replace(found, metrics={**found.metrics, **logged})
+
+        return checked
+
+    def scored() -> Rewards:
+        with contextlib.nullcontext() if is_ours(reward) else user_code(f"reward {label}"):
             result = reward.score(request)
-        else:
-            result = reward(
-                request.prompts,
-                request.completions,
-                completion_ids=request.completion_ids,
-                columns=request.columns,
-            )
-    return checked_rewards(result, request, label)
+        return checked_rewards(result, request, label)
+
+    return scored
 
 
 def checked_rewards(result: Any, request: RewardRequest, label: str) -> Rewards:

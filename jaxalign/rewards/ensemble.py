@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import losses, models
-from jaxalign.rewards.base import RewardRequest, Rewards
+from jaxalign.rewards.base import Rewards
+from jaxalign.rewards.calls import RewardRequest
 from jaxalign.rewards.model import (
     Program,
     check_scores_whole,

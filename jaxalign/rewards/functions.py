@@ -1,7 +1,6 @@
 """Python reward functions and judges by name, `package.module:function` or `file.py:function`."""
 
 import importlib
-import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -76,11 +75,7 @@ def _run_file(path: Path) -> ModuleType:
 def _free_name(path: Path) -> str:
     """The file's own name, which a child process can import, or another one where that is somebody else's."""
     held = sys.modules.get(path.stem)
-    if held is not None and _file_of(held) == path:
-        return path.stem
-    found = None if held is not None else importlib.machinery.PathFinder.find_spec(path.stem)
-    free = path.stem not in sys.builtin_module_names and found is not None and found.origin is not None
-    if free and Path(str(found and found.origin)).resolve() == path:
+    if path.stem not in sys.stdlib_module_names and (held is None or _file_of(held) == path):
         return path.stem
     return f"{path.stem}_of_{abs(hash(path)):x}"
 

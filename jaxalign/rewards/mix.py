@@ -5,22 +5,35 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.rewards.base import RewardRequest, Rewards, evaluate_reward
+from jaxalign.rewards.base import Rewards, begin_reward
+from jaxalign.rewards.calls import RewardRequest
 
 
 class WeightedMix:
     """sum_i weight_i * reward_i, over the rewards that apply to a row.
 
     A row to which none applies is not valid. A step ends where one of any part does. Each part's mean
-    is a metric.
+    is a metric. Coroutine functions are awaited side by side.
+
+    Args:
+      rewards: parts by name.
+      weights: by name; 1 where there is none.
+      texts: functions get texts also where prompts are messages.
     """
 
-    def __init__(self, rewards: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        rewards: Mapping[str, Any],
+        weights: Mapping[str, float] | None = None,
+        *,
+        texts: bool = False,
+    ) -> None:
         weights = weights or {}
         unknown = set(weights) - set(rewards)
         if unknown:
             raise ValueError(f"weights for rewards that are not there: {sorted(unknown)}")
         self.rewards = dict(rewards)
+        self.texts = texts
         self.weights = {name: float(weights.get(name, 1.0)) for name in self.rewards}
 
     def offload(self) -> None:
@@ -37,8 +50,12 @@ class WeightedMix:
         valid = np.zeros(rows, bool)
         steps: np.ndarray | None = None
         metrics: dict[str, float] = {}
-        for name, reward in self.rewards.items():
-            part = evaluate_reward(reward, request, name=name)
+        begun = {
+            name: begin_reward(reward, request, name=name, texts=self.texts)
+            for name, reward in self.rewards.items()
+        }
+        for name, finish in begun.items():
+            part = finish()
             assert part.scores is not None and part.token_rewards is not None and part.valid is not None
             scores += self.weights[name] * part.scores
             tokens += self.weights[name] * part.token_rewards

@@ -11,7 +11,8 @@ from jaxalign import models
 from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, end_to_end, rung, segments
 from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device, to_host
-from jaxalign.rewards.base import RewardRequest, Rewards
+from jaxalign.rewards.base import Rewards
+from jaxalign.rewards.calls import RewardRequest
 
 
 class ModelReward:

@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxalign.data import ChatFormat
 from jaxalign.errors import ConfigError
-from jaxalign.rewards.base import RewardRequest, Rewards
+from jaxalign.rewards.base import Rewards
+from jaxalign.rewards.calls import RewardRequest
 from jaxalign.rewards.model import check_vocabulary, program_of, token_scores
 
 StepScore = Literal["minimum", "difference", "probability", "logit"]

@@ -1,6 +1,6 @@
 """Groups of completions with what rewards say of them: rows, steps, and whether a group teaches anything."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,12 +52,16 @@ def replaced(kept: Rollout, more: Rollout, group: int) -> Rollout:
 
     first, second = kept.request, more.request
     texts = fields_of(first, second, "prompts completions prompt_ids completion_ids")
+    texts |= fields_of(first, second, "messages") if first.messages else {}
     columns = {name: joined(first.columns[name], second.columns[name]) for name in first.columns}
+    shown = {
+        name: joined(first.shown[name], second.shown[name]) for name in first.shown if name in second.shown
+    }
     arrays = fields_of(kept.rewards, more.rewards, "scores token_rewards valid")
     drawn = "tokens mask lengths logps sampling_logps finish_reason"
     return Rollout(
         Completions(**fields_of(kept.completions, more.completions, drawn)),
-        RewardRequest(**texts, columns=columns, width=first.width),
+        replace(first, **texts, columns=columns, shown=shown),
         Rewards(**arrays, metrics=kept.rewards.metrics),
         **fields_of(kept, more, "scores informative step_rewards steps"),
     )

@@ -100,6 +100,9 @@ class OnPolicyTrainer(ABC):
             completion_ids=completions.token_lists(),
             columns={k: [v for v in values for _ in range(copies)] for k, values in batch["columns"].items()},
             width=completions.tokens.shape[1],
+            messages=[m for m in batch["messages"] for _ in range(copies)],
+            update=number,
+            updates=self.config.train.updates,
         )
 
     def score_rows(self, rows: Rows, score: Callable[[Mapping[str, jax.Array]], Any]) -> Any:
@@ -246,7 +249,8 @@ class OnPolicyTrainer(ABC):
     def samples(self, request: RewardRequest, scores: np.ndarray) -> list[dict[str, Any]]:
         """The first completions as rows of samples.jsonl."""
         return [
-            {"prompt": request.prompts[i], "completion": request.completions[i], "score": float(scores[i])}
+            {name: values[i] for name, values in request.shown.items()}
+            | {"prompt": request.prompts[i], "completion": request.completions[i], "score": float(scores[i])}
             for i in range(min(self.config.run.sample_rows, len(scores)))
         ]
 

@@ -253,6 +253,8 @@ class Trainer(PolicyTrainer):
             }
             if scores is not None:
                 row |= {"chosen_score": float(scores[good]), "rejected_score": float(scores[bad])}
+            for name, values in request.shown.items():
+                row |= {f"chosen_{name}": values[good], f"rejected_{name}": values[bad]}
             rows.append(row)
         return rows
 

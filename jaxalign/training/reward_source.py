@@ -1,6 +1,6 @@
 """The reward that a configuration names: a model or an ensemble, Python functions, or a weighted mix."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +30,8 @@ class RewardSource:
       functions: Python functions, as package.module:function or file.py:function.
       model_weight: weight of the reward model (or ensemble) in the mix.
       weights: weights of the functions, in their order; empty for 1 each.
+      texts: functions get the texts of prompts and completions also where prompts are messages; otherwise those that
+        do not ask for `columns` get messages there, as TRL's do.
       missing_stop_penalty: taken from the score of a completion without a stop token.
       missing_stop_score: score of a completion without a stop token, in place of its own; None keeps it.
       clip: scores are clipped to +-clip (token rewards are not); 0 turns it off.
@@ -47,6 +49,7 @@ class RewardSource:
     functions: tuple[str, ...] = ()
     model_weight: float = 1.0
     weights: tuple[float, ...] = ()
+    texts: bool = False
     missing_stop_penalty: float = 0.0
     missing_stop_score: float | None = None
     clip: float = 0.0
@@ -68,11 +71,16 @@ class RewardSource:
                 f"reward.aggregate=mean_minus_std only, got {self.aggregate}"
             )
         check_separator("reward.separator", self.separator)
-        if self.weights and len(self.weights) != len(self.functions):
-            raise ValueError(
-                f"reward.weights: expected one weight for each of the {len(self.functions)} functions, "
-                f"got {len(self.weights)}"
-            )
+        if self.weights and self.functions:
+            check_weights(self.weights, len(self.functions))
+
+
+def check_weights(weights: Sequence[float], functions: int) -> None:
+    """Raises ValueError unless there is a weight for each function."""
+    if weights and len(weights) != functions:
+        raise ValueError(
+            f"reward.weights: expected one weight for each of the {functions} functions, got {len(weights)}"
+        )
 
 
 def build_reward(
@@ -88,7 +96,8 @@ def build_reward(
 
     Args:
       source: what the configuration names.
-      reward: a live reward, scalar model or sequence of scalar models (an ensemble), in place of `source`; or None.
+      reward: in place of `source`: a live reward, a scalar model, several scalar models (an ensemble), or a list of
+        functions and scalar models (a mix by `source.weights`); or None.
       batch_size: packed rows that a reward model scores at once.
       vocabulary: the policy's; a reward model must know as many tokens.
       tokenizer: the policy's; a process reward model needs it.
@@ -132,8 +141,12 @@ def build_reward(
 
     if isinstance(reward, ScalarModel) or _is_ensemble(reward):
         return scored_by(reward)
+    if isinstance(reward, (list, tuple)):
+        return _mix_of(reward, source, alone)
+    if source.weights and not source.functions:
+        raise ConfigError("reward.weights: there are no functions that they could be of")
     if reward is not None:
-        return reward, None
+        return WeightedMix({_name_of(reward): reward}, texts=True) if source.texts else reward, None
     model = None
     rewards: dict[str, Any] = {}
     weights: dict[str, float] = {}
@@ -143,8 +156,7 @@ def build_reward(
     elif source.aggregate != "mean":
         raise ConfigError(f"reward.aggregate={source.aggregate} needs an ensemble; there is no reward model")
     for index, name in enumerate(source.functions):
-        label = name.rpartition(":")[2]
-        label = label if label not in rewards else f"{label}_{index}"
+        label = _free(name.rpartition(":")[2], rewards, index)
         rewards[label] = load_function(name)
         weights[label] = source.weights[index] if source.weights else 1.0
     if not rewards:
@@ -152,7 +164,36 @@ def build_reward(
     if (source.separator or source.step_score != "auto") and (model is None or model.steps is None):
         name = "separator" if source.separator else "step_score"
         raise ConfigError(f"reward.{name} is for a process reward model; reward.model names none")
-    return WeightedMix(rewards, weights), model
+    return WeightedMix(rewards, weights, texts=source.texts), model
+
+
+def _mix_of(
+    parts: Sequence[Any], source: RewardSource, scored_by: Callable[[ScalarModel], Any]
+) -> tuple[WeightedMix, ScalarModel | None]:
+    """A mix of live functions and scalar models, and the first model in it."""
+    try:
+        check_weights(source.weights, len(parts))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    rewards: dict[str, Any] = {}
+    for index, part in enumerate(parts):
+        if not isinstance(part, ScalarModel) and not callable(part) and not hasattr(part, "score"):
+            raise ConfigError(f"reward: expected functions, rewards or scalar models, got {part!r:.60}")
+        label = _free("model" if isinstance(part, ScalarModel) else _name_of(part), rewards, index)
+        rewards[label] = scored_by(part) if isinstance(part, ScalarModel) else part
+    if not rewards:
+        raise ConfigError("reward: expected one function at least, got none")
+    weights = dict(zip(rewards, source.weights or [1.0] * len(rewards), strict=True))
+    model = next((part for part in parts if isinstance(part, ScalarModel)), None)
+    return WeightedMix(rewards, weights, texts=source.texts), model
+
+
+def _name_of(reward: Any) -> str:
+    return getattr(reward, "__name__", type(reward).__name__)
+
+
+def _free(label: str, taken: Mapping[str, Any], index: int) -> str:
+    return label if label not in taken else f"{label}_{index}"
 
 
 def _is_ensemble(reward: Any) -> bool:

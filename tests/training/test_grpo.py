@@ -1,5 +1,6 @@
 """GRPO and its relatives: advantages of groups, the algorithm's loss, and learning from rewards."""
 
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -324,6 +325,26 @@ def test_no_applicable_reward_is_one_line(grpo, tmp_path):
         train_grpo(grpo(tmp_path / "run"), reward=lambda p, c, **_: [None] * len(p))
 
 
+def test_a_function_of_trls_learns_on_chat_rows_and_shows_what_it_logs(grpo, tmp_path):
+    rows = [{"prompt": [{"role": "user", "content": f"q {i}"}], "truth": f"{i}"} for i in range(16)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps = []
+
+    def reward(prompts, completions, truth, trainer_state, log_extra, log_metric, **kwargs):
+        steps.append((trainer_state.global_step, trainer_state.max_steps))
+        log_extra("truth", truth)
+        log_metric("rows", len(truth))
+        assert [p[0]["content"] for p in prompts] == [f"q {t}" for t in truth]
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    config = grpo(tmp_path / "run", train=GRPOTrainConfig(updates=2, prompts=4, score_batch_size=16))
+    train_grpo(
+        replace(config, data=replace(config.data, train=(str(tmp_path / "chat.jsonl"),))), reward=reward
+    )
+    assert steps == [(0, 2), (1, 2)]
+    assert metrics_of(tmp_path / "run")[-1]["reward/rows"] == 16
+    sample = next(records.read(tmp_path / "run" / "samples.jsonl"))
+    assert sample["prompt"] == f"q {sample['truth']}"
 def one_a_token(prompts, completions, *, completion_ids, columns):
     """Token rewards of 1 in every column, also behind the ends of completions."""
     del completions, completion_ids, columns

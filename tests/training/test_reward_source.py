@@ -6,7 +6,7 @@ import pytest
 
 from jaxalign import models
 from jaxalign.errors import ConfigError, ModelError
-from jaxalign.rewards import ModelReward
+from jaxalign.rewards import ModelReward, RewardRequest, evaluate_reward, load_function
 from jaxalign.training.reward_source import RewardSource, build_reward
 
 
@@ -75,3 +75,48 @@ def test_an_ensemble_among_several_folders_is_one_line(members, tmp_path):
 def test_no_reward_is_named():
     with pytest.raises(ConfigError, match=r"expected reward\.model, reward\.models or reward\.functions"):
         build(RewardSource())
+
+
+def test_a_list_of_live_functions_is_a_mix_by_the_weights_of_the_configuration(members):
+    def long(completions, **kwargs):
+        return [float(len(c)) for c in completions]
+
+    async def early(completion_ids, **kwargs):
+        return [float(ids[0]) for ids in completion_ids]
+
+    request = RewardRequest(["p"] * 2, ["ab", "c"], [[1], [2]], [[3], [4]], {}, 1)
+    mix, model = build(RewardSource(weights=(1.0, -2.0)), [long, early])
+    assert model is None
+    np.testing.assert_allclose(evaluate_reward(mix, request).scores, [-4, -7])
+    mix, model = build(RewardSource(), [long, long, members[0]])
+    assert list(mix.rewards) == ["long", "long_1", "model"]
+    assert model is members[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "reward", "message"),
+    [
+        (RewardSource(weights=(1.0,)), [len, max], "expected one weight for each of the 2 functions, got 1"),
+        (RewardSource(weights=(1.0,)), None, "there are no functions that they could be of"),
+        (RewardSource(), [len, "max"], "expected functions, rewards or scalar models, got 'max'"),
+        (RewardSource(), [], "expected one function at least, got none"),
+    ],
+)
+def test_lists_and_weights_that_do_not_fit_are_named(source, reward, message):
+    with pytest.raises(ConfigError, match=message):
+        build(source, reward)
+
+
+def test_texts_can_be_asked_for_where_prompts_are_messages(tmp_path):
+    path = tmp_path / "letters.py"
+    path.write_text(
+        "def f(prompts, completions, **kwargs):\n    return [float(len(c)) for c in completions]\n"
+    )
+    request = RewardRequest(
+        ["p"], ["abc"], [[1]], [[3]], {}, 1, messages=[[{"role": "user", "content": "p"}]]
+    )
+    for texts, score in ((False, 1.0), (True, 3.0)):
+        reward, _ = build(RewardSource(functions=(f"{path}:f",), texts=texts))
+        live, _ = build(RewardSource(texts=texts), load_function(f"{path}:f"))
+        for one in (reward, live):
+            assert evaluate_reward(one, request).scores.tolist() == [score]
