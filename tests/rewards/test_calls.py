@@ -125,8 +125,9 @@ def test_where_prompts_are_messages_both_are_and_a_text_stays_one():
 def test_a_function_of_ours_gets_texts_whatever_prompts_are():
     def ours(prompts, completions, *, completion_ids, columns):
         return [
-            len(p) + 100 * len(c) + 1000 * len(i) for p, c, i in zip(prompts, completions, completion_ids)
-        ]  # noqa: B905
+            len(p) + 100 * len(c) + 1000 * len(i)
+            for p, c, i in zip(prompts, completions, completion_ids, strict=True)
+        ]
 
     expected = scores_of(ours)
     assert scores_of(ours, replace(CHATS, completions=TEXTS.completions)) == expected

@@ -94,17 +94,17 @@ def test_a_list_of_live_functions_is_a_mix_by_the_weights_of_the_configuration(m
 
 
 @pytest.mark.parametrize(
-    ("source", "reward", "message"),
+    ("weights", "reward", "message"),
     [
-        (RewardSource(weights=(1.0,)), [len, max], "expected one weight for each of the 2 functions, got 1"),
-        (RewardSource(weights=(1.0,)), None, "there are no functions that they could be of"),
-        (RewardSource(), [len, "max"], "expected functions, rewards or scalar models, got 'max'"),
-        (RewardSource(), [], "expected one function at least, got none"),
+        ((1.0,), [len, max], "expected one weight for each of the 2 functions, got 1"),
+        ((1.0,), None, "there are no functions that they could be of"),
+        ((), [len, "max"], "expected functions, rewards or scalar models, got 'max'"),
+        ((), [], "expected one function at least, got none"),
     ],
 )
-def test_lists_and_weights_that_do_not_fit_are_named(source, reward, message):
+def test_lists_and_weights_that_do_not_fit_are_named(weights, reward, message):
     with pytest.raises(ConfigError, match=message):
-        build(source, reward)
+        build(RewardSource(weights=weights), reward)
 
 
 def test_texts_can_be_asked_for_where_prompts_are_messages(tmp_path):
