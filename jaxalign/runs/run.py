@@ -32,6 +32,8 @@ FREE_KEYS = {
     "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",
     "rollout.engine.timeout", "rollout.engine.retries", "train.offload",
 }  # fmt: skip
+# Keys of its length, which a resumed run may raise.
+LENGTHS = {"train.steps", "train.epochs", "train.updates"}
 # What a run may compute before its first step, by names that say what it belongs to: the next try goes on from it.
 CACHES = {"reference", "token_rewards"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "jaxalign")
@@ -75,9 +77,9 @@ class Run:
             raise ConfigError(f"run.output: {folder} is a file; expected a folder for the run")
         full = to_dict(full_config)
         before = folder / "metadata.json"
-        resumed = before.is_file()
+        resumed, raised = before.is_file(), {}
         if resumed:
-            _check_same(before, command, full_config, config.resume)
+            raised = _raised(before, command, full_config, config.resume)
         elif folder.is_dir() and any(path.name not in CACHES for path in folder.iterdir()):
             raise ConfigError(f"run.output: {folder} is not empty and holds no run; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +88,11 @@ class Run:
         if not resumed:
             run._write_metadata(_environment(command, config.seed, full))
         run.info(f"{'resumed' if resumed else 'started'}: {command}")
+        if raised:
+            # From now on the run is this long; what it was stays beside it.
+            told = [f"{key} is {now:g} where it was {old:g}" for key, (old, now) in raised.items()]
+            run.add_metadata(config=full, raised=[*run.metadata().get("raised", []), *told])
+            run.warn(f"resumed: {', '.join(told)}; the learning rate goes on by the longer schedule")
         return run
 
     def __enter__(self) -> "Run":
@@ -150,6 +157,10 @@ class Run:
         """Adds fields to metadata.json."""
         self._write_metadata(self.metadata() | values)
 
+    def final_metrics(self) -> dict[str, float]:
+        """Those that the run ended with, where it has ended before; else none."""
+        return dict(self.metadata().get("final_metrics", {}))
+
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Writes the final metrics and report.html."""
         from jaxalign.runs.report import write_report
@@ -168,7 +179,12 @@ class Run:
         os.replace(temporary, self.folder / "metadata.json")
 
 
-def _check_same(path: Path, command: str, full_config: Any, resume: bool) -> None:
+def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[str, tuple[float, float]]:
+    """Key -> value before and now, of the `LENGTHS` that a run is resumed with a larger value of.
+
+    Raises:
+      ConfigError: it is another run, or has other settings; the message names them.
+    """
     try:
         old = json.loads(path.read_text())
     except json.JSONDecodeError:
@@ -193,13 +209,17 @@ def _check_same(path: Path, command: str, full_config: Any, resume: bool) -> Non
     changed = sorted(
         k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in FREE_KEYS
     )
+    raised = {k: (before[k], now[k]) for k in changed if k in LENGTHS and 0 < before.get(k, 0) < now[k]}
+    changed = [k for k in changed if k not in raised]
     if changed:
         first = changed[0]
         more = f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""
+        only = " (it may be raised only)" if first in LENGTHS else ""
         raise ConfigError(
-            f"--resume: {first} was {before.get(first)!r} and is now {now.get(first)!r}{more}; "
+            f"--resume: {first} was {before.get(first)!r} and is now {now.get(first)!r}{only}{more}; "
             "a resumed run must be configured as it began"
         )
+    return raised
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

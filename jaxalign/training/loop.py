@@ -145,7 +145,8 @@ class Loop:
     def _fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         config = self.run.config
         start = int(np.max(state.step))  # an ensemble has one step a member
-        final: dict[str, float] = {}
+        # Of a run that had ended, where there is nothing left to do.
+        final = self.run.final_metrics() if start >= self.total_steps else {}
         self._rates = self._learning_rates()
         pending: tuple[int, dict[str, Any], Mapping[str, Any], int] | None = None
         mark = time.perf_counter()

@@ -355,7 +355,10 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
         setup.checkpoint_store(run) as store,
         StopFlag() as stop,
     ):
-        for number in range(_updates_done(trainer, store) + 1, total + 1):
+        done = _updates_done(trainer, store)
+        if done >= total:
+            metrics = run.final_metrics()
+        for number in range(done + 1, total + 1):
             metrics, samples = trainer.update(number)
             last, halted = number == total, stop.signal_received is not None
             if number == 1 or last or (every.log_every and number % every.log_every == 0):

@@ -176,13 +176,39 @@ def test_a_run_without_the_keys_of_later_versions_goes_on(name, configs, tmp_pat
     ]
 
 
-def test_resuming_a_finished_run_changes_nothing(configs, tmp_path):
-    config = configs.sft(tmp_path / "run")
-    train_sft(config)
+@pytest.mark.parametrize("name", ["sft", "ppo"])
+def test_resuming_a_finished_run_changes_nothing(name, configs, tmp_path):
+    train, config = TRAINERS[name], getattr(configs, name)(tmp_path / "run")
+    first = train(config)
     before = (tmp_path / "run" / "export" / "model.safetensors").read_bytes()
-    result = train_sft(replace(config, run=replace(config.run, resume=True)))
+    result = train(replace(config, run=replace(config.run, resume=True)))
     assert (tmp_path / "run" / "export" / "model.safetensors").read_bytes() == before
-    assert "eval/loss" in result.metrics
+    assert result.metrics == first.metrics
+    final = json.loads((tmp_path / "run" / "metadata.json").read_text())["final_metrics"]
+    assert final == first.metrics and any(name.startswith(("train/", "objective/")) for name in final)
+
+
+@pytest.mark.parametrize(("name", "key"), [("sft", "steps"), ("ppo", "updates")])
+def test_a_finished_run_goes_on_where_it_is_resumed_with_more_steps(name, key, configs, tmp_path):
+    train, config = TRAINERS[name], getattr(configs, name)(tmp_path / "run")
+    first = train(config)
+    length = getattr(config.train, key)
+
+    def resumed(number):
+        longer = replace(config.train, **{key: number})
+        return train(replace(config, train=longer, run=replace(config.run, resume=True)))
+
+    with pytest.raises(UserError, match=rf"train\.{key} was {length} and is now 1 \(it may be raised only\)"):
+        resumed(1)
+    result = resumed(length + 2)
+    assert max(row["step"] for row in numbers(tmp_path / "run")) == length + 2
+    assert result.metrics != first.metrics
+    meta = json.loads((tmp_path / "run" / "metadata.json").read_text())
+    assert meta["config"]["train"][key] == length + 2
+    assert meta["raised"] == [f"train.{key} is {length + 2} where it was {length}"]
+    # It is that long now.
+    with pytest.raises(UserError, match=rf"train\.{key} was {length + 2} and is now {length}"):
+        resumed(length)
 
 
 def test_a_lora_run_resumes_and_exports_both_forms(configs, tmp_path):
