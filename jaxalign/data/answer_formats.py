@@ -223,11 +223,11 @@ ANSWERS: dict[str, Format] = {
     "kto_chat": Format(("messages|conversations", "label|kto_tag"), _labelled_chat, _has_label),
     **{
         "kto" if name == "prompt_completion" else f"kto_{name}": Format(
-            (ask, answer, "label|kto_tag"), _labelled(ask, answer), _has_label, answers=(answer,)
+            (ask, answer, "label|kto_tag"), _labelled(ask, answer), _has_label
         )
         for name, (ask, answer) in _PAIRS.items()
     },
-    "truthfulqa_labels": Format(("question", "answer", "truthful"), _truthful, answers=("answer",)),
+    "truthfulqa_labels": Format(("question", "answer", "truthful"), _truthful),
     "messages": Format(("messages",), _chat("messages")),
     "conversations": Format(("conversations",), _chat("conversations")),
     "input_output_turns": Format(
@@ -236,15 +236,14 @@ ANSWERS: dict[str, Format] = {
     "conversation": Format(("conversation",), _chat("conversation")),
     "glaive": Format(("system", "chat"), _glaive),
     "self_instruct": Format(("instruction", "instances"), _seed_task),
-    "openorca": Format(("system_prompt", "question", "response"), _openorca, answers=("response",)),
-    "squad": Format(("question", "context|passage|contexts", "answers"), _squad, answers=("answers",)),
+    "openorca": Format(("system_prompt", "question", "response"), _openorca),
+    "squad": Format(("question", "context|passage|contexts", "answers"), _squad),
     "multiple_choice": Format(
         ("question", "options|choices", "answer|answerKey"),
         _multiple_choice,
-        answers=("answer", "answer_idx", "answerKey"),
     ),
-    "tldr": Format(("prompt", "label"), _tldr, _is_tldr, answers=("label",)),
-    **{name: Format(fields, _answered(*fields), answers=fields[1:]) for name, fields in _PAIRS.items()},
+    "tldr": Format(("prompt", "label"), _tldr, _is_tldr),
+    **{name: Format(fields, _answered(*fields)) for name, fields in _PAIRS.items()},
     "text": Format(("text",), _text),
     "prompt": Format(("prompt",), _prompt),
     "completion": Format(("completion",), _completion),

@@ -39,7 +39,6 @@ class Format:
       fields: fields that must be there for it to be detected; `label|kto_tag` is one of the two.
       read: row -> record.
       test: a further test for detection, where names alone do not tell.
-      answers: fields that hold the answer; a run that wants prompts hands them to its reward functions.
       redundant: columns that say again, or more finely, what is read.
       says: the field whose score a demonstration would ignore; in `data.ignore_columns` it means that all are taken.
     """
@@ -47,7 +46,6 @@ class Format:
     fields: tuple[str, ...]
     read: Read
     test: Callable[[Mapping[str, Any]], bool] = lambda row: True
-    answers: tuple[str, ...] = ()
     redundant: frozenset[str] = frozenset()
     says: str = ""
 

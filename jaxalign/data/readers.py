@@ -177,7 +177,7 @@ class FileReader:
         if self._kind is not None:
             record = self._as_wanted(record)
             if self._kind == "prompt":
-                columns.update((name, own[name]) for name in form.answers if name in own)
+                columns = beside_prompt(row, own, reading) | columns
         # The record is new and nobody else's yet; a copy of a frozen one costs more than reading the row.
         vars(record).update(source=place, columns=columns)
         return record
@@ -323,6 +323,13 @@ def prepared(row: Mapping[str, Any], reading: Reading, read_anyway: Collection[s
             )
         own[name] = value
     return own
+
+
+def beside_prompt(row: Mapping[str, Any], own: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+    """All columns but the prompt's, by our names and by the file's: what a reward function may compare with."""
+    asked = ("prompt", reading.columns.get("prompt"))
+    theirs = {name: row[name] for name in reading.columns.values() if name in row}
+    return {name: value for name, value in (theirs | dict(own)).items() if name not in asked}
 
 
 def found(name: str, *rows: Mapping[str, Any]) -> Any:

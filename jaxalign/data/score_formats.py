@@ -278,7 +278,6 @@ SCORES: dict[str, Format] = {
     "helpsteer": Format(
         ("prompt", "response", *_HELPSTEER),
         _helpsteer,
-        answers=("response",),
         redundant=frozenset(_HELPSTEER),
         says="helpfulness",
     ),

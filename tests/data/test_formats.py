@@ -281,9 +281,33 @@ def test_prompts_leave_labels_and_answers_to_the_reward(write):
 def test_prompts_of_questions_keep_the_answer_for_the_reward(write):
     row = {"question": "2+2", "answer": "#### 4", "level": 1}
     (record,), _ = read_records(write([row]), kind="prompt")
-    assert record.columns == {"answer": "#### 4", "level": 1}
+    assert record.columns == row
     (record,), _ = read_records(write([row]), kind="demonstration")
     assert record.columns == {"level": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "kept"),
+    [
+        ({"prompt": "P", "solution": "4", "task": "math"}, ("solution", "task")),
+        ({"prompt": "P", "completion": "C", "label": True}, ("completion", "label")),
+        ({"prompt": "P", "chosen": "a", "rejected": "b"}, ("chosen", "rejected")),
+        ({"instruction": "P", "input": "", "output": "o"}, ("instruction", "input", "output")),
+        ({"messages": [*HI, {"role": "user", "content": "more"}]}, ("messages",)),
+    ],
+)
+def test_prompts_keep_every_column_but_their_own_for_the_reward(row, kept, write):
+    (record,), counts = read_records(write([row]), kind="prompt")
+    assert record.columns == {name: row[name] for name in kept}
+    assert set(counts.unread) <= set(kept)
+
+
+def test_prompts_of_mapped_columns_keep_them_by_both_names(write):
+    row = {"question": "2+2", "answer": "#### 4", "meta": {"level": 1, "text": "x"}}
+    columns = {"prompt": "question", "completion": "answer", "hint": "meta.text"}
+    (record,), _ = read_records(write([row]), kind="prompt", reading=Reading(columns=columns))
+    answers = {"answer": "#### 4", "completion": "#### 4"}
+    assert record.columns == answers | {"hint": "x", "meta.level": 1}
 
 
 BAD = [
