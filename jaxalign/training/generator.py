@@ -1,13 +1,14 @@
 """Completions of the policy in training: for rollouts, and for the samples that a run shows."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 
 from jaxalign import models
 from jaxalign.rollout import Engine, Sampler, SamplingConfig, ServerEngine
+from jaxalign.runs import Run
 from jaxalign.training.scoring import CausalPolicy
 
 
@@ -70,3 +71,28 @@ class Generator:
             {"prompt": self.tokenizer.decode(p), "completion": text}
             for p, text in zip(prompts, done.texts(self.tokenizer), strict=True)
         ]
+
+
+def samples_of(
+    sampling: SamplingConfig, examples: Iterable[Any], positions: int, run: Run
+) -> tuple[SamplingConfig, list[list[int]]]:
+    """How the samples that a run shows are drawn, and their prompts: no longer than the context allows.
+
+    Args:
+      sampling: as it was asked for.
+      examples: rows with `prompt_tokens`; those that fill the context alone, or hold nothing, are left out.
+      positions: the model's context.
+      run: is told where samples are shorter than asked for.
+    """
+    asked = [list(example.prompt_tokens) for example in examples]
+    prompts = [prompt for prompt in asked if 0 < len(prompt) < positions]
+    room = positions - max(map(len, prompts), default=0)
+    if len(prompts) < len(asked):
+        run.info(f"samples: {len(asked) - len(prompts)} of {len(asked)} prompts leave no room in the context")
+    if room >= sampling.max_new_tokens:
+        return sampling, prompts
+    run.warn(
+        f"samples have {room} new tokens at most, not sampling.max_new_tokens={sampling.max_new_tokens}: "
+        f"the model's context is {positions}"
+    )
+    return replace(sampling, max_new_tokens=room), prompts

@@ -20,7 +20,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.data import load_data, refuse_stream
-from jaxalign.training.generator import Generator
+from jaxalign.training.generator import Generator, samples_of
 from jaxalign.training.loop import Batches, Loop, evaluation
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.packing import packing_of
@@ -155,8 +155,9 @@ def train_dpo(
         loss = preference_loss(scorer, reference_definition, config.loss)
         parts = config.train.accumulation_steps
         step = make_update(loss, valid_rows, optimizer, accumulation_steps=parts)
-        generator = Generator(scorer, base, config.sampling, tokenizer, jax.random.fold_in(key, 2))
-        prompts = [list(e.prompt_tokens) for e in data.first(config.run.sample_rows)]
+        rows, positions = data.first(config.run.sample_rows), scorer.definition.config.max_positions
+        sampling, prompts = samples_of(config.sampling, rows, positions, run)
+        generator = Generator(scorer, base, sampling, tokenizer, jax.random.fold_in(key, 2))
         update_key = jax.random.fold_in(key, 3)
         coupled = parts > 1 and form.statistic
         with_statistics = whole_batch_statistics(scorer, reference_definition, config.loss, parts)

@@ -14,7 +14,7 @@ from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training import setup
 from jaxalign.training.data import load_data
-from jaxalign.training.generator import Generator
+from jaxalign.training.generator import Generator, samples_of
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.packing import packing_of
@@ -137,8 +137,10 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
         loss = sft_loss(policy, config.loss)
         update = make_update(loss, sft_counts, optimizer, accumulation_steps=parts)
         update_key = jax.random.fold_in(key, 3)
-        generator = Generator(policy, frozen, config.sampling, tokenizer, jax.random.fold_in(key, 2))
-        prompts = [list(e.prompt_tokens) for e in data.first(config.run.sample_rows)]
+        sampling, prompts = samples_of(
+            config.sampling, data.first(config.run.sample_rows), model.config.max_positions, run
+        )
+        generator = Generator(policy, frozen, sampling, tokenizer, jax.random.fold_in(key, 2))
         size = config.train.eval_batch_size or config.train.batch_size
         held_out = evaluation(
             make_evaluation(loss, sft_counts),

@@ -15,7 +15,7 @@ from jaxalign.data import Dataset, chat_of, collate_comparisons, eval_batches
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.data import dated, load_data, refuse_stream
-from jaxalign.training.generator import Generator
+from jaxalign.training.generator import Generator, samples_of
 from jaxalign.training.loop import Loop, evaluation
 from jaxalign.training.pairs import pair_axis
 from jaxalign.training.setup import TrainResult
@@ -30,7 +30,6 @@ from jaxalign.training.tfpo_parts import (
     completion_end,
     ended_fraction,
     optimizers,
-    sampled,
     terminated,
     value_head,
 )
@@ -133,7 +132,8 @@ def train_tfpo(
         optimizer, schedule = optimizers(config, total)
         loss, counts = tfpo_loss(scorer, config.head, numbers), tfpo_counts(numbers)
         step = make_update(loss, counts, optimizer, accumulation_steps=train.accumulation_steps)
-        sampling, prompts = sampled(config, data, scorer.definition.config.max_positions, run)
+        rows, positions = data.first(config.run.sample_rows), scorer.definition.config.max_positions
+        sampling, prompts = samples_of(config.sampling, rows, positions, run)
         generator = Generator(scorer, base, sampling, tokenizer, jax.random.fold_in(key, 2))
         update_key = jax.random.fold_in(key, 3)
 

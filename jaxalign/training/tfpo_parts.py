@@ -18,7 +18,6 @@ from jaxalign.data.table import counted_of, row_lengths_of
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.mesh import replicated
 from jaxalign.models.vocabulary import check_same_vocabulary
-from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.optimizer import make_optimizer
@@ -180,19 +179,6 @@ def ended_fraction(data: Dataset, end: tuple[int, ...]) -> float:
         return 0.0
     found = [row[len(row) - len(end) :] == end for e in data.train for row in e.rows]
     return sum(found) / len(found)
-
-
-def sampled(
-    config: TFPOConfig, data: Dataset, positions: int, run: Run
-) -> tuple[SamplingConfig, list[list[int]]]:
-    """How the run's samples are drawn, no longer than the doctor's context allows, and their prompts."""
-    rows = data.first(config.run.sample_rows)
-    prompts = [list(e.prompt_tokens) for e in rows if len(e.prompt_tokens) < positions]
-    room = positions - max(map(len, prompts), default=0)
-    if room >= config.sampling.max_new_tokens:
-        return config.sampling, prompts
-    run.info(f"samples have {room} new tokens at most: the doctor's context is {positions}")
-    return replace(config.sampling, max_new_tokens=room), prompts
 
 
 def value_head(

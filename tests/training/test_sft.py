@@ -11,8 +11,10 @@ import pytest
 from jaxalign.data import DataConfig, collate_demonstrations, load_dataset
 from jaxalign.evaluation.policy import perplexity
 from jaxalign.mesh import make_mesh
+from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import records
 from jaxalign.training.loop import TrainConfig
+from jaxalign.training.preference import train_dpo
 from jaxalign.training.sft import train_sft
 from tests.data.conftest import byte_tokenizer
 from tests.training import cases
@@ -74,3 +76,16 @@ def test_the_weights_of_turns_reach_the_batch(tmp_path):
     batch = collate_demonstrations(data.train, [0])
     assert np.unique(batch["weights"][batch["mask"]]).tolist() == [0.5]
     assert batch["mask"].sum() == len(" fgh") + 1
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_samples_are_as_long_as_the_context_allows_and_a_run_ends_well(name, configs, tmp_path):
+    config = getattr(configs, name)(tmp_path / "run")
+    config = replace(config, sampling=SamplingConfig(max_new_tokens=10_000))
+    result = {"sft": train_sft, "dpo": train_dpo}[name](config)
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+    rows = records.read(tmp_path / "run" / "samples.jsonl")
+    assert rows and all(row["completion"] for row in rows)
+    positions = result.model.config.max_positions
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert f"not sampling.max_new_tokens=10000: the model's context is {positions}" in log
