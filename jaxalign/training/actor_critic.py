@@ -11,7 +11,7 @@ from jaxalign import models
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
 from jaxalign.training import setup
-from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.optimizer import adamw, clipping, in_parts, make_optimizer, make_schedule
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.reward_source import build_reward
 from jaxalign.training.scoring import CausalPolicy, ScalarPolicy, TokenScores, score_tokens, values_before
@@ -153,14 +153,20 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
 
 
 def _optimizer(config: PPOConfig) -> optax.GradientTransformation:
-    """One chain for the policy and one for the critic, each with its own clipping."""
-    train = config.train
-    steps = train.updates * train.epochs * train.minibatches
-    policy, _ = make_optimizer(config.optimizer, steps)
+    """One chain for the policy and one for the critic, each with its own clipping.
+
+    With a shared trunk there is one chain. Where its head learns alone first, it has moments and a schedule of its own,
+    of the same configuration, behind one clip. The policy's schedule begins with the policy's first step.
+    """
+    train, warmup = config.train, config.critic.warmup_updates
+    steps = train.epochs * train.minibatches
+    its = max(train.updates - warmup, 1) * steps
     if config.critic.shared_trunk:
-        return policy
-    critic, _ = make_optimizer(config.critic.optimizer, steps)
-    return optax.partition(
-        {"policy": policy, "critic": critic},
-        lambda params: {name: jax.tree.map(lambda _, n=name: n, tree) for name, tree in params.items()},
-    )
+        if not warmup:
+            return make_optimizer(config.optimizer, its)[0]
+        both = {"policy": its, "critic": train.updates * steps}
+        parts = {n: adamw(config.optimizer, make_schedule(config.optimizer, k)) for n, k in both.items()}
+        return optax.chain(*clipping(config.optimizer), in_parts(parts))
+    policy, _ = make_optimizer(config.optimizer, its)
+    critic, _ = make_optimizer(config.critic.optimizer, train.updates * steps)
+    return in_parts({"policy": policy, "critic": critic})

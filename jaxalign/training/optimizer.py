@@ -1,5 +1,6 @@
 """The Optax chain that a configuration describes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,18 +90,49 @@ def make_optimizer(
       The transformation and its learning-rate schedule (for the log).
     """
     schedule = make_schedule(config, total_steps)
-    parts = [optax.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
-    parts.append(
-        optax.adamw(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=_decayed,
-        )
+    return optax.chain(*clipping(config), adamw(config, schedule)), schedule
+
+
+def clipping(config: OptimizerConfig) -> list[optax.GradientTransformation]:
+    """The global-norm clip, where there is one."""
+    return [optax.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
+
+
+def adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW with the configuration's numbers."""
+    return optax.adamw(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=_decayed,
     )
-    return optax.chain(*parts), schedule
+
+
+def in_parts(parts: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """One transformation for each part of the parameters, a dict with the same names."""
+    return optax.partition(
+        dict(parts),
+        lambda params: {name: jax.tree.map(lambda _, n=name: n, tree) for name, tree in params.items()},
+    )
+
+
+def with_other_parts(new: Any, old: Any, name: str) -> Any:
+    """The state `new` of an optimizer with `in_parts` in it, but for all parts other than `name` that of `old`."""
+    found = False
+
+    def mixed(after: Any, before: Any) -> Any:
+        nonlocal found
+        if not isinstance(after, optax.PartitionState):
+            return after
+        found = True
+        return optax.PartitionState({**before.inner_states, name: after.inner_states[name]})
+
+    state = jax.tree.map(mixed, new, old, is_leaf=lambda x: isinstance(x, optax.PartitionState))
+    if not found:
+        raise ValueError(f"the optimizer has no state of its own for {name}")
+    return state
 
 
 def _decayed(params):

@@ -60,13 +60,15 @@ class Trainer(OnPolicyTrainer):
         judge = functools.partial(
             advantages_of, kl=config.kl, loss=config.loss, whiten_rewards=config.reward.whiten
         )
-        self._update = make_update(
+        update = functools.partial(
+            make_update,
             ppo_loss(self.models, config.loss, config.sampling.temperature, judge),
             ppo_counts,
             self.optimizer,
             accumulation_steps=config.train.accumulation_steps,
             accept=self._within_limit if config.loss.ratio_limit else None,
         )
+        self._update, self._warm_up = update(), update(learning="critic")
         self._score = jax.jit(self._score_rows, static_argnames="learners")
         self._advantages = jax.jit(judge)
 
@@ -110,7 +112,7 @@ class Trainer(OnPolicyTrainer):
         data["policy_weight"] = np.full(len(raw), 0.0 if warming else 1.0, np.float32)
         if cap := self.config.loss.importance_cap:
             data["weights"] = importance(cap, rows, data["old_logps"], data["mask"], completions)
-        metrics |= self.passes(number, data, self._update)
+        metrics |= self.passes(number, data, self._warm_up if warming else self._update)
         if self.one_step:
             metrics["rollout/logp_gap"] = metrics.pop("rollout/logp_gap_max")
             if not asked:

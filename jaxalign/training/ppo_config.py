@@ -20,7 +20,8 @@ class CriticConfig:
       shared_trunk: one trunk for policy and value, with a value head on it.
       head: the value head, where it is fresh.
       optimizer: the critic's own optimizer (unused with a shared trunk).
-      warmup_updates: first updates, in which only the critic learns.
+      warmup_updates: first updates, in which only the critic learns (of a shared trunk its value head alone). The
+        policy, its moments and its schedule begin after them.
     """
 
     init: Literal["reward", "policy", "path"] = "policy"
@@ -107,6 +108,11 @@ class PPOConfig(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.critic.warmup_updates <= self.train.updates:
+            raise ValueError(
+                f"critic.warmup_updates must lie in 0 to train.updates = {self.train.updates}, "
+                f"got {self.critic.warmup_updates}"
+            )
         self.rollout.check_corrected(self.loss.importance_cap)
         if self.critic.shared_trunk and self.lora.enabled:
             raise ValueError(

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxalign.training.optimizer import with_other_parts
 from jaxalign.training.state import TrainState
 
 Batch = Mapping[str, Any]
@@ -41,6 +42,7 @@ def make_update(
     accumulation_steps: int = 1,
     accept: Callable[[Mapping[str, jax.Array]], jax.Array] | None = None,
     lift: Callable[[Callable], Callable] | None = None,
+    learning: str = "",
 ) -> Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `update(state, frozen, batch, key) -> (state, metrics)`, jitted, `state` donated.
 
@@ -52,12 +54,17 @@ def make_update(
     repeats itself. `lift` makes another function of the whole update before it is compiled: an ensemble's
     maps it over members.
 
+    With `learning`, the name of one part of the parameters (a dict of them), only that part has a gradient and learns.
+    The others and what the optimizer holds for them (see `optimizer.in_parts`) stay as they are, bit for bit.
+
     Raises:
       ValueError: the rows do not divide by `accumulation_steps` (when traced).
     """
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps must be 1 or more, got {accumulation_steps}")
     gradient = jax.value_and_grad(loss_function, has_aux=True)
+    if learning:
+        gradient = gradient_of_part(loss_function, learning)
 
     def whole(params, frozen, batch, key, counts):
         if accumulation_steps == 1:
@@ -92,8 +99,14 @@ def make_update(
         metrics |= {"loss": loss, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
 
         def stepped() -> TrainState:
-            changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            return TrainState(state.step + 1, optax.apply_updates(state.params, changes), opt_state)
+            if not learning:
+                changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+                return TrainState(state.step + 1, optax.apply_updates(state.params, changes), opt_state)
+            padded = jax.tree.map(jnp.zeros_like, dict(state.params)) | grads
+            changes, opt_state = optimizer.update(padded, state.opt_state, state.params)
+            learnt = optax.apply_updates(state.params[learning], changes[learning])
+            opt_state = with_other_parts(opt_state, state.opt_state, learning)
+            return TrainState(state.step + 1, {**state.params, learning: learnt}, opt_state)
 
         # A branch, not a choice between two states: those would both be in memory. (Under `vmap`, by which `lift` makes
         # an ensemble's update, it is a choice: each member has its own guard. `docs/memory.md` says what that takes.)
@@ -112,6 +125,18 @@ def make_update(
         return compiled(state, frozen, batch, key)
 
     return call
+
+
+def gradient_of_part(loss_function: LossFunction, name: str) -> Callable:
+    """`value_and_grad` by one part of the parameters: the gradient is {name: ...}."""
+
+    def value_and_gradient(params, frozen, batch, key, counts):
+        def of_part(part):
+            return loss_function({**params, **part}, frozen, batch, key, counts)
+
+        return jax.value_and_grad(of_part, has_aux=True)({name: params[name]})
+
+    return value_and_gradient
 
 
 def make_evaluation(

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxalign import models
@@ -14,7 +15,7 @@ from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.rewards import Rewards
 from jaxalign.rollout import Completions, SamplingConfig
 from jaxalign.runs import Run, records
-from jaxalign.training import setup
+from jaxalign.training import actor_critic, setup
 from jaxalign.training.actor_critic import build
 from jaxalign.training.experience import RunningMoments, Scored, advantages_of, final_scores
 from jaxalign.training.kl_controller import NEGATIVE_UPDATES, KLConfig, negative_streak, next_coefficient
@@ -210,16 +211,60 @@ def test_a_kl_that_stays_negative_is_warned_of_once():
     assert "objective/kl was below" in warnings[NEGATIVE_UPDATES + 1]
 
 
-def test_only_the_critic_learns_in_its_warm_up(configs, tmp_path):
-    critic = replace(configs.ppo("x").critic, warmup_updates=4)
-    result = train_ppo(configs.ppo(tmp_path / "run", critic=critic))
-    base = models.load_pretrained(configs.model.path)
-    for ours, theirs in zip(
-        *(list(models.split(m)[1]["layers"].values()) for m in (result.model, base)), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
+def same_bits(ours, theirs) -> bool:
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "critic", [CriticConfig(), CriticConfig(shared_trunk=True)], ids=["separate", "shared_trunk"]
+)
+def test_only_the_critic_learns_in_its_warm_up(critic, configs, tmp_path, monkeypatch):
+    states, plain = [], Trainer.update
+
+    def update(self, number):
+        states.append(jax.device_get(self.state))
+        found = plain(self, number)
+        states.append(jax.device_get(self.state))
+        return found
+
+    def of_policy(state):
+        """Its parameters, and what the optimizer holds of it: moments, counts."""
+        parts = jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, optax.PartitionState))
+        return state.params["policy"], [p.inner_states["policy"] for p in parts if hasattr(p, "inner_states")]
+
+    monkeypatch.setattr(Trainer, "update", update)
+    optimizer = replace(configs.optimizer, weight_decay=0.5)
+    critic = replace(critic, warmup_updates=2, optimizer=optimizer)
+    loss = PPOLossConfig(entropy_weight=0.1)
+    train_ppo(configs.ppo(tmp_path / "run", critic=critic, optimizer=optimizer, loss=loss))
+    first, after, last = states[0], states[3], states[-1]
+    assert same_bits(of_policy(first), of_policy(after))
+    assert len(of_policy(first)[1]) == 1
+    assert not same_bits(first.params["critic"], after.params["critic"])
     losses = [row["value/loss"] for row in metrics_of(tmp_path / "run")]
-    assert losses[-1] < losses[0]
+    assert losses[1] < losses[0]
+    # Then it learns, and its schedule begins: two updates of two minibatches, twice.
+    assert not same_bits(after.params["policy"], last.params["policy"])
+    counts = {int(x) for x in jax.tree.leaves(of_policy(last)[1]) if np.ndim(x) == 0}
+    assert counts == {2 * 2 * 2}
+
+
+def test_a_shared_trunk_with_a_warm_up_learns_after_it_as_one_without(configs):
+    """The optimizer in two parts clips and moves as the one chain does, while none of them stands still."""
+    sharp = replace(
+        configs.optimizer, schedule="constant", warmup_ratio=0.0, max_grad_norm=0.5, weight_decay=0.1
+    )
+    critic = CriticConfig(shared_trunk=True, warmup_updates=1)
+    whole, parts = (
+        actor_critic._optimizer(configs.ppo("x", critic=c, optimizer=sharp))
+        for c in (replace(critic, warmup_updates=0), critic)
+    )
+    draw = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    params = {"policy": {"w": jnp.asarray(draw)}, "critic": {"score": jnp.asarray(draw[0])}}
+    ours, theirs = (o.update(params, o.init(params), params)[0] for o in (parts, whole))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def some_rewards(prompts, completions, *, completion_ids, columns):
