@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxalign.cli.loading import Dtype, Speaker, Template, load_speaker
+from jaxalign.cli.loading import Dtype, Speaker, Stream, Template, load_speaker, printed
 from jaxalign.errors import UserError
 from jaxalign.models.guided_folders import GuideConfig
 from jaxalign.rollout import SamplingConfig
@@ -71,8 +71,8 @@ class Conversation:
     turns: list[dict[str, str]] = field(default_factory=list)
     answers: int = 0
 
-    def answer(self, text: str) -> str:
-        """The model's answer to the user's next turn.
+    def answer(self, text: str, write: Callable[[str], Any] | None = None) -> str:
+        """The model's answer to the user's next turn; `write` gets it piece by piece while it is made.
 
         The oldest turns are left out where the conversation outgrows the context.
 
@@ -83,13 +83,17 @@ class Conversation:
 
         turns = [*self.turns, {"role": "user", "content": text}]
         ids = self._ids(turns)
+        stream = None if write is None else Stream(self.speaker, ids, write)
         done = self.speaker.sampler.generate(
             [ids],
             key=jax.random.fold_in(jax.random.key(self.config.seed), self.answers),
+            told=stream,
             **self.config.sampling.arguments(num_samples=1),
         )
         # Kept with its leading space: a model without turns goes on from this very text.
         reply = self.speaker.continuation(ids, done.token_lists()[0])
+        if stream is not None:
+            stream.end(reply)
         self.turns = [*turns, {"role": "assistant", "content": reply}]
         self.answers += 1
         return reply
@@ -121,14 +125,14 @@ class Conversation:
 
 
 def chat(
-    config: ChatConfig, *, lines: Iterable[str] | None = None, write: Callable[[str], Any] = print
+    config: ChatConfig, *, lines: Iterable[str] | None = None, write: Callable[[str], Any] | None = None
 ) -> None:
     """Answers the user's turns until the input ends.
 
     Args:
       config: see `ChatConfig`.
       lines: the user's turns; the terminal (or a pipe) when None.
-      write: prints an answer.
+      write: takes each answer; None prints it, word by word as it is made.
 
     Raises:
       UserError: a model that is wrong. A turn that is too long is said, and the conversation goes on.
@@ -146,9 +150,10 @@ def chat(
         guide=config,
     )
     conversation = Conversation(speaker, config)
-    commands = {"/reset": conversation.reset, "/undo": conversation.undo, "/help": lambda: write(HELP)}
+    say = print if write is None else write
+    commands = {"/reset": conversation.reset, "/undo": conversation.undo, "/help": lambda: say(HELP)}
     if lines is None and sys.stdin.isatty():
-        write(HELP)
+        say(HELP)
     for line in _typed() if lines is None else lines:
         text = line.rstrip("\n")
         if text.strip() in ("/quit", "/exit"):
@@ -157,9 +162,13 @@ def chat(
             commands[text.strip()]()
         elif text.strip():
             try:
-                write(conversation.answer(text).strip())
+                if write is None:
+                    conversation.answer(text, printed)
+                    print()
+                else:
+                    write(conversation.answer(text).strip())
             except UserError as error:
-                write(f"({error})")
+                say(f"({error})")
 
 
 def _typed() -> Iterable[str]:

@@ -4,12 +4,12 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.cli.loading import Dtype, Speaker, Template, load_speaker
+from jaxalign.cli.loading import Dtype, Speaker, Stream, Template, load_speaker, printed
 from jaxalign.data.records import Text
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.models.guided_folders import GuideConfig
@@ -103,9 +103,16 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         guide=config,
     )
     rows: list[dict[str, Any]] = []
+    # One completion is shown while it is made.
+    streams = not config.output and len(prompts) == config.sampling.num_samples == 1
     for start in range(0, len(prompts), config.batch_size):
-        done = complete(speaker, prompts[start : start + config.batch_size], config, first_row=start)
-        if not config.output:
+        batch = prompts[start : start + config.batch_size]
+        if streams:
+            print(f"> {_asked(prompts[0])}")
+        done = complete(speaker, batch, config, first_row=start, write=printed if streams else None)
+        if streams:
+            print(f"\n{_note(done[0])}\n")
+        elif not config.output:
             _print_rows(done)
         rows += done
     if config.output:
@@ -115,19 +122,31 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
 
 
 def complete(
-    speaker: Speaker, prompts: Sequence[Any], config: GenerateConfig, *, first_row: int = 0
+    speaker: Speaker,
+    prompts: Sequence[Any],
+    config: GenerateConfig,
+    *,
+    first_row: int = 0,
+    write: Callable[[str], Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Completions of one batch of prompts (text or messages), as rows."""
+    """Completions of one batch of prompts (text or messages), as rows; `write` gets the first one piece by piece."""
     import jax
 
     ids = [speaker.encode(p, config.system) for p in prompts]
     samples = config.sampling.num_samples
     # The randomness of a row depends on its place in the whole list, not on the batch size.
     row_ids = range(first_row * samples, (first_row + len(ids)) * samples)
+    stream = None if write is None else Stream(speaker, ids[0], write)
     done = speaker.sampler.generate(
-        ids, key=jax.random.key(config.seed), row_ids=list(row_ids), **config.sampling.arguments()
+        ids,
+        key=jax.random.key(config.seed),
+        row_ids=list(row_ids),
+        told=stream,
+        **config.sampling.arguments(),
     )
     texts = [speaker.continuation(ids[i // samples], c) for i, c in enumerate(done.token_lists())]
+    if stream is not None:
+        stream.end(texts[0])
     return [
         {
             "prompt": prompts[i // samples],
@@ -166,10 +185,16 @@ def prompt_of(record: Any) -> Any:
 
 def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
-        prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
-        note = f"[{row['finish_reason']}, {row['tokens']} tokens, logp {row['logp']}]"
-        print(f"> {prompt}\n{row['completion']}\n{note}\n")
+        print(f"> {_asked(row['prompt'])}\n{row['completion']}\n{_note(row)}\n")
     sys.stdout.flush()
+
+
+def _asked(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    return f"[{row['finish_reason']}, {row['tokens']} tokens, logp {row['logp']}]"
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

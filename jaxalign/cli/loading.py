@@ -1,6 +1,6 @@
 """A model to talk to: any Hugging Face folder, hub id or run folder, and its tokenizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,44 @@ class Speaker:
         if whole.startswith(before):
             return whole[len(before) :]
         return self.tokenizer.decode(list(completion), skip_special_tokens=True)
+
+
+class Stream:
+    """Writes a completion while it is made: what its tokens add to the text, as soon as they are characters.
+
+    Args:
+      speaker: whose completion.
+      prompt: its token ids.
+      write: takes each piece.
+    """
+
+    # Tokens between two pieces.
+    BLOCK = 8
+
+    def __init__(self, speaker: Speaker, prompt: Sequence[int], write: Callable[[str], Any]) -> None:
+        self.speaker, self.prompt, self.write, self.shown = speaker, list(prompt), write, ""
+        speaker.sampler.block = self.BLOCK
+
+    def __call__(self, tokens: Any, lengths: Any) -> None:
+        """As `Sampler.generate` calls it; of several completions the first is written."""
+        text = self.speaker.continuation(self.prompt, tokens[0, : lengths[0]].tolist())
+        # Bytes that are no character yet, and space that nothing may follow.
+        text = text.rstrip("\ufffd").strip()
+        if text.startswith(self.shown):
+            self.write(text[len(self.shown) :])
+            self.shown = text
+
+    def end(self, text: str) -> None:
+        """Writes the rest of the completion; all of it again on a line of its own where its beginning has changed."""
+        text = text.strip()
+        same = text.startswith(self.shown)
+        self.write(text[len(self.shown) :] if same else f"\n{text}")
+        self.shown = text
+
+
+def printed(piece: str) -> None:
+    """Prints a piece of a text at once."""
+    print(piece, end="", flush=True)
 
 
 def load_speaker(

@@ -5,7 +5,7 @@ row's randomness depends on the key, its row id and the position alone, so the s
 the same however rows are batched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +107,7 @@ class Sampler:
         stop_tokens: Sequence[int] | None = None,
         num_samples: int = 1,
         row_ids: Sequence[int] | None = None,
+        told: Callable[[np.ndarray, np.ndarray], None] | None = None,
     ) -> Completions:
         """Samples completions.
 
@@ -118,6 +119,7 @@ class Sampler:
           stop_tokens: ids that end a completion; None takes the model's, () none.
           num_samples: completions a prompt.
           row_ids: the randomness of each completion, N of them; 0..N-1 when None.
+          told: is called after each block of tokens, with those so far [N, C] and their numbers [N].
 
         Raises:
           UserError: an empty prompt, or one that leaves no room in the context.
@@ -168,6 +170,7 @@ class Sampler:
                 max_rows=self.max_rows,
                 block=self.block,
                 int8_cache=self.cache == "int8",
+                told=told,
             )
         )
         stopped = out.pop("stopped")

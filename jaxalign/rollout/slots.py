@@ -5,7 +5,7 @@ get the next ones; when none waits, the rows that are left move into half as man
 A row's tokens depend on none of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class Job:
       max_rows: slots, at most; one prompt's completions always fit.
       block: tokens decoded between two looks at which rows have ended.
       int8_cache: keep keys and values as 8-bit integers.
+      told: is called with `tokens` [N, C] and `lengths` [N] as they are after each block.
     """
 
     definition: Any
@@ -55,6 +56,7 @@ class Job:
     max_rows: int
     block: int
     int8_cache: bool = False
+    told: Callable[[np.ndarray, np.ndarray], None] | None = None
 
 
 def run(job: Job) -> dict[str, np.ndarray]:
@@ -70,6 +72,8 @@ def run(job: Job) -> dict[str, np.ndarray]:
         if slots.alive.any():
             slots.fit()
             slots.decode()
+        if job.told is not None:
+            job.told(slots.out["tokens"], slots.out["lengths"])
     return slots.out
 
 

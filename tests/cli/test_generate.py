@@ -8,7 +8,7 @@ import yaml
 from jaxalign.cli import main as cli
 from jaxalign.cli.chat import ChatConfig, Conversation, chat
 from jaxalign.cli.generate import GenerateConfig, complete, generate
-from jaxalign.cli.loading import load_speaker, model_folder, run_data
+from jaxalign.cli.loading import Speaker, Stream, load_speaker, model_folder, run_data
 from jaxalign.errors import ConfigError, DataError, ModelError, UserError
 from jaxalign.rollout import SamplingConfig
 
@@ -221,3 +221,46 @@ def test_turn_longer_than_the_context_is_said_and_not_kept(tiny_model_folder):
     chat(config, lines=["x" * 100, "short"], write=said.append)
     assert "100 tokens long; the context of 64 tokens leaves 58" in said[0]
     assert len(said) == 2
+
+
+def test_a_completion_is_written_while_it_is_made_and_is_the_same(tiny_model_folder, capsys):
+    config = GenerateConfig(
+        model=str(tiny_model_folder), prompt=("one",), sampling=SamplingConfig(max_new_tokens=30)
+    )
+    speaker = load_speaker(str(tiny_model_folder))
+    whole, pieces = complete(speaker, ["one"], config)[0], []
+    assert complete(speaker, ["one"], config, write=pieces.append) == [whole]
+    assert "".join(pieces) == whole["completion"].strip()
+    assert sum(map(bool, pieces)) > 2
+    assert generate(config) == [whole]
+    shown = capsys.readouterr().out
+    assert (
+        shown
+        == f"> one\n{whole['completion'].strip()}\n[{whole['finish_reason']}, 30 tokens, logp {whole['logp']}]\n\n"
+    )
+
+
+def test_a_stream_holds_back_what_is_no_character_yet_and_says_all_of_a_text_that_changes(byte_tokenizer):
+    class Sampler:
+        block = 64
+
+    ids = byte_tokenizer.encode("né tu", add_special_tokens=False)
+    speaker = Speaker(Sampler(), byte_tokenizer, None, 64)
+    pieces = []
+    stream = Stream(speaker, [], pieces.append)
+    for count in range(1, len(ids) + 1):
+        stream(np.asarray([ids]), [count])
+    assert "".join(pieces) == "né tu" and pieces[:3] == ["n", "", "é"]
+    stream.end("né tua")
+    assert pieces[-1] == "a"
+    stream.end("other")
+    assert pieces[-1] == "\nother"
+    assert speaker.sampler.block < 64
+
+
+def test_chat_prints_an_answer_as_it_is_made(tiny_model_folder, capsys):
+    config = ChatConfig(model=str(tiny_model_folder), sampling=SamplingConfig(max_new_tokens=20))
+    answers = []
+    chat(config, lines=["one", "two"], write=answers.append)
+    chat(config, lines=["one", "two"])
+    assert capsys.readouterr().out == "".join(answer + "\n" for answer in answers)
