@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -140,6 +141,7 @@ def run() -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, terminate)
+    sys.unraisablehook = ask_again
     status = main(sys.argv[1:])
     if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         # A program that XLA still runs would crash or hold up an interpreter that takes itself apart.
@@ -148,6 +150,16 @@ def run() -> None:
                 stream.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def ask_again(lost: Any) -> None:
+    """Sends a signal again whose exception was lost, as it came while Python ran a callback (JAX has one in the GC)."""
+    stopped = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(lost.exc_type)
+    if stopped is None:
+        sys.__unraisablehook__(lost)
+        return
+    # From another thread, once the callback is over.
+    threading.Timer(0.05, os.kill, (os.getpid(), stopped)).start()
 
 
 def main(arguments: Sequence[str]) -> int:

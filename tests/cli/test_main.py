@@ -393,7 +393,7 @@ def test_signal_before_training_ends_the_command_without_traceback(number, statu
 
 
 ENDLESS = """
-import os, signal, sys
+import gc, os, signal, sys, time
 from dataclasses import dataclass
 import jax
 from jaxalign.cli import main as cli
@@ -402,6 +402,15 @@ from jaxalign.cli import main as cli
 class Config:
     "Nothing."
 
+def lost(config):
+    def callback(*_):
+        gc.callbacks.remove(callback)
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+        time.sleep(0.01)
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(1000)
+
 def endless(config):
     # Large enough not to run in the thread that asks for it.
     x = jax.numpy.ones((1500, 1500))
@@ -409,17 +418,19 @@ def endless(config):
     os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 
 sys.modules["endless"] = sys.modules["__main__"]
-cli.COMMANDS["endless"] = cli.Command("", "endless:Config", "endless:endless")
+for name in ("endless", "lost"):
+    cli.COMMANDS[name] = cli.Command("", "endless:Config", f"endless:{name}")
 cli.run_in_huge_pages = lambda: None
 cli.read_settings = lambda command, arguments: Config()
 cli.run()
 """
 
 
+@pytest.mark.parametrize("while_", ["endless", "lost"])
 @pytest.mark.parametrize(("kind", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_a_signal_ends_the_process_also_while_a_program_of_xla_runs(kind, status):
+def test_a_signal_ends_the_process_while_xla_runs_a_program_or_python_a_callback(while_, kind, status):
     ended = subprocess.run(
-        [sys.executable, "-c", ENDLESS, "endless", kind],
+        [sys.executable, "-c", ENDLESS, while_, kind],
         timeout=60,
         capture_output=True,
         text=True,
