@@ -187,13 +187,13 @@ class Trainer(PolicyTrainer):
         data = self._learnt_from(rollout, rows, valid, found)
         watch.scored = time.perf_counter()
         metrics = self.passes(number, data, self._update)
-        if self.one_step:
+        if self.one_step and metrics["policy/steps"]:
             # The step has measured what is measured below, before it moved the policy.
             metrics["rollout/logp_gap"] = metrics.pop("rollout/logp_gap_max")
             metrics["objective/entropy"] = metrics["policy/entropy"]
             if not asked:
                 self.check_gaps(number, metrics)
-        else:
+        elif not self.one_step:
             metrics |= gaps | self._objective(found, rows.mask)
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
         metrics |= rollout_metrics(completions, rewards, raw) | sampling_metrics

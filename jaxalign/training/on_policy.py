@@ -180,11 +180,12 @@ class OnPolicyTrainer(ABC):
           number: of the update, which the order depends on.
           data: arrays with one row a completion (or a pair of them).
           step: `step(state, frozen, batch, key) -> (state, metrics)`, with `step_metrics`.
-          counted: bool, rows that count, at least one. They are dealt out evenly over the minibatches, and a
-            minibatch without any is no optimizer step. None where all do.
+          counted: bool, rows that count, to be dealt out evenly over the minibatches. None leaves them as they
+            come; those count whose `data["mask"]` holds a token.
 
         Returns:
-          Means of the metrics over all optimizer steps.
+          Means of the metrics over all optimizer steps. A minibatch in which no row counts is none; where there are
+          only such, all that is known is that there were 0 steps.
 
         Raises:
           UserError: a loss or gradient that is not finite.
@@ -196,6 +197,9 @@ class OnPolicyTrainer(ABC):
                 f"update {number}: the loss or the gradient norm is not finite; the last saved checkpoint is good "
                 "(a smaller learning rate or float32 compute may help)"
             )
+        if not fetched:
+            self.run.warn(f"update {number}: no completion counts in any minibatch; it is skipped")
+            return {"policy/steps": 0.0}
         metrics = {
             name: float(np.mean([m[name] for m in fetched])) for name in fetched[0] if name != "finite"
         }
@@ -213,6 +217,9 @@ class OnPolicyTrainer(ABC):
         rows = len(data["lengths"])
         size = rows // train.minibatches
         seen: list[dict[str, jax.Array]] = []
+        known = data["mask"].any(axis=1) if counted is None else counted
+        if not known.any():
+            return seen
         for epoch in range(train.epochs):
             key = jax.random.fold_in(jax.random.fold_in(self.key, number), 1_000_003 + epoch)
             order = np.asarray(jax.random.permutation(key, rows))
@@ -221,7 +228,7 @@ class OnPolicyTrainer(ABC):
                 order = order.reshape(size, train.minibatches).T.ravel()
             before = len(seen)
             picks = [order[start : start + size] for start in range(0, rows, size)]
-            picks = [pick for pick in picks if counted is None or counted[pick].any()]
+            picks = [pick for pick in picks if known[pick].any()]
             minibatches = [{name: value[pick] for name, value in data.items()} for pick in picks]
             for batch in self._on_mesh(minibatches, train.accumulation_steps):
                 self.state, metrics = step(self.state, self.frozen, batch, self.key)

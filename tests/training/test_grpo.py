@@ -363,3 +363,30 @@ def test_token_rewards_behind_the_end_of_a_completion_do_not_count(grpo, tmp_pat
     assert row["objective/score"] == pytest.approx(lengths.mean())
     # A step ends where a completion does, or before.
     assert not (seen[0].steps & ~seen[0].completions.mask).any()
+
+
+def test_minibatches_in_which_no_row_counts_do_not_move_the_policy(grpo, tmp_path):
+    def first_group_alone(prompts, completions, *, completion_ids, columns):
+        del completions, completion_ids, columns
+        return [float(i) if i < 4 else None for i in range(len(prompts))]
+
+    train = GRPOTrainConfig(updates=1, prompts=4, epochs=2, minibatches=16, score_batch_size=16)
+    row = train_grpo(grpo(tmp_path / "run", train=train), reward=first_group_alone).metrics
+    # Each of four rows is a step by itself; the twelve others are none.
+    assert row["policy/steps"] == 2 * 4
+    assert row["policy/entropy"] == pytest.approx(row["objective/entropy"], rel=0.1)
+    assert row["policy/ratio_mean"] == pytest.approx(1.0, abs=0.2)
+
+
+def test_an_update_in_which_no_row_counts_changes_nothing_and_is_warned_of(grpo, tmp_path):
+    """Weight decay and momentum would move the policy without any gradient."""
+    sampling = SamplingConfig(max_new_tokens=6, num_samples=4, stop_tokens=())
+    optimizer = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
+    loss, train = GRPOLossConfig(mask_truncated=True), GRPOTrainConfig(updates=2, prompts=4)
+    config = grpo(tmp_path / "run", sampling=sampling, loss=loss, train=train, optimizer=optimizer)
+    row = train_grpo(config).metrics
+    assert row["policy/steps"] == 0 and row["rollout/counted_rows"] == 0
+    ours = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    for name, tensor in load_file(f"{config.model.path}/model.safetensors").items():
+        np.testing.assert_array_equal(ours[name], tensor)
+    assert "update 2: no completion counts" in (tmp_path / "run" / "run.log").read_text()

@@ -421,3 +421,18 @@ def test_the_logged_score_adds_up_token_rewards_of_the_completion_alone(configs,
     row = train_ppo(configs.ppo(tmp_path / "run", sampling=STOPS_EARLY), reward=ones).metrics
     assert 1 < row["rollout/length"] < 6
     assert row["objective/score"] == pytest.approx(row["rollout/length"], rel=1e-6)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_minibatch_in_which_no_row_counts_is_no_step(epochs, configs, tmp_path):
+    def first_alone(prompts, completions, *, completion_ids, columns):
+        del completions, completion_ids, columns
+        return [1.0, *[None] * (len(prompts) - 1)]
+
+    train = PPOTrainConfig(updates=2, prompts=4, epochs=epochs, minibatches=4, score_batch_size=8)
+    train_ppo(configs.ppo(tmp_path / "run", train=train), reward=first_alone)
+    for row in metrics_of(tmp_path / "run"):
+        assert row["policy/steps"] == epochs
+        # Means are those of the steps: minibatches without tokens would have lowered them to a quarter.
+        assert row["policy/entropy"] == pytest.approx(row["objective/entropy"], rel=0.05)
+        assert row["policy/first_ratio"] == pytest.approx(1.0, abs=1e-4)
