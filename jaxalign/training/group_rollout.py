@@ -17,7 +17,7 @@ class Rollout:
     request: RewardRequest
     rewards: Rewards
     scores: np.ndarray
-    informative: np.ndarray  # bool [N]: the row's group has rewards that differ
+    informative: np.ndarray  # bool [N]: a row of the group that is learnt has an advantage
     step_rewards: np.ndarray  # [N, C]: token rewards, and the score at the last token
     steps: np.ndarray  # bool [N, C]: where a step ends
 
@@ -32,6 +32,26 @@ def ending_at_last(
     step_rewards[rows, last] += scores
     steps[rows, last] = True
     return step_rewards, steps
+
+
+def informative(values: np.ndarray, learnt: np.ndarray, group: int) -> np.ndarray:
+    """Bool [N / group]: whether a group's rewards differ such that a row that is learnt has an advantage.
+
+    Args:
+      values: [N, C] or [N, 1], rewards of steps or rows; NaN where there is none.
+      learnt: bool [N], rows that the loss reads.
+      group: completions a prompt.
+    """
+    found = []
+    for rewards, counts in zip(
+        values.reshape(-1, group, values.shape[1]), learnt.reshape(-1, group), strict=True
+    ):
+        known = rewards[~np.isnan(rewards)].astype(np.float64)
+        spread = np.ptp(known) if known.size else 0.0
+        # What lies at the mean has no advantage, but for rounding.
+        away = np.abs(rewards[counts] - known.mean()) > 1e-6 * spread if spread else np.zeros(0, bool)
+        found.append(bool(away.any()))
+    return np.asarray(found, bool)
 
 
 def replaced(kept: Rollout, more: Rollout, group: int) -> Rollout:

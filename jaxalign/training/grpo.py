@@ -21,10 +21,11 @@ import numpy as np
 
 from jaxalign import losses
 from jaxalign.errors import ConfigError, UserError
-from jaxalign.rollout import Engine, join_rows
+from jaxalign.rewards import Rewards
+from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.training.experience import final_scores, judged
-from jaxalign.training.group_rollout import Rollout, ending_at_last, replaced
+from jaxalign.training.group_rollout import Rollout, ending_at_last, informative, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
 from jaxalign.training.on_policy import Stopwatch, rollout_metrics, sampler_gaps, step_metrics
 from jaxalign.training.packing import packing_of
@@ -181,10 +182,10 @@ class Trainer(PolicyTrainer):
         rollout, sampling_metrics = self._rollout(number)
         completions, rewards = rollout.completions, rollout.rewards
         watch.sampled = time.perf_counter()
-        rows, valid = self._counted(rollout)
+        rows, counts = self._counted(rollout)
         asked = not self.one_step or self.must_check(number)
         found, gaps = self.score_completions(number, rows, completions, policy=asked)
-        data = self._learnt_from(rollout, rows, valid, found)
+        data = self._learnt_from(rollout, rows, counts, found)
         watch.scored = time.perf_counter()
         metrics = self.passes(number, data, self._update)
         if self.one_step and metrics["policy/steps"]:
@@ -194,41 +195,48 @@ class Trainer(PolicyTrainer):
             if not asked:
                 self.check_gaps(number, metrics)
         elif not self.one_step:
-            metrics |= gaps | self._objective(found, rows.mask)
+            metrics |= gaps | self._objective(found, data["mask"])
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
         metrics |= rollout_metrics(completions, rewards, raw) | sampling_metrics
         metrics |= {
-            "rollout/counted_rows": float(rows.mask.any(1).mean()),
+            "rollout/counted_rows": float(counts.mean()),
             **watch.metrics(int(completions.lengths.sum())),
         }
         return metrics, self.samples(rollout.request, raw)
 
     def _counted(self, rollout: Rollout) -> tuple[Rows, np.ndarray]:
-        """Prompts with completions, whose tokens count where the row does; and bool [N], whether it does."""
-        completions, valid = rollout.completions, np.asarray(rollout.rewards.valid)
-        if self.config.loss.mask_truncated:
-            valid = valid & np.array([reason != "length" for reason in completions.finish_reason])
-        rows = join_rows(rollout.request.prompt_ids, completions, multiple=16)
-        return replace(rows, mask=rows.mask & valid[:, None]), valid
+        """Prompts with completions, whose tokens count where a reward applies; and bool [N], rows that are learnt."""
+        rows = join_rows(rollout.request.prompt_ids, rollout.completions, multiple=16)
+        rows = replace(rows, mask=rows.mask & np.asarray(rollout.rewards.valid)[:, None])
+        return rows, self._learnt(rollout.completions, rollout.rewards) & rows.mask.any(1)
+
+    def _learnt(self, completions: Completions, rewards: Rewards) -> np.ndarray:
+        """Bool [N]: rows that the loss reads. Others with a reward count in their group's statistics alone."""
+        valid = np.asarray(rewards.valid)
+        if not self.config.loss.mask_truncated:
+            return valid
+        return valid & np.array([reason != "length" for reason in completions.finish_reason])
 
     def _learnt_from(
-        self, rollout: Rollout, rows: Rows, valid: np.ndarray, found: dict[str, np.ndarray]
+        self, rollout: Rollout, rows: Rows, counts: np.ndarray, found: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """What the minibatches of `grpo_loss` are taken from; `found` is what `score_completions` gave."""
         completions, cap = rollout.completions, self.config.loss.importance_cap
         logps, ref_logps = (None if self.one_step else found["logps"]), found.get("ref_logps")
-        weights = np.ones(rows.mask.shape, np.float32)
+        mask = rows.mask & counts[:, None]
+        weights = np.ones(mask.shape, np.float32)
         if cap:
-            weights = importance(cap, rows, found["logps"], rows.mask, completions)
+            weights = importance(cap, rows, found["logps"], mask, completions)
         by_step = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
         # A group without differences has advantage 0 already; its KL and entropy terms stay.
+        valid = np.asarray(rollout.rewards.valid)
         advantages = self._advantages(rollout.scores, valid, logps, ref_logps, rows.mask, *by_step)
         data = {
             "tokens": rows.tokens,
             "lengths": rows.lengths,
-            "mask": rows.mask,
+            "mask": mask,
             "weights": weights,
-            "advantages": np.asarray(advantages),
+            "advantages": np.where(mask, np.asarray(advantages), 0.0),
         }
         if ref_logps is not None:
             data["ref_logps"] = ref_logps
@@ -239,9 +247,9 @@ class Trainer(PolicyTrainer):
 
     def _objective(self, found: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, float]:
         """Entropy a counted token, and the KL a counted row where there is a reference."""
-        metrics = {"objective/entropy": float(found["entropy"].sum() / max(mask.sum(), 1))}
+        metrics = {"objective/entropy": float(found["entropy"].sum(where=mask) / max(mask.sum(), 1))}
         if "ref_logps" in found:
-            kl = (found["logps"] - found["ref_logps"]).sum()
+            kl = (found["logps"] - found["ref_logps"]).sum(where=mask)
             metrics["objective/kl"] = float(kl / max(int(mask.any(1).sum()), 1))
         return metrics
 
@@ -251,10 +259,13 @@ class Trainer(PolicyTrainer):
         """A rollout of `train.prompts` groups; groups that teach nothing are replaced while rounds are left."""
         wanted = self.config.train.prompts
         kept, seen = self._judged(number), wanted
+        scores = [_scored(kept)]
         for round_number in range(1, self.config.train.sampling_rounds):
             if kept.informative.all():
                 break
-            kept = replaced(kept, self._judged(number, round_number), self.group)
+            more = self._judged(number, round_number)
+            scores.append(_scored(more))
+            kept = replaced(kept, more, self.group)
             seen += wanted
         if not np.asarray(kept.rewards.valid).any():
             raise UserError(
@@ -263,7 +274,16 @@ class Trainer(PolicyTrainer):
         return kept, {
             "rollout/groups_sampled": float(seen),
             "rollout/groups_alike": float((~kept.informative).sum() / self.group),
-        }
+        } | self._left_out(np.concatenate(scores), _scored(kept))
+
+    def _left_out(self, sampled: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+        """Mean rewards of all that was sampled, and of the groups that others took the place of."""
+        if self.config.train.sampling_rounds == 1:
+            return {}
+        metrics = {"objective/score_sampled": float(sampled.mean())}
+        if number := len(sampled) - len(kept):
+            metrics["objective/score_replaced"] = float((sampled.sum() - kept.sum()) / number)
+        return metrics
 
     @classmethod
     def reads_reference(cls, config: GRPOConfig) -> bool:
@@ -310,17 +330,22 @@ class Trainer(PolicyTrainer):
         # What must differ within a group: rewards of steps, or of rows.
         values = np.where(steps, step_rewards, np.nan) if by_step else scores[:, None]
         values = np.where(np.asarray(rewards.valid)[:, None], values, np.nan)
-        grouped = values.reshape(len(scores) // self.group, -1)
-        spread = np.array([np.ptp(g[~np.isnan(g)]) > 0 if (~np.isnan(g)).any() else False for g in grouped])
+        teaches = informative(values, self._learnt(completions, rewards), self.group)
         return Rollout(
             completions,
             request,
             rewards,
             scores.astype(np.float32),
-            np.repeat(spread, self.group),
+            np.repeat(teaches, self.group),
             step_rewards,
             steps,
         )
+
+
+def _scored(rollout: Rollout) -> np.ndarray:
+    """The rewards before any shaping of the rows that have one, float64."""
+    raw = np.asarray(rollout.rewards.scores, np.float64) + np.asarray(rollout.rewards.token_rewards).sum(1)
+    return raw[np.asarray(rollout.rewards.valid)]
 
 
 def train_grpo(

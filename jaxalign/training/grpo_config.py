@@ -70,7 +70,8 @@ class GRPOLossConfig:
       beta: weight of the KL to the reference (its k3 estimate a token in the loss; for reinforce++ its k1
         estimate in the reward); 0 needs no reference.
       entropy_weight: weight of the entropy bonus.
-      mask_truncated: completions cut by length count nowhere (DAPO's overlong filtering).
+      mask_truncated: completions cut by length are not learnt from (DAPO's overlong filtering). Their rewards still
+        count in the mean and deviation that others are compared with.
       overlong_buffer: tokens before the longest completion over which a penalty grows from 0 to
         overlong_penalty (DAPO); 0 turns it off.
       overlong_penalty: taken from the score of a completion of the longest length.

@@ -217,7 +217,7 @@ class OnPolicyTrainer(ABC):
         rows = len(data["lengths"])
         size = rows // train.minibatches
         seen: list[dict[str, jax.Array]] = []
-        known = data["mask"].any(axis=1) if counted is None else counted
+        known = np.asarray(data["mask"].any(axis=1) if counted is None else counted)
         if not known.any():
             return seen
         for epoch in range(train.epochs):

@@ -15,6 +15,7 @@ from jaxalign import losses
 from jaxalign.errors import UserError
 from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.runs import records
+from jaxalign.training.group_rollout import informative
 from jaxalign.training.grpo import Trainer, advantages_of, policy_terms, train_grpo
 from jaxalign.training.grpo_config import RECIPES, GRPOConfig, GRPOLossConfig, GRPOTrainConfig, LossName
 from jaxalign.training.loop import Interrupted
@@ -345,6 +346,8 @@ def test_a_function_of_trls_learns_on_chat_rows_and_shows_what_it_logs(grpo, tmp
     assert metrics_of(tmp_path / "run")[-1]["reward/rows"] == 16
     sample = next(records.read(tmp_path / "run" / "samples.jsonl"))
     assert sample["prompt"] == f"q {sample['truth']}"
+
+
 def one_a_token(prompts, completions, *, completion_ids, columns):
     """Token rewards of 1 in every column, also behind the ends of completions."""
     del completions, completion_ids, columns
@@ -390,3 +393,71 @@ def test_an_update_in_which_no_row_counts_changes_nothing_and_is_warned_of(grpo,
     for name, tensor in load_file(f"{config.model.path}/model.safetensors").items():
         np.testing.assert_array_equal(ours[name], tensor)
     assert "update 2: no completion counts" in (tmp_path / "run" / "run.log").read_text()
+
+
+def cut_by_hand(monkeypatch, cut):
+    """From now on the rows `cut` [16] ended by length, and all others by themselves."""
+    plain = Trainer.sample
+
+    def sample(self, number, part=0):
+        completions, request = plain(self, number, part)
+        reasons = ["length" if x else "stop" for x in cut]
+        return replace(completions, finish_reason=reasons), request
+
+    monkeypatch.setattr(Trainer, "sample", sample)
+
+
+def test_a_masked_completion_counts_in_its_groups_statistics_and_not_in_the_loss(grpo, tmp_path, monkeypatch):
+    cut = np.arange(16) % 4 == 0
+    cut_by_hand(monkeypatch, cut)
+    seen, plain = [], Trainer.passes
+    monkeypatch.setattr(
+        Trainer, "passes", lambda self, n, data, *args: seen.append(data) or plain(self, n, data, *args)
+    )
+    loss = GRPOLossConfig(name="dr_grpo", mask_truncated=True)
+    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=3, score_batch_size=16)
+    # Groups that differ in the truncated row alone: they teach that the others are better than it.
+    rewards = lambda p, c, **_: [0.0 if x else 1.0 for x in cut]  # noqa: E731
+    row = train_grpo(grpo(tmp_path / "run", loss=loss, train=train), reward=rewards).metrics
+    (data,) = seen
+    np.testing.assert_array_equal(data["mask"].any(1), ~cut)
+    np.testing.assert_allclose(data["advantages"][data["mask"]], 0.25)
+    assert row["rollout/groups_alike"] == 0 and row["rollout/groups_sampled"] == 4
+    assert row["rollout/counted_rows"] == 0.75 and row["grad_norm"] > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("rewards", "learnt", "expected"),
+    [
+        ([1, 1, 1, 1], [1, 1, 1, 1], False),
+        ([0, 1, 1, 1], [1, 1, 1, 1], True),
+        ([0, 1, 1, 1], [0, 1, 1, 1], True),
+        # All who differ are cut, or what is left lies at the mean.
+        ([0, 1, 0, 1], [0, 0, 0, 0], False),
+        ([0, 1, 2, 1], [0, 1, 0, 1], False),
+        ([0.1, 0.3, np.nan, np.nan], [1, 0, 0, 0], True),
+        ([np.nan] * 4, [0, 0, 0, 0], False),
+        ([0.1, 0.1, 0.1, 0.1], [1, 1, 1, 1], False),
+    ],
+)
+def test_a_group_teaches_where_a_row_that_is_learnt_has_an_advantage(rewards, learnt, expected):
+    values = np.asarray(rewards, np.float32)[:, None]
+    assert informative(values, np.asarray(learnt, bool), 4).tolist() == [expected]
+
+
+def test_scores_of_replaced_groups_are_logged_beside_those_of_all(grpo, tmp_path):
+    calls = []
+
+    def reward(prompts, completions, *, completion_ids, columns):
+        calls.append(1)
+        # Three groups that are all right; then groups half right.
+        if len(calls) == 1:
+            return [1.0] * 12 + [0.0, 0.0, 0.0, 1.0]
+        return [float(i % 2) for i in range(len(prompts))]
+
+    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=3, score_batch_size=16)
+    row = train_grpo(grpo(tmp_path / "run", train=train), reward=reward).metrics
+    assert row["objective/score"] == pytest.approx((1 + 3 * 2) / 16)
+    assert row["objective/score_sampled"] == pytest.approx((13 + 8) / 32)
+    # Three groups that were all right, and the one of the second round that was not needed.
+    assert row["objective/score_replaced"] == pytest.approx((12 + 2) / 16)
