@@ -48,7 +48,7 @@ def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, 
     old_logps [B, T], or sampler_logps [B, T] where this is the only step on the rollout: the policy that sampled is
     then the one that the step begins with.
     """
-    with_kl = config.beta and config.recipe.advantages != "reinforce++"
+    with_kl = config.beta and not config.kl_in_reward
 
     def loss(params, frozen, batch, key, counts):
         del key
@@ -136,12 +136,15 @@ def advantages_of(
       valid: bool [N], rows that count.
       group: completions a prompt.
       logps: [N, T] under the policy that sampled; None where they are not known.
-      ref_logps: [N, T] under the reference; None likewise. Both are read by reinforce++ with a KL alone.
+      ref_logps: [N, T] under the reference; None likewise. Both are read where a KL is part of the reward.
       mask: [N, T].
       step_rewards: [N, T], for process: read where a step ends.
       steps: bool [N, T], for process: where one does.
     """
     kind = config.recipe.advantages
+    if config.beta and config.kl_in_reward and kind != "reinforce++":
+        # The k1 estimate of the whole completion, of which the baseline takes its part.
+        scores = scores - config.beta * jnp.sum(jnp.where(mask, logps - ref_logps, 0.0), axis=1)
     if kind == "process":
         return losses.process_group_advantages(step_rewards, steps, group, mask)
     if kind == "reinforce++":
@@ -294,11 +297,11 @@ class Trainer(PolicyTrainer):
     def one_step(self) -> bool:
         """Whether a rollout has one optimizer step, whose own forward pass tells all that is asked of the policy.
 
-        The old log-probs are then the new ones, without their gradient. Importance weights, and the KL in the
-        rewards of REINFORCE++, are needed before.
+        The old log-probs are then the new ones, without their gradient. Importance weights, and a KL in the rewards
+        (RLOO, REINFORCE++), are needed before.
         """
         train, loss = self.config.train, self.config.loss
-        before = loss.importance_cap or (loss.beta and loss.recipe.advantages == "reinforce++")
+        before = loss.importance_cap or (loss.beta and loss.kl_in_reward)
         return train.epochs * train.minibatches == 1 and not before
 
     @property

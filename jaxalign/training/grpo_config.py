@@ -67,8 +67,8 @@ class GRPOLossConfig:
       clip_low: the ratio is clipped at 1 - clip_low; -1 takes the algorithm's.
       clip_high: and at 1 + clip_high (cispo: at clip_high itself); -1 takes the algorithm's.
       dual_clip: bound on the loss where the advantage is negative, above 1; 0 turns it off (grpo, dr_grpo, dapo).
-      beta: weight of the KL to the reference (its k3 estimate a token in the loss; for reinforce++ its k1
-        estimate in the reward); 0 needs no reference.
+      beta: weight of the KL to the reference (its k3 estimate a token in the loss; for rloo its k1 estimate, summed
+        over the completion, off the reward, and for reinforce++ off each token's); 0 needs no reference.
       entropy_weight: weight of the entropy bonus.
       mask_truncated: completions cut by length are not learnt from (DAPO's overlong filtering). Their rewards still
         count in the mean and deviation that others are compared with.
@@ -114,6 +114,11 @@ class GRPOLossConfig:
                 f"loss.advantages=process differs from token to token, and loss.name={self.name} has one loss a "
                 "completion; use one of " + ", ".join(sorted(set(RECIPES) - ROW_LOSSES))
             )
+
+    @property
+    def kl_in_reward(self) -> bool:
+        """Whether beta's KL is taken off the rewards, before advantages are made of them; else the loss has it."""
+        return self.name == "rloo" or self.recipe.advantages == "reinforce++"
 
     @property
     def recipe(self) -> Recipe:

@@ -6,12 +6,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxalign import losses
+from jaxalign import losses, models
 from jaxalign.errors import UserError
 from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.runs import records
@@ -182,7 +183,8 @@ def test_the_gap_to_the_sampler_is_that_of_completions_that_count(minibatches, g
         ({"train": GRPOTrainConfig(prompts=4, epochs=2)}, False),
         ({"loss": GRPOLossConfig(importance_cap=2.0)}, False),
         ({"loss": GRPOLossConfig(name="reinforce++", beta=0.1)}, False),
-        ({"loss": GRPOLossConfig(name="rloo", beta=0.1)}, True),
+        ({"loss": GRPOLossConfig(name="rloo", beta=0.1)}, False),
+        ({"loss": GRPOLossConfig(name="grpo", advantages="leave_one_out", beta=0.1)}, True),
     ],
 )
 def test_what_needs_the_old_log_probs_before_the_update_gets_them(changes, expected, grpo, tmp_path):
@@ -461,3 +463,36 @@ def test_scores_of_replaced_groups_are_logged_beside_those_of_all(grpo, tmp_path
     assert row["objective/score_sampled"] == pytest.approx((13 + 8) / 32)
     # Three groups that were all right, and the one of the second round that was not needed.
     assert row["objective/score_replaced"] == pytest.approx((12 + 2) / 16)
+
+
+def test_rloo_takes_the_summed_kl_off_the_reward_before_the_baseline():
+    rng = np.random.default_rng(3)
+    mask, beta = np.asarray(MASK), 0.3
+    logps, ref = (np.where(mask, -rng.exponential(size=mask.shape), np.nan) for _ in range(2))
+    scores = np.asarray([1.0, -2.0, 0.5, 0.25])
+    # By hand, in float64: two groups of two.
+    kl = [sum(logps[i, t] - ref[i, t] for t in range(4) if mask[i, t]) for i in range(4)]
+    shaped = [scores[i] - beta * kl[i] for i in range(4)]
+    rows = [shaped[0] - shaped[1], shaped[1] - shaped[0], shaped[2] - shaped[3], shaped[3] - shaped[2]]
+    config, arrays = GRPOLossConfig(name="rloo", beta=beta), (jnp.float32(x) for x in (logps, ref))
+    found = advantages_of(config, jnp.float32(scores), jnp.ones(4, bool), 2, *arrays, MASK)
+    np.testing.assert_allclose(found, np.where(mask, np.asarray(rows)[:, None], 0.0), rtol=1e-5)
+
+
+def test_the_loss_of_rloo_has_no_kl_term(grpo, tmp_path, monkeypatch):
+    """Where all advantages are 0 nothing is left to learn, whatever the policy's distance to the reference."""
+    monkeypatch.setattr("jaxalign.training.grpo.advantages_of", lambda c, s, v, g, logps, *rest: 0.0 * logps)
+    plain = models.load_pretrained(grpo("x").model.path)
+    other = models.create(plain.config, key=jax.random.key(9))
+    models.save_pretrained(
+        other, tmp_path / "reference", tokenizer=models.load_tokenizer(grpo("x").model.path)
+    )
+    config = grpo(
+        tmp_path / "run",
+        loss=GRPOLossConfig(name="rloo", beta=0.5),
+        reference=ModelSource(path=str(tmp_path / "reference")),
+        train=GRPOTrainConfig(updates=1, prompts=4),
+    )
+    row = train_grpo(config).metrics
+    assert row["loss"] == 0 and row["grad_norm"] == 0
+    assert abs(row["objective/kl"]) > 0.01
