@@ -22,7 +22,8 @@ class RunConfig:
       best_metric: also keep the checkpoint that is best by this metric, for example eval/loss; empty for none.
       best_mode: whether the smallest or the largest is best.
       tensorboard: write TensorBoard events too (needs the tensorboard extra).
-      wandb: log to Weights & Biases too (needs the wandb extra); WANDB_MODE=offline stays here.
+      wandb: log to Weights & Biases too (needs the wandb extra), to project jaxalign under the folder's name unless
+        WANDB_PROJECT and WANDB_NAME say otherwise; WANDB_MODE=offline stays here.
       progress: show a progress line on standard error.
     """
 

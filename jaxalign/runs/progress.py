@@ -20,8 +20,8 @@ class Progress:
         self._start: tuple[int, float] | None = None
         self._shown = 0.0
 
-    def show(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
-        """Shows the step, the loss (or score), the speed and the time left."""
+    def show(self, step: int, total: int, name: str, value: float, tokens_per_second: float) -> None:
+        """Shows the step, a number by its name (loss, score), the speed and the time left."""
         now = time.monotonic()
         if self._start is None:
             self._start = (step, now)
@@ -30,7 +30,7 @@ class Progress:
         self._shown = now
         first, began = self._start
         left = (now - began) / (step - first) * (total - step) if step > first else None
-        line = f"{self.label} {step}/{total} · {loss:.4g} · {tokens_per_second:,.0f} tokens/s"
+        line = f"{self.label} {step}/{total} · {name} {value:.4g} · {tokens_per_second:,.0f} tokens/s"
         line += f" · {_duration(left)} left" if left is not None and step != total else ""
         if self._terminal:
             sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if step == total else ""))

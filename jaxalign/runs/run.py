@@ -145,9 +145,9 @@ class Run:
             records.keep_until(self.folder / name, step)
         self.info(f"resumed from step {max(step, 0)}")
 
-    def progress(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
-        """Shows how far the run is."""
-        self._progress.show(step, total, loss, tokens_per_second)
+    def progress(self, step: int, total: int, name: str, value: float, tokens_per_second: float) -> None:
+        """Shows how far the run is, and a number by its name."""
+        self._progress.show(step, total, name, value, tokens_per_second)
 
     def metadata(self) -> dict[str, Any]:
         """What metadata.json holds."""

@@ -1,5 +1,6 @@
 """TensorBoard and Weights & Biases beside metrics.jsonl, where they are asked for."""
 
+import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,29 +36,39 @@ class _TensorBoard:
 
 
 class _WandB:
+    """Its run is opened with the first numbers: by then configuration, model and data were found to be good."""
+
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         try:
             import wandb  # type: ignore[import-not-found]
         except ImportError:
             raise ConfigError("run.wandb: install the extra first: pip install 'jaxalign[wandb]'") from None
+        self._wandb, self._folder, self._config = wandb, folder, config
+        self._run: Any = None
+
+    def _open(self) -> Any:
         # The same id on every start, so that a resumed run goes on where it was.
-        name = folder / "wandb-id"
+        name = self._folder / "wandb-id"
         if not name.exists():
-            name.write_text(secrets.token_hex(4) + "\n")
-        self._run = wandb.init(
-            project="jaxalign",
-            name=folder.name,
+            name.write_text(os.environ.get("WANDB_RUN_ID", secrets.token_hex(4)) + "\n")
+        # What else its variables say (entity, mode, tags) wandb reads by itself.
+        return self._wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "jaxalign"),
+            name=os.environ.get("WANDB_NAME", self._folder.name),
             id=name.read_text().strip(),
             resume="allow",
-            dir=str(folder),
-            config=dict(config),
+            dir=os.environ.get("WANDB_DIR", str(self._folder)),
+            config=dict(self._config),
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        if self._run is None:
+            self._run = self._open()
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        if self._run is not None:
+            self._run.finish()
 
 
 def make_trackers(config: RunConfig, folder: Path, full_config: Mapping[str, Any]) -> list[Tracker]:

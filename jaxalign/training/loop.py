@@ -208,7 +208,7 @@ class Loop:
         record["time/step_seconds"] = now - mark
         if self._due(self.run.config.log_every, step) or step in (1, self.total_steps):
             self.run.log_metrics(step, record)
-        self.run.progress(step, self.total_steps, values["loss"], record["time/tokens_per_second"])
+        self.run.progress(step, self.total_steps, "loss", values["loss"], record["time/tokens_per_second"])
         return record, now
 
     def _evaluate(self, step: int, state: TrainState) -> None:

@@ -370,8 +370,9 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             last, halted = number == total, stop.signal_received is not None
             if number == 1 or last or (every.log_every and number % every.log_every == 0):
                 run.log_metrics(number, metrics)
-            shown = metrics.get("objective/score", metrics.get("loss", float("nan")))
-            run.progress(number, total, shown, metrics["time/tokens_per_second"])
+            shown = "score" if "objective/score" in metrics else "loss"
+            value = metrics.get("objective/score", metrics.get("loss", float("nan")))
+            run.progress(number, total, shown, value, metrics["time/tokens_per_second"])
             if last or (every.sample_every and number % every.sample_every == 0):
                 run.log_samples(number, samples)
             if last or halted or (every.save_every and number % every.save_every == 0):

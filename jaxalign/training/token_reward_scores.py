@@ -117,7 +117,7 @@ class FaceScorer:
             begin = end
             self._rows = begin
             gap = float(np.abs(positive - negative).mean())
-            progress.show(begin, len(examples), gap, self._tokens / self._seconds)
+            progress.show(begin, len(examples), "gap", gap, self._tokens / self._seconds)
 
     def _batch(self, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Log-probs of the counted tokens under each instruction: pair after pair, chosen before rejected."""

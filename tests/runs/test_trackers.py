@@ -60,3 +60,22 @@ def test_a_package_that_is_not_there_is_named_by_its_extra(package, extra, tmp_p
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(ConfigError, match=rf"jaxalign\[{extra}\]"):
         make_trackers(RunConfig(**{extra: True}), tmp_path, {})
+
+
+def test_wandb_is_opened_with_the_first_numbers_and_by_its_own_variables(tmp_path, monkeypatch):
+    fake = FakeWandB()
+    monkeypatch.setitem(__import__("sys").modules, "wandb", fake)
+    (tracker,) = make_trackers(RunConfig(wandb=True), tmp_path, {})
+    tracker.close()
+    assert fake.started == [] and fake.finished == 0
+    for name, value in (("PROJECT", "taste"), ("NAME", "third"), ("RUN_ID", "abc"), ("DIR", "elsewhere")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    (tracker,) = make_trackers(RunConfig(wandb=True), tmp_path, {})
+    tracker.log(1, {"loss": 0.5})
+    (started,) = fake.started
+    assert (started["project"], started["name"], started["id"], started["dir"]) == (
+        "taste",
+        "third",
+        "abc",
+        "elsewhere",
+    )
