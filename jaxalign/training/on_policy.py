@@ -4,7 +4,7 @@ A trainer adds what makes the algorithm: how rows are scored, and `update`.
 """
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.checkpoints import CheckpointStore
-from jaxalign.data import collate_prompts, packed_alike
+from jaxalign.data import Example, collate_prompts, packed_alike
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
 from jaxalign.parked_memory import Parked
@@ -30,6 +30,7 @@ from jaxalign.training.experience import RunningMoments
 from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Batches, Interrupted
 from jaxalign.training.on_policy_config import OnPolicyConfig
+from jaxalign.training.policy_evaluation import Evaluated, evaluate_policy
 from jaxalign.training.rollout_engine import logp_gaps, server_gap
 from jaxalign.training.scoring import TokenScores
 from jaxalign.training.state import TrainState
@@ -37,7 +38,7 @@ from jaxalign.training.step import Metrics, mean_of
 
 
 @dataclass(kw_only=True)
-class OnPolicyTrainer(ABC):
+class OnPolicyTrainer(Evaluated):
     """The live objects of one run. `state`, `moments` and the prompts' position are saved.
 
     Attributes:
@@ -48,6 +49,7 @@ class OnPolicyTrainer(ABC):
       reward: see `jaxalign.rewards`.
       tokenizer: the policy's.
       prompts: where rollouts begin.
+      held_out: prompts that are evaluated on, and never learnt from.
       state: trained leaves (`params["policy"]` are the policy's) and optimizer state.
       key: source of all randomness.
       generator: samples from the policy.
@@ -63,6 +65,7 @@ class OnPolicyTrainer(ABC):
     reward: Any
     tokenizer: Any
     prompts: Batches
+    held_out: Sequence[Example]
     state: TrainState
     key: jax.Array
     generator: Generator
@@ -92,18 +95,7 @@ class OnPolicyTrainer(ABC):
         completions = engine.generate(
             prompts, key=key, **sampling.arguments(stop_tokens=self.generator.stop_tokens)
         )
-        copies = sampling.num_samples
-        return completions, RewardRequest(
-            prompts=[t for t in batch["prompt_texts"] for _ in range(copies)],
-            completions=completions.texts(self.tokenizer),
-            prompt_ids=[p for p in prompts for _ in range(copies)],
-            completion_ids=completions.token_lists(),
-            columns={k: [v for v in values for _ in range(copies)] for k, values in batch["columns"].items()},
-            width=completions.tokens.shape[1],
-            messages=[m for m in batch["messages"] for _ in range(copies)],
-            update=number,
-            updates=self.config.train.updates,
-        )
+        return completions, self.request_of(batch, completions, number, sampling.num_samples)
 
     def score_rows(self, rows: Rows, score: Callable[[Mapping[str, jax.Array]], Any]) -> Any:
         """`score` over all rows, in batches of one shape.
@@ -117,7 +109,9 @@ class OnPolicyTrainer(ABC):
           The tree on the host, with N rows.
         """
         count = len(rows.lengths)
-        size = min(self.config.train.score_batch_size, count)
+        # Few rows are filled up to what the devices share evenly.
+        shards = row_shards(self.mesh)
+        size = min(self.config.train.score_batch_size, -(-count // shards) * shards)
         batches = self._on_mesh([rows.batch(start, size) for start in range(0, count, size)])
         parts = [score(batch) for batch in batches]
         # Fetched when all are under way, so that the device does not wait for the host in between.
@@ -339,8 +333,10 @@ class Stopwatch:
         }
 
 
-def load_prompts(config: OnPolicyConfig, model_config: Any, tokenizer: Any, run: Run, mesh: Any) -> Batches:
-    """The prompts of a run, in the order of its seed; what they are goes into the run's metadata.
+def load_prompts(
+    config: OnPolicyConfig, model_config: Any, tokenizer: Any, run: Run, mesh: Any
+) -> dict[str, Any]:
+    """`prompts` of a run, in the order of its seed, and those `held_out`; what they are goes into its metadata.
 
     Raises:
       UserError: anything wrong with files or rows, or a prompt that leaves no room for its completion.
@@ -348,7 +344,8 @@ def load_prompts(config: OnPolicyConfig, model_config: Any, tokenizer: Any, run:
     seed, room = config.run.seed, config.sampling.max_new_tokens
     data = load_data(run, config.data, "prompt", tokenizer, model_config, seed=seed, new_tokens=room)
     run.add_metadata(mesh=dict(mesh.shape))
-    return row_batches(data.train, batch_size=config.train.prompts, seed=seed, collate=collate_prompts)
+    prompts = row_batches(data.train, batch_size=config.train.prompts, seed=seed, collate=collate_prompts)
+    return {"prompts": prompts, "held_out": data.validation}
 
 
 def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
@@ -365,10 +362,17 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
         done = _updates_done(trainer, store)
         if done >= total:
             metrics = run.final_metrics()
+        evaluated = evaluate_policy(trainer, 0) if not done and every.eval_every else {}
+        if evaluated:
+            run.log_metrics(0, evaluated)
         for number in range(done + 1, total + 1):
             metrics, samples = trainer.update(number)
             last, halted = number == total, stop.signal_received is not None
-            if number == 1 or last or (every.log_every and number % every.log_every == 0):
+            due = last or (not halted and every.eval_every and number % every.eval_every == 0)
+            if due:
+                evaluated = evaluate_policy(trainer, number)
+                metrics |= evaluated
+            if number == 1 or due or (every.log_every and number % every.log_every == 0):
                 run.log_metrics(number, metrics)
             shown = "score" if "objective/score" in metrics else "loss"
             value = metrics.get("objective/score", metrics.get("loss", float("nan")))
@@ -376,7 +380,7 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             if last or (every.sample_every and number % every.sample_every == 0):
                 run.log_samples(number, samples)
             if last or halted or (every.save_every and number % every.save_every == 0):
-                store.save(number, trainer.state, trainer.extra(), metrics=metrics)
+                store.save(number, trainer.state, trainer.extra(), metrics=evaluated | metrics)
             if halted and not last:
                 raise Interrupted(stop.signal_received or 15)
     return metrics

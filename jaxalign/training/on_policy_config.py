@@ -25,6 +25,8 @@ class RolloutTrainConfig:
       accumulation_steps: micro-batches an optimizer step is split into.
       score_batch_size: rows scored at once by policy, reference and critic, and packed rows (each of several
         completions, where they are short) by reward models.
+      eval_prompts: held-out prompts (data.validation, or data.validation_fraction of the training prompts) that an
+        evaluation answers at most, at run.eval_every and at the end; 0 for no evaluation.
       target_kl: stop the passes over a rollout when approx-KL (nats a token) exceeds it; 0 turns it off.
       logp_tolerance: largest difference of sampler and training log-probs allowed before the first
         update, nats; 0 picks 1e-3 for float32 and 0.1 for bfloat16 (a server has rollout.engine.logp_tolerance).
@@ -41,6 +43,7 @@ class RolloutTrainConfig:
     minibatches: int = 1
     accumulation_steps: int = 1
     score_batch_size: int = 64
+    eval_prompts: int = 128
     target_kl: float = 0.0
     logp_tolerance: float = 0.0
     packing: bool = False
@@ -50,6 +53,8 @@ class RolloutTrainConfig:
         for name in ("updates", "prompts", "epochs", "minibatches", "accumulation_steps", "score_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
+        if self.eval_prompts < 0:
+            raise ValueError(f"train.eval_prompts must not be negative, got {self.eval_prompts}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -230,10 +230,31 @@ class Trainer(PolicyTrainer):
         count = min(self.config.judge.reference_prompts, self.config.train.prompts)
         if self.judge is None or not count:
             return []
+        key = jax.random.fold_in(jax.random.fold_in(self.key, number), REFERENCE_SAMPLES)
+        return self._by_reference(list(request.prompt_ids[: 2 * count : 2]), key)
+
+    def held_out_scores(self, request: RewardRequest, key: jax.Array) -> dict[str, np.ndarray]:
+        """See `OnPolicyTrainer`; with a judge, how often it prefers the policy's completion to the reference's."""
+        if self.judge is None:
+            return super().held_out_scores(request, key)
+        if not self.config.judge.reference_prompts:
+            return {}
+        verdicts = evaluate_judge(
+            self.judge,
+            request.prompts,
+            request.completions,
+            self._by_reference(list(request.prompt_ids), jax.random.fold_in(key, REFERENCE_SAMPLES)),
+            columns=request.columns,
+            key=jax.random.fold_in(key, SHOWN_ORDER),
+        )
+        return {"win_rate": np.sign(verdicts.preference - 0.5) / 2 + 0.5}
+
+    def _by_reference(self, prompts: list[Any], key: jax.Array) -> list[str]:
+        """One completion a prompt by the reference."""
         self._reference_sampler.update(on_device(self.reference))
         done = self._reference_sampler.generate(
-            list(request.prompt_ids[: 2 * count : 2]),
-            key=jax.random.fold_in(jax.random.fold_in(self.key, number), REFERENCE_SAMPLES),
+            prompts,
+            key=key,
             **self.config.sampling.arguments(num_samples=1, stop_tokens=self.generator.stop_tokens),
         )
         self._reference_sampler.update(self.reference)

@@ -76,6 +76,18 @@ class PolicyTrainer(OnPolicyTrainer):
         gaps = self.check_logps(number, rows, found["logps"], completions) if policy else {}
         return found, gaps
 
+    def held_out_kl(self, rows: Rows) -> np.ndarray | None:
+        """See `OnPolicyTrainer`."""
+        if not self.reads_reference(self.config):
+            return None
+        reference = on_device(self.reference)
+
+        def score(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+            return self._score(self.state.params, self.frozen, reference, batch, policy=True)
+
+        found = self.score_rows(rows, score)
+        return (found["logps"] - found["ref_logps"]).sum(1)
+
     def _score_rows(
         self, params: Any, frozen: Any, reference: Any, batch: Mapping[str, jax.Array], *, policy: bool
     ) -> dict[str, jax.Array]:
@@ -143,7 +155,7 @@ def train_policy(
             mesh=mesh,
             frozen={"policy": frozen},
             tokenizer=tokenizer,
-            prompts=load_prompts(config, policy.config, tokenizer, run, mesh),
+            **load_prompts(config, policy.config, tokenizer, run, mesh),
             state=create_state({"policy": trained}, optimizer),
             key=rollout_key,
             generator=make_generator(config, scorer, frozen, tokenizer, rollout_key, run, engine),

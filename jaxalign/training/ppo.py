@@ -134,6 +134,13 @@ class Trainer(OnPolicyTrainer):
         self.coefficient = next_coefficient(self.config.kl, self.coefficient, kl, len(raw))
         return metrics, self.samples(request, raw)
 
+    def held_out_kl(self, rows: Rows) -> np.ndarray | None:
+        """See `OnPolicyTrainer`."""
+        if not self.config.kl.measured:
+            return None
+        found = self._scored(rows, learners=True)
+        return (found["logps"] - found["ref_logps"]).sum(1)
+
     def _scored(self, rows: Rows, *, learners: bool) -> dict[str, np.ndarray]:
         """What policy and critic (`learners`) and the reference say of the rows: fields of `Scored`."""
         if not learners and not self.config.kl.measured:
@@ -252,7 +259,7 @@ def train_ppo(
             reference=reference,
             reward=parts.reward,
             tokenizer=tokenizer,
-            prompts=load_prompts(config, policy.config, tokenizer, run, mesh),
+            **load_prompts(config, policy.config, tokenizer, run, mesh),
             state=create_state(parts.trained, parts.optimizer),
             optimizer=parts.optimizer,
             key=rollout_key,

@@ -118,7 +118,8 @@ class Configs:
             "critic": CriticConfig(optimizer=self.optimizer),
             "sampling": SamplingConfig(max_new_tokens=6, num_samples=2),
         }
-        return PPOConfig(run=self.run(output), **(parts | changes))
+        # Of the held-out prompts: at the end alone.
+        return PPOConfig(run=self.run(output, eval_every=0), **(parts | changes))
 
 
 @pytest.fixture

@@ -236,7 +236,7 @@ def test_groups_that_are_all_alike_are_replaced_while_rounds_are_left(grpo, tmp_
             return [0.0] * (len(prompts) - 1) + [1.0]
         return [float(i % 2) for i in range(len(prompts))]
 
-    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=3, score_batch_size=16)
+    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=3, score_batch_size=16, eval_prompts=0)
     train_grpo(grpo(tmp_path / "run", train=train), reward=reward)
     (row,) = metrics_of(tmp_path / "run")
     assert calls == [16, 16]
@@ -344,7 +344,7 @@ def test_a_function_of_trls_learns_on_chat_rows_and_shows_what_it_logs(grpo, tmp
     train_grpo(
         replace(config, data=replace(config.data, train=(str(tmp_path / "chat.jsonl"),))), reward=reward
     )
-    assert steps == [(0, 2), (1, 2)]
+    assert steps == [(0, 2), (1, 2), (2, 2)]  # the last on held-out prompts
     assert metrics_of(tmp_path / "run")[-1]["reward/rows"] == 16
     sample = next(records.read(tmp_path / "run" / "samples.jsonl"))
     assert sample["prompt"] == f"q {sample['truth']}"
@@ -417,7 +417,7 @@ def test_a_masked_completion_counts_in_its_groups_statistics_and_not_in_the_loss
         Trainer, "passes", lambda self, n, data, *args: seen.append(data) or plain(self, n, data, *args)
     )
     loss = GRPOLossConfig(name="dr_grpo", mask_truncated=True)
-    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=3, score_batch_size=16)
+    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=3, score_batch_size=16, eval_prompts=0)
     # Groups that differ in the truncated row alone: they teach that the others are better than it.
     rewards = lambda p, c, **_: [0.0 if x else 1.0 for x in cut]  # noqa: E731
     row = train_grpo(grpo(tmp_path / "run", loss=loss, train=train), reward=rewards).metrics
@@ -457,7 +457,7 @@ def test_scores_of_replaced_groups_are_logged_beside_those_of_all(grpo, tmp_path
             return [1.0] * 12 + [0.0, 0.0, 0.0, 1.0]
         return [float(i % 2) for i in range(len(prompts))]
 
-    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=3, score_batch_size=16)
+    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=3, score_batch_size=16, eval_prompts=0)
     row = train_grpo(grpo(tmp_path / "run", train=train), reward=reward).metrics
     assert row["objective/score"] == pytest.approx((1 + 3 * 2) / 16)
     assert row["objective/score_sampled"] == pytest.approx((13 + 8) / 32)

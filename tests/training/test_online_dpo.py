@@ -36,7 +36,7 @@ def judge_ascii(prompts, first, second, *, columns):
     return [None if a == b else a > b for a, b in zip(*shares, strict=True)]
 
 
-ONE = RolloutTrainConfig(updates=1, prompts=4, score_batch_size=8)
+ONE = RolloutTrainConfig(updates=1, prompts=4, score_batch_size=8, eval_prompts=0)
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_a_reward_that_applies_nowhere_is_one_line(online, tmp_path):
 # --- learning -----------------------------------------------------------------------------------
 
 
-LONG = RolloutTrainConfig(updates=24, prompts=16, minibatches=4, score_batch_size=32)
+LONG = RolloutTrainConfig(updates=24, prompts=16, minibatches=4, score_batch_size=32, eval_prompts=0)
 
 
 def rise(folder, metric):

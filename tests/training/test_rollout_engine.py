@@ -47,7 +47,9 @@ def grpo(configs):
             "reward": replace(ppo.reward, missing_stop_penalty=0.0),
             "sampling": SamplingConfig(max_new_tokens=6, num_samples=4, temperature=0.9),
             "rollout": RolloutConfig(engine=EngineConfig(**engine)),
-            "train": GRPOTrainConfig(updates=3, prompts=4, minibatches=2, score_batch_size=16),
+            "train": GRPOTrainConfig(
+                updates=3, prompts=4, minibatches=2, eval_prompts=0, score_batch_size=16
+            ),
             "optimizer": OptimizerConfig(learning_rate=1e-2, schedule="constant"),
         }
         return GRPOConfig(run=ppo.run, **(parts | changes))
@@ -98,7 +100,7 @@ def test_a_servers_rollouts_train_the_same_model_bit_for_bit(grpo, stub, tiny_mo
 
 @pytest.mark.slow
 def test_rounds_of_one_rollout_are_drawn_by_one_set_of_weights(grpo, stub, tmp_path):
-    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=3, score_batch_size=16)
+    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=3, eval_prompts=0, score_batch_size=16)
     train_grpo(grpo(tmp_path / "run", stub, train=train), reward=lambda p, c, **_: [1] * len(p))
     assert len(stub.bodies("/v1/completions")) == 3 * 4
     assert len(stub.bodies("/collective_rpc")) == 1
@@ -273,7 +275,7 @@ def test_online_dpo_learns_from_a_server(configs, stub, tmp_path):
         reward=ppo.reward,
         sampling=ppo.sampling,
         rollout=RolloutConfig(engine=EngineConfig(kind="vllm", url=stub.url, retries=0)),
-        train=replace(GRPOTrainConfig(), updates=2, prompts=4, score_batch_size=8),
+        train=replace(GRPOTrainConfig(), updates=2, prompts=4, eval_prompts=0, score_batch_size=8),
         optimizer=ppo.optimizer,
     )
     train_online_dpo(config)
@@ -282,7 +284,7 @@ def test_online_dpo_learns_from_a_server(configs, stub, tmp_path):
 
 @pytest.mark.slow
 def test_rewards_rise_on_a_servers_samples(grpo, stub, tmp_path):
-    train = GRPOTrainConfig(updates=12, prompts=8, minibatches=2, score_batch_size=32)
+    train = GRPOTrainConfig(updates=12, prompts=8, minibatches=2, eval_prompts=0, score_batch_size=32)
     train_grpo(grpo(tmp_path / "run", stub, train=train))
     rows = metrics_of(tmp_path / "run")
     assert rows[-1]["objective/score"] > rows[0]["objective/score"] + 0.04
@@ -326,7 +328,7 @@ def test_8_bit_rollouts_of_an_engine_that_is_given_are_refused(grpo, tiny_model_
 
 @pytest.mark.slow
 def test_rewards_rise_with_8_bit_rollouts_that_are_corrected(grpo, tmp_path):
-    train = GRPOTrainConfig(updates=12, prompts=8, minibatches=2, score_batch_size=32)
+    train = GRPOTrainConfig(updates=12, prompts=8, minibatches=2, eval_prompts=0, score_batch_size=32)
     sampling = SamplingConfig(max_new_tokens=6, num_samples=4)
     config = grpo(
         tmp_path / "run",
@@ -342,7 +344,7 @@ def test_rewards_rise_with_8_bit_rollouts_that_are_corrected(grpo, tmp_path):
 
 
 def test_8_bit_rollouts_that_are_too_far_from_the_policy_stop_the_run(grpo, tmp_path):
-    train = GRPOTrainConfig(updates=1, prompts=4, score_batch_size=16, logp_tolerance=1e-6)
+    train = GRPOTrainConfig(updates=1, prompts=4, eval_prompts=0, score_batch_size=16, logp_tolerance=1e-6)
     loss = GRPOLossConfig(importance_cap=2.0)
     with pytest.raises(UserError, match=r"nats in the mean, more than train.logp_tolerance = 1e-06"):
         train_grpo(grpo(tmp_path / "run", rollout=RolloutConfig(**INT8), loss=loss, train=train))
