@@ -4,6 +4,7 @@ Log, evaluate, sample, save, resume, and stop on a signal. It knows no loss: a t
 hands it an update, an evaluation and an iterator.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -100,6 +101,30 @@ class Batches(Protocol):
 
 
 @dataclass
+class Interval:
+    """Metrics of the steps since the last record.
+
+    Attributes:
+      steps: how many.
+      totals: sums over them by name; of a name that ends in `_max` the largest.
+    """
+
+    steps: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """One step more."""
+        self.steps += 1
+        for name, value in values.items():
+            old = self.totals.get(name, value if name.endswith("_max") else 0.0)
+            self.totals[name] = max(old, value) if name.endswith("_max") else old + value
+
+    def means(self) -> dict[str, float]:
+        """Means over the steps by name; of a name that ends in `_max` the largest."""
+        return {n: total if n.endswith("_max") else total / self.steps for n, total in self.totals.items()}
+
+
+@dataclass
 class Loop:
     """One training run over batches.
 
@@ -128,6 +153,7 @@ class Loop:
     learning_rate: Callable[[int], Any] | None = None
     _last_eval: dict[str, float] = field(default_factory=dict)
     _rates: np.ndarray | None = None
+    _interval: Interval = field(default_factory=Interval)
 
     def fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """Trains to `total_steps`, from the newest checkpoint where the run resumes.
@@ -201,15 +227,24 @@ class Loop:
                 "(a smaller learning rate or float32 compute may help)"
             )
         now = time.perf_counter()
-        record = {"train/" + name: value for name, value in values.items()}
-        if self._rates is not None:
-            record["train/learning_rate"] = float(self._rates[step - 1])
-        record["time/tokens_per_second"] = tokens / max(now - mark, 1e-9)
-        record["time/step_seconds"] = now - mark
+        self._interval.add(values | {"time/tokens": tokens, "time/seconds": now - mark})
+        record = self._record(step)
         if self._due(self.run.config.log_every, step) or step in (1, self.total_steps):
             self.run.log_metrics(step, record)
+            self._interval = Interval()
         self.run.progress(step, self.total_steps, "loss", values["loss"], record["time/tokens_per_second"])
         return record, now
+
+    def _record(self, step: int) -> dict[str, float]:
+        """What metrics.jsonl is told of the steps since its last record."""
+        means = self._interval.means()
+        tokens, seconds = means.pop("time/tokens"), means.pop("time/seconds")
+        record = {"train/" + name: value for name, value in means.items()}
+        if self._rates is not None:
+            record["train/learning_rate"] = float(self._rates[step - 1])
+        record["time/tokens_per_second"] = tokens / max(seconds, 1e-9)
+        record["time/step_seconds"] = seconds
+        return record
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         assert self.evaluate is not None
@@ -220,7 +255,11 @@ class Loop:
         if self.store.latest_step() == step:
             return
         # Written with the step, so that a rewound log and the checkpoint agree.
-        extra = {"batches": dict(self.batches.state()), "last_eval": self._last_eval}
+        extra = {
+            "batches": dict(self.batches.state()),
+            "last_eval": self._last_eval,
+            "interval": dataclasses.asdict(self._interval),
+        }
         self.store.save(step, state, extra, metrics=self._last_eval or None)
 
     def _resume(self, state: TrainState) -> TrainState:
@@ -235,6 +274,8 @@ class Loop:
         jax.tree.map(lambda x: x.delete(), fresh)
         self.batches.restore(extra["batches"])
         self._last_eval = dict(extra["last_eval"])
+        # Checkpoints of earlier versions have none: they logged single steps.
+        self._interval = Interval(**extra.get("interval", {}))
         self.run.rewind(step)
         return state
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.runs import RunConfig
-from jaxalign.training.loop import Loop, summary
+from jaxalign.training.loop import Interval, Loop, summary
 from jaxalign.training.state import TrainState
 from jaxalign.uncertainty import estimate_mean, wilson_interval
 
@@ -46,7 +46,7 @@ class Number:
         return self.value
 
 
-def looped(events, *, losses, save_every=0):
+def looped(events, *, losses, save_every=0, log_every=1):
     """A loop of as many steps as losses, which notes its updates, reads and saves; and its log."""
     logged = []
 
@@ -62,7 +62,9 @@ def looped(events, *, losses, save_every=0):
 
     numbers = iter(range(1, len(losses) + 1))
     run = SimpleNamespace(
-        config=RunConfig(output="unused", save_every=save_every, eval_every=0, sample_every=0, log_every=1),
+        config=RunConfig(
+            output="unused", save_every=save_every, eval_every=0, sample_every=0, log_every=log_every
+        ),
         resumed=False,
         log_metrics=lambda step, values: logged.append((step, values)),
         progress=lambda *_: None,
@@ -92,3 +94,14 @@ def test_a_step_is_read_before_it_is_saved_so_that_a_bad_one_never_is():
     with pytest.raises(UserError, match=r"step 2: the loss \(nan\)"):
         loop._fit(TrainState(jnp.int32(0), {}, {}))
     assert "update 3" not in events and not any(e.startswith("save") for e in events)
+
+
+def test_a_record_is_the_mean_of_the_steps_since_the_last_one_and_a_maximum_their_largest():
+    interval = Interval()
+    for loss, largest in ((1.0, 3.0), (2.0, -5.0), (6.0, 2.0)):
+        interval.add({"loss": loss, "gap_max": largest})
+    assert interval.means() == {"loss": 3.0, "gap_max": 3.0}
+    loop, logged = looped([], losses=[4.0, 1.0, 2.0, 6.0, 8.0], log_every=2)
+    loop._fit(TrainState(jnp.int32(0), {}, {}))
+    # After the first step, every second, and the last.
+    assert [(step, row["train/loss"]) for step, row in logged] == [(1, 4.0), (2, 1.0), (4, 4.0), (5, 8.0)]
