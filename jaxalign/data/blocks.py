@@ -117,7 +117,7 @@ class Recipe:
         """The examples of a chunk.
 
         Raises:
-          DataError: a bad row, where they are not skipped.
+          DataError: a bad row, where they are not skipped; rows that are too large together.
         """
         from jaxalign.data.columns import batch_of
 
@@ -126,7 +126,12 @@ class Recipe:
         gc.disable()
         try:
             examples, numbers, tally = self.examples(chunk)
-            return Block(chunk.path, batch_of(examples, numbers, chunk.path), tally)
+            try:
+                return Block(chunk.path, batch_of(examples, numbers, chunk.path), tally)
+            except OverflowError as error:
+                raise DataError(
+                    f"{chunk.path}: the rows from row {chunk.start + 1:,} on cannot be kept ({error})"
+                ) from None
         finally:
             if collects:
                 gc.enable()

@@ -8,6 +8,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from jaxalign.errors import DataError
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row | DataError]]
 """(place, row): a malformed row comes as the error that it is."""
+# What a line may hold and be blank, in bytes and in text; other spaces are no JSON.
+BLANK = " \t\r\n\v\f"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Chunk(ABC):
 
     Attributes:
       path: the file, as the user named it.
-      start: number of its first row, from 0; blank lines have numbers too.
+      start: number of its first row, from 0; blank lines have none.
     """
 
     path: str
@@ -34,7 +37,7 @@ class Chunk(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """How many row numbers it has."""
+        """How many rows it has."""
 
     @abstractmethod
     def found(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
@@ -44,32 +47,39 @@ class Chunk(ABC):
           chosen: bool [size], rows to parse; None for all.
         """
 
-    def rows(self) -> Rows:
-        """(file:line, row) of each row; `DataError` in place of a malformed one."""
-        for _, place, row in self.found():
+    def rows(self, chosen: np.ndarray | None = None) -> Rows:
+        """(file:line, row) of each row; `DataError` in place of a malformed one; `chosen` as for `found`."""
+        for _, place, row in self.found(chosen):
             whole = f"{self.path}:{place}"
             yield whole, DataError(f"{whole}: {row}") if isinstance(row, str) else row  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
 class Lines(Chunk):
-    """Whole lines of JSON, each with its newline but the last."""
+    """Whole lines of JSON, each with its newline but the last.
 
+    Attributes:
+      line: how many lines of the file are before it.
+      body: the lines.
+    """
+
+    line: int
     body: bytes
 
-    @property
-    def size(self) -> int:
-        """Its lines."""
-        return self.body.count(b"\n") + 1
+    @cached_property
+    def size(self) -> int:  # type: ignore[override]
+        """Its lines that are not blank."""
+        return sum(map(bool, map(bytes.strip, self.body.split(b"\n"))))
 
     def found(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
         """See `Chunk`."""
-        for index, line in enumerate(self._lines()):
-            if not line.strip():
+        index = 0
+        for number, line in enumerate(self._lines(), self.line + 1):
+            if not (line.strip(BLANK) if isinstance(line, str) else line.strip()):
                 continue
-            number = self.start + index
             wanted = chosen is None or chosen[index]
-            yield number, str(number + 1), parsed_line(line) if wanted else None
+            yield self.start + index, str(number), parsed_line(line) if wanted else None
+            index += 1
 
     def _lines(self) -> Sequence[str] | Sequence[bytes]:
         try:
@@ -119,20 +129,81 @@ class Tabled(Chunk):
         """See `Chunk`."""
         plain_already = all(_is_plain(column.type) for column in self.table.schema)
         table = self.table if chosen is None else self.table.filter(_mask(chosen))
-        rows = iter(table.to_pylist())
+        rows = iter(_values(table))
         for index in range(self.size):
             number = self.start + index
             if chosen is not None and not chosen[index]:
                 yield number, f"row {number + 1}", None
                 continue
             row = next(rows)
-            yield number, f"row {number + 1}", row if plain_already else plain_row(row)
+            if not plain_already and not isinstance(row, str):
+                row = plain_row(row)
+            yield number, f"row {number + 1}", row
+
+
+@dataclass(frozen=True)
+class Member(Chunk):
+    """A piece of a file that lies in a folder; the path is the folder's.
+
+    Attributes:
+      name: the file's, in the folder.
+      piece: numbered as in the file.
+    """
+
+    name: str
+    piece: Chunk
+
+    @property
+    def size(self) -> int:
+        """Its rows."""
+        return self.piece.size
+
+    def found(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
+        """See `Chunk`."""
+        for number, place, row in self.piece.found(chosen):
+            yield self.start + number - self.piece.start, f"{self.name}:{place}", row
+
+
+def rows_at_once(count: int, size: int, most_rows: int, most_bytes: int) -> int:
+    """How many of `count` rows of `size` bytes together make a chunk."""
+    return max(1, min(most_rows, most_bytes * count // max(size, 1)))
+
+
+def check_names(path: str, names: Sequence[str]) -> None:
+    """Each column has a name of its own.
+
+    Raises:
+      DataError: naming the first that stands twice.
+    """
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise DataError(f"{path}: expected a name of its own for each column, got {name!r} twice")
 
 
 def _tabled(path: str, start: int, body: bytes) -> Tabled:
     import pyarrow
 
     return Tabled(path, start, pyarrow.ipc.open_stream(body).read_all())
+
+
+def _values(table: Any) -> Sequence[Row | str]:
+    """The rows of a table; what is wrong with one as text."""
+    try:
+        return table.to_pylist()
+    except Exception:  # of Arrow or of Python, by what the value is
+        return [_row(table, index) for index in range(table.num_rows)]
+
+
+def _row(table: Any, index: int) -> Row | str:
+    row = {}
+    for name, column in zip(table.schema.names, table.columns, strict=True):
+        try:
+            row[name] = column[index].as_py()
+        except UnicodeDecodeError:
+            return f"column {name!r}: not UTF-8 text"
+        except Exception as error:
+            return f"column {name!r}: not readable ({str(error).splitlines()[0]})"
+    return row
 
 
 def parsed_line(line: str | bytes) -> Row | str:

@@ -123,7 +123,10 @@ def _maybe_lists(values: Sequence[Sequence[Any] | None], kind: Any) -> pa.Array:
 
 
 def _offsets(sizes: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    found = np.concatenate([[0], np.cumsum(sizes)])
+    if found[-1] >= 2**31:
+        raise OverflowError("together they hold more than 2 GiB")
+    return found.astype(np.int32)
 
 
 def _bits(valid: np.ndarray | None) -> Any:

@@ -1,18 +1,25 @@
 """Data sets of the `datasets` library: saved folders, folders of data files, and hub ids."""
 
+import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.chunks import Chunk, Parsed, Tabled, plain_row
+from jaxalign.data.chunks import Chunk, Parsed, Tabled, plain_row, rows_at_once
 from jaxalign.errors import DataError
 
 _HUB = re.compile(
     r"(?P<where>[\w.-]+/[\w.-]+)(:(?P<configuration>[^@#]+))?(@(?P<revision>[^#]+))?(#(?P<split>.+))?"
 )
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_NOT_SAVED = "not a folder saved by datasets.save_to_disk"
+# What of a builder's settings says which files there are, and not how they are read.
+_OF_FILES = ("name", "version", "data_dir", "data_files", "description")
+# Files that `datasets` writes beside the data, and that it leaves out.
+_ABOUT = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 
 
 @dataclass(frozen=True)
@@ -52,17 +59,20 @@ def is_hub_id(path: str) -> bool:
 
 
 def open_dataset(path: str, name: Name, *, streaming: bool = False) -> Any:
-    """The `datasets.Dataset` of a name (or its iterable form).
+    """The `datasets.Dataset` of a saved folder or a hub id (or its iterable form).
 
     Raises:
       DataError: no such data set, configuration or split; the line says which there are, where that is known.
     """
-    if name.folder and not name.configuration and _is_saved(Path(name.where)):
-        return _saved(Path(name.where), name.split)
     import datasets
 
-    if name.folder and not any(Path(name.where).rglob("*.*")):
-        raise DataError(f"{name.where}: a folder without data; expected one saved by datasets.save_to_disk")
+    if name.folder:
+        try:
+            return datasets.load_from_disk(str(_saved(name)))
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"{path}: {_NOT_SAVED} ({_first_line(error)})") from None
     try:
         return datasets.load_dataset(
             name.where,
@@ -72,37 +82,98 @@ def open_dataset(path: str, name: Name, *, streaming: bool = False) -> Any:
             streaming=streaming,
         )
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        if name.folder:
-            said = "not a folder saved by datasets.save_to_disk, nor one of data files"
-        else:
-            said = "there is no such file, and the hub did not give it"
-        raise DataError(f"{path}: {said}: {lines[0]}") from None
+        said = "there is no such file, and the hub did not give it"
+        raise DataError(f"{path}: {said}: {_first_line(error)}") from None
 
 
-def _is_saved(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _saved(folder: Path, split: str) -> Any:
+def is_saved(name: Name) -> bool:
+    """Whether it is a folder that `datasets` saved, and not one of data files."""
+    files = (Path(name.where) / file for file in ("state.json", "dataset_dict.json"))
+    return name.folder and not name.configuration and any(file.is_file() for file in files)
+
+
+def _saved(name: Name) -> Path:
+    """The folder of one split of a saved data set."""
+    folder, split = Path(name.where), name.split
+    if (folder / "state.json").is_file():
+        if split:
+            raise DataError(f"{folder}: the folder has no splits, so #{split} names none")
+        return folder
+    try:
+        splits = [str(split) for split in json.loads((folder / "dataset_dict.json").read_text())["splits"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: {_NOT_SAVED} ({_first_line(error)})") from None
+    split = split or (splits[0] if len(splits) == 1 else "train")
+    if split not in splits or not (folder / split).is_dir():
+        raise DataError(f"{folder}: no split {split!r}; name one as {folder}#split: {', '.join(splits)}")
+    return folder / split
+
+
+def files_of_folder(path: str, name: Name) -> dict[str, Path]:
+    """The files that a split of a folder consists of, by their names in it.
+
+    Raises:
+      DataError: no such split; no data; data or settings that would not be read.
+    """
+    folder = Path(name.where)
+    if is_saved(name):
+        home = _saved(name)
+        # `datasets` keeps what it computes beside the data.
+        return {
+            file.name: file
+            for file in sorted(home.iterdir())
+            if file.is_file() and not file.name.startswith(("cache-", "tmp"))
+        }
     import datasets
 
     try:
-        data: Any = datasets.load_from_disk(str(folder))
+        config: Any = datasets.load_dataset_builder(name.where, name.configuration or None).config
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{folder}: not a folder saved by datasets.save_to_disk ({reason})") from None
-    if isinstance(data, dict):
-        split = split or ("train" if len(data) > 1 else next(iter(data)))
-        if split not in data:
-            raise DataError(f"{folder}: no split {split!r}; name one as {folder}#split: {', '.join(data)}")
-        return data[split]
-    if split:
-        raise DataError(f"{folder}: the folder has no splits, so #{split} names none")
-    return data
+        raise DataError(f"{path}: {_NOT_SAVED}, nor one of data files ({_first_line(error)})") from None
+    base = folder.resolve()
+    splits = {
+        str(split): {os.path.relpath(file, base): Path(file) for file in files}
+        for split, files in config.data_files.items()
+    }
+    split = name.split or "train"
+    if split not in splits:
+        raise DataError(f"{path}: no split {split!r}; name one as {folder}#split: {', '.join(splits)}")
+    plain = type(config)(data_files=config.data_files)
+    said = [
+        key for key in vars(plain) if key not in _OF_FILES and getattr(config, key) != getattr(plain, key)
+    ]
+    if said:
+        raise DataError(
+            f"{path}: its README sets {', '.join(said)}, which is not read; name its files one by one"
+        )
+    left = _data_files(base) - {of for files in splits.values() for of in files}
+    readme = folder / "README.md"
+    if left and not (readme.is_file() and "data_files" in readme.read_text(errors="replace")):
+        raise DataError(
+            f"{path}: {min(left)} lies in no split ({', '.join(splits)}); name the files one by one"
+        )
+    return splits[split]
 
 
-def chunks_of_dataset(path: str, name: Name, most_rows: int, *, streaming: bool = False) -> Iterator[Chunk]:
+def _data_files(folder: Path) -> set[str]:
+    """Names of files in a folder that look as if they held rows."""
+    found = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    return {
+        str(file)
+        for file in found
+        if file.name.removesuffix(".gz").endswith(_SUFFIXES)
+        and file.name not in _ABOUT
+        and not any(part.startswith((".", "__")) for part in file.parts)
+    }
+
+
+def chunks_of_dataset(
+    path: str, name: Name, most_rows: int, most_bytes: int, *, streaming: bool = False
+) -> Iterator[Chunk]:
     """The pieces of a data set, in order; a stream's with the rows that are parsed already."""
     data = open_dataset(path, name, streaming=streaming)
     start = 0
@@ -117,8 +188,9 @@ def chunks_of_dataset(path: str, name: Name, most_rows: int, *, streaming: bool 
     else:
         # As Arrow has them: nothing is decoded, images neither.
         tables = data.with_format("arrow")
-        for start in range(0, len(data), most_rows):
-            yield Tabled(path, start, tables[start : start + most_rows])
+        each = rows_at_once(len(data), data.data.nbytes, most_rows, most_bytes)
+        for start in range(0, len(data), each):
+            yield Tabled(path, start, tables[start : start + each])
         start = len(data)
     if not start:
         raise DataError(f"{path}: the data set has no rows")

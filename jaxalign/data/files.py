@@ -9,14 +9,29 @@ import gzip
 import io
 import json
 import math
+import os
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.chunks import Chunk, Lines, Parsed, Row, Rows, Tabled, checked, not_object, parsed_line
-from jaxalign.data.datasets_files import chunks_of_dataset, named_dataset
+from jaxalign.data.chunks import (
+    Chunk,
+    Lines,
+    Member,
+    Parsed,
+    Row,
+    Rows,
+    Tabled,
+    check_names,
+    checked,
+    not_object,
+    parsed_line,
+    rows_at_once,
+)
+from jaxalign.data.datasets_files import chunks_of_dataset, files_of_folder, is_saved, named_dataset
 from jaxalign.data.trees import with_whole_trees
 from jaxalign.errors import DataError
 
@@ -67,14 +82,16 @@ def chunks_of(
 def _pieces_of(path: str, max_bytes: int, most_rows: int, streaming: bool) -> Iterator[Chunk]:
     """The pieces as they lie in the file."""
     most_rows = min(most_rows or CHUNK_ROWS, CHUNK_ROWS)
-    file = Path(path)
-    if not file.is_file():
+    if not is_file(path):
         name = named_dataset(path)
         if name is None:
             raise DataError(f"{path}: there is no such file")
-        yield from chunks_of_dataset(path, name, most_rows, streaming=streaming)
+        if name.folder and not is_saved(name):
+            yield from _members(path, files_of_folder(path, name), max_bytes, most_rows)
+        else:
+            yield from chunks_of_dataset(path, name, most_rows, CHUNK_BYTES, streaming=streaming)
         return
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if suffix == ".parquet":
         yield from _parquet(path, most_rows, max_bytes)
         return
@@ -87,8 +104,31 @@ def _pieces_of(path: str, max_bytes: int, most_rows: int, streaming: bool) -> It
             yield from _csv(path, stream, most_rows)
 
 
+def _members(path: str, files: dict[str, Path], max_bytes: int, most_rows: int) -> Iterator[Chunk]:
+    """The pieces of files that lie in a folder, numbered through."""
+    start = 0
+    for name, file in files.items():
+        for piece in _pieces_of(str(file), max_bytes, most_rows, False):
+            yield Member(path, start, name, piece)
+            start += piece.size
+
+
+def files_behind(path: str) -> dict[str, Path]:
+    """The files here whose bytes are the rows, by their names; none of a hub id.
+
+    Raises:
+      DataError: there is no such file, or it may not be looked at.
+    """
+    if is_file(path):
+        return {"": Path(path)}
+    name = named_dataset(path)
+    if name is None:
+        raise DataError(f"{path}: there is no such file")
+    return files_of_folder(path, name) if name.folder else {}
+
+
 def count_rows(path: str, *, max_bytes: int = 0) -> int:
-    """How many row numbers a file has, without parsing more of it than must be; blank lines are counted with them.
+    """How many rows a file has, without parsing more of it than must be.
 
     Raises:
       DataError: as `chunks_of`.
@@ -97,11 +137,25 @@ def count_rows(path: str, *, max_bytes: int = 0) -> int:
 
 
 def is_file(path: str) -> bool:
-    """Whether the path is one file, and not a folder or hub id."""
-    return Path(path).is_file()
+    """Whether the path is one file, and not a folder or hub id.
+
+    Raises:
+      DataError: it may not be looked at.
+    """
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _suffix(path: str) -> str:
+def suffix_of(path: str) -> str:
+    """What kind of file it is, by its name.
+
+    Raises:
+      DataError: a kind that is not known.
+    """
     suffix = Path(Path(path).name.removesuffix(".gz")).suffix
     if suffix not in SUFFIXES or (suffix == ".parquet" and path.endswith(".gz")):
         raise DataError(
@@ -151,7 +205,7 @@ class _Bounded:
 
 def _json_lines(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
     # Lines end with b"\n" alone: JSON strings may hold other line separators, such as U+2028.
-    start, begun, empty = 0, [], True
+    start, line, begun = 0, 0, []
     while True:
         found = stream.read(CHUNK_BYTES)
         whole, newline, rest = found.rpartition(b"\n")
@@ -161,13 +215,13 @@ def _json_lines(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
         body = b"".join([*begun, whole])
         begun = [rest]
         for part in _of_few_lines(body, most_rows) if body or newline else ():
-            chunk = Lines(path, start, part)
-            empty = empty and not part.strip()
-            yield chunk
-            start += chunk.size
+            chunk = Lines(path, start, line, part)
+            if chunk.size:
+                yield chunk
+            start, line = start + chunk.size, line + part.count(b"\n") + 1
         if not found:
             break
-    if empty:
+    if not start:
         raise DataError(f"{path}: the file is empty")
 
 
@@ -201,7 +255,7 @@ def _json(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
             return
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(":")[0]
         raise DataError(f"{path}:{line}: not valid JSON ({reason})") from None
-    halves = b"\\ud" in body or b"\\uD" in body
+    halves, size = b"\\ud" in body or b"\\uD" in body, len(body)
     del body
     if isinstance(rows, dict):
         rows = [rows]
@@ -215,8 +269,9 @@ def _json(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
             return not_object(row)
         return checked(row) if halves else row
 
-    for start in range(0, len(rows), most_rows):
-        part = enumerate(rows[start : start + most_rows], start + 1)
+    each = rows_at_once(len(rows), size, most_rows, CHUNK_BYTES)
+    for start in range(0, len(rows), each):
+        part = enumerate(rows[start : start + each], start + 1)
         yield Parsed(path, start, [(f"row {number}", looked_at(row)) for number, row in part])
 
 
@@ -226,11 +281,16 @@ def _csv(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
     text = io.TextIOWrapper(
         io.BufferedReader(_Raw(stream)), encoding="utf-8", errors="surrogateescape", newline=""
     )
-    reader = csv.DictReader(text)
-    start, part, size = 0, [], 0
+    # Strict, for a quote that is not closed would take all that follows for one value.
+    reader = csv.DictReader(text, strict=True)
+    lines = reader.reader  # its number counts blank lines and those of a row that cannot be read
+    start, part, size, line = 0, [], 0, 0
     try:
+        check_names(path, reader.fieldnames or ())
+        line = lines.line_num
         for row in reader:
-            part.append((str(reader.line_num), _csv_row(row, reader.fieldnames or [])))
+            line = lines.line_num
+            part.append((str(line), _csv_row(row, reader.fieldnames or [])))
             size += sum(map(len, filter(None, row.values()))) if isinstance(part[-1][1], dict) else 0
             if len(part) == most_rows or size >= CHUNK_BYTES:
                 yield Parsed(path, start, part)
@@ -238,7 +298,9 @@ def _csv(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
         if part:
             yield Parsed(path, start, part)
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not valid csv ({error})") from None
+        raise DataError(
+            f"{path}:{line + 1}: not valid csv ({error}, in the row from here to line {lines.line_num})"
+        ) from None
     if not start and not part:
         blank = not reader.fieldnames
         raise DataError(f"{path}: {'the file is empty' if blank else 'a header but no rows'}")
@@ -286,7 +348,8 @@ def _parquet(path: str, most_rows: int, max_bytes: int) -> Iterator[Chunk]:
                 )
             if not about.num_rows:
                 raise DataError(f"{path}: the file has no rows")
-            each = max(1, min(most_rows, CHUNK_BYTES * about.num_rows // max(size, 1)))
+            check_names(path, file.schema_arrow.names)
+            each = rows_at_once(about.num_rows, size, most_rows, CHUNK_BYTES)
             for batch in file.iter_batches(batch_size=each):
                 yield Tabled(path, start, batch)
                 start += batch.num_rows

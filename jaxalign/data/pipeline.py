@@ -30,7 +30,7 @@ class Dataset:
       train, validation: the examples; `train` may be a `Stream`.
       counts: rows read, used and filtered by reason, of all files.
       fingerprint: hash of the settings and of every token id.
-      files: a hash of what each file gives, by its path.
+      files: a hash of what each file gives, by its path; of one that is streamed, of its size and ends.
       shared_prompts: training rows that begin as a row of the validation files does.
     """
 
@@ -132,7 +132,7 @@ def _streamed(config: DataConfig, kind: Kind, chat: ChatFormat, say: Say) -> Dat
     if config.validation:
         whole = Sources(replace(config, streaming=False), kind, chat, workers, say)
         table = Table([whole.store(path) for path in config.validation])
-        files = {store.path: store.fingerprint for store in table.stores}
+        files = _files(table)
         held = Examples(
             table, np.flatnonzero(_distinct(table) if config.deduplicate else np.ones(len(table), bool))
         )
@@ -149,6 +149,7 @@ def _streamed(config: DataConfig, kind: Kind, chat: ChatFormat, say: Say) -> Dat
     _add_tallies(counts, [stream.tally])
     _settle(counts)
     counts.used = counts.read - sum(counts.filtered.values())
+    files |= stream.files
     parts = [kind, settings_of(config), stream.fingerprint, held.fingerprint if held else ""]
     return Dataset(stream, held if held is not None else [], counts, key_of(parts), files)
 
@@ -202,8 +203,16 @@ def _assembled(config: DataConfig, kind: Kind, table: Table, held: int, seed: in
     if not len(train):
         raise DataError(f"{', '.join(config.train)}: no row left to train on; {json.dumps(counts.summary())}")
     found = Examples(table, train), Examples(table, np.flatnonzero(kept & validation))
-    files = {store.path: store.fingerprint for store in table.stores}
+    files = _files(table)
     return Dataset(*found, counts, _fingerprint(config, kind, table, found), files, shared)
+
+
+def _files(table: Table) -> dict[str, str]:
+    """A hash of what each file gives; one that is named twice may give other rows each time (`data.limit`)."""
+    found: dict[str, list[str]] = {}
+    for store in table.stores:
+        found.setdefault(store.path, []).append(store.fingerprint)
+    return {path: each[0] if len(set(each)) == 1 else key_of(each) for path, each in found.items()}
 
 
 def _row_starts(table: Table) -> np.ndarray:

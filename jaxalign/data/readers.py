@@ -58,13 +58,18 @@ class LabelTokenizer:
     path: str
 
     def __call__(self, ids: Sequence[int]) -> str:
-        return _tokenizer(self.path).decode(ids)
+        return label_tokenizer(self.path).decode(ids)
 
 
 _TOKENIZERS: dict[str, Any] = {}
 
 
-def _tokenizer(path: str) -> Any:
+def label_tokenizer(path: str) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+      ModelError: there is none.
+    """
     if path not in _TOKENIZERS:
         try:
             from transformers import AutoTokenizer

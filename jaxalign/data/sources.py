@@ -3,10 +3,11 @@
 import hashlib
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from jaxalign.data.chunks import Chunk
 from jaxalign.data.config import DataConfig, Kind
 from jaxalign.data.datasets_files import named_dataset, open_dataset
 from jaxalign.data.examples import Limits
-from jaxalign.data.files import chunks_of, count_rows
-from jaxalign.data.readers import reader_for, reading_of
+from jaxalign.data.files import chunks_of, count_rows, files_behind, suffix_of
+from jaxalign.data.readers import label_tokenizer, reader_for, reading_of
 from jaxalign.data.workers import Workers
 from jaxalign.errors import DataError
 
@@ -105,13 +106,24 @@ class Sources:
             self.say(f"tokenized {path}: {rows:,} rows in {seconds:.0f} s, {rows / seconds:,.0f} rows/s")
 
     def store(self, path: str, sample: Sample | None = None) -> Any:
-        """The examples of a file on the disk (a `store.Store`), made where they are not there yet."""
+        """The examples of a file on the disk (a `store.Store`), made where they are not there yet.
+
+        Raises:
+          DataError: as `blocks`, and a file that is written while it is read.
+        """
         from jaxalign.data.store import cache_folder, open_or_write
 
-        parts = [*self.settings(), identity(path), asdict(sample) if sample else None]
-        folder = cache_folder(self.config.cache)
-        return open_or_write(folder, key_of(parts), path, lambda: self.blocks(path, sample), self.say)
+        def made() -> Iterator[Block]:
+            yield from self.blocks(path, sample)
+            if written(path) != before:
+                raise DataError(f"{path}: it changed while it was read; start again when it is whole")
 
+        before = written(path)
+        parts = [*self.settings, identity(path), asdict(sample) if sample else None]
+        folder = cache_folder(self.config.cache)
+        return open_or_write(folder, key_of(parts), path, made, self.say)
+
+    @cached_property
     def settings(self) -> list[Any]:
         """All that the examples depend on beside the file."""
         config = self.config
@@ -119,7 +131,7 @@ class Sources:
         # A template that prints the day asks for it by this name.
         dated = self.chat.template == "tokenizer" and "strftime_now" in template
         settings = {name: value for name, value in asdict(config).items() if name not in INDEPENDENT}
-        label = tokenizer_files(config.label_tokenizer) if config.label_tokenizer else ""
+        label = tokenizer_digest(label_tokenizer(config.label_tokenizer)) if config.label_tokenizer else ""
         return [
             code_digest(),
             self.kind,
@@ -149,35 +161,55 @@ def samples(config: DataConfig) -> list[Sample | None]:
 
 
 def identity(path: str) -> str:
-    """A hash of a file's bytes; of a data set what `datasets` tells it by.
+    """A hash of a file's kind and bytes; of a folder's files, by their names; of a hub id what `datasets` tells it by.
 
     Raises:
-      DataError: there is no such file.
+      DataError: there is no such file, or it cannot be read.
     """
-    if Path(path).is_file():
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    found = []
+    for name, file in files_behind(path).items():
+        try:
+            with open(file, "rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+        found.append((name or suffix_of(path), path.endswith(".gz"), digest))
+    if found:
+        return key_of(found)
     name = named_dataset(path)
-    if name is None:
-        raise DataError(f"{path}: there is no such file")
+    assert name is not None  # or there would be no such file
     return f"datasets {open_dataset(path, name)._fingerprint}"
+
+
+def written(path: str) -> list[tuple[int, int, int]]:
+    """What changes where somebody writes to the files behind a path."""
+    found = [file.stat() for file in files_behind(path).values()]
+    return [(about.st_ino, about.st_size, about.st_mtime_ns) for about in found]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """A hash of all that a tokenizer does."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
+        # As `encoding` uses it: a file that cuts or pads would else be another one from then on.
+        backend.no_truncation()
+        backend.no_padding()
         body = backend.to_str()
     else:
-        body = repr(sorted(tokenizer.get_vocab().items()))
+        body = repr(sorted(tokenizer.get_vocab().items())) + _saved_digest(tokenizer)
     more = [tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None), type(tokenizer).__name__]
     return hashlib.sha256((body + json.dumps(more, sort_keys=True, default=str)).encode()).hexdigest()
 
 
-def tokenizer_files(folder: str) -> str:
-    """A hash of a tokenizer's files, where they lie here."""
-    found = sorted(file for file in Path(folder).glob("*token*") if file.is_file())
-    return hashlib.sha256(b"".join(file.read_bytes() for file in found)).hexdigest()
+def _saved_digest(tokenizer: Any) -> str:
+    """A hash of the files that a tokenizer saves; of one that saves none, nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tokenizer.save_pretrained(folder)
+        except Exception:  # of the user's own class
+            return ""
+        found = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+        return hashlib.sha256(b"".join(file.read_bytes() for file in found)).hexdigest()
 
 
 @cache

@@ -13,7 +13,8 @@ import numpy as np
 from jaxalign.data.blocks import Recipe, Tally
 from jaxalign.data.chunks import Chunk
 from jaxalign.data.examples import Example
-from jaxalign.data.sources import Sources
+from jaxalign.data.files import files_behind
+from jaxalign.data.sources import Sources, key_of
 from jaxalign.data.table import Examples
 from jaxalign.errors import ConfigError, DataError
 
@@ -56,6 +57,14 @@ class Stream(Sequence[Example]):
         counts = f"{self.tally.read:,} rows read, filtered {dict(self.tally.filtered)}"
         self._sources.say(f"data.streaming: epoch {epoch + 1} is over: {counts}")
 
+    def compare(self, written: Mapping[str, int]) -> None:
+        """Says which files somebody has written to since, though their sizes and ends are the same."""
+        for file in [file for file, when in self.written.items() if written.get(file, when) != when]:
+            self._sources.say(
+                f"data.streaming: {file} was written since the checkpoint; its size and ends are the same, what lies "
+                "between has not been compared"
+            )
+
     def __len__(self) -> int:
         return len(self._head)
 
@@ -71,11 +80,27 @@ class Stream(Sequence[Example]):
         return next((rows for _, rows, _ in self.windows() if rows), [])
 
     @cached_property
+    def files(self) -> dict[str, str]:
+        """What tells each file from others without reading all of it: names, sizes and ends; nothing of hub ids."""
+        found = {path: [(name, _ends(file)) for name, file in files.items()] for path, files in self._behind}
+        return {path: key_of(ends) for path, ends in found.items() if ends}
+
+    @cached_property
+    def written(self) -> dict[str, int]:
+        """When each file that has more than its ends was written, in nanoseconds."""
+        found = ((file, file.stat()) for _, files in self._behind for file in files.values())
+        return {str(file): about.st_mtime_ns for file, about in found if about.st_size > 2 * ENDS}
+
+    @cached_property
+    def _behind(self) -> list[tuple[str, dict[str, Path]]]:
+        return [(path, files_behind(path)) for path in self.paths]
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the settings and of what tells the files from others without reading all of them."""
-        state = hashlib.sha256(repr(self._sources.settings()).encode())
+        state = hashlib.sha256(repr(self._sources.settings).encode())
         for path in self._sources.config.train:
-            state.update(repr((path, *_ends(path))).encode())
+            state.update(repr((path, self.files.get(path))).encode())
         state.update(str(self._sources.config.window).encode())
         return state.hexdigest()[:32]
 
@@ -142,7 +167,9 @@ class Stream(Sequence[Example]):
 
     @cached_property
     def _held_digests(self) -> np.ndarray:
-        return np.zeros(0, np.uint64) if self._held is None else np.unique(self._held.column("digest"))
+        if self._held is None or not self._sources.config.deduplicate:
+            return np.zeros(0, np.uint64)
+        return np.unique(self._held.column("digest"))
 
 
 class StreamBatches:
@@ -185,7 +212,8 @@ class StreamBatches:
             "drawn": self._drawn,
             "count": self._count,
         }
-        return place | {"content": self._content, "seed": self._seed, "data": self._stream.fingerprint}
+        about = {"data": self._stream.fingerprint, "written": self._stream.written}
+        return place | {"content": self._content, "seed": self._seed} | about
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes to a saved position.
@@ -198,6 +226,7 @@ class StreamBatches:
                 "the checkpoint was made on other data, or with another seed: the files of data.train, or what is done "
                 "with them, have changed since"
             )
+        self._stream.compare(state.get("written", {}))
         self._epoch, self._window, self._drawn, self._count = (
             int(state[name]) for name in ("epoch", "window", "drawn", "count")
         )
@@ -259,13 +288,13 @@ def _in_turn(sources: Sequence[Iterator[Chunk]]) -> Iterator[Chunk]:
             break
 
 
-def _ends(path: str) -> tuple[int, str]:
-    """Size of a file and a hash of its two ends; nothing of a data set."""
-    file = Path(path)
-    if not file.is_file():
-        return 0, ""
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        head = stream.read(ENDS)
-        stream.seek(max(size - ENDS, 0))
-        return size, hashlib.sha256(head + stream.read(ENDS)).hexdigest()
+def _ends(file: Path) -> tuple[int, str]:
+    """Size of a file and a hash of its two ends."""
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            head = stream.read(ENDS)
+            stream.seek(max(size - ENDS, 0))
+            return size, hashlib.sha256(head + stream.read(ENDS)).hexdigest()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None

@@ -15,7 +15,8 @@ from jaxalign.data import (
     chat_format,
     make_example,
 )
-from jaxalign.data.examples import Filtered, Limits
+from jaxalign.data.encoding import Piece, RowPlan
+from jaxalign.data.examples import Draft, Filtered, Limits, finished
 
 
 @pytest.fixture
@@ -87,6 +88,15 @@ def test_both_sides_of_a_pair_keep_the_same_prompt(chat, plain_bytes):
     example = make_example(pair, "comparison", chat, limits(10, truncation="cut_prompt_start"))
     assert [plain_bytes.decode(list(row)) for row in example.rows] == ["defghk<eos>", "defghklmn<eos>"]
     assert plain_bytes.decode(list(example.prompt_tokens)) == "defgh"
+
+
+def test_a_candidate_that_the_cut_of_another_prompt_takes_away_is_left_out_with_a_reason(chat):
+    # The second row begins to count six tokens earlier, and has fewer than are cut off.
+    plans = [RowPlan([Piece(said), Piece("k", 1.0, answer=True)]) for said in ("abcdefgh", "ab")]
+    draft = Draft(tuple(plans), "ranking", limits(100, 2, "cut_prompt_start"), {"best": 0})
+    [found] = finished([draft], chat)
+    assert isinstance(found, Filtered)
+    assert str(found) == "no completion token"
 
 
 def test_candidates_share_a_row_and_keep_the_best(chat):

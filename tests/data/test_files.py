@@ -194,7 +194,7 @@ def test_a_long_file_comes_in_chunks_that_hold_its_lines_in_order(tmp_path, monk
     path.write_text("\n".join(lines))
     chunks = list(chunks_of(str(path)))
     assert len(chunks) > 20
-    assert count_rows(str(path)) == 60
+    assert count_rows(str(path)) == 59
     found = [pair for chunk in chunks for pair in pickle.loads(pickle.dumps(chunk)).rows()]
     assert [place for place, _ in found] == [f"{path}:{i + 1}" for i in range(60) if i != 7]
     assert [row for _, row in found] == [json.loads(line) for line in lines if line]
@@ -258,8 +258,140 @@ def test_a_folder_of_data_files_is_read_by_its_splits(tmp_path):
     (tmp_path / "test.jsonl").write_text(json.dumps(ROWS[1]) + "\n")
     assert [row for _, row in rows_of(str(tmp_path))] == ROWS
     assert [row for _, row in rows_of(f"{tmp_path}#test")] == ROWS[1:]
-    with pytest.raises(DataError, match=r'Unknown split "dev"'):
+    with pytest.raises(DataError, match=r"no split 'dev'; name one as .*#split: train, test$"):
         list(rows_of(f"{tmp_path}#dev"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: a folder without data"):
+    with pytest.raises(DataError, match=r"empty: .* doesn't contain any data files"):
         list(rows_of(str(tmp_path / "empty")))
+
+
+CSV = "prompt,completion\nWrite 007,007\nA half?,2.50\nA country,NA\nSay it,null\nWhen?,2024-05-01\n"
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet", "rows.json"])
+def test_a_folder_gives_the_values_that_its_files_give(tmp_path, name):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "rows.csv").write_text(CSV)
+    rows = [row for _, row in rows_of(str(tmp_path / "rows.csv"))]
+    file = tmp_path / "data" / name
+    file.parent.mkdir()
+    if name == "rows.csv":
+        file.write_text(CSV)
+    elif name == "rows.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+        file.write_text(json.dumps(rows) if name == "rows.json" else "\n".join(map(json.dumps, rows)))
+    found = list(rows_of(str(file.parent)))
+    assert [row for _, row in found] == rows
+    assert [row["completion"] for row in rows] == ["007", "2.50", "NA", "null", "2024-05-01"]
+    assert found[0][0].startswith(f"{file.parent}:{name}:")
+
+
+def test_rows_of_a_folder_are_numbered_through_its_files_and_placed_in_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK_BYTES", 64)
+    for name, count in (("train-0.jsonl", 7), ("train-1.jsonl", 4)):
+        (tmp_path / name).write_text("".join(f'{{"prompt": "{name} {i}"}}\n\n' for i in range(count)))
+    chunks = list(chunks_of(str(tmp_path)))
+    assert len(chunks) > 4
+    found = [item for chunk in chunks for item in pickle.loads(pickle.dumps(chunk)).found()]
+    assert [number for number, _, _ in found] == list(range(11))
+    assert [place for _, place, _ in found][6:9] == ["train-0.jsonl:13", "train-1.jsonl:1", "train-1.jsonl:3"]
+    assert count_rows(str(tmp_path)) == 11
+
+
+README = '---\nconfigs:\n- config_name: default\n  data_files: "*.csv"\n  sep: ";"\n---\n'
+UNREAD = [
+    ({"train.jsonl": "", "other.jsonl": ""}, r"other\.jsonl lies in no split \(train\); name the files one by one"),
+    ({"a.jsonl": "", "b.jsonl": "", "c.csv": ""}, r"c\.csv lies in no split"),
+    ({"a.txt": "x"}, r"a\.txt: expected a \.jsonl, \.json, \.csv, \.parquet file"),
+    ({"a.csv": "x;y\n", "README.md": README}, "its README sets sep, which is not read; name its files one by one"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("there", "message"), UNREAD, ids=["split", "kind", "text", "settings"])
+def test_what_lies_in_a_folder_and_would_not_be_read_is_named(tmp_path, there, message):
+    for name, body in there.items():
+        (tmp_path / name).write_text(body or json.dumps(ROWS[0]) + "\n")
+    with pytest.raises(DataError, match=message) as caught:
+        list(rows_of(str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+QUOTES = [
+    (b'prompt,completion\nq1,"unbalanced\nq2,a2\nq3,a3\n', "a.csv:2: .*unexpected end of data, .* to line 4"),
+    (b'prompt,completion\nq0,a0\nq1,"unbalanced\nq2,a2\nq3,"a3"\n', r"a\.csv:3: not valid csv .* to line 5"),
+    (b'prompt,completion\nq1,"Hello" he said\n', r"a\.csv:2: not valid csv"),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), QUOTES)
+def test_a_stray_quote_in_a_csv_is_named_by_the_line_where_its_row_begins(tmp_path, body, message):
+    (tmp_path / "a.csv").write_bytes(body)
+    with pytest.raises(DataError, match=message):
+        list(rows_of(str(tmp_path / "a.csv")))
+
+
+def test_a_csv_row_behind_a_blank_line_is_named_by_its_own_line(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,completion\na,b\n\nc,d\n")
+    assert [place[-2:] for place, _ in rows_of(str(tmp_path / "a.csv"))] == [":2", ":4"]
+
+
+def test_quotes_inside_of_a_csv_value_are_text(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,completion\nsay "hi",now\n"a ""b"" c\nd",e\n')
+    assert [row for _, row in rows_of(str(tmp_path / "a.csv"))] == [
+        {"prompt": 'say "hi"', "completion": "now"}, {"prompt": 'a "b" c\nd', "completion": "e"},
+    ]  # fmt: skip
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "a.csv").write_text("prompt,completion,completion\nq1,first,second\n")
+    table = pyarrow.table([["q1"], ["first"], ["second"]], names=["prompt", "completion", "completion"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        with pytest.raises(DataError, match=rf"{name}: .* for each column, got 'completion' twice$"):
+            list(rows_of(str(tmp_path / name)))
+
+
+def test_a_parquet_value_that_python_cannot_hold_is_a_malformed_row(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    offsets, body = (pyarrow.py_buffer(b) for b in (b"\0\0\0\0\1\0\0\0\3\0\0\0\4\0\0\0", b"a\xff\xfeb"))
+    columns = {
+        "prompt": pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, offsets, body]),
+        "completion": ["x", "y", "z"],
+        "when": pyarrow.array([0, 0, 10**17], pyarrow.timestamp("ms")),
+    }
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    good, text, date = rows_of(str(path))
+    assert good[1] == {"prompt": "a", "completion": "x", "when": "1970-01-01T00:00:00"}
+    assert str(text[1]) == f"{path}:row 2: column 'prompt': not UTF-8 text"
+    assert str(date[1]).startswith(f"{path}:row 3: column 'when': not readable (")
+    _, counts = read_records(str(path), on_bad_row="skip")
+    assert counts.filtered == {"malformed line": 2}
+
+
+def test_a_path_that_may_not_be_looked_at_is_one_line():
+    with pytest.raises(DataError, match=r"^x+\.jsonl: cannot be read \(File name too long\)$"):
+        list(rows_of("x" * 5000 + ".jsonl"))
+
+
+@pytest.mark.parametrize("name", ["folder", "a.json"])
+def test_long_rows_come_few_to_a_chunk(tmp_path, monkeypatch, name):
+    import datasets
+
+    monkeypatch.setattr(files, "CHUNK_BYTES", 10_000)
+    rows = [{"prompt": f"{i}", "completion": "long " * 400} for i in range(40)]
+    if name == "folder":
+        datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / name))
+    else:
+        (tmp_path / name).write_text(json.dumps(rows))
+    chunks = list(chunks_of(str(tmp_path / name)))
+    assert {chunk.size for chunk in chunks} == {4}
+    assert [row for chunk in chunks for _, row in chunk.rows()] == rows

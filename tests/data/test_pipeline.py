@@ -86,6 +86,26 @@ def test_limit_keeps_so_many_rows_and_counts_the_rest(plain_bytes, write):
     assert len(load(plain_bytes, write(rows(30)), limit=30, validation_fraction=0.0).train) == 30
 
 
+def test_blank_lines_do_not_count_for_the_limit(plain_bytes, tmp_path):
+    path = tmp_path / "blank.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n \n" for row in rows(100)))
+    for limit in (1, 10):
+        data = load(plain_bytes, str(path), limit=limit, validation_fraction=0.0)
+        assert len(data.train) == data.counts.used == limit
+        assert data.counts.read == 100
+        assert all(int(example.source.rpartition(":")[2]) % 2 for example in data.train)
+
+
+def test_a_file_that_is_named_twice_is_known_by_all_that_it_gives(plain_bytes, write):
+    path = write(rows(20))
+    data = load(plain_bytes, path, path, limit=15, validation_fraction=0.0)
+    prints = [store.fingerprint for store in data.train.table.stores]
+    assert len(set(prints)) == 2
+    assert data.files[path] not in prints
+    twice = load(plain_bytes, path, path, validation_fraction=0.0)
+    assert twice.files == load(plain_bytes, path, validation_fraction=0.0).files
+
+
 def test_limit_is_of_the_rows_of_all_files_evenly_and_mostly_the_same_where_one_grows(plain_bytes, write):
     a, b, held = (
         write(rows(300), "a.jsonl"),

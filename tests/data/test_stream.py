@@ -1,6 +1,7 @@
 """Rows that are tokenized as they are drawn: order, position, what is refused."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -126,6 +127,52 @@ def test_a_row_that_changed_between_the_ends_of_a_large_file_is_found_at_the_pos
     fresh.restore(state)
     with pytest.raises(DataError, match="the rows at which the checkpoint was made have changed"):
         fresh.next()
+
+
+def test_a_file_that_was_written_since_is_named_though_its_ends_are_the_same(stream, write, monkeypatch):
+    monkeypatch.setattr("jaxalign.data.stream.ENDS", 64)
+    body = rows(60)
+    path = write(body)
+    found = batches(stream(path), size=5)
+    drawn(found, 6)
+    state = json.loads(json.dumps(found.state()))
+    batches(stream(path)).restore(state)
+    assert stream.said == []
+    body[50]["completion"] = "ANSWER 50"  # behind the position
+    write(body)
+    batches(stream(path)).restore(state)
+    assert f"{path} was written since the checkpoint" in stream.said[-1]
+    del state["written"]  # of an earlier version
+    batches(stream(path)).restore(state)
+    assert len(stream.said) == 1
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_position_in_a_folder_with_other_files_is_refused(stream, tmp_path, saved):
+    import datasets
+
+    def written(found):
+        shutil.rmtree(tmp_path / "folder", ignore_errors=True)
+        if saved:
+            datasets.Dataset.from_list(found).save_to_disk(str(tmp_path / "folder"))
+        else:
+            (tmp_path / "folder").mkdir()
+            (tmp_path / "folder" / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
+        return str(tmp_path / "folder")
+
+    found = batches(stream(written(rows(60))), size=5)
+    drawn(found, 5)
+    state = json.loads(json.dumps(found.state()))
+    batches(stream(str(tmp_path / "folder"))).restore(state)
+    with pytest.raises(DataError, match="made on other data"):
+        batches(stream(written([*rows(40), *rows(20, start=900)]))).restore(state)
+
+
+def test_rows_that_repeat_a_held_out_row_stay_where_duplicates_do(stream, write):
+    held = write(rows(5), "held.jsonl")
+    found = stream(write(rows(10)), validation=(held,), deduplicate=False)
+    assert sum(len(some) for _, some, _ in found.windows()) == 10
+    assert found.tally.filtered == {}
 
 
 def test_workers_give_the_same_stream(stream, write, monkeypatch):

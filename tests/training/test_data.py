@@ -62,6 +62,18 @@ def test_a_file_that_changed_since_the_run_began_is_named(name, configs, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+def test_a_streamed_file_that_changed_since_the_run_began_is_named(configs, tmp_path):
+    path = written(tmp_path / "rows.jsonl")
+    config = configs.sft(tmp_path / "run", data=streamed(configs, path))
+    train_sft(config)
+    assert set(metadata(tmp_path / "run")["data"]["files"]) == {path}
+    train_sft(resumed(config))
+    body = Path(path).read_text()
+    Path(path).write_text(body.replace('"q7"', '"p7"'))
+    with pytest.raises(ConfigError, match=r"^--resume: .*/rows\.jsonl has changed since the run began"):
+        train_sft(resumed(config))
+
+
 def test_a_run_of_an_earlier_version_goes_on(configs, tmp_path):
     config = configs.sft(tmp_path / "run", data=replace(configs.data, train=(written(tmp_path / "a.jsonl"),)))
     train_sft(config)
