@@ -3,9 +3,10 @@
 import json
 import os
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -21,8 +22,13 @@ from jaxalign.errors import ConfigError
 STALE = 24 * 3600
 
 
+# Behind the Arrow file: the CRC-32 of all its bytes.
+CHECK_BYTES = 4
+PIECE = 2**20
+
+
 class Damaged(Exception):
-    """A file that is no whole store."""
+    """A file that is not as it was written."""
 
 
 class Store:
@@ -37,19 +43,21 @@ class Store:
       fingerprint: of all that is in the examples.
 
     Raises:
-      Damaged: not a whole file.
+      Damaged: a byte of the file has changed.
+      OSError: it cannot be read.
     """
 
     def __init__(self, file: Path, path: str) -> None:
         self.path = path
+        _check(file)
+        # What is mapped stays without a descriptor, of which there may be fewer than files.
+        with pa.memory_map(str(file)) as mapped:
+            body = mapped.read_buffer()
         try:
-            self._reader = pa.ipc.open_file(pa.memory_map(str(file)))
-            count = self._reader.num_record_batches
-            _, about = self._reader.get_batch_with_custom_metadata(count - 1)
+            self._reader = pa.ipc.open_file(pa.BufferReader(body.slice(0, body.size - CHECK_BYTES)))
+            _, about = self._reader.get_batch_with_custom_metadata(self._reader.num_record_batches - 1)
             found = json.loads(about[b"about"])
-            if self._reader.schema != SCHEMA:
-                raise ValueError("other columns")
-        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, IndexError) as error:
+        except (pa.ArrowException, ValueError, KeyError, TypeError, IndexError) as error:
             raise Damaged(str(error)) from None
         self.tally = Tally(found["read"], *(Counter(found[n]) for n in ("filtered", "unread", "parts")))
         self.fingerprint: str = found["fingerprint"]
@@ -113,19 +121,45 @@ def open_or_write(
       ConfigError: the folder cannot be written to, or the disk is full.
     """
     file = folder / f"{key}.arrow"
-    if file.exists():
+    with _refused(folder, "read"):
+        there = file.exists()
+    if there:
         try:
-            return Store(file, path)
+            with _refused(file, "read"):
+                return Store(file, path)
         except Damaged as error:
             say(f"{file}: damaged ({str(error).splitlines()[0]}); {path} is tokenized again")
     with _appearing(file) as temporary:
         _write(temporary, make(), folder)
-    return Store(file, path)
+    with _refused(file, "read"):
+        return Store(file, path)
+
+
+def _check(file: Path) -> None:
+    """The bytes are those that were written. They are read, not mapped: a page of a bad disk would end the process."""
+    check, left = 0, file.stat().st_size - CHECK_BYTES
+    if left < 0:
+        raise Damaged("it is cut short")
+    with open(file, "rb", buffering=0) as stream:
+        while left > 0 and (piece := stream.read(min(left, PIECE))):
+            check, left = zlib.crc32(piece, check), left - len(piece)
+        if stream.read(CHECK_BYTES) != check.to_bytes(CHECK_BYTES, "little"):
+            raise Damaged("its bytes are not those that were written")
+
+
+def _seal(file: Path) -> None:
+    """Writes what `_check` looks for, and waits until all is on the disk."""
+    check = 0
+    with open(file, "r+b", buffering=0) as stream:
+        while piece := stream.read(PIECE):
+            check = zlib.crc32(piece, check)
+        stream.write(check.to_bytes(CHECK_BYTES, "little"))
+        os.fsync(stream.fileno())
 
 
 def _write(file: Path, blocks: Iterable[Block], folder: Path) -> None:
     tally, fingerprint, sizes = Tally(), Fingerprint(), []
-    with _refused(folder):
+    with _refused(folder, "written to"):
         sink = pa.OSFile(str(file), "wb")
         writer = pa.ipc.new_file(sink, SCHEMA)
     try:
@@ -134,31 +168,30 @@ def _write(file: Path, blocks: Iterable[Block], folder: Path) -> None:
             if block.batch.num_rows:
                 fingerprint.add(block.batch)
                 sizes.append(block.batch.num_rows)
-                with _refused(folder):
+                with _refused(folder, "written to"):
                     writer.write_batch(block.batch)
         about = vars(tally) | {"fingerprint": fingerprint.hexdigest(), "sizes": sizes}
-        with _refused(folder):
-            # Behind all others, so that a file that has it is whole.
+        with _refused(folder, "written to"):
             writer.write_batch(
                 pa.RecordBatch.from_pylist([], SCHEMA), custom_metadata={"about": json.dumps(about)}
             )
             writer.close()
     finally:
-        with _refused(folder):
+        with _refused(folder, "written to"):
             sink.close()
-    with open(file, "rb") as written:
-        os.fsync(written.fileno())
+    with _refused(folder, "written to"):
+        _seal(file)
 
 
 @contextmanager
-def _refused(folder: Path) -> Iterator[None]:
+def _refused(what: Path, how: str) -> Iterator[None]:
     """What the disk refuses, in one line."""
     try:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
         raise ConfigError(
-            f"data.cache: {folder} cannot be written to ({reason}); name another folder, or set data.streaming=true, "
+            f"data.cache: {what} cannot be {how} ({reason}); name another folder, or set data.streaming=true, "
             "which keeps nothing"
         ) from None
 
@@ -167,23 +200,30 @@ def _refused(folder: Path) -> Iterator[None]:
 def _appearing(file: Path) -> Iterator[Path]:
     """A name to write to, which becomes `file` when all is written, and is gone where it is not."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
-    with _refused(file.parent):
+    with _refused(file.parent, "written to"):
         file.parent.mkdir(parents=True, exist_ok=True)
         for left in file.parent.glob(".*.tmp"):
-            if time.time() - left.stat().st_mtime > STALE:
-                left.unlink(missing_ok=True)
+            # It may be another user's, or another run renames it just now.
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink()
     try:
         yield temporary
-        with _refused(file.parent):
+        with _refused(file.parent, "written to"):
             os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def cache_folder(named: str) -> Path:
-    """Where tokenized files are kept: the folder named, else $JAXALIGN_CACHE, else ~/.cache/jaxalign."""
-    if named:
-        return Path(named).expanduser() / "data"
-    ours, common = os.environ.get("JAXALIGN_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    """Where tokenized files are kept: the folder named, else $JAXALIGN_CACHE, else ~/.cache/jaxalign.
+
+    Raises:
+      ConfigError: a home folder that is not known.
+    """
+    ours, common = named or os.environ.get("JAXALIGN_CACHE"), os.environ.get("XDG_CACHE_HOME")
     home = Path(ours) if ours else Path(common or "~/.cache") / "jaxalign"
-    return home.expanduser() / "data"
+    try:
+        return home.expanduser() / "data"
+    except RuntimeError:
+        raise ConfigError(f"data.cache: {home}: there is no such home folder; name another folder") from None

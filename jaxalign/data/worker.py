@@ -18,7 +18,7 @@ def main() -> None:
     while True:
         try:
             number, body, chunk = pickle.load(source)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # whoever asks has ended, in the midst of a chunk or not
             return
         if body is not None:
             recipes[number] = pickle.loads(body)

@@ -20,7 +20,7 @@ from typing import Any
 
 from jaxalign.data.blocks import Block, Recipe
 from jaxalign.data.chunks import Chunk
-from jaxalign.errors import DataError, UserError
+from jaxalign.errors import ConfigError, DataError, UserError
 
 # A file of no more chunks is tokenized in less time than workers need to start.
 FEW_CHUNKS = 4
@@ -77,13 +77,13 @@ class Workers:
             yield from (recipe.block(chunk) for recipe, chunk in whole)
 
     def _sent(self, jobs: Iterator[tuple[Recipe, Chunk]]) -> Iterator[Block]:
-        self._start()
-        assert self._threads is not None
+        self._threads = threads = self._threads or ThreadPoolExecutor(self.count, "tokenizing")
         waiting: deque[Future[Block]] = deque()
         try:
             while True:
                 for recipe, chunk in itertools.islice(jobs, 2 * self.count - len(waiting)):
-                    waiting.append(self._threads.submit(self._asked, self._numbered(recipe), chunk))
+                    self._start(len(waiting) + 1)
+                    waiting.append(threads.submit(self._asked, self._numbered(recipe), chunk))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -92,12 +92,15 @@ class Workers:
                 future.cancel()
 
     def _can_be_sent(self, recipe: Recipe) -> bool:
-        """Whether a recipe can be pickled; one with a tokenizer of the user's own class may not."""
+        """Whether a recipe can be pickled; one with a tokenizer of the user's own class may not.
+
+        What the user's script defines is not to be had in another process either.
+        """
         try:
-            self._numbered(recipe)
+            _, body = self._numbered(recipe)
         except Exception:
             return False
-        return True
+        return b"__main__" not in body
 
     def _numbered(self, recipe: Recipe) -> tuple[int, bytes]:
         """A number for a recipe, and its bytes."""
@@ -106,9 +109,9 @@ class Workers:
             self._recipes[id(recipe)] = (len(self._recipes), pickle.dumps(recipe, protocol=5), recipe)
         return self._recipes[id(recipe)][:2]
 
-    def _start(self) -> None:
-        self._threads = self._threads or ThreadPoolExecutor(self.count, "tokenizing")
-        while len(self._running) < self.count:
+    def _start(self, jobs: int) -> None:
+        """As many processes as there are jobs, and no more than are allowed."""
+        while len(self._running) < min(self.count, jobs):
             worker = _Worker()
             self._running.append(worker)
             self._idle.put(worker)
@@ -139,14 +142,20 @@ class _Worker:
     def __init__(self) -> None:
         environment = dict(os.environ) | {"TOKENIZERS_PARALLELISM": "false"}
         # Found where it is found here, whatever the script has done to the path.
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "jaxalign.data.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            process_group=0,  # Ctrl-C is for the process that was started by hand
-        )
+        environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        try:
+            self._process = subprocess.Popen(
+                # -P: without the current folder, which may hold another version, unless it is on the path here.
+                [sys.executable, "-P", "-m", "jaxalign.data.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                process_group=0,  # Ctrl-C is for the process that was started by hand
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"data.workers: no process can be started ({error.strerror}); set it to fewer, or to 1 for none"
+            ) from None
         self._known: set[int] = set()
 
     def block(self, recipe: tuple[int, bytes], chunk: Chunk) -> Block:

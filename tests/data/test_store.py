@@ -2,8 +2,11 @@
 
 import copy
 import dataclasses
+import errno
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +21,7 @@ import pytest
 from jaxalign.data import (
     BatchIterator,
     DataConfig,
+    Demonstration,
     Example,
     Message,
     TokenBatches,
@@ -27,6 +31,7 @@ from jaxalign.data import (
     eval_batches,
     files,
     load_dataset,
+    sources,
     store,
     usual_width,
     workers,
@@ -217,6 +222,179 @@ def test_a_damaged_file_is_made_anew_and_said(load, write, tokenized, tmp_path):
     assert len(tokenized) == 6
 
 
+def test_a_byte_that_changed_anywhere_makes_the_file_anew(load, write, tokenized, tmp_path):
+    path = write(rows(60))
+    first = list(load(path).train)
+    [name] = kept(tmp_path)
+    file = tmp_path / "cache" / "data" / name
+    whole = file.read_bytes()
+    places = range(0, len(whole), len(whole) // 12)
+    for place in places:
+        for body in (bytes([whole[place] ^ 0x10]), bytes(512)):
+            file.unlink()
+            file.write_bytes((whole[:place] + body + whole[place + len(body) :])[: len(whole)])
+            assert list(load(path).train) == first
+            assert file.read_bytes() == whole
+    assert len(tokenized) == 1 + 2 * len(places)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
+def test_a_file_that_cannot_be_opened_is_named_and_not_made_anew(load, write, tmp_path, monkeypatch, number):
+    path = write(rows(9))
+    load(path)
+
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(store.pa, "memory_map", refused)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    file = tmp_path / "cache" / "data" / kept(tmp_path)[0]
+    assert str(caught.value).startswith(f"data.cache: {file} cannot be read ({os.strerror(number)})")
+    assert load.said == []
+
+
+def test_files_that_are_read_hold_no_descriptor(load, write, tmp_path):
+    data = load(*(write(rows(3, start=10 * i), f"{i}.jsonl") for i in range(5)), validation_fraction=0.0)
+    opened = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if name.isdigit()
+              and os.path.lexists(f"/proc/self/fd/{name}")]  # fmt: skip
+    assert not [name for name in opened if name.startswith(str(tmp_path))]
+    assert data.train[14].prompt_text == "prompt 42"
+
+
+def test_temporary_files_that_vanish_or_belong_to_others_stop_nobody(load, write, tmp_path):
+    folder = tmp_path / "cache" / "data"
+    folder.mkdir(parents=True)
+    (folder / ".gone.tmp").symlink_to(
+        tmp_path / "nowhere"
+    )  # as one that is renamed between the look and the stat
+    (folder / ".theirs.tmp").mkdir()  # as one that may not be taken away
+    for name in (".theirs.tmp", ".old.tmp"):
+        (folder / name).touch()
+        os.utime(folder / name, (1e9, 1e9))
+    load(write(rows(3)))
+    assert ".old.tmp" not in kept(tmp_path)
+    assert {".gone.tmp", ".theirs.tmp"} < set(kept(tmp_path))
+
+
+@pytest.mark.parametrize(("cache", "message"), [
+    ("~no-such-user/x", r"^data\.cache: ~no-such-user/x: there is no such home folder"),
+    ("x" * 300, r"^data\.cache: x+/data cannot be read \(File name too long\)"),
+], ids=["user", "name"])  # fmt: skip
+def test_a_cache_folder_that_cannot_be_is_named(load, write, cache, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(write(rows(3)), cache=cache)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_leaves_nothing(
+    load, write, tmp_path, monkeypatch
+):
+    path = write(rows(9))
+    identity = sources.identity
+
+    def slow(path):
+        found = identity(path)
+        write([{"prompt": "another", "completion": "row"}, *rows(8)])
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "identity", slow)
+        with pytest.raises(DataError, match=r"rows\.jsonl: it changed while it was read"):
+            load(path)
+    assert kept(tmp_path) == []
+
+
+def test_a_file_that_may_not_be_read_is_one_line(load, write, monkeypatch):
+    path = write(rows(3))
+
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(sources, "open", refused, raising=False)
+    with pytest.raises(DataError, match=r"rows\.jsonl: cannot be read \(Permission denied\)$"):
+        load(path)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_folder_is_known_by_the_bytes_of_its_files(load, tmp_path, tokenized, saved):
+    import datasets
+
+    def written(found):
+        if saved:
+            made = datasets.Dataset.from_list(found)
+            made._fingerprint = "of how it was made"
+            shutil.rmtree(tmp_path / "folder", ignore_errors=True)
+            made.save_to_disk(str(tmp_path / "folder"))
+        else:
+            (tmp_path / "folder").mkdir(exist_ok=True)
+            file = tmp_path / "folder" / "rows.jsonl"
+            file.write_text("".join(json.dumps(row) + "\n" for row in found))
+            os.utime(file, (1e9, 1e9))
+
+    written(rows(9))
+    assert load(str(tmp_path / "folder")).train[0].prompt_text == "prompt 0"
+    load(str(tmp_path / "folder"))
+    assert len(tokenized) == 1
+    written([{"prompt": "another", "completion": "answer 0"}, *rows(8, start=1)])
+    assert load(str(tmp_path / "folder")).train[0].prompt_text == "another"
+    assert len(tokenized) == 2
+
+
+def test_equal_bytes_of_another_kind_are_another_file(load, tmp_path):
+    body = json.dumps(rows(2))
+    for name in ("a.json", "a.jsonl"):
+        (tmp_path / name).write_text(body)
+    assert len(load(str(tmp_path / "a.json"), validation_fraction=0.0).train) == 2
+    with pytest.raises(DataError, match=r"a\.jsonl:1: expected an object with named fields, got list"):
+        load(str(tmp_path / "a.jsonl"))
+
+
+def ctrl_tokenizer(folder, merges):
+    """A tokenizer without a Rust core, whose merges are in no vocabulary."""
+    from transformers import CTRLTokenizer
+
+    words = ["<unk>", "a@@", "b@@", "c@@", "a", "b", "c", "ab", "bc", "ab@@", "bc@@", "abc", "</s>"]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}")
+    return CTRLTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
+
+def test_all_that_a_tokenizer_does_is_in_its_digest(tmp_path, plain_bytes):
+    one, same, other = (
+        ctrl_tokenizer(tmp_path, m) for m in ("a b\nab c</w>\n", "a b\nab c</w>\n", "b c</w>\n")
+    )
+    assert one.tokenize("abc") != other.tokenize("abc")
+    digests = [sources.tokenizer_digest(tokenizer) for tokenizer in (one, same, other)]
+    assert digests[0] == digests[1] != digests[2]
+    # What cuts and pads is switched off before texts are tokenized, and so it is before the digest.
+    cuts = copy.deepcopy(plain_bytes)
+    cuts.backend_tokenizer.enable_truncation(5)
+    cuts.backend_tokenizer.enable_padding()
+    assert sources.tokenizer_digest(cuts) == sources.tokenizer_digest(plain_bytes)
+
+
+def test_labels_are_made_anew_where_the_label_tokenizer_has_another_vocabulary(
+    load, write, tmp_path, plain_bytes
+):
+    from jaxalign.data import readers
+
+    folder, ids = tmp_path / "labels", plain_bytes("hi a")["input_ids"]
+    vocab = plain_bytes.get_vocab()
+    folder.mkdir()
+    (folder / "merges.txt").write_text("#version: 0.2\nĊ Ċ\nĠ a\nh i\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    path = write([{"query": ids, "sample0": ids, "sample1": ids[1:], "best": 0}])
+    found = []
+    for _ in range(2):
+        (folder / "vocab.json").write_text(json.dumps(vocab))
+        readers._TOKENIZERS.clear()
+        data = load(path, kind="ranking", label_tokenizer=str(folder), validation_fraction=0.0)
+        found.append(data.train[0].prompt_text)
+        vocab["hi"], vocab["x"] = vocab["x"], vocab["hi"]
+    assert found == ["hi a", "x a"]
+
+
 def test_a_cache_that_cannot_be_written_to_is_named(load, write, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
@@ -355,6 +533,58 @@ def test_a_worker_that_is_killed_gives_one_clear_line(jobs):
 def test_a_bug_in_a_worker_keeps_its_traceback(jobs):
     with Workers(2) as found, pytest.raises(workers.WorkerError, match=r"(?s)Traceback.*in read.*a bug"):
         list(found.blocks(jobs(Fails())))
+
+
+def test_workers_do_not_import_from_the_current_folder(load, write, tmp_path, monkeypatch, many_chunks):
+    (tmp_path / "random.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert load(write(rows(60)), workers=2).counts.used == 60
+
+
+def test_no_more_workers_are_started_than_there_are_chunks(load, write, monkeypatch, many_chunks):
+    started = []
+    worker = workers._Worker
+    monkeypatch.setattr(workers, "_Worker", lambda: started.append(worker()) or started[-1])
+    path = write(rows(20))
+    chunks = len(list(files.chunks_of(path)))
+    load(path, workers=50)
+    assert len(started) == chunks < 10
+
+
+def test_where_no_process_is_to_be_had_the_setting_is_named(load, write, tmp_path, monkeypatch, many_chunks):
+    def refused(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(workers.subprocess, "Popen", refused)
+    with pytest.raises(
+        ConfigError, match=r"^data\.workers: no process can be started \(Resource temporarily"
+    ):
+        load(write(rows(60)), workers=2)
+    assert kept(tmp_path) == []
+
+
+def test_what_the_users_script_defines_is_tokenized_without_workers(jobs, monkeypatch):
+    class Mine:
+        def __init__(self):
+            self.unread = {}
+
+        def read(self, place, row):
+            return Demonstration(row["prompt"], row["completion"], source=place)
+
+    Mine.__module__, Mine.__qualname__ = "__main__", "Mine"
+    monkeypatch.setattr(sys.modules["__main__"], "Mine", Mine, raising=False)
+    with Workers(2) as found:
+        assert sum(block.tally.read for block in found.blocks(jobs(Mine()))) == 60
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 40])
+def test_a_worker_ends_in_silence_where_its_input_does(cut):
+    body = pickle.dumps((0, None, "x" * 100), protocol=5)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxalign.data.worker"], input=body[:cut], capture_output=True, check=True
+    )
+    assert b"Traceback" not in done.stderr
 
 
 def test_a_worker_does_not_load_jax():
