@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ import numpy as np
 
 from jaxalign.cli.loading import model_folder
 from jaxalign.data import DataConfig
+from jaxalign.data.blocks import Sample
 from jaxalign.data.config import Kind
 from jaxalign.data.fields import BadRow, Unusable
 from jaxalign.errors import DataError, ModelError
@@ -182,37 +184,52 @@ def data(config: CheckConfig, tokenizer: Any = None) -> Iterator[str]:
     Raises:
       DataError: a file or row that is wrong, by file and line.
     """
-    from jaxalign.data import chat_of, load_dataset
-    from jaxalign.data.table import lengths_of
+    from jaxalign.data import load_dataset
+    from jaxalign.data.sources import samples
 
-    files = (*config.data.train, *config.data.validation)
+    train, held = config.data.train, config.data.validation
+    files = (*train, *held)
+    chosen = [*samples(config.data), *(None for _ in held)] if tokenizer is None else [None] * len(files)
     kind: Kind | None = None if config.kind == "auto" else cast(Kind, config.kind)
-    for path in files:
+    for path, sample in zip(files, chosen, strict=True):
         glance = Glance(path, config, kind)
         kind = kind or glance.kind
         if tokenizer is None:
-            yield from glance.lines(config.rows)
+            yield from glance.lines(config.rows, sample)
         else:
             yield f"data          {path}: format {glance.format}"
     if tokenizer is None:
         yield "              name --model or --tokenizer to see rows as tokens with their mask"
         return
     assert kind is not None
-    # Without limits, so that the histogram shows what the limits would cut.
-    unlimited = replace(
-        config.data,
-        train=files,
-        validation=(),
-        weights=(),
-        validation_fraction=0.0,
-        max_length=2**30,
-        max_prompt_length=0,
-    )
-    found = load_dataset(unlimited, kind, tokenizer, seed=0)
-    lengths = lengths_of(found.train)
+    # In a folder of its own, for training never asks for rows without limits.
+    with tempfile.TemporaryDirectory(prefix="jaxalign-check-") as folder:
+        # Without limits, so that the histogram shows what the limits would cut.
+        unlimited = replace(
+            config.data,
+            train=train or held,
+            validation=held if train else (),
+            limit=config.data.limit if train else 0,
+            weights=(),
+            validation_fraction=0.0,
+            max_length=2**30,
+            max_prompt_length=0,
+            cache=folder,
+        )
+        yield from _tokens(load_dataset(unlimited, kind, tokenizer, seed=0), kind, config, tokenizer)
+
+
+def _tokens(found: Any, kind: Kind, config: CheckConfig, tokenizer: Any) -> Iterator[str]:
+    """Counts, lengths and the first rows of a data set."""
+    from jaxalign.data import chat_of
+    from jaxalign.data.stream import Stream
+    from jaxalign.data.table import lengths_of
+
+    lengths = np.concatenate([lengths_of(found.train), lengths_of(found.validation)])
     over = int(np.sum(lengths > config.data.max_length))
     limit = f"{over} longer than data.max_length = {config.data.max_length}"
-    yield f"  as {kind}: {_counted(found.counts)}; {limit}"
+    part = "the first window of the stream: " if isinstance(found.train, Stream) else ""
+    yield f"  as {kind}: {part}{_counted(found.counts)}; {limit}"
     yield from _remarks(found.counts)
     yield from histogram(lengths, "tokens")
     chat = chat_of(config.data, tokenizer)
@@ -266,13 +283,16 @@ class Glance:
             return
         raise DataError(f"{path}: there is no row that can be used")
 
-    def lines(self, rows: int) -> Iterator[str]:
-        """Counts, lengths in characters, and the first rows as text."""
+    def lines(self, rows: int, sample: Sample | None = None) -> Iterator[str]:
+        """Counts, lengths in characters, and the first rows as text; of a sample, where one is named."""
         from jaxalign.data import Counts
 
         counts, lengths, first = Counts(), [], []
-        for place, row in self._rows():
+        for place, row in self._rows(sample):
             counts.read += 1
+            if row is None:
+                counts.filtered["over data.limit"] += 1
+                continue
             try:
                 if isinstance(row, DataError):
                     raise row
@@ -298,10 +318,12 @@ class Glance:
         for record in first:
             yield f"  {record.source}: {_short(text_of(record), 200)}"
 
-    def _rows(self) -> Iterator[tuple[str, Any]]:
-        from jaxalign.data.files import rows_of
+    def _rows(self, sample: Sample | None = None) -> Iterator[tuple[str, Any]]:
+        from jaxalign.data.files import chunks_of
 
-        return rows_of(self._path, max_bytes=self._data.max_bytes)
+        data = self._data
+        for chunk in chunks_of(self._path, max_bytes=data.max_bytes, streaming=data.streaming):
+            yield from chunk.rows(sample.chosen(chunk.start, chunk.size) if sample else None)
 
 
 def kind_of(record: Any) -> Kind:

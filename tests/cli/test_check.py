@@ -65,6 +65,37 @@ def test_rows_over_the_limit_are_counted_but_stay_in_the_histogram(pairs, byte_t
     assert "longest 23" in text
 
 
+def test_looking_at_data_leaves_nothing_in_the_cache(pairs, byte_tokenizer, tmp_path):
+    data_config = DataConfig(train=(pairs,), template="plain", cache=str(tmp_path / "cache"))
+    assert "2 rows read, 2 used" in "\n".join(data(CheckConfig(data=data_config), byte_tokenizer))
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_a_limit_is_of_training_files_with_and_without_a_tokenizer(pairs, byte_tokenizer, tmp_path):
+    held = tmp_path / "held.jsonl"
+    held.write_text(
+        '{"prompt": "1", "chosen": "a", "rejected": "b"}\n{"prompt": "2", "chosen": "a", "rejected": "b"}\n'
+    )
+    config = CheckConfig(data=DataConfig(train=(pairs,), validation=(str(held),), template="plain", limit=1))
+    shown = list(data(config))
+    assert "2 rows read, 1 used, filtered: 1 over data.limit" in shown[0]
+    assert sum("2 rows read, 2 used" in line for line in shown) == 1
+    text = "\n".join(data(config, byte_tokenizer))
+    assert "4 rows read, 3 used, filtered: 1 over data.limit" in text
+
+
+def test_of_a_stream_the_first_window_is_shown_as_such(tmp_path, byte_tokenizer):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"prompt": "{i}", "completion": "a{i}"}}\n' for i in range(5000)))
+    config = CheckConfig(
+        data=DataConfig(
+            train=(str(path),), template="plain", streaming=True, window=10, validation_fraction=0.0
+        )
+    )
+    text = "\n".join(data(config, byte_tokenizer))
+    assert "as demonstration: the first window of the stream: 10 rows read, 10 used" in text
+
+
 def test_data_is_shown_as_text_without_a_tokenizer(pairs):
     text = "\n".join(data(config_for(pairs)))
     assert "length in characters" in text
