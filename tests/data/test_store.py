@@ -28,6 +28,7 @@ from jaxalign.data import (
     blocks,
     collate_comparisons,
     collate_demonstrations,
+    columns,
     eval_batches,
     files,
     load_dataset,
@@ -144,6 +145,19 @@ def test_each_field_that_matters_changes_the_fingerprint_and_the_cut_into_batche
     for name, value in other.items():
         assert fingerprint([replace(FULL[0], **{name: value}), *FULL[1:]]) != whole, name
     assert fingerprint([replace(FULL[0], source="some.jsonl:99"), *FULL[1:]]) == whole
+
+
+def test_rows_that_hold_more_than_offsets_can_say_are_refused_by_place(jobs, monkeypatch):
+    def over(*_):
+        return columns._offsets(np.asarray([2**30, 2**30]))
+
+    monkeypatch.setattr(columns, "batch_of", over)
+    recipe, chunk = list(jobs(Fails()))[1]
+    monkeypatch.setattr(blocks.Recipe, "examples", lambda *_: ([], [], blocks.Tally()))
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl: the rows from row \d+ on cannot be kept \(.* more than 2 GiB\)"
+    ):
+        recipe.block(chunk)
 
 
 def test_a_file_is_tokenized_once(load, write, tokenized, tmp_path):
