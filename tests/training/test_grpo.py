@@ -124,7 +124,7 @@ def forwards(monkeypatch):
 def test_one_step_a_rollout_asks_the_policy_once_and_learns_the_same(
     beta, expected, grpo, tmp_path, monkeypatch, forwards
 ):
-    train = GRPOTrainConfig(updates=3, prompts=4, accumulation_steps=2, score_batch_size=16)
+    train = GRPOTrainConfig(updates=3, prompts=4, accumulation_steps=2, score_batch_size=16, eval_prompts=0)
     settings = {"train": train, "loss": GRPOLossConfig(beta=beta)}
     train_grpo(grpo(tmp_path / "once", **settings))
     # Only before the first update, to hold the sampler's log-probs against it.
@@ -167,7 +167,9 @@ def test_the_gap_to_the_sampler_is_that_of_completions_that_count(minibatches, g
         return replace(completions, logps=completions.logps + (np.arange(16) % 2)[:, None]), request
 
     monkeypatch.setattr(Trainer, "sample", off)
-    train = GRPOTrainConfig(updates=2, prompts=4, minibatches=minibatches, score_batch_size=16)
+    train = GRPOTrainConfig(
+        updates=2, prompts=4, minibatches=minibatches, score_batch_size=16, eval_prompts=0
+    )
     config = grpo(tmp_path / "run", train=train)
     train_grpo(config, reward=lambda p, c, **_: [None if i % 2 else float(i) for i in range(len(p))])
     rows = metrics_of(tmp_path / "run")

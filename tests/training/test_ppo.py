@@ -274,7 +274,9 @@ def some_rewards(prompts, completions, *, completion_ids, columns):
 
 
 ONE_STEP = {
-    "train": PPOTrainConfig(updates=3, prompts=4, epochs=1, minibatches=1, score_batch_size=4),
+    "train": PPOTrainConfig(
+        updates=3, prompts=4, epochs=1, minibatches=1, score_batch_size=4, eval_prompts=0
+    ),
     "loss": PPOLossConfig(bootstrap_truncated=True, entropy_weight=0.01),
     "kl": KLConfig(coefficient=0.1, controller="adaptive", target=0.5, horizon=50),
 }
