@@ -24,6 +24,7 @@ from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import Rewards
 from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows
+from jaxalign.training.clip_fraction import clip_fraction
 from jaxalign.training.experience import final_scores, judged
 from jaxalign.training.group_rollout import Rollout, ending_at_last, informative, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
@@ -35,7 +36,7 @@ from jaxalign.training.reward_source import build_reward
 from jaxalign.training.rollout_engine import importance, sampler_logps
 from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
-from jaxalign.training.step import make_update, mean_of
+from jaxalign.training.step import make_update
 
 __all__ = ["GRPOConfig", "train_grpo"]
 
@@ -75,11 +76,8 @@ def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, 
             per_token += terms * batch["weights"]
             total = jnp.zeros(())
         total += _reduced(config.recipe.reduction, per_token, mask, counts, length)
-        ratio = jnp.exp(jnp.where(mask, scores.logps - old, 0.0))
-        low, high = config.recipe.clip
-        high = high if config.name == "cispo" else 1 + high
-        clipped = mean_of((ratio < 1 - low) | (ratio > high), mask)
-        metrics = step_metrics(scores, old, mask) | {"policy/clip_fraction": clipped}
+        metrics = step_metrics(scores, old, mask)
+        metrics |= clip_fraction(config, scores.logps, old, batch["advantages"], mask)
         if alone:
             metrics |= sampler_gaps(scores, batch["sampler_logps"], mask)
         if alone and with_kl:
