@@ -18,7 +18,7 @@ class CriticConfig:
         under a fresh head), or path. It computes in the policy's dtype.
       path: folder of a scalar model, where init is path.
       shared_trunk: one trunk for policy and value, with a value head on it.
-      head: the value head, where it is fresh.
+      head: the value head, where it is fresh; it starts at zero (head.init_std), so that first values are 0.
       optimizer: the critic's own optimizer (unused with a shared trunk).
       warmup_updates: first updates, in which only the critic learns (of a shared trunk its value head alone). The
         policy, its moments and its schedule begin after them.
@@ -27,11 +27,17 @@ class CriticConfig:
     init: Literal["reward", "policy", "path"] = "policy"
     path: str = ""
     shared_trunk: bool = False
-    head: HeadConfig = field(default_factory=HeadConfig)
+    head: HeadConfig = field(default_factory=lambda: HeadConfig(init_std=0.0))
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-5, schedule="linear", epsilon=1e-5)
     )
     warmup_updates: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shared_trunk and self.init != "policy":
+            raise ValueError(
+                f"critic.shared_trunk and critic.init={self.init}: choose one; a head on the policy's trunk is fresh"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

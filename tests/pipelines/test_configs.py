@@ -42,5 +42,9 @@ def test_the_presets_hold_the_settings_of_the_literature():
     assert openai.reward.whiten
     assert not tldr.reward.whiten
     assert tldr.critic.init == "reward"
+    # OpenAI's value head is on the policy's trunk and starts at zero; the other's critic is a model of its own.
+    assert (openai.critic.shared_trunk, tldr.critic.shared_trunk) == (True, False)
+    assert openai.critic.head.init_std == 0
+    assert tldr.critic.optimizer.epsilon == 1e-5
     assert openai.optimizer.epsilon == tldr.optimizer.epsilon == 1e-5
     assert tldr.optimizer.schedule == "cosine"

@@ -438,3 +438,41 @@ def test_a_minibatch_in_which_no_row_counts_is_no_step(epochs, configs, tmp_path
         # Means are those of the steps: minibatches without tokens would have lowered them to a quarter.
         assert row["policy/entropy"] == pytest.approx(row["objective/entropy"], rel=0.05)
         assert row["policy/first_ratio"] == pytest.approx(1.0, abs=1e-4)
+
+
+def built(configs, tmp_path, critic):
+    """(critic's head, the reward model's) of a run that has one."""
+    config = configs.ppo(tmp_path / "run", critic=critic)
+    mesh, key = make_mesh(MeshConfig()), jax.random.key(0)
+    policy = models.load_pretrained(config.model.path)
+    reward = models.create_scalar_model(policy, key=jax.random.key(7))
+    parts = build(config, policy, reward, mesh, key=key)
+    return parts.trained["critic"]["head"]["score"], reward.params["head"]["score"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_fresh_critics_head_starts_at_zero(shared, configs, tmp_path):
+    head, _ = built(configs, tmp_path, CriticConfig(shared_trunk=shared))
+    np.testing.assert_array_equal(head, 0.0)
+    drawn, _ = built(configs, tmp_path, CriticConfig(shared_trunk=shared, head=models.HeadConfig()))
+    assert np.abs(drawn).max() > 0.01
+
+
+def test_a_critic_that_was_a_reward_model_keeps_its_head(configs, tmp_path):
+    head, reward = built(configs, tmp_path, CriticConfig(init="reward"))
+    np.testing.assert_array_equal(head, reward)
+    assert np.abs(head).max() > 0.01
+
+
+def test_the_first_values_are_zero(configs, tmp_path):
+    train = PPOTrainConfig(updates=1, prompts=4, epochs=1, minibatches=2, score_batch_size=8)
+    critic = CriticConfig(optimizer=configs.optimizer)
+    row = train_ppo(configs.ppo(tmp_path / "run", train=train, critic=critic)).metrics
+    assert row["value/mean"] == 0
+    # A critic that knows nothing explains nothing, and does no harm.
+    assert -0.5 < row["value/explained_variance"] <= 1
+
+
+def test_a_shared_trunk_and_a_critic_of_its_own_are_refused_together():
+    with pytest.raises(ValueError, match=r"critic\.shared_trunk and critic\.init=reward: choose one"):
+        CriticConfig(shared_trunk=True, init="reward")
