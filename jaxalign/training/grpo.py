@@ -28,7 +28,7 @@ from jaxalign.training.clip_fraction import clip_fraction
 from jaxalign.training.experience import final_scores, judged
 from jaxalign.training.group_rollout import Rollout, ending_at_last, informative, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
-from jaxalign.training.on_policy import Stopwatch, rollout_metrics, sampler_gaps, step_metrics
+from jaxalign.training.on_policy import rollout_metrics, sampler_gaps, step_metrics
 from jaxalign.training.packing import packing_of
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.ppo_step import ppo_counts
@@ -37,6 +37,7 @@ from jaxalign.training.rollout_engine import importance, sampler_logps
 from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.step import make_update
+from jaxalign.training.stopwatch import Stopwatch
 
 __all__ = ["GRPOConfig", "train_grpo"]
 

@@ -177,3 +177,8 @@ class GRPOConfig(OnPolicyConfig):
             )
         if self.reward.whiten:
             raise ValueError("reward.whiten is for PPO; here loss.advantages says how rewards are scaled")
+
+    @property
+    def importance_cap(self) -> float:
+        """Largest importance weight of a token or completion; 0 where none is weighed."""
+        return self.loss.importance_cap

@@ -3,7 +3,6 @@
 A trainer adds what makes the algorithm: how rows are scored, and `update`.
 """
 
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -35,6 +34,7 @@ from jaxalign.training.rollout_engine import logp_gaps, server_gap
 from jaxalign.training.scoring import TokenScores
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import Metrics, mean_of
+from jaxalign.training.truncation import truncated_mass, truncation_of, truncation_warning
 
 
 @dataclass(kw_only=True)
@@ -56,6 +56,7 @@ class OnPolicyTrainer(Evaluated):
       moments: of all scores seen.
       server_checked: whether this process has seen that the server has the policy's weights.
       server_warned: whether it has said that they are no longer near enough.
+      noted: metrics of the latest rollout that are not of the algorithm.
     """
 
     config: Any
@@ -72,6 +73,7 @@ class OnPolicyTrainer(Evaluated):
     moments: RunningMoments = field(default_factory=RunningMoments)
     server_checked: bool = False
     server_warned: bool = False
+    noted: dict[str, float] = field(default_factory=dict)
 
     @abstractmethod
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -95,6 +97,8 @@ class OnPolicyTrainer(Evaluated):
         completions = engine.generate(
             prompts, key=key, **sampling.arguments(stop_tokens=self.generator.stop_tokens)
         )
+        if truncation_of(sampling):
+            self.noted["rollout/truncated_mass"] = truncated_mass(completions)
         return completions, self.request_of(batch, completions, number, sampling.num_samples)
 
     def score_rows(self, rows: Rows, score: Callable[[Mapping[str, jax.Array]], Any]) -> Any:
@@ -314,25 +318,6 @@ def completion_metrics(completions: Completions) -> dict[str, float]:
     }
 
 
-@dataclass
-class Stopwatch:
-    """Where the time of one update goes: sampling, then scoring, then optimizing."""
-
-    started: float = field(default_factory=time.perf_counter)
-    sampled: float = 0.0
-    scored: float = 0.0
-
-    def metrics(self, tokens: int) -> dict[str, float]:
-        """Seconds of each part, and sampled tokens a second of the whole."""
-        now = time.perf_counter()
-        return {
-            "time/sample_seconds": self.sampled - self.started,
-            "time/score_seconds": self.scored - self.sampled,
-            "time/optimize_seconds": now - self.scored,
-            "time/tokens_per_second": tokens / (now - self.started),
-        }
-
-
 def load_prompts(
     config: OnPolicyConfig, model_config: Any, tokenizer: Any, run: Run, mesh: Any
 ) -> dict[str, Any]:
@@ -352,6 +337,9 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
     """All updates, from the newest checkpoint where the run resumes; returns the last metrics."""
     metrics: dict[str, float] = {}
     run, config = trainer.run, trainer.config
+    if warning := truncation_warning(config):
+        run.warn(warning)
+        run.add_metadata(truncated_sampling=warning)
     total, every = config.train.updates, config.run
     with (
         closing(trainer.generator),
@@ -367,6 +355,7 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             run.log_metrics(0, evaluated)
         for number in range(done + 1, total + 1):
             metrics, samples = trainer.update(number)
+            metrics |= trainer.noted
             last, halted = number == total, stop.signal_received is not None
             due = last or (not halted and every.eval_every and number % every.eval_every == 0)
             if due:

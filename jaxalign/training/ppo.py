@@ -31,7 +31,7 @@ from jaxalign.training.actor_critic import ActorCritic, build
 from jaxalign.training.experience import Scored, advantages_of, final_scores, judged
 from jaxalign.training.kl_controller import negative_streak, next_coefficient
 from jaxalign.training.offload import offloaded
-from jaxalign.training.on_policy import OnPolicyTrainer, Stopwatch, load_prompts, rollout_metrics, run_updates
+from jaxalign.training.on_policy import OnPolicyTrainer, load_prompts, rollout_metrics, run_updates
 from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
@@ -40,6 +40,7 @@ from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import make_update
 from jaxalign.training.stops import with_stops
+from jaxalign.training.stopwatch import Stopwatch
 
 __all__ = ["PPOConfig", "train_ppo"]
 

@@ -124,3 +124,8 @@ class PPOConfig(OnPolicyConfig):
             raise ValueError(
                 "critic.shared_trunk and lora.enabled: choose one; the trunk is frozen under LoRA"
             )
+
+    @property
+    def importance_cap(self) -> float:
+        """Largest importance weight of a token or completion; 0 where none is weighed."""
+        return self.loss.importance_cap

@@ -1,0 +1,23 @@
+"""Where the time of an update goes."""
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Stopwatch:
+    """Where the time of one update goes: sampling, then scoring, then optimizing."""
+
+    started: float = field(default_factory=time.perf_counter)
+    sampled: float = 0.0
+    scored: float = 0.0
+
+    def metrics(self, tokens: int) -> dict[str, float]:
+        """Seconds of each part, and sampled tokens a second of the whole."""
+        now = time.perf_counter()
+        return {
+            "time/sample_seconds": self.sampled - self.started,
+            "time/score_seconds": self.scored - self.sampled,
+            "time/optimize_seconds": now - self.scored,
+            "time/tokens_per_second": tokens / (now - self.started),
+        }
