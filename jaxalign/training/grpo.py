@@ -33,7 +33,7 @@ from jaxalign.training.packing import packing_of
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.reward_source import build_reward
-from jaxalign.training.rollout_engine import importance, sampler_logps
+from jaxalign.training.rollout_engine import sampler_logps
 from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.step import make_update
@@ -72,7 +72,8 @@ def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, 
             kl = losses.kl_penalty(scores.logps, batch["ref_logps"], mask, estimator="k3")
             per_token += config.beta * kl
         if terms.ndim == 1:  # one loss a row, and a mean over rows
-            total = jnp.sum(terms) / jnp.maximum(counts["rows"], 1.0)
+            # Weights of a row's tokens are equal.
+            total = jnp.sum(terms * jnp.max(batch["weights"], axis=1)) / jnp.maximum(counts["rows"], 1.0)
         else:
             per_token += terms * batch["weights"]
             total = jnp.zeros(())
@@ -223,12 +224,12 @@ class Trainer(PolicyTrainer):
         self, rollout: Rollout, rows: Rows, counts: np.ndarray, found: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """What the minibatches of `grpo_loss` are taken from; `found` is what `score_completions` gave."""
-        completions, cap = rollout.completions, self.config.loss.importance_cap
+        completions, cap = rollout.completions, self.config.importance_cap
         logps, ref_logps = (None if self.one_step else found["logps"]), found.get("ref_logps")
         mask = rows.mask & counts[:, None]
         weights = np.ones(mask.shape, np.float32)
         if cap:
-            weights = importance(cap, rows, found["logps"], mask, completions)
+            weights = self.weights(cap, rows, found["logps"], mask, completions)
         by_step = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
         # A group without differences has advantage 0 already; its KL and entropy terms stay.
         valid = np.asarray(rollout.rewards.valid)
@@ -300,7 +301,7 @@ class Trainer(PolicyTrainer):
         (RLOO, REINFORCE++), are needed before.
         """
         train, loss = self.config.train, self.config.loss
-        before = loss.importance_cap or (loss.beta and loss.kl_in_reward)
+        before = self.config.importance_cap or (loss.beta and loss.kl_in_reward)
         return train.epochs * train.minibatches == 1 and not before
 
     @property

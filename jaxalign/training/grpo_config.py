@@ -5,7 +5,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxalign.rollout import SamplingConfig
-from jaxalign.training.on_policy_config import OnPolicyConfig, RolloutTrainConfig
+from jaxalign.training.on_policy_config import (
+    ImportanceLevel,
+    ImportanceMode,
+    OnPolicyConfig,
+    RolloutTrainConfig,
+    check_cap,
+)
 from jaxalign.training.optimizer import OptimizerConfig
 
 LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "gmpo", "rloo", "reinforce", "reinforce++"]
@@ -75,8 +81,11 @@ class GRPOLossConfig:
       overlong_buffer: tokens before the longest completion over which a penalty grows from 0 to
         overlong_penalty (DAPO); 0 turns it off.
       overlong_penalty: taken from the score of a completion of the longest length.
-      importance_cap: tokens weigh by the ratio of the policy in training to the sampler, at most this
-        (for truncated sampling, or another engine); 0 turns it off.
+      importance_cap: tokens weigh by the ratio of the policy in training to the sampler, at most this (for truncated
+        sampling, or another engine); 0 turns it off, -1 is 2 with a server and 0 else.
+      importance_level: token, or sequence (one ratio for a whole completion); auto is sequence for gspo, gmpo and rloo,
+        which have one loss a completion, else token.
+      importance_mode: truncate (a weight above the cap is the cap) or mask (it is 0).
     """
 
     name: LossName = "grpo"
@@ -89,7 +98,9 @@ class GRPOLossConfig:
     mask_truncated: bool = False
     overlong_buffer: int = 0
     overlong_penalty: float = 1.0
-    importance_cap: float = 0.0
+    importance_cap: float = -1.0
+    importance_level: ImportanceLevel = "auto"
+    importance_mode: ImportanceMode = "truncate"
 
     def __post_init__(self) -> None:
         if self.beta < 0:
@@ -99,16 +110,12 @@ class GRPOLossConfig:
                 f"loss.dual_clip must be above 1 and needs loss.name grpo, dr_grpo or dapo; got {self.dual_clip} "
                 f"for {self.name}"
             )
-        if self.importance_cap and self.importance_cap < 1:
+        check_cap(self.importance_cap)
+        if self.importance_cap and self.importance_level == "token" and self.name in ROW_LOSSES:
             raise ValueError(
-                f"loss.importance_cap must be 1 or more, or 0 for none, got {self.importance_cap}"
+                f"loss.importance_level=token weighs tokens, and loss.name={self.name} has one loss a completion; "
+                "take sequence (or auto), or one of " + ", ".join(sorted(set(RECIPES) - ROW_LOSSES))
             )
-        if self.importance_cap and self.name in ROW_LOSSES:
-            raise ValueError(
-                f"loss.importance_cap weighs tokens, and loss.name={self.name} has one loss a completion; "
-                "use one of " + ", ".join(sorted(set(RECIPES) - ROW_LOSSES))
-            )
-
         if self.advantages == "process" and self.name in ROW_LOSSES:
             raise ValueError(
                 f"loss.advantages=process differs from token to token, and loss.name={self.name} has one loss a "
@@ -119,6 +126,13 @@ class GRPOLossConfig:
     def kl_in_reward(self) -> bool:
         """Whether beta's KL is taken off the rewards, before advantages are made of them; else the loss has it."""
         return self.name == "rloo" or self.recipe.advantages == "reinforce++"
+
+    @property
+    def weighs(self) -> Literal["token", "sequence"]:
+        """What importance weights are of."""
+        if self.importance_level != "auto":
+            return self.importance_level
+        return "sequence" if self.name in ROW_LOSSES else "token"
 
     @property
     def recipe(self) -> Recipe:
@@ -169,7 +183,7 @@ class GRPOConfig(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.rollout.check_corrected(self.loss.importance_cap)
+        self.rollout.check_corrected(self.importance_cap)
         if self.sampling.num_samples < 2 and self.loss.recipe.advantages not in ("global", "reinforce++"):
             raise ValueError(
                 f"sampling.num_samples must be 2 or more: loss.name={self.loss.name} compares the completions of "
@@ -181,4 +195,4 @@ class GRPOConfig(OnPolicyConfig):
     @property
     def importance_cap(self) -> float:
         """Largest importance weight of a token or completion; 0 where none is weighed."""
-        return self.loss.importance_cap
+        return self.rollout.importance_cap(self.loss.importance_cap)

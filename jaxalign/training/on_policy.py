@@ -30,7 +30,7 @@ from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Batches, Interrupted
 from jaxalign.training.on_policy_config import OnPolicyConfig
 from jaxalign.training.policy_evaluation import Evaluated, evaluate_policy
-from jaxalign.training.rollout_engine import logp_gaps, server_gap
+from jaxalign.training.rollout_engine import importance, logp_gaps, server_gap
 from jaxalign.training.scoring import TokenScores
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import Metrics, mean_of
@@ -133,6 +133,16 @@ class OnPolicyTrainer(Evaluated):
         gaps = logp_gaps(rows, logps, completions)
         self.check_gaps(number, gaps)
         return gaps
+
+    def weights(
+        self, cap: float, rows: Rows, logps: np.ndarray, mask: np.ndarray, completions: Completions
+    ) -> np.ndarray:
+        """Importance weights [N, T] as the loss asks for them; their mean over counted tokens is a metric."""
+        loss = self.config.loss
+        options = {"level": loss.weighs, "mode": loss.importance_mode}
+        found = importance(cap, rows, logps, mask, completions, **options)
+        self.noted["rollout/importance_mean"] = float(found[mask].mean()) if mask.any() else 1.0
+        return found
 
     def must_check(self, number: int) -> bool:
         """Whether the log-probs of this update's rollout must be checked before its first step."""

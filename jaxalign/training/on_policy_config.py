@@ -1,6 +1,7 @@
 """What every run that learns from its own samples is told."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from jaxalign.data import DataConfig
 from jaxalign.mesh import MeshConfig
@@ -11,6 +12,20 @@ from jaxalign.runs import RunConfig
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.reward_source import RewardSource
 from jaxalign.training.setup import ModelSource
+
+# What a server computes is close to the policy but not equal: the largest importance weight of its samples.
+SERVER_CAP = 2.0
+
+ImportanceLevel = Literal["auto", "token", "sequence"]
+ImportanceMode = Literal["truncate", "mask"]
+
+
+def check_cap(cap: float) -> None:
+    """Raises ValueError for a loss.importance_cap that is none."""
+    if cap not in (0.0, -1.0) and cap < 1:
+        raise ValueError(
+            f"loss.importance_cap must be 1 or more, 0 for none, or -1 for the default, got {cap}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +99,12 @@ class RolloutConfig:
     def int8(self) -> bool:
         """Whether samples come from a rounded policy."""
         return "int8" in (self.weights, self.cache)
+
+    def importance_cap(self, asked: float) -> float:
+        """The cap that a loss asks for; where it leaves that open, SERVER_CAP for a server's samples and 0 for ours."""
+        if asked >= 0:
+            return asked
+        return 0.0 if self.engine.kind == "local" else SERVER_CAP
 
     def check_corrected(self, importance_cap: float) -> None:
         """Raises ValueError where samples of a rounded policy would be taken for the policy's own."""

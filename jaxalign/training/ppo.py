@@ -35,7 +35,7 @@ from jaxalign.training.on_policy import OnPolicyTrainer, load_prompts, rollout_m
 from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
-from jaxalign.training.rollout_engine import importance, make_generator, sampler_logps
+from jaxalign.training.rollout_engine import make_generator, sampler_logps
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import make_update
@@ -78,7 +78,7 @@ class Trainer(OnPolicyTrainer):
         """Whether a rollout has one optimizer step, on all of it at once, and nothing is asked of the policy before."""
         train = self.config.train
         return train.epochs * train.minibatches * train.accumulation_steps == 1 and not (
-            self.config.loss.importance_cap
+            self.config.importance_cap
         )
 
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -111,8 +111,9 @@ class Trainer(OnPolicyTrainer):
         watch.scored = time.perf_counter()
         warming = number <= self.config.critic.warmup_updates
         data["policy_weight"] = np.full(len(raw), 0.0 if warming else 1.0, np.float32)
-        if cap := self.config.loss.importance_cap:
-            data["weights"] = importance(cap, rows, data["old_logps"], data["mask"], completions)
+        if cap := self.config.importance_cap:
+            weights = self.weights(cap, rows, data["old_logps"], data["mask"], completions)
+            data["weights"] = weights
         metrics |= self.passes(number, data, self._warm_up if warming else self._update)
         if self.one_step:
             metrics["rollout/logp_gap"] = metrics.pop("rollout/logp_gap_max")

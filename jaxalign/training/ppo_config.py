@@ -5,7 +5,13 @@ from typing import Literal
 
 from jaxalign.models.heads import HeadConfig
 from jaxalign.training.kl_controller import KLConfig
-from jaxalign.training.on_policy_config import OnPolicyConfig, RolloutTrainConfig
+from jaxalign.training.on_policy_config import (
+    ImportanceLevel,
+    ImportanceMode,
+    OnPolicyConfig,
+    RolloutTrainConfig,
+    check_cap,
+)
 from jaxalign.training.optimizer import OptimizerConfig
 
 
@@ -59,7 +65,9 @@ class PPOLossConfig:
       reduction: token (mean over all tokens) or sequence (mean over rows of row means).
       bootstrap_truncated: completions cut by length are followed by the critic's value, not by 0.
       importance_cap: tokens of the policy loss weigh by the ratio of the policy in training to the sampler, at most
-        this (for truncated sampling, or another engine); 0 turns it off.
+        this (for truncated sampling, or another engine); 0 turns it off, -1 is 2 with a server and 0 else.
+      importance_level: token, or sequence (one ratio for a whole completion); auto is token.
+      importance_mode: truncate (a weight above the cap is the cap) or mask (it is 0).
     """
 
     gamma: float = 1.0
@@ -75,15 +83,19 @@ class PPOLossConfig:
     unbiased_variance: bool = True
     reduction: Literal["token", "sequence"] = "token"
     bootstrap_truncated: bool = False
-    importance_cap: float = 0.0
+    importance_cap: float = -1.0
+    importance_level: ImportanceLevel = "auto"
+    importance_mode: ImportanceMode = "truncate"
 
     def __post_init__(self) -> None:
         if self.ratio_limit and self.ratio_limit <= 1:
             raise ValueError(f"loss.ratio_limit must be above 1, or 0 for none, got {self.ratio_limit}")
-        if self.importance_cap and self.importance_cap < 1:
-            raise ValueError(
-                f"loss.importance_cap must be 1 or more, or 0 for none, got {self.importance_cap}"
-            )
+        check_cap(self.importance_cap)
+
+    @property
+    def weighs(self) -> Literal["token", "sequence"]:
+        """What importance weights are of."""
+        return "token" if self.importance_level == "auto" else self.importance_level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +131,7 @@ class PPOConfig(OnPolicyConfig):
                 f"critic.warmup_updates must lie in 0 to train.updates = {self.train.updates}, "
                 f"got {self.critic.warmup_updates}"
             )
-        self.rollout.check_corrected(self.loss.importance_cap)
+        self.rollout.check_corrected(self.importance_cap)
         if self.critic.shared_trunk and self.lora.enabled:
             raise ValueError(
                 "critic.shared_trunk and lora.enabled: choose one; the trunk is frozen under LoRA"
@@ -128,4 +140,4 @@ class PPOConfig(OnPolicyConfig):
     @property
     def importance_cap(self) -> float:
         """Largest importance weight of a token or completion; 0 where none is weighed."""
-        return self.loss.importance_cap
+        return self.rollout.importance_cap(self.loss.importance_cap)

@@ -65,7 +65,7 @@ def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float, jud
             clip_high=config.clip_high,
             dual_clip=config.dual_clip or None,
         )
-        if config.importance_cap:
+        if "weights" in batch:
             policy_terms = policy_terms * batch["weights"]
         value_terms = ppo_value_loss(
             values, batch["old_values"], batch["returns"], mask, clip=config.value_clip or None

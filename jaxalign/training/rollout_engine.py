@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -85,10 +85,16 @@ def server_gap(engine: EngineConfig, gaps: Mapping[str, float]) -> str:
 
 
 def importance(
-    cap: float, rows: Rows, logps: np.ndarray, mask: np.ndarray, completions: Completions
+    cap: float,
+    rows: Rows,
+    logps: np.ndarray,
+    mask: np.ndarray,
+    completions: Completions,
+    *,
+    level: Literal["token", "sequence"] = "token",
+    mode: Literal["truncate", "mask"] = "truncate",
 ) -> np.ndarray:
-    """Truncated importance weights of the tokens [N, T], for a sampler that is not quite the policy."""
+    """Importance weights of the tokens [N, T], for a sampler that is not quite the policy."""
     sampled = rows.from_completion(completions.sampling_logps)
-    return np.asarray(
-        importance_weights(jnp.asarray(logps), jnp.asarray(sampled), jnp.asarray(mask), cap=cap)
-    )
+    arrays = (jnp.asarray(x) for x in (logps, sampled, mask))
+    return np.asarray(importance_weights(*arrays, cap=cap, level=level, mode=mode))

@@ -86,7 +86,9 @@ def assert_same_model(ours, theirs):
 
 
 def test_a_servers_rollouts_train_the_same_model_bit_for_bit(grpo, stub, tiny_model_folder, tmp_path):
-    ours = train_grpo(grpo(tmp_path / "ours"), engine=SeededSampler(tiny_model_folder))
+    # A server's samples are weighed by default.
+    loss = GRPOLossConfig(importance_cap=2.0)
+    ours = train_grpo(grpo(tmp_path / "ours", loss=loss), engine=SeededSampler(tiny_model_folder))
     theirs = train_grpo(grpo(tmp_path / "theirs", stub))
     assert_same_model(theirs.folder, ours.folder)
     assert [row["objective/score"] for row in metrics_of(ours.folder)] == [
@@ -238,6 +240,64 @@ def test_importance_weights_are_of_the_policy_over_the_server(tmp_path):
     )
 
 
+def test_weights_are_of_tokens_or_completions_and_cut_or_dropped_above_the_cap():
+    done = Completions(
+        tokens=np.asarray([[7, 8]]),
+        mask=np.ones((1, 2), bool),
+        lengths=np.asarray([2]),
+        logps=np.zeros((1, 2)),
+        sampling_logps=np.log(np.asarray([[0.5, 0.1]], np.float32)),
+        finish_reason=["stop"],
+    )
+    rows = join_rows([[5]], done, multiple=1)
+    logps = np.log(np.asarray([[1.0, 0.25, 0.4]], np.float32))
+
+    def of(cap, **options):
+        return importance(cap, rows, logps, rows.mask, done, **options)[0]
+
+    np.testing.assert_allclose(of(3.0, mode="mask"), [0, 0.5, 0], rtol=1e-5)
+    # (0.25 / 0.5) * (0.4 / 0.1), for both tokens.
+    np.testing.assert_allclose(of(3.0, level="sequence"), [0, 2, 2], rtol=1e-5)
+    np.testing.assert_allclose(of(1.5, level="sequence"), [0, 1.5, 1.5], rtol=1e-5)
+    np.testing.assert_allclose(of(1.5, level="sequence", mode="mask"), [0, 0, 0], rtol=1e-5)
+
+
+def test_samples_of_a_server_are_weighed_unless_that_is_turned_off(grpo, configs, stub, tmp_path):
+    one = GRPOTrainConfig(updates=1, prompts=4, score_batch_size=16)
+    for name, loss, expected in (
+        ("on", GRPOLossConfig(), 2.0),
+        ("off", GRPOLossConfig(importance_cap=0.0), 0.0),
+    ):
+        config = grpo(tmp_path / name, stub, loss=loss, train=one)
+        assert config.importance_cap == expected
+        row = train_grpo(config).metrics
+        assert ("rollout/importance_mean" in row) == bool(expected)
+    assert grpo(tmp_path).importance_cap == configs.ppo(tmp_path).importance_cap == 0
+    assert configs.ppo(tmp_path, rollout=config.rollout).importance_cap == 2.0
+
+
+@pytest.mark.parametrize(("name", "level"), [("grpo", "token"), ("gspo", "sequence"), ("rloo", "sequence")])
+def test_weights_of_0_leave_nothing_to_learn(name, level, grpo, stub, tmp_path, monkeypatch):
+    asked = []
+
+    def nothing(cap, rows, logps, mask, completions, **options):
+        asked.append((cap, options))
+        return np.zeros(mask.shape, np.float32)
+
+    monkeypatch.setattr("jaxalign.training.on_policy.importance", nothing)
+    train = GRPOTrainConfig(updates=1, prompts=4, score_batch_size=16)
+    loss = GRPOLossConfig(name=name, importance_mode="mask")
+    row = train_grpo(grpo(tmp_path / "run", stub, loss=loss, train=train)).metrics
+    assert asked == [(2.0, {"level": level, "mode": "mask"})]
+    assert row["loss"] == 0 and row["grad_norm"] == 0 and row["rollout/importance_mean"] == 0
+
+
+def test_a_cap_below_1_is_refused():
+    for config in (GRPOLossConfig, PPOLossConfig):
+        with pytest.raises(ValueError, match=r"loss.importance_cap must be 1 or more, 0 for none, or -1"):
+            config(importance_cap=0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cap", [0.0, 2.0])
 def test_ppo_learns_from_a_server(cap, configs, stub, tmp_path):
@@ -315,7 +375,11 @@ def test_8_bit_rollouts_without_a_correction_are_refused(part, grpo, configs, tm
         with pytest.raises(ValueError, match=r"correct for it with loss.importance_cap=2"):
             make(tmp_path, rollout=rollout)
     with pytest.raises(ValueError, match=r"loss.name=rloo has one loss a completion"):
-        grpo(tmp_path, rollout=rollout, loss=GRPOLossConfig(name="rloo", importance_cap=2.0))
+        grpo(
+            tmp_path,
+            rollout=rollout,
+            loss=GRPOLossConfig(name="rloo", importance_cap=2.0, importance_level="token"),
+        )
     with pytest.raises(ValueError, match=r"must be same with rollout.engine.kind=vllm"):
         RolloutConfig(**{part: "int8"}, engine=EngineConfig(kind="vllm", url="http://127.0.0.1:1"))
 
