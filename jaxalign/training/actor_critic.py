@@ -69,7 +69,7 @@ class ActorCritic:
 
 @dataclass(frozen=True)
 class Parts:
-    """What `build` makes: the models, their leaves, the reward and the optimizer."""
+    """What `build` makes: the models, their leaves, the reward, the optimizer and its learning rates."""
 
     models: ActorCritic
     trained: Any
@@ -77,6 +77,7 @@ class Parts:
     reference: Any
     reward: Any
     optimizer: optax.GradientTransformation
+    schedules: dict[str, optax.Schedule]
 
 
 def build(
@@ -103,13 +104,15 @@ def build(
     scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
     critic, critic_trained, critic_frozen, head = _critic(config, policy, reward_model, mesh, key, run)
     both = {"policy": trained, "critic": critic_trained}
+    optimizer, schedules = _optimizer(config)
     return Parts(
         models=ActorCritic(scorer, critic, reference_definition, head),
         trained=both,
         frozen={"policy": frozen, "critic": critic_frozen},
         reference=reference_params if config.kl.measured else {},
         reward=reward,
-        optimizer=_optimizer(config),
+        optimizer=optimizer,
+        schedules=schedules,
     )
 
 
@@ -152,8 +155,10 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
     return None, {"head": trained["head"]}, {}, head
 
 
-def _optimizer(config: PPOConfig) -> optax.GradientTransformation:
-    """One chain for the policy and one for the critic, each with its own clipping.
+def _optimizer(
+    config: PPOConfig,
+) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
+    """One chain for the policy and one for the critic, each with its own clipping; and the learning rates of each.
 
     With a shared trunk there is one chain. Where its head learns alone first, it has moments and a schedule of its own,
     of the same configuration, behind one clip. The policy's schedule begins with the policy's first step.
@@ -161,12 +166,14 @@ def _optimizer(config: PPOConfig) -> optax.GradientTransformation:
     train, warmup = config.train, config.critic.warmup_updates
     steps = train.epochs * train.minibatches
     its = max(train.updates - warmup, 1) * steps
-    if config.critic.shared_trunk:
-        if not warmup:
-            return make_optimizer(config.optimizer, its)[0]
-        both = {"policy": its, "critic": train.updates * steps}
-        parts = {n: adamw(config.optimizer, make_schedule(config.optimizer, k)) for n, k in both.items()}
-        return optax.chain(*clipping(config.optimizer), in_parts(parts))
-    policy, _ = make_optimizer(config.optimizer, its)
-    critic, _ = make_optimizer(config.critic.optimizer, train.updates * steps)
-    return in_parts({"policy": policy, "critic": critic})
+    if not config.critic.shared_trunk:
+        policy, rate = make_optimizer(config.optimizer, its)
+        critic, critic_rate = make_optimizer(config.critic.optimizer, train.updates * steps)
+        return in_parts({"policy": policy, "critic": critic}), {"policy": rate, "critic": critic_rate}
+    if not warmup:
+        optimizer, rate = make_optimizer(config.optimizer, its)
+        return optimizer, {"policy": rate}
+    both = {"policy": its, "critic": train.updates * steps}
+    rates = {name: make_schedule(config.optimizer, number) for name, number in both.items()}
+    parts = in_parts({name: adamw(config.optimizer, rate) for name, rate in rates.items()})
+    return optax.chain(*clipping(config.optimizer), parts), rates

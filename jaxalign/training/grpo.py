@@ -28,12 +28,12 @@ from jaxalign.training.clip_fraction import clip_fraction
 from jaxalign.training.experience import final_scores, judged
 from jaxalign.training.group_rollout import Rollout, ending_at_last, informative, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
-from jaxalign.training.on_policy import rollout_metrics, sampler_gaps, step_metrics
 from jaxalign.training.packing import packing_of
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.reward_source import build_reward
 from jaxalign.training.rollout_engine import sampler_logps
+from jaxalign.training.rollout_metrics import rollout_metrics, sampler_gaps, step_metrics
 from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.step import make_update

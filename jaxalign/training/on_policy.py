@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.checkpoints import CheckpointStore
@@ -19,21 +18,22 @@ from jaxalign.data import Example, collate_prompts, packed_alike
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
 from jaxalign.parked_memory import Parked
-from jaxalign.rewards import RewardRequest, Rewards
+from jaxalign.rewards import RewardRequest
 from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run, StopFlag
 from jaxalign.training import setup
+from jaxalign.training.collapse import collapse_signs
 from jaxalign.training.data import load_data, row_batches
 from jaxalign.training.experience import RunningMoments
 from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Batches, Interrupted
 from jaxalign.training.on_policy_config import OnPolicyConfig
+from jaxalign.training.optimizer import steps_taken
 from jaxalign.training.policy_evaluation import Evaluated, evaluate_policy
 from jaxalign.training.rollout_engine import importance, logp_gaps, server_gap
-from jaxalign.training.scoring import TokenScores
+from jaxalign.training.rollout_engine import importance, logp_gaps, server_gap
 from jaxalign.training.state import TrainState
-from jaxalign.training.step import Metrics, mean_of
 from jaxalign.training.truncation import truncated_mass, truncation_of, truncation_warning
 
 
@@ -57,6 +57,8 @@ class OnPolicyTrainer(Evaluated):
       server_checked: whether this process has seen that the server has the policy's weights.
       server_warned: whether it has said that they are no longer near enough.
       noted: metrics of the latest rollout that are not of the algorithm.
+      schedules: learning rate by optimizer step, of each part of the parameters that has its own.
+      collapsed: signs of collapse that this process has warned of.
     """
 
     config: Any
@@ -74,6 +76,8 @@ class OnPolicyTrainer(Evaluated):
     server_checked: bool = False
     server_warned: bool = False
     noted: dict[str, float] = field(default_factory=dict)
+    schedules: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
+    collapsed: set[str] = field(default_factory=set)
 
     @abstractmethod
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -269,6 +273,21 @@ class OnPolicyTrainer(Evaluated):
             for i in range(min(self.config.run.sample_rows, len(scores)))
         ]
 
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rate of the last step of each part, 0 before its first, as metrics."""
+        taken = {name: steps_taken(self.state.opt_state, name) for name in self.schedules}
+        rates = {
+            n: float(schedule(taken[n] - 1)) if taken[n] else 0.0 for n, schedule in self.schedules.items()
+        }
+        return {f"{'value' if n == 'critic' else n}/learning_rate": rate for n, rate in rates.items()}
+
+    def warn_of_collapse(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Warns of each sign of a collapse once."""
+        for name, sign in collapse_signs(self.config.collapse, metrics):
+            if name not in self.collapsed:
+                self.run.warn(f"update {number}: {sign}")
+            self.collapsed.add(name)
+
     # --- saving -----------------------------------------------------------------------------
 
     def extra(self) -> dict[str, Any]:
@@ -284,48 +303,6 @@ class OnPolicyTrainer(Evaluated):
         self.state = state
         self.prompts.restore(extra["prompts"])
         self.moments = RunningMoments(*extra["moments"])
-
-
-def step_metrics(scores: TokenScores, old_logps: jax.Array, mask: jax.Array) -> Metrics:
-    """How far an optimizer step finds the policy from the one that sampled; all [B, T]."""
-    log_ratio = jnp.where(mask, scores.logps - old_logps, 0.0)
-    ratio = jnp.exp(log_ratio)
-    return {
-        "policy/approx_kl": mean_of(ratio - 1 - log_ratio, mask),
-        "policy/ratio_mean": mean_of(ratio, mask),
-        "policy/ratio_max": (jnp.max(jnp.where(mask, ratio, 0.0)), jnp.ones(())),
-        "policy/entropy": mean_of(scores.entropy, mask),
-    }
-
-
-def sampler_gaps(scores: TokenScores, sampler_logps: jax.Array, mask: jax.Array) -> Metrics:
-    """How far the sampler's log-probs are from those of a step that is the only one on its rollout; all [B, T]."""
-    gap = jnp.abs(jnp.where(mask, scores.logps - sampler_logps, 0.0))
-    return {
-        "rollout/logp_gap_max": (gap.max(), jnp.ones(())),
-        "rollout/logp_gap_mean": mean_of(gap, mask),
-    }
-
-
-def rollout_metrics(completions: Completions, rewards: Rewards, scores: np.ndarray) -> dict[str, float]:
-    """What a rollout looked like; scores are the rewards before any shaping, [N]."""
-    valid = rewards.valid
-    assert valid is not None
-    return {
-        "objective/score": float(scores[valid].mean()),
-        "objective/score_std": float(scores[valid].std()),
-        **completion_metrics(completions),
-        "rollout/valid_rows": float(valid.mean()),
-        **{f"reward/{name}": float(value) for name, value in rewards.metrics.items()},
-    }
-
-
-def completion_metrics(completions: Completions) -> dict[str, float]:
-    """Mean length in tokens, and the share of completions that ended by themselves."""
-    return {
-        "rollout/length": float(completions.lengths.mean()),
-        "rollout/stop_rate": float(np.mean([r == "stop" for r in completions.finish_reason])),
-    }
 
 
 def load_prompts(
@@ -365,7 +342,8 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             run.log_metrics(0, evaluated)
         for number in range(done + 1, total + 1):
             metrics, samples = trainer.update(number)
-            metrics |= trainer.noted
+            metrics |= trainer.noted | trainer.learning_rates()
+            trainer.warn_of_collapse(number, metrics)
             last, halted = number == total, stop.signal_received is not None
             due = last or (not halted and every.eval_every and number % every.eval_every == 0)
             if due:

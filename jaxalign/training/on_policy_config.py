@@ -9,6 +9,7 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import EngineConfig, SamplingConfig
 from jaxalign.rollout.config import Storage
 from jaxalign.runs import RunConfig
+from jaxalign.training.collapse import CollapseConfig
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.reward_source import RewardSource
 from jaxalign.training.setup import ModelSource
@@ -131,6 +132,7 @@ class OnPolicyConfig:
       optimizer: the policy's optimizer.
       lora: train an adapter instead of all policy weights.
       mesh: devices by axis.
+      collapse: when to warn that the policy may have collapsed.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -144,6 +146,7 @@ class OnPolicyConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    collapse: CollapseConfig = field(default_factory=CollapseConfig)
 
     def __post_init__(self) -> None:
         rows = self.train.prompts * self.sampling.num_samples

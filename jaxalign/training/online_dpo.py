@@ -24,7 +24,6 @@ from jaxalign.host_memory import on_device
 from jaxalign.rewards import RewardRequest, evaluate_judge, load_function
 from jaxalign.rollout import Completions, Engine, Sampler, join_rows
 from jaxalign.training.experience import final_scores, judged
-from jaxalign.training.on_policy import completion_metrics, rollout_metrics, step_metrics
 from jaxalign.training.online_dpo_config import JudgeSource, OnlineDPOConfig
 from jaxalign.training.pairs import valid_rows
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
@@ -37,6 +36,7 @@ from jaxalign.training.preference_step import (
     whole_batch_statistics,
 )
 from jaxalign.training.reward_source import RewardSource, build_reward
+from jaxalign.training.rollout_metrics import completion_metrics, rollout_metrics, step_metrics
 from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.step import make_update

@@ -135,6 +135,20 @@ def with_other_parts(new: Any, old: Any, name: str) -> Any:
     return state
 
 
+def steps_taken(state: Any, name: str) -> int:
+    """Steps that an optimizer's schedule has counted, where it has `in_parts` for the part of that name."""
+
+    def of(kind: type, tree: Any) -> list:
+        return [
+            x for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind)) if isinstance(x, kind)
+        ]
+
+    for parts in of(optax.PartitionState, state):
+        state = parts.inner_states[name]
+    (schedule,) = of(optax.ScaleByScheduleState, state)
+    return int(schedule.count)
+
+
 def _decayed(params):
     """True at matrices. Stacked layers [L, ...] add one axis, so names tell a vector from a matrix."""
 

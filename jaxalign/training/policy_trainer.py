@@ -147,7 +147,9 @@ def train_policy(
         reference_params = reference_params if read else {}
         if train.offload:
             reference_params = offloaded(reference_params, own["reward"], frozen, mesh, run)
-        optimizer, _ = make_optimizer(config.optimizer, train.updates * train.epochs * train.minibatches)
+        optimizer, schedule = make_optimizer(
+            config.optimizer, train.updates * train.epochs * train.minibatches
+        )
         rollout_key = jax.random.fold_in(key, 2)
         trainer = trainer_class(
             config=config,
@@ -163,6 +165,7 @@ def train_policy(
             reference_definition=reference_definition,
             reference=reference_params,
             optimizer=optimizer,
+            schedules={"policy": schedule},
             **own,
         )
         # The trainer has copies of what it trains: what nothing reads any more leaves the device.

@@ -31,11 +31,12 @@ from jaxalign.training.actor_critic import ActorCritic, build
 from jaxalign.training.experience import Scored, advantages_of, final_scores, judged
 from jaxalign.training.kl_controller import negative_streak, next_coefficient
 from jaxalign.training.offload import offloaded
-from jaxalign.training.on_policy import OnPolicyTrainer, load_prompts, rollout_metrics, run_updates
+from jaxalign.training.on_policy import OnPolicyTrainer, load_prompts, run_updates
 from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
 from jaxalign.training.rollout_engine import make_generator, sampler_logps
+from jaxalign.training.rollout_metrics import rollout_metrics
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import make_update
@@ -264,6 +265,7 @@ def train_ppo(
             **load_prompts(config, policy.config, tokenizer, run, mesh),
             state=create_state(parts.trained, parts.optimizer),
             optimizer=parts.optimizer,
+            schedules=parts.schedules,
             key=rollout_key,
             generator=make_generator(
                 config, parts.models.policy, parts.frozen["policy"], tokenizer, rollout_key, run, engine

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxalign.losses import ppo_policy_loss, ppo_value_loss, sequence_mean, token_mean
 from jaxalign.training.actor_critic import ActorCritic
 from jaxalign.training.experience import Scored
-from jaxalign.training.on_policy import sampler_gaps, step_metrics
 from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOLossConfig
+from jaxalign.training.rollout_metrics import sampler_gaps, step_metrics
 from jaxalign.training.scoring import TokenScores
 from jaxalign.training.step import Metrics, mean_of
 
