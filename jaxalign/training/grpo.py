@@ -31,6 +31,7 @@ from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
 from jaxalign.training.packing import packing_of
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.ppo_step import ppo_counts
+from jaxalign.training.required_steps import StepsRequired
 from jaxalign.training.reward_source import build_reward
 from jaxalign.training.rollout_engine import sampler_logps
 from jaxalign.training.rollout_metrics import rollout_metrics, sampler_gaps, step_metrics
@@ -317,7 +318,7 @@ class Trainer(PolicyTrainer):
         if by_step and rewards.steps is None:
             raise ConfigError(
                 "loss.advantages=process: the reward gave no token rewards; it needs a process reward model "
-                "(jaxalign reward --loss.labels=steps) or a function that returns an array [N, C]"
+                "(jaxalign reward --loss.labels=steps) or a function that returns Rewards with token_rewards and steps"
             )
         scores = final_scores(self.config.reward, rewards, completions, self.moments)
         if loss.overlong_buffer:
@@ -384,6 +385,6 @@ def train_grpo(
             tokenizer=tokenizer,
             step_score="probability" if config.loss.recipe.advantages == "process" else "minimum",
         )
-        return {"reward": source}
+        return {"reward": StepsRequired(source) if config.loss.recipe.advantages == "process" else source}
 
     return train_policy(Trainer, config, "grpo", parts, policy=policy, tokenizer=tokenizer, engine=engine)

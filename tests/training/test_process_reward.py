@@ -266,7 +266,7 @@ def test_credit_goes_to_the_tokens_before_and_at_a_steps_end(configs, tmp_path, 
         """1 at token 1 or at token 0, by turns; 0 everywhere else."""
         found = np.zeros((len(prompts), 4), np.float32)
         found[np.arange(len(prompts)), 1 - np.arange(len(prompts)) % 2] = 1.0
-        return found
+        return Rewards(token_rewards=found, steps=found > 0)
 
     seen = []
     plain = Trainer.passes
