@@ -48,7 +48,7 @@ def test_what_counts_as_clipped_is_what_the_loss_gives_no_gradient_on_one_side(n
     """For one sign of the advantage or the other, a clipped token (or row) has a gradient of 0 (cispo: its weight
     is the cap)."""
     rng = np.random.default_rng(1)
-    spread = {"gspo": 2e-3, "rloo": 0.3, "cispo": 2.0}.get(name, 0.5)
+    spread = {"gspo": 2e-3, "rloo": 0.17, "cispo": 2.0}.get(name, 0.5)
     log_ratio = jnp.float32(spread * rng.standard_normal((8, COLUMNS)))
     advantages = jnp.float32([1.0, -1.0] * 4)
     config = GRPOLossConfig(name=name)

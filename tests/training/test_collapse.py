@@ -37,7 +37,8 @@ def test_the_learning_rate_is_that_of_the_updates_last_step(kind, configs, tmp_p
     elif kind == "grpo":
         train_grpo(GRPOConfig(**same, train=GRPOTrainConfig(updates=3, prompts=4, minibatches=2)))
     else:
-        train_online_dpo(OnlineDPOConfig(**same, train=RolloutTrainConfig(updates=3, prompts=4)))
+        config = OnlineDPOConfig(**same, train=RolloutTrainConfig(updates=3, prompts=4))
+        train_online_dpo(config, reward=lambda p, c, **_: [float(i) for i in range(len(p))])
     rows = metrics_of(tmp_path / "run")
     found = [row["policy/learning_rate"] for row in rows]
     schedule = make_schedule(LINEAR, {"ppo": 4, "grpo": 6, "online_dpo": 3}[kind])

@@ -237,7 +237,8 @@ def test_only_the_critic_learns_in_its_warm_up(critic, configs, tmp_path, monkey
     optimizer = replace(configs.optimizer, weight_decay=0.5)
     critic = replace(critic, warmup_updates=2, optimizer=optimizer)
     loss = PPOLossConfig(entropy_weight=0.1)
-    train_ppo(configs.ppo(tmp_path / "run", critic=critic, optimizer=optimizer, loss=loss))
+    config = configs.ppo(tmp_path / "run", critic=critic, optimizer=optimizer, loss=loss)
+    train_ppo(config, reward=lambda p, c, **_: [3.0] * len(p))
     first, after, last = states[0], states[3], states[-1]
     assert same_bits(of_policy(first), of_policy(after))
     assert len(of_policy(first)[1]) == 1
