@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ class StepsRequired:
                 "end, so that a step with reward 0 would not count; return Rewards(token_rewards=..., steps=...), "
                 "steps a bool array [N, C]"
             )
-        return found
+        # Asked again, zeros would be token rewards.
+        return replace(found, token_rewards=None) if found.steps is None else found
 
     def _heard(self, reward: Any) -> Any:
         """The same reward, of which `silent` learns when it says nothing of steps."""
