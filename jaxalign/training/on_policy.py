@@ -32,7 +32,6 @@ from jaxalign.training.on_policy_config import OnPolicyConfig
 from jaxalign.training.optimizer import steps_taken
 from jaxalign.training.policy_evaluation import Evaluated, evaluate_policy
 from jaxalign.training.rollout_engine import importance, logp_gaps, server_gap
-from jaxalign.training.rollout_engine import importance, logp_gaps, server_gap
 from jaxalign.training.state import TrainState
 from jaxalign.training.truncation import truncated_mass, truncation_of, truncation_warning
 
