@@ -421,7 +421,7 @@ def test_a_masked_completion_counts_in_its_groups_statistics_and_not_in_the_loss
     loss = GRPOLossConfig(name="dr_grpo", mask_truncated=True)
     train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=3, score_batch_size=16, eval_prompts=0)
     # Groups that differ in the truncated row alone: they teach that the others are better than it.
-    rewards = lambda p, c, **_: [0.0 if x else 1.0 for x in cut]  # noqa: E731
+    rewards = lambda p, c, **_: [0.0 if i % 4 == 0 else 1.0 for i in range(len(p))]  # noqa: E731
     row = train_grpo(grpo(tmp_path / "run", loss=loss, train=train), reward=rewards).metrics
     (data,) = seen
     np.testing.assert_array_equal(data["mask"].any(1), ~cut)

@@ -73,7 +73,7 @@ def test_process_advantages_refuse_zeros_and_ones_without_steps_and_count_them_w
         data=ppo.data,
         reward=replace(ppo.reward, missing_stop_penalty=0.0),
         sampling=SamplingConfig(max_new_tokens=3, num_samples=2, stop_tokens=()),
-        train=GRPOTrainConfig(updates=1, prompts=1, score_batch_size=4),
+        train=GRPOTrainConfig(updates=1, prompts=1, score_batch_size=4, eval_prompts=1),
         loss=GRPOLossConfig(advantages="process"),
     )
     with pytest.raises(ConfigError, match=SILENT):
@@ -83,7 +83,12 @@ def test_process_advantages_refuse_zeros_and_ones_without_steps_and_count_them_w
         Trainer, "passes", lambda s, n, data, step: seen.append(data) or plain(s, n, data, step)
     )
     said = replace(config, run=replace(config.run, output=str(tmp_path / "said")))
-    train_grpo(said, reward=lambda p, c, **_: Rewards(token_rewards=TOKENS, steps=STEPS))
+
+    def with_steps(prompts, completions, **_):
+        # Held-out prompts are fewer.
+        return Rewards(token_rewards=TOKENS[: len(prompts)], steps=STEPS[: len(prompts)])
+
+    train_grpo(said, reward=with_steps)
     # Steps 1, 0 and (at the end) 0; 1, 1 and 0: mean 1/2, deviation sqrt(6/4/5).
     one = 0.5 / (np.sqrt(0.3) + 1e-4)
     first, second = (a[m] for a, m in zip(seen[0]["advantages"], seen[0]["mask"], strict=True))
