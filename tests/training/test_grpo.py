@@ -279,7 +279,7 @@ def test_what_steps_have_freed_is_held_while_the_next_rollout_is_sampled(grpo, t
     monkeypatch.setattr("jaxalign.training.on_policy.Parked", Memory)
     monkeypatch.setattr("jaxalign.training.grpo.make_update", noted)
     monkeypatch.setattr(Sampler, "generate", sample)
-    train = GRPOTrainConfig(updates=2, prompts=4, minibatches=2, score_batch_size=16)
+    train = GRPOTrainConfig(updates=2, prompts=4, minibatches=2, score_batch_size=16, eval_prompts=0)
     train_grpo(grpo(tmp_path / "run", train=train))
     assert events == [*["hold", "sample", "steps begin", "step", "step", "steps end"] * 2, "close"]
 

@@ -196,7 +196,10 @@ def test_a_penalty_is_measured_whether_it_is_monitored_or_not():
 
 
 def test_a_mean_ratio_over_the_limit_skips_the_step(configs, tmp_path):
-    sharp = {"optimizer": OptimizerConfig(learning_rate=1.0), "loss": PPOLossConfig(ratio_limit=1.0001)}
+    # A critic whose first values are not 0, so that advantages differ along a row.
+    critic = CriticConfig(optimizer=configs.optimizer, head=models.HeadConfig())
+    loss = PPOLossConfig(ratio_limit=1.0001)
+    sharp = {"optimizer": OptimizerConfig(learning_rate=1.0), "loss": loss, "critic": critic}
     train_ppo(configs.ppo(tmp_path / "run", **sharp))
     # The first step of a rollout has ratio 1 and is taken; after it the policy is far away.
     assert 0 < metrics_of(tmp_path / "run")[0]["skipped"] < 1
