@@ -1,6 +1,6 @@
 """The Optax chain that a configuration describes."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,8 +112,9 @@ def adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
 
 def in_parts(parts: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
     """One transformation for each part of the parameters, a dict with the same names."""
+    transforms: dict[Hashable, optax.GradientTransformation] = {**parts}
     return optax.partition(
-        dict(parts),
+        transforms,
         lambda params: {name: jax.tree.map(lambda _, n=name: n, tree) for name, tree in params.items()},
     )
 

@@ -104,7 +104,7 @@ def make_update(
                 return TrainState(state.step + 1, optax.apply_updates(state.params, changes), opt_state)
             padded = jax.tree.map(jnp.zeros_like, dict(state.params)) | grads
             changes, opt_state = optimizer.update(padded, state.opt_state, state.params)
-            learnt = optax.apply_updates(state.params[learning], changes[learning])
+            learnt = optax.apply_updates(state.params[learning], dict(changes)[learning])  # type: ignore[arg-type]
             opt_state = with_other_parts(opt_state, state.opt_state, learning)
             return TrainState(state.step + 1, {**state.params, learning: learnt}, opt_state)
 
