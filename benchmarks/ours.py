@@ -90,7 +90,9 @@ def settings(case: Case, folder: Path) -> list[str]:
         "--run.sample_rows=0",
     ]
     own = supervised(case) if case.task in ("sft", "reward", "dpo") else on_policy(case, folder)
-    return [*common, *own, *case.ours]
+    # A case's own settings win over those of its algorithm, and these over those of all.
+    merged = dict(setting.split("=", 1) for setting in [*common, *own, *case.ours])
+    return [f"{key}={value}" for key, value in merged.items()]
 
 
 def supervised(case: Case) -> list[str]:
