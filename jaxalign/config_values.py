@@ -1,6 +1,7 @@
 """Values of a configuration: text and YAML scalars as the type of their field."""
 
 import difflib
+import os
 import re
 import types
 import typing
@@ -196,3 +197,12 @@ def parsed(value: Any) -> Any:
         return yaml.load(value, Loader=Loader)
     except yaml.YAMLError:
         raise Mismatch("not valid YAML") from None
+
+
+def as_tuples(config: Any, *names: str) -> None:
+    """In `__post_init__`: one value, a list or paths, as Python calls give them, become tuples of plain values."""
+    for name in names:
+        value = getattr(config, name)
+        listed = value if isinstance(value, (tuple, list)) else (value,)
+        plain = tuple(os.fspath(item) if isinstance(item, os.PathLike) else item for item in listed)
+        object.__setattr__(config, name, plain)

@@ -35,3 +35,10 @@ def test_grpo_of_an_equinox_model():
     rewards = load("grpo_equinox").train()
     assert rewards[0] < 0.4
     assert rewards[-1] > 0.9
+
+
+def test_dpo_and_grpo_called_from_python(tiny_model_folder, tmp_path):
+    margins, scores = load("train_from_python").train(str(tiny_model_folder), str(tmp_path), rate=5e-2)
+    assert margins[0] == 0.0 and margins[-1] > 0.5
+    # Its own callback ends the run.
+    assert scores[0] < 0.2 and scores[-1] >= 0.95 and len(scores) < 60

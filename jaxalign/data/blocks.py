@@ -12,6 +12,7 @@ from jaxalign.data.chunks import Chunk
 from jaxalign.data.config import Kind
 from jaxalign.data.examples import Draft, Example, Filtered, Limits, drafts_of, finished
 from jaxalign.data.fields import BadRow, Unusable
+from jaxalign.data.in_memory import RecordReader
 from jaxalign.data.readers import FileReader
 from jaxalign.errors import DataError
 
@@ -104,7 +105,7 @@ class Recipe:
       sample: which rows are taken; None for all.
     """
 
-    reader: FileReader
+    reader: FileReader | RecordReader
     kind: Kind
     chat: ChatFormat
     limits: Limits

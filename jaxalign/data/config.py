@@ -4,6 +4,8 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jaxalign.config_values import as_tuples
+
 Kind = Literal["demonstration", "comparison", "ranking", "label", "stepwise", "prompt"]
 Truncation = Literal["filter", "cut_completion", "cut_prompt_start"]
 
@@ -86,6 +88,7 @@ class DataConfig:
     on_bad_row: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
+        as_tuples(self, "train", "validation", "ignore_columns", "types", "weights")
         if self.weights and len(self.weights) != len(self.train):
             raise ValueError(
                 f"data.weights: expected one for each of the {len(self.train)} files in data.train"

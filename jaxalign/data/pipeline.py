@@ -4,7 +4,7 @@ import datetime
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,12 +14,13 @@ from jaxalign.data.blocks import Tally, scattered
 from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.config import DataConfig, Kind
 from jaxalign.data.examples import Example
+from jaxalign.data.in_memory import check_rows
 from jaxalign.data.readers import Counts
 from jaxalign.data.sources import INDEPENDENT, Say, Sources, key_of, samples
 from jaxalign.data.stream import Stream
 from jaxalign.data.table import Examples, Table
 from jaxalign.data.workers import Workers
-from jaxalign.errors import DataError
+from jaxalign.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,14 @@ def chat_of(config: DataConfig, tokenizer: Any) -> ChatFormat:
 
 
 def load_dataset(
-    config: DataConfig, kind: Kind, tokenizer: Any, *, seed: int, say: Say | None = None
+    config: DataConfig,
+    kind: Kind,
+    tokenizer: Any,
+    *,
+    seed: int,
+    say: Say | None = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
 ) -> Dataset:
     """Reads, filters, tokenizes and splits.
 
@@ -99,12 +107,15 @@ def load_dataset(
       tokenizer: a transformers tokenizer.
       seed: see above.
       say: is told how it goes where it takes long; None for standard error.
+      train_dataset, eval_dataset: rows in place of the files of `config.train` and `config.validation`; see `in_memory`
+        for what they may be.
 
     Raises:
       DataError: no file, a bad row (file and line), a separator of steps without a token, or nothing left to
         train on (with the counts).
-      ConfigError: a cache that cannot be written to.
+      ConfigError: a cache that cannot be written to; rows that are none, or that are given beside files.
     """
+    config, given = _with_given(config, train_dataset, eval_dataset)
     if not config.train:
         raise DataError("data.train: expected at least one file, folder or hub id")
     config = replace(config, date=config.date or datetime.date.today().isoformat())
@@ -112,25 +123,46 @@ def load_dataset(
     if kind == "stepwise" and not chat.continuation_ids(config.separator):
         raise DataError(f"data.separator: the tokenizer has no token for {config.separator!r}")
     if config.streaming:
-        return _streamed(config, kind, chat, say or _said)
+        return _streamed(config, kind, chat, say or _said, given)
     with Workers(config.workers) as workers:
-        sources = Sources(config, kind, chat, workers, say or _said)
-        chosen = samples(config)
+        sources = Sources(config, kind, chat, workers, say or _said, given)
+        chosen = samples(config, given)
         held = [sources.store(path) for path in config.validation]
         given = [sources.store(path, sample) for path, sample in zip(config.train, chosen, strict=True)]
     return _assembled(config, kind, Table([*held, *given]), len(held), seed)
+
+
+def _with_given(
+    config: DataConfig, train_dataset: Any, eval_dataset: Any
+) -> tuple[DataConfig, dict[str, Any]]:
+    """The configuration with names in place of files, and the rows by those names."""
+    given = {}
+    for name, key, rows in (
+        ("train_dataset", "train", train_dataset),
+        ("eval_dataset", "validation", eval_dataset),
+    ):
+        if rows is None:
+            continue
+        check_rows(name, rows)
+        if getattr(config, key):
+            raise ConfigError(f"{name} and data.{key}: choose one; both say where rows come from")
+        given[name] = rows
+        config = replace(config, **{key: (name,)})
+    return config, given
 
 
 def _said(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _streamed(config: DataConfig, kind: Kind, chat: ChatFormat, say: Say) -> Dataset:
+def _streamed(
+    config: DataConfig, kind: Kind, chat: ChatFormat, say: Say, given: Mapping[str, Any]
+) -> Dataset:
     """A data set whose training rows are a stream; its counts are those of the first window."""
     workers = Workers(config.workers)
     held, counts, files = None, Counts(), {}
     if config.validation:
-        whole = Sources(replace(config, streaming=False), kind, chat, workers, say)
+        whole = Sources(replace(config, streaming=False), kind, chat, workers, say, given)
         table = Table([whole.store(path) for path in config.validation])
         files = _files(table)
         held = Examples(
@@ -140,7 +172,7 @@ def _streamed(config: DataConfig, kind: Kind, chat: ChatFormat, say: Say) -> Dat
         counts.filtered["duplicate"] += len(np.unique(_row_starts(table))) - len(
             np.unique(_row_starts(table)[held.rows])
         )
-    stream = Stream(Sources(config, kind, chat, workers, say), held)
+    stream = Stream(Sources(config, kind, chat, workers, say, given), held)
     if not len(stream):
         raise DataError(
             f"{', '.join(config.train)}: no row left to train on in the first {config.window} rows; "

@@ -5,11 +5,11 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from jaxalign.data.chunks import Chunk
 from jaxalign.data.config import DataConfig, Kind
 from jaxalign.data.datasets_files import named_dataset, open_dataset
 from jaxalign.data.examples import Limits
-from jaxalign.data.files import chunks_of, count_rows, files_behind, suffix_of
+from jaxalign.data.files import CHUNK_BYTES, CHUNK_ROWS, chunks_of, count_rows, files_behind, suffix_of
+from jaxalign.data.in_memory import RECORD, RecordReader, chunks_in_memory, identity_in_memory, rows_in
 from jaxalign.data.readers import label_tokenizer, reader_for, reading_of
+from jaxalign.data.records import Record
 from jaxalign.data.workers import Workers
 from jaxalign.errors import DataError
 
@@ -42,6 +44,7 @@ class Sources:
       chat: how they are written.
       workers: who tokenizes.
       say: is told what happens.
+      given: rows that stand for files, by the names that they have in place of paths (see `in_memory`).
     """
 
     config: DataConfig
@@ -49,10 +52,15 @@ class Sources:
     chat: ChatFormat
     workers: Workers
     say: Say
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def chunks(self, path: str, *, most_rows: int = 0) -> Iterator[Chunk]:
         """The pieces of a file."""
         config = self.config
+        if path in self.given:
+            return chunks_in_memory(
+                path, self.given[path], min(most_rows or CHUNK_ROWS, CHUNK_ROWS), CHUNK_BYTES
+            )
         return chunks_of(path, max_bytes=config.max_bytes, most_rows=most_rows, streaming=config.streaming)
 
     def recipe(self, path: str, chunks: Iterable[Chunk], sample: Sample | None = None) -> Recipe:
@@ -65,8 +73,10 @@ class Sources:
         for chunk in chunks:
             for place, row in chunk.rows():
                 if not isinstance(row, DataError):
+                    record = path in self.given and isinstance(row.get(RECORD), get_args(Record))
+                    reading = reading_of(config)
                     return Recipe(
-                        reader_for(path, place, row, reading_of(config), self.kind),
+                        RecordReader() if record else reader_for(path, place, row, reading, self.kind),
                         self.kind,
                         self.chat,
                         Limits(config.max_length, config.max_prompt_length, config.truncation),
@@ -115,13 +125,19 @@ class Sources:
 
         def made() -> Iterator[Block]:
             yield from self.blocks(path, sample)
-            if written(path) != before:
+            if path not in self.given and written(path) != before:
                 raise DataError(f"{path}: it changed while it was read; start again when it is whole")
 
-        before = written(path)
-        parts = [*self.settings, identity(path), asdict(sample) if sample else None]
+        given = self.given.get(path)
+        before = [] if given is not None else written(path)
+        content = identity(path) if given is None else identity_in_memory(path, given)
+        parts = [*self.settings, content, asdict(sample) if sample else None]
         folder = cache_folder(self.config.cache)
         return open_or_write(folder, key_of(parts), path, made, self.say)
+
+    def files(self, path: str) -> dict[str, Path]:
+        """The files here whose bytes are the rows, by their names; none of rows that were given."""
+        return {} if path in self.given else files_behind(path)
 
     @cached_property
     def settings(self) -> list[Any]:
@@ -142,17 +158,20 @@ class Sources:
         ]
 
 
-def samples(config: DataConfig) -> list[Sample | None]:
+def samples(config: DataConfig, given: Mapping[str, Any] | None = None) -> list[Sample | None]:
     """For each training file which of its rows are read, so that there are `data.limit` of all of them.
 
-    They are taken by a hash of their numbers: evenly, and mostly the same ones where a file grows.
+    They are taken by a hash of their numbers: evenly, and mostly the same ones where a file grows. `given` is that of
+    `Sources`.
     """
     if not config.limit:
         return [None] * len(config.train)
-    found = [
-        hashes(0, count_rows(path, max_bytes=config.max_bytes), salt)
-        for salt, path in enumerate(config.train)
-    ]
+    rows = given or {}
+    counts = (
+        rows_in(rows[path]) if path in rows else count_rows(path, max_bytes=config.max_bytes)
+        for path in config.train
+    )
+    found = [hashes(0, count, salt) for salt, count in enumerate(counts)]
     together = np.concatenate(found)
     if len(together) <= config.limit:
         return [None] * len(found)

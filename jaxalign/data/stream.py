@@ -13,7 +13,6 @@ import numpy as np
 from jaxalign.data.blocks import Recipe, Tally
 from jaxalign.data.chunks import Chunk
 from jaxalign.data.examples import Example
-from jaxalign.data.files import files_behind
 from jaxalign.data.sources import Sources, key_of
 from jaxalign.data.table import Examples
 from jaxalign.errors import ConfigError, DataError
@@ -93,7 +92,7 @@ class Stream(Sequence[Example]):
 
     @cached_property
     def _behind(self) -> list[tuple[str, dict[str, Path]]]:
-        return [(path, files_behind(path)) for path in self.paths]
+        return [(path, self._sources.files(path)) for path in self.paths]
 
     @cached_property
     def fingerprint(self) -> str:

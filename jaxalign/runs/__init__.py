@@ -1,7 +1,9 @@
-"""The run folder: metrics, samples, log, report and plots; and stopping on a signal."""
+"""The run folder: metrics, samples, log, report and plots; callbacks and trackers; and stopping on a signal."""
 
+from jaxalign.runs.callbacks import Callback, EarlyStopping, Event
 from jaxalign.runs.config import RunConfig
+from jaxalign.runs.given import Given
 from jaxalign.runs.interrupts import StopFlag
 from jaxalign.runs.run import Run
 
-__all__ = ["Run", "RunConfig", "StopFlag"]
+__all__ = ["Callback", "EarlyStopping", "Event", "Given", "Run", "RunConfig", "StopFlag"]

@@ -17,7 +17,9 @@ import jax
 from jaxalign.config import defaults, save_yaml, to_dict
 from jaxalign.errors import ConfigError
 from jaxalign.runs import records
+from jaxalign.runs.callbacks import Callbacks
 from jaxalign.runs.config import RunConfig
+from jaxalign.runs.given import Given, check_given_again
 from jaxalign.runs.progress import Progress
 from jaxalign.runs.trackers import make_trackers
 
@@ -46,12 +48,16 @@ class Run:
       folder: the run folder.
       config: its `RunConfig`.
       resumed: whether the folder held this run already.
+      raised: whether it is resumed to go on for longer than it was asked to before.
+      given: live objects of a Python call.
+      callbacks: those among them that are told how it goes.
     """
 
     def __init__(
-        self, folder: Path, config: RunConfig, command: str, full: dict[str, Any], resumed: bool
+        self, folder: Path, config: RunConfig, command: str, full: dict[str, Any], resumed: bool, given: Given
     ) -> None:
-        self.folder, self.config, self.resumed = folder, config, resumed
+        self.folder, self.config, self.resumed, self.raised = folder, config, resumed, False
+        self.given, self.callbacks = given, Callbacks(given.callbacks, command, folder)
         self._progress = Progress(config.progress, command)
         self._log = logging.getLogger(f"jaxalign.run.{folder}")
         self._log.setLevel(logging.INFO)
@@ -59,17 +65,19 @@ class Run:
         self._handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._log.addHandler(self._handler)
-        self._trackers = make_trackers(config, folder, full)
+        self._trackers = [*make_trackers(config, folder, full), *given.trackers]
         self._started = time.time()
+        self._at = (0, 0)
 
     @staticmethod
-    def open(config: RunConfig, full_config: Any, command: str) -> "Run":
+    def open(config: RunConfig, full_config: Any, command: str, given: Given | None = None) -> "Run":
         """Opens the folder `config.output` for `command`.
 
         Raises:
           ConfigError: no folder given; the folder holds another run (or one, without resume); or a
-            resumed run was configured differently, naming the keys.
+            resumed run was configured differently, or given other things by a Python call, naming them.
         """
+        given = given or Given()
         if not config.output:
             raise ConfigError("run.output: expected a folder for the run (or --output FOLDER)")
         folder = Path(config.output)
@@ -80,15 +88,25 @@ class Run:
         resumed, raised = before.is_file(), {}
         if resumed:
             raised = _raised(before, command, full_config, config.resume)
+            old = json.loads(before.read_text())
+            if "given" in old:  # earlier versions did not note it
+                check_given_again(old["given"], given.described())
         elif folder.is_dir() and any(path.name not in CACHES for path in folder.iterdir()):
             raise ConfigError(f"run.output: {folder} is not empty and holds no run; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         save_yaml(full_config, folder / "config.yaml")
-        run = Run(folder, config, command, full, resumed)
+        run = Run(folder, config, command, full, resumed, given)
         if not resumed:
-            run._write_metadata(_environment(command, config.seed, full))
+            run._write_metadata(_environment(command, config.seed, full) | {"given": given.described()})
         run.info(f"{'resumed' if resumed else 'started'}: {command}")
+        own = defaults(type(full_config))
+        said = [k for k, v in _flat(full).items() if k.startswith("optimizer.") and v != own.get(k)]
+        if said and hasattr(given.optimizer, "update"):
+            run.warn(
+                f"optimizer: one was given in Python; {', '.join(said)} of the configuration are not used"
+            )
         if raised:
+            run.raised = True
             # From now on the run is this long; what it was stays beside it.
             told = [f"{key} is {now:g} where it was {old:g}" for key, (old, now) in raised.items()]
             run.add_metadata(config=full, raised=[*run.metadata().get("raised", []), *told])
@@ -147,7 +165,15 @@ class Run:
 
     def progress(self, step: int, total: int, name: str, value: float, tokens_per_second: float) -> None:
         """Shows how far the run is, and a number by its name."""
+        self._at = (step, total)
         self._progress.show(step, total, name, value, tokens_per_second)
+
+    def note_stopped(self, step: int) -> None:
+        """Says, where it is so, that a callback has ended the run."""
+        if reason := self.callbacks.stopped:
+            self.info(f"stopped at step {step}: {reason}")
+            self._progress.note(f"stopped at step {step}: {reason}")
+            self.add_metadata(stopped={"step": step, "reason": reason})
 
     def metadata(self) -> dict[str, Any]:
         """What metadata.json holds."""
@@ -162,7 +188,7 @@ class Run:
         return dict(self.metadata().get("final_metrics", {}))
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        """Writes the final metrics and report.html."""
+        """Writes the final metrics and report.html, and tells the callbacks."""
         from jaxalign.runs.report import write_report
 
         self.add_metadata(
@@ -172,6 +198,7 @@ class Run:
         )
         write_report(self.folder)
         self.info("finished")
+        self.callbacks.tell("on_end", *self._at, metrics)
 
     def _write_metadata(self, values: Mapping[str, Any]) -> None:
         temporary = self.folder / ".metadata.json"
@@ -206,6 +233,13 @@ def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[st
         k: "full" if v else "none" for k, v in before.items() if k.endswith(".remat") and isinstance(v, bool)
     }
     before |= spelled
+    # They wrote AdamW's own numbers where it is null now.
+    numbers = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+    before |= {
+        k: None
+        for k, v in before.items()
+        if now.get(k, 0) is None and "optimizer." in k and v == numbers.get(k.rpartition(".")[2])
+    }
     changed = sorted(
         k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in FREE_KEYS
     )

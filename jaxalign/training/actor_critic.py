@@ -1,5 +1,6 @@
 """The models of a PPO run: policy, critic, reference and reward, and how they share weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxalign import models
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
 from jaxalign.training import setup
-from jaxalign.training.optimizer import adamw, clipping, in_parts, make_optimizer, make_schedule
+from jaxalign.training.optimizer import clipping, in_parts, make_optimizer, make_schedule, update_rule
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.reward_source import build_reward
 from jaxalign.training.scoring import CausalPolicy, ScalarPolicy, TokenScores, score_tokens, values_before
@@ -104,7 +105,7 @@ def build(
     scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
     critic, critic_trained, critic_frozen, head = _critic(config, policy, reward_model, mesh, key, run)
     both = {"policy": trained, "critic": critic_trained}
-    optimizer, schedules = _optimizer(config)
+    optimizer, schedules = _optimizer(config, run.given.optimizer if run else None)
     return Parts(
         models=ActorCritic(scorer, critic, reference_definition, head),
         trained=both,
@@ -156,24 +157,38 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
 
 
 def _optimizer(
-    config: PPOConfig,
+    config: PPOConfig, given: Any = None
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
     """One chain for the policy and one for the critic, each with its own clipping; and the learning rates of each.
 
     With a shared trunk there is one chain. Where its head learns alone first, it has moments and a schedule of its own,
-    of the same configuration, behind one clip. The policy's schedule begins with the policy's first step.
+    of the same configuration, behind one clip. The policy's schedule begins with the policy's first step. What is
+    `given` (see `make_optimizer`) is of both, or {"policy": ..., "critic": ...}.
     """
     train, warmup = config.train, config.critic.warmup_updates
     steps = train.epochs * train.minibatches
-    its = max(train.updates - warmup, 1) * steps
+    its, total = max(train.updates - warmup, 1) * steps, train.updates * steps
+    each = given if isinstance(given, Mapping) else {"policy": given, "critic": given}
+    if each.keys() != {"policy", "critic"}:
+        raise ConfigError(f"optimizer: expected the keys policy and critic, got {', '.join(map(str, each))}")
     if not config.critic.shared_trunk:
-        policy, rate = make_optimizer(config.optimizer, its)
-        critic, critic_rate = make_optimizer(config.critic.optimizer, train.updates * steps)
-        return in_parts({"policy": policy, "critic": critic}), {"policy": rate, "critic": critic_rate}
+        made = {
+            "policy": make_optimizer(config.optimizer, its, each["policy"]),
+            "critic": make_optimizer(config.critic.optimizer, total, each["critic"]),
+        }
+        return in_parts({n: rule for n, (rule, _) in made.items()}), {n: r for n, (_, r) in made.items() if r}
+    if isinstance(given, Mapping):
+        raise ConfigError(
+            "optimizer: critic.shared_trunk has one for policy and critic together, got one of each"
+        )
     if not warmup:
-        optimizer, rate = make_optimizer(config.optimizer, its)
-        return optimizer, {"policy": rate}
-    both = {"policy": its, "critic": train.updates * steps}
-    rates = {name: make_schedule(config.optimizer, number) for name, number in both.items()}
-    parts = in_parts({name: adamw(config.optimizer, rate) for name, rate in rates.items()})
+        optimizer, rate = make_optimizer(config.optimizer, its, given)
+        return optimizer, {"policy": rate} if rate else {}
+    if isinstance(given, optax.GradientTransformation):
+        return in_parts({"policy": given, "critic": given}), {}
+    rates = {
+        name: given or make_schedule(config.optimizer, number)
+        for name, number in {"policy": its, "critic": total}.items()
+    }
+    parts = in_parts({name: update_rule(config.optimizer, rate) for name, rate in rates.items()})
     return optax.chain(*clipping(config.optimizer), parts), rates

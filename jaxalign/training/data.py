@@ -49,7 +49,15 @@ def load_data(
       UserError: anything wrong with files or rows; of a run that resumes, a file that has changed since it began.
     """
     config = dated(run, config)
-    data = load_dataset(config, kind, tokenizer, seed=seed, say=run.info)
+    data = load_dataset(
+        config,
+        kind,
+        tokenizer,
+        seed=seed,
+        say=run.info,
+        train_dataset=run.given.train_dataset,
+        eval_dataset=run.given.eval_dataset,
+    )
     check_context(model_config, data, new_tokens=new_tokens)
     if isinstance(data.train, Stream):
         data.train.fits = partial(check_fits, model_config, new_tokens=new_tokens)

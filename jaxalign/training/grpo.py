@@ -12,6 +12,7 @@ divided by.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,98 +25,22 @@ from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import Rewards
 from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows
-from jaxalign.training.clip_fraction import clip_fraction
+from jaxalign.runs import Given
 from jaxalign.training.experience import final_scores, judged
 from jaxalign.training.group_rollout import Rollout, ending_at_last, informative, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
-from jaxalign.training.packing import packing_of
+from jaxalign.training.grpo_step import check_policy_loss, grpo_loss
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.required_steps import StepsRequired
 from jaxalign.training.reward_source import build_reward
 from jaxalign.training.rollout_engine import sampler_logps
-from jaxalign.training.rollout_metrics import rollout_metrics, sampler_gaps, step_metrics
-from jaxalign.training.scoring import CausalPolicy
+from jaxalign.training.rollout_metrics import rollout_metrics
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.step import make_update
 from jaxalign.training.stopwatch import Stopwatch
 
 __all__ = ["GRPOConfig", "train_grpo"]
-
-
-def grpo_loss(policy: CausalPolicy, config: GRPOLossConfig, temperature: float, length: int):
-    """Builds the loss function of `make_update` for minibatches of scored completions.
-
-    Batches hold tokens, lengths, mask [B, T]; weights [B, T] (importance weights of the tokens); advantages [B, T],
-    equal along a row but for REINFORCE++ and process supervision; ref_logps [B, T] where the loss has a KL term; and
-    old_logps [B, T], or sampler_logps [B, T] where this is the only step on the rollout: the policy that sampled is
-    then the one that the step begins with.
-    """
-    with_kl = config.beta and not config.kl_in_reward
-
-    def loss(params, frozen, batch, key, counts):
-        del key
-        mask = batch["mask"]
-        scores = policy.score(
-            params["policy"],
-            frozen["policy"],
-            batch["tokens"],
-            batch["lengths"],
-            mask,
-            temperature=temperature,
-            packing=packing_of(batch),
-        )
-        alone = "old_logps" not in batch
-        old = jax.lax.stop_gradient(scores.logps) if alone else batch["old_logps"]
-        terms = policy_terms(config, scores.logps, {**batch, "old_logps": old})
-        per_token = -config.entropy_weight * scores.entropy
-        if with_kl:
-            kl = losses.kl_penalty(scores.logps, batch["ref_logps"], mask, estimator="k3")
-            per_token += config.beta * kl
-        if terms.ndim == 1:  # one loss a row, and a mean over rows
-            # Weights of a row's tokens are equal.
-            total = jnp.sum(terms * jnp.max(batch["weights"], axis=1)) / jnp.maximum(counts["rows"], 1.0)
-        else:
-            per_token += terms * batch["weights"]
-            total = jnp.zeros(())
-        total += _reduced(config.recipe.reduction, per_token, mask, counts, length)
-        metrics = step_metrics(scores, old, mask)
-        metrics |= clip_fraction(config, scores.logps, old, batch["advantages"], mask)
-        if alone:
-            metrics |= sampler_gaps(scores, batch["sampler_logps"], mask)
-        if alone and with_kl:
-            kl = jnp.where(mask, scores.logps - batch["ref_logps"], 0.0).sum()
-            metrics["objective/kl"] = (kl, jnp.sum(mask.any(1), dtype=jnp.float32))
-        return total, metrics
-
-    return loss
-
-
-def policy_terms(config: GRPOLossConfig, logps: jax.Array, batch: Any) -> jax.Array:
-    """The algorithm's loss, a token [B, T] or a row [B]."""
-    old, mask, advantages = batch["old_logps"], batch["mask"], batch["advantages"]
-    low, high = config.recipe.clip
-    row = jnp.sum(advantages, axis=1) / jnp.maximum(mask.sum(1), 1)
-    if config.name == "gspo":
-        return losses.gspo_loss(logps, old, row, mask, clip_low=low, clip_high=high)
-    if config.name == "gmpo":
-        return losses.gmpo_loss(logps, old, row, mask, clip_low=low, clip_high=high)
-    if config.name == "rloo":
-        return losses.rloo_loss(logps, old, row, mask, clip_low=low, clip_high=high)
-    if config.name == "cispo":
-        return losses.cispo_loss(logps, old, advantages, mask, cap=high)
-    if config.name == "reinforce":
-        return losses.reinforce_loss(logps, advantages, mask)
-    dual = config.dual_clip or None
-    return losses.grpo_loss(logps, old, advantages, mask, clip_low=low, clip_high=high, dual_clip=dual)
-
-
-def _reduced(reduction: str, x: jax.Array, mask: jax.Array, counts: Any, length: int) -> jax.Array:
-    if reduction == "tokens":
-        return losses.token_mean(x, mask, count=counts["tokens"])
-    if reduction == "rows":
-        return losses.sequence_mean(x, mask, count=counts["rows"])
-    return losses.fixed_length_mean(x, mask, length=length, count=counts["rows"])
 
 
 def advantages_of(
@@ -170,7 +95,8 @@ class Trainer(PolicyTrainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         config, temperature = self.config, self.config.sampling.temperature
-        loss = grpo_loss(self.policy, config.loss, temperature, config.sampling.max_new_tokens)
+        length, own = config.sampling.max_new_tokens, self.run.given.loss
+        loss = grpo_loss(self.policy, config.loss, temperature, length, own)
         self._update = make_update(
             loss, ppo_counts, self.optimizer, accumulation_steps=config.train.accumulation_steps
         )
@@ -359,6 +285,12 @@ def train_grpo(
     reward: Any = None,
     tokenizer: Any = None,
     engine: Engine | None = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    optimizer: Any = None,
+    loss: Any = None,
+    callbacks: Sequence[Any] = (),
+    trackers: Sequence[Any] = (),
 ) -> TrainResult:
     """Trains a policy against a reward by GRPO or one of its relatives.
 
@@ -368,6 +300,10 @@ def train_grpo(
       reward: a live reward (see `jaxalign.rewards`) or scalar model in place of `config.reward`.
       tokenizer: the policy's tokenizer.
       engine: who samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
+      loss: a function called in place of the one that `config.loss.name` names, with the same arrays and none of its
+        options: for grpo, loss(logps[B, T], old_logps[B, T], advantages[B, T], mask[B, T]) -> [B, T].
+      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
+        names: see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, the last update's metrics and the model.
@@ -375,6 +311,17 @@ def train_grpo(
     Raises:
       UserError: anything wrong with configuration, files, rows or rewards, in one line.
     """
+
+    check_policy_loss(loss, config.loss)
+    given = Given(
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        optimizer=optimizer,
+        loss=loss,
+        callbacks=callbacks,
+        trackers=trackers,
+        others={"policy": policy, "reward": reward, "tokenizer": tokenizer, "engine": engine},
+    )
 
     def parts(policy: Any, tokenizer: Any) -> dict[str, Any]:
         source, _ = build_reward(
@@ -387,4 +334,4 @@ def train_grpo(
         )
         return {"reward": StepsRequired(source) if config.loss.recipe.advantages == "process" else source}
 
-    return train_policy(Trainer, config, "grpo", parts, policy=policy, tokenizer=tokenizer, engine=engine)
+    return train_policy(Trainer, config, "grpo", parts, given)

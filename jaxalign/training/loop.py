@@ -19,6 +19,7 @@ from jaxalign.checkpoints.orbax_store import CheckpointStore
 from jaxalign.errors import UserError
 from jaxalign.runs import Run, StopFlag
 from jaxalign.training.state import TrainState
+from jaxalign.training.update_rules import averaged_params
 from jaxalign.uncertainty import wilson_interval
 
 # Two-sided 95% quantile of the normal distribution.
@@ -170,36 +171,58 @@ class Loop:
 
     def _fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         config = self.run.config
+        callbacks = self.run.callbacks
+        watched = callbacks.watch("on_step")
         start = int(np.max(state.step))  # an ensemble has one step a member
+        over = start >= self.total_steps or bool(callbacks.stopped)
         # Of a run that had ended, where there is nothing left to do.
-        final = self.run.final_metrics() if start >= self.total_steps else {}
+        final = self.run.final_metrics() if over else {}
         self._rates = self._learning_rates()
         pending: tuple[int, dict[str, Any], Mapping[str, Any], int] | None = None
         mark = time.perf_counter()
         if start == 0 and self.evaluate and config.eval_every:
             self._evaluate(0, state)
         with StopFlag() as stop:
-            for step in range(start + 1, self.total_steps + 1):
+            for step in range(start + 1, start + 1 if over else self.total_steps + 1):
                 batch = self.batches.next()
                 state, metrics = self.update(state, batch)
                 # One step late: the device is already at work on this step while the last is logged.
                 if pending is not None:
                     final, mark = self._log(*pending, mark)
                 pending = (step, metrics, batch, self.tokens_in(batch))
-                last = step == self.total_steps
-                halted = stop.signal_received is not None
-                if self._due(config.eval_every, step) or self._due(config.save_every, step) or last or halted:
+                last, halted = step == self.total_steps, stop.signal_received is not None
+                evaluates, saves = self._due(config.eval_every, step), self._due(config.save_every, step)
+                if evaluates or saves or last or halted or watched:
                     final, mark = self._log(*pending, mark)
                     pending = None
-                    if self.evaluate and not halted and (last or self._due(config.eval_every, step)):
-                        self._evaluate(step, state)
-                    if last or halted or self._due(config.save_every, step):
-                        self._save(step, state)
+                if watched:
+                    callbacks.tell("on_step", step, self.total_steps, self._of_step(metrics), state)
+                    last = last or bool(callbacks.stopped)
+                if self.evaluate and not halted and (last or evaluates):
+                    self._evaluate(step, state)
+                    last = last or bool(callbacks.stopped)
+                if last and self._interval.steps:  # ended by a callback, before a record was due
+                    self.run.log_metrics(step, self._record(step))
+                if last or halted or saves:
+                    self._save(step, state)
                 if self.sample and not halted and (last or self._due(config.sample_every, step)):
-                    self.run.log_samples(step, self.sample(state))
+                    self.run.log_samples(step, self.sample(self._averaged(state)))
                 if halted and not last:
                     raise Interrupted(stop.signal_received or 15)
-        return state, final | self._last_eval
+                if last:
+                    self.run.note_stopped(step)
+                    break
+        return self._averaged(state), final | self._last_eval
+
+    @staticmethod
+    def _averaged(state: TrainState) -> TrainState:
+        """The state with the parameters that are evaluated and kept; see `averaged_params`."""
+        params = averaged_params(state.params, state.opt_state)
+        return state if params is state.params else dataclasses.replace(state, params=params)
+
+    @staticmethod
+    def _of_step(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+        return {"train/" + name: float(x) for name, x in jax.device_get(metrics).items() if name != "finite"}
 
     def _learning_rates(self) -> np.ndarray | None:
         """The learning rate of every step [total_steps], on the host.
@@ -248,8 +271,10 @@ class Loop:
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         assert self.evaluate is not None
-        self._last_eval = {"eval/" + name: value for name, value in self.evaluate(state).items()}
+        found = self.evaluate(self._averaged(state))
+        self._last_eval = {"eval/" + name: value for name, value in found.items()}
         self.run.log_metrics(step, self._last_eval)
+        self.run.callbacks.tell("on_eval", step, self.total_steps, self._last_eval, state)
 
     def _save(self, step: int, state: TrainState) -> None:
         if self.store.latest_step() == step:
@@ -259,8 +284,10 @@ class Loop:
             "batches": dict(self.batches.state()),
             "last_eval": self._last_eval,
             "interval": dataclasses.asdict(self._interval),
+            "callbacks": self.run.callbacks.state(),
         }
         self.store.save(step, state, extra, metrics=self._last_eval or None)
+        self.run.callbacks.tell("on_save", step, self.total_steps, self._last_eval, state)
 
     def _resume(self, state: TrainState) -> TrainState:
         step = self.store.latest_step() if self.run.resumed else None
@@ -276,8 +303,16 @@ class Loop:
         self._last_eval = dict(extra["last_eval"])
         # Checkpoints of earlier versions have none: they logged single steps.
         self._interval = Interval(**extra.get("interval", {}))
+        restore_callbacks(self.run, extra)
         self.run.rewind(step)
         return state
+
+
+def restore_callbacks(run: Run, extra: Mapping[str, Any]) -> None:
+    """The callbacks of a run as a checkpoint has them; a run that they ended goes on only where it was made longer."""
+    run.callbacks.restore(extra.get("callbacks", {}))
+    if run.raised:
+        run.callbacks.stopped = ""
 
 
 def evaluation(

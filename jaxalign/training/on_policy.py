@@ -27,7 +27,7 @@ from jaxalign.training.collapse import collapse_signs
 from jaxalign.training.data import load_data, row_batches
 from jaxalign.training.experience import RunningMoments
 from jaxalign.training.generator import Generator
-from jaxalign.training.loop import Batches, Interrupted
+from jaxalign.training.loop import Batches, Interrupted, restore_callbacks
 from jaxalign.training.on_policy_config import OnPolicyConfig
 from jaxalign.training.optimizer import steps_taken
 from jaxalign.training.policy_evaluation import Evaluated, evaluate_policy
@@ -334,20 +334,25 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
         StopFlag() as stop,
     ):
         done = _updates_done(trainer, store)
-        if done >= total:
+        if over := done >= total or bool(run.callbacks.stopped):
             metrics = run.final_metrics()
         evaluated = evaluate_policy(trainer, 0) if not done and every.eval_every else {}
         if evaluated:
             run.log_metrics(0, evaluated)
-        for number in range(done + 1, total + 1):
+            run.callbacks.tell("on_eval", 0, total, evaluated, trainer.state)
+        for number in range(done + 1, done + 1 if over else total + 1):
             metrics, samples = trainer.update(number)
             metrics |= trainer.noted | trainer.learning_rates()
             trainer.warn_of_collapse(number, metrics)
-            last, halted = number == total, stop.signal_received is not None
+            run.callbacks.tell("on_step", number, total, metrics, trainer.state)
+            last = number == total or bool(run.callbacks.stopped)
+            halted = stop.signal_received is not None
             due = last or (not halted and every.eval_every and number % every.eval_every == 0)
             if due:
                 evaluated = evaluate_policy(trainer, number)
                 metrics |= evaluated
+                run.callbacks.tell("on_eval", number, total, evaluated, trainer.state)
+                last = last or bool(run.callbacks.stopped)
             if number == 1 or due or (every.log_every and number % every.log_every == 0):
                 run.log_metrics(number, metrics)
             shown = "score" if "objective/score" in metrics else "loss"
@@ -356,9 +361,14 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             if last or (every.sample_every and number % every.sample_every == 0):
                 run.log_samples(number, samples)
             if last or halted or (every.save_every and number % every.save_every == 0):
-                store.save(number, trainer.state, trainer.extra(), metrics=evaluated | metrics)
+                extra = trainer.extra() | {"callbacks": run.callbacks.state()}
+                store.save(number, trainer.state, extra, metrics=evaluated | metrics)
+                run.callbacks.tell("on_save", number, total, evaluated | metrics, trainer.state)
             if halted and not last:
                 raise Interrupted(stop.signal_received or 15)
+            if last:
+                run.note_stopped(number)
+                break
     return metrics
 
 
@@ -368,6 +378,8 @@ def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> int:
         return 0
     done = store.latest_step() or 0
     if done:
-        trainer.restore(*store.restore(done, trainer.state))
+        state, extra = store.restore(done, trainer.state)
+        trainer.restore(state, extra)
+        restore_callbacks(trainer.run, extra)
     trainer.run.rewind(done if done else -1)
     return done

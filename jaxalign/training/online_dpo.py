@@ -12,6 +12,7 @@ several, ties left out; there in rounds of whole data sets).
 """
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,12 @@ from jaxalign.errors import ConfigError, UserError
 from jaxalign.host_memory import on_device
 from jaxalign.rewards import RewardRequest, evaluate_judge, load_function
 from jaxalign.rollout import Completions, Engine, Sampler, join_rows
+from jaxalign.runs import Given
 from jaxalign.training.experience import final_scores, judged
 from jaxalign.training.online_dpo_config import JudgeSource, OnlineDPOConfig
 from jaxalign.training.pairs import valid_rows
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
+from jaxalign.training.preference import check_pair_loss
 from jaxalign.training.preference_config import DPOLossConfig
 from jaxalign.training.preference_losses import FORMS
 from jaxalign.training.preference_step import (
@@ -87,11 +90,16 @@ def preferred(preference: np.ndarray) -> Pairs:
     return Pairs(chosen, np.where(differ, 2 * start + 1 - chosen, chosen), differ)
 
 
-def pair_loss(policy: CausalPolicy, config: DPOLossConfig, temperature: float):
+def pair_loss(
+    policy: CausalPolicy,
+    config: DPOLossConfig,
+    temperature: float,
+    own: Callable[..., Any] | None = None,
+):
     """Builds the loss function of `make_update` for minibatches of pairs.
 
     Batches hold tokens, mask, old_logps [B, 2, T] (chosen, rejected), lengths [B, 2], valid [B], and, for a loss
-    with a reference, its ref_logps [B, 2].
+    with a reference, its ref_logps [B, 2]. For `own` see `preference_losses.row_terms`.
     """
 
     def loss(params, frozen, batch, key, counts):
@@ -100,7 +108,7 @@ def pair_loss(policy: CausalPolicy, config: DPOLossConfig, temperature: float):
         rows, scores, mask = scored_rows(
             policy, None, config, params["policy"], base, batch, None, temperature=temperature
         )
-        total, metrics = loss_of_rows(config, rows, scores, mask, batch, counts)
+        total, metrics = loss_of_rows(config, rows, scores, mask, batch, counts, own)
         old = batch["old_logps"].reshape(mask.shape)
         return total, {f"pairs/{n}": x for n, x in metrics.items()} | step_metrics(scores, old, mask)
 
@@ -118,7 +126,7 @@ class Trainer(PolicyTrainer):
         config, temperature = self.config, self.config.sampling.temperature
         parts, form = config.train.accumulation_steps, FORMS[config.loss.name]
         self._step = make_update(
-            pair_loss(self.policy, config.loss, temperature),
+            pair_loss(self.policy, config.loss, temperature, self.run.given.loss),
             valid_rows,
             self.optimizer,
             accumulation_steps=parts,
@@ -296,6 +304,12 @@ def train_online_dpo(
     judge: Any = None,
     tokenizer: Any = None,
     engine: Engine | None = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    optimizer: Any = None,
+    loss: Any = None,
+    callbacks: Sequence[Any] = (),
+    trackers: Sequence[Any] = (),
 ) -> TrainResult:
     """Trains a policy on pairs of its own samples, ranked by a reward or a judge (online DPO).
 
@@ -306,6 +320,9 @@ def train_online_dpo(
       judge: a live judge (see `jaxalign.rewards.judge`) in place of `config.judge.function`.
       tokenizer: the policy's tokenizer.
       engine: who samples from the policy, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
+      loss: as for `train_dpo`.
+      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
+        names: see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, the last update's metrics and the model. `objective/score` is the mean reward of all samples;
@@ -314,6 +331,17 @@ def train_online_dpo(
     Raises:
       UserError: anything wrong with configuration, files, rows, rewards or verdicts, in one line.
     """
+
+    check_pair_loss(loss, config.loss)
+    given = Given(
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        optimizer=optimizer,
+        loss=loss,
+        callbacks=callbacks,
+        trackers=trackers,
+        others={"policy": policy, "reward": reward, "judge": judge, "tokenizer": tokenizer, "engine": engine},
+    )
 
     def parts(policy: Any, tokenizer: Any) -> dict[str, Any]:
         if judge is None and not config.judge.function:
@@ -337,6 +365,4 @@ def train_online_dpo(
             raise ConfigError(str(error)) from None
         return {"reward": None, "judge": judge or load_function(config.judge.function, kind="judge")}
 
-    return train_policy(
-        Trainer, config, "online-dpo", parts, policy=policy, tokenizer=tokenizer, engine=engine
-    )
+    return train_policy(Trainer, config, "online-dpo", parts, given)

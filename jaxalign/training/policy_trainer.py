@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxalign import models
 from jaxalign.host_memory import on_device
-from jaxalign.rollout import Completions, Engine
+from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
-from jaxalign.runs import Run
+from jaxalign.runs import Given, Run
 from jaxalign.training import setup
 from jaxalign.training.offload import offloaded
 from jaxalign.training.on_policy import OnPolicyTrainer, load_prompts, run_updates
@@ -22,6 +22,7 @@ from jaxalign.training.scoring import CausalPolicy, score_tokens
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import create_state
 from jaxalign.training.stops import with_stops
+from jaxalign.training.update_rules import refuse_schedule_free
 
 
 @dataclass(kw_only=True)
@@ -108,10 +109,7 @@ def train_policy(
     config: Any,
     command: str,
     parts: Callable[[Any, Any], dict[str, Any]],
-    *,
-    policy: Any = None,
-    tokenizer: Any = None,
-    engine: Engine | None = None,
+    given: Given,
 ) -> TrainResult:
     """A whole run of a trainer without a critic.
 
@@ -120,9 +118,7 @@ def train_policy(
       config: its configuration, an `OnPolicyConfig`.
       command: its name.
       parts: the policy's model and tokenizer -> the trainer's own fields (`reward` at least).
-      policy: a live model in place of `config.model`; needs `tokenizer`.
-      tokenizer: the policy's tokenizer.
-      engine: who samples, in place of `config.rollout.engine`.
+      given: live objects in place of what the configuration names; of `others`, `policy`, `tokenizer` and `engine`.
 
     Returns:
       The run folder, the last update's metrics and the model.
@@ -130,9 +126,11 @@ def train_policy(
     Raises:
       UserError: anything wrong with configuration, files, rows or rewards, in one line.
     """
+    policy, tokenizer, engine = (given.others[name] for name in ("policy", "tokenizer", "engine"))
+    setup.check_live(policy, tokenizer, "policy")
     mesh = setup.start(config.run, config.mesh)
     key = jax.random.key(config.run.seed)
-    with Run.open(config.run, config, command) as run:
+    with Run.open(config.run, config, command, given) as run:
         if policy is None:
             policy, tokenizer = setup.load_model(
                 config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
@@ -148,8 +146,10 @@ def train_policy(
         if train.offload:
             reference_params = offloaded(reference_params, own["reward"], frozen, mesh, run)
         optimizer, schedule = make_optimizer(
-            config.optimizer, train.updates * train.epochs * train.minibatches
+            config.optimizer, train.updates * train.epochs * train.minibatches, given.optimizer
         )
+        state = create_state({"policy": trained}, optimizer)
+        refuse_schedule_free(state.opt_state, f"{command}, which must sample from the weights that it trains")
         rollout_key = jax.random.fold_in(key, 2)
         trainer = trainer_class(
             config=config,
@@ -158,18 +158,18 @@ def train_policy(
             frozen={"policy": frozen},
             tokenizer=tokenizer,
             **load_prompts(config, policy.config, tokenizer, run, mesh),
-            state=create_state({"policy": trained}, optimizer),
+            state=state,
             key=rollout_key,
             generator=make_generator(config, scorer, frozen, tokenizer, rollout_key, run, engine),
             policy=scorer,
             reference_definition=reference_definition,
             reference=reference_params,
             optimizer=optimizer,
-            schedules={"policy": schedule},
+            schedules={"policy": schedule} if schedule else {},
             **own,
         )
         # The trainer has copies of what it trains: what nothing reads any more leaves the device.
-        del policy, trained, reference, reference_params
+        del policy, trained, reference, reference_params, state
         metrics = run_updates(trainer)
         model = setup.export_policy(
             run, scorer, trainer.state.params["policy"], frozen, tokenizer, config.lora

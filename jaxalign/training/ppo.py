@@ -14,7 +14,7 @@ models); the details follow "The N implementation details of RLHF with PPO" (202
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,13 +25,14 @@ from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device
 from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows
-from jaxalign.runs import Run
+from jaxalign.runs import Given, Run
 from jaxalign.training import setup
 from jaxalign.training.actor_critic import ActorCritic, build
 from jaxalign.training.experience import Scored, advantages_of, final_scores, judged
 from jaxalign.training.kl_controller import negative_streak, next_coefficient
 from jaxalign.training.offload import offloaded
 from jaxalign.training.on_policy import OnPolicyTrainer, load_prompts, run_updates
+from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.ppo_step import ppo_counts, ppo_loss
@@ -42,6 +43,7 @@ from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import make_update
 from jaxalign.training.stops import with_stops
 from jaxalign.training.stopwatch import Stopwatch
+from jaxalign.training.update_rules import refuse_schedule_free
 
 __all__ = ["PPOConfig", "train_ppo"]
 
@@ -64,7 +66,7 @@ class Trainer(OnPolicyTrainer):
         )
         update = functools.partial(
             make_update,
-            ppo_loss(self.models, config.loss, config.sampling.temperature, judge),
+            ppo_loss(self.models, config.loss, config.sampling.temperature, judge, self.run.given.loss),
             ppo_counts,
             self.optimizer,
             accumulation_steps=config.train.accumulation_steps,
@@ -222,6 +224,12 @@ def train_ppo(
     reward: Any = None,
     tokenizer: Any = None,
     engine: Engine | None = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    optimizer: Any = None,
+    loss: Any = None,
+    callbacks: Sequence[Any] = (),
+    trackers: Sequence[Any] = (),
 ) -> TrainResult:
     """Trains a policy against a reward by PPO.
 
@@ -231,6 +239,11 @@ def train_ppo(
       reward: a live reward (see `jaxalign.rewards`) or scalar model in place of `config.reward`.
       tokenizer: the policy's tokenizer.
       engine: who samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
+      loss: a function in place of the clipped policy loss: loss(logps[B, T], old_logps[B, T], advantages[B, T],
+        mask[B, T]) -> [B, T].
+      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
+        names: see `jaxalign.runs.Given`.
+        `optimizer` is the policy's and the critic's, each with a state of its own, or {"policy": ..., "critic": ...}.
 
     Returns:
       The run folder, the last update's metrics and the model.
@@ -238,9 +251,23 @@ def train_ppo(
     Raises:
       UserError: anything wrong with configuration, files, rows or rewards, in one line.
     """
+    setup.check_live(policy, tokenizer, "policy")
+    tokens = ("B", "T")
+    arrays = {"logps": tokens, "old_logps": tokens, "advantages": tokens, "mask": tokens}
+    unread = ("clip_low", "clip_high", "dual_clip")
+    check_own_loss(loss, arrays, tokens, config=config.loss, unread=unread)
+    given = Given(
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        optimizer=optimizer,
+        loss=loss,
+        callbacks=callbacks,
+        trackers=trackers,
+        others={"policy": policy, "reward": reward, "tokenizer": tokenizer, "engine": engine},
+    )
     mesh = setup.start(config.run, config.mesh)
     key = jax.random.key(config.run.seed)
-    with Run.open(config.run, config, "ppo") as run:
+    with Run.open(config.run, config, "ppo", given) as run:
         if policy is None:
             policy, tokenizer = setup.load_model(
                 config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
@@ -249,6 +276,8 @@ def train_ppo(
         parts = build(
             config, policy, reward, mesh, key=jax.random.fold_in(key, 1), tokenizer=tokenizer, run=run
         )
+        state = create_state(parts.trained, parts.optimizer)
+        refuse_schedule_free(state.opt_state, "ppo, which must sample from the weights that it trains")
         reference = parts.reference
         if config.train.offload:
             reference = offloaded(reference, parts.reward, parts.frozen["policy"], mesh, run)
@@ -263,7 +292,7 @@ def train_ppo(
             reward=parts.reward,
             tokenizer=tokenizer,
             **load_prompts(config, policy.config, tokenizer, run, mesh),
-            state=create_state(parts.trained, parts.optimizer),
+            state=state,
             optimizer=parts.optimizer,
             schedules=parts.schedules,
             key=rollout_key,
@@ -272,7 +301,7 @@ def train_ppo(
             ),
         )
         # The trainer has copies of what it trains: what nothing reads any more leaves the device.
-        del policy, parts, reference
+        del policy, parts, reference, state
         metrics = run_updates(trainer)
         model = setup.export_policy(
             run,

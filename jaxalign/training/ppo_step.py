@@ -1,5 +1,6 @@
 """What one optimizer step of PPO minimises: the clipped policy loss and the critic's."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,13 +21,21 @@ __all__ = ["ppo_counts", "ppo_loss"]
 Judge = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
 
-def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float, judge: Judge | None = None):
+def ppo_loss(
+    models: ActorCritic,
+    config: PPOLossConfig,
+    temperature: float,
+    judge: Judge | None = None,
+    own: Callable[..., jax.Array] | None = None,
+):
     """Builds the loss function of `make_update`: clipped policy loss + value_weight * value loss.
 
     A batch has old_logps, old_values, advantages and returns [B, T]; or, where it is a whole rollout and this the only
     step on it, what `judge` makes them of: the step then begins with the policy and the critic that the rollout is
     judged by, so that its own forward passes tell their log-probs and values. Such a batch has sampler_logps,
     token_rewards and, where there is a reference, ref_logps [B, T]; scores, truncated and coefficient [B].
+
+    `own(logps, old_logps, advantages, mask) -> [B, T]` takes the place of the clipped policy loss.
 
     `batch["weights"]` [B, T], read with an importance cap only, weighs the clipped policy loss.
     `batch["policy_weight"]` [B] is 0 while only the critic learns. With a critic of its
@@ -56,15 +65,13 @@ def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float, jud
             assert judge is not None
             learnt, metrics = _judged(judge, scores, values, after, batch)
             batch = {**batch, **learnt}
-        policy_terms = ppo_policy_loss(
-            scores.logps,
-            batch["old_logps"],
-            batch["advantages"],
-            mask,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            dual_clip=config.dual_clip or None,
-        )
+        clip = {
+            "clip_low": config.clip_low,
+            "clip_high": config.clip_high,
+            "dual_clip": config.dual_clip or None,
+        }
+        policy_loss = own or functools.partial(ppo_policy_loss, **clip)
+        policy_terms = policy_loss(scores.logps, batch["old_logps"], batch["advantages"], mask)
         if "weights" in batch:
             policy_terms = policy_terms * batch["weights"]
         value_terms = ppo_value_loss(
@@ -74,13 +81,14 @@ def ppo_loss(models: ActorCritic, config: PPOLossConfig, temperature: float, jud
         weight = batch["policy_weight"][:, None]
         total = reduce(policy_terms * weight, mask, counts)
         total += config.value_weight * reduce(value_terms, mask, counts)
-        ratio = jnp.exp(jnp.where(mask, scores.logps - batch["old_logps"], 0.0))
-        clipped = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
         metrics |= step_metrics(scores, batch["old_logps"], mask) | {
             "policy/loss": mean_of(policy_terms, mask),
-            "policy/clip_fraction": mean_of(clipped, mask),
             "value/loss": mean_of(value_terms, mask),
         }
+        if own is None:
+            ratio = jnp.exp(jnp.where(mask, scores.logps - batch["old_logps"], 0.0))
+            clipped = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
+            metrics["policy/clip_fraction"] = mean_of(clipped, mask)
         if config.value_clip:
             moved = jnp.abs(values - batch["old_values"]) > config.value_clip
             metrics["value/clip_fraction"] = mean_of(moved, mask)

@@ -1,6 +1,6 @@
 """Preference training: a policy from comparisons or labels, without a reward model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ from jaxalign.data import (
 )
 from jaxalign.data.batches import Collate
 from jaxalign.errors import ConfigError
-from jaxalign.runs import Run
+from jaxalign.runs import Given, Run
 from jaxalign.training import setup
 from jaxalign.training.data import load_data, refuse_stream
 from jaxalign.training.generator import Generator, samples_of
 from jaxalign.training.loop import Batches, Loop, evaluation
 from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
 from jaxalign.training.preference_config import DPOConfig, DPOLossConfig
-from jaxalign.training.preference_losses import FORMS
+from jaxalign.training.preference_losses import FORMS, arguments_of
 from jaxalign.training.preference_step import completion_sums, preference_loss, whole_batch_statistics
 from jaxalign.training.reference import ReferenceTable, reference_table
 from jaxalign.training.scoring import score_tokens
@@ -104,8 +105,25 @@ def _batches(config: DPOConfig, data: Dataset, mesh: Mesh) -> tuple[Batches, Col
     return batches, collate, arrange
 
 
+def check_pair_loss(loss: Any, config: DPOLossConfig) -> None:
+    """Refuses a function that cannot be called as the loss that `config` names is, without its options."""
+    arrays, keywords = arguments_of(config.name)
+    unread = FORMS[config.name].options
+    check_own_loss(loss, arrays, ("B",), config=config, unread=unread, keywords=keywords)
+
+
 def train_dpo(
-    config: DPOConfig, *, policy: Any = None, reference: Any = None, tokenizer: Any = None
+    config: DPOConfig,
+    *,
+    policy: Any = None,
+    reference: Any = None,
+    tokenizer: Any = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    optimizer: Any = None,
+    loss: Any = None,
+    callbacks: Sequence[Any] = (),
+    trackers: Sequence[Any] = (),
 ) -> TrainResult:
     """Trains a policy on comparisons or labelled completions with a direct preference loss.
 
@@ -114,6 +132,11 @@ def train_dpo(
       policy: a live model in place of `config.model`; needs `tokenizer`.
       reference: a live model in place of `config.reference`.
       tokenizer: the policy's tokenizer.
+      loss: a function called in place of the one that `config.loss.name` names, with the same arrays and none of its
+        options: for dpo, loss(policy_chosen_logps[B], policy_rejected_logps[B], ref_chosen_logps[B],
+        ref_rejected_logps[B]) -> [B]. `config.loss.beta` then scales the logged rewards alone.
+      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
+        names: see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, final metrics (`eval/accuracy` and `eval/margin` over held-out pairs, each with a
@@ -122,10 +145,21 @@ def train_dpo(
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.
     """
+    setup.check_live(policy, tokenizer, "policy")
+    check_pair_loss(loss, config.loss)
+    given = Given(
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        optimizer=optimizer,
+        loss=loss,
+        callbacks=callbacks,
+        trackers=trackers,
+        others={"policy": policy, "reference": reference, "tokenizer": tokenizer},
+    )
     mesh = setup.start(config.run, config.mesh)
     key = jax.random.key(config.run.seed)
     form = FORMS[config.loss.name]
-    with Run.open(config.run, config, "dpo") as run:
+    with Run.open(config.run, config, "dpo", given) as run:
         if policy is None:
             policy, tokenizer = setup.load_model(
                 config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
@@ -151,10 +185,10 @@ def train_dpo(
         # Live it is in `frozen`; else nothing reads it any more, and it leaves the device.
         del policy, reference, reference_params
         total = config.train.total_steps(batches.per_epoch)
-        optimizer, schedule = make_optimizer(config.optimizer, total)
-        loss = preference_loss(scorer, reference_definition, config.loss)
+        rule, schedule = make_optimizer(config.optimizer, total, optimizer)
+        loss_function = preference_loss(scorer, reference_definition, config.loss, loss)
         parts = config.train.accumulation_steps
-        step = make_update(loss, valid_rows, optimizer, accumulation_steps=parts)
+        step = make_update(loss_function, valid_rows, rule, accumulation_steps=parts)
         rows, positions = data.first(config.run.sample_rows), scorer.definition.config.max_positions
         sampling, prompts = samples_of(config.sampling, rows, positions, run)
         generator = Generator(scorer, base, sampling, tokenizer, jax.random.fold_in(key, 2))
@@ -173,7 +207,7 @@ def train_dpo(
             return step(state, frozen, batch, update_key)
 
         held_out = evaluation(
-            make_evaluation(loss, valid_rows),
+            make_evaluation(loss_function, valid_rows),
             lambda: eval_batches(data.validation, size, collate),
             frozen,
             place,
@@ -189,7 +223,7 @@ def train_dpo(
             sample=lambda state: generator.samples(state.params, prompts, int(state.step)),
             learning_rate=schedule,
         )
-        state = create_state(trained, optimizer)
+        state = create_state(trained, rule)
         del trained
         state, metrics = loop.fit(state)
         model = setup.export_policy(run, scorer, state.params, base, tokenizer, config.lora)

@@ -82,13 +82,28 @@ class ScoredRows:
     kl_ratio: Float[Array, "B G"]
 
 
-def row_terms(rows: ScoredRows, config: Any, statistics: Mapping[str, jax.Array]) -> Float[Array, " B"]:
-    """The loss of each example; `statistics` are those of the whole batch, see `batch_statistics`."""
+def row_terms(
+    rows: ScoredRows,
+    config: Any,
+    statistics: Mapping[str, jax.Array],
+    own: Callable[..., Any] | None = None,
+) -> Float[Array, " B"]:
+    """The loss of each example.
+
+    Args:
+      rows: scored completions.
+      config: a `DPOLossConfig`.
+      statistics: of the whole batch, see `batch_statistics`.
+      own: called in place of the loss that the configuration names, as that is but without its options.
+    """
     form = FORMS[config.name]
     options = {"beta": config.beta} | {name: getattr(config, name) for name in form.options}
+    function = form.function
+    if own is not None:
+        function, options = own, {}
     policy, ref = rows.logps, rows.ref_logps
     if form.unpaired:
-        flat = form.function(
+        flat = function(
             policy.ravel(),
             ref.ravel(),
             rows.desirable.ravel(),
@@ -98,7 +113,24 @@ def row_terms(rows: ScoredRows, config: Any, statistics: Mapping[str, jax.Array]
         return flat.reshape(policy.shape).mean(axis=1)
     two = (policy[:, 0], policy[:, 1])
     four = (*two, ref[:, 0], ref[:, 1]) if form.reference else two
-    return form.function(*four, **options, **statistics)
+    return function(*four, **options, **statistics)
+
+
+def arguments_of(name: str) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """What the function of a loss is given by position, and by name besides its options: the axes of each array."""
+    form = FORMS[name]
+    kind = "mean_logps" if form.means else "logps"
+    if form.unpaired:
+        given = ("policy_logps", "ref_logps", "desirable")
+    else:
+        models = ("policy", "ref") if form.reference else ("policy",)
+        given = tuple(f"{model}_{which}_{kind}" for model in models for which in ("chosen", "rejected"))
+    statistics = {"kl": (), "delta": ()} | dict.fromkeys(
+        ("matched", "matched_chosen", "matched_rejected"), ("B",)
+    )
+    ranks = ("matched",) if name == "aot" else ("matched_rejected", "matched_chosen")
+    named = ranks if form.statistic == "ranks" else (form.statistic,) if form.statistic else ()
+    return dict.fromkeys(given, ("B",)), {key: statistics[key] for key in named}
 
 
 def batch_statistics(rows: ScoredRows, config: Any) -> dict[str, jax.Array]:

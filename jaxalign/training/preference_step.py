@@ -1,5 +1,6 @@
 """What one optimizer step of preference training minimises: any loss of the family, on scored completions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,16 +18,22 @@ from jaxalign.training.step import Metrics, joined_rows, mean_of, split_rows
 STATISTIC = "statistic_"
 
 
-def preference_loss(policy: CausalPolicy, reference_definition: Any, config: DPOLossConfig):
+def preference_loss(
+    policy: CausalPolicy,
+    reference_definition: Any,
+    config: DPOLossConfig,
+    own: Callable[..., Any] | None = None,
+):
     """Builds the loss function of `make_update`: the mean over the examples of the whole batch.
 
     `frozen` is {"base": frozen leaves of the policy, "reference": the reference's leaves}. A batch may hold
-    `ref_logps` [B, G] computed before, and the statistics of the whole batch that it is a part of.
+    `ref_logps` [B, G] computed before, and the statistics of the whole batch that it is a part of. For `own` see
+    `row_terms`.
     """
 
     def loss(params, frozen, batch, key, counts):
         rows, scores, mask = scored_rows(policy, reference_definition, config, params, frozen, batch, key)
-        total, metrics = loss_of_rows(config, rows, scores, mask, batch, counts)
+        total, metrics = loss_of_rows(config, rows, scores, mask, batch, counts, own)
         return total, metrics | {"entropy": mean_of(scores.entropy, mask)}
 
     return loss
@@ -39,6 +46,7 @@ def loss_of_rows(
     mask: jax.Array,
     batch: Any,
     counts: jax.Array,
+    own: Callable[..., Any] | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """The loss of a (micro-)batch and its metrics.
 
@@ -49,11 +57,12 @@ def loss_of_rows(
       mask: their mask.
       batch: where the statistics of the whole batch are, if it is a part of one.
       counts: examples of the whole batch.
+      own: see `row_terms`.
     """
     given = {n.removeprefix(STATISTIC): x for n, x in batch.items() if n.startswith(STATISTIC)}
     scalars = ("kl", "delta")
     statistics = {n: x[0] if n in scalars else x for n, x in given.items()} or batch_statistics(rows, config)
-    per_row = row_terms(rows, config, statistics)
+    per_row = row_terms(rows, config, statistics, own)
     if config.weighted:
         weights = losses.wpo_weights(scores.logps, scores.sum_squared_probs, mask)
         per_row *= jnp.prod(weights.reshape(rows.logps.shape), axis=1)

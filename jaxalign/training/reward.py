@@ -1,6 +1,6 @@
 """Reward modelling: a scalar per completion from comparisons or best-of-n labels, or per step from step labels."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,15 +16,17 @@ from jaxalign.data import (
     collate_steps,
     eval_batches,
 )
+from jaxalign.errors import ConfigError
 from jaxalign.losses import best_of_n_loss, bradley_terry_loss
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.heads import HeadConfig
 from jaxalign.models.lora import LoraConfig
-from jaxalign.runs import Run, RunConfig
+from jaxalign.runs import Given, Run, RunConfig
 from jaxalign.training import setup
 from jaxalign.training.data import load_data, refuse_stream
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
 from jaxalign.training.process_reward import held_out_steps, process_loss, step_count
@@ -118,25 +120,27 @@ class RewardConfig:
         return self.loss.labels != "steps" if self.normalize is None else self.normalize
 
 
-def reward_loss(policy: ScalarPolicy, config: RewardLossConfig):
-    """Builds the loss function of `make_update`: the mean over pairs (questions, steps) of the whole batch."""
+def reward_loss(policy: ScalarPolicy, config: RewardLossConfig, own: Callable[..., Any] | None = None):
+    """Builds the loss function of `make_update`: the mean over pairs (questions, steps) of the whole batch.
+
+    `own` takes the place of the Bradley-Terry or best-of-n loss: see `train_reward`.
+    """
     if config.labels == "steps":
         return process_loss(policy)
 
     def pair_terms(rewards, batch):
         chosen, rejected = rewards[:, 0], rewards[:, 1]
-        per_pair = bradley_terry_loss(
-            chosen,
-            rejected,
-            margin=batch["margin"] if config.use_margin else 0.0,
-            label_smoothing=config.label_smoothing,
-            center_coefficient=config.center_coefficient,
-        )
+        options = {
+            "margin": batch["margin"] if config.use_margin else 0.0,
+            "label_smoothing": config.label_smoothing,
+            "center_coefficient": config.center_coefficient,
+        }
+        per_pair = own(chosen, rejected) if own else bradley_terry_loss(chosen, rejected, **options)
         right = (chosen > rejected) + 0.5 * (chosen == rejected)
         return per_pair, right, chosen - rejected
 
     def ranking_terms(rewards, batch):
-        per_question = best_of_n_loss(rewards, batch["best"])
+        per_question = (own or best_of_n_loss)(rewards, batch["best"])
         best = jnp.take_along_axis(rewards, batch["best"][:, None], axis=1)[:, 0]
         others = jnp.where(jnp.arange(rewards.shape[1]) == batch["best"][:, None], -jnp.inf, rewards).max(1)
         return per_question, best > others, best - others
@@ -168,13 +172,40 @@ LABELS = {
 }
 
 
-def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = None) -> TrainResult:
+def check_reward_loss(loss: Any, config: RewardConfig) -> None:
+    """See `train_reward` for what `loss` may be; raises ConfigError where it is something else."""
+    if loss is not None and config.loss.labels == "steps":
+        raise ConfigError(
+            "loss: a function of one's own is for loss.labels=pairs and best_of_n, not for steps"
+        )
+    pairs = {"chosen_rewards": ("B",), "rejected_rewards": ("B",)}
+    arrays = pairs if config.loss.labels == "pairs" else {"rewards": ("B", "K"), "best": ("B",)}
+    unread = ("label_smoothing", "center_coefficient", "use_margin")
+    check_own_loss(loss, arrays, ("B",), config=config.loss, unread=unread)
+
+
+def train_reward(
+    config: RewardConfig,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    optimizer: Any = None,
+    loss: Any = None,
+    callbacks: Sequence[Any] = (),
+    trackers: Sequence[Any] = (),
+) -> TrainResult:
     """Trains a reward model on the trunk of a causal language model.
 
     Args:
       config: see `RewardConfig`.
       model: a live causal model (its trunk is copied) in place of `config.model`; needs `tokenizer`.
       tokenizer: its tokenizer.
+      loss: a function in place of that of `config.loss`: loss(chosen_rewards[B], rejected_rewards[B]) -> [B] for pairs,
+        loss(rewards[B, K], best[B]) -> [B] for best_of_n.
+      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
+        names: see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, final metrics (`eval/accuracy` and `eval/margin` over held-out pairs, each with a
@@ -185,11 +216,22 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.
     """
+    setup.check_live(model, tokenizer)
+    check_reward_loss(loss, config)
+    given = Given(
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        optimizer=optimizer,
+        loss=loss,
+        callbacks=callbacks,
+        trackers=trackers,
+        others={"model": model, "tokenizer": tokenizer},
+    )
     mesh = setup.start(config.run, config.mesh)
     key = jax.random.key(config.run.seed)
     kind, collate, arrange, count = LABELS[config.loss.labels]
     steps = models.StepMarks(separator=config.data.separator) if kind == "stepwise" else None
-    with Run.open(config.run, config, "reward") as run:
+    with Run.open(config.run, config, "reward", given) as run:
         if model is None:
             model, tokenizer = setup.load_model(
                 config.model,
@@ -213,7 +255,7 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
                 tokenizer=tokenizer,
                 data=data,
                 collate=lambda examples, numbers: arrange(collate(examples, numbers)),
-                loss_of=lambda policy: reward_loss(policy, config.loss),
+                loss_of=lambda policy: reward_loss(policy, config.loss, loss),
             )
         scalar = models.create_scalar_model(model, config.head, key=jax.random.fold_in(key, 1), steps=steps)
         policy, trained, frozen = setup.scalar_of(scalar, config.lora, mesh, key=jax.random.fold_in(key, 2))
@@ -222,15 +264,15 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
             config.train, data.train, seed=config.run.seed, collate=collate, mesh=mesh
         )
         total = config.train.total_steps(batches.per_epoch)
-        optimizer, schedule = make_optimizer(config.optimizer, total)
-        loss = reward_loss(policy, config.loss)
-        update = make_update(loss, count, optimizer, accumulation_steps=parts)
+        rule, schedule = make_optimizer(config.optimizer, total, optimizer)
+        loss_function = reward_loss(policy, config.loss, loss)
+        update = make_update(loss_function, count, rule, accumulation_steps=parts)
         size = config.train.eval_batch_size or config.train.batch_size
 
         def place(batch, into=1):
             return setup.on_mesh(arrange(batch), mesh, packing=packing, parts=into, head=False)
 
-        evaluate_batch, limit = make_evaluation(loss, count), config.train.eval_batches
+        evaluate_batch, limit = make_evaluation(loss_function, count), config.train.eval_batches
         held_out = evaluation(
             evaluate_batch, lambda: eval_batches(data.validation, size, collate), frozen, place, limit
         )
@@ -246,7 +288,7 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
             evaluate=held_out if data.validation else None,
             learning_rate=schedule,
         )
-        state = create_state(trained, optimizer)
+        state = create_state(trained, rule)
         # The state has copies of what is trained: the model that it began with leaves the device.
         del model, scalar, trained
         state, metrics = loop.fit(state)

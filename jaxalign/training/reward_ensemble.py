@@ -31,6 +31,7 @@ from jaxalign.training.scoring import ScalarPolicy
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import LossFunction, make_evaluation, make_update
+from jaxalign.training.update_rules import refuse_schedule_free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +331,7 @@ def train_ensemble(
         shards=row_shards(mesh),
     )
     total = train.total_steps(batches.per_epoch)
-    optimizer, schedule = make_optimizer(config.optimizer, total)
+    optimizer, schedule = make_optimizer(config.optimizer, total, run.given.optimizer)
     update = make_update(
         loss_of(policy),
         valid_rows,
@@ -358,7 +359,9 @@ def train_ensemble(
         evaluate=evaluated if data.validation else None,
         learning_rate=schedule,
     )
-    state, metrics = loop.fit(create_member_states(trained, optimizer, config.ensemble.size))
+    state = create_member_states(trained, optimizer, config.ensemble.size)
+    refuse_schedule_free(state.opt_state, "ensemble.size above 1")
+    state, metrics = loop.fit(state)
     if config.normalizes:
         gain, bias = held_out(state.params).normalizer()
         for index, pair in enumerate(zip(gain, bias, strict=True)):

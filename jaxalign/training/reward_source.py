@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxalign import models
+from jaxalign.config_values import as_tuples
 from jaxalign.data import check_separator
 from jaxalign.errors import ConfigError
 from jaxalign.models.heads import ScalarModel
@@ -57,6 +58,7 @@ class RewardSource:
     whiten: bool = False
 
     def __post_init__(self) -> None:
+        as_tuples(self, "models", "functions", "weights")
         if self.model and self.models:
             raise ValueError("reward.model and reward.models: choose one")
         if len(self.models) == 1:

@@ -196,6 +196,19 @@ def with_forms(
     return models.with_config(model, **forms)
 
 
+def check_live(model: Any, tokenizer: Any, name: str = "model") -> None:
+    """A live model comes with its tokenizer.
+
+    Raises:
+      ConfigError: one of the two alone, or a folder in place of a model.
+    """
+    if isinstance(model, (str, Path)):
+        raise ConfigError(f"{name}: expected a live model, got {str(model)!r}; a folder goes to model.path")
+    if (model is None) != (tokenizer is None):
+        there, missing = ("tokenizer", name) if model is None else (name, "tokenizer")
+        raise ConfigError(f"{there}: given without {missing}; a live model needs both")
+
+
 def load_reference(config: Any, policy: Any, mesh: Mesh, run: Run | None, *, read: bool = True) -> Any:
     """The model that `config.reference` names, of the policy's run; the policy where it names none or none is read."""
     if not (config.reference.path and read):

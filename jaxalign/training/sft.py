@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the next token of demonstrations, on completion tokens only."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +12,13 @@ from jaxalign.losses import token_mean
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
-from jaxalign.runs import Run, RunConfig
+from jaxalign.runs import Given, Run, RunConfig
 from jaxalign.training import setup
 from jaxalign.training.data import load_data
 from jaxalign.training.generator import Generator, samples_of
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.packing import packing_of
 from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import ModelSource, TrainResult
@@ -71,8 +73,11 @@ class SFTConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
-def sft_loss(policy: CausalPolicy, config: SFTLossConfig):
-    """Builds the loss function of `make_update`: the token mean over the whole batch, by the tokens' weights."""
+def sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[..., Any] | None = None):
+    """Builds the loss function of `make_update`: the token mean over the whole batch, by the tokens' weights.
+
+    `own(logps[B, T], mask[B, T]) -> [B, T]` takes the place of the cross-entropy.
+    """
 
     def loss(params, frozen, batch, key, counts):
         mask = batch["mask"] & batch["valid"][:, None]
@@ -84,6 +89,8 @@ def sft_loss(policy: CausalPolicy, config: SFTLossConfig):
         per_token = -(1.0 - smoothing) * scores.logps - smoothing * scores.mean_logps
         if config.z_loss:
             per_token += config.z_loss * jnp.square(scores.logsumexp)
+        if own is not None:
+            per_token = own(scores.logps, mask)
         if "weights" in batch:
             per_token *= batch["weights"]
         metrics = {
@@ -102,13 +109,27 @@ def sft_counts(batch) -> jax.Array:
     return jnp.sum(jnp.where(mask, batch.get("weights", 1.0), 0.0), dtype=jnp.float32)
 
 
-def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) -> TrainResult:
+def train_sft(
+    config: SFTConfig,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    optimizer: Any = None,
+    loss: Any = None,
+    callbacks: Sequence[Any] = (),
+    trackers: Sequence[Any] = (),
+) -> TrainResult:
     """Fine-tunes a causal language model on demonstrations.
 
     Args:
       config: see `SFTConfig`.
       model: a live model in place of `config.model`; needs `tokenizer`.
       tokenizer: its tokenizer.
+      loss: a function in place of the cross-entropy: loss(logps[B, T], mask[B, T]) -> [B, T].
+      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
+        names: see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, final metrics (`eval/loss` in nats a token) and the model.
@@ -116,9 +137,22 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.
     """
+    setup.check_live(model, tokenizer)
+    unread = ("label_smoothing", "z_loss")
+    arrays = {"logps": ("B", "T"), "mask": ("B", "T")}
+    check_own_loss(loss, arrays, ("B", "T"), config=config.loss, unread=unread)
+    given = Given(
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        optimizer=optimizer,
+        loss=loss,
+        callbacks=callbacks,
+        trackers=trackers,
+        others={"model": model, "tokenizer": tokenizer},
+    )
     mesh = setup.start(config.run, config.mesh)
     key = jax.random.key(config.run.seed)
-    with Run.open(config.run, config, "sft") as run:
+    with Run.open(config.run, config, "sft", given) as run:
         if model is None:
             model, tokenizer = setup.load_model(
                 config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
@@ -133,9 +167,9 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
             config.train, data.train, seed=config.run.seed, collate=collate, mesh=mesh
         )
         total = config.train.total_steps(batches.per_epoch)
-        optimizer, schedule = make_optimizer(config.optimizer, total)
-        loss = sft_loss(policy, config.loss)
-        update = make_update(loss, sft_counts, optimizer, accumulation_steps=parts)
+        rule, schedule = make_optimizer(config.optimizer, total, optimizer)
+        loss_function = sft_loss(policy, config.loss, loss)
+        update = make_update(loss_function, sft_counts, rule, accumulation_steps=parts)
         update_key = jax.random.fold_in(key, 3)
         sampling, prompts = samples_of(
             config.sampling, data.first(config.run.sample_rows), model.config.max_positions, run
@@ -143,7 +177,7 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
         generator = Generator(policy, frozen, sampling, tokenizer, jax.random.fold_in(key, 2))
         size = config.train.eval_batch_size or config.train.batch_size
         held_out = evaluation(
-            make_evaluation(loss, sft_counts),
+            make_evaluation(loss_function, sft_counts),
             lambda: eval_batches(data.validation, size, collate),
             frozen,
             lambda batch: setup.on_mesh(batch, mesh, packing=packing),
@@ -161,7 +195,7 @@ def train_sft(config: SFTConfig, *, model: Any = None, tokenizer: Any = None) ->
             sample=lambda state: generator.samples(state.params, prompts, int(state.step)),
             learning_rate=schedule,
         )
-        state = create_state(trained, optimizer)
+        state = create_state(trained, rule)
         # The state has copies of what is trained: the model that it began with leaves the device.
         del model, trained
         state, metrics = loop.fit(state)

@@ -3,7 +3,7 @@
 Source: arXiv:2601.10416. Where it is silent the choices are ours; `tfpo_config` names them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from jaxalign import models
 from jaxalign.data import Dataset, chat_of, collate_comparisons, eval_batches
-from jaxalign.runs import Run
+from jaxalign.runs import Given, Run
 from jaxalign.training import setup
 from jaxalign.training.data import dated, load_data, refuse_stream
 from jaxalign.training.generator import Generator, samples_of
 from jaxalign.training.loop import Loop, evaluation
+from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.pairs import pair_axis
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import create_state
@@ -35,6 +36,7 @@ from jaxalign.training.tfpo_parts import (
 )
 from jaxalign.training.tfpo_step import tfpo_counts, tfpo_loss
 from jaxalign.training.token_rewards import TokenRewardTable, token_reward_table
+from jaxalign.training.update_rules import refuse_schedule_free
 
 __all__ = ["TFPOConfig", "TFPOResult", "train_tfpo"]
 
@@ -86,7 +88,17 @@ def _rewarded_data(
 
 
 def train_tfpo(
-    config: TFPOConfig, *, patient: Any = None, doctor: Any = None, tokenizer: Any = None
+    config: TFPOConfig,
+    *,
+    patient: Any = None,
+    doctor: Any = None,
+    tokenizer: Any = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    optimizer: Any = None,
+    loss: Any = None,
+    callbacks: Sequence[Any] = (),
+    trackers: Sequence[Any] = (),
 ) -> TFPOResult:
     """Trains a doctor on comparisons whose tokens a frozen patient has rewarded.
 
@@ -95,6 +107,11 @@ def train_tfpo(
       patient: a live model in place of `config.patient`; needs `tokenizer`.
       doctor: a live model to begin as, in place of `config.model`; needs `tokenizer`.
       tokenizer: of the live models, which share it.
+      loss: a function in place of sub-trajectory balance: loss(logps[B, T], rewards[B, T], log_values[B, T+1],
+        mask[B, T], terminated=terminated[B]) -> [B].
+      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
+        names: see `jaxalign.runs.Given`.
+        `optimizer` is the policy's and the value head's, each with a state of its own.
 
     Returns:
       The run folder, final metrics (`eval/balance`, `eval/accuracy` and others over held-out pairs), the doctor, and
@@ -103,10 +120,27 @@ def train_tfpo(
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.
     """
+    for live, name in ((patient, "patient"), (doctor, "doctor")):
+        if live is not None:
+            setup.check_live(live, tokenizer, name)
+    tokens = ("B", "T")
+    arrays = {"logps": tokens, "rewards": tokens, "log_values": ("B", "T+1"), "mask": tokens}
+    unread = ("reward_scale", "reference_weight", "decay", "window", "pin_terminal", "reduction")
+    ended = {"terminated": ("B",)}
+    check_own_loss(loss, arrays, ("B",), config=config.loss, unread=unread, keywords=ended)
+    given = Given(
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        optimizer=optimizer,
+        loss=loss,
+        callbacks=callbacks,
+        trackers=trackers,
+        others={"patient": patient, "doctor": doctor, "tokenizer": tokenizer},
+    )
     mesh = setup.start(config.run, config.mesh)
     key = jax.random.key(config.run.seed)
     train, numbers = config.train, config.loss.resolved()
-    with Run.open(config.run, config, "tfpo") as run:
+    with Run.open(config.run, config, "tfpo", given) as run:
         treatment = Treatment.open(config, mesh, run, patient=patient, doctor=doctor, tokenizer=tokenizer)
         tokenizer = treatment.tokenizer
         data, end, table = _rewarded_data(config, treatment, mesh, run)
@@ -129,9 +163,9 @@ def train_tfpo(
             "horizon": horizon,
         }
         total = train.total_steps(batches.per_epoch)
-        optimizer, schedule = optimizers(config, total)
-        loss, counts = tfpo_loss(scorer, config.head, numbers), tfpo_counts(numbers)
-        step = make_update(loss, counts, optimizer, accumulation_steps=train.accumulation_steps)
+        rule, schedule = optimizers(config, total, optimizer)
+        loss_function, counts = tfpo_loss(scorer, config.head, numbers, loss), tfpo_counts(numbers)
+        step = make_update(loss_function, counts, rule, accumulation_steps=train.accumulation_steps)
         rows, positions = data.first(config.run.sample_rows), scorer.definition.config.max_positions
         sampling, prompts = samples_of(config.sampling, rows, positions, run)
         generator = Generator(scorer, base, sampling, tokenizer, jax.random.fold_in(key, 2))
@@ -145,7 +179,7 @@ def train_tfpo(
 
         size = train.eval_batch_size or train.batch_size
         held_out = evaluation(
-            make_evaluation(loss, counts),
+            make_evaluation(loss_function, counts),
             lambda: eval_batches(data.validation, size, collate),
             frozen,
             place,
@@ -161,7 +195,8 @@ def train_tfpo(
             sample=lambda state: generator.samples(state.params["policy"], prompts, int(state.step)),
             learning_rate=schedule,
         )
-        state = create_state({"policy": leaves, "value": value}, optimizer)
+        state = create_state({"policy": leaves, "value": value}, rule)
+        refuse_schedule_free(state.opt_state, "tfpo, which has one for the policy and one for the value head")
         begun = doctor if card.reference == START else None
         del doctor, leaves, start  # of the full weights that nothing reads any more, one copy less
         state, metrics = loop.fit(state)

@@ -216,15 +216,23 @@ def mean_nats(config: TFPOConfig, model: Any, data: Dataset, collate: Collate, m
     return float(total[0] / total[1])
 
 
-def optimizers(config: TFPOConfig, total: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def optimizers(
+    config: TFPOConfig, total: int, given: Any = None
+) -> tuple[optax.GradientTransformation, optax.Schedule | None]:
     """A chain for the policy, and one of the same shape for the value head, so that neither clips the other.
 
+    Args:
+      config: the run's.
+      total: optimizer steps.
+      given: see `make_optimizer`; a transformation is of both, a schedule of the policy alone.
+
     Returns:
-      The transformation, and the policy's learning rate.
+      The transformation, and the policy's learning rate, where it is known.
     """
-    policy, schedule = make_optimizer(config.optimizer, total)
+    policy, schedule = make_optimizer(config.optimizer, total, given)
     rate = config.head_learning_rate or config.optimizer.learning_rate
-    value, _ = make_optimizer(replace(config.optimizer, learning_rate=rate), total)
+    rule = given if isinstance(given, optax.GradientTransformation) else None
+    value, _ = make_optimizer(replace(config.optimizer, learning_rate=rate), total, rule)
 
     def labels(params: dict[str, Any]) -> dict[str, Any]:
         return {name: jax.tree.map(lambda _, n=name: n, tree) for name, tree in params.items()}

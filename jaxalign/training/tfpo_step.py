@@ -4,7 +4,7 @@ Batches are those of `pairs.pair_axis` with `rewards` float32 [B, 2, T] and `ter
 ends by itself. State i of a response lies before its token i + 1; the hidden state before that token gives its value.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,12 +22,15 @@ from jaxalign.training.tfpo_config import TFPONumbers
 QUARTERS = (25, 50, 75, 100)
 
 
-def tfpo_loss(policy: CausalPolicy, head: HeadConfig, numbers: TFPONumbers):
+def tfpo_loss(
+    policy: CausalPolicy, head: HeadConfig, numbers: TFPONumbers, own: Callable[..., Any] | None = None
+):
     """Builds the loss function of `make_update`: balance + value_weight * discrimination.
 
     The trained leaves are {"policy", "value": {"head", "ramp"}}; `frozen` is {"base": frozen leaves of the policy,
     "reference": leaves of the model that the doctor began as, read where reference_weight is not 0, "horizon"}.
-    `counts` are those of `tfpo_counts`.
+    `counts` are those of `tfpo_counts`. `own` takes the place of the balance of a row, see `tfpo.train_tfpo`; rows then
+    count alike.
     """
 
     def loss(params, frozen, batch, key, counts):
@@ -43,12 +46,11 @@ def tfpo_loss(policy: CausalPolicy, head: HeadConfig, numbers: TFPONumbers):
         depth = jnp.pad(jnp.cumsum(mask, axis=1), ((0, 0), (1, 0)))
         value = {**params["value"], "horizon": frozen["horizon"]}
         log_values = models.log_values_before(value, scores.hidden, depth, head, dropout_key=key)
+        arrays = (scores.logps, batch["rewards"].reshape(mask.shape), log_values, mask)
+        ended = batch["terminated"].reshape(-1)
         totals = subtrajectory_balance_loss(
-            scores.logps,
-            batch["rewards"].reshape(mask.shape),
-            log_values,
-            mask,
-            terminated=batch["terminated"].reshape(-1),
+            *arrays,
+            terminated=ended,
             reward_scale=numbers.reward_scale,
             ref_logps=ref_logps,
             reference_weight=numbers.reference_weight,
@@ -59,7 +61,10 @@ def tfpo_loss(policy: CausalPolicy, head: HeadConfig, numbers: TFPONumbers):
         )
         weights = pair_weights(mask, numbers)
         means = totals / jnp.where(weights > 0, weights, 1.0)
-        if numbers.reduction == "batch_pairs":
+        if own is not None:
+            means = own(*arrays, terminated=ended)
+            balance = jnp.sum(jnp.where(mask.any(1), means, 0.0)) / jnp.maximum(2.0 * counts["pairs"], 1.0)
+        elif numbers.reduction == "batch_pairs":
             balance = jnp.sum(totals) / jnp.maximum(counts["weight"], 1e-9)
         else:
             per_row = totals if numbers.reduction == "sum" else means

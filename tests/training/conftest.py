@@ -122,6 +122,6 @@ class Configs:
         return PPOConfig(run=self.run(output, eval_every=0), **(parts | changes))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configs(tiny_model_folder, pairs_file, steps_file):
     return Configs(tiny_model_folder, pairs_file, steps_file)

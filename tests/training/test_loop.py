@@ -1,5 +1,6 @@
 """The outer loop's own arithmetic: what an evaluation reports; and when it asks the device for results."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.runs import RunConfig
+from jaxalign.runs.callbacks import Callbacks
 from jaxalign.training.loop import Interval, Loop, summary
 from jaxalign.training.state import TrainState
 from jaxalign.uncertainty import estimate_mean, wilson_interval
@@ -68,6 +70,8 @@ def looped(events, *, losses, save_every=0, log_every=1):
         resumed=False,
         log_metrics=lambda step, values: logged.append((step, values)),
         progress=lambda *_: None,
+        callbacks=Callbacks([], "sft", Path("unused")),
+        note_stopped=lambda _: None,
     )
     store = SimpleNamespace(
         latest_step=lambda: None, save=lambda step, *_, **__: events.append(f"save {step}")

@@ -1,0 +1,115 @@
+"""What one optimizer step of GRPO or one of its relatives minimises, on a minibatch of scored completions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign import losses
+from jaxalign.training.clip_fraction import clip_fraction
+from jaxalign.training.grpo_config import GRPOLossConfig
+from jaxalign.training.own_loss import check_own_loss
+from jaxalign.training.packing import packing_of
+from jaxalign.training.rollout_metrics import sampler_gaps, step_metrics
+from jaxalign.training.scoring import CausalPolicy
+
+
+def grpo_loss(
+    policy: CausalPolicy,
+    config: GRPOLossConfig,
+    temperature: float,
+    length: int,
+    own: Callable[..., Any] | None = None,
+):
+    """Builds the loss function of `make_update` for minibatches of scored completions.
+
+    Batches hold tokens, lengths, mask [B, T]; weights [B, T] (importance weights of the tokens); advantages [B, T],
+    equal along a row but for REINFORCE++ and process supervision; ref_logps [B, T] where the loss has a KL term; and
+    old_logps [B, T], or sampler_logps [B, T] where this is the only step on the rollout: the policy that sampled is
+    then the one that the step begins with. For `own` see `policy_terms`.
+    """
+    with_kl = config.beta and not config.kl_in_reward
+
+    def loss(params, frozen, batch, key, counts):
+        del key
+        mask = batch["mask"]
+        scores = policy.score(
+            params["policy"],
+            frozen["policy"],
+            batch["tokens"],
+            batch["lengths"],
+            mask,
+            temperature=temperature,
+            packing=packing_of(batch),
+        )
+        alone = "old_logps" not in batch
+        old = jax.lax.stop_gradient(scores.logps) if alone else batch["old_logps"]
+        terms = policy_terms(config, scores.logps, {**batch, "old_logps": old}, own)
+        per_token = -config.entropy_weight * scores.entropy
+        if with_kl:
+            kl = losses.kl_penalty(scores.logps, batch["ref_logps"], mask, estimator="k3")
+            per_token += config.beta * kl
+        if terms.ndim == 1:  # one loss a row, and a mean over rows
+            # Weights of a row's tokens are equal.
+            total = jnp.sum(terms * jnp.max(batch["weights"], axis=1)) / jnp.maximum(counts["rows"], 1.0)
+        else:
+            per_token += terms * batch["weights"]
+            total = jnp.zeros(())
+        total += _reduced(config.recipe.reduction, per_token, mask, counts, length)
+        metrics = step_metrics(scores, old, mask)
+        if own is None:
+            metrics |= clip_fraction(config, scores.logps, old, batch["advantages"], mask)
+        if alone:
+            metrics |= sampler_gaps(scores, batch["sampler_logps"], mask)
+        if alone and with_kl:
+            kl = jnp.where(mask, scores.logps - batch["ref_logps"], 0.0).sum()
+            metrics["objective/kl"] = (kl, jnp.sum(mask.any(1), dtype=jnp.float32))
+        return total, metrics
+
+    return loss
+
+
+# Losses of a whole completion, which read one advantage of it.
+OF_ROWS = ("gspo", "gmpo", "rloo")
+
+
+def policy_terms(
+    config: GRPOLossConfig, logps: jax.Array, batch: Any, own: Callable[..., Any] | None = None
+) -> jax.Array:
+    """The algorithm's loss, a token [B, T] or a row [B]; `own` is called in its place, without its options."""
+    old, mask, advantages = batch["old_logps"], batch["mask"], batch["advantages"]
+    low, high = config.recipe.clip
+    row = jnp.sum(advantages, axis=1) / jnp.maximum(mask.sum(1), 1)
+    if own is not None:
+        read = row if config.name in OF_ROWS else advantages
+        return own(logps, read, mask) if config.name == "reinforce" else own(logps, old, read, mask)
+    if config.name == "gspo":
+        return losses.gspo_loss(logps, old, row, mask, clip_low=low, clip_high=high)
+    if config.name == "gmpo":
+        return losses.gmpo_loss(logps, old, row, mask, clip_low=low, clip_high=high)
+    if config.name == "rloo":
+        return losses.rloo_loss(logps, old, row, mask, clip_low=low, clip_high=high)
+    if config.name == "cispo":
+        return losses.cispo_loss(logps, old, advantages, mask, cap=high)
+    if config.name == "reinforce":
+        return losses.reinforce_loss(logps, advantages, mask)
+    dual = config.dual_clip or None
+    return losses.grpo_loss(logps, old, advantages, mask, clip_low=low, clip_high=high, dual_clip=dual)
+
+
+def _reduced(reduction: str, x: jax.Array, mask: jax.Array, counts: Any, length: int) -> jax.Array:
+    if reduction == "tokens":
+        return losses.token_mean(x, mask, count=counts["tokens"])
+    if reduction == "rows":
+        return losses.sequence_mean(x, mask, count=counts["rows"])
+    return losses.fixed_length_mean(x, mask, length=length, count=counts["rows"])
+
+
+def check_policy_loss(loss: Any, config: GRPOLossConfig) -> None:
+    """Refuses a function that cannot be called as the loss that `config` names is, without its options."""
+    tokens, rows = ("B", "T"), config.name in OF_ROWS
+    old = {} if config.name == "reinforce" else {"old_logps": tokens}
+    arrays = {"logps": tokens, **old, "advantages": ("B",) if rows else tokens, "mask": tokens}
+    unread = ("clip_low", "clip_high", "dual_clip")
+    check_own_loss(loss, arrays, ("B",) if rows else tokens, config=config, unread=unread)

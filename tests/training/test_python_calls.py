@@ -1,0 +1,319 @@
+"""Runs called from Python: rows, optimizer, loss, callbacks and trackers that no YAML file can hold."""
+
+import functools
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxalign
+from jaxalign import losses
+from jaxalign.data import DataConfig
+from jaxalign.errors import ConfigError
+from jaxalign.runs import Callback, EarlyStopping
+from jaxalign.training.grpo import train_grpo
+from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
+from jaxalign.training.grpo_step import check_policy_loss, policy_terms
+from jaxalign.training.online_dpo import OnlineDPOConfig, train_online_dpo
+from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.ppo import train_ppo
+from jaxalign.training.preference import DPOLossConfig, check_pair_loss, train_dpo
+from jaxalign.training.preference_losses import FORMS, ScoredRows, batch_statistics, row_terms
+from jaxalign.training.reward import RewardLossConfig, train_reward
+from jaxalign.training.sft import SFTLossConfig, train_sft
+from jaxalign.training.tfpo import train_tfpo
+
+
+def records(folder, name="metrics.jsonl"):
+    """The records of a run, without wall-clock numbers."""
+    rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def rows_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def no_file(config):
+    return replace(config, data=replace(config.data, train=()))
+
+
+class Watch(Callback):
+    """Notes what it is told, and ends the run after a step."""
+
+    def __init__(self, until=0):
+        self.until, self.events, self.weights = until, [], []
+
+    def on_step(self, event):
+        self.events.append(("step", event.step))
+        self.weights.append(float(jax.tree.leaves(event.state.params)[0].sum()))
+        if event.step == self.until:
+            event.stop("it is enough")
+
+    def on_eval(self, event):
+        self.events.append(("eval", event.step))
+
+    def on_save(self, event):
+        self.events.append(("save", event.step))
+
+    def on_end(self, event):
+        self.events.append(("end", event.step, event.total, (event.folder / "export").is_dir()))
+
+
+@pytest.fixture(scope="module")
+def plain(configs, tmp_path_factory):
+    """A DPO run as the command line makes it: its configuration and its result."""
+    config = configs.dpo(tmp_path_factory.mktemp("plain") / "run")
+    return config, train_dpo(config)
+
+
+def test_live_rows_optimizer_and_loss_equal_to_the_named_ones_give_the_same_run(plain, tmp_path, pairs_file):
+    config, wanted = plain
+    seen = SimpleNamespace(logged=[], closed=0)
+    tracker = SimpleNamespace(
+        log=lambda step, values: seen.logged.append(step), close=lambda: seen.__dict__.update(closed=1)
+    )
+    watch = Watch()
+    found = train_dpo(
+        no_file(replace(config, run=replace(config.run, output=str(tmp_path / "run")))),
+        train_dataset=rows_of(pairs_file),
+        optimizer=make_optimizer(config.optimizer, 4)[0],
+        loss=functools.partial(losses.dpo_loss, beta=0.1),
+        callbacks=[watch],
+        trackers=[tracker],
+    )
+    rates = "train/learning_rate"
+    assert [{k: v for k, v in row.items() if k != rates} for row in records(wanted.folder)] == records(
+        found.folder
+    )
+    for a, b in zip(jax.tree.leaves(wanted.model.params), jax.tree.leaves(found.model.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert watch.events == [
+        ("eval", 0), ("step", 1), ("step", 2), ("eval", 2), ("save", 2), ("step", 3), ("step", 4), ("eval", 4),
+        ("save", 4), ("end", 4, 4, True),
+    ]  # fmt: skip
+    # Each step's own weights, not those of the step that the device is at meanwhile.
+    assert len(set(watch.weights)) == 4
+    assert seen.closed and set(seen.logged) == {0, 1, 2, 3, 4}
+    given = json.loads((found.folder / "metadata.json").read_text())["given"]
+    assert given == {
+        "callbacks": "Watch", "loss": "partial", "optimizer": "GradientTransformationExtraArgs",
+        "trackers": "SimpleNamespace", "train_dataset": "list",
+    }  # fmt: skip
+
+
+def test_a_run_goes_on_only_with_what_it_was_given(configs, tmp_path, pairs_file):
+    config = no_file(configs.sft(tmp_path / "run"))
+    rows, watch = rows_of(pairs_file), Watch(until=3)
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    first = train_sft(config, train_dataset=rows, callbacks=[watch])
+    meta = json.loads((first.folder / "metadata.json").read_text())
+    assert meta["stopped"] == {"step": 3, "reason": "it is enough"} and meta["finished"]
+    assert records(first.folder)[-1]["step"] == 3
+    # Ended by a callback it is evaluated, saved and exported as at its last step.
+    assert (
+        ("eval", 3) in watch.events
+        and ("save", 3) in watch.events
+        and watch.events[-1] == ("end", 3, 4, True)
+    )
+    again = replace(config, run=replace(config.run, resume=True))
+    with pytest.raises(ConfigError, match=r"give it again: callbacks \(Watch\), train_dataset \(list\)"):
+        train_sft(again)
+    with pytest.raises(ConfigError, match="the run began without optimizer; leave it out"):
+        train_sft(again, train_dataset=rows, callbacks=[watch], optimizer=optax.sgd(0.1))
+    with pytest.raises(ConfigError, match="train_dataset has changed since the run began"):
+        train_sft(again, train_dataset=rows[:20], callbacks=[watch])
+    # What a callback has ended stays ended, until the run is made longer.
+    resumed = Watch(until=3)
+    assert train_sft(again, train_dataset=rows, callbacks=[resumed]).metrics == first.metrics
+    assert not [event for event in resumed.events if event[0] == "step"]
+    longer = replace(again, train=replace(again.train, steps=5))
+    train_sft(longer, train_dataset=rows, callbacks=[resumed])
+    assert [event for event in resumed.events if event[0] == "step"] == [("step", 4), ("step", 5)]
+
+
+def test_on_policy_runs_take_live_rows_optimizers_and_callbacks(configs, tmp_path):
+    rows = [{"prompt": f"q{i} ", "answer": "a"} for i in range(12)]
+    seen = []
+
+    def reward(prompts, completions, answer, **columns):
+        seen.extend(answer)
+        return [float(a in c) for c, a in zip(completions, answer, strict=True)]
+
+    base = no_file(configs.ppo(tmp_path / "ppo"))
+    watch = Watch(until=2)
+    result = train_ppo(
+        replace(base, reward=type(base.reward)()),
+        reward=reward,
+        train_dataset=rows,
+        eval_dataset=rows[:2],
+        loss=functools.partial(losses.ppo_policy_loss, clip_low=0.1),
+        optimizer={"policy": optax.sgd(0.0), "critic": optax.sgd(0.1)},
+        callbacks=[watch],
+    )
+    assert set(seen) == {"a"}
+    assert [e for e in watch.events if e[0] != "eval"] == [
+        ("step", 1), ("step", 2), ("save", 2), ("end", 2, 4, True)
+    ]  # fmt: skip
+    # The policy's optimizer stands still, the critic's does not.
+    assert result.metrics["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    losses_seen = [row["value/loss"] for row in records(result.folder) if "value/loss" in row]
+    assert losses_seen[0] != losses_seen[-1]
+
+
+def test_early_stopping_ends_a_real_run_and_a_schedule_may_be_given(configs, tmp_path):
+    config = configs.reward(tmp_path / "run", optimizer=OptimizerConfig(name="sgd"), normalize=False)
+    config = replace(config, train=replace(config.train, steps=20))
+    result = train_reward(config, optimizer=lambda step: 0.0 * step, callbacks=[EarlyStopping(patience=2)])
+    assert records(result.folder)[-1]["step"] == 4
+    rates = {row["train/learning_rate"] for row in records(result.folder) if "train/learning_rate" in row}
+    assert rates == {0.0}
+
+
+def test_schedule_free_runs_evaluate_and_export_the_average(configs, tmp_path):
+    """Its average is the mean of the steps' own points, which lies behind the newest of them."""
+    rule = OptimizerConfig(name="schedule_free_adamw", schedule="constant", learning_rate=1e-2)
+    watch = Watch()
+    result = train_sft(configs.sft(tmp_path / "run", optimizer=rule), callbacks=[watch])
+    exported = float(jax.tree.leaves(result.model.params)[0].sum())
+    assert exported != watch.weights[-1]
+    model = jaxalign.models.load_pretrained(result.folder / "export")
+    np.testing.assert_array_equal(jax.tree.leaves(model.params)[0], jax.tree.leaves(result.model.params)[0])
+    with pytest.raises(
+        ConfigError, match="does not go with ppo, which must sample from the weights that it trains"
+    ):
+        train_ppo(configs.ppo(tmp_path / "ppo", optimizer=rule))
+
+
+def one_of_each(configs, folder):
+    """(trainer, configuration, a function that it takes as its loss)."""
+    ppo = configs.ppo(folder / "run")
+    on_policy = {name: getattr(ppo, name) for name in ("run", "model", "data", "reward", "sampling")}
+    prompts = GRPOTrainConfig(updates=1, prompts=4)
+    return {
+        "sft": (train_sft, configs.sft(folder), lambda logps, mask: -logps),
+        "reward": (train_reward, configs.reward(folder), lambda good, bad: bad - good),
+        "dpo": (train_dpo, configs.dpo(folder), lambda a, b, c, d: b - a),
+        "kto": (
+            train_dpo,
+            configs.dpo(folder, loss=DPOLossConfig(name="kto")),
+            lambda policy, ref, desirable, kl: policy - ref - kl,
+        ),
+        "tfpo": (
+            train_tfpo,
+            configs.tfpo(folder),
+            lambda logps, rewards, log_values, mask, terminated: logps.sum(1) + log_values.sum(1),
+        ),
+        "ppo": (train_ppo, ppo, lambda logps, old, advantages, mask: -logps * advantages),
+        "grpo": (
+            train_grpo,
+            GRPOConfig(**on_policy, train=prompts),
+            lambda logps, old, advantages, mask: -logps * advantages,
+        ),
+        "gspo": (
+            train_grpo,
+            GRPOConfig(**on_policy, train=prompts, loss=GRPOLossConfig(name="gspo")),
+            lambda logps, old, advantages, mask: -logps.sum(1) * advantages,
+        ),
+        "online-dpo": (train_online_dpo, OnlineDPOConfig(**on_policy), lambda a, b, c, d: b - a),
+    }
+
+
+ALL = ("sft", "reward", "dpo", "kto", "tfpo", "ppo", "grpo", "gspo", "online-dpo")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_loss_that_cannot_be_called_is_refused_before_anything_is_read(configs, tmp_path, name):
+    train, config, _ = one_of_each(configs, tmp_path)[name]
+    with pytest.raises(
+        ConfigError, match=r"loss: it is called as loss\(.*\[B.* and must return \[B"
+    ) as error:
+        train(config, loss=lambda x: x)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"must return floats \[B.*it returned tuple"):
+        train(config, loss=lambda *arrays, **_: (arrays[0],))
+    with pytest.raises(ConfigError, match="loss: expected a function, got 'dpo'"):
+        train(config, loss="dpo")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_option_that_an_own_loss_would_not_be_told_is_refused(configs, tmp_path):
+    refused = {
+        "sft": SFTLossConfig(label_smoothing=0.1),
+        "reward": RewardLossConfig(use_margin=True),
+        "dpo": DPOLossConfig(label_smoothing=0.1),
+    }
+    for name, section in refused.items():
+        train, config, own = one_of_each(configs, tmp_path)[name]
+        with pytest.raises(ConfigError, match="is an option of the loss that the configuration names"):
+            train(replace(config, loss=section), loss=own)
+
+
+def test_an_own_loss_of_completions_is_what_grpo_minimises(configs, tmp_path):
+    """A loss without a gradient moves nothing."""
+    train, config, _ = one_of_each(configs, tmp_path)["gspo"]
+    config = replace(config, run=replace(config.run, output=str(tmp_path / "run"), eval_every=0))
+    result = train(config, loss=lambda logps, old, advantages, mask: 0.0 * logps.sum(1) + 3.0)
+    assert result.metrics["loss"] == pytest.approx(3.0)
+    assert result.metrics["grad_norm"] == 0.0 and "policy/clip_fraction" not in result.metrics
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+def test_every_named_pair_loss_can_be_given_as_a_function(name):
+    """With its options bound to it, it gives what its name does: own losses are called with the same arrays."""
+    rng = np.random.default_rng(0)
+    config = DPOLossConfig(name=name, label_smoothing=0.1 if name == "exo" else 0.0)
+    logps = [jnp.asarray(rng.normal(size=(4, 2)) - 3, jnp.float32) for _ in range(3)]
+    desirable = jnp.asarray(rng.random((4, 2)) < 0.5)
+    rows = ScoredRows(logps[0], logps[1], desirable, jnp.ones(4, bool), logps[2])
+    options = {option: getattr(config, option) for option in FORMS[name].options}
+    own = functools.partial(FORMS[name].function, beta=config.beta, **options)
+    if name != "exo":  # which cannot be named without an option
+        check_pair_loss(own, config)
+    statistics = batch_statistics(rows, config)
+    np.testing.assert_array_equal(
+        row_terms(rows, config, statistics, own), row_terms(rows, config, statistics)
+    )
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "gmpo", "rloo", "cispo", "reinforce"])
+def test_every_named_policy_loss_is_called_as_an_own_one_is(name):
+    rng = np.random.default_rng(0)
+    config, mask = GRPOLossConfig(name=name), jnp.arange(5) < jnp.asarray([[5], [3]])
+    logps, old, advantages = (
+        jnp.where(mask, jnp.asarray(rng.normal(size=(2, 5)), jnp.float32), 0.0) for _ in range(3)
+    )
+    advantages = jnp.where(mask, advantages[:, :1], 0.0)
+    low, high = config.recipe.clip
+    clip = {"cispo": {"cap": high}, "reinforce": {}}.get(name, {"clip_low": low, "clip_high": high})
+    own = functools.partial(getattr(losses, f"{name}_loss"), **clip)
+    check_policy_loss(own, config)
+    batch = {"old_logps": old, "advantages": advantages, "mask": mask}
+    np.testing.assert_allclose(
+        policy_terms(config, logps, batch, own), policy_terms(config, logps, batch), rtol=1e-6
+    )
+
+
+def test_a_live_model_comes_with_its_tokenizer(configs, tmp_path, plain):
+    _, result = plain
+    with pytest.raises(ConfigError, match="model: given without tokenizer; a live model needs both"):
+        train_sft(configs.sft(tmp_path / "run"), model=result.model)
+    with pytest.raises(ConfigError, match="tokenizer: given without policy"):
+        train_dpo(configs.dpo(tmp_path / "run"), tokenizer=result.tokenizer)
+    with pytest.raises(
+        ConfigError, match=r"policy: expected a live model, got 'folder'; a folder goes to model\.path"
+    ):
+        train_dpo(configs.dpo(tmp_path / "run"), policy="folder", tokenizer=result.tokenizer)
+
+
+def test_everything_a_script_needs_is_named_by_the_package():
+    assert jaxalign.train_dpo is train_dpo
+    assert jaxalign.DataConfig is DataConfig
+    assert {name for name in jaxalign.__all__ if getattr(jaxalign, name) is None} == set()
+    with pytest.raises(AttributeError, match="no attribute 'train_dop'"):
+        _ = jaxalign.train_dop
