@@ -31,6 +31,7 @@ from jaxalign.config_values import (
     type_name,
     typed_items,
 )
+from jaxalign.config_words import our_key
 from jaxalign.errors import ConfigError, UserError
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def parse(cls: type[T], config: str | Path | None = None, overrides: Sequence[st
         for old in [name for name in sources if name == key or name.startswith(key + ".")]:
             del sources[old]
         sources[key] = "command line"
-    return _build(cls, tree, "", _Sources(sources, str(config) if config is not None else None))
+    return _build(cls, tree, "", _Sources(sources, str(config) if config is not None else None, cls))
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -69,7 +70,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     Raises:
       ConfigError: as `parse`.
     """
-    return _build(cls, dict(values), "", _Sources({}, None))
+    return _build(cls, dict(values), "", _Sources({}, None, cls))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -314,6 +315,7 @@ class _Sources:
 
     by_key: Mapping[str, str]
     file: str | None
+    root: type
 
     def of(self, key: str) -> str:
         """`file:line: key`, or `--key`, or `key`."""
@@ -347,7 +349,7 @@ def _build(cls: type[T], tree: Any, prefix: str, sources: _Sources, base: Any = 
     for name in tree:
         if name not in fields:
             raise ConfigError(
-                f"{sources.of(prefix + str(name))}: unknown key; {_near_key(str(name), cls, prefix)}"
+                f"{sources.of(prefix + str(name))}: unknown key; {_near_key(str(name), cls, prefix, sources.root)}"
             )
     values: dict[str, Any] = {}
     for name, f in fields.items():
@@ -432,15 +434,17 @@ def _optional(hint: Any) -> bool:
     return type(None) in typing.get_args(hint)
 
 
-def _near_key(name: str, cls: type, prefix: str) -> str:
-    here = [f.name for f in _fields(cls)]
+def _near_key(name: str, cls: type, prefix: str, root: type) -> str:
+    here, every = [f.name for f in _fields(cls)], {key.name for key in describe(root)}
+    if (ours := our_key(name, every)) is not None:
+        return f"here it is {ours}"
     close = nearest(name, here)
-    if close is None:
-        # The right word in the wrong section is the commonest slip.
-        elsewhere = [key.name for key in describe(cls, prefix) if key.name.rsplit(".", 1)[-1] == name]
-        close = elsewhere[0].removeprefix(prefix) if elsewhere else None
     if close is not None:
         return f"did you mean {prefix}{close}?"
+    # The right word in the wrong section is the commonest slip.
+    elsewhere = [key for key in every if key.rsplit(".", 1)[-1] == name]
+    if elsewhere:
+        return f"did you mean {min(elsewhere, key=lambda key: (not key.startswith(prefix), key.count('.'), key))}?"
     return f"valid keys {'of ' + prefix.rstrip('.') if prefix else 'at the top'}: {', '.join(here)}"
 
 

@@ -291,3 +291,28 @@ def test_defaults_with_line_breaks_stay_on_one_line():
         marker: str = "\n\nHuman:"
 
     assert config.describe(Marked)[0].default == r'"\n\nHuman:"'
+
+
+def test_a_word_of_another_library_or_command_is_answered_with_the_key_that_it_has_here():
+    from jaxalign.training.grpo_config import GRPOConfig
+    from jaxalign.training.sft import SFTConfig
+
+    for cls, word, key in (
+        (GRPOConfig, "num_generations", "sampling.num_samples"),
+        (GRPOConfig, "train.batch_size", "train.prompts"),
+        (GRPOConfig, "max_steps", "train.updates"),
+        (SFTConfig, "max_steps", "train.steps"),
+        (SFTConfig, "lr", "optimizer.learning_rate"),
+    ):
+        with pytest.raises(ConfigError, match=f"--{word}: unknown key; here it is {key}$"):
+            config.parse(cls, overrides=[f"--{word}=1"])
+    with pytest.raises(ConfigError, match=r"did you mean optimizer.learning_rate\?"):
+        config.parse(SFTConfig, overrides=["--train.learning_rate=1"])
+
+
+def test_every_word_of_others_leads_to_a_key_that_some_command_has():
+    from jaxalign import config_words
+    from jaxalign.cli.main import COMMANDS, load
+
+    there = {key.name for command in COMMANDS.values() for key in config.describe(load(command.config))}
+    assert {key for keys in config_words.WORDS.values() for key in keys} <= there
