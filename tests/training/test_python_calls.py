@@ -16,6 +16,7 @@ from jaxalign import losses
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Callback, EarlyStopping
+from jaxalign.training.actor_critic import _optimizer
 from jaxalign.training.grpo import train_grpo
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
 from jaxalign.training.grpo_step import check_policy_loss, policy_terms
@@ -109,12 +110,13 @@ def test_live_rows_optimizer_and_loss_equal_to_the_named_ones_give_the_same_run(
 
 def test_a_run_goes_on_only_with_what_it_was_given(configs, tmp_path, pairs_file):
     config = no_file(configs.sft(tmp_path / "run"))
+    config = replace(config, run=replace(config.run, log_every=10))
     rows, watch = rows_of(pairs_file), Watch(until=3)
     rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
     first = train_sft(config, train_dataset=rows, callbacks=[watch])
     meta = json.loads((first.folder / "metadata.json").read_text())
     assert meta["stopped"] == {"step": 3, "reason": "it is enough"} and meta["finished"]
-    assert records(first.folder)[-1]["step"] == 3
+    assert {row["step"] for row in records(first.folder) if "train/loss" in row} == {1, 3}
     # Ended by a callback it is evaluated, saved and exported as at its last step.
     assert (
         ("eval", 3) in watch.events
@@ -152,7 +154,7 @@ def test_on_policy_runs_take_live_rows_optimizers_and_callbacks(configs, tmp_pat
         reward=reward,
         train_dataset=rows,
         eval_dataset=rows[:2],
-        loss=functools.partial(losses.ppo_policy_loss, clip_low=0.1),
+        loss=lambda logps, old, advantages, mask: 0.0 * logps + 3.0,
         optimizer={"policy": optax.sgd(0.0), "critic": optax.sgd(0.1)},
         callbacks=[watch],
     )
@@ -160,10 +162,31 @@ def test_on_policy_runs_take_live_rows_optimizers_and_callbacks(configs, tmp_pat
     assert [e for e in watch.events if e[0] != "eval"] == [
         ("step", 1), ("step", 2), ("save", 2), ("end", 2, 4, True)
     ]  # fmt: skip
-    # The policy's optimizer stands still, the critic's does not.
+    assert result.metrics["policy/loss"] == pytest.approx(3.0)
+    # The policy's optimizer stands still.
     assert result.metrics["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
-    losses_seen = [row["value/loss"] for row in records(result.folder) if "value/loss" in row]
-    assert losses_seen[0] != losses_seen[-1]
+
+
+def test_policy_and_critic_may_be_given_an_optimizer_each_or_one_for_both(configs, tmp_path):
+    config = configs.ppo(tmp_path)
+    shared = replace(config, critic=replace(config.critic, shared_trunk=True))
+    params = {"policy": jnp.zeros(()), "critic": jnp.zeros(())}
+    grads = jax.tree.map(jnp.ones_like, params)
+
+    def steps(config, given):
+        optimizer, rates = _optimizer(config, given)
+        changes, _ = optimizer.update(grads, optimizer.init(params), params)
+        return [float(changes[name]) for name in ("policy", "critic")], set(rates)
+
+    each = {"policy": optax.sgd(0.5), "critic": optax.sgd(0.25)}
+    assert steps(config, each) == ([-0.5, -0.25], set())
+    assert steps(config, optax.sgd(0.5)) == ([-0.5, -0.5], set())
+    assert steps(shared, optax.sgd(0.5)) == ([-0.5, -0.5], set())
+    assert steps(config, optax.constant_schedule(0.5))[1] == {"policy", "critic"}
+    with pytest.raises(ConfigError, match="expected the keys policy and critic, got policy"):
+        steps(config, {"policy": optax.sgd(0.5)})
+    with pytest.raises(ConfigError, match=r"critic\.shared_trunk has one for policy and critic together"):
+        steps(shared, each)
 
 
 def test_early_stopping_ends_a_real_run_and_a_schedule_may_be_given(configs, tmp_path):
@@ -272,10 +295,14 @@ def test_every_named_pair_loss_can_be_given_as_a_function(name):
     desirable = jnp.asarray(rng.random((4, 2)) < 0.5)
     rows = ScoredRows(logps[0], logps[1], desirable, jnp.ones(4, bool), logps[2])
     options = {option: getattr(config, option) for option in FORMS[name].options}
-    own = functools.partial(FORMS[name].function, beta=config.beta, **options)
+
+    def own(*arrays, **named):
+        assert named.keys() == statistics.keys()
+        return FORMS[name].function(*arrays, beta=config.beta, **options, **named)
+
+    statistics = batch_statistics(rows, config)
     if name != "exo":  # which cannot be named without an option
         check_pair_loss(own, config)
-    statistics = batch_statistics(rows, config)
     np.testing.assert_array_equal(
         row_terms(rows, config, statistics, own), row_terms(rows, config, statistics)
     )
