@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxalign.masking import NEGATIVE
-
 LANES = 128
 _BISECTIONS = 32
 
@@ -92,38 +90,30 @@ def kept_tokens(
     min_p: Float[Array, " B"],
     branches: Branches = Branches(),
 ) -> Bool[Array, "B V"]:
-    """Which tokens are left after top-k, then top-p among those, then min-p.
+    """Which tokens are left after top-k, then top-p among those, then min-p; one at least.
 
     top_k 0, top_p 1 and min_p 0 leave all; `branches` says which of them any row has. Ties at a threshold
-    are all kept. Thresholds are found by bisection over logits, so nothing is sorted. Give logits as they are:
-    where a sum was taken of them just before, a compiler may round it another way when it compares a token
-    with its own threshold, and lose the token.
+    are all kept. Thresholds are found by bisection over logits, so nothing is sorted.
     """
     vocabulary = logits.shape[-1]
     top = logits.max(-1)
-    floor = jnp.full_like(top, NEGATIVE)
     keep = jnp.ones(logits.shape, bool)
     if branches.top_k:
         k = jnp.where(top_k > 0, jnp.minimum(top_k, vocabulary), vocabulary)
-        threshold = _largest(lambda t: (logits >= t[:, None]).sum(-1) >= k, logits, top)
-        keep = logits >= jnp.where(k < vocabulary, threshold, floor)[:, None]
+        keep = _fewest(lambda kept: kept.sum(-1) >= k, logits, top) | (k >= vocabulary)[:, None]
     if branches.top_p:
         probabilities = jnp.where(keep, jnp.exp(logits - top[:, None]), 0.0)
         wanted = top_p * probabilities.sum(-1)
-
-        def mass_above(threshold):
-            return jnp.where(logits >= threshold[:, None], probabilities, 0.0).sum(-1)
-
-        threshold = _largest(lambda t: mass_above(t) >= wanted, logits, top)
-        keep &= logits >= jnp.where(top_p < 1.0, threshold, floor)[:, None]
+        enough = _fewest(lambda kept: jnp.where(kept, probabilities, 0.0).sum(-1) >= wanted, logits, top)
+        keep &= enough | (top_p >= 1.0)[:, None]
     if branches.min_p:
         least = top + jnp.log(jnp.maximum(min_p, 1e-30))
-        keep &= logits >= jnp.where(min_p > 0, least, floor)[:, None]
+        keep &= (logits >= least[:, None]) | (min_p <= 0)[:, None]
     return keep
 
 
-def _largest(enough, logits: jax.Array, top: jax.Array) -> jax.Array:
-    """The largest logit of the row at which `enough` still holds.
+def _fewest(enough, logits: jax.Array, top: jax.Array) -> jax.Array:
+    """The largest logits of each row, bool [B, V]: the fewest, with their ties, that are `enough`.
 
     Bisection over the float32 numbers themselves (their bits in order), so it ends exact.
     """
@@ -143,11 +133,26 @@ def _largest(enough, logits: jax.Array, top: jax.Array) -> jax.Array:
         low, high = bounds
         # Midpoint rounded up without overflow; low always holds, high + 1 never does.
         middle = (low >> 1) + (high >> 1) + ((low | high) & 1)
-        holds = enough(number(middle))
+        holds = enough(logits >= number(middle)[:, None])
         return jnp.where(holds, middle, low), jnp.where(holds, high, middle - 1)
 
     low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
-    return number(low)
+    return _at_least(logits, number(low))
+
+
+def _at_least(x: Float[Array, "B V"], threshold: Float[Array, " B"]) -> Bool[Array, "B V"]:
+    """x >= threshold, of the very array that a loop before has read.
+
+    In a loop too, whose operands a compiler must have in memory. Elsewhere it may compute them once more and round them
+    another way (a sum over doctors, say), and a number would be lost when it is compared with itself.
+    """
+
+    def turn(_, state):
+        # The second turn compares with the threshold: with a constant one, the loop would be moved away.
+        reached, _ = state
+        return threshold, x >= reached[:, None]
+
+    return jax.lax.fori_loop(0, 2, turn, (jnp.full_like(threshold, jnp.inf), jnp.zeros(x.shape, bool)))[1]
 
 
 def next_token(
@@ -183,16 +188,27 @@ def next_token(
         weights = jnp.where(kept, weights, 0.0)
     tokens = sample(weights, uniforms) if branches.sampled else jnp.zeros(top.shape, jnp.int32)
     if branches.greedy:
-        tokens = jnp.where(greedy, _first_top(scaled, top), tokens)
+        tokens = jnp.where(greedy, _first_top(scaled), tokens)
     raw = jnp.take_along_axis(scaled, tokens[:, None], axis=1)[:, 0]
     logps = raw - normalizer
-    sampled = raw - (top + jnp.log(weights.sum(-1))) if branches.truncated else logps
+    sampled = logps
+    if branches.truncated:  # of fewer tokens: not less likely, whatever rounding says
+        sampled = jnp.maximum(raw - (top + jnp.log(weights.sum(-1))), logps)
     return tokens, logps, jnp.where(greedy, 0.0, sampled)
 
 
-def _first_top(x: Float[Array, "B V"], top: Float[Array, " B"]) -> Int[Array, " B"]:
-    """argmax, given the maximum: a plain minimum over columns, which XLA's CPU backend vectorizes."""
+def _first_top(x: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """argmax: a plain minimum over columns, which XLA's CPU backend vectorizes, where the maximum is.
+
+    Both in one loop, for the reason that `_at_least` gives.
+    """
     vocabulary = x.shape[-1]
     columns = jnp.arange(vocabulary, dtype=jnp.int32)[None, :]
-    # Where all is NaN nothing equals the maximum: the last token, not one outside the vocabulary.
-    return jnp.where(x >= top[:, None], columns, vocabulary - 1).min(-1)
+
+    def turn(_, state):
+        top, _ = state
+        # Where all is NaN nothing equals the maximum: the last token, not one outside the vocabulary.
+        return x.max(-1), jnp.where(x >= top[:, None], columns, vocabulary - 1).min(-1)
+
+    start = (jnp.full(x.shape[0], jnp.inf, x.dtype), jnp.zeros(x.shape[0], jnp.int32))
+    return jax.lax.fori_loop(0, 2, turn, start)[1]
