@@ -18,6 +18,7 @@ import numpy as np
 from jaxalign.checkpoints.orbax_store import CheckpointStore
 from jaxalign.errors import UserError
 from jaxalign.runs import Run, StopFlag
+from jaxalign.training.exports import chosen_state
 from jaxalign.training.state import TrainState
 from jaxalign.uncertainty import wilson_interval
 
@@ -152,6 +153,7 @@ class Loop:
     )
     learning_rate: Callable[[int], Any] | None = None
     _last_eval: dict[str, float] = field(default_factory=dict)
+    _evaluated: int = -1
     _rates: np.ndarray | None = None
     _interval: Interval = field(default_factory=Interval)
 
@@ -159,14 +161,16 @@ class Loop:
         """Trains to `total_steps`, from the newest checkpoint where the run resumes.
 
         Returns:
-          The final state and the last logged metrics with the last evaluation.
+          The final state, with the best checkpoint's parameters where `run.best_metric` is set, and the last logged
+            metrics with the last evaluation.
 
         Raises:
           UserError: a loss or gradient that is not finite; nothing was saved over the last good step.
           Interrupted: SIGINT or SIGTERM, after a checkpoint was saved.
         """
         with self.store:
-            return self._fit(self._resume(state))
+            state, metrics = self._fit(self._resume(state))
+            return chosen_state(self.run, self.store, state, int(np.max(state.step))), metrics
 
     def _fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         config = self.run.config
@@ -249,6 +253,7 @@ class Loop:
     def _evaluate(self, step: int, state: TrainState) -> None:
         assert self.evaluate is not None
         self._last_eval = {"eval/" + name: value for name, value in self.evaluate(state).items()}
+        self._evaluated = step
         self.run.log_metrics(step, self._last_eval)
 
     def _save(self, step: int, state: TrainState) -> None:
@@ -260,7 +265,8 @@ class Loop:
             "last_eval": self._last_eval,
             "interval": dataclasses.asdict(self._interval),
         }
-        self.store.save(step, state, extra, metrics=self._last_eval or None)
+        # An evaluation of other weights says nothing of these.
+        self.store.save(step, state, extra, metrics=self._last_eval if self._evaluated == step else None)
 
     def _resume(self, state: TrainState) -> TrainState:
         step = self.store.latest_step() if self.run.resumed else None
@@ -306,11 +312,17 @@ def summary(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Means of (sum, count) pairs, with 95% intervals where the rows are independent.
 
     `accuracy` gets `accuracy_low` and `accuracy_high` (Wilson); a metric X with a companion
-    `X_square` (the sum of its squares) gets `X_low` and `X_high` (normal), and the companion is left out.
+    `X_square` (the sum of its squares) gets `X_low` and `X_high` (normal), and the companion is left out. `X_mean` with
+    a companion `X_square` gets `X_std`, the population's standard deviation.
     """
     values: dict[str, float] = {}
     for name, (total, count) in sums.items():
         if name.endswith("_square"):
+            mean = sums.get(f"{name.removesuffix('_square')}_mean")
+            if mean is not None:
+                average = mean[0] / max(mean[1], 1e-9)
+                variance = max(float(total / max(count, 1e-9)) - average**2, 0.0)
+                values[f"{name.removesuffix('_square')}_std"] = math.sqrt(variance)
             continue
         values[name] = mean = float(total / max(count, 1e-9))
         if name == "accuracy" and count >= 1:

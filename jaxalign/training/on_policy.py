@@ -26,6 +26,7 @@ from jaxalign.training import setup
 from jaxalign.training.collapse import collapse_signs
 from jaxalign.training.data import load_data, row_batches
 from jaxalign.training.experience import RunningMoments
+from jaxalign.training.exports import chosen_state
 from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Batches, Interrupted
 from jaxalign.training.on_policy_config import OnPolicyConfig
@@ -356,9 +357,10 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             if last or (every.sample_every and number % every.sample_every == 0):
                 run.log_samples(number, samples)
             if last or halted or (every.save_every and number % every.save_every == 0):
-                store.save(number, trainer.state, trainer.extra(), metrics=evaluated | metrics)
+                store.save(number, trainer.state, trainer.extra(), metrics=metrics)
             if halted and not last:
                 raise Interrupted(stop.signal_received or 15)
+        trainer.state = chosen_state(run, store, trainer.state, store.latest_step() or 0)
     return metrics
 
 
