@@ -69,7 +69,7 @@ def read_part(folder: str | Path, step: int, path: Sequence[str]) -> Any:
         )
     try:
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        tree: Any = reader.metadata(where / "arrays").item_metadata.tree
+        tree: Any = getattr(reader.metadata(where / "arrays").item_metadata, "tree", None)
     except Exception as error:
         raise _unreadable(where, error) from error
     for name in path:

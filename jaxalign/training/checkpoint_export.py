@@ -133,8 +133,9 @@ class Checkpoint:
             source = noted
         if not source:
             raise ConfigError(
-                f"{run}: its model was given live, so that nothing says where its config.json and tokenizer are; "
-                f"name a folder that has them: jaxalign export {run} --checkpoint={step} --base=FOLDER"
+                f"{run}: its model was given live (or by an earlier version), so that nothing says where its "
+                f"config.json and tokenizer are; name a folder that has them: jaxalign export {run} "
+                f"--checkpoint={step} --base=FOLDER"
             )
         if not merge and (command == "reward" or not config.lora.enabled):
             why = (
