@@ -51,7 +51,8 @@ def in_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndar
     """
     if dtype not in NAMES.values():
         raise ModelError(f"dtype: expected {', '.join(dict.fromkeys(NAMES.values()))}, got {dtype}")
-    found = {name: np.asarray(array, jnp.dtype(dtype)) for name, array in tensors.items()}
+    with np.errstate(over="ignore"):  # which is looked at below
+        found = {name: np.asarray(array, jnp.dtype(dtype)) for name, array in tensors.items()}
     if dtype == "float16":
         for name, array in tensors.items():
             if np.isfinite(np.asarray(array, np.float32)).all() and not np.isfinite(found[name]).all():
