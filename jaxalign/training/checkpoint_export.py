@@ -299,15 +299,14 @@ class Checkpoint:
         prefixes = ["eval/"] if size == 1 else [f"eval/member-{k}/" for k in range(size)]
         if f"{prefixes[0]}score_std" not in seen:
             return raw, (
-                f"step {self.origin.step} was not evaluated, so that the scale of its scores is not known: "
+                f"Step {self.origin.step} was not evaluated, so that the scale of its scores is not known: "
                 "gain is 1 and bias 0"
             )
         moments = [(seen[f"{p}score_mean"], seen[f"{p}score_std"] ** 2) for p in prefixes]
-        limited = self.config.train.eval_batches
-        note = f"scores have mean 0 and variance 1 on {'the first ' if limited else 'all '}held-out rows of step "
-        return [models.gain_and_bias(*pair) for pair in moments], (
-            note + f"{self.origin.step}"
-        ) if limited else ""
+        note = "Scores have mean 0 and variance 1 over the held-out rows of train.eval_batches"
+        return [
+            models.gain_and_bias(*pair) for pair in moments
+        ], note if self.config.train.eval_batches else ""
 
     def check(self, leaves: Any, shapes: Any) -> None:
         """Every leaf has the shape that the base gives it.

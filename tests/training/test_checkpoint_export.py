@@ -31,6 +31,19 @@ from tests.training.conftest import Configs
 LORA = LoraConfig(enabled=True, rank=2)
 
 
+def grpo_config(configs, output):
+    """GRPO with LoRA; policies are in checkpoints under a name, and not at the root as those of SFT."""
+    ppo = configs.ppo(output)
+    train = GRPOTrainConfig(updates=4, prompts=4, minibatches=2, score_batch_size=16)
+    names = ("run", "model", "data", "reward", "sampling", "optimizer")
+    return GRPOConfig(train=train, lora=LORA, **{name: getattr(ppo, name) for name in names})
+
+
+def steady(configs):
+    """An optimizer whose steps do not depend on how many there will be."""
+    return replace(configs.optimizer, schedule="constant", warmup_ratio=0.0)
+
+
 @pytest.fixture(scope="module")
 def base16(tiny_model_folder, tmp_path_factory):
     """The tiny model in bfloat16, with fields of generation that are not ours."""
@@ -51,16 +64,8 @@ def runs(tiny_model_folder, base16, pairs_file, steps_file, tmp_path_factory):
     half = replace(configs.model, path=str(base16))
     marked = replace(configs.data, template="markers", max_length=60)
 
-    def grpo(output):
-        ppo = configs.ppo(output)
-        train = GRPOTrainConfig(updates=4, prompts=4, minibatches=2, score_batch_size=16)
-        shared = {
-            name: getattr(ppo, name) for name in ("run", "model", "data", "reward", "sampling", "optimizer")
-        }
-        return GRPOConfig(train=train, lora=LORA, **shared)
-
     makers = {
-        "sft": lambda o: train_sft(configs.sft(o, data=marked)),
+        "sft": lambda o: train_sft(configs.sft(o, data=marked, optimizer=steady(configs))),
         "sft, lora": lambda o: train_sft(configs.sft(o, model=half, lora=LORA)),
         "dpo": lambda o: train_dpo(configs.dpo(o)),
         "reward": lambda o: train_reward(configs.reward(o)),
@@ -71,7 +76,7 @@ def runs(tiny_model_folder, base16, pairs_file, steps_file, tmp_path_factory):
         "tfpo": lambda o: train_tfpo(configs.tfpo(o)),
         "tfpo, lora": lambda o: train_tfpo(configs.tfpo(o, lora=LORA)),
         "ppo": lambda o: train_ppo(configs.ppo(o)),
-        "grpo": lambda o: train_grpo(grpo(o)),
+        "grpo": lambda o: train_grpo(grpo_config(configs, o)),
     }
     made = {}
 
@@ -107,9 +112,8 @@ KINDS = [
     "reward",
     "heads",
     "tfpo, lora",
-    "ppo",
     "grpo",
-    *(pytest.param(name, marks=SLOW) for name in ("dpo", "reward, lora", "steps", "models", "tfpo")),
+    *(pytest.param(name, marks=SLOW) for name in ("ppo", "dpo", "reward, lora", "steps", "models", "tfpo")),
 ]
 
 
@@ -127,14 +131,12 @@ def test_the_last_checkpoint_becomes_what_the_run_exported(name, runs, tmp_path)
     assert "of step 2" in (tmp_path / "half" / "README.md").read_text()
 
 
-def test_a_checkpoint_half_way_is_that_of_a_run_which_ends_there(configs, tmp_path):
+def test_a_checkpoint_half_way_is_that_of_a_run_which_ends_there(runs, configs, tmp_path):
     data = replace(configs.data, template="markers", max_length=60)
-    steady = replace(configs.optimizer, schedule="constant", warmup_ratio=0.0)
-    for steps in (2, 4):
-        train = replace(configs.train, steps=steps)
-        train_sft(configs.sft(tmp_path / str(steps), data=data, optimizer=steady, train=train))
-    export_checkpoint(tmp_path / "4", "2", output=tmp_path / "half")
-    ours, theirs = tensors_of(tmp_path / "half"), tensors_of(tmp_path / "2" / "export")
+    train = replace(configs.train, steps=2)
+    train_sft(configs.sft(tmp_path / "short", data=data, optimizer=steady(configs), train=train))
+    export_checkpoint(runs("sft"), "2", output=tmp_path / "half")
+    ours, theirs = tensors_of(tmp_path / "half"), tensors_of(tmp_path / "short" / "export")
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -155,7 +157,7 @@ def test_a_name_is_exported_once_and_again_where_the_checkpoint_is_another(runs,
 
 
 def test_the_step_that_a_run_exported_is_not_exported_twice(runs):
-    run = runs("ppo")
+    run = runs("heads")
     assert model_folder(f"{run}@latest") == str(run / "export")
     assert not (run / "exports").exists()
 
@@ -229,7 +231,7 @@ def test_scores_of_a_checkpoint_that_was_not_evaluated_are_raw_and_it_says_so(ru
     assert not said and head_file(tmp_path / "known" / "member-1")["gain"] != 1
     shutil.rmtree(run / "checkpoints" / "2" / "metrics")
     export_checkpoint(run, "2", output=tmp_path / "raw", say=said.append)
-    assert len(said) == 1 and "step 2 was not evaluated" in said[0]
+    assert len(said) == 1 and "Step 2 was not evaluated" in said[0]
     for member in ("member-0", "member-1"):
         assert (
             head_file(tmp_path / "raw" / member)["gain"],
@@ -241,13 +243,13 @@ def test_scores_of_a_checkpoint_that_was_not_evaluated_are_raw_and_it_says_so(ru
 # --- the best -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sft", "ppo"])
+@pytest.mark.parametrize("name", ["sft", "grpo"])
 def test_the_best_checkpoint_is_exported_where_a_metric_is_named(name, configs, tmp_path, capfd):
     # The learning rate falls to 0, so that step 2 of 4 has the largest; an evaluation's loss falls.
     best = {"best_metric": "eval/loss" if name == "sft" else "policy/learning_rate", "best_mode": "max"}
-    config = getattr(configs, name)(tmp_path / "run")
+    config = configs.sft(tmp_path / "run") if name == "sft" else grpo_config(configs, tmp_path / "run")
     config = replace(config, run=replace(config.run, keep_last=1, progress=True, **best))
-    result = {"sft": train_sft, "ppo": train_ppo}[name](config)
+    result = {"sft": train_sft, "grpo": train_grpo}[name](config)
     run = tmp_path / "run"
     assert saved_steps(run / "checkpoints") == [2, 4]
     assert json.loads((run / "metadata.json").read_text())["exported_step"] == 2
@@ -262,6 +264,14 @@ def test_the_best_checkpoint_is_exported_where_a_metric_is_named(name, configs, 
     )
     exported = models.load_pretrained(run / "export")
     jax.tree.map(np.testing.assert_array_equal, result.model.params, exported.params)
+
+
+def test_a_checkpoint_has_no_metrics_of_other_weights(configs, tmp_path):
+    config = configs.sft(tmp_path / "run")
+    train_sft(replace(config, run=replace(config.run, save_every=3, eval_every=2, best_metric="eval/loss")))
+    assert saved_steps(tmp_path / "run" / "checkpoints") == [3, 4]
+    assert saved_metrics(tmp_path / "run" / "checkpoints", 3) == {}
+    assert "eval/loss" in saved_metrics(tmp_path / "run" / "checkpoints", 4)
 
 
 def test_a_metric_that_no_checkpoint_has_is_said_and_the_last_is_exported(configs, tmp_path):
@@ -315,13 +325,15 @@ def test_a_run_of_a_live_model_asks_for_its_base(configs, tiny_model_folder, tmp
     assert not (tmp_path / "none").exists()
 
 
-def test_a_run_whose_model_has_moved_says_which_and_takes_another(configs, tiny_model_folder, tmp_path):
-    moved = tmp_path / "model"
-    shutil.copytree(tiny_model_folder, moved)
-    train_sft(configs.sft(tmp_path / "run", model=replace(configs.model, path=str(moved))))
-    moved.rename(tmp_path / "elsewhere")
+def test_a_run_whose_model_has_moved_says_which_and_takes_another(runs, tiny_model_folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs("sft"), run)
+    noted = json.loads((run / "metadata.json").read_text())
+    assert noted["models"]["model"]["path"] == str(tiny_model_folder)
+    noted["models"]["model"]["path"] = "/not/here"
+    (run / "metadata.json").write_text(json.dumps(noted))
     with pytest.raises(
-        ModelError, match=rf"is not here; name it with --base \({moved}: there is no such folder"
+        ModelError, match=r"is not here; name it with --base \(/not/here: there is no such folder"
     ):
-        export_checkpoint(tmp_path / "run", "2")
-    assert export_checkpoint(tmp_path / "run", "2", base=str(tmp_path / "elsewhere")).step == 2
+        export_checkpoint(run, "2")
+    assert export_checkpoint(run, "2", base=str(tiny_model_folder)).step == 2
