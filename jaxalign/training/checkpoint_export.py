@@ -149,7 +149,12 @@ class Checkpoint:
             gains, note = one.normalizer()
             if note:
                 say(f"{run}: {note}")
-            one = replace(one, origin=replace(found, normalizer=tuple(np.ravel(gains).tolist()), note=note))
+            one = replace(
+                one,
+                origin=replace(
+                    found, normalizer=tuple(np.ravel(gains).astype(np.float32).tolist()), note=note
+                ),
+            )
         return one
 
     # --- where -----------------------------------------------------------------------------------

@@ -177,6 +177,10 @@ def write_model(
 def write_reward(origin: Origin, found: Any, folder: Path, tokenizer: Any) -> None:
     """A scalar model in the layout of classifiers, or several as the folder of an ensemble."""
     several = isinstance(found, Sequence)
+    scales = [model.params["normalizer"] for model in (found if several else [found])]
+    origin = replace(
+        origin, normalizer=tuple(float(scale[name]) for scale in scales for name in ("gain", "bias"))
+    )
     dtype = origin.weights_dtype((found[0] if several else found).params["trunk"])
     save: Callable[..., Any] = models.save_reward_ensemble if several else models.save_reward_model
     marker, form = ("ensemble.json", "ensemble") if several else ("config.json", "reward")
