@@ -63,6 +63,10 @@ class CheckpointStore:
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
+            # What is kept is the policy's to say; but without this metrics stay in memory, and a resumed run would
+            # forget which checkpoint was best.
+            best_fn=lambda metrics: float((metrics or {}).get(best_metric, worst)),
+            best_mode=best_mode,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import yaml
 
+import jaxalign.training  # noqa: F401 (models may be named as checkpoints of runs, which it exports)
 from jaxalign.errors import ConfigError
-from jaxalign.models.folders import model_folder
+from jaxalign.models.folders import checkpoint_named, model_folder
 from jaxalign.models.guided_folders import GuideConfig, guided_by, read_doctors
 from jaxalign.rollout.config import Storage
 
@@ -147,7 +148,7 @@ def load_speaker(
         live = models.merge_adapter(live, models.attach(leaves, settings))
         if run_data(adapter):  # the base does not know what the adapter's run taught as the end of a turn
             stops += format_of(words, "auto", adapter).stop_ids
-    run = model
+    run = folder if checkpoint_named(model) else model
     if doctors is not None:
         live = guided_by(doctors, live, words, folder="" if adapter or revision else folder)
         # Doctors learnt from prompts written as in their run.
@@ -168,11 +169,14 @@ def format_of(tokenizer: Any, template: Template, model: str) -> Any:
     run, or as the chat template ends them; nothing is put after others.
     """
     from jaxalign.data.chat import chat_format
+    from jaxalign.data.markers import markers_of
 
     markers = {"human": "\n\nHuman:", "assistant": "\n\nAssistant:"}
     end = "none"
     if template == "auto":
         trained = run_data(model)
+        if not trained and (exported := markers_of(tokenizer)):
+            trained = {"template": "markers", **exported}
         markers |= {name: trained[name] for name in markers if isinstance(trained.get(name), str)}
         # Earlier answers of a chat end as they did in training.
         end = str(trained.get("end_token", "none"))
@@ -186,7 +190,8 @@ def format_of(tokenizer: Any, template: Template, model: str) -> Any:
 
 def run_data(model: str) -> dict[str, Any]:
     """The `data` settings of the run that exported a model; empty where it is no run."""
-    for folder in (Path(model), Path(model).parent):
+    # A run's export/ lies in it, and those of single checkpoints in its exports/.
+    for folder in (Path(model), *Path(model).parents[:2]):
         file = folder / "config.yaml"
         if file.is_file() and (folder / "metadata.json").is_file():
             settings = yaml.safe_load(file.read_text(encoding="utf-8"))

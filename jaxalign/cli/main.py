@@ -34,12 +34,14 @@ class Command:
       config: `module:Class` of its configuration.
       function: `module:function` that takes it.
       aliases: short flag -> dotted key.
+      positional: key that an argument right after the command sets, as in `jaxalign chat FOLDER`; empty for none.
     """
 
     summary: str
     config: str
     function: str
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    positional: str = ""
 
 
 COMMANDS: dict[str, Command] = {
@@ -83,11 +85,19 @@ COMMANDS: dict[str, Command] = {
         "completions of prompts, from any model folder or run",
         "jaxalign.cli.generate:GenerateConfig",
         "jaxalign.cli.generate:generate",
+        positional="model",
     ),
     "chat": Command(
         "talk to a model folder or run on the terminal",
         "jaxalign.cli.chat:ChatConfig",
         "jaxalign.cli.chat:chat",
+        positional="model",
+    ),
+    "export": Command(
+        "a checkpoint of any run as a Hugging Face folder",
+        "jaxalign.cli.export:ExportConfig",
+        "jaxalign.cli.export:export",
+        positional="run",
     ),
     "check": Command(
         "environment, devices, hub access, and a look at a model or data file",
@@ -109,6 +119,8 @@ PLAIN_FLAGS = {
     "resume": "go on with the run that --output already holds",
 }
 
+# Flags that mean true where nothing follows them.
+MAY_STAND_ALONE = ("--resume", "--merge", "--private")
 
 # Flag -> key, in every command that has the key and no other of the flag's name.
 SHORT_FLAGS = {
@@ -223,6 +235,8 @@ def read_settings(command: Command, arguments: Sequence[str]) -> Any:
     Raises:
       ConfigError: a flag, key, value or file that is wrong.
     """
+    if command.positional and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{command.positional}={arguments[0]}", *arguments[1:]]
     file, overrides = split_arguments(arguments)
     cls = load(command.config)
     paths = short_flags(cls, command)
@@ -258,10 +272,9 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[tuple[st
     """
     spelled: list[str] = []
     for position, item in enumerate(arguments):
-        # --resume is the one flag that may stand alone.
         following = arguments[position + 1] if position + 1 < len(arguments) else "--"
-        alone = item == "--resume" and following.lower() not in ("true", "false")
-        spelled.append("--resume=true" if alone else item)
+        alone = item in MAY_STAND_ALONE and following.lower() not in ("true", "false")
+        spelled.append(f"{item}=true" if alone else item)
     file = None
     rest: list[tuple[str, str]] = []
     for key, value in configs.split_overrides(spelled):
@@ -363,8 +376,9 @@ def command_help(name: str) -> str:
     cls = load(command.config)
     function: Callable = load(command.function)
     first = (function.__doc__ or command.summary).strip().splitlines()[0]
+    first_argument = f" [{command.positional.upper()}]" if command.positional else ""
     lines = [
-        f"usage: jaxalign {name} [--config FILE_OR_NAME] [--dotted.key=value ...]",
+        f"usage: jaxalign {name}{first_argument} [--config FILE_OR_NAME] [--dotted.key=value ...]",
         "",
         first,
         "",

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from jaxalign.data.encoding import Encoder, Piece, Row, RowPlan
 from jaxalign.data.formats import transcript_turns
+from jaxalign.data.markers import markers_of
 from jaxalign.data.records import Completion, Message, Prompt, Turns
 from jaxalign.data.templates import PROBE, ChatTemplate
 from jaxalign.errors import DataError
@@ -220,7 +221,8 @@ def chat_format(
 
     Args:
       tokenizer: a transformers tokenizer.
-      template: `auto` takes the tokenizer's template where it has one, else markers.
+      template: `auto` takes the tokenizer's template where it has one, else markers. Of a tokenizer that was exported
+        with turn markers it takes those, and their end token where none is named.
       end_token: text or id of the token that ends a completion; empty takes the tokenizer's
         end-of-sequence token (with a chat template: the template's own end); `none` appends nothing.
       human, assistant: turn markers.
@@ -233,6 +235,13 @@ def chat_format(
     if template == "tokenizer" and not has_template:
         raise DataError(
             "data.template=tokenizer: the tokenizer has no chat template; set data.template=markers or plain"
+        )
+    if template == "auto" and (own := markers_of(tokenizer)):
+        template, human, assistant, end_token = (
+            "markers",
+            own["human"],
+            own["assistant"],
+            end_token or own["end_token"],
         )
     chosen = ("tokenizer" if has_template else "markers") if template == "auto" else template
     end: tuple[int, ...] = ()

@@ -1,19 +1,55 @@
-"""Which folder holds the model that a path means."""
+"""Which folder holds the model that a path means: a run's export, one of its checkpoints, or the path itself."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxalign.errors import ModelError
 
+# (run folder, "best", "latest" or a step) -> a Hugging Face folder. Who can train can make one of a checkpoint, which
+# models cannot: `jaxalign.training` puts it here.
+_exporters: list[Callable[[str, str], str]] = []
+
+
+def export_with(exporter: Callable[[str, str], str]) -> None:
+    """Says who makes a folder of a run's checkpoint, for names such as RUN@best."""
+    _exporters[:] = [exporter]
+
+
+def checkpoint_named(path: str) -> tuple[str, str] | None:
+    """(run folder, checkpoint) of RUN@best, RUN@latest or RUN@1200; None of a path that is there, and of all others."""
+    run, _, name = path.rpartition("@")
+    if not run or Path(path).exists() or not re.fullmatch(r"best|latest|\d+", name):
+        return None
+    return run, name
+
 
 def model_folder(path: str) -> str:
-    """A run folder stands for the model it exported; anything else for itself.
+    """The folder of the model that a path means.
+
+    Args:
+      path: RUN@best, RUN@latest or RUN@1200 is a checkpoint of the run in the folder RUN, of which a model folder is
+        made inside the run, once; RUN is the model that the run exported. Anything else stands for itself.
 
     Raises:
-      ModelError: a run folder that has exported nothing yet.
+      ModelError: a run folder that has exported nothing yet, or a checkpoint of what is no run.
+      UserError: a checkpoint that is not there, or of which no model can be made.
     """
+    if (named := checkpoint_named(path)) is not None:
+        run, name = named
+        if not (Path(run) / "metadata.json").is_file():
+            raise ModelError(
+                f"{path}: there is no run in {run}; expected RUN@{name} with the folder of a run"
+            )
+        if not _exporters:
+            raise ModelError(f"{path}: import jaxalign.training first, which can export checkpoints")
+        return _exporters[0](run, name)
     folder = Path(path)
     if (folder / "export").is_dir():
         return str(folder / "export")
     if (folder / "metadata.json").is_file() and not (folder / "config.json").is_file():
-        raise ModelError(f"{path}: this run has no export/ folder yet; finish it, or go on with --resume")
+        raise ModelError(
+            f"{path}: this run has no export/ folder yet; finish it (--resume goes on), or take a checkpoint: "
+            f"{path}@latest"
+        )
     return path

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxalign.errors import ConfigError, ModelError
 from jaxalign.models.doctor import DoctorCard, load_doctor_card
-from jaxalign.models.folders import model_folder
+from jaxalign.models.folders import checkpoint_named, model_folder
 from jaxalign.models.guided import Doctor, Guidance, GuidedModel, guide
 from jaxalign.models.huggingface import (
     check_vocabulary,
@@ -149,7 +149,7 @@ def read_doctors(config: GuideConfig) -> Doctors:
     """
     if not config.doctor:
         raise ConfigError("expected a doctor: --doctor=FOLDER")
-    cards = [load_doctor_card(folder) for folder in config.doctor]
+    cards = [load_doctor_card(model_folder(f) if checkpoint_named(f) else f) for f in config.doctor]
     dimensions = [card.dimension for card in cards]
     for index, dimension in enumerate(dimensions):
         first = dimensions.index(dimension)
@@ -348,4 +348,5 @@ def _is_there(path: str) -> bool:
 def _place(path: str | Path) -> str:
     """The folder that a path leads to, by which two paths can be compared; of a hub id (or nothing) itself."""
     named = str(path)
-    return os.path.realpath(model_folder(named)) if named and Path(named).is_dir() else named
+    here = bool(named) and (Path(named).is_dir() or checkpoint_named(named) is not None)
+    return os.path.realpath(model_folder(named)) if here else named

@@ -2,10 +2,7 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +25,10 @@ from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
 from jaxalign.models.heads import HeadConfig, ScalarModel, StepMarks
 from jaxalign.models.int8 import Int8
 from jaxalign.models.stops import read_generation, write_generation
+from jaxalign.models.tensor_dtypes import in_dtype
 from jaxalign.models.token_classifier import head_tensors, is_token_classifier, take_head
 from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
+from jaxalign.models.whole_folder import whole_folder
 
 HEAD_FILE = "jaxalign_head.json"
 ENSEMBLE_FILE = "ensemble.json"
@@ -295,7 +294,12 @@ def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.n
 
 
 def save_pretrained(
-    model: Transformer, folder: str | Path, *, tokenizer: Any = None, max_shard_bytes: int = MAX_SHARD_BYTES
+    model: Transformer,
+    folder: str | Path,
+    *,
+    tokenizer: Any = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    dtype: str | None = None,
 ) -> Path:
     """Writes a folder that `transformers` loads, whole or not at all.
 
@@ -304,20 +308,29 @@ def save_pretrained(
       folder: where; what is there is replaced once the new folder is complete.
       tokenizer: saved beside the weights where given.
       max_shard_bytes: weights above it are split into files with an index.
+      dtype: of the weights in the files: float32, bfloat16 or float16; None keeps that of the parameters.
+
+    Raises:
+      ModelError: the folder holds something else, or a weight is larger than the dtype can hold.
     """
     config = model.config
     tensors = to_tensors(model.params, config)
-    return _write(Path(folder), config_to_json(config), tensors, tokenizer, config, max_shard_bytes)
+    return _write(
+        Path(folder), config_to_json(config), tensors, tokenizer, config, max_shard_bytes, dtype=dtype
+    )
 
 
-def save_reward_model(model: ScalarModel, folder: str | Path, *, tokenizer: Any = None) -> Path:
+def save_reward_model(
+    model: ScalarModel, folder: str | Path, *, tokenizer: Any = None, dtype: str | None = None
+) -> Path:
     """Writes a scalar model in the `...ForSequenceClassification` layout, whole or not at all.
 
     A process reward model is written as `...ForTokenClassification` with one label, the logit of a right
     step (Gemma 3, which has no such class in transformers, as `...ForSequenceClassification`); that it is
     one, and its separator, stand in `jaxalign_head.json`.
     A linear head whose normalizer is 1 and 0 loads in transformers as it is. Gain, bias and
-    an MLP head are ours: they go to `jaxalign_head.json` and `score_hidden.*`.
+    an MLP head are ours: they go to `jaxalign_head.json` (as numbers, whatever the `dtype`) and `score_hidden.*`.
+    Arguments and errors are those of `save_pretrained`.
     """
     config, params = model.config, model.params
     family, tokens = FAMILIES[config.family], model.steps is not None
@@ -344,7 +357,8 @@ def save_reward_model(model: ScalarModel, folder: str | Path, *, tokenizer: Any 
         "problem_type": None if tokens else "regression",
         "tie_word_embeddings": True,
     }
-    return _write(Path(folder), body, tensors, tokenizer, config, MAX_SHARD_BYTES, {HEAD_FILE: extra})
+    extra_files = {HEAD_FILE: extra}
+    return _write(Path(folder), body, tensors, tokenizer, config, MAX_SHARD_BYTES, extra_files, dtype=dtype)
 
 
 def _write(
@@ -355,9 +369,14 @@ def _write(
     config: ModelConfig,
     max_shard_bytes: int,
     extra_files: Mapping[str, Any] | None = None,
+    *,
+    dtype: str | None = None,
 ) -> Path:
     from safetensors.numpy import save_file
 
+    if dtype is not None:
+        tensors = in_dtype(tensors, dtype)
+        config_json = config_json | {"dtype": dtype, "torch_dtype": dtype}
     with whole_folder(folder, "config.json") as temporary:
         shards = _shards(tensors, max_shard_bytes)
         if len(shards) == 1:
@@ -379,44 +398,6 @@ def _write(
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
     return folder
-
-
-@contextmanager
-def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes `folder` at the end, or is gone where filling it failed.
-
-    Raises:
-      ModelError: `folder` holds something without the file `marker`.
-    """
-    check_replaceable(folder, marker)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield temporary
-        os.chmod(temporary, 0o755)
-        old = folder.with_name(f".{folder.name}.old")
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def check_replaceable(folder: Path, marker: str) -> None:
-    """A save may replace an empty folder or an earlier save, and nothing else.
-
-    Raises:
-      ModelError: the folder holds something without the file `marker`, or is a file.
-    """
-    if folder.is_dir() and (not any(folder.iterdir()) or (folder / marker).is_file()):
-        return
-    if folder.exists():
-        raise ModelError(
-            f"{folder}: it is there and holds no {marker}; nothing was replaced, choose another folder"
-        )
 
 
 def _shards(tensors: dict[str, np.ndarray], limit: int) -> list[dict[str, np.ndarray]]:

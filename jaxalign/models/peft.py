@@ -1,9 +1,7 @@
 """Adapters in PEFT's folder format: `adapter_config.json` and `adapter_model.safetensors`."""
 
 import json
-import os
-import shutil
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ import numpy as np
 from jaxalign.errors import ModelError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import FAMILIES
-from jaxalign.models.huggingface import check_replaceable
 from jaxalign.models.lora import TARGETS, LoraConfig
 from jaxalign.models.transformer import parameter_shapes
+from jaxalign.models.whole_folder import whole_folder
 
 
 def _module_names(config: ModelConfig) -> dict[str, str]:
@@ -28,8 +26,32 @@ def _module_names(config: ModelConfig) -> dict[str, str]:
     return names
 
 
-def save_adapter(adapter: Any, folder: str | Path, lora: LoraConfig, config: ModelConfig) -> Path:
+def fused_targets(targets: Iterable[str], config: ModelConfig) -> list[str]:
+    """The targets of an adapter that a PEFT folder cannot hold, as the family has them in one module with others."""
+    names = _module_names(config)
+    return [target for target in targets if target not in names]
+
+
+def save_adapter(
+    adapter: Any,
+    folder: str | Path,
+    lora: LoraConfig,
+    config: ModelConfig,
+    *,
+    base: str = "",
+    revision: str = "",
+    tokenizer: Any = None,
+) -> Path:
     """Writes the trained leaves (`a`, `b` by target) as a PEFT folder, whole or not at all.
+
+    Args:
+      adapter: the leaves.
+      folder: where; an adapter that is there is replaced once the new one is complete.
+      lora: its settings.
+      config: the shape of the model that it adapts.
+      base: folder or hub id of that model, which `peft.AutoPeftModelForCausalLM` loads it on; empty where it has none.
+      revision: of a hub id.
+      tokenizer: saved beside it where given.
 
     Raises:
       ModelError: the family fuses a target into one module (Phi-3, GPT-2, GPT-NeoX q/k/v), which PEFT
@@ -38,8 +60,7 @@ def save_adapter(adapter: Any, folder: str | Path, lora: LoraConfig, config: Mod
     from safetensors.numpy import save_file
 
     names = _module_names(config)
-    fused = [t for t in adapter if t not in names]
-    if fused:
+    if fused := fused_targets(adapter, config):
         raise ModelError(
             f"{config.family} fuses {', '.join(fused)} into one module, so a PEFT folder cannot hold this adapter; "
             "use the merged export"
@@ -64,22 +85,16 @@ def save_adapter(adapter: Any, folder: str | Path, lora: LoraConfig, config: Mod
         "use_dora": False,
         "use_rslora": False,
         "modules_to_save": None,
-        "base_model_name_or_path": "",
+        "base_model_name_or_path": base or None,
+        "revision": revision or None,
         "inference_mode": True,
     }
     folder = Path(folder)
-    check_replaceable(folder, "adapter_config.json")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder, "adapter_config.json") as temporary:
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
         (temporary / "adapter_config.json").write_text(json.dumps(body, indent=2))
-        os.chmod(temporary, 0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
     return folder
 
 

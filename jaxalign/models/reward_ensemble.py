@@ -7,7 +7,8 @@ from typing import Any
 
 from jaxalign.errors import ModelError
 from jaxalign.models.heads import ScalarModel
-from jaxalign.models.huggingface import ENSEMBLE_FILE, load_reward_model, save_reward_model, whole_folder
+from jaxalign.models.huggingface import ENSEMBLE_FILE, load_reward_model, save_reward_model
+from jaxalign.models.whole_folder import whole_folder
 
 
 def is_reward_ensemble(folder: str | Path) -> bool:
@@ -16,7 +17,7 @@ def is_reward_ensemble(folder: str | Path) -> bool:
 
 
 def save_reward_ensemble(
-    members: Sequence[ScalarModel], folder: str | Path, *, tokenizer: Any = None
+    members: Sequence[ScalarModel], folder: str | Path, *, tokenizer: Any = None, dtype: str | None = None
 ) -> Path:
     """Writes `member-0`, `member-1`, ... (see `save_reward_model`) and `ensemble.json`, whole or not at all.
 
@@ -24,12 +25,13 @@ def save_reward_ensemble(
       members: at least one.
       folder: where; an ensemble that is there is replaced once the new one is complete.
       tokenizer: saved with every member where given, so that each loads alone.
+      dtype: of the weights, as in `save_pretrained`.
     """
     folder = Path(folder)
     names = [f"member-{index}" for index in range(len(members))]
     with whole_folder(folder, ENSEMBLE_FILE) as temporary:
         for name, member in zip(names, members, strict=True):
-            save_reward_model(member, temporary / name, tokenizer=tokenizer)
+            save_reward_model(member, temporary / name, tokenizer=tokenizer, dtype=dtype)
         (temporary / ENSEMBLE_FILE).write_text(json.dumps({"members": names}, indent=2))
     return folder
 

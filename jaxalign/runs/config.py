@@ -19,11 +19,14 @@ class RunConfig:
       sample_every: steps between rows in samples.jsonl; 0 samples at the end only.
       sample_rows: prompts sampled each time.
       keep_last: newest checkpoints kept.
-      best_metric: also keep the checkpoint that is best by this metric, for example eval/loss; empty for none.
+      best_metric: also keep the checkpoint that is best by this metric, for example eval/loss, and export it at the end
+        in place of the last; empty for none.
       best_mode: whether the smallest or the largest is best.
       tensorboard: write TensorBoard events too (needs the tensorboard extra).
       wandb: log to Weights & Biases too (needs the wandb extra), to project jaxalign under the folder's name unless
         WANDB_PROJECT and WANDB_NAME say otherwise; WANDB_MODE=offline stays here.
+      export_dtype: dtype of exported weights; auto takes that of the files which the run began with, and for weights
+        that it drew itself model.param_dtype.
       progress: show a progress line on standard error.
     """
 
@@ -41,6 +44,7 @@ class RunConfig:
     best_mode: Literal["min", "max"] = "min"
     tensorboard: bool = False
     wandb: bool = False
+    export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     progress: bool = True
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ FREE_KEYS = {
     "patient.attention", "patient.products", "rewards.folder", "data.cache", "data.workers", "data.max_bytes",
     "run.output", "run.device", "run.resume", "run.log_every", "run.eval_every", "run.save_every",
     "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
-    "run.tensorboard", "run.wandb", "run.progress",
+    "run.tensorboard", "run.wandb", "run.progress", "run.export_dtype",
     "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",
     "rollout.engine.timeout", "rollout.engine.retries", "train.offload",
 }  # fmt: skip
@@ -139,6 +139,11 @@ class Run:
     def info(self, message: str) -> None:
         """A line in run.log."""
         self._log.info(message)
+
+    def say(self, message: str) -> None:
+        """A line in run.log and on standard error that is no warning."""
+        self._log.info(message)
+        self._progress.note(message)
 
     def warn(self, message: str) -> None:
         """A line in run.log and on standard error."""

@@ -18,6 +18,7 @@ import numpy as np
 from jaxalign.checkpoints.orbax_store import CheckpointStore
 from jaxalign.errors import UserError
 from jaxalign.runs import Run, StopFlag
+from jaxalign.training.exports import chosen_state
 from jaxalign.training.state import TrainState
 from jaxalign.training.update_rules import averaged_params
 from jaxalign.uncertainty import wilson_interval
@@ -153,6 +154,7 @@ class Loop:
     )
     learning_rate: Callable[[int], Any] | None = None
     _last_eval: dict[str, float] = field(default_factory=dict)
+    _evaluated: int = -1
     _rates: np.ndarray | None = None
     _interval: Interval = field(default_factory=Interval)
 
@@ -160,14 +162,16 @@ class Loop:
         """Trains to `total_steps`, from the newest checkpoint where the run resumes.
 
         Returns:
-          The final state and the last logged metrics with the last evaluation.
+          The final state, with the best checkpoint's parameters where `run.best_metric` is set, and the last logged
+            metrics with the last evaluation.
 
         Raises:
           UserError: a loss or gradient that is not finite; nothing was saved over the last good step.
           Interrupted: SIGINT or SIGTERM, after a checkpoint was saved.
         """
         with self.store:
-            return self._fit(self._resume(state))
+            state, metrics = self._fit(self._resume(state))
+            return chosen_state(self.run, self.store, state, int(np.max(state.step))), metrics
 
     def _fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         config = self.run.config
@@ -273,6 +277,7 @@ class Loop:
         assert self.evaluate is not None
         found = self.evaluate(self._averaged(state))
         self._last_eval = {"eval/" + name: value for name, value in found.items()}
+        self._evaluated = step
         self.run.log_metrics(step, self._last_eval)
         self.run.callbacks.tell("on_eval", step, self.total_steps, self._last_eval, state)
 
@@ -286,8 +291,10 @@ class Loop:
             "interval": dataclasses.asdict(self._interval),
             "callbacks": self.run.callbacks.state(),
         }
-        self.store.save(step, state, extra, metrics=self._last_eval or None)
-        self.run.callbacks.tell("on_save", step, self.total_steps, self._last_eval, state)
+        # An evaluation of other weights says nothing of these.
+        metrics = self._last_eval if self._evaluated == step else None
+        self.store.save(step, state, extra, metrics=metrics)
+        self.run.callbacks.tell("on_save", step, self.total_steps, metrics or {}, state)
 
     def _resume(self, state: TrainState) -> TrainState:
         step = self.store.latest_step() if self.run.resumed else None
@@ -341,11 +348,17 @@ def summary(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Means of (sum, count) pairs, with 95% intervals where the rows are independent.
 
     `accuracy` gets `accuracy_low` and `accuracy_high` (Wilson); a metric X with a companion
-    `X_square` (the sum of its squares) gets `X_low` and `X_high` (normal), and the companion is left out.
+    `X_square` (the sum of its squares) gets `X_low` and `X_high` (normal), and the companion is left out. `X_mean` with
+    a companion `X_square` gets `X_std`, the population's standard deviation.
     """
     values: dict[str, float] = {}
     for name, (total, count) in sums.items():
         if name.endswith("_square"):
+            mean = sums.get(f"{name.removesuffix('_square')}_mean")
+            if mean is not None:
+                average = mean[0] / max(mean[1], 1e-9)
+                variance = max(float(total / max(count, 1e-9)) - average**2, 0.0)
+                values[f"{name.removesuffix('_square')}_std"] = math.sqrt(variance)
             continue
         values[name] = mean = float(total / max(count, 1e-9))
         if name == "accuracy" and count >= 1:

@@ -26,6 +26,7 @@ from jaxalign.training import setup
 from jaxalign.training.collapse import collapse_signs
 from jaxalign.training.data import load_data, row_batches
 from jaxalign.training.experience import RunningMoments
+from jaxalign.training.exports import chosen_state
 from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Batches, Interrupted, restore_callbacks
 from jaxalign.training.on_policy_config import OnPolicyConfig
@@ -362,13 +363,14 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
                 run.log_samples(number, samples)
             if last or halted or (every.save_every and number % every.save_every == 0):
                 extra = trainer.extra() | {"callbacks": run.callbacks.state()}
-                store.save(number, trainer.state, extra, metrics=evaluated | metrics)
-                run.callbacks.tell("on_save", number, total, evaluated | metrics, trainer.state)
+                store.save(number, trainer.state, extra, metrics=metrics)
+                run.callbacks.tell("on_save", number, total, metrics, trainer.state)
             if halted and not last:
                 raise Interrupted(stop.signal_received or 15)
             if last:
                 run.note_stopped(number)
                 break
+        trainer.state = chosen_state(run, store, trainer.state, store.latest_step() or 0)
     return metrics
 
 

@@ -22,7 +22,7 @@ from jaxalign.errors import DataError
 from jaxalign.losses import ensemble_disagreement
 from jaxalign.mesh import row_shards, shard_batch
 from jaxalign.runs import Run
-from jaxalign.training import setup
+from jaxalign.training import exports, setup
 from jaxalign.training.loop import Batches, Loop, summary
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.packing import most_segments, packing_of
@@ -243,6 +243,10 @@ class HeldOut:
         for index, each in enumerate(own):
             values[f"member-{index}/accuracy"] = float(np.mean(is_right(each)))
             values[f"member-{index}/margin"] = float(np.mean(each))
+        # Of raw scores, by which a checkpoint of this step can be normalised.
+        for index, each in enumerate(np.asarray(self.scores, np.float64)):
+            values[f"member-{index}/score_mean"] = float(each.mean())
+            values[f"member-{index}/score_std"] = float(each.std())
         return values
 
 
@@ -376,6 +380,6 @@ def train_ensemble(
         )
         for index in range(config.ensemble.size)
     ]
-    models.save_reward_ensemble(found, run.folder / "export", tokenizer=tokenizer)
+    exports.write_reward(exports.origin_of(run), found, run.folder / "export", tokenizer)
     run.finish(metrics)
     return TrainResult(run.folder, metrics, found, tokenizer)

@@ -36,9 +36,10 @@ from jaxalign.mesh import (
     shard_batch,
     tree_shardings,
 )
-from jaxalign.models.folders import model_folder
+from jaxalign.models.folders import model_folder as model_folder
 from jaxalign.models.lora import LoraConfig, create_adapter
 from jaxalign.runs import Run, RunConfig
+from jaxalign.training import exports
 from jaxalign.training.data import row_batches
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.packing import most_segments
@@ -133,10 +134,12 @@ def load_model(
         raise ConfigError(
             f"{section}.path: expected a Hugging Face folder, a run folder or a hub id; it is empty"
         )
-    folder = model_folder(source.path)
+    folder = exports.begun_with(run, section, source.path)
     # Before the weights are there: a copy of them that is freed later would leave a hole.
     give_back_for(sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")))
     revision = source.revision or None
+    if run is not None:
+        exports.note_model(run, section, folder, source)
     tokenizer = models.load_tokenizer(
         source.tokenizer or folder, revision=None if source.tokenizer else revision
     )
@@ -340,9 +343,9 @@ def export_policy(
     """Writes `export/` (a Hugging Face folder, adapters merged) and `adapter/` (PEFT) and returns the model."""
     model, adapter = policy.parts(trained, frozen)
     if adapter is not None:
-        models.save_adapter(trained, run.folder / "adapter", lora, model.config)
+        exports.export_adapter(run, trained, lora, model.config, tokenizer)
         model = models.merge_adapter(model, adapter)
-    models.save_pretrained(model, run.folder / "export", tokenizer=tokenizer)
+    exports.write_model(exports.origin_of(run), model, run.folder / "export", tokenizer)
     return model
 
 
@@ -365,7 +368,7 @@ def scalar_of(
 def export_scalar(run: Run, policy: ScalarPolicy, trained: Any, frozen: Any, tokenizer: Any) -> Any:
     """Writes `export/` in the ...ForSequenceClassification layout (adapters merged); returns the model."""
     model = merged_scalar(policy, trained, frozen)
-    models.save_reward_model(model, run.folder / "export", tokenizer=tokenizer)
+    exports.write_reward(exports.origin_of(run), model, run.folder / "export", tokenizer)
     return model
 
 

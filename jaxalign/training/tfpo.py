@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxalign import models
 from jaxalign.data import Dataset, chat_of, collate_comparisons, eval_batches
 from jaxalign.runs import Given, Run
-from jaxalign.training import setup
+from jaxalign.training import exports, setup
 from jaxalign.training.data import dated, load_data, refuse_stream
 from jaxalign.training.generator import Generator, samples_of
 from jaxalign.training.loop import Loop, evaluation
@@ -203,7 +203,12 @@ def train_tfpo(
         trained, head = state.params["policy"], {**state.params["value"], "horizon": horizon}
         model = setup.export_policy(run, scorer, trained, base, tokenizer, config.lora)
         if begun is not None:
-            models.save_pretrained(begun, run.folder / "start", tokenizer=tokenizer)
+            models.save_pretrained(
+                begun,
+                run.folder / "start",
+                tokenizer=tokenizer,
+                dtype=exports.origin_of(run).weights_dtype(begun.params),
+            )
         card = models.load_doctor_card(models.save_doctor(run.folder / "export", card, head))
         run.finish(metrics)
         adapter = scorer.parts(trained, base)[1]

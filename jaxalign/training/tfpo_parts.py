@@ -17,6 +17,7 @@ from jaxalign.data.chat import ChatFormat
 from jaxalign.data.table import counted_of, row_lengths_of
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.mesh import replicated
+from jaxalign.models.folders import checkpoint_named
 from jaxalign.models.vocabulary import check_same_vocabulary
 from jaxalign.runs import Run
 from jaxalign.training import setup
@@ -113,27 +114,39 @@ class Treatment:
         return setup.load_model(self.source, self.mesh, seed=seed, run=self.run, packing=packing)[0]
 
     def card(self) -> models.DoctorCard:
-        """The doctor's card. What it began as is `START` where no folder has that and guidance needs it."""
-        config, lora = self.config, self.config.lora.enabled
-        guidance = config.guidance.resolved(config.loss.preset)
+        """The doctor's card."""
         # A model that was given live, or drawn from a seed, is in no folder.
         start = "" if self.source is None or self.source.random_init else full_name(self.source.path)
-        if not start and guidance["guidance"] == "ratio":
-            start = START
-        return models.DoctorCard(
-            patient=full_name(config.patient.path) if self.named and not config.patient.random_init else "",
-            dimension=config.rewards.dimension,
-            preset=config.loss.preset,
-            reference=start,
-            adapter="../adapter" if lora and start else "",
-            base=start if lora else "",
-            loss=config.numbers(),
-            **guidance,
-        )
+        return doctor_card(self.config, start, named=self.named)
+
+
+def doctor_card(config: TFPOConfig, start: str, *, named: bool) -> models.DoctorCard:
+    """The card of a run's doctor.
+
+    Args:
+      config: the run's.
+      start: folder or hub id of the model that the doctor began as; empty where no folder has it: where guidance needs
+        it the card names `START`.
+      named: whether the patient is what the configuration names, and not one that was given live.
+    """
+    guidance = config.guidance.resolved(config.loss.preset)
+    if not start and guidance["guidance"] == "ratio":
+        start = START
+    return models.DoctorCard(
+        patient=full_name(config.patient.path) if named and not config.patient.random_init else "",
+        dimension=config.rewards.dimension,
+        preset=config.loss.preset,
+        reference=start,
+        adapter="../adapter" if config.lora.enabled and start else "",
+        base=start if config.lora.enabled else "",
+        loss=config.numbers(),
+        **guidance,
+    )
 
 
 def full_name(path: str) -> str:
     """A folder by its whole path, so that a card means the same from everywhere; a hub id as it is."""
+    path = setup.model_folder(path) if checkpoint_named(path) else path
     return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 

@@ -37,6 +37,16 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path):
     assert store.latest_step() == 5
 
 
+def test_the_best_is_kept_when_a_run_resumes(tmp_path):
+    with CheckpointStore(tmp_path, keep_last=1, best_metric="eval/loss") as store:
+        for step, loss in enumerate([0.5, 0.1, 0.4], 1):
+            store.save(step, state(), {}, {"eval/loss": loss})
+    with CheckpointStore(tmp_path, keep_last=1, best_metric="eval/loss") as store:
+        store.save(4, state(), {}, {"eval/loss": 0.7})
+        store.save(5, state(), {})  # not evaluated
+        assert store.steps() == [2, 5]
+
+
 def test_arrays_may_be_donated_once_save_returns(tmp_path):
     store = CheckpointStore(tmp_path)
     live = state()

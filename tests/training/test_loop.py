@@ -33,6 +33,14 @@ def test_accuracy_gets_a_wilson_interval_and_other_means_none():
     assert found == pytest.approx({"accuracy": 0.75, "accuracy_low": low, "accuracy_high": high, "loss": 0.3})
 
 
+def test_scores_get_the_standard_deviation_by_which_a_checkpoint_is_normalised():
+    scores = np.array([0.5, -1.0, 2.0, 0.25])
+    found = summary(
+        {"score_square": np.array([(scores**2).sum(), 4]), "score_mean": np.array([scores.sum(), 4])}
+    )
+    assert found == pytest.approx({"score_mean": scores.mean(), "score_std": scores.std()})
+
+
 def test_an_evaluation_of_no_row_has_no_interval():
     assert summary({"accuracy": np.zeros(2)}) == {"accuracy": 0.0}
 

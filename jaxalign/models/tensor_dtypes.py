@@ -1,0 +1,62 @@
+"""The dtype of a folder's weights, and weights in another."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.errors import ModelError
+
+ExportDtype = Literal["float32", "bfloat16", "float16"]
+# By their names in safetensors files; wider ones are written as float32.
+NAMES: dict[str, ExportDtype] = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def folder_dtype(folder: str | Path) -> ExportDtype | None:
+    """The dtype that most weights of a model folder have, by the heads of its safetensors files.
+
+    Where it has none (or is no folder) that of its config.json; None where that does not say either.
+    """
+    path, counts = Path(folder), Counter[str]()
+    for file in path.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            try:
+                head = json.loads(stream.read(size)) if size <= 100 << 20 else {}
+            except ValueError:
+                continue  # damaged, which who reads it says
+        for name, tensor in head.items():
+            if name != "__metadata__" and tensor["dtype"] in NAMES:
+                counts[NAMES[tensor["dtype"]]] += prod(tensor["shape"])
+    if counts:
+        return counts.most_common(1)[0][0]  # type: ignore[return-value]
+    try:
+        said = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    name = said.get("dtype") or said.get("torch_dtype")
+    return name if name in NAMES.values() else None
+
+
+def in_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    """The tensors in a dtype.
+
+    Raises:
+      ModelError: a finite value is beyond the largest of the dtype (65504 in float16); names the tensor.
+    """
+    if dtype not in NAMES.values():
+        raise ModelError(f"dtype: expected {', '.join(dict.fromkeys(NAMES.values()))}, got {dtype}")
+    with np.errstate(over="ignore"):  # which is looked at below
+        found = {name: np.asarray(array, jnp.dtype(dtype)) for name, array in tensors.items()}
+    if dtype == "float16":
+        for name, array in tensors.items():
+            if np.isfinite(np.asarray(array, np.float32)).all() and not np.isfinite(found[name]).all():
+                raise ModelError(
+                    f"{name}: a weight is beyond float16, whose largest number is 65504; export as bfloat16 or float32"
+                )
+    return found

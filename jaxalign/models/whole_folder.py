@@ -1,0 +1,48 @@
+"""Folders that are written whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jaxalign.errors import ModelError
+
+
+@contextmanager
+def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `folder` at the end, or is gone where filling it failed.
+
+    Raises:
+      ModelError: `folder` holds something without the file `marker`.
+    """
+    check_replaceable(folder, marker)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        old = folder.with_name(f".{folder.name}.old")
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def check_replaceable(folder: Path, marker: str) -> None:
+    """A save may replace an empty folder or an earlier save, and nothing else.
+
+    Raises:
+      ModelError: the folder holds something without the file `marker`, or is a file.
+    """
+    if folder.is_dir() and (not any(folder.iterdir()) or (folder / marker).is_file()):
+        return
+    if folder.exists():
+        raise ModelError(
+            f"{folder}: it is there and holds no {marker}; nothing was replaced, choose another folder"
+        )

@@ -1,0 +1,60 @@
+"""Which run, and which of its checkpoints, a user means."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxalign.checkpoints import best_step, saved_steps
+from jaxalign.errors import CheckpointError, ConfigError
+
+
+def read_metadata(run: Path) -> dict[str, Any]:
+    """What a run has noted of itself.
+
+    Raises:
+      ConfigError: the folder holds no run, or a damaged one.
+    """
+    path = run / "metadata.json"
+    try:
+        return json.loads(path.read_text())
+    except OSError:
+        raise ConfigError(f"{run}: expected a run folder, there is no {path.name} in it") from None
+    except ValueError:
+        raise ConfigError(f"{path}: not valid JSON; the folder holds a damaged run") from None
+
+
+def find_step(run: Path, name: str, config: Any) -> int:
+    """The step of the checkpoint of that name.
+
+    Raises:
+      ConfigError: the name means none.
+      CheckpointError: it is not there.
+    """
+    folder = run / "checkpoints"
+    steps = saved_steps(folder)
+    if not steps:
+        raise CheckpointError(f"{run}: it has no checkpoint yet; run.save_every makes them")
+    name = name or ("best" if config.best_metric else "latest")
+    if name == "latest":
+        return steps[-1]
+    if name == "best":
+        if not config.best_metric:
+            raise ConfigError(
+                f"{run}: run.best_metric was not set, so that none of its checkpoints is the best; name a step: "
+                f"{', '.join(map(str, steps))}"
+            )
+        best = best_step(folder, config.best_metric, config.best_mode)
+        if best is None:
+            raise CheckpointError(
+                f"{run}: no checkpoint was evaluated by {config.best_metric}; name a step: {', '.join(map(str, steps))}"
+            )
+        return best
+    if not name.isdigit():
+        raise ConfigError(
+            f"--checkpoint={name}: expected a step, best or latest; steps: {', '.join(map(str, steps))}"
+        )
+    if int(name) not in steps:
+        raise CheckpointError(
+            f"{run}: there is no checkpoint of step {name}; steps: {', '.join(map(str, steps))}"
+        )
+    return int(name)
