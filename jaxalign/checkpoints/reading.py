@@ -48,6 +48,24 @@ def best_step(folder: str | Path, metric: str, mode: str) -> int | None:
     return max(known)[1] if known else None
 
 
+def saved_tree(folder: str | Path, step: int) -> Any:
+    """A checkpoint's tree, with what Orbax has noted of each array in its place.
+
+    Raises:
+      CheckpointError: no such checkpoint, or damaged files.
+    """
+    where = Path(folder).absolute() / str(step)
+    if step not in saved_steps(folder):
+        raise CheckpointError(
+            f"{folder}: there is no checkpoint of step {step}; steps: {saved_steps(folder) or 'none'}"
+        )
+    try:
+        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        return getattr(reader.metadata(where / "arrays").item_metadata, "tree", None)
+    except Exception as error:
+        raise _unreadable(where, error) from error
+
+
 def read_part(folder: str | Path, step: int, path: Sequence[str]) -> Any:
     """One part of a checkpoint's tree, on the host; the rest is not read.
 
@@ -63,15 +81,7 @@ def read_part(folder: str | Path, step: int, path: Sequence[str]) -> Any:
       CheckpointError: no such checkpoint or part, or damaged files.
     """
     where = Path(folder).absolute() / str(step)
-    if step not in saved_steps(folder):
-        raise CheckpointError(
-            f"{folder}: there is no checkpoint of step {step}; steps: {saved_steps(folder) or 'none'}"
-        )
-    try:
-        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        tree: Any = getattr(reader.metadata(where / "arrays").item_metadata, "tree", None)
-    except Exception as error:
-        raise _unreadable(where, error) from error
+    tree = saved_tree(folder, step)
     for name in path:
         if not isinstance(tree, Mapping) or name not in tree:
             raise CheckpointError(f"{where}: it has no {'/'.join(path)}")
@@ -81,7 +91,7 @@ def read_part(folder: str | Path, step: int, path: Sequence[str]) -> Any:
         item = {name: item}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     try:
-        found = reader.restore(
+        found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
             where / "arrays",
             args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True),
         )

@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from optax import contrib
 
 import jaxalign
 from jaxalign import models
-from jaxalign.checkpoints import CheckpointStore, best_step, read_part, saved_at, saved_metrics
+from jaxalign.checkpoints import CheckpointStore, best_step, read_part, saved_at, saved_metrics, saved_tree
 from jaxalign.config import defaults, from_dict
 from jaxalign.data import DataConfig, chat_of
 from jaxalign.data.markers import with_marker_template
@@ -30,6 +31,7 @@ from jaxalign.models.whole_folder import whole_folder
 from jaxalign.runs import Run
 from jaxalign.runs.card import CardFacts, model_card
 from jaxalign.training.state import TrainState
+from jaxalign.training.update_rules import averaged_params
 
 RECORD_FILE = "jaxalign_export.json"
 LARGEST_FLOAT16 = 65504.0
@@ -323,6 +325,21 @@ def best_params(folder: Path, step: int, state: TrainState) -> Any:
 def export_params(folder: Path, step: int) -> Any:
     """The trained leaves that a checkpoint is exported with, on the host; nothing else of it is read.
 
-    An optimizer that keeps what is exported in its state (an average of the parameters, say) is looked at here.
+    But of a schedule-free optimizer, whose state has the average that is exported (see `averaged_params`).
     """
-    return read_part(folder, step, ("params",))
+    params = read_part(folder, step, ("params",))
+    if not _averages(saved_tree(folder, step)["opt_state"]):
+        return params
+    (state,) = _averages(read_part(folder, step, ("opt_state",)))
+    # The state's class, so that the arithmetic is that of the run.
+    state = contrib.ScheduleFreeState(**{name: state[name] for name in contrib.ScheduleFreeState._fields})
+    return jax.tree.map(np.asarray, averaged_params(params, state))
+
+
+def _averages(tree: Any) -> list[Any]:
+    """What a saved tree has of states of schedule-free optimizers."""
+    if isinstance(tree, Mapping):
+        if {"z", "b1", "weight_sum"} <= tree.keys():
+            return [tree]
+        tree = list(tree.values())
+    return [found for part in tree for found in _averages(part)] if isinstance(tree, (list, tuple)) else []
