@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--lin
 th { background: var(--soft); font-weight: 600; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.text { white-space: pre-wrap; overflow-wrap: anywhere; } b.best { color: #047857; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; } pre.command { background: var(--soft); padding: 8px 10px; }
 details summary { cursor: pointer; color: var(--dim); } .wide { overflow-x: auto; }
 """
 
@@ -44,6 +46,7 @@ def write_report(folder: Path) -> Path:
     facts = f"seed {meta.get('seed')} · {', '.join(meta.get('devices', [])[:2])} · {meta.get('started', '')}"
     body = [
         f"<h1>{_text(meta.get('command', 'run'))}: {_text(folder.name)}</h1><p class=dim>{_text(facts)}</p>",
+        *_opening(meta),
         "<h2>Final metrics</h2>",
         _metric_table(meta.get("final_metrics", {})),
         "<h2>Curves</h2>",
@@ -59,6 +62,14 @@ def write_report(folder: Path) -> Path:
         f"<details><summary>versions</summary><pre>{_text(versions)}</pre></details>",
     ]
     return write_page(folder / "report.html", f"{folder.name} · jaxalign", body)
+
+
+def _opening(meta: Mapping[str, Any]) -> list[str]:
+    """What the run said as it began, and the command that began it."""
+    rows = [{"part": part, "what": what} for part, what in meta.get("opening", {}).items()]
+    command = shlex.join([meta.get("program") or "jaxalign", *meta.get("arguments", [])])
+    shown = [f"<pre class=command>{_text(command)}</pre>"]
+    return [*shown, _table(rows)] if rows else shown
 
 
 def write_comparison_report(

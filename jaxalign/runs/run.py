@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -122,6 +123,16 @@ class Run:
         """A line in run.log."""
         self._log.info(message)
 
+    def note(self, message: str) -> None:
+        """A line in run.log and on standard error."""
+        self._log.info(message)
+        self._progress.note(message)
+
+    def tell(self, part: str, message: str) -> None:
+        """A line of what the run begins with; the report shows it too."""
+        self.note(f"{part}: {message}")
+        self.add_metadata(opening=self.metadata().get("opening", {}) | {part: message})
+
     def warn(self, message: str) -> None:
         """A line in run.log and on standard error."""
         self._log.warning(message)
@@ -215,11 +226,18 @@ def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[st
         first = changed[0]
         more = f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""
         only = " (it may be raised only)" if first in LENGTHS else ""
+        # A default may have changed since, so that the command that began it says something else today.
+        flags = shlex.join(f"--{k}={_typed(before[k])}" for k in changed[:8] if k in now and k in before)
+        began = f": {flags}" if flags and len(changed) <= 8 else ""
         raise ConfigError(
             f"--resume: {first} was {before.get(first)!r} and is now {now.get(first)!r}{only}{more}; "
-            "a resumed run must be configured as it began"
+            f"a resumed run must be configured as it began{began}"
         )
     return raised
+
+
+def _typed(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -242,6 +260,7 @@ def _environment(command: str, seed: int, full: dict[str, Any]) -> dict[str, Any
         "versions": versions,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "program": Path(sys.argv[0]).name,
         "arguments": sys.argv[1:],
         "devices": [str(d) for d in jax.devices()],
         "backend": jax.default_backend(),

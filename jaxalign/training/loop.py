@@ -18,6 +18,7 @@ import numpy as np
 from jaxalign.checkpoints.orbax_store import CheckpointStore
 from jaxalign.errors import UserError
 from jaxalign.runs import Run, StopFlag
+from jaxalign.training.opening import announced
 from jaxalign.training.state import TrainState
 from jaxalign.uncertainty import wilson_interval
 
@@ -166,7 +167,9 @@ class Loop:
           Interrupted: SIGINT or SIGTERM, after a checkpoint was saved.
         """
         with self.store:
-            return self._fit(self._resume(state))
+            state = self._resume(state)
+            self.update = announced(self, state)
+            return self._fit(state)
 
     def _fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         config = self.run.config

@@ -29,6 +29,7 @@ from jaxalign.training.experience import RunningMoments
 from jaxalign.training.generator import Generator
 from jaxalign.training.loop import Batches, Interrupted
 from jaxalign.training.on_policy_config import OnPolicyConfig
+from jaxalign.training.opening import tell_devices, tell_updates
 from jaxalign.training.optimizer import steps_taken
 from jaxalign.training.policy_evaluation import Evaluated, evaluate_policy
 from jaxalign.training.rollout_engine import importance, logp_gaps, server_gap
@@ -314,7 +315,7 @@ def load_prompts(
     """
     seed, room = config.run.seed, config.sampling.max_new_tokens
     data = load_data(run, config.data, "prompt", tokenizer, model_config, seed=seed, new_tokens=room)
-    run.add_metadata(mesh=dict(mesh.shape))
+    tell_devices(run, mesh)
     prompts = row_batches(data.train, batch_size=config.train.prompts, seed=seed, collate=collate_prompts)
     return {"prompts": prompts, "held_out": data.validation}
 
@@ -336,11 +337,15 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
         done = _updates_done(trainer, store)
         if done >= total:
             metrics = run.final_metrics()
+        else:
+            compiled = tell_updates(trainer)
         evaluated = evaluate_policy(trainer, 0) if not done and every.eval_every else {}
         if evaluated:
             run.log_metrics(0, evaluated)
         for number in range(done + 1, total + 1):
             metrics, samples = trainer.update(number)
+            if number == done + 1:
+                compiled()
             metrics |= trainer.noted | trainer.learning_rates()
             trainer.warn_of_collapse(number, metrics)
             last, halted = number == total, stop.signal_received is not None

@@ -24,6 +24,7 @@ from jaxalign.runs import Run, RunConfig
 from jaxalign.training import setup
 from jaxalign.training.data import load_data, refuse_stream
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
+from jaxalign.training.opening import tell_devices
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
@@ -200,7 +201,7 @@ def train_reward(config: RewardConfig, *, model: Any = None, tokenizer: Any = No
                 mapped=config.ensemble.size > 1,
             )
         data = load_data(run, config.data, kind, tokenizer, model.config, seed=config.run.seed)
-        run.add_metadata(mesh=dict(mesh.shape))
+        tell_devices(run, mesh)
         packing = config.train.packing
         collate = setup.collate_of(collate, data.train, packing=packing)
         if config.ensemble.size > 1:

@@ -54,7 +54,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
 def test_resuming_with_another_setting_names_it_and_a_free_one_is_allowed(tmp_path):
     with opened(config(tmp_path)):
         pass
-    with pytest.raises(ConfigError, match=r"rate was 1\.0 and is now 2\.0"):
+    with pytest.raises(ConfigError, match=r"rate was 1\.0 and is now 2\.0; .* as it began: --rate=1\.0$"):
         opened(replace(config(tmp_path, resume=True), rate=2.0))
     with opened(config(tmp_path, resume=True, log_every=3)) as run:
         assert run.resumed
