@@ -13,7 +13,7 @@ class RunConfig:
       seed: seeds Python, NumPy, JAX and the order of the data.
       device: cpu, gpu or tpu; auto takes what JAX finds.
       resume: go on from the newest checkpoint of the run in output.
-      log_every: steps between records in metrics.jsonl.
+      log_every: steps (updates) between records in metrics.jsonl, each the means over them.
       eval_every: steps between evaluations; 0 evaluates at the end only.
       save_every: steps between checkpoints; 0 saves at the end only.
       sample_every: steps between rows in samples.jsonl; 0 samples at the end only.

@@ -370,7 +370,7 @@ def train_grpo(
       engine: who samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
 
     Returns:
-      The run folder, the last update's metrics and the model.
+      The run folder, the last record of metrics and the model.
 
     Raises:
       UserError: anything wrong with configuration, files, rows or rewards, in one line.

@@ -3,6 +3,7 @@
 A trainer adds what makes the algorithm: how rows are scored, and `update`.
 """
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -27,7 +28,7 @@ from jaxalign.training.collapse import collapse_signs
 from jaxalign.training.data import load_data, row_batches
 from jaxalign.training.experience import RunningMoments
 from jaxalign.training.generator import Generator
-from jaxalign.training.loop import Batches, Interrupted
+from jaxalign.training.loop import Batches, Interrupted, Interval
 from jaxalign.training.on_policy_config import OnPolicyConfig
 from jaxalign.training.opening import tell_devices, tell_updates
 from jaxalign.training.optimizer import steps_taken
@@ -321,8 +322,11 @@ def load_prompts(
 
 
 def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
-    """All updates, from the newest checkpoint where the run resumes; returns the last metrics."""
-    metrics: dict[str, float] = {}
+    """All updates, from the newest checkpoint where the run resumes; returns the last record.
+
+    A record is of the updates since the one before, see `Interval`.
+    """
+    record: dict[str, float] = {}
     run, config = trainer.run, trainer.config
     if warning := truncation_warning(config):
         run.warn(warning)
@@ -334,45 +338,51 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
         setup.checkpoint_store(run) as store,
         StopFlag() as stop,
     ):
-        done = _updates_done(trainer, store)
+        done, interval = _updates_done(trainer, store)
         if done >= total:
-            metrics = run.final_metrics()
-        else:
-            compiled = tell_updates(trainer)
+            record = run.final_metrics()
+        compiled = tell_updates(trainer) if done < total else None
         evaluated = evaluate_policy(trainer, 0) if not done and every.eval_every else {}
         if evaluated:
             run.log_metrics(0, evaluated)
         for number in range(done + 1, total + 1):
             metrics, samples = trainer.update(number)
-            if number == done + 1:
+            if compiled and number == done + 1:
                 compiled()
             metrics |= trainer.noted | trainer.learning_rates()
             trainer.warn_of_collapse(number, metrics)
             last, halted = number == total, stop.signal_received is not None
             due = last or (not halted and every.eval_every and number % every.eval_every == 0)
+            interval.add(metrics)
+            record = interval.means()
             if due:
                 evaluated = evaluate_policy(trainer, number)
-                metrics |= evaluated
+                record |= evaluated
             if number == 1 or due or (every.log_every and number % every.log_every == 0):
-                run.log_metrics(number, metrics)
+                run.log_metrics(number, record)
+                interval = Interval()
             shown = "score" if "objective/score" in metrics else "loss"
             value = metrics.get("objective/score", metrics.get("loss", float("nan")))
             run.progress(number, total, shown, value, metrics["time/tokens_per_second"])
             if last or (every.sample_every and number % every.sample_every == 0):
                 run.log_samples(number, samples)
             if last or halted or (every.save_every and number % every.save_every == 0):
-                store.save(number, trainer.state, trainer.extra(), metrics=evaluated | metrics)
+                extra = trainer.extra() | {"interval": dataclasses.asdict(interval)}
+                store.save(number, trainer.state, extra, metrics=evaluated | metrics)
             if halted and not last:
                 raise Interrupted(stop.signal_received or 15)
-    return metrics
+    return record
 
 
-def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> int:
-    """0, or the number of the newest checkpoint of a run that resumes, to which trainer and log go back."""
+def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> tuple[int, Interval]:
+    """The number of the newest checkpoint of a run that resumes, to which trainer and log go back, and what it has
+    not logged yet; else 0."""
     if not trainer.run.resumed:
-        return 0
-    done = store.latest_step() or 0
+        return 0, Interval()
+    done, extra = store.latest_step() or 0, {}
     if done:
-        trainer.restore(*store.restore(done, trainer.state))
+        state, extra = store.restore(done, trainer.state)
+        trainer.restore(state, extra)
     trainer.run.rewind(done if done else -1)
-    return done
+    # Checkpoints of earlier versions have none: they logged single updates.
+    return done, Interval(**extra.get("interval", {}))
