@@ -29,7 +29,7 @@ FREE_KEYS = {
     "patient.attention", "patient.products", "rewards.folder", "data.cache", "data.workers", "data.max_bytes",
     "run.output", "run.device", "run.resume", "run.log_every", "run.eval_every", "run.save_every",
     "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
-    "run.tensorboard", "run.wandb", "run.progress",
+    "run.tensorboard", "run.wandb", "run.mlflow", "run.trackio", "run.progress",
     "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",
     "rollout.engine.timeout", "rollout.engine.retries", "train.offload",
 }  # fmt: skip
@@ -147,8 +147,12 @@ class Run:
             tracker.log(step, values)
 
     def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """Rows in samples.jsonl."""
+        """Rows in samples.jsonl (and the trackers that take them)."""
         records.append(self.folder / "samples.jsonl", [{"step": step, **row} for row in rows])
+        for tracker in self._trackers if rows else ():
+            # A tracker of the user's may take numbers alone.
+            if log_samples := getattr(tracker, "log_samples", None):
+                log_samples(step, rows)
 
     def rewind(self, step: int) -> None:
         """Drops what was logged after `step`: a resumed run writes it again."""
