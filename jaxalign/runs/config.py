@@ -24,8 +24,8 @@ class RunConfig:
       tensorboard: write TensorBoard events too (needs the tensorboard extra).
       wandb: log to Weights & Biases too (needs the wandb extra), to project jaxalign under the folder's name unless
         WANDB_PROJECT and WANDB_NAME say otherwise; WANDB_MODE=offline stays here.
-      mlflow: log to MLflow too (needs the mlflow extra), where MLFLOW_TRACKING_URI says, to experiment jaxalign under the
-        folder's name unless MLFLOW_EXPERIMENT_NAME and MLFLOW_RUN_NAME say otherwise.
+      mlflow: log to MLflow too (needs the mlflow extra), where MLFLOW_TRACKING_URI says, to experiment jaxalign under
+        the folder's name unless MLFLOW_EXPERIMENT_NAME and MLFLOW_RUN_NAME say otherwise.
       trackio: log to Trackio too (needs the trackio extra), to project jaxalign unless TRACKIO_PROJECT says otherwise;
         on this machine, or in the Hugging Face Space that TRACKIO_SPACE_ID names.
       progress: show a progress line on standard error.

@@ -96,13 +96,14 @@ def tell_rows(run: Run, config: DataConfig, data: Dataset, context: int) -> None
     parts.append(f"{lengths.mean():,.0f} tokens each, {lengths.max():,} at most")
     run.tell("data", ("of the first window: " if streamed else "") + "; ".join(parts))
     lost = Counter({r: n for r, n in counts.filtered.items() if not r.startswith(ASKED_FOR)})
-    if lost.total() > LOSS * counts.read:
+    meant = counts.used + lost.total()
+    if lost.total() > LOSS * meant:
         why = "; ".join(f"{reason}: {n:,}{_keys(reason, config)}" for reason, n in lost.most_common())
-        run.warn(f"data: {_share(lost.total(), counts.read)} are left out: {why}")
-    if cut > LOSS * counts.read:
+        run.warn(f"data: {_share(lost.total(), meant)} are left out: {why}")
+    if cut > LOSS * meant:
         more = f"; the model reads {context:,}" if context > config.max_length else ""
         run.warn(
-            f"data: {_share(cut, counts.read)} are cut by data.truncation={config.truncation} to "
+            f"data: {_share(cut, meant)} are cut by data.truncation={config.truncation} to "
             f"data.max_length={config.max_length}{more}"
         )
 

@@ -110,7 +110,7 @@ def test_rows_that_were_asked_to_be_left_out_are_no_loss(tmp_path):
     config = SFTConfig()
     config = replace(config, run=replace(config.run, output=str(tmp_path / "run"), progress=False))
     few = {"duplicate": 40, "left out by data.keep: safe": 20, "score below data.min_score": 10, "tie": 5}
-    counts = SimpleNamespace(read=100, used=25)
+    counts = SimpleNamespace(read=165, used=95)
     from collections import Counter
 
     with Run.open(config.run, config, "sft") as run:
@@ -125,4 +125,4 @@ def test_rows_that_were_asked_to_be_left_out_are_no_loss(tmp_path):
                 64,
             )
         log = (tmp_path / "run" / "run.log").read_text()
-    assert log.count("WARNING") == 1 and "6 of 100 rows (6%) are left out: tie: 6\n" in log
+    assert log.count("WARNING") == 1 and "6 of 101 rows (6%) are left out: tie: 6\n" in log
