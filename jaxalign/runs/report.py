@@ -204,9 +204,10 @@ def _value(value: Any) -> str:
 
 def _folded(text: str) -> str:
     """A text as HTML; of a long one the beginning, and the whole to be opened."""
-    if len(text) <= FOLDED + 100:
+    start = "\n".join(text[:FOLDED].split("\n")[:12])
+    if len(text) <= len(start) + 100 and text.count("\n") < 15:
         return _text(text)
-    return f"<details><summary>{_text(text[:FOLDED])} …</summary>{_text(text)}</details>"
+    return f"<details><summary>{_text(start)} …</summary>{_text(text)}</details>"
 
 
 def _text(value: Any) -> str:

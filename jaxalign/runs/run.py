@@ -100,6 +100,7 @@ class Run:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._progress.close()
         if error is not None:
             self._log.error("%s: %s", type(error).__name__, error)
         for tracker in self._trackers:
