@@ -23,11 +23,12 @@ def curve(
     for index, (label, (x, y, *band)) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
         if band:
+            low, high = band
             # One evaluation has no width: its interval is a bar.
             if len(x) < 2:
-                axes.vlines(x, *band, color=colour, alpha=0.4, linewidth=3)
+                axes.vlines(x, low, high, color=colour, alpha=0.4, linewidth=3)
             else:
-                axes.fill_between(x, *band, color=colour, alpha=0.18, linewidth=0)
+                axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(
             x,
             y,

@@ -98,7 +98,9 @@ def tell_rows(run: Run, config: DataConfig, data: Dataset, context: int) -> None
     lost = Counter({r: n for r, n in counts.filtered.items() if not r.startswith(ASKED_FOR)})
     meant = counts.used + lost.total()
     if lost.total() > LOSS * meant:
-        why = "; ".join(f"{reason}: {n:,}{_keys(reason, config)}" for reason, n in lost.most_common())
+        why = "; ".join(
+            f"{reason}: {n:,}{_keys(reason, config, context)}" for reason, n in lost.most_common()
+        )
         run.warn(f"data: {_share(lost.total(), meant)} are left out: {why}")
     if cut > LOSS * meant:
         more = f"; the model reads {context:,}" if context > config.max_length else ""
@@ -108,11 +110,12 @@ def tell_rows(run: Run, config: DataConfig, data: Dataset, context: int) -> None
         )
 
 
-def _keys(reason: str, config: DataConfig) -> str:
+def _keys(reason: str, config: DataConfig, context: int) -> str:
     """The keys that change it, of those that would."""
-    keys = [key for key in KEYS.get(reason, ()) if not key.endswith(f"={config.truncation}")]
-    if not config.max_prompt_length:
-        keys = [key for key in keys if key != "data.max_prompt_length"]
+    useless = {f"data.truncation={config.truncation}"}
+    useless |= {"data.max_length"} if config.max_length >= context else set()
+    useless |= set() if config.max_prompt_length else {"data.max_prompt_length"}
+    keys = [key for key in KEYS.get(reason, ()) if key not in useless]
     return f" ({' or '.join(keys)})" if keys else ""
 
 

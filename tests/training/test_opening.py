@@ -72,7 +72,7 @@ def test_a_run_says_what_it_begins_with(begun, tiny_model_folder):
 def test_a_loss_of_rows_and_devices_without_work_are_warnings_with_their_keys(begun):
     _, _, said = begun
     assert (
-        "warning: data: 2 of 20 rows (10%) are left out: prompt too long: 2 (data.max_length or "
+        "warning: data: 2 of 20 rows (10%) are left out: prompt too long: 2 ("
         "data.truncation=cut_prompt_start)\n" in said
     )
     assert (
