@@ -61,7 +61,7 @@ def load_data(
     if run.resumed:
         check_unchanged(run, data)
     run.add_metadata(data=data.summary())
-    tell_rows(run, config, data, model_config.max_positions)
+    tell_rows(run, config, data, model_config)
     tell(run, data)
     taught = kind in ("demonstration", "comparison", "label") and config.end_token != "none"
     if taught and not chat_of(config, tokenizer).stop_ids:

@@ -75,15 +75,18 @@ def tell_devices(run: Run, mesh: Mesh) -> None:
         )
 
 
-def tell_rows(run: Run, config: DataConfig, data: Dataset, context: int) -> None:
+def tell_rows(run: Run, config: DataConfig, data: Dataset, shape: Any) -> None:
     """What became of the rows of the files; a warning where more is lost than a few, with the keys that change it.
 
     Args:
       run: is told.
       config: what was read, its `max_length` known.
       data: what came of it.
-      context: tokens that the model can read.
+      shape: of the model, which is told too where it was given live.
     """
+    if not {"model", "patient"} & run.metadata().get("opening", {}).keys():
+        run.tell("model", f"given live ({shape.family})")
+    context = shape.max_positions
     counts, summary = data.counts, run.metadata()["data"]
     cut = summary["truncated"]
     filtered = ", ".join(f"{reason}: {number:,}" for reason, number in counts.filtered.most_common())

@@ -52,3 +52,5 @@ def test_help_is_as_wide_as_the_terminal(capsys, monkeypatch):
     wide = shown(capsys, "ppo", "--help-all")
     assert 100 < max(map(len, wide.splitlines())) <= 110
     assert len(wide.splitlines()) < len(narrow[0].splitlines())
+    # Nothing is lost by it.
+    assert "".join(wide.split()) == "".join(narrow[0].split())

@@ -110,7 +110,7 @@ def test_rows_that_were_asked_to_be_left_out_are_no_loss(tmp_path):
     config = SFTConfig()
     config = replace(config, run=replace(config.run, output=str(tmp_path / "run"), progress=False))
     few = {"duplicate": 40, "left out by data.keep: safe": 20, "score below data.min_score": 10, "tie": 5}
-    counts = SimpleNamespace(read=165, used=95)
+    counts, shape = SimpleNamespace(read=165, used=95), SimpleNamespace(family="llama", max_positions=64)
     from collections import Counter
 
     with Run.open(config.run, config, "sft") as run:
@@ -118,11 +118,8 @@ def test_rows_that_were_asked_to_be_left_out_are_no_loss(tmp_path):
         for filtered in (few, few | {"tie": 6}):
             counts.filtered = Counter(filtered)
             example = SimpleNamespace(rows=[(1, 2)], prompt_tokens=(1,))
-            tell_rows(
-                run,
-                DataConfig().within(64),
-                SimpleNamespace(train=[example], validation=[], counts=counts),
-                64,
-            )
+            found = SimpleNamespace(train=[example], validation=[], counts=counts)
+            tell_rows(run, DataConfig().within(64), found, shape)
         log = (tmp_path / "run" / "run.log").read_text()
+    assert "model: given live (llama)" in log
     assert log.count("WARNING") == 1 and "6 of 101 rows (6%) are left out: tie: 6\n" in log
