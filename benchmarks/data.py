@@ -57,7 +57,13 @@ def first_batch(path: str, tokenizer: str, cache: str, workers: int, template: A
 
     peak = Peak()
     config = DataConfig(
-        train=(path,), cache=cache, workers=workers, validation_fraction=0.01, template=template
+        train=(path,),
+        cache=cache,
+        workers=workers,
+        validation_fraction=0.01,
+        template=template,
+        max_length=512,
+        truncation="filter",
     )
     data = load_dataset(config, "demonstration", models.load_tokenizer(tokenizer), seed=0)
     batches = BatchIterator(data.train, batch_size=BATCH, seed=0, collate=collate_demonstrations)

@@ -244,5 +244,6 @@ def data_config(train: Path, validation: Path | None = None) -> DataConfig:
         validation=(str(validation),) if validation else (),
         validation_fraction=0.0,
         max_length=MAX_LENGTH,
+        truncation="filter",
         template="plain",
     )

@@ -67,6 +67,7 @@ def tokenized(file: Path, data: Path, on_bad_row: Literal["stop", "skip"]) -> st
         **settings(file),
         on_bad_row=on_bad_row,
         max_length=512 if short else 1024,
+        truncation="filter",
         template="plain" if short else "markers",
         end_token="<s>" if short else "",
     )

@@ -136,7 +136,13 @@ class Stories:
             DPOConfig(
                 run=self.run("dpo", eval_every=60),
                 model=self.base,
-                data=DataConfig(train=(str(train),), validation=(str(held_out),), max_length=128, **CUT),
+                data=DataConfig(
+                    train=(str(train),),
+                    validation=(str(held_out),),
+                    max_length=128,
+                    truncation="filter",
+                    **CUT,
+                ),
                 loss=DPOLossConfig(beta=0.1),
                 train=TrainConfig(batch_size=16, steps=120, eval_batch_size=64),
                 optimizer=OptimizerConfig(learning_rate=1e-4, schedule="linear", warmup_ratio=0.1),

@@ -73,7 +73,9 @@ def check(config: CheckConfig) -> None:
         source = config.tokenizer or folder
         tokenizer = models.load_tokenizer(source) if source else None
         if tokenizer is not None and Path(folder).is_dir() and folder:
-            models.check_vocabulary(models.load_config(folder), tokenizer)
+            shape = models.load_config(folder)
+            models.check_vocabulary(shape, tokenizer)
+            config = replace(config, data=config.data.within(shape.max_positions))
         _print(data(config, tokenizer))
 
 
@@ -226,8 +228,8 @@ def _tokens(found: Any, kind: Kind, config: CheckConfig, tokenizer: Any) -> Iter
     from jaxalign.data.table import lengths_of
 
     lengths = np.concatenate([lengths_of(found.train), lengths_of(found.validation)])
-    over = int(np.sum(lengths > config.data.max_length))
-    limit = f"{over} longer than data.max_length = {config.data.max_length}"
+    longest = config.data.within().max_length
+    limit = f"{int(np.sum(lengths > longest))} longer than data.max_length = {longest}"
     part = "the first window of the stream: " if isinstance(found.train, Stream) else ""
     yield f"  as {kind}: {part}{_counted(found.counts)}; {limit}"
     yield from _remarks(found.counts)

@@ -14,11 +14,12 @@ import sys
 import threading
 import traceback
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jaxalign
 from jaxalign import config as configs
+from jaxalign.cli import help as help_texts
 from jaxalign.cli.failures import exit_status, one_line, user_lines
 from jaxalign.cli.huge_pages import run_in_huge_pages
 from jaxalign.config_values import nearest
@@ -189,7 +190,8 @@ def main(arguments: Sequence[str]) -> int:
     name = "jaxalign"
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(overview())
+            summaries = {name: command.summary for name, command in COMMANDS.items()}
+            print(help_texts.overview(summaries, PLAIN_FLAGS, list(configs.shipped_configs())))
             return 0
         if arguments[0] == "--version":
             print(f"jaxalign {jaxalign.__version__}")
@@ -198,8 +200,8 @@ def main(arguments: Sequence[str]) -> int:
         command_name = arguments[0].replace("_", "-")
         command = find_command(command_name)
         name = f"jaxalign {command_name}"
-        if "--help" in arguments[1:] or "-h" in arguments[1:]:
-            print(command_help(command_name))
+        if asked := help_texts.asked_for(arguments[1:]):
+            print(command_help(command_name, everything=asked[0], section=asked[1]))
             return 0
         settings = read_settings(command, arguments[1:])
         use_device(settings)
@@ -350,51 +352,17 @@ def failed(error: BaseException, name: str) -> int:
     return status
 
 
-def overview() -> str:
-    """The text of `jaxalign --help`."""
-    width = max(map(len, COMMANDS))
-    shipped = ", ".join(configs.shipped_configs()) or "none"
-    lines = [
-        "usage: jaxalign COMMAND [--config FILE_OR_NAME] [--dotted.key=value ...]",
-        "",
-        "commands:",
-        *(f"  {name:{width}s}  {command.summary}" for name, command in COMMANDS.items()),
-        "",
-        "flags of every command that has the key:",
-        *(f"  --{flag:{width}s}  {meaning}" for flag, meaning in PLAIN_FLAGS.items()),
-        "",
-        f"shipped configurations: {shipped}",
-        "`jaxalign COMMAND --help` prints every key with its type, default and meaning.",
-        "Exit status: 0 done, 2 your mistake (one line says which), 1 anything else.",
-    ]
-    return "\n".join(lines)
-
-
-def command_help(name: str) -> str:
-    """The text of `jaxalign COMMAND --help`: every key with type, default and meaning."""
+def command_help(name: str, *, everything: bool = False, section: str = "") -> str:
+    """The text of `jaxalign COMMAND --help`; see `help.command_help`."""
     command = COMMANDS[name]
     cls = load(command.config)
-    function: Callable = load(command.function)
-    first = (function.__doc__ or command.summary).strip().splitlines()[0]
-    first_argument = f" [{command.positional.upper()}]" if command.positional else ""
-    lines = [
-        f"usage: jaxalign {name}{first_argument} [--config FILE_OR_NAME] [--dotted.key=value ...]",
-        "",
-        first,
-        "",
-    ]
-    short = {flag: key for flag, key in short_flags(cls, command).items() if flag != key}
-    if short:
-        lines.append("flags:")
-        lines += [f"  --{flag.replace('_', '-')}  short for --{key}" for flag, key in short.items()]
-        lines.append("")
-    group = None
-    for key in configs.describe(cls):
-        section = key.name.rpartition(".")[0]
-        if section != group:
-            group = section
-            lines.append(f"{section or 'top'}:")
-        lines.append(f"  --{key.name}  ({key.type}; default {key.default})")
-        if key.meaning:
-            lines.append(f"      {key.meaning}")
-    return "\n".join(lines)
+    keys, short = configs.describe(cls), short_flags(cls, command)
+    return help_texts.command_help(
+        name,
+        load(command.function),
+        keys,
+        short,
+        everything=everything,
+        section=section,
+        positional=command.positional,
+    )

@@ -1,13 +1,15 @@
 """What is read, and how it becomes rows of tokens: the keys of the section `data`."""
 
 import datetime
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from jaxalign.config_values import as_tuples
 
 Kind = Literal["demonstration", "comparison", "ranking", "label", "stepwise", "prompt"]
 Truncation = Literal["filter", "cut_completion", "cut_prompt_start"]
+# Tokens of a row where data.max_length leaves it open, and the model reads as many.
+USUAL_LENGTH = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +35,10 @@ class DataConfig:
       streaming: tokenize while training and keep nothing on the disk; needs train.steps.
       window: rows of a stream that are shuffled together.
       date: the day that a chat template prints, as YYYY-MM-DD; empty takes the day on which the run began.
-      max_length: tokens of prompt and completion together.
+      max_length: tokens of prompt and completion together; 0 takes 1024, or the model's context where that is less.
       max_prompt_length: tokens of the prompt; 0 for no limit of its own.
-      truncation: what happens to longer rows: filter (left out), cut_completion (its end) or
-        cut_prompt_start (the prompt's beginning).
+      truncation: what happens to longer rows: cut_completion (its end is cut off; rows whose prompt alone is too long
+        are left out), cut_prompt_start (the prompt's beginning is) or filter (they are left out).
       prompt_tokens: leading tokens that make the prompt, where rows are plain text.
       separator: text that ends each step of a solution, where rows hold steps with labels.
       template: auto, tokenizer (its chat template), markers (turn markers) or plain (joined as they are).
@@ -69,9 +71,9 @@ class DataConfig:
     streaming: bool = False
     window: int = 10_000
     date: str = ""
-    max_length: int = 512
+    max_length: int = 0
     max_prompt_length: int = 0
-    truncation: Truncation = "filter"
+    truncation: Truncation = "cut_completion"
     prompt_tokens: int = 0
     separator: str = "\n"
     template: Literal["auto", "tokenizer", "markers", "plain"] = "auto"
@@ -112,8 +114,12 @@ class DataConfig:
         if not self.separator:
             raise ValueError("data.separator must not be empty")
         check_separator("data.separator", self.separator)
-        if self.max_length < 2:
-            raise ValueError(f"data.max_length must be 2 or more, got {self.max_length}")
+        if self.max_length < 0 or self.max_length == 1:
+            raise ValueError(f"data.max_length must be 2 or more, or 0 for the usual, got {self.max_length}")
+
+    def within(self, context: int = USUAL_LENGTH) -> "DataConfig":
+        """The same with a `max_length`, where it is left open, that a model of so many positions can read."""
+        return self if self.max_length else replace(self, max_length=max(min(USUAL_LENGTH, context), 2))
 
 
 def check_separator(key: str, separator: str) -> None:

@@ -102,7 +102,7 @@ def load_dataset(
     decides which rows a weight below 1 keeps.
 
     Args:
-      config: what is read.
+      config: what is read; a `max_length` of 0 is 1024 here (`DataConfig.within` knows the model's context).
       kind: what the rows train.
       tokenizer: a transformers tokenizer.
       seed: see above.
@@ -118,7 +118,7 @@ def load_dataset(
     config, given = _with_given(config, train_dataset, eval_dataset)
     if not config.train:
         raise DataError("data.train: expected at least one file, folder or hub id")
-    config = replace(config, date=config.date or datetime.date.today().isoformat())
+    config = replace(config.within(), date=config.date or datetime.date.today().isoformat())
     chat = chat_of(config, tokenizer)
     if kind == "stepwise" and not chat.continuation_ids(config.separator):
         raise DataError(f"data.separator: the tokenizer has no token for {config.separator!r}")

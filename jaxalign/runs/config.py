@@ -13,7 +13,7 @@ class RunConfig:
       seed: seeds Python, NumPy, JAX and the order of the data.
       device: cpu, gpu or tpu; auto takes what JAX finds.
       resume: go on from the newest checkpoint of the run in output.
-      log_every: steps between records in metrics.jsonl.
+      log_every: steps (updates) between records in metrics.jsonl, each the means over them.
       eval_every: steps between evaluations; 0 evaluates at the end only.
       save_every: steps between checkpoints; 0 saves at the end only.
       sample_every: steps between rows in samples.jsonl; 0 samples at the end only.
@@ -25,6 +25,10 @@ class RunConfig:
       tensorboard: write TensorBoard events too (needs the tensorboard extra).
       wandb: log to Weights & Biases too (needs the wandb extra), to project jaxalign under the folder's name unless
         WANDB_PROJECT and WANDB_NAME say otherwise; WANDB_MODE=offline stays here.
+      mlflow: log to MLflow too (needs the mlflow extra), where MLFLOW_TRACKING_URI says, to experiment jaxalign under
+        the folder's name unless MLFLOW_EXPERIMENT_NAME and MLFLOW_RUN_NAME say otherwise.
+      trackio: log to Trackio too (needs the trackio extra), to project jaxalign unless TRACKIO_PROJECT says otherwise;
+        on this machine, or in the Hugging Face Space that TRACKIO_SPACE_ID names.
       export_dtype: dtype of exported weights; auto takes that of the files which the run began with, and for weights
         that it drew itself model.param_dtype.
       progress: show a progress line on standard error.
@@ -44,6 +48,8 @@ class RunConfig:
     best_mode: Literal["min", "max"] = "min"
     tensorboard: bool = False
     wandb: bool = False
+    mlflow: bool = False
+    trackio: bool = False
     export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     progress: bool = True
 

@@ -5,26 +5,35 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+# Label -> (x, y), or (x, y, low, high) of a line within a band.
+Series = Mapping[str, tuple[Sequence[float], ...]]
 COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 
 
 def curve(
     series: Series, title: str, *, xlabel: str = "step", ylabel: str = "", points: bool = False
 ) -> bytes:
-    """A PNG of lines by label, (x, y) each; of `points` alone where x goes back and forth."""
+    """A PNG of lines by label, (x, y) each or with a band from low to high; of `points` alone where x goes back."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 3.0), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for index, (label, (x, y)) in enumerate(series.items()):
+    for index, (label, (x, y, *band)) in enumerate(series.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        if band:
+            low, high = band
+            # One evaluation has no width: its interval is a bar.
+            if len(x) < 2:
+                axes.vlines(x, low, high, color=colour, alpha=0.4, linewidth=3)
+            else:
+                axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(
             x,
             y,
             label=label,
-            color=COLOURS[index % len(COLOURS)],
+            color=colour,
             linewidth=0 if points else 1.6,
             marker="o" if points or len(x) < 3 else None,
             markersize=4,

@@ -3,11 +3,15 @@
 import html
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxalign.runs import plots, records
+
+# Letters of a long text that are shown before it is opened.
+FOLDED = 400
 
 STYLE = """
 :root { color-scheme: light; --ink: #1f2937; --dim: #6b7280; --line: #e5e7eb; --soft: #f9fafb; }
@@ -22,7 +26,10 @@ th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--lin
 th { background: var(--soft); font-weight: 600; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.text { white-space: pre-wrap; overflow-wrap: anywhere; } b.best { color: #047857; }
-details summary { cursor: pointer; color: var(--dim); } .wide { overflow-x: auto; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; } pre.command { background: var(--soft); padding: 8px 10px; }
+details summary { cursor: pointer; color: var(--dim); }
+td details summary { color: inherit; } td details[open] summary { color: var(--dim); font-size: 0; }
+td details[open] summary::after { content: "fold"; font-size: 13px; } .wide { overflow-x: auto; }
 """
 
 
@@ -31,26 +38,23 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     meta = json.loads((folder / "metadata.json").read_text())
     series = metric_series(records.read(folder / "metrics.jsonl"))
-    pictures = []
-    for title, lines in _panels(series).items():
+    pictures, panels = [], _panels(series)
+    banded = any(len(line) > 2 for lines in panels.values() for line in lines.values())
+    for title, lines in panels.items():
         picture = plots.curve(lines, title)
         plots.save(picture, folder / "plots" / f"{title.replace('/', '_').replace(' ', '_')}.png")
         pictures.append((title, picture))
-    samples = list(records.read(folder / "samples.jsonl"))
-    last = max((row["step"] for row in samples), default=0)
-    shown = (
-        [row for row in samples if row["step"] in (min(r["step"] for r in samples), last)] if samples else []
-    )
     facts = f"seed {meta.get('seed')} · {', '.join(meta.get('devices', [])[:2])} · {meta.get('started', '')}"
     body = [
         f"<h1>{_text(meta.get('command', 'run'))}: {_text(folder.name)}</h1><p class=dim>{_text(facts)}</p>",
+        *_opening(meta),
         "<h2>Final metrics</h2>",
         _metric_table(meta.get("final_metrics", {})),
         "<h2>Curves</h2>",
+        "<p class=dim>A band is the 95% interval of each value.</p>" if banded else "",
         _picture_grid(pictures),
+        *_samples(records.read(folder / "samples.jsonl")),
     ]
-    if shown:
-        body += ["<h2>Samples</h2>", _table(shown[:24])]
     versions = json.dumps(meta.get("versions", {}), indent=2)
     flat = json.dumps(meta.get("config", {}), indent=2, ensure_ascii=False)
     body += [
@@ -59,6 +63,14 @@ def write_report(folder: Path) -> Path:
         f"<details><summary>versions</summary><pre>{_text(versions)}</pre></details>",
     ]
     return write_page(folder / "report.html", f"{folder.name} · jaxalign", body)
+
+
+def _opening(meta: Mapping[str, Any]) -> list[str]:
+    """What the run said as it began, and the command that began it."""
+    rows = [{"part": part, "what": what} for part, what in meta.get("opening", {}).items()]
+    command = shlex.join([meta.get("program") or "jaxalign", *meta.get("arguments", [])])
+    shown = [f"<pre class=command>{_text(command)}</pre>"]
+    return [*shown, _table(rows)] if rows else shown
 
 
 def write_comparison_report(
@@ -103,9 +115,12 @@ def metric_series(rows: Any) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def _panels(series: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Curves that belong in one picture: train/x beside eval/x; wall-clock but the speed left out."""
+    """Curves that belong in one picture: train/x beside eval/x; wall-clock but the speed left out.
+
+    `x_low` and `x_high` are a band around x.
+    """
     panels: dict[str, dict[str, Any]] = {}
-    for name, line in series.items():
+    for name, line in _banded(series).items():
         group, _, rest = name.partition("/")
         if group == "time" and rest != "tokens_per_second":
             continue
@@ -125,6 +140,31 @@ def _panels(series: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     )
 
 
+def _banded(series: Mapping[str, Any]) -> dict[str, Any]:
+    """name -> (steps, values), or (steps, values, low, high) where the interval of each value is known."""
+    found: dict[str, Any] = dict(series)
+    for name, (steps, values) in series.items():
+        bounds = [f"{name}_low", f"{name}_high"]
+        if all(bound in series and series[bound][0] == steps for bound in bounds):
+            low, high = (found.pop(bound)[1] for bound in bounds)
+            found[name] = (steps, values, low, high)
+    return found
+
+
+def _samples(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Completions as a table a step: the latest open, the earlier ones to be opened."""
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        steps.setdefault(row["step"], []).append({k: v for k, v in row.items() if k != "step"})
+    if not steps:
+        return []
+    *earlier, last = sorted(steps)
+    body = ["<h2>Completions during training</h2>", f"<p class=dim>step {last}</p>", _table(steps[last])]
+    for step in reversed(earlier):
+        body.append(f"<details><summary>step {step}</summary>{_table(steps[step])}</details>")
+    return body
+
+
 def _metric_table(metrics: Mapping[str, Any]) -> str:
     return _table(
         [{"metric": k, "value": v} for k, v in sorted(metrics.items()) if not k.startswith("time/")]
@@ -142,7 +182,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for row in rows:
         cells = [
-            f"<td class={'number' if c in numeric else 'text'}>{_text(_value(row.get(c)))}</td>"
+            f"<td class=number>{_text(_value(row.get(c)))}</td>"
+            if c in numeric
+            else f"<td class=text>{_folded(_value(row.get(c)))}</td>"
             for c in columns
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
@@ -158,6 +200,14 @@ def _value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _folded(text: str) -> str:
+    """A text as HTML; of a long one the beginning, and the whole to be opened."""
+    start = "\n".join(text[:FOLDED].split("\n")[:12])
+    if len(text) <= len(start) + 100 and text.count("\n") < 15:
+        return _text(text)
+    return f"<details><summary>{_text(start)} …</summary>{_text(text)}</details>"
 
 
 def _text(value: Any) -> str:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ FREE_KEYS = {
     "patient.attention", "patient.products", "rewards.folder", "data.cache", "data.workers", "data.max_bytes",
     "run.output", "run.device", "run.resume", "run.log_every", "run.eval_every", "run.save_every",
     "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
-    "run.tensorboard", "run.wandb", "run.progress", "run.export_dtype",
+    "run.tensorboard", "run.wandb", "run.mlflow", "run.trackio", "run.progress", "run.export_dtype",
     "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",
     "rollout.engine.timeout", "rollout.engine.retries", "train.offload",
 }  # fmt: skip
@@ -117,6 +118,7 @@ class Run:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._progress.close()
         if error is not None:
             self._log.error("%s: %s", type(error).__name__, error)
         for tracker in self._trackers:
@@ -140,10 +142,15 @@ class Run:
         """A line in run.log."""
         self._log.info(message)
 
-    def say(self, message: str) -> None:
-        """A line in run.log and on standard error that is no warning."""
+    def note(self, message: str) -> None:
+        """A line in run.log and on standard error."""
         self._log.info(message)
         self._progress.note(message)
+
+    def tell(self, part: str, message: str) -> None:
+        """A line of what the run begins with; the report shows it too."""
+        self.note(f"{part}: {message}")
+        self.add_metadata(opening=self.metadata().get("opening", {}) | {part: message})
 
     def warn(self, message: str) -> None:
         """A line in run.log and on standard error."""
@@ -159,8 +166,12 @@ class Run:
             tracker.log(step, values)
 
     def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """Rows in samples.jsonl."""
+        """Rows in samples.jsonl (and the trackers that take them)."""
         records.append(self.folder / "samples.jsonl", [{"step": step, **row} for row in rows])
+        for tracker in self._trackers if rows else ():
+            # A tracker of the user's may take numbers alone.
+            if log_samples := getattr(tracker, "log_samples", None):
+                log_samples(step, rows)
 
     def rewind(self, step: int) -> None:
         """Drops what was logged after `step`: a resumed run writes it again."""
@@ -254,11 +265,18 @@ def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[st
         first = changed[0]
         more = f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""
         only = " (it may be raised only)" if first in LENGTHS else ""
+        # A default may have changed since, so that the command that began it says something else today.
+        flags = shlex.join(f"--{k}={_typed(before[k])}" for k in changed[:8] if k in now and k in before)
+        began = f": {flags}" if flags and len(changed) <= 8 else ""
         raise ConfigError(
             f"--resume: {first} was {before.get(first)!r} and is now {now.get(first)!r}{only}{more}; "
-            "a resumed run must be configured as it began"
+            f"a resumed run must be configured as it began{began}"
         )
     return raised
+
+
+def _typed(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -281,6 +299,7 @@ def _environment(command: str, seed: int, full: dict[str, Any]) -> dict[str, Any
         "versions": versions,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "program": Path(sys.argv[0]).name,
         "arguments": sys.argv[1:],
         "devices": [str(d) for d in jax.devices()],
         "backend": jax.default_backend(),

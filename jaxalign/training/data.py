@@ -15,6 +15,7 @@ from jaxalign.data.stream import Stream, StreamBatches
 from jaxalign.data.table import lengths_of
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
+from jaxalign.training.opening import tell_rows
 
 
 def dated(run: Run, config: DataConfig) -> DataConfig:
@@ -48,7 +49,8 @@ def load_data(
     Raises:
       UserError: anything wrong with files or rows; of a run that resumes, a file that has changed since it began.
     """
-    config = dated(run, config)
+    room = model_config.max_positions - new_tokens
+    config = dated(run, config).within(room if room > 1 else model_config.max_positions)
     data = load_dataset(
         config,
         kind,
@@ -67,6 +69,7 @@ def load_data(
     if run.resumed:
         check_unchanged(run, data)
     run.add_metadata(data=data.summary())
+    tell_rows(run, config, data, model_config)
     tell(run, data)
     taught = kind in ("demonstration", "comparison", "label") and config.end_token != "none"
     if taught and not chat_of(config, tokenizer).stop_ids:

@@ -310,7 +310,7 @@ def chosen_state(run: Run, store: CheckpointStore, state: TrainState, step: int)
         )
         return state
     value = saved_metrics(store.folder, best)[metric]
-    run.say(f"export: step {best} of {step}, the best by {metric} ({value:.6g})")
+    run.note(f"export: step {best} of {step}, the best by {metric} ({value:.6g})")
     return state if best == step else replace(state, params=best_params(store.folder, best, state))
 
 

@@ -306,7 +306,7 @@ def train_grpo(
         names: see `jaxalign.runs.Given`.
 
     Returns:
-      The run folder, the last update's metrics and the model.
+      The run folder, the last record of metrics and the model.
 
     Raises:
       UserError: anything wrong with configuration, files, rows or rewards, in one line.

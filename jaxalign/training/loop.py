@@ -19,12 +19,16 @@ from jaxalign.checkpoints.orbax_store import CheckpointStore
 from jaxalign.errors import UserError
 from jaxalign.runs import Run, StopFlag
 from jaxalign.training.exports import chosen_state
+from jaxalign.training.opening import announced
 from jaxalign.training.state import TrainState
 from jaxalign.training.update_rules import averaged_params
 from jaxalign.uncertainty import wilson_interval
 
 # Two-sided 95% quantile of the normal distribution.
 Z95 = 1.959964
+# How metrics end that are a maximum, and those that are what was set.
+LARGEST = ("_max", "rollout/logp_gap")
+LATEST = ("learning_rate", "kl_coefficient")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,26 +108,38 @@ class Batches(Protocol):
 
 @dataclass
 class Interval:
-    """Metrics of the steps since the last record.
+    """Metrics of the steps (or updates) since the last record.
 
     Attributes:
       steps: how many.
-      totals: sums over them by name; of a name that ends in `_max` the largest.
+      totals: sums over them by name; of a maximum (`LARGEST`) the largest, of a setting (`LATEST`) the last.
+      counts: how many steps have each name, where it is not all.
     """
 
     steps: int = 0
     totals: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, values: Mapping[str, float]) -> None:
         """One step more."""
+        for name in self.totals.keys() | values.keys():
+            had = self.counts.pop(name, self.steps if name in self.totals else 0) + (name in values)
+            if had <= self.steps:
+                self.counts[name] = had
         self.steps += 1
         for name, value in values.items():
-            old = self.totals.get(name, value if name.endswith("_max") else 0.0)
-            self.totals[name] = max(old, value) if name.endswith("_max") else old + value
+            old = self.totals.get(name)
+            if old is None or name.endswith(LATEST):
+                self.totals[name] = value
+            else:
+                self.totals[name] = max(old, value) if name.endswith(LARGEST) else old + value
 
     def means(self) -> dict[str, float]:
-        """Means over the steps by name; of a name that ends in `_max` the largest."""
-        return {n: total if n.endswith("_max") else total / self.steps for n, total in self.totals.items()}
+        """Means by name over the steps that have it; the largest of a maximum, the last of a setting."""
+        return {
+            name: total if name.endswith(LARGEST + LATEST) else total / self.counts.get(name, self.steps)
+            for name, total in self.totals.items()
+        }
 
 
 @dataclass
@@ -170,7 +186,9 @@ class Loop:
           Interrupted: SIGINT or SIGTERM, after a checkpoint was saved.
         """
         with self.store:
-            state, metrics = self._fit(self._resume(state))
+            state = self._resume(state)
+            self.update = announced(self, state)
+            state, metrics = self._fit(state)
             return chosen_state(self.run, self.store, state, int(np.max(state.step))), metrics
 
     def _fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:

@@ -3,6 +3,7 @@
 A trainer adds what makes the algorithm: how rows are scored, and `update`.
 """
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -28,8 +29,9 @@ from jaxalign.training.data import load_data, row_batches
 from jaxalign.training.experience import RunningMoments
 from jaxalign.training.exports import chosen_state
 from jaxalign.training.generator import Generator
-from jaxalign.training.loop import Batches, Interrupted, restore_callbacks
+from jaxalign.training.loop import Batches, Interrupted, Interval, restore_callbacks
 from jaxalign.training.on_policy_config import OnPolicyConfig
+from jaxalign.training.opening import tell_devices, tell_updates
 from jaxalign.training.optimizer import steps_taken
 from jaxalign.training.policy_evaluation import Evaluated, evaluate_policy
 from jaxalign.training.rollout_engine import importance, logp_gaps, server_gap
@@ -315,14 +317,17 @@ def load_prompts(
     """
     seed, room = config.run.seed, config.sampling.max_new_tokens
     data = load_data(run, config.data, "prompt", tokenizer, model_config, seed=seed, new_tokens=room)
-    run.add_metadata(mesh=dict(mesh.shape))
+    tell_devices(run, mesh)
     prompts = row_batches(data.train, batch_size=config.train.prompts, seed=seed, collate=collate_prompts)
     return {"prompts": prompts, "held_out": data.validation}
 
 
 def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
-    """All updates, from the newest checkpoint where the run resumes; returns the last metrics."""
-    metrics: dict[str, float] = {}
+    """All updates, from the newest checkpoint where the run resumes; returns the last record.
+
+    A record is of the updates since the one before, see `Interval`.
+    """
+    record: dict[str, float] = {}
     run, config = trainer.run, trainer.config
     if warning := truncation_warning(config):
         run.warn(warning)
@@ -334,54 +339,62 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
         setup.checkpoint_store(run) as store,
         StopFlag() as stop,
     ):
-        done = _updates_done(trainer, store)
+        done, interval = _updates_done(trainer, store)
         if over := done >= total or bool(run.callbacks.stopped):
-            metrics = run.final_metrics()
+            record = run.final_metrics()
+        compiled = None if over else tell_updates(trainer)
         evaluated = evaluate_policy(trainer, 0) if not done and every.eval_every else {}
         if evaluated:
             run.log_metrics(0, evaluated)
             run.callbacks.tell("on_eval", 0, total, evaluated, trainer.state)
         for number in range(done + 1, done + 1 if over else total + 1):
             metrics, samples = trainer.update(number)
+            if compiled and number == done + 1:
+                compiled()
             metrics |= trainer.noted | trainer.learning_rates()
             trainer.warn_of_collapse(number, metrics)
             run.callbacks.tell("on_step", number, total, metrics, trainer.state)
             last = number == total or bool(run.callbacks.stopped)
             halted = stop.signal_received is not None
             due = last or (not halted and every.eval_every and number % every.eval_every == 0)
+            interval.add(metrics)
+            record = interval.means()
             if due:
                 evaluated = evaluate_policy(trainer, number)
-                metrics |= evaluated
+                record |= evaluated
                 run.callbacks.tell("on_eval", number, total, evaluated, trainer.state)
                 last = last or bool(run.callbacks.stopped)
             if number == 1 or due or (every.log_every and number % every.log_every == 0):
-                run.log_metrics(number, metrics)
+                run.log_metrics(number, record)
+                interval = Interval()
             shown = "score" if "objective/score" in metrics else "loss"
             value = metrics.get("objective/score", metrics.get("loss", float("nan")))
             run.progress(number, total, shown, value, metrics["time/tokens_per_second"])
             if last or (every.sample_every and number % every.sample_every == 0):
                 run.log_samples(number, samples)
             if last or halted or (every.save_every and number % every.save_every == 0):
-                extra = trainer.extra() | {"callbacks": run.callbacks.state()}
-                store.save(number, trainer.state, extra, metrics=metrics)
-                run.callbacks.tell("on_save", number, total, metrics, trainer.state)
+                kept = {"interval": dataclasses.asdict(interval), "callbacks": run.callbacks.state()}
+                store.save(number, trainer.state, trainer.extra() | kept, metrics=record)
+                run.callbacks.tell("on_save", number, total, record, trainer.state)
             if halted and not last:
                 raise Interrupted(stop.signal_received or 15)
             if last:
                 run.note_stopped(number)
                 break
         trainer.state = chosen_state(run, store, trainer.state, store.latest_step() or 0)
-    return metrics
+    return record
 
 
-def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> int:
-    """0, or the number of the newest checkpoint of a run that resumes, to which trainer and log go back."""
+def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> tuple[int, Interval]:
+    """The number of the newest checkpoint of a run that resumes, to which trainer and log go back, and what it has
+    not logged yet; else 0."""
     if not trainer.run.resumed:
-        return 0
-    done = store.latest_step() or 0
+        return 0, Interval()
+    done, extra = store.latest_step() or 0, {}
     if done:
         state, extra = store.restore(done, trainer.state)
         trainer.restore(state, extra)
         restore_callbacks(trainer.run, extra)
     trainer.run.rewind(done if done else -1)
-    return done
+    # Checkpoints of earlier versions have none: they logged single updates.
+    return done, Interval(**extra.get("interval", {}))

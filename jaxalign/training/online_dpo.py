@@ -325,7 +325,7 @@ def train_online_dpo(
         names: see `jaxalign.runs.Given`.
 
     Returns:
-      The run folder, the last update's metrics and the model. `objective/score` is the mean reward of all samples;
+      The run folder, the last record of metrics and the model. `objective/score` is the mean reward of all samples;
         with a judge it is how often it prefers the policy's samples to the reference's, ties as halves.
 
     Raises:

@@ -121,7 +121,7 @@ def train_policy(
       given: live objects in place of what the configuration names; of `others`, `policy`, `tokenizer` and `engine`.
 
     Returns:
-      The run folder, the last update's metrics and the model.
+      The run folder, the last record of metrics and the model.
 
     Raises:
       UserError: anything wrong with configuration, files, rows or rewards, in one line.

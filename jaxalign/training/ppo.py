@@ -246,7 +246,7 @@ def train_ppo(
         `optimizer` is the policy's and the critic's, each with a state of its own, or {"policy": ..., "critic": ...}.
 
     Returns:
-      The run folder, the last update's metrics and the model.
+      The run folder, the last record of metrics and the model.
 
     Raises:
       UserError: anything wrong with configuration, files, rows or rewards, in one line.

@@ -22,6 +22,7 @@ from jaxalign.training import setup
 from jaxalign.training.data import load_data, refuse_stream
 from jaxalign.training.generator import Generator, samples_of
 from jaxalign.training.loop import Batches, Loop, evaluation
+from jaxalign.training.opening import tell_devices
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.packing import packing_of
@@ -168,7 +169,7 @@ def train_dpo(
         if reference is None:
             reference = setup.load_reference(config, policy, mesh, run, read=form.reference)
         data = _data(config, policy, tokenizer, run)
-        run.add_metadata(mesh=dict(mesh.shape))
+        tell_devices(run, mesh)
         batches, collate, arrange = _batches(config, data, mesh)
         # The update donates its own copy of the parameters, so the start can serve as reference.
         reference_definition, reference_params = models.split(reference)

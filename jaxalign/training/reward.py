@@ -25,6 +25,7 @@ from jaxalign.runs import Given, Run, RunConfig
 from jaxalign.training import setup
 from jaxalign.training.data import load_data, refuse_stream
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
+from jaxalign.training.opening import tell_devices
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.packing import packing_of
@@ -242,7 +243,7 @@ def train_reward(
                 mapped=config.ensemble.size > 1,
             )
         data = load_data(run, config.data, kind, tokenizer, model.config, seed=config.run.seed)
-        run.add_metadata(mesh=dict(mesh.shape))
+        tell_devices(run, mesh)
         packing = config.train.packing
         collate = setup.collate_of(collate, data.train, packing=packing)
         if config.ensemble.size > 1:

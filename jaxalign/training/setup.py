@@ -42,6 +42,7 @@ from jaxalign.runs import Run, RunConfig
 from jaxalign.training import exports
 from jaxalign.training.data import row_batches
 from jaxalign.training.loop import TrainConfig
+from jaxalign.training.opening import tell_model
 from jaxalign.training.packing import most_segments
 from jaxalign.training.scoring import CausalPolicy, ScalarPolicy
 
@@ -154,6 +155,8 @@ def load_model(
     models.check_vocabulary(model.config, tokenizer)
     model = models.with_stops(model, models.tokenizer_stops(tokenizer))
     model = with_forms(model, source, mesh, section=section, run=run, packing=packing, mapped=mapped)
+    if run is not None:
+        tell_model(run, section, source, model)
     return place_model(model, mesh), tokenizer
 
 

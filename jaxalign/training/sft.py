@@ -17,6 +17,7 @@ from jaxalign.training import setup
 from jaxalign.training.data import load_data
 from jaxalign.training.generator import Generator, samples_of
 from jaxalign.training.loop import Loop, TrainConfig, evaluation
+from jaxalign.training.opening import tell_devices
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.packing import packing_of
@@ -159,7 +160,7 @@ def train_sft(
             )
         model = with_stops(model, config.data, tokenizer)
         data = load_data(run, config.data, "demonstration", tokenizer, model.config, seed=config.run.seed)
-        run.add_metadata(mesh=dict(mesh.shape))
+        tell_devices(run, mesh)
         policy, trained, frozen = setup.policy_of(model, config.lora, mesh, key=jax.random.fold_in(key, 1))
         parts, packing = config.train.accumulation_steps, config.train.packing
         collate = setup.collate_of(collate_demonstrations, data.train, packing=packing)

@@ -17,6 +17,7 @@ from jaxalign.training import exports, setup
 from jaxalign.training.data import dated, load_data, refuse_stream
 from jaxalign.training.generator import Generator, samples_of
 from jaxalign.training.loop import Loop, evaluation
+from jaxalign.training.opening import tell_devices
 from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.pairs import pair_axis
 from jaxalign.training.setup import TrainResult
@@ -72,7 +73,8 @@ def _rewarded_data(
     ended = ended_fraction(data, end)
     if config.loss.resolved().pin_terminal and not ended:
         run.warn("no response ends with an end token, so that no end is pinned (see loss.pin_terminal)")
-    run.add_metadata(data=data.summary(), mesh=dict(mesh.shape), ended_fraction=ended)
+    run.add_metadata(data=data.summary(), ended_fraction=ended)
+    tell_devices(run, mesh)
     table = token_reward_table(
         config.rewards,
         data,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,23 +102,25 @@ class FaceScorer:
         rows = FaceRows(examples, self._faces, self._context)
         if self._run is not None:
             self._run.info(f"token rewards: {len(examples)} pairs to score under both instructions")
-        progress = Progress(self._run is not None and self._run.config.progress, "token rewards")
         size = min(self._size, store.PART, len(examples))
         collate = setup.collate_of(collate_rankings, rows, packing=self._packing)
         begin = 0
-        for part in parts:
-            end = begin + len(part.examples)
-            part.scores.cut[:] = rows.cut[begin:end]
-            found = [self._batch(batch) for batch in eval_batches(rows[begin:end], size, collate)]
-            positive, negative = (np.concatenate(values) for values in zip(*found, strict=True))
-            self._check(part, positive, negative)
-            part.scores.positive_logps[:], part.scores.negative_logps[:] = positive, negative
-            if part.path is not None:
-                store.write_scores(part.path, part.examples, part.scores, first=part.first)
-            begin = end
-            self._rows = begin
-            gap = float(np.abs(positive - negative).mean())
-            progress.show(begin, len(examples), "gap", gap, self._tokens / self._seconds)
+        with closing(
+            Progress(self._run is not None and self._run.config.progress, "token rewards")
+        ) as progress:
+            for part in parts:
+                end = begin + len(part.examples)
+                part.scores.cut[:] = rows.cut[begin:end]
+                found = [self._batch(batch) for batch in eval_batches(rows[begin:end], size, collate)]
+                positive, negative = (np.concatenate(values) for values in zip(*found, strict=True))
+                self._check(part, positive, negative)
+                part.scores.positive_logps[:], part.scores.negative_logps[:] = positive, negative
+                if part.path is not None:
+                    store.write_scores(part.path, part.examples, part.scores, first=part.first)
+                begin = end
+                self._rows = begin
+                gap = float(np.abs(positive - negative).mean())
+                progress.show(begin, len(examples), "gap", gap, self._tokens / self._seconds)
 
     def _batch(self, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Log-probs of the counted tokens under each instruction: pair after pair, chosen before rejected."""

@@ -292,7 +292,9 @@ def process_preference_dataset(
       UserError: as `token_reward_table`; DataError for an example that `data` would leave out, by its number. Rewards
         that are all zero are an error unless config.on_zero is skip.
     """
-    config, data = config or TokenRewardConfig(), data or DataConfig()
+    # An answer is rewarded whole, unless it is asked to be cut.
+    config, data = config or TokenRewardConfig(), data or DataConfig(truncation="filter")
+    data = data.within(patient.config.max_positions)
     if not examples:
         raise DataError("expected at least one example")
     chat = chat_of(data, tokenizer)

@@ -51,7 +51,7 @@ def test_rows_are_shown_as_tokens_with_their_mask(pairs, byte_tokenizer):
     lines = list(data(config_for(pairs, rows=1), byte_tokenizer))
     text = "\n".join(lines)
     assert "format preference\n" in text
-    assert "as comparison: 2 rows read, 2 used; 0 longer than data.max_length = 512" in text
+    assert "as comparison: 2 rows read, 2 used; 0 longer than data.max_length = 1024" in text
     assert "row 1 of 2: 7 tokens, 5 count" in text
     assert "counts     5  'good</s>'" in text
     assert "given      2  'Hi'" in text

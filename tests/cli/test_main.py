@@ -160,7 +160,7 @@ def test_common_keys_have_short_flags_where_the_command_has_the_key(fake, capsys
     assert cli.main(["train", "--max-new-tokens=7"]) == 0
     assert fake.seen[0].sampling.max_new_tokens == 7
     assert cli.main(["train", "--help"]) == 0
-    assert "--max-new-tokens  short for --sampling.max_new_tokens" in capsys.readouterr().out
+    assert "--max-new-tokens, --sampling.max_new_tokens  (int;" in capsys.readouterr().out
     assert cli.main(["write", "--max-new-tokens=7"]) == 2
 
 
@@ -292,11 +292,11 @@ def test_help_lists_every_command(fake, capsys, arguments):
 
 
 def test_help_of_a_command_prints_every_key_with_type_default_and_meaning(fake, capsys):
-    assert cli.main(["train", "--help"]) == 0
+    assert cli.main(["train", "--help-all"]) == 0
     shown = capsys.readouterr().out
-    assert "--run.device  (auto | cpu | gpu | tpu; default auto)\n      where." in shown
+    assert "--device, --run.device  (auto | cpu | gpu | tpu; default auto)\n      where." in shown
     assert "--rate  (float; default 1.0)\n      a rate." in shown
-    assert "--on-bad-row  short for --rows" in shown
+    assert "--on-bad-row, --rows  (" in shown
     assert "Trains nothing." in shown
     assert fake.seen == []
 

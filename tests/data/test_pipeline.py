@@ -33,7 +33,7 @@ def test_every_row_is_used_or_counted(plain_bytes, write):
     assert data.counts.summary() == {
         "read": 25,
         "used": 20,
-        "filtered": {"duplicate": 3, "no completion token": 1, "too long": 1},
+        "filtered": {"duplicate": 3, "no completion token": 1, "prompt too long": 1},
     }
     assert len(data.train) + len(data.validation) == 20
     assert data.validation

@@ -177,7 +177,7 @@ def test_a_file_is_tokenized_once(load, write, tokenized, tmp_path):
 
 
 CHANGES = {
-    "max_length": {"max_length": 30}, "truncation": {"truncation": "cut_completion"},
+    "max_length": {"max_length": 30}, "truncation": {"truncation": "filter"},
     "template": {"template": "markers"}, "end_token": {"end_token": "none"},
     "ignore_columns": {"ignore_columns": ("x",)}, "keep": {"keep": {"x": 1}},
     "columns": {"columns": {"completion": "x"}, "ignore_columns": ("completion",)},

@@ -54,7 +54,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
 def test_resuming_with_another_setting_names_it_and_a_free_one_is_allowed(tmp_path):
     with opened(config(tmp_path)):
         pass
-    with pytest.raises(ConfigError, match=r"rate was 1\.0 and is now 2\.0"):
+    with pytest.raises(ConfigError, match=r"rate was 1\.0 and is now 2\.0; .* as it began: --rate=1\.0$"):
         opened(replace(config(tmp_path, resume=True), rate=2.0))
     with opened(config(tmp_path, resume=True, log_every=3)) as run:
         assert run.resumed
@@ -207,3 +207,77 @@ def test_rematerialization_that_was_on_or_off_is_now_a_level(written, level, tmp
         assert run.resumed
     with pytest.raises(ConfigError, match=rf"model\.remat was '{level}' and is now 'minimal'"):
         opened(replace(again, model=Layers(remat="minimal")))
+
+
+def test_the_interval_of_a_metric_is_a_band_and_no_curve_of_its_own():
+    from jaxalign.runs.report import _panels
+
+    line, low, high = ([1, 2], [0.5, 0.6]), ([1, 2], [0.4, 0.5]), ([1, 2], [0.6, 0.7])
+    panels = _panels(
+        {
+            "eval/accuracy": line,
+            "eval/accuracy_low": low,
+            "eval/accuracy_high": high,
+            "train/accuracy": line,
+            # What has no other bound, or other steps, stays what it is.
+            "policy/clip_low": low,
+            "eval/margin": line,
+            "eval/margin_low": ([1], [0.4]),
+            "eval/margin_high": high,
+        }
+    )
+    assert panels["accuracy"] == {"eval": (*line, low[1], high[1]), "train": line}
+    assert set(panels) == {"accuracy", "policy/clip_low", "margin", "margin_low", "margin_high"}
+
+
+def test_a_band_changes_the_picture():
+    from jaxalign.runs import plots
+
+    line, band = ([1, 2, 3], [0.5, 0.6, 0.7]), ([0.4, 0.5, 0.6], [0.6, 0.7, 0.8])
+    assert plots.curve({"eval": (*line, *band)}, "x") != plots.curve({"eval": line}, "x")
+    assert plots.curve({"eval": ([1], [0.5], [0.4], [0.6])}, "x") != plots.curve({"eval": ([1], [0.5])}, "x")
+
+
+def test_completions_of_all_steps_are_in_the_report_with_long_ones_folded(tmp_path):
+    with opened(config(tmp_path)) as run:
+        for step in (2, 4, 6):
+            run.log_samples(
+                step,
+                [{"prompt": f"asked {step}", "completion": "w" * 900 + f"end {step}", "score": step / 8}],
+            )
+        run.finish({})
+    page = (tmp_path / "report.html").read_text()
+    section = page[page.index("<h2>Completions during training</h2>") :]
+    # The latest is open, the others are under their steps, the newest first.
+    assert section.index("<p class=dim>step 6</p>") < section.index("asked 6") < section.index("asked 4")
+    assert (
+        section.index("<details><summary>step 4</summary>")
+        < section.index("asked 4")
+        < section.index("asked 2")
+    )
+    assert section.count("<th>prompt</th><th>completion</th><th class=number>score</th>") == 3
+    assert "<td class=number>0.75</td>" in section
+    assert f"<details><summary>{'w' * 400} …</summary>{'w' * 900}end 6</details>" in section
+
+
+def test_a_tracker_gets_completions_where_it_takes_them(tmp_path):
+    class Numbers:
+        def log(self, step, values):
+            pass
+
+        def close(self):
+            pass
+
+    class Both(Numbers):
+        def __init__(self):
+            self.seen = []
+
+        def log_samples(self, step, rows):
+            self.seen.append((step, rows))
+
+    with opened(config(tmp_path)) as run:
+        both, rows = Both(), [{"prompt": "p", "completion": "c"}]
+        run._trackers += [Numbers(), both]
+        run.log_samples(3, rows)
+        run.log_samples(4, [])
+    assert both.seen == [(3, rows)]

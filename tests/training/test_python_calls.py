@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from safetensors.numpy import load_file
 
 import jaxalign
 from jaxalign import losses
@@ -18,7 +17,6 @@ from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Callback, EarlyStopping
 from jaxalign.training.actor_critic import _optimizer
-from jaxalign.training.checkpoint_export import export_checkpoint
 from jaxalign.training.grpo import train_grpo
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
 from jaxalign.training.grpo_step import check_policy_loss, policy_terms

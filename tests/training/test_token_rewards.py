@@ -313,6 +313,7 @@ def test_python_examples_give_what_the_table_gives(make, data, settings, patient
 
 def test_python_examples_that_do_not_fit_are_named(patient, byte_tokenizer, settings):
     examples = [PreferenceExample("a", "b", "c"), PreferenceExample("a" * 40, "b", "c")]
+    settings = replace(settings, truncation="filter")
     with pytest.raises(DataError, match=r"examples\[1\]: too long \(data.max_length=32\)"):
         process_preference_dataset(examples, patient, byte_tokenizer, config=CONFIG, data=settings)
     with pytest.raises(DataError, match="at least one"):

@@ -1,0 +1,187 @@
+"""What a run says as it begins: the model, the rows, the devices, its length, and that it compiles.
+
+Each is one line on standard error and in run.log, and a field of metadata.json, from which report.html has it.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxalign import models
+from jaxalign.data import DataConfig, Dataset
+from jaxalign.data.stream import Stream
+from jaxalign.data.table import lengths_of
+from jaxalign.mesh import AXES, devices_of
+from jaxalign.runs import Run
+
+# A larger part of the rows that is lost is a warning.
+LOSS = 0.05
+# How the reasons begin under which rows are left out by what the user asked for, or because others say the same.
+ASKED_FOR = (
+    "duplicate", "repeats a held-out row", "left out by", "over data.limit", "other type", "unscored",
+    "score below data.min_score", "labelled as not to be imitated",
+)  # fmt: skip
+# Reason -> the keys that change it.
+KEYS = {
+    "too long": ("data.max_length", "data.truncation=cut_completion"),
+    "prompt too long": ("data.max_length", "data.max_prompt_length", "data.truncation=cut_prompt_start"),
+    "completion too long": ("data.max_length", "data.truncation=cut_completion"),
+    "malformed line": ("data.on_bad_row=stop names the first",),
+    "bad row": ("data.on_bad_row=stop names the first",),
+    "shorter than data.prompt_tokens": ("data.prompt_tokens",),
+    "the separator inside a step": ("data.separator",),
+}
+
+
+def parameters_of(tree: Any) -> int:
+    """How many numbers the arrays of a tree hold."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
+    """What a section of the configuration loaded: `source` names it, `model` is it."""
+    count = parameters_of(models.split(model)[1])
+    found = {
+        "path": source.path,
+        "family": model.config.family,
+        "parameters": count,
+        "param_dtype": source.param_dtype,
+        "compute_dtype": source.compute_dtype,
+    }
+    run.add_metadata(models=run.metadata().get("models", {}) | {section: found})
+    drawn = "its shape, weights drawn from the seed; " if source.random_init else ""
+    products = "" if source.compute_dtype == source.param_dtype else f", products in {source.compute_dtype}"
+    run.tell(
+        section,
+        f"{source.path} ({drawn}{model.config.family}, {count:,} parameters in {source.param_dtype}{products})",
+    )
+
+
+def tell_devices(run: Run, mesh: Mesh) -> None:
+    """The devices of the mesh; a warning where most of them have nothing to do."""
+    run.add_metadata(mesh=dict(mesh.shape))
+    first, there = mesh.devices.flat[0], len(devices_of(run.config.device))
+    axes = ", ".join(f"{name}={mesh.shape[name]}" for name in AXES if mesh.shape[name] > 1)
+    kind = "" if first.device_kind == first.platform else f" ({first.device_kind})"
+    run.tell("devices", f"{mesh.size} of {there} {first.platform}{kind}{': mesh ' + axes if axes else ''}")
+    if mesh.size == 1 < there:
+        run.warn(
+            f"{there - 1} of {there} devices have nothing to do: mesh.data=-1 splits the rows over all of them, "
+            f"mesh.fsdp={there} the parameters too"
+        )
+
+
+def tell_rows(run: Run, config: DataConfig, data: Dataset, shape: Any) -> None:
+    """What became of the rows of the files; a warning where more is lost than a few, with the keys that change it.
+
+    Args:
+      run: is told.
+      config: what was read, its `max_length` known.
+      data: what came of it.
+      shape: of the model, which is told too where it was given live.
+    """
+    if not {"model", "patient"} & run.metadata().get("opening", {}).keys():
+        run.tell("model", f"given live ({shape.family})")
+    context = shape.max_positions
+    counts, summary = data.counts, run.metadata()["data"]
+    cut = summary["truncated"]
+    filtered = ", ".join(f"{reason}: {number:,}" for reason, number in counts.filtered.most_common())
+    parts = [f"{counts.read:,} rows read", f"{counts.used:,} used"]
+    parts += [f"{counts.read - counts.used:,} filtered ({filtered})"] if filtered else []
+    parts += [f"{cut:,} cut to {config.max_length:,} tokens"] if cut else []
+    streamed = isinstance(data.train, Stream)
+    lengths = lengths_of(data.train)
+    parts.append(f"{len(data.train):,} to train on, {len(data.validation):,} held out")
+    parts.append(f"{lengths.mean():,.0f} tokens each, {lengths.max():,} at most")
+    run.tell("data", ("of the first window: " if streamed else "") + "; ".join(parts))
+    lost = Counter({r: n for r, n in counts.filtered.items() if not r.startswith(ASKED_FOR)})
+    meant = counts.used + lost.total()
+    if lost.total() > LOSS * meant:
+        why = "; ".join(
+            f"{reason}: {n:,}{_keys(reason, config, context)}" for reason, n in lost.most_common()
+        )
+        run.warn(f"data: {_share(lost.total(), meant)} are left out: {why}")
+    if cut > LOSS * meant:
+        more = f"; the model reads {context:,}" if context > config.max_length else ""
+        run.warn(
+            f"data: {_share(cut, meant)} are cut by data.truncation={config.truncation} to "
+            f"data.max_length={config.max_length}{more}"
+        )
+
+
+def _keys(reason: str, config: DataConfig, context: int) -> str:
+    """The keys that change it, of those that would."""
+    useless = {f"data.truncation={config.truncation}"}
+    useless |= {"data.max_length"} if config.max_length >= context else set()
+    useless |= set() if config.max_prompt_length else {"data.max_prompt_length"}
+    keys = [key for key in KEYS.get(reason, ()) if key not in useless]
+    return f" ({' or '.join(keys)})" if keys else ""
+
+
+def _share(number: int, total: int) -> str:
+    return f"{number:,} of {total:,} rows ({number / total:.0%})"
+
+
+def announced(loop: Any, state: Any) -> Callable[[Any, Any], Any]:
+    """The update of a `Loop` that begins with `state`: before its first step it tells how long the run is."""
+    update, run, first = loop.update, loop.run, True
+
+    def told(state: Any, batch: Any) -> Any:
+        nonlocal first
+        if not first:
+            return update(state, batch)
+        first = False
+        tokens = int(loop.tokens_in(batch))
+        _tell_length(
+            run,
+            f"{loop.total_steps:,} steps, {loop.batches.per_epoch:,.1f} an epoch; {tokens:,} tokens in the first",
+            state.params,
+            steps=loop.total_steps,
+            batches_per_epoch=loop.batches.per_epoch,
+            first_batch_tokens=tokens,
+        )
+        run.note("compiling the training step ...")
+        began = time.perf_counter()
+        result = update(state, batch)
+        _tell_compiled(run, "the training step compiled", began)
+        return result
+
+    return told
+
+
+def tell_updates(trainer: Any) -> Callable[[], None]:
+    """How long a run of updates is; the function that comes back is to be called after the first of them."""
+    run, train, copies = trainer.run, trainer.config.train, trainer.config.sampling.num_samples
+    steps = train.epochs * train.minibatches
+    _tell_length(
+        run,
+        f"{train.updates:,} updates of {train.prompts:,} prompts x {copies:,} completions, {steps:,} optimizer "
+        f"step{'s' if steps > 1 else ''} each; {trainer.prompts.per_epoch:,.1f} an epoch",
+        trainer.state.params,
+        updates=train.updates,
+        batches_per_epoch=trainer.prompts.per_epoch,
+        steps_per_update=steps,
+    )
+    run.note("compiling sampling, scoring and the training step ...")
+    began = time.perf_counter()
+    return lambda: _tell_compiled(run, "the first update, with compiling, done", began)
+
+
+def _tell_length(run: Run, length: str, params: Any, **facts: Any) -> None:
+    trained, whole = (
+        parameters_of(params),
+        run.metadata().get("models", {}).get("model", {}).get("parameters", 0),
+    )
+    run.add_metadata(training={**facts, "trained_parameters": trained})
+    share = f" ({trained / whole:.2%} of the model)" if trained < whole else ""
+    run.tell("train", f"{length}; {trained:,} parameters trained{share}")
+
+
+def _tell_compiled(run: Run, what: str, began: float) -> None:
+    seconds = time.perf_counter() - began
+    run.add_metadata(compile_seconds=round(seconds, 1))
+    run.note(f"{what} in {seconds:.1f} s")
