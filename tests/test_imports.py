@@ -24,6 +24,7 @@ BASE = {
     "uncertainty",
     "config",
     "config_values",
+    "config_words",
 }
 LEVELS = [
     BASE,
@@ -49,6 +50,7 @@ BASE_ORDER = [
     "kept_memory",
     "parked_memory",
     "config_values",
+    "config_words",
     "config",
 ]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from optax import contrib
 
@@ -331,8 +332,9 @@ def export_params(folder: Path, step: int) -> Any:
     if not _averages(saved_tree(folder, step)["opt_state"]):
         return params
     (state,) = _averages(read_part(folder, step, ("opt_state",)))
-    # The state's class, so that the arithmetic is that of the run.
     state = contrib.ScheduleFreeState(**{name: state[name] for name in contrib.ScheduleFreeState._fields})
+    # JAX's arithmetic, which is the run's: NumPy's rounds a division another way.
+    params, state = jax.tree.map(jnp.asarray, (params, state))
     return jax.tree.map(np.asarray, averaged_params(params, state))
 
 

@@ -17,8 +17,9 @@ from jaxalign.errors import UserError
 from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.runs import records
 from jaxalign.training.group_rollout import informative
-from jaxalign.training.grpo import Trainer, advantages_of, policy_terms, train_grpo
+from jaxalign.training.grpo import Trainer, advantages_of, train_grpo
 from jaxalign.training.grpo_config import RECIPES, GRPOConfig, GRPOLossConfig, GRPOTrainConfig, LossName
+from jaxalign.training.grpo_step import policy_terms
 from jaxalign.training.loop import Interrupted
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.setup import ModelSource

@@ -17,6 +17,7 @@ from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Callback, EarlyStopping
 from jaxalign.training.actor_critic import _optimizer
+from jaxalign.training.checkpoint_export import export_checkpoint
 from jaxalign.training.grpo import train_grpo
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
 from jaxalign.training.grpo_step import check_policy_loss, policy_terms
@@ -207,6 +208,10 @@ def test_schedule_free_runs_evaluate_and_export_the_average(configs, tmp_path):
     assert exported != watch.weights[-1]
     model = jaxalign.models.load_pretrained(result.folder / "export")
     np.testing.assert_array_equal(jax.tree.leaves(model.params)[0], jax.tree.leaves(result.model.params)[0])
+    # A checkpoint is exported as the run is.
+    assert export_checkpoint(result.folder, "4", output=tmp_path / "again").new
+    again = jaxalign.models.load_pretrained(tmp_path / "again")
+    jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
     with pytest.raises(
         ConfigError, match="does not go with ppo, which must sample from the weights that it trains"
     ):
