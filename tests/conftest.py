@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 _CACHE = tempfile.TemporaryDirectory(prefix="jaxalign-tests-")
 
-# Without compiled files each of the suite's processes spends four seconds on parsing jax, transformers and datasets. pip
-# left them out, and PYTHONDONTWRITEBYTECODE, which some environments set to keep a tree clean, would leave them out again.
+# Without compiled files each of the suite's processes spends four seconds on parsing jax, transformers and datasets.
+# pip leaves them out, and so does Python under PYTHONDONTWRITEBYTECODE, which some set to keep a tree clean.
 sys.dont_write_bytecode, sys.pycache_prefix = False, str(ROOT / ".cache" / "python")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
