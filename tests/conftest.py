@@ -1,12 +1,19 @@
 """What every test shares: the CPU with 8 virtual devices, a compilation cache, checked annotations."""
 
 import os
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _CACHE = tempfile.TemporaryDirectory(prefix="jaxalign-tests-")
+
+# Without compiled files each of the suite's processes spends four seconds on parsing jax, transformers and datasets.
+# pip leaves them out, and so does Python under PYTHONDONTWRITEBYTECODE, which some set to keep a tree clean.
+sys.dont_write_bytecode, sys.pycache_prefix = False, str(ROOT / ".cache" / "python")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 # All of this must stand before anything imports jax; child processes inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,10 +24,16 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Most of the suite's time is compiling. XLA's and LLVM's expensive passes are left out (it takes 40% off); they run in
 # `make test-all`, in the demo and for every user.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if version("jaxlib") < "0.11":  # where the flag is known: its emitters take half as long again to compile
-    flags = os.environ.get("XLA_FLAGS", "")
-    if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and "fusion_emitters" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
+    # A program in 32 parts, which LLVM compiles side by side, costs half as much CPU again as one in one part; both
+    # cores have a worker of their own to serve.
+    flags = ["--xla_cpu_parallel_codegen_split_count=1"]
+    if version("jaxlib") < "0.11":  # where the flag is known: its emitters take half as long again to compile
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = " ".join(
+        [given, *(flag for flag in flags if flag.partition("=")[0] not in given)]
+    ).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -36,6 +49,8 @@ install_import_hook("jaxalign.losses", "beartype.beartype")
 
 import jax
 import pytest
+
+from jaxalign.runs import plots
 
 STRICT_PROMOTION = ("losses", "models", "test_logprobs.py", "test_masking.py")
 
@@ -57,6 +72,25 @@ def forget_programs(request):
     yield
     if "losses" in request.path.parts:
         jax.clear_caches()
+
+
+CURVE, PICTURES = plots.curve, {}
+
+
+def drawn_once(series, title, **options):
+    """Drawing took half the time of a short PPO run: a picture of each title and lines is drawn, its like copied."""
+    lines = tuple((label, len(x) < 3) for label, (x, _) in series.items())
+    key = (title, lines, *sorted(options.items()))
+    if key not in PICTURES:
+        PICTURES[key] = CURVE(series, title, **options)
+    return PICTURES[key]
+
+
+@pytest.fixture(autouse=True)
+def pictures(request, monkeypatch):
+    """Runs of the trainers draw what no run of this worker has drawn; the tests of `runs` draw everything."""
+    if "runs" not in request.path.parts[-2:]:
+        monkeypatch.setattr(plots, "curve", drawn_once)
 
 
 COMPILED: list[str] = []

@@ -112,7 +112,9 @@ class Configs:
         parts = {
             "model": self.model,
             "data": self.data,
-            "train": PPOTrainConfig(updates=4, prompts=4, epochs=2, minibatches=2, score_batch_size=8),
+            "train": PPOTrainConfig(
+                updates=4, prompts=4, epochs=2, minibatches=2, score_batch_size=8, eval_prompts=0
+            ),
             "optimizer": self.optimizer,
             "reward": RewardSource(functions=(f"{__file__}:reward_vowels",), missing_stop_penalty=0.1),
             "critic": CriticConfig(optimizer=self.optimizer),

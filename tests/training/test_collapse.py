@@ -31,13 +31,17 @@ def test_the_learning_rate_is_that_of_the_updates_last_step(kind, configs, tmp_p
     )
     same = {name: getattr(ppo, name) for name in ("run", "model", "data", "reward", "sampling", "optimizer")}
     if kind == "ppo":
-        train = PPOTrainConfig(updates=3, prompts=4, epochs=1, minibatches=2, score_batch_size=8)
+        train = PPOTrainConfig(
+            updates=3, prompts=4, epochs=1, minibatches=2, score_batch_size=8, eval_prompts=0
+        )
         critic = CriticConfig(warmup_updates=1, optimizer=replace(LINEAR, learning_rate=1e-2))
         train_ppo(replace(ppo, train=train, critic=critic))
     elif kind == "grpo":
-        train_grpo(GRPOConfig(**same, train=GRPOTrainConfig(updates=3, prompts=4, minibatches=2)))
+        train_grpo(
+            GRPOConfig(**same, train=GRPOTrainConfig(updates=3, prompts=4, minibatches=2, eval_prompts=0))
+        )
     else:
-        config = OnlineDPOConfig(**same, train=RolloutTrainConfig(updates=3, prompts=4))
+        config = OnlineDPOConfig(**same, train=RolloutTrainConfig(updates=3, prompts=4, eval_prompts=0))
         train_online_dpo(config, reward=lambda p, c, **_: [float(i) for i in range(len(p))])
     rows = metrics_of(tmp_path / "run")
     found = [row["policy/learning_rate"] for row in rows]

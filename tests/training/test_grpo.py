@@ -83,7 +83,9 @@ def grpo(configs):
             "data": ppo.data,
             "reward": replace(ppo.reward, missing_stop_penalty=0.0),
             "sampling": SamplingConfig(max_new_tokens=6, num_samples=4),
-            "train": GRPOTrainConfig(updates=4, prompts=4, minibatches=2, score_batch_size=16),
+            "train": GRPOTrainConfig(
+                updates=4, prompts=4, minibatches=2, score_batch_size=16, eval_prompts=0
+            ),
             "optimizer": OptimizerConfig(learning_rate=1e-2, schedule="constant"),
         }
         return GRPOConfig(run=ppo.run, **(parts | changes))
@@ -95,7 +97,7 @@ def grpo(configs):
     "name", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "reinforce++"))]
 )
 def test_rewards_rise(name, grpo, tmp_path):
-    train = GRPOTrainConfig(updates=24, prompts=8, minibatches=2, score_batch_size=32)
+    train = GRPOTrainConfig(updates=24, prompts=8, minibatches=2, score_batch_size=32, eval_prompts=0)
     train_grpo(grpo(tmp_path / "run", loss=GRPOLossConfig(name=name, beta=0.01), train=train))
     rows = metrics_of(tmp_path / "run")
     assert rows[-1]["objective/score"] > rows[0]["objective/score"] + 0.04
@@ -152,7 +154,7 @@ def test_a_sampler_that_disagrees_is_found_before_the_first_of_single_steps(grpo
     monkeypatch.setattr(
         Trainer, "passes", lambda *args, **options: steps.append(1) or plain(*args, **options)
     )
-    train = GRPOTrainConfig(updates=1, prompts=4, score_batch_size=16, logp_tolerance=1e-12)
+    train = GRPOTrainConfig(updates=1, prompts=4, score_batch_size=16, logp_tolerance=1e-12, eval_prompts=0)
     with pytest.raises(UserError, match="sampler and training log-probs of the same tokens differ"):
         train_grpo(grpo(tmp_path / "run", train=train))
     assert not steps
@@ -202,7 +204,9 @@ def test_without_a_kl_term_no_reference_is_held(grpo, tmp_path, monkeypatch):
     )
     # A folder that is not there is not missed.
     config = grpo(
-        tmp_path / "run", train=GRPOTrainConfig(updates=1, prompts=4), reference=ModelSource(path="nowhere")
+        tmp_path / "run",
+        train=GRPOTrainConfig(updates=1, prompts=4),
+        reference=ModelSource(path="nowhere"),
     )
     train_grpo(config)
     assert held == [{}]
@@ -286,7 +290,7 @@ def test_what_steps_have_freed_is_held_while_the_next_rollout_is_sampled(grpo, t
 
 
 def test_rewards_that_never_differ_change_nothing(grpo, tmp_path):
-    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=2, score_batch_size=16)
+    train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=2, score_batch_size=16, eval_prompts=0)
     config = grpo(tmp_path / "run", train=train)
     train_grpo(config, reward=lambda p, c, **_: [1] * len(p))
     (row,) = metrics_of(tmp_path / "run")
@@ -299,7 +303,12 @@ def test_rewards_that_never_differ_change_nothing(grpo, tmp_path):
 def test_completions_cut_by_length_can_be_left_out_and_long_ones_cost(grpo, tmp_path):
     sampling = SamplingConfig(max_new_tokens=6, num_samples=4, stop_tokens=())
     loss = GRPOLossConfig(name="dapo", mask_truncated=True, overlong_buffer=3, overlong_penalty=0.5)
-    config = grpo(tmp_path / "run", sampling=sampling, loss=loss, train=GRPOTrainConfig(updates=1, prompts=4))
+    config = grpo(
+        tmp_path / "run",
+        sampling=sampling,
+        loss=loss,
+        train=GRPOTrainConfig(updates=1, prompts=4, eval_prompts=0),
+    )
     train_grpo(config)
     (row,) = metrics_of(tmp_path / "run")
     assert row["rollout/stop_rate"] == 0
@@ -363,7 +372,9 @@ def test_token_rewards_behind_the_end_of_a_completion_do_not_count(grpo, tmp_pat
     seen, plain = [], Trainer._judged
     monkeypatch.setattr(Trainer, "_judged", lambda *args: seen.append(plain(*args)) or seen[-1])
     sampling = SamplingConfig(max_new_tokens=6, num_samples=4, stop_tokens=tuple(range(128)))
-    config = grpo(tmp_path / "run", sampling=sampling, train=GRPOTrainConfig(updates=1, prompts=4))
+    config = grpo(
+        tmp_path / "run", sampling=sampling, train=GRPOTrainConfig(updates=1, prompts=4, eval_prompts=0)
+    )
     row = train_grpo(config, reward=one_a_token).metrics
     lengths = seen[0].completions.lengths
     assert len(set(lengths)) > 1
@@ -378,7 +389,9 @@ def test_minibatches_in_which_no_row_counts_do_not_move_the_policy(grpo, tmp_pat
         del completions, completion_ids, columns
         return [float(i) if i < 4 else None for i in range(len(prompts))]
 
-    train = GRPOTrainConfig(updates=1, prompts=4, epochs=2, minibatches=16, score_batch_size=16)
+    train = GRPOTrainConfig(
+        updates=1, prompts=4, epochs=2, minibatches=16, score_batch_size=16, eval_prompts=0
+    )
     row = train_grpo(grpo(tmp_path / "run", train=train), reward=first_group_alone).metrics
     # Each of four rows is a step by itself; the twelve others are none.
     assert row["policy/steps"] == 2 * 4
@@ -390,7 +403,7 @@ def test_an_update_in_which_no_row_counts_changes_nothing_and_is_warned_of(grpo,
     """Weight decay and momentum would move the policy without any gradient."""
     sampling = SamplingConfig(max_new_tokens=6, num_samples=4, stop_tokens=())
     optimizer = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
-    loss, train = GRPOLossConfig(mask_truncated=True), GRPOTrainConfig(updates=2, prompts=4)
+    loss, train = GRPOLossConfig(mask_truncated=True), GRPOTrainConfig(updates=2, prompts=4, eval_prompts=0)
     config = grpo(tmp_path / "run", sampling=sampling, loss=loss, train=train, optimizer=optimizer)
     row = train_grpo(config).metrics
     assert row["policy/steps"] == 0 and row["rollout/counted_rows"] == 0
@@ -494,7 +507,7 @@ def test_the_loss_of_rloo_has_no_kl_term(grpo, tmp_path, monkeypatch):
         tmp_path / "run",
         loss=GRPOLossConfig(name="rloo", beta=0.5),
         reference=ModelSource(path=str(tmp_path / "reference")),
-        train=GRPOTrainConfig(updates=1, prompts=4),
+        train=GRPOTrainConfig(updates=1, prompts=4, eval_prompts=0),
     )
     row = train_grpo(config).metrics
     assert row["loss"] == 0 and row["grad_norm"] == 0

@@ -435,7 +435,9 @@ def test_a_minibatch_in_which_no_row_counts_is_no_step(epochs, configs, tmp_path
         del completions, completion_ids, columns
         return [1.0, *[None] * (len(prompts) - 1)]
 
-    train = PPOTrainConfig(updates=2, prompts=4, epochs=epochs, minibatches=4, score_batch_size=8)
+    train = PPOTrainConfig(
+        updates=2, prompts=4, epochs=epochs, minibatches=4, score_batch_size=8, eval_prompts=0
+    )
     train_ppo(configs.ppo(tmp_path / "run", train=train), reward=first_alone)
     for row in metrics_of(tmp_path / "run"):
         assert row["policy/steps"] == epochs
@@ -469,7 +471,7 @@ def test_a_critic_that_was_a_reward_model_keeps_its_head(configs, tmp_path):
 
 
 def test_the_first_values_are_zero(configs, tmp_path):
-    train = PPOTrainConfig(updates=1, prompts=4, epochs=1, minibatches=2, score_batch_size=8)
+    train = PPOTrainConfig(updates=1, prompts=4, epochs=1, minibatches=2, score_batch_size=8, eval_prompts=0)
     critic = CriticConfig(optimizer=configs.optimizer)
     row = train_ppo(configs.ppo(tmp_path / "run", train=train, critic=critic)).metrics
     assert row["value/mean"] == 0

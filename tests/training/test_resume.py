@@ -92,6 +92,7 @@ def settings_with_memory(configs, name):
 
     def make(output):
         config = configs.ppo(output)
+        config = replace(config, train=replace(config.train, eval_prompts=4))
         return replace(
             config,
             reward=replace(config.reward, normalize=True),
@@ -178,7 +179,7 @@ def test_a_run_without_the_keys_of_later_versions_goes_on(name, configs, tmp_pat
 
 @pytest.mark.parametrize("name", ["sft", "ppo"])
 def test_resuming_a_finished_run_changes_nothing(name, configs, tmp_path):
-    train, config = TRAINERS[name], getattr(configs, name)(tmp_path / "run")
+    train, config = TRAINERS[name], settings_with_memory(configs, name)(tmp_path / "run")
     first = train(config)
     before = (tmp_path / "run" / "export" / "model.safetensors").read_bytes()
     result = train(replace(config, run=replace(config.run, resume=True)))

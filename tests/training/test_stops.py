@@ -138,7 +138,7 @@ def length_rewarded(prompts, completions, *, completion_ids, columns):
 
 def ppo_of(output, base, data, **changes):
     parts = {
-        "train": PPOTrainConfig(updates=1, prompts=2, score_batch_size=4),
+        "train": PPOTrainConfig(updates=1, prompts=2, score_batch_size=4, eval_prompts=0),
         "critic": CriticConfig(),
         "sampling": SamplingConfig(max_new_tokens=12, num_samples=2, temperature=0.3),
     }
@@ -216,7 +216,7 @@ def test_other_programs_stop_on_the_export_of_a_run(taught):
 
 def grpo_of(output, base, data, **changes):
     parts = {
-        "train": GRPOTrainConfig(updates=1, prompts=2, score_batch_size=4),
+        "train": GRPOTrainConfig(updates=1, prompts=2, score_batch_size=4, eval_prompts=0),
         "sampling": SamplingConfig(max_new_tokens=4, num_samples=2),
     }
     return GRPOConfig(run=run_of(output), **(common(base, data) | parts | changes))
@@ -266,7 +266,7 @@ def test_online_dpo_stops_policy_and_reference_alike(base, chats, tmp_path, monk
     config = OnlineDPOConfig(
         run=run_of(tmp_path / "run"),
         reference=ModelSource(path=str(base)),
-        train=GRPOTrainConfig(updates=1, prompts=2, score_batch_size=4),
+        train=GRPOTrainConfig(updates=1, prompts=2, score_batch_size=4, eval_prompts=0),
         sampling=SamplingConfig(max_new_tokens=4, num_samples=2),
         **common(base, chats),
     )

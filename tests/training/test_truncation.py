@@ -22,11 +22,17 @@ def train(kind, configs, folder, sampling, **more):
     ppo = configs.ppo(folder, sampling=sampling)
     same = {name: getattr(ppo, name) for name in ("run", "model", "data", "reward", "sampling", "optimizer")}
     if kind == "ppo":
-        train = PPOTrainConfig(updates=2, prompts=4, epochs=1, minibatches=2, score_batch_size=8)
+        train = PPOTrainConfig(
+            updates=2, prompts=4, epochs=1, minibatches=2, score_batch_size=8, eval_prompts=0
+        )
         return train_ppo(configs.ppo(folder, sampling=sampling, train=train, **more))
     if kind == "grpo":
-        return train_grpo(GRPOConfig(**same, train=GRPOTrainConfig(updates=2, prompts=4), **more))
-    return train_online_dpo(OnlineDPOConfig(**same, train=RolloutTrainConfig(updates=2, prompts=4)))
+        return train_grpo(
+            GRPOConfig(**same, train=GRPOTrainConfig(updates=2, prompts=4, eval_prompts=0), **more)
+        )
+    return train_online_dpo(
+        OnlineDPOConfig(**same, train=RolloutTrainConfig(updates=2, prompts=4, eval_prompts=0))
+    )
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo", "online_dpo"])
