@@ -275,7 +275,13 @@ def test_completions_that_end_are_preferred_where_it_costs_not_to(online, tmp_pa
 @pytest.mark.parametrize("name", [name for name, form in FORMS.items() if not form.unpaired])
 def test_every_loss_of_pairs_takes_a_step(name, online, tmp_path):
     smoothing = {"label_smoothing": 0.01} if name == "exo" else {}
-    train_online_dpo(online(tmp_path / "run", loss=DPOLossConfig(name=name, **smoothing), train=ONE))
+    config = online(
+        tmp_path / "run", loss=DPOLossConfig(name=name, **smoothing), train=ONE, reward=RewardSource()
+    )
+    # By which no two completions tie.
+    train_online_dpo(
+        config, reward=lambda completion_ids, **_: [float(hash(tuple(i)) % 97) for i in completion_ids]
+    )
     (row,) = metrics_of(tmp_path / "run")
     assert np.isfinite(row["loss"])
     assert row["grad_norm"] > 0
