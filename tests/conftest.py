@@ -79,7 +79,7 @@ CURVE, PICTURES = plots.curve, {}
 
 def drawn_once(series, title, **options):
     """Drawing took half the time of a short PPO run: a picture of each title and lines is drawn, its like copied."""
-    lines = tuple((label, len(x) < 3) for label, (x, _) in series.items())
+    lines = tuple((label, len(line), len(line[0]) < 3) for label, line in series.items())
     key = (title, lines, *sorted(options.items()))
     if key not in PICTURES:
         PICTURES[key] = CURVE(series, title, **options)
