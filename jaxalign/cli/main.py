@@ -165,14 +165,25 @@ def run() -> None:
     sys.exit(status)
 
 
+# Set when the command ends by an exception, which a signal's is.
+STOPPING = threading.Event()
+
+
 def ask_again(lost: Any) -> None:
     """Sends a signal again whose exception was lost, as it came while Python ran a callback (JAX has one in the GC)."""
     stopped = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(lost.exc_type)
     if stopped is None:
         sys.__unraisablehook__(lost)
         return
-    # From another thread, once the callback is over.
-    threading.Timer(0.05, os.kill, (os.getpid(), stopped)).start()
+
+    def ask() -> None:
+        # Once the callback is over; and again after a while, for this one may be lost as well.
+        wait = 0.05
+        while not STOPPING.wait(wait):
+            os.kill(os.getpid(), stopped)
+            wait = 5.0
+
+    threading.Thread(target=ask, daemon=True).start()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -188,6 +199,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     name = "jaxalign"
+    STOPPING.clear()
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             summaries = {name: command.summary for name, command in COMMANDS.items()}
@@ -207,6 +219,7 @@ def main(arguments: Sequence[str]) -> int:
         use_device(settings)
         report(load(command.function)(settings))
     except BaseException as error:
+        STOPPING.set()
         return failed(error, name)
     return 0
 

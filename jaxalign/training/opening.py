@@ -45,14 +45,15 @@ def parameters_of(tree: Any) -> int:
 def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
     """What a section of the configuration loaded: `source` names it, `model` is it."""
     count = parameters_of(models.split(model)[1])
+    # Where it lies is noted when its files are found, see `exports.note_model`.
     found = {
-        "path": source.path,
         "family": model.config.family,
         "parameters": count,
         "param_dtype": source.param_dtype,
         "compute_dtype": source.compute_dtype,
     }
-    run.add_metadata(models=run.metadata().get("models", {}) | {section: found})
+    noted = run.metadata().get("models", {})
+    run.add_metadata(models=noted | {section: noted.get(section, {}) | found})
     drawn = "its shape, weights drawn from the seed; " if source.random_init else ""
     products = "" if source.compute_dtype == source.param_dtype else f", products in {source.compute_dtype}"
     run.tell(

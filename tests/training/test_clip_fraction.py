@@ -7,8 +7,8 @@ import pytest
 
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.training import setup
-from jaxalign.training.grpo import grpo_loss, policy_terms
 from jaxalign.training.grpo_config import RECIPES, GRPOLossConfig
+from jaxalign.training.grpo_step import grpo_loss, policy_terms
 from tests.training.cases import rows, shape
 
 NAMES = [name for name in RECIPES if name != "reinforce"]
