@@ -15,7 +15,7 @@ from jaxalign.data import Counts, Dataset, eval_batches
 from jaxalign.data.batches import Collate
 from jaxalign.data.chat import ChatFormat
 from jaxalign.data.table import counted_of, row_lengths_of
-from jaxalign.errors import ConfigError, DataError
+from jaxalign.errors import DataError
 from jaxalign.mesh import replicated
 from jaxalign.models.folders import checkpoint_named
 from jaxalign.models.vocabulary import check_same_vocabulary
