@@ -337,3 +337,21 @@ def test_a_run_whose_model_has_moved_says_which_and_takes_another(runs, tiny_mod
     ):
         export_checkpoint(run, "2")
     assert export_checkpoint(run, "2", base=str(tiny_model_folder)).step == 2
+
+
+def test_a_family_whose_adapter_peft_cannot_hold_leaves_the_merged_export_and_says_so(
+    tiny_model_folder, pairs_file, steps_file, byte_tokenizer, tmp_path
+):
+    folder = tmp_path / "gpt2"
+    byte_tokenizer.save_pretrained(folder)
+    sizes = {"vocab_size": 259, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    special = {"bos_token_id": 256, "eos_token_id": 257}
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"} | sizes | special))
+    configs = Configs(tiny_model_folder, pairs_file, steps_file)
+    source = replace(configs.model, path=str(folder), random_init=True)
+    run = tmp_path / "run"
+    train_sft(configs.sft(run, model=source, lora=LORA, train=replace(configs.train, steps=1)))
+    assert (run / "export" / "model.safetensors").is_file() and not (run / "adapter").exists()
+    assert "no adapter/ is written: gpt2 fuses " in (run / "run.log").read_text()
+    with pytest.raises(ModelError, match="gpt2 fuses"):
+        export_checkpoint(run, "1", merge=False)
