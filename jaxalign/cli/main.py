@@ -217,6 +217,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         settings = read_settings(command, arguments[1:])
         use_device(settings)
+        check_files(settings)
         report(load(command.function)(settings))
     except BaseException as error:
         STOPPING.set()
@@ -336,6 +337,21 @@ def use_device(settings: Any) -> None:
         # Before JAX starts its backends: arrays made on the way then stay off an accelerator too.
         jax.config.update("jax_platforms", "cpu")
     devices_of(kind)
+
+
+def check_files(settings: Any) -> None:
+    """The data files of a training command are there, before a model is loaded for them.
+
+    Raises:
+      DataError: naming the first that is not.
+    """
+    from jaxalign.data.config import DataConfig
+
+    data = getattr(settings, "data", None)
+    if isinstance(data, DataConfig):
+        from jaxalign.data.files import check_there
+
+        check_there([*data.train, *data.validation])
 
 
 def report(result: Any) -> None:

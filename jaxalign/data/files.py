@@ -127,6 +127,17 @@ def files_behind(path: str) -> dict[str, Path]:
     return files_of_folder(path, name) if name.folder else {}
 
 
+def check_there(paths: Sequence[str]) -> None:
+    """Each path is a file, a folder, or may be a hub id; nothing is read.
+
+    Raises:
+      DataError: naming the first that is nothing of these.
+    """
+    for path in paths:
+        if not is_file(path) and named_dataset(path) is None:
+            raise DataError(f"{path}: there is no such file")
+
+
 def count_rows(path: str, *, max_bytes: int = 0) -> int:
     """How many rows a file has, without parsing more of it than must be.
 

@@ -99,6 +99,12 @@ def tell_rows(run: Run, config: DataConfig, data: Dataset, shape: Any) -> None:
     parts.append(f"{len(data.train):,} to train on, {len(data.validation):,} held out")
     parts.append(f"{lengths.mean():,.0f} tokens each, {lengths.max():,} at most")
     run.tell("data", ("of the first window: " if streamed else "") + "; ".join(parts))
+    measured = run.config.eval_every or run.config.best_metric.startswith("eval/")
+    if not len(data.validation) and measured:
+        run.warn(
+            "data: no row is held out, so that nothing is evaluated: name files in data.validation, or raise "
+            f"data.validation_fraction={config.validation_fraction:g}"
+        )
     lost = Counter({r: n for r, n in counts.filtered.items() if not r.startswith(ASKED_FOR)})
     meant = counts.used + lost.total()
     if lost.total() > LOSS * meant:

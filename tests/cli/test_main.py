@@ -438,3 +438,15 @@ def test_a_signal_ends_the_process_while_xla_runs_a_program_or_python_a_callback
     )
     assert ended.returncode == status
     assert "Traceback" not in ended.stderr
+
+
+def test_a_data_file_that_is_not_there_is_named_before_the_model_is_looked_for(tmp_path, capsys):
+    arguments = [
+        "--model.path=nowhere",
+        f"--data.train={tmp_path / 'none.jsonl'}",
+        f"--output={tmp_path / 'run'}",
+    ]
+    assert cli.main(["sft", *arguments]) == 2
+    assert (
+        capsys.readouterr().err == f"jaxalign sft: error: {tmp_path / 'none.jsonl'}: there is no such file\n"
+    )

@@ -81,6 +81,11 @@ def test_a_loss_of_rows_and_devices_without_work_are_warnings_with_their_keys(be
         in said
     )
     assert "warning: 7 of 8 devices have nothing to do: mesh.data=-1 " in said
+    # The run was to be evaluated, and holds nothing out.
+    assert (
+        "warning: data: no row is held out, so that nothing is evaluated: name files in data.validation"
+        in said
+    )
 
 
 def test_the_report_has_the_command_as_it_can_be_typed(begun):
