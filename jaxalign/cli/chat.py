@@ -84,12 +84,13 @@ class Conversation:
         turns = [*self.turns, {"role": "user", "content": text}]
         ids = self._ids(turns)
         stream = None if write is None else Stream(self.speaker, ids, write)
-        done = self.speaker.sampler.generate(
-            [ids],
-            key=jax.random.fold_in(jax.random.key(self.config.seed), self.answers),
-            told=stream,
-            **self.config.sampling.arguments(num_samples=1),
-        )
+        with stream or contextlib.nullcontext():
+            done = self.speaker.sampler.generate(
+                [ids],
+                key=jax.random.fold_in(jax.random.key(self.config.seed), self.answers),
+                told=stream,
+                **self.config.sampling.arguments(num_samples=1),
+            )
         # Kept with its leading space: a model without turns goes on from this very text.
         reply = self.speaker.continuation(ids, done.token_lists()[0])
         if stream is not None:

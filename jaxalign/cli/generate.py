@@ -1,5 +1,6 @@
 """`jaxalign generate`: completions of prompts, from any model folder or run."""
 
+import contextlib
 import json
 import os
 import sys
@@ -137,13 +138,14 @@ def complete(
     # The randomness of a row depends on its place in the whole list, not on the batch size.
     row_ids = range(first_row * samples, (first_row + len(ids)) * samples)
     stream = None if write is None else Stream(speaker, ids[0], write)
-    done = speaker.sampler.generate(
-        ids,
-        key=jax.random.key(config.seed),
-        row_ids=list(row_ids),
-        told=stream,
-        **config.sampling.arguments(),
-    )
+    with stream or contextlib.nullcontext():
+        done = speaker.sampler.generate(
+            ids,
+            key=jax.random.key(config.seed),
+            row_ids=list(row_ids),
+            told=stream,
+            **config.sampling.arguments(),
+        )
     texts = [speaker.continuation(ids[i // samples], c) for i, c in enumerate(done.token_lists())]
     if stream is not None:
         stream.end(texts[0])

@@ -62,6 +62,14 @@ class Stream:
         self.speaker, self.prompt, self.write, self.shown = speaker, list(prompt), write, ""
         speaker.sampler.block = self.BLOCK
 
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """What is said of an interruption begins on a line of its own."""
+        if error is not None and self.shown:
+            self.write("\n")
+
     def __call__(self, tokens: Any, lengths: Any) -> None:
         """As `Sampler.generate` calls it; of several completions the first is written."""
         text = self.speaker.continuation(self.prompt, tokens[0, : lengths[0]].tolist())

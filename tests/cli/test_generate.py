@@ -256,6 +256,10 @@ def test_a_stream_holds_back_what_is_no_character_yet_and_says_all_of_a_text_tha
     stream.end("other")
     assert pieces[-1] == "\nother"
     assert speaker.sampler.block < 64
+    # What is said of an interruption does not stand behind half an answer.
+    with pytest.raises(KeyboardInterrupt), stream:
+        raise KeyboardInterrupt
+    assert pieces[-1] == "\n"
 
 
 def test_chat_prints_an_answer_as_it_is_made(tiny_model_folder, capsys):
