@@ -64,6 +64,7 @@ def test_steps_find_the_memory_that_they_freed_and_the_peak_stays_theirs():
 
 
 @linux
+@pytest.mark.slow
 def test_steps_find_their_memory_though_it_is_freed_a_moment_after_their_results_are_there():
     # XLA frees a program's temporaries on a thread of its own.
     for _ in range(4):

@@ -170,7 +170,7 @@ def test_what_a_masked_slot_holds_reaches_neither_value_nor_gradient(case):
                 np.testing.assert_array_equal(np.asarray(gradient)[~counted], 0, err_msg=name)
 
 
-@pytest.mark.parametrize("case", MASKED, ids=ids)
+@pytest.mark.parametrize("case", compiled(MASKED), ids=ids)
 def test_an_empty_mask_gives_zero_with_finite_gradients(case):
     arrays = case.arrays()
     weights = weights_of(case, arrays)
@@ -181,7 +181,7 @@ def test_an_empty_mask_gives_zero_with_finite_gradients(case):
         assert np.isfinite(gradient).all(), name
 
 
-@pytest.mark.parametrize("case", MASKED, ids=ids)
+@pytest.mark.parametrize("case", compiled(MASKED), ids=ids)
 def test_an_integer_mask_means_the_same(case):
     arrays = case.arrays()
     integer = arrays | {case.mask: arrays[case.mask].astype(np.int32)}

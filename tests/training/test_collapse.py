@@ -24,7 +24,7 @@ def metrics_of(folder):
     return list(records.read(folder / "metrics.jsonl"))
 
 
-@pytest.mark.parametrize("kind", ["ppo", "grpo", "online_dpo"])
+@pytest.mark.parametrize("kind", ["ppo", "grpo", pytest.param("online_dpo", marks=pytest.mark.slow)])
 def test_the_learning_rate_is_that_of_the_updates_last_step(kind, configs, tmp_path):
     ppo = configs.ppo(
         tmp_path / "run", optimizer=LINEAR, sampling=SamplingConfig(max_new_tokens=6, num_samples=2)

@@ -153,7 +153,7 @@ def streamed(configs, path, **changes):
     return replace(configs.data, train=(path,), validation_fraction=0.0, streaming=True, workers=1, **changes)
 
 
-@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("packing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_on_a_stream_resumes_to_the_same_numbers(configs, tmp_path, monkeypatch, packing):
     monkeypatch.setattr("jaxalign.data.files.CHUNK_BYTES", 256)
     path = written(tmp_path / "a.jsonl", 40)

@@ -94,8 +94,8 @@ def grpo(configs):
 
 
 @pytest.mark.parametrize(
-    "name", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "reinforce++"))]
-)
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("grpo", "rloo", "reinforce++")]
+)  # that GRPO learns is seen in `make test` by its example
 def test_rewards_rise(name, grpo, tmp_path):
     train = GRPOTrainConfig(updates=24, prompts=8, minibatches=2, score_batch_size=32, eval_prompts=0)
     train_grpo(grpo(tmp_path / "run", loss=GRPOLossConfig(name=name, beta=0.01), train=train))

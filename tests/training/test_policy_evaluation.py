@@ -54,7 +54,7 @@ def trained(configs, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo", "online_dpo"])
+@pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "grpo", "online_dpo"])
 def test_every_trainer_logs_reward_kl_and_length_on_held_out_prompts_with_intervals(name, trained):
     learnt: set[str] = set()
     held: set[str] = set()

@@ -351,6 +351,7 @@ def test_heads_learn_while_their_trunk_stays_as_it_was(configs, tmp_path):
 # --- in use -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_grpo_learns_against_the_mean_less_the_doubt(ensemble, configs, tmp_path):
     ppo = configs.ppo(tmp_path / "run")
     config = GRPOConfig(

@@ -262,6 +262,7 @@ def test_weights_are_of_tokens_or_completions_and_cut_or_dropped_above_the_cap()
     np.testing.assert_allclose(of(1.5, level="sequence", mode="mask"), [0, 0, 0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_of_a_server_are_weighed_unless_that_is_turned_off(grpo, configs, stub, tmp_path):
     one = GRPOTrainConfig(updates=1, prompts=4, score_batch_size=16)
     for name, loss, expected in (

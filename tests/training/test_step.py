@@ -60,7 +60,9 @@ def close(a, b, scale):
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
-@pytest.mark.parametrize("name", [*some_slow("steps", "online_dpo"), "ppo_alone"])
+@pytest.mark.parametrize(
+    "name", [*some_slow("dpo", "steps", "online_dpo"), pytest.param("ppo_alone", marks=pytest.mark.slow)]
+)
 def test_eight_devices_equal_one(name, axes, devices):
     case = (CASES | {"ppo_alone": ppo_alone_case})[name]
     one, eight = make_mesh(MeshConfig(), devices), make_mesh(MeshConfig(**axes), devices)

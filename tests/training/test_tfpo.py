@@ -118,6 +118,7 @@ def test_a_live_tilted_lora_doctor_begins_at_its_reference_and_keeps_what_it_beg
     assert any(np.abs(part["b"]).max() > 0 for part in adapter.values())
 
 
+@pytest.mark.slow
 def test_the_shipped_configuration_runs_from_the_command_line(configs, pairs_file, tmp_path):
     arguments = [
         "tfpo", "--config", "hh_rlhf", f"--patient={configs.model.path}", f"--data.train=[{pairs_file}]",
