@@ -52,7 +52,7 @@ class Callback:
         """After every evaluation."""
 
     def on_save(self, event: Event) -> None:
-        """After every checkpoint."""
+        """After every checkpoint, when it is whole in `folder / "checkpoints" / str(step)`; the run waits for that."""
 
     def on_end(self, event: Event) -> None:
         """When the export and the report are written."""

@@ -312,7 +312,7 @@ class Loop:
         # An evaluation of other weights says nothing of these.
         metrics = self._last_eval if self._evaluated == step else None
         self.store.save(step, state, extra, metrics=metrics)
-        self.run.callbacks.tell("on_save", step, self.total_steps, metrics or {}, state)
+        tell_saved(self.run, self.store, step, self.total_steps, metrics or {}, state)
 
     def _resume(self, state: TrainState) -> TrainState:
         step = self.store.latest_step() if self.run.resumed else None
@@ -331,6 +331,15 @@ class Loop:
         restore_callbacks(self.run, extra)
         self.run.rewind(step)
         return state
+
+
+def tell_saved(
+    run: Run, store: CheckpointStore, step: int, total: int, metrics: Mapping[str, float], state: TrainState
+) -> None:
+    """Tells callbacks of a checkpoint when it lies whole on the disk, for which nobody else waits."""
+    if run.callbacks.watch("on_save"):
+        store.wait()
+        run.callbacks.tell("on_save", step, total, metrics, state)
 
 
 def restore_callbacks(run: Run, extra: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from jaxalign.training.data import load_data, row_batches
 from jaxalign.training.experience import RunningMoments
 from jaxalign.training.exports import chosen_state
 from jaxalign.training.generator import Generator
-from jaxalign.training.loop import Batches, Interrupted, Interval, restore_callbacks
+from jaxalign.training.loop import Batches, Interrupted, Interval, restore_callbacks, tell_saved
 from jaxalign.training.on_policy_config import OnPolicyConfig
 from jaxalign.training.opening import tell_devices, tell_updates
 from jaxalign.training.optimizer import steps_taken
@@ -375,7 +375,7 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             if last or halted or (every.save_every and number % every.save_every == 0):
                 kept = {"interval": dataclasses.asdict(interval), "callbacks": run.callbacks.state()}
                 store.save(number, trainer.state, trainer.extra() | kept, metrics=record)
-                run.callbacks.tell("on_save", number, total, record, trainer.state)
+                tell_saved(run, store, number, total, record, trainer.state)
             if halted and not last:
                 raise Interrupted(stop.signal_received or 15)
             if last:

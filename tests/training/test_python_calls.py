@@ -61,6 +61,8 @@ class Watch(Callback):
         self.events.append(("eval", event.step))
 
     def on_save(self, event):
+        # It is whole by then.
+        assert (event.folder / "checkpoints" / str(event.step) / "_CHECKPOINT_METADATA").is_file()
         self.events.append(("save", event.step))
 
     def on_end(self, event):
