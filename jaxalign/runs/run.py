@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from jaxalign.runs.callbacks import Callbacks
 from jaxalign.runs.config import RunConfig
 from jaxalign.runs.given import Given, check_given_again
 from jaxalign.runs.progress import Progress
-from jaxalign.runs.trackers import make_trackers
+from jaxalign.runs.trackers import Tracker, make_trackers
 
 # Keys that may differ between a run and its resumption: they change no number of the training, or (forms of attention
 # and products) its rounding only, so that a run can go on on another kind of machine.
@@ -55,10 +55,18 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, config: RunConfig, command: str, full: dict[str, Any], resumed: bool, given: Given
+        self,
+        folder: Path,
+        config: RunConfig,
+        command: str,
+        *,
+        resumed: bool,
+        given: Given,
+        callbacks: Callbacks,
+        trackers: Sequence[Tracker],
     ) -> None:
         self.folder, self.config, self.resumed, self.raised = folder, config, resumed, False
-        self.given, self.callbacks = given, Callbacks(given.callbacks, command, folder)
+        self.given, self.callbacks, self._trackers = given, callbacks, list(trackers)
         self._progress = Progress(config.progress, command)
         self._log = logging.getLogger(f"jaxalign.run.{folder}")
         self._log.setLevel(logging.INFO)
@@ -66,7 +74,6 @@ class Run:
         self._handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._log.addHandler(self._handler)
-        self._trackers = [*make_trackers(config, folder, full), *given.trackers]
         self._started = time.time()
         self._at = (0, 0)
 
@@ -94,9 +101,14 @@ class Run:
                 check_given_again(old["given"], given.described())
         elif folder.is_dir() and any(path.name not in CACHES for path in folder.iterdir()):
             raise ConfigError(f"run.output: {folder} is not empty and holds no run; choose another folder")
+        # Before anything is written: what they refuse leaves no folder behind.
+        callbacks = Callbacks(given.callbacks, command, folder)
+        trackers = [*make_trackers(config, folder, full), *given.trackers]
         folder.mkdir(parents=True, exist_ok=True)
         save_yaml(full_config, folder / "config.yaml")
-        run = Run(folder, config, command, full, resumed, given)
+        run = Run(
+            folder, config, command, resumed=resumed, given=given, callbacks=callbacks, trackers=trackers
+        )
         if not resumed:
             run._write_metadata(_environment(command, config.seed, full) | {"given": given.described()})
         run.info(f"{'resumed' if resumed else 'started'}: {command}")

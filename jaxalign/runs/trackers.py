@@ -1,10 +1,12 @@
 """TensorBoard, Weights & Biases, MLflow and Trackio beside metrics.jsonl, where they are asked for."""
 
 import html
+import importlib
 import os
 import re
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,30 +56,7 @@ def _kept(file: Path, make: Callable[[], str]) -> str:
     return file.read_text().strip()
 
 
-def _missing(key: str) -> ConfigError:
-    return ConfigError(f"run.{key}: install the extra first: pip install 'jaxalign[{key}]'")
-
-
-class _TensorBoard:
-    def __init__(self, folder: Path) -> None:
-        try:
-            from tensorboardX import SummaryWriter  # type: ignore[import-not-found]
-        except ImportError:
-            raise _missing("tensorboard") from None
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._writer.add_text(SAMPLES, markdown_table(rows), step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Late:
+class _Late(ABC):
     """A tracker whose run is opened with the first numbers: by then configuration, model and data are known to be good.
 
     Args:
@@ -90,8 +69,9 @@ class _Late:
         self._module, self._folder, self._config = module, folder, config
         self._opened: Any = None
 
+    @abstractmethod
     def _open(self) -> Any:
-        raise NotImplementedError
+        """Opens the run."""
 
     @property
     def _run(self) -> Any:
@@ -105,6 +85,22 @@ class _Late:
     def close(self) -> None:
         if self._opened is not None:
             self._opened.finish()
+
+
+class _TensorBoard(_Late):
+    def _open(self) -> Any:
+        return self._module.SummaryWriter(str(self._folder / "tensorboard"))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._run.add_scalar(name, value, step)
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._run.add_text(SAMPLES, markdown_table(rows), step)
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
 
 
 class _WandB(_Late):
@@ -190,29 +186,28 @@ def _flat(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [(prefix.rstrip("."), tree)]
 
 
+# Key of the section `run`, and extra -> package, tracker.
+TRACKERS: dict[str, tuple[str, type[_Late]]] = {
+    "tensorboard": ("tensorboardX", _TensorBoard),
+    "wandb": ("wandb", _WandB),
+    "mlflow": ("mlflow", _MLflow),
+    "trackio": ("trackio", _Trackio),
+}
+
+
 def make_trackers(config: RunConfig, folder: Path, full_config: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers that the configuration asks for.
+    """The trackers that the configuration asks for; nothing is written before their first numbers.
 
     Raises:
       ConfigError: a tracker whose package is not installed; names the extra.
     """
-    trackers: list[Tracker] = [_TensorBoard(folder)] if config.tensorboard else []
-    if config.wandb:
-        try:
-            import wandb  # type: ignore[import-not-found]
-        except ImportError:
-            raise _missing("wandb") from None
-        trackers.append(_WandB(wandb, folder, full_config))
-    if config.mlflow:
-        try:
-            import mlflow  # type: ignore[import-not-found]
-        except ImportError:
-            raise _missing("mlflow") from None
-        trackers.append(_MLflow(mlflow, folder, full_config))
-    if config.trackio:
-        try:
-            import trackio  # type: ignore[import-not-found]
-        except ImportError:
-            raise _missing("trackio") from None
-        trackers.append(_Trackio(trackio, folder, full_config))
+    trackers: list[Any] = []
+    for key, (package, tracker) in TRACKERS.items():
+        if getattr(config, key):
+            try:
+                module = importlib.import_module(package)
+            except ImportError:
+                message = f"run.{key}: install the extra first: pip install 'jaxalign[{key}]'"
+                raise ConfigError(message) from None
+            trackers.append(tracker(module, folder, full_config))
     return trackers

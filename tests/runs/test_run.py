@@ -2,12 +2,13 @@
 
 import json
 import signal
+import sys
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from jaxalign.errors import ConfigError
-from jaxalign.runs import Run, RunConfig, StopFlag, records
+from jaxalign.runs import Given, Run, RunConfig, StopFlag, records
 from jaxalign.runs.report import metric_series, write_comparison_report, write_report
 
 
@@ -30,6 +31,24 @@ def config(folder, **changes) -> Config:
 
 def opened(settings: Config, command: str = "sft") -> Run:
     return Run.open(settings.run, settings, command)
+
+
+@pytest.mark.parametrize("asked", [{"wandb": True}, {"tensorboard": True, "mlflow": True}])
+def test_a_tracker_or_callback_that_is_refused_leaves_no_folder_in_the_way(tmp_path, monkeypatch, asked):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    settings = config(tmp_path / "run", **asked)
+    with pytest.raises(ConfigError, match="install the extra first"):
+        opened(settings)
+    with pytest.raises(ConfigError, match="expected objects with one of on_step"):
+        Run.open(config(tmp_path / "run").run, settings, "sft", Given(callbacks=[print]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fails_before_its_first_numbers_leaves_nothing_for_tensorboard_either(tmp_path):
+    with pytest.raises(ZeroDivisionError), opened(config(tmp_path / "run", tensorboard=True)):
+        raise ZeroDivisionError
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path):
