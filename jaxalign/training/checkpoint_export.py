@@ -363,11 +363,13 @@ class Checkpoint:
 
     def doctor_card(self) -> DoctorCard:
         """The card as the run writes it at its end."""
+        from jaxalign.training.tfpo_config import TFPONumbers
         from jaxalign.training.tfpo_parts import doctor_card
 
+        numbers = TFPONumbers(**self.origin.metadata["loss"])
         known = self.origin.metadata.get("models") or {}
         source = "" if self.base.get("random_init") or "model" not in known else self.base["path"]
-        return doctor_card(self.config, source, named="patient" in known)
+        return doctor_card(self.config, numbers, source, named="patient" in known)
 
 
 def adapter_shapes(config: models.ModelConfig, lora: models.LoraConfig) -> Any:

@@ -110,6 +110,9 @@ class Origin:
         """The text of the model card."""
         config = self.metadata.get("config", {})
         usual = defaults(config_class(self.metadata["command"]))
+        settings = {key: value for key, value in _flat(config, usual).items() if usual.get(key) != value}
+        if scale := self.metadata.get("reward_scale"):
+            settings["loss.reward_scale"] = f"{scale['value']:.4g} (asked for: {scale['asked']})"
         facts = CardFacts(
             run=self.run.name,
             step=self.step,
@@ -118,7 +121,7 @@ class Origin:
             dtype=dtype,
             base=self.base,
             revision=self.revision,
-            settings={key: value for key, value in _flat(config, usual).items() if usual.get(key) != value},
+            settings=settings,
             note=self.note,
         )
         return model_card(self.metadata, facts)

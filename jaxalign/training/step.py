@@ -60,26 +60,10 @@ def make_update(
     Raises:
       ValueError: the rows do not divide by `accumulation_steps` (when traced).
     """
-    if accumulation_steps < 1:
-        raise ValueError(f"accumulation_steps must be 1 or more, got {accumulation_steps}")
     gradient = jax.value_and_grad(loss_function, has_aux=True)
     if learning:
         gradient = gradient_of_part(loss_function, learning)
-
-    def whole(params, frozen, batch, key, counts):
-        if accumulation_steps == 1:
-            return gradient(params, frozen, batch, key, counts)
-        micro = jax.tree.map(split_rows(accumulation_steps), dict(batch))
-
-        def body(total, inputs):
-            index, rows = inputs
-            part = gradient(params, frozen, rows, jax.random.fold_in(key, index), counts)
-            return _add(total, part), None
-
-        first = jax.eval_shape(gradient, params, frozen, jax.tree.map(lambda x: x[0], micro), key, counts)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-        total, _ = jax.lax.scan(body, zeros, (jnp.arange(accumulation_steps), micro))
-        return total
+    whole = accumulated(gradient, accumulation_steps)
 
     def update(state: TrainState, frozen: Any, batch: Batch, key: jax.Array):
         step_key = jax.random.fold_in(key, state.step)
@@ -125,6 +109,37 @@ def make_update(
         return compiled(state, frozen, batch, key)
 
     return call
+
+
+def accumulated(gradient: Callable, steps: int) -> Callable:
+    """`value_and_grad` of a loss over a batch's micro-batches, one after another: what it is over the whole batch.
+
+    Args:
+      gradient: (params, frozen, batch, key, counts) -> ((loss, metrics), gradients).
+      steps: micro-batches that a batch is split into.
+
+    Raises:
+      ValueError: `steps` below 1; rows that do not divide by it (when traced).
+    """
+    if steps < 1:
+        raise ValueError(f"accumulation_steps must be 1 or more, got {steps}")
+    if steps == 1:
+        return gradient
+
+    def whole(params, frozen, batch, key, counts):
+        micro = jax.tree.map(split_rows(steps), dict(batch))
+
+        def body(total, inputs):
+            index, rows = inputs
+            part = gradient(params, frozen, rows, jax.random.fold_in(key, index), counts)
+            return _add(total, part), None
+
+        first = jax.eval_shape(gradient, params, frozen, jax.tree.map(lambda x: x[0], micro), key, counts)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        total, _ = jax.lax.scan(body, zeros, (jnp.arange(steps), micro))
+        return total
+
+    return whole
 
 
 def gradient_of_part(loss_function: LossFunction, name: str) -> Callable:

@@ -3,11 +3,12 @@
 Source: arXiv:2601.10416. Where it is silent the choices are ours; `tfpo_config` names them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign import models
@@ -20,11 +21,13 @@ from jaxalign.training.loop import Loop, evaluation
 from jaxalign.training.opening import tell_devices
 from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.pairs import pair_axis
+from jaxalign.training.reward_scale import BATCHES, RewardGradients, reward_gradients, reward_scale
+from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_evaluation, make_update
 from jaxalign.training.stops import with_stops
-from jaxalign.training.tfpo_config import TFPOConfig
+from jaxalign.training.tfpo_config import TFPOConfig, TFPONumbers
 from jaxalign.training.tfpo_parts import (
     START,
     Treatment,
@@ -32,6 +35,7 @@ from jaxalign.training.tfpo_parts import (
     completion_end,
     ended_fraction,
     optimizers,
+    start_sums,
     terminated,
     value_head,
 )
@@ -87,6 +91,30 @@ def _rewarded_data(
     )
     run.add_metadata(token_rewards=dict(table.summary()))
     return data, end, table
+
+
+def _scaled(
+    numbers: TFPONumbers,
+    config: TFPOConfig,
+    run: Run,
+    policy: CausalPolicy,
+    params: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    batches: Iterable[Mapping[str, Any]],
+) -> TFPONumbers:
+    """With the run's reward scale: as set, or read off the first batches."""
+
+    def measured() -> RewardGradients:
+        return reward_gradients(
+            lambda eta: tfpo_loss(policy, config.head, replace(numbers, reward_scale=eta)),
+            tfpo_counts(numbers),
+            params,
+            frozen,
+            batches,
+            accumulation_steps=config.train.accumulation_steps,
+        )
+
+    return replace(numbers, reward_scale=reward_scale(run, config.loss.reward_scale, measured))
 
 
 def train_tfpo(
@@ -147,15 +175,11 @@ def train_tfpo(
         tokenizer = treatment.tokenizer
         data, end, table = _rewarded_data(config, treatment, mesh, run)
         doctor, patient = with_stops(treatment.load_doctor(), config.data, tokenizer), None
-        card = treatment.card()
         collate = setup.collate_of(collate_comparisons, data.train, packing=train.packing)
         value = value_head(config, doctor, data, collate, mesh, key=jax.random.fold_in(key, 4))
-        run.add_metadata(
-            loss=config.numbers(),
-            value_start={name: float(value[name]) for name in ("ramp", "horizon")},
-        )
+        run.add_metadata(value_start={name: float(value[name]) for name in ("ramp", "horizon")})
         horizon = value.pop("horizon")
-        batches = setup.training_batches(train, data.train, seed=config.run.seed, collate=collate, mesh=mesh)
+        started = start_sums(config, doctor, data.validation, collate, mesh)[0]
         scorer, leaves, base = setup.policy_of(doctor, config.lora, mesh, key=jax.random.fold_in(key, 1))
         # The update donates its own copy of the parameters, so the start can serve as reference.
         start = base if config.lora.enabled else leaves
@@ -164,20 +188,33 @@ def train_tfpo(
             "reference": start if numbers.reference_weight else {},
             "horizon": horizon,
         }
+
+        def ordered():
+            return setup.training_batches(train, data.train, seed=config.run.seed, collate=collate, mesh=mesh)
+
+        def place(batch, *, training=False):
+            batch = table.attached(pair_axis(batch), training=training)
+            batch = batch | {"terminated": terminated(batch, end)}
+            if not training:
+                batch["start_logps"] = started[np.asarray(batch["row_ids"])].astype(np.float32)
+            parts = train.accumulation_steps if training else 1
+            return setup.on_mesh(batch, mesh, packing=train.packing, parts=parts)
+
+        batches, counts = ordered(), tfpo_counts(numbers)
         total = train.total_steps(batches.per_epoch)
+        if loss is None:  # another loss has a scale of its own
+            first = ordered()
+            some = (place(first.next(), training=True) for _ in range(min(BATCHES, total)))
+            numbers = _scaled(numbers, config, run, scorer, {"policy": leaves, "value": value}, frozen, some)
+        run.add_metadata(loss=asdict(numbers))
+        card = treatment.card(numbers)
         rule, schedule = optimizers(config, total, optimizer)
-        loss_function, counts = tfpo_loss(scorer, config.head, numbers, loss), tfpo_counts(numbers)
+        loss_function = tfpo_loss(scorer, config.head, numbers, loss)
         step = make_update(loss_function, counts, rule, accumulation_steps=train.accumulation_steps)
         rows, positions = data.first(config.run.sample_rows), scorer.definition.config.max_positions
         sampling, prompts = samples_of(config.sampling, rows, positions, run)
         generator = Generator(scorer, base, sampling, tokenizer, jax.random.fold_in(key, 2))
         update_key = jax.random.fold_in(key, 3)
-
-        def place(batch, *, training=False):
-            batch = table.attached(pair_axis(batch), training=training)
-            batch = batch | {"terminated": terminated(batch, end)}
-            parts = train.accumulation_steps if training else 1
-            return setup.on_mesh(batch, mesh, packing=train.packing, parts=parts)
 
         size = train.eval_batch_size or train.batch_size
         held_out = evaluation(

@@ -1,7 +1,7 @@
 """Settings of TFPO: whom the doctor is for, where its rewards come from, and the numbers of its loss."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxalign.data import DataConfig
@@ -43,7 +43,7 @@ PRESETS: dict[PresetName, Preset] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TFPONumbers:
-    """The loss of a run: `TFPOLossConfig` with what its preset decides."""
+    """The loss of a run: `TFPOLossConfig` with what its preset decides, and eta as a number."""
 
     reward_scale: float
     reference_weight: float
@@ -65,7 +65,8 @@ class TFPOLossConfig:
         product. paper_literal: the paper's plain sum over pairs and its free end, with which every policy has values
         of loss 0. tilted: the reference in the target, guidance by ratio. repo: as paper, with the numbers of a
         third-party configuration (value_weight 1, beta 0.5; its rewards.threshold is 0.1).
-      reward_scale: eta, by which rewards are multiplied.
+      reward_scale: eta, by which rewards are multiplied. auto: read off the gradients of the first batches, so that the
+        labels lead the step and are not buried by the rest of the loss (see `training.reward_scale`).
       reference_weight: kappa, how much of the model that the doctor began as the target holds: it is proportional to
         exp(eta * sum of rewards) * reference^kappa. null: 0, tilted 1.
       pin_terminal: put log V = 0 after the end token, so that the flow that leaves is the reward; of responses that
@@ -85,7 +86,7 @@ class TFPOLossConfig:
     """
 
     preset: PresetName = "paper"
-    reward_scale: float = 1.0
+    reward_scale: float | Literal["auto"] = "auto"
     reference_weight: float | None = None
     pin_terminal: bool | None = None
     decay: float = 1.0
@@ -106,21 +107,22 @@ class TFPOLossConfig:
             "equal_depth_pairs",
         ):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
+            if isinstance(value, (int, float)) and not 0 <= value < math.inf:
                 raise ValueError(f"loss.{name} must not be negative (nor infinite), got {value}")
         if not 0 < self.decay <= 1:
             raise ValueError(f"loss.decay must lie in (0, 1], got {self.decay}")
         if self.value_ramp is not None and not math.isfinite(self.value_ramp):
             raise ValueError(f"loss.value_ramp must be finite, got {self.value_ramp}")
 
-    def resolved(self) -> TFPONumbers:
-        """With the preset's numbers where a field is null."""
+    def resolved(self, reward_scale: float = 1.0) -> TFPONumbers:
+        """With the preset's numbers where a field is null, and this reward_scale where it is auto."""
         preset = PRESETS[self.preset]
         decided = {
             name: getattr(preset, name) if getattr(self, name) is None else getattr(self, name)
             for name in ("reference_weight", "pin_terminal", "reduction", "value_weight")
         }
-        plain = ("reward_scale", "decay", "window", "margin", "equal_depth_pairs")
+        decided["reward_scale"] = reward_scale if self.reward_scale == "auto" else self.reward_scale
+        plain = ("decay", "window", "margin", "equal_depth_pairs")
         return TFPONumbers(**decided, **{name: getattr(self, name) for name in plain})
 
 
@@ -209,7 +211,3 @@ class TFPOConfig:
             raise ValueError(
                 f"head_learning_rate must not be negative (nor infinite), got {self.head_learning_rate}"
             )
-
-    def numbers(self) -> dict[str, Any]:
-        """The resolved loss, for metadata.json and the doctor's card."""
-        return asdict(self.loss.resolved())

@@ -1,7 +1,7 @@
 """The parts of a TFPO run: patient and doctor, pairs that differ, where responses end, the value head, the card."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxalign import models
-from jaxalign.data import Counts, Dataset, eval_batches
+from jaxalign.data import Counts, Dataset, Example, eval_batches
 from jaxalign.data.batches import Collate
 from jaxalign.data.chat import ChatFormat
 from jaxalign.data.table import counted_of, row_lengths_of
@@ -26,7 +26,7 @@ from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten, pair_axis
 from jaxalign.training.scoring import score_tokens
 from jaxalign.training.setup import ModelSource
-from jaxalign.training.tfpo_config import TFPOConfig
+from jaxalign.training.tfpo_config import TFPOConfig, TFPONumbers
 
 # Pairs over which the ramp of the log-values is measured before training.
 RAMP_PAIRS = 256
@@ -111,18 +111,19 @@ class Treatment:
         seed, packing = self.config.run.seed, self.config.train.packing
         return setup.load_model(self.source, self.mesh, seed=seed, run=self.run, packing=packing)[0]
 
-    def card(self) -> models.DoctorCard:
-        """The doctor's card."""
+    def card(self, numbers: TFPONumbers) -> models.DoctorCard:
+        """The doctor's card, trained with this loss."""
         # A model that was given live, or drawn from a seed, is in no folder.
         start = "" if self.source is None or self.source.random_init else full_name(self.source.path)
-        return doctor_card(self.config, start, named=self.named)
+        return doctor_card(self.config, numbers, start, named=self.named)
 
 
-def doctor_card(config: TFPOConfig, start: str, *, named: bool) -> models.DoctorCard:
+def doctor_card(config: TFPOConfig, numbers: TFPONumbers, start: str, *, named: bool) -> models.DoctorCard:
     """The card of a run's doctor.
 
     Args:
       config: the run's.
+      numbers: its loss.
       start: folder or hub id of the model that the doctor began as; empty where no folder has it: where guidance needs
         it the card names `START`.
       named: whether the patient is what the configuration names, and not one that was given live.
@@ -137,7 +138,7 @@ def doctor_card(config: TFPOConfig, start: str, *, named: bool) -> models.Doctor
         reference=start,
         adapter="../adapter" if config.lora.enabled and start else "",
         base=start if config.lora.enabled else "",
-        loss=config.numbers(),
+        loss=asdict(numbers),
         **guidance,
     )
 
@@ -200,15 +201,20 @@ def value_head(
     The horizon is the mean length of the training responses: with it the pinned end costs least at the start.
     """
     ramp, kappa = config.loss.value_ramp, config.loss.resolved().reference_weight
-    if ramp is None:
-        ramp = 0.0 if kappa == 1 else (1 - kappa) * mean_nats(config, doctor, data, collate, mesh)
+    if ramp is None and kappa == 1:
+        ramp = 0.0
+    elif ramp is None:
+        logps, tokens = start_sums(config, doctor, data.train[:RAMP_PAIRS], collate, mesh)
+        ramp = (1 - kappa) * float(-logps.sum() / tokens.sum())
     horizon = float(counted_of(data.train).sum() / len(row_lengths_of(data.train)))
     params = models.create_value_head(doctor.config, config.head, key=key, ramp=ramp, horizon=horizon)
     return jax.device_put(params, replicated(mesh))
 
 
-def mean_nats(config: TFPOConfig, model: Any, data: Dataset, collate: Collate, mesh: Mesh) -> float:
-    """The mean -log pi a token of the first training responses, nats."""
+def start_sums(
+    config: TFPOConfig, model: Any, examples: Sequence[Example], collate: Collate, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed log-probs of responses under the doctor as it begins, nats, and their tokens: [N, 2] each, in order."""
     definition, params = models.split(model)
     size = config.train.eval_batch_size or config.train.batch_size
 
@@ -218,13 +224,15 @@ def mean_nats(config: TFPOConfig, model: Any, data: Dataset, collate: Collate, m
         scores = score_tokens(
             models.merge(definition, params), tokens, lengths, mask, packing=packing_of(batch)
         )
-        return -scores.logps.sum(), mask.sum()
+        return scores.logps.sum(1).reshape(-1, 2), mask.sum(1).reshape(-1, 2)
 
-    total = np.zeros(2)
-    for batch in eval_batches(data.train[:RAMP_PAIRS], size, collate):
+    parts = [np.zeros((2, 0, 2))]
+    for batch in eval_batches(examples, size, collate):
         placed = setup.on_mesh(pair_axis(batch), mesh, packing=config.train.packing)
-        total += [float(x) for x in sums(params, placed)]
-    return float(total[0] / total[1])
+        valid = np.asarray(batch["valid"])
+        parts.append(np.stack([np.asarray(x)[: len(valid)][valid] for x in sums(params, placed)]))
+    logps, tokens = np.concatenate(parts, axis=1)
+    return logps, tokens
 
 
 def optimizers(

@@ -1,7 +1,8 @@
 """What one optimizer step of TFPO minimises: sub-trajectory balance and value discrimination on scored pairs.
 
 Batches are those of `pairs.pair_axis` with `rewards` float32 [B, 2, T] and `terminated` bool [B, 2]: whether a response
-ends by itself. State i of a response lies before its token i + 1; the hidden state before that token gives its value.
+ends by itself; those of evaluations also with `start_logps` float32 [B, 2], see `pair_metrics`. State i of a response
+lies before its token i + 1; the hidden state before that token gives its value.
 """
 
 from collections.abc import Callable, Mapping
@@ -75,9 +76,9 @@ def tfpo_loss(
         hinge = value_discrimination_loss(after[:, 0], after[:, 1], margin=numbers.margin)
         rivals = first | more
         discrimination = jnp.sum(jnp.where(rivals, hinge, 0.0)) / jnp.maximum(counts["rivals"], 1.0)
-        logps = scores.logps.sum(1)
+        start = batch.get("start_logps")
         if ref_logps is not None:
-            logps = logps - numbers.reference_weight * ref_logps.sum(1)
+            start = ref_logps.sum(1).reshape(shape[:2])
         metrics = {
             "balance": mean_of(means.reshape(shape[:2]), batch["valid"][:, None]),
             "discrimination": mean_of(hinge, rivals),
@@ -88,7 +89,9 @@ def tfpo_loss(
             "entropy": mean_of(scores.entropy, mask),
             "value_ramp": (params["value"]["ramp"], jnp.ones(())),
         }
-        metrics |= value_gaps(around, batch) | pair_metrics(logps.reshape(shape[:2]), batch)
+        metrics |= value_gaps(around, batch) | pair_metrics(
+            scores.logps.sum(1).reshape(shape[:2]), start, batch
+        )
         return balance + numbers.value_weight * discrimination, metrics
 
     return loss
@@ -169,14 +172,23 @@ def value_gaps(log_values: Float[Array, "B 2 T1"], batch: Mapping[str, Any]) -> 
     return gaps
 
 
-def pair_metrics(logps: Float[Array, "B 2"], batch: Mapping[str, Any]) -> Metrics:
-    """How well summed log-probs (less kappa times the reference's) agree with the labels, and the rewards' own gap."""
+def pair_metrics(
+    logps: Float[Array, "B 2"], start: Float[Array, "B 2"] | None, batch: Mapping[str, Any]
+) -> Metrics:
+    """How well the doctor agrees with the labels, and the rewards' own gap.
+
+    `accuracy` and `margin` (nats) are of log-ratios to what the doctor began as (`start`, its summed log-probs): what
+    it has learned. `accuracy_raw` and `margin_raw` are of summed log-probs alone, in which a response's length drowns
+    that. Without `start` there are only these.
+    """
     valid = batch["valid"]
-    margin = logps[:, 0] - logps[:, 1]
     rewards = batch["rewards"].sum(2)
-    return {
-        "accuracy": mean_of((margin > 0) + 0.5 * (margin == 0), valid),
-        "margin": mean_of(margin, valid),
-        "margin_square": mean_of(jnp.square(margin), valid),
-        "reward_gap": mean_of(rewards[:, 0] - rewards[:, 1], valid),
-    }
+    metrics = {"reward_gap": mean_of(rewards[:, 0] - rewards[:, 1], valid)}
+    found = {"_raw": logps} if start is None else {"": logps - start, "_raw": logps}
+    for suffix, values in found.items():
+        margin = values[:, 0] - values[:, 1]
+        metrics[f"accuracy{suffix}"] = mean_of((margin > 0) + 0.5 * (margin == 0), valid)
+        metrics[f"margin{suffix}"] = mean_of(margin, valid)
+        if not suffix:
+            metrics["margin_square"] = mean_of(jnp.square(margin), valid)
+    return metrics

@@ -6,6 +6,8 @@ from typing import Literal
 from jaxalign.data import FACES, InstructionPair
 from jaxalign.errors import ConfigError
 
+Placement = Literal["importance", "shuffled", "even", "labels"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRewardConfig:
@@ -26,6 +28,10 @@ class TokenRewardConfig:
       signed: a token has a reward only where the faces' difference agrees with the label: in the preferred response
         where the positive instruction makes it likelier, in the other where the negative one does. An ablation;
         otherwise the sign of the difference does not count.
+      placement: importance leaves rewards where they are. The others are controls, which say whether it matters where
+        they are: shuffled deals a response's rewards out to its tokens at random, even spreads their sum over all of
+        its tokens, labels gives every response the same sum (that of the mean training response), spread evenly, so
+        that nothing is left of the faces.
       batch_size: pairs scored at once, four rows each.
       folder: where log-probs and rewards are kept, to be shared by runs; empty takes the run's folder.
       on_zero: where both responses of a pair have no reward at all: stop (at a training set without any reward;
@@ -41,6 +47,7 @@ class TokenRewardConfig:
     quantile: float = 0.0
     min_mean_delta: float = 0.0
     signed: bool = False
+    placement: Placement = "importance"
     batch_size: int = 16
     folder: str = ""
     on_zero: Literal["stop", "skip"] = "stop"

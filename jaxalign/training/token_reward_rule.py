@@ -48,7 +48,7 @@ def rewarded(
         r_t = sign * S_t * [S_t > threshold] * [mean D >= min_mean_delta] * [signed: sign * (l+_t - l-_t) > 0]
 
     with sign = +1 for chosen, -1 for rejected. A quantile is that of all tokens of the training set, those that the
-    last two factors leave out counted as S = 0.
+    last two factors leave out counted as S = 0. `config.placement` may then deal them out otherwise.
     """
     shape = (min(CHUNK, max(len(x.lengths) for x in (train, validation))), _longest(train, validation))
     importance = partial(IMPORTANCE, temperature=config.temperature, epsilon=config.epsilon)
@@ -63,7 +63,29 @@ def rewarded(
         _by_chunks(rule, scores, shape, (values,))
         for scores, values in zip((train, validation), eligible, strict=True)
     ]
+    rewards = _placed(rewards, (train, validation), config)
     return Rewarded(train, found[0], rewards[0]), Rewarded(validation, found[1], rewards[1]), threshold
+
+
+def _placed(
+    rewards: Sequence[np.ndarray], splits: Sequence[FaceScores], config: TokenRewardConfig
+) -> list[np.ndarray]:
+    """Rewards as `config.placement` deals them out among the tokens of each response."""
+    sums = [scores.totals(values) for scores, values in zip(splits, rewards, strict=True)]
+    common = np.abs(sums[0]).mean()  # of the training responses
+    placed = []
+    for scores, values, total in zip(splits, rewards, sums, strict=True):
+        if config.placement == "shuffled":
+            # By response first, and within it at random.
+            response = np.repeat(np.arange(len(scores.lengths)), scores.lengths)
+            chance = np.random.default_rng(0).random(len(values))
+            values = values[np.lexsort((chance, response))]
+        elif config.placement != "importance":
+            even = config.placement == "even"
+            each = total if even else np.where(_preferred(len(total)), common, -common)
+            values = np.repeat(each / scores.lengths, scores.lengths).astype(np.float32)
+        placed.append(values)
+    return placed
 
 
 def _preferred(rows: int) -> np.ndarray:

@@ -54,7 +54,11 @@ def test_balance_falls_and_the_doctor_is_written_with_its_card(configs, tmp_path
     result = train_tfpo(unsampled(configs.tfpo(tmp_path / "run", train=train)))
     first, last = evaluations(tmp_path / "run")[0], result.metrics
     assert last["eval/balance"] < 0.5 * first["eval/balance"]
-    assert last["eval/accuracy"] >= first["eval/accuracy"]
+    # Of log-ratios to what it began as, that is of nothing at first; lengths are in the sums alone.
+    assert (first["eval/accuracy"], first["eval/margin"]) == (0.5, pytest.approx(0.0, abs=1e-4))
+    assert last["eval/accuracy"] > 0.5
+    assert last["eval/margin_raw"] - first["eval/margin_raw"] == pytest.approx(last["eval/margin"], abs=1e-3)
+    assert abs(first["eval/margin_raw"]) > 0.1
     patient = configs.model.path
     assert (result.card.patient, result.card.reference, result.card.base) == (patient, patient, "")
     assert (result.card.preset, result.card.guidance, result.card.beta) == ("paper", "product", 1.0)
@@ -66,6 +70,9 @@ def test_balance_falls_and_the_doctor_is_written_with_its_card(configs, tmp_path
     assert np.abs(result.value_head["head"]["score"]).max() > 0
     meta = json.loads((tmp_path / "run" / "metadata.json").read_text())
     assert meta["loss"] == dict(result.card.loss)
+    scale = meta["reward_scale"]["value"]
+    readme = (tmp_path / "run" / "export" / "README.md").read_text()
+    assert f"| `loss.reward_scale` | `{scale:.4g} (asked for: auto)` |" in readme
     assert meta["loss"]["reference_weight"] == 0.0
     assert meta["ended_fraction"] == 1.0
     assert meta["token_rewards"]["rows"] == meta["data"]["train_rows"]

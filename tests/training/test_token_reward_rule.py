@@ -24,6 +24,7 @@ def scores(*responses):
 
 
 NONE = scores()
+CONTROLS = ("shuffled", "even", "labels")
 # Means of |difference| 1, 2 and 0.5, 1 nats.
 TWO_PAIRS = scores([1, 0, 2, -1], [2, -3, 1], [0.5, -0.5], [1, -1, -1])
 
@@ -92,6 +93,24 @@ def test_a_quantile_keeps_tokens_that_share_the_largest_importance():
     train = scores(*[[40.0, *[0.01] * 31]] * 4)
     found, _, _ = rewarded(train, NONE, replace(CONFIG, quantile=0.01))
     assert (found.rewards != 0).sum() == 4
+
+
+def test_controls_keep_the_rewards_of_a_response_but_not_their_places():
+    rng = np.random.default_rng(0)
+    split = scores(*(rng.normal(size=size) for size in (30, 20, 25, 35)))
+    base, _, _ = rewarded(split, split, CONFIG)
+    found = {name: rewarded(split, split, replace(CONFIG, placement=name))[:2] for name in CONTROLS}
+    by_response = {name: np.split(x.rewards, split.offsets[1:-1]) for name, (x, _) in found.items()}
+    whole = np.split(base.rewards, split.offsets[1:-1])
+    mean = np.mean([abs(x.sum()) for x in whole])
+    for number, before in enumerate(whole):
+        shuffled, even, labels = (by_response[name][number] for name in CONTROLS)
+        assert (shuffled != before).any()
+        np.testing.assert_array_equal(np.sort(shuffled), np.sort(before))
+        np.testing.assert_allclose(even, before.sum() / len(before), rtol=1e-5)
+        np.testing.assert_allclose(labels, (mean, -mean)[number % 2] / len(before), rtol=1e-5)
+    for train, validation in found.values():
+        np.testing.assert_array_equal(train.rewards, validation.rewards)
 
 
 def test_chunks_change_nothing(monkeypatch):
