@@ -125,12 +125,9 @@ class Text:
         """The doctor's pairs in two: what settings are chosen with, and the fifth that they are chosen by."""
         rows = list(pairs_of(self.sentences["doctor"], seed=0))
         apart = [share(row["chosen"] + row["rejected"]) < 0.2 for row in rows]
-        return tuple(
-            write(
-                self.folder / f"{name}.jsonl", (r for r, out in zip(rows, apart, strict=True) if out == held)
-            )
-            for name, held in (("tuning", False), ("tuning_held_out", True))
-        )
+        learnt = [row for row, out in zip(rows, apart, strict=True) if not out]
+        held = [row for row, out in zip(rows, apart, strict=True) if out]
+        return write(self.folder / "tuning.jsonl", learnt), write(self.folder / "tuning_held_out.jsonl", held)
 
     def face_pairs(self, part: str, under: Callable[[str, str], str]) -> Path:
         """The pairs of doctor or test under both instructions, each preferring the sentence of its face."""
