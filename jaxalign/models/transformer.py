@@ -445,8 +445,9 @@ def with_dtypes(config: ModelConfig, param_dtype: Any = None, compute_dtype: Any
 
 
 def params_count(params: Any) -> int:
-    """Number of scalars in a tree."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
+    """Number of scalars in a tree; the scales of 8-bit ones are none."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Int8))
+    return sum(int(np.prod(x.shape)) for x in leaves)
 
 
 __all__ = ["Definition", "Transformer", "create", "params_count", "parameter_shapes", "visible"]
