@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-
 from jaxalign.models.attention import attention_for, choose_attention
 from jaxalign.models.composite import Composite
 from jaxalign.models.config import AttentionForm, Choice, ModelConfig, ProductForm

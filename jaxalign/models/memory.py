@@ -1,18 +1,49 @@
 """How much memory models take: their weights."""
 
+import math
 from typing import Any
 
 import jax
 
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.int8 import Int8
-from jaxalign.models.transformer import params_count
+from jaxalign.models.int8 import Int8, quantize_params
+from jaxalign.models.transformer import parameter_shapes, params_count
 
 
 def sized(count: float) -> str:
     """Bytes as people read them: `256.6 MiB`."""
     unit, name = next(((u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB")) if count >= u), (2**10, "KiB"))
     return f"{count / unit:,.1f} {name}"
+
+
+def number_of_weights(config: ModelConfig) -> int:
+    """How many parameters a model of this shape has."""
+    shapes = jax.tree.leaves(parameter_shapes(config), is_leaf=lambda s: isinstance(s, tuple))
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def weight_sizes(config: ModelConfig) -> dict[str, int]:
+    """Bytes of a model's weights by what they are kept in: float32, bfloat16 and int8 (the rest of it float32)."""
+
+    def tree(dtype: str) -> Any:
+        shapes = parameter_shapes(config)
+        return jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s, dtype), shapes, is_leaf=lambda s: isinstance(s, tuple)
+        )
+
+    trees = {name: tree(name) for name in ("float32", "bfloat16")}
+    trees["int8"] = jax.eval_shape(quantize_params, trees["float32"])
+    return {name: bytes_of(found) for name, found in trees.items()}
+
+
+def cache_sizes(config: ModelConfig) -> dict[str, int]:
+    """Bytes of the keys and values of one token, by what they are kept in; of int8 with their scales."""
+    heads = 2 * config.num_layers * config.num_kv_heads
+    return {
+        "float32": heads * config.head_dim * 4,
+        "bfloat16": heads * config.head_dim * 2,
+        "int8": heads * (config.head_dim + 4),
+    }
 
 
 def kept_in(config: ModelConfig, params: Any) -> str:
@@ -23,7 +54,7 @@ def kept_in(config: ModelConfig, params: Any) -> str:
 
 def bytes_of(*trees: Any) -> int:
     """Bytes of the arrays of trees; of one that stands in several places, once."""
-    return sum({id(leaf): leaf.nbytes for leaf in jax.tree.leaves(trees)}.values())
+    return sum({id(leaf): leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees)}.values())
 
 
 def bytes_a_device(tree: Any) -> int:

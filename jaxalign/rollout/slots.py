@@ -6,13 +6,14 @@ A row's tokens depend on none of it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxalign.mesh import row_shards, shard_batch
+from jaxalign.mesh import DEFAULT_RULES, row_shards
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.rollout import decode
 from jaxalign.rollout.decode import Draws
@@ -231,13 +232,16 @@ class _Slots:
     def _placed(self) -> KVCache:
         """The cache, with the columns that the host keeps."""
         assert self.cache is not None
-        return replace(self.cache, starts=self.starts.astype(np.int32), column=np.int32(self.column))
+        keys, values = self._by_rows((self.cache.keys, self.cache.values))
+        starts = self.starts.astype(np.int32)
+        return KVCache(keys=keys, values=values, starts=starts, column=np.int32(self.column))
 
     def _by_rows(self, tree: Any) -> Any:
-        """Host arrays, on a mesh split by rows over the devices that share them."""
+        """Arrays, on a mesh split by rows over the devices that share them."""
         if self.mesh is None:
             return tree
-        return jax.tree.map(lambda x: shard_batch({"": x}, self.mesh)[""], tree)
+        rows = NamedSharding(self.mesh, PartitionSpec(DEFAULT_RULES["batch"]))
+        return jax.device_put(tree, rows)
 
     def _ahead(self) -> int:
         """Tokens of the next block."""

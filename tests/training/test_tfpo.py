@@ -15,12 +15,15 @@ from jaxalign.config import parse
 from jaxalign.data import DataConfig, chat_of, load_dataset
 from jaxalign.errors import ConfigError, DataError, ModelError
 from jaxalign.models.lora import LoraConfig
-from jaxalign.runs import records, report
+from jaxalign.models.memory import bytes_of, sized
+from jaxalign.runs import Run, records, report
+from jaxalign.training import setup
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.tfpo import train_tfpo
 from jaxalign.training.tfpo_config import PatientSource, TFPOConfig, TFPOLossConfig
 from jaxalign.training.tfpo_parts import check_identical, completion_end, terminated
+from jaxalign.training.token_reward_scores import FaceScorer
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +75,63 @@ def test_balance_falls_and_the_doctor_is_written_with_its_card(configs, tmp_path
     # As long as the mean response; and a random model of 259 tokens, of about log 259 nats a token.
     assert meta["value_start"]["ramp"] == pytest.approx(np.log(259), rel=0.1)
     assert meta["value_start"]["horizon"] == pytest.approx(5.5, abs=1.0)
+
+
+class Enough(Exception):
+    """The run has shown what it was to show."""
+
+
+@pytest.fixture
+def held(monkeypatch, live_bytes):
+    """Runs a configuration until it loads the doctor: bytes that live while faces are scored, and right before it."""
+
+    def run(config, **options):
+        seen, load, batch = {"scored": 0, "said": []}, setup.load_model, FaceScorer._batch
+        begun = live_bytes(collected=True)
+
+        def load_model(source, *args, section="model", **kwargs):
+            if section == "model":
+                seen["doctor"] = live_bytes(collected=True) - begun
+                raise Enough
+            return load(source, *args, section=section, **kwargs)
+
+        def scored(self, rows):
+            seen["scored"] = max(seen["scored"], live_bytes() - begun)
+            return batch(self, rows)
+
+        monkeypatch.setattr(Run, "tell", lambda self, part, what: seen["said"].append(f"{part}: {what}"))
+        monkeypatch.setattr(setup, "load_model", load_model)
+        monkeypatch.setattr(FaceScorer, "_batch", scored)
+        with pytest.raises(Enough):
+            train_tfpo(config, **options)
+        return seen
+
+    return run
+
+
+@pytest.mark.parametrize("weights", ["same", "int8"])
+def test_one_copy_of_the_patient_lives_while_it_scores_and_none_when_the_doctor_comes(
+    weights, configs, held, tmp_path
+):
+    source = PatientSource(path=configs.model.path, weights=weights)
+    seen = held(configs.tfpo(tmp_path / "run", patient=source))
+    size = bytes_of(models.load_pretrained(configs.model.path, weights=weights).params)
+    # Beside it there are keys, and the numbers of a batch at most.
+    assert size <= seen["scored"] < 1.2 * size
+    assert seen["doctor"] < 0.1 * size
+    assert f"{sized(size)} in {'int8' if weights == 'int8' else 'float32'})" in seen["said"][0]
+
+
+def test_of_a_live_patient_8_bit_copies_lie_beside_what_its_owner_holds(configs, live, held, tmp_path):
+    patient, tokenizer = live
+    rounded = bytes_of(models.quantize(patient).params)
+    doctor = ModelSource(path=configs.model.path)
+    config = configs.tfpo(tmp_path / "run", patient=PatientSource(weights="int8"), model=doctor)
+    seen = held(config, patient=patient, tokenizer=tokenizer)
+    # Norms are shared.
+    assert 0.9 * rounded < seen["scored"] < 1.2 * rounded
+    assert seen["doctor"] < 0.1 * rounded
+    assert seen["said"][0].startswith("patient: given live (llama, ")
 
 
 @pytest.mark.slow
