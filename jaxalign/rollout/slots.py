@@ -6,7 +6,7 @@ A row's tokens depend on none of it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -234,7 +234,7 @@ class _Slots:
         assert self.cache is not None
         keys, values = self._by_rows((self.cache.keys, self.cache.values))
         starts = self.starts.astype(np.int32)
-        return KVCache(keys=keys, values=values, starts=starts, column=np.int32(self.column))
+        return replace(self.cache, keys=keys, values=values, starts=starts, column=np.int32(self.column))
 
     def _by_rows(self, tree: Any) -> Any:
         """Arrays, on a mesh split by rows over the devices that share them."""

@@ -109,3 +109,15 @@ def test_what_was_rounded_unasked_is_said_with_the_key_that_keeps_it():
     )
     for options in ({"asked": "auto", "files": "bfloat16"}, {"asked": "bfloat16", "files": "float32"}, {}):
         assert text(**options).endswith("in bfloat16; products in float32")
+
+
+def test_decoding_adds_an_adapter_to_low_weights_in_the_dtype_of_products():
+    model = models.load_pretrained(GOLDEN / "llama", param_dtype="bfloat16")
+    lora = models.LoraConfig(enabled=True, rank=2)
+    adapter = models.create_adapter(model.config, lora, key=jax.random.key(0))
+    adapter = models.attach(jax.tree.map(lambda x: x + 0.01, adapter), lora)
+    tokens = jnp.asarray([[3, 5, 7, 9]])
+    _, cache = model.prefill(tokens[:, :3], jnp.asarray([3]), cache_length=8, adapter=adapter)
+    weights = model.decode_weights(adapter)
+    hidden, _ = models.merge(models.split(model)[0], weights).decode(weights, tokens[:, 3], cache)
+    np.testing.assert_allclose(hidden, model.hidden(tokens, adapter=adapter)[:, 3], atol=1e-5)
