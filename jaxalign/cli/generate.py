@@ -10,10 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.cli.loading import Dtype, Speaker, Stream, Template, load_speaker, printed
+from jaxalign.cli.loading import (
+    Dtype,
+    Speaker,
+    Stream,
+    Template,
+    decoding_text,
+    load_speaker,
+    printed,
+    printed_aside,
+)
 from jaxalign.data.records import Text
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.mesh import MeshConfig
 from jaxalign.models.guided_folders import GuideConfig
+from jaxalign.models.tensor_dtypes import ParamDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
 
@@ -38,11 +49,13 @@ class GenerateConfig(GuideConfig):
       output: a jsonl file for prompt, completion, finish_reason and logp; empty prints to the terminal.
       seed: seed of the sampling.
       device: auto, cpu, gpu or tpu.
-      param_dtype: dtype the parameters are kept in.
+      param_dtype: dtype the parameters are kept in; auto takes bfloat16 on a GPU or TPU, whatever the files have, and
+        float32 on a CPU.
       compute_dtype: dtype of the matrix products.
       weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers: less memory, slightly
         other answers; same keeps them.
       cache: int8 does so with the keys and values of the tokens seen; same keeps them.
+      mesh: devices by axis, which the weights of all models are split over; prompts are so over data and fsdp.
     """
 
     model: str = ""
@@ -59,10 +72,11 @@ class GenerateConfig(GuideConfig):
     output: str = ""
     seed: int = 0
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    param_dtype: Dtype = "float32"
+    param_dtype: ParamDtype = "auto"
     compute_dtype: Dtype = "float32"
     weights: Storage = "same"
     cache: Storage = "same"
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,6 +116,15 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         weights=config.weights,
         cache=config.cache,
         guide=config,
+        device=config.device,
+        mesh=config.mesh,
+        tell=printed_aside,
+    )
+    ids = [speaker.encode(prompt, config.system) for prompt in prompts]
+    printed_aside(
+        decoding_text(
+            speaker, min(len(ids), config.batch_size), max(map(len, ids)), config.sampling.arguments()
+        )
     )
     rows: list[dict[str, Any]] = []
     # One completion is shown while it is made.
@@ -110,7 +133,14 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         batch = prompts[start : start + config.batch_size]
         if streams:
             print(f"> {_asked(prompts[0])}")
-        done = complete(speaker, batch, config, first_row=start, write=printed if streams else None)
+        done = complete(
+            speaker,
+            batch,
+            config,
+            ids=ids[start : start + config.batch_size],
+            first_row=start,
+            write=printed if streams else None,
+        )
         if streams:
             print(f"\n{_note(done[0])}\n")
         elif not config.output:
@@ -127,13 +157,17 @@ def complete(
     prompts: Sequence[Any],
     config: GenerateConfig,
     *,
+    ids: Sequence[list[int]] | None = None,
     first_row: int = 0,
     write: Callable[[str], Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Completions of one batch of prompts (text or messages), as rows; `write` gets the first one piece by piece."""
+    """Completions of one batch of prompts (text or messages), as rows; `write` gets the first one piece by piece.
+
+    `ids` are those of the prompts, where they are known already.
+    """
     import jax
 
-    ids = [speaker.encode(p, config.system) for p in prompts]
+    ids = [speaker.encode(p, config.system) for p in prompts] if ids is None else ids
     samples = config.sampling.num_samples
     # The randomness of a row depends on its place in the whole list, not on the batch size.
     row_ids = range(first_row * samples, (first_row + len(ids)) * samples)

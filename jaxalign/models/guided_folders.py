@@ -23,6 +23,7 @@ from jaxalign.models.huggingface import (
 )
 from jaxalign.models.lora import attach
 from jaxalign.models.peft import load_adapter
+from jaxalign.models.sharding import on_mesh
 from jaxalign.models.stops import stopping, tokenizer_stops
 from jaxalign.models.vocabulary import check_same_vocabulary, vocabulary_map
 
@@ -138,6 +139,11 @@ class Doctors:
                 raise
             return load_tokenizer(self.tokenizer)
 
+    def start_as(self, folder: str) -> bool:
+        """Whether one of them begins as the model in a folder, so that it may share its weights."""
+        named = [path for card in self.cards for path in (card.base, card.reference) if path]
+        return _place(folder) in map(_place, named)
+
 
 def read_doctors(config: GuideConfig) -> Doctors:
     """The cards of a configuration's doctors, checked against each other and against the configuration.
@@ -209,13 +215,13 @@ def _betas(config: GuideConfig, cards: Sequence[DoctorCard]) -> tuple[float, ...
 
 
 def load_guided(
-    config: GuideConfig, *, param_dtype: Any = None, compute_dtype: Any = None
+    config: GuideConfig, *, param_dtype: Any = None, compute_dtype: Any = None, mesh: Any = None
 ) -> tuple[Any, Any]:
     """A patient with its doctors, from folders alone.
 
     Args:
       config: the doctors, and what it sets in place of their cards.
-      param_dtype, compute_dtype: of all models, as `load_pretrained`.
+      param_dtype, compute_dtype, mesh: of all models, as `load_pretrained`.
 
     Returns:
       (the `GuidedModel`, the patient's tokenizer).
@@ -227,12 +233,14 @@ def load_guided(
     doctors = read_doctors(config)
     folder = doctors.patient_folder()
     tokenizer = doctors.patient_tokenizer(folder)
-    patient = load_pretrained(folder, param_dtype=param_dtype, compute_dtype=compute_dtype)
+    patient = load_pretrained(folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh)
     check_vocabulary(patient.config, tokenizer)
-    return guided_by(doctors, patient, tokenizer, folder=folder), tokenizer
+    return guided_by(doctors, patient, tokenizer, folder=folder, mesh=mesh), tokenizer
 
 
-def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "") -> GuidedModel:
+def guided_by(
+    doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "", mesh: Any = None
+) -> GuidedModel:
     """A live patient with its doctors, which get its dtypes.
 
     Doctors that are adapters on one base are given that base as one live object, so that they are computed together.
@@ -244,6 +252,7 @@ def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "
       tokenizer: the patient's.
       folder: whose parameters the patient has, unchanged: a doctor on the same base then shares them in memory. Empty
         where it comes from elsewhere.
+      mesh: lay the doctors' parameters out on this mesh; None puts them on the default device.
 
     Raises:
       ModelError: a folder, tensor or tokenizer that is wrong or missing; a doctor's tokenizer that is not the
@@ -258,7 +267,7 @@ def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "
                 "param_dtype": patient.config.param_dtype,
                 "compute_dtype": patient.config.compute_dtype,
             }
-            live[place] = load_pretrained(model_folder(str(path)), **dtypes)
+            live[place] = load_pretrained(model_folder(str(path)), mesh=mesh, **dtypes)
         return live[place]
 
     ratio = doctors.guidance == "ratio"
@@ -291,7 +300,8 @@ def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "
         plausibility=doctors.plausibility,
     )
     writable = [token for token in stops if token < guided.config.vocab_size]
-    return GuidedModel(stopping(guided.definition, writable), guided.params)
+    params = guided.params if mesh is None else on_mesh(guided.params, mesh)
+    return GuidedModel(stopping(guided.definition, writable), params)
 
 
 def _vocabulary_of(
