@@ -42,8 +42,8 @@ from jaxalign.uncertainty import estimate_mean
 HELD_OUT, OPENING, WRITTEN = 128, 17, 48
 BETAS = (0.25, 0.5, 1.0)
 # As much text a row: GPT-2's tokens are longer.
-LENGTHS = {"own": 384, "gpt2": 160}
-STEPS = 300
+LENGTHS = {"own": 288, "gpt2": 120}
+STEPS = 200
 
 
 class Places:
