@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,12 @@ from jaxalign.models.lora import attach
 from jaxalign.models.peft import load_adapter
 from jaxalign.models.sharding import on_mesh
 from jaxalign.models.stops import stopping, tokenizer_stops
-from jaxalign.models.vocabulary import check_same_vocabulary, vocabulary_map
+from jaxalign.models.vocabulary import (
+    added_differences,
+    check_same_vocabulary,
+    only_added_differ,
+    vocabulary_map,
+)
 
 OtherVocabulary = Literal["refuse", "map"]
 
@@ -46,8 +52,9 @@ class GuideConfig:
         written, which keeps strong doctors from nonsense; 0 leaves all tokens.
       guidance: product multiplies by what a doctor says; ratio by that over what it said before its training; auto
         takes the cards'.
-      vocabulary: what to do with a doctor whose tokenizer is not the patient's: refuse it, or map tokens by their
-        exact text.
+      vocabulary: what to do with a doctor whose tokenizer is not the patient's: refuse it, or map tokens by the text
+        that they write; what it has no token for is left to the patient. Where they differ in added and special
+        tokens alone, nothing is refused.
     """
 
     doctor: tuple[str, ...] = ()
@@ -255,8 +262,8 @@ def guided_by(
       mesh: lay the doctors' parameters out on this mesh; None puts them on the default device.
 
     Raises:
-      ModelError: a folder, tensor or tokenizer that is wrong or missing; a doctor's tokenizer that is not the
-        patient's, unless vocabularies are mapped.
+      ModelError: a folder, tensor or tokenizer that is wrong or missing; a doctor's tokenizer that differs from the
+        patient's in more than added tokens, unless vocabularies are mapped.
     """
     live = {_place(folder): patient} if folder else {}
 
@@ -272,7 +279,7 @@ def guided_by(
 
     ratio = doctors.guidance == "ratio"
     bases = Counter(_place(card.base) for card in doctors.cards if card.adapter)
-    maps: list[tuple[dict[str, int], np.ndarray]] = []
+    maps: list[tuple[dict[str, int], np.ndarray | None]] = []
     steering, stops = [], [*tokenizer_stops(tokenizer)]
     for home, card in zip(doctors.folders, doctors.cards, strict=True):
         words = load_tokenizer(home)
@@ -309,23 +316,37 @@ def _vocabulary_of(
     patient: Any,
     other: OtherVocabulary,
     home: Path,
-    maps: list[tuple[dict[str, int], np.ndarray]],
+    maps: list[tuple[dict[str, int], np.ndarray | None]],
 ) -> np.ndarray | None:
-    """The map of the patient's tokens to the doctor's; None where they are the same. `maps` keeps those made."""
-    if other == "refuse":
-        try:
-            check_same_vocabulary(words, patient)
-        except ModelError as error:
-            raise ModelError(f"{home}: {error} (--vocabulary=map goes by the text of tokens)") from None
-        return None
+    """The map of the patient's tokens to the doctor's; None where ids mean the same. `maps` keeps those made.
+
+    A line on standard error says what differs, once a tokenizer.
+    """
     vocabulary = words.get_vocab()
     if vocabulary == patient.get_vocab():
         return None
     for known, ids in maps:
         if known == vocabulary:
             return ids  # the same object: only so are two doctors computed together
-    maps.append((vocabulary, vocabulary_map(patient, words)))
-    return maps[-1][1]
+    alike = only_added_differ(words, patient)
+    if not alike and other == "refuse":
+        try:
+            check_same_vocabulary(words, patient)
+        except ModelError as error:
+            raise ModelError(f"{home}: {error} (--vocabulary=map goes by the text of tokens)") from None
+    found = vocabulary_map(patient, words)
+    if alike:
+        said = f"but for added tokens its tokenizer is the patient's: {added_differences(patient, words)}"
+    else:
+        said = (
+            f"{(found >= 0).sum():,} of the patient's {len(patient.get_vocab()):,} tokens are among its "
+            f"{len(vocabulary):,}; to the others it is neutral"
+        )
+    print(f"{home}: {said}", file=sys.stderr)
+    # Where every token has its id, the doctor just has more.
+    ids = None if (found == np.arange(len(found))).all() else found
+    maps.append((vocabulary, ids))
+    return ids
 
 
 def _unknown(words: Any) -> int:

@@ -64,7 +64,7 @@ class Treatment:
     def open(
         config: TFPOConfig, mesh: Mesh, run: Run, *, patient: Any, doctor: Any, tokenizer: Any
     ) -> "Treatment":
-        """Loads the patient where none is given, and checks that the doctor shares its vocabulary.
+        """Loads the patient where none is given, and checks that its tokens mean the same to the doctor.
 
         Raises:
           ConfigError: a live model without a tokenizer; no patient.

@@ -1,6 +1,7 @@
 """TFPO runs: a doctor learns, is written down with its card, and what cannot be learned from is said."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from jaxalign.training.loop import TrainConfig
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.tfpo import train_tfpo
 from jaxalign.training.tfpo_config import PatientSource, TFPOConfig, TFPOLossConfig
-from jaxalign.training.tfpo_parts import check_identical, completion_end, terminated
+from jaxalign.training.tfpo_parts import Treatment, check_identical, completion_end, terminated
 from jaxalign.training.token_reward_scores import FaceScorer
 from jaxalign.training.token_rewards import token_reward_table
 
@@ -331,6 +332,26 @@ def test_a_doctor_of_another_vocabulary_is_refused_before_anything_is_scored(
         train_tfpo(config)
     assert "\n" not in str(e.value)
     assert not (tmp_path / "run" / "token_rewards").exists()
+
+
+def test_a_doctor_may_have_been_given_tokens_that_the_patient_has_not_but_not_the_other_way(
+    configs, live, tmp_path
+):
+    chat = models.load_tokenizer(configs.model.path)
+    chat.add_tokens(["<|im_start|>"], special_tokens=True)
+    more = models.create(replace(live[0].config, vocab_size=260), key=jax.random.key(0))
+    models.save_pretrained(more, tmp_path / "chat", tokenizer=chat)
+
+    def opened(doctor, patient, tokenizer):
+        config = configs.tfpo(tmp_path / "run", model=ModelSource(path=str(doctor)))
+        return Treatment.open(config, None, None, patient=patient, doctor=None, tokenizer=tokenizer)
+
+    assert opened(tmp_path / "chat", *live).tokenizer is live[1]
+    shutil.copytree(configs.model.path, tmp_path / "base")
+    with pytest.raises(
+        ModelError, match=r"id 259, no token for the doctor and '<\|im_start\|>' for the patient"
+    ):
+        opened(tmp_path / "base", more, chat)
 
 
 def test_a_run_without_a_patient_says_so(configs, live, tmp_path):
