@@ -44,7 +44,7 @@ def loss_of(config):
 
 def swept(trainer, folder, grid, metric="eval/loss", *, steps=1, **options):
     config = SFTConfig(run=RunConfig(progress=False), train=TrainConfig(steps=steps))
-    options = {"say": lambda line: None} | options
+    options.setdefault("say", lambda line: None)
     return sweep(trainer, config, grid, metric=metric, output=folder, **options)
 
 
