@@ -100,12 +100,13 @@ def test_chat_rows_are_asked_up_to_the_last_answer(speaker):
 
 
 def test_rows_of_text_are_prompts_to_continue_and_labelled_rows_are_prompts(tmp_path):
-    from jaxalign.cli.generate import GenerateConfig, _prompts_of_file
+    from jaxalign.cli.generate import GenerateConfig, _questions_of_file
 
     rows = [{"text": "Once"}], [{"prompt": "P", "response_1": "a", "score": 3}]
     for row, prompt in zip(rows, ("Once", "P"), strict=True):
         (tmp_path / "rows.jsonl").write_text(json.dumps(row[0]))
-        assert _prompts_of_file(GenerateConfig(model="m", file=str(tmp_path / "rows.jsonl"))) == [prompt]
+        [question] = _questions_of_file(GenerateConfig(model="m", file=str(tmp_path / "rows.jsonl")))
+        assert (question.turns, question.layout) == ((prompt,), "")
 
 
 def test_prompts_are_written_as_the_run_that_made_the_model_did(run_folder, tiny_model_folder):
