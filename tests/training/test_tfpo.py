@@ -21,6 +21,7 @@ from jaxalign.training.setup import ModelSource
 from jaxalign.training.tfpo import train_tfpo
 from jaxalign.training.tfpo_config import PatientSource, TFPOConfig, TFPOLossConfig
 from jaxalign.training.tfpo_parts import check_identical, completion_end, terminated
+from jaxalign.training.token_reward_scores import FaceScorer
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,33 @@ def test_balance_falls_and_the_doctor_is_written_with_its_card(configs, tmp_path
     # As long as the mean response; and a random model of 259 tokens, of about log 259 nats a token.
     assert meta["value_start"]["ramp"] == pytest.approx(np.log(259), rel=0.1)
     assert meta["value_start"]["horizon"] == pytest.approx(5.5, abs=1.0)
+
+
+def test_a_run_with_a_patient_drawn_from_the_seed_goes_on_and_guides_it(configs, tmp_path, monkeypatch):
+    patient = PatientSource(path=configs.model.path, random_init=True)
+    config = configs.tfpo(tmp_path / "run", patient=patient, train=TrainConfig(batch_size=8, steps=2))
+    train_tfpo(unsampled(config))
+    noted = json.loads((tmp_path / "run" / "metadata.json").read_text())
+
+    def again(*_):
+        raise AssertionError("the patient scores anew")
+
+    monkeypatch.setattr(FaceScorer, "_batch", again)
+    config = replace(config, run=replace(config.run, resume=True), train=replace(config.train, steps=4))
+    result = train_tfpo(unsampled(config))
+    # Of the first start: the scale that was read off its gradients, and the rewards.
+    later = json.loads((tmp_path / "run" / "metadata.json").read_text())
+    assert later["raised"] == ["train.steps is 4 where it was 2"]
+    assert (later["reward_scale"], later["value_start"]) == (noted["reward_scale"], noted["value_start"])
+    assert (noted["token_rewards"]["scored_rows"], later["token_rewards"]["scored_rows"]) == (40, 0)
+    assert result.card.loss["reward_scale"] == noted["reward_scale"]["value"]
+    steps = [row["step"] for row in records.read(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
+    assert steps == [1, 2, 3, 4]
+    # The patient is in no folder but the run's own, which also the card of another checkpoint names.
+    drawn = models.create(models.load_config(configs.model.path), key=jax.random.key(config.run.seed))
+    for doctor in (str(tmp_path / "run"), f"{tmp_path / 'run'}@2"):
+        guided, _ = models.load_guided(models.GuideConfig(doctor=(doctor,)))
+        jax.tree.map(np.testing.assert_array_equal, guided.params["patient"], drawn.params)
 
 
 @pytest.mark.slow
