@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxalign.runs import report
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -42,3 +44,11 @@ def test_dpo_and_grpo_called_from_python(tiny_model_folder, tmp_path):
     assert margins[0] == 0.0 and margins[-1] > 0.5
     # Its own callback ends the run.
     assert scores[0] < 0.2 and scores[-1] >= 0.95 and len(scores) < 60
+
+
+def test_a_doctor_from_a_few_pairs_steers_by_a_weight_chosen_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write_report", lambda folder: None)
+    accuracy, shares = load("llmdoctor").train(str(tmp_path), weights=(0.0, 2.0))
+    assert accuracy > 0.9
+    assert 0.35 < shares[0.0] < 0.6
+    assert shares[2.0] > shares[0.0] + 0.2

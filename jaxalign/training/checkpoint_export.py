@@ -348,6 +348,8 @@ class Checkpoint:
             if not fused_targets(trained, begun.config):
                 models.save_adapter(trained, place / "adapter", lora, begun.config, **named)
                 card = replace(card, adapter="./adapter")
+        if card.patient.startswith(".."):
+            card = replace(card, patient=str((self.run / "patient").resolve()))
         if card.reference.startswith(".."):
             models.save_pretrained(self.begun(begun), place / "start", tokenizer=self.tokenizer)
             card = replace(card, reference="./start", base="./start" if card.base else "")

@@ -35,6 +35,8 @@ RAMP_PAIRS = 256
 EQUAL = "chosen equals rejected"
 # Where a run keeps what the doctor began as, seen from the card.
 START = "../start"
+# Likewise a patient that was drawn from the seed, and so is in no other folder.
+PATIENT = "../patient"
 
 
 @dataclass
@@ -117,11 +119,15 @@ class Treatment:
         return models.quantize(self.patient) if self.config.patient.weights == "int8" else self.patient
 
     def load_doctor(self) -> Any:
-        """The doctor as it begins; the patient is let go."""
-        self.patient = None
+        """The doctor as it begins; the patient is let go, and kept in the run's folder where it is in no other."""
+        self.patient, seed = None, self.config.run.seed
+        folder = self.run.folder / "patient"
+        if self.named and self.config.patient.random_init and not (self.run.resumed and folder.is_dir()):
+            drawn, tokenizer = setup.load_model(self.config.patient, self.mesh, seed=seed, section="patient")
+            models.save_pretrained(drawn, folder, tokenizer=tokenizer)
         if self.source is None:
             return self.doctor
-        seed, packing = self.config.run.seed, self.config.train.packing
+        packing = self.config.train.packing
         return setup.load_model(self.source, self.mesh, seed=seed, run=self.run, packing=packing)[0]
 
     def card(self, numbers: TFPONumbers) -> models.DoctorCard:
@@ -144,8 +150,9 @@ def doctor_card(config: TFPOConfig, numbers: TFPONumbers, start: str, *, named: 
     guidance = config.guidance.resolved(config.loss.preset)
     if not start and guidance["guidance"] == "ratio":
         start = START
+    patient = PATIENT if config.patient.random_init else full_name(config.patient.path)
     return models.DoctorCard(
-        patient=full_name(config.patient.path) if named and not config.patient.random_init else "",
+        patient=patient if named else "",
         dimension=config.rewards.dimension,
         preset=config.loss.preset,
         reference=start,

@@ -187,6 +187,33 @@ def test_live_models_are_laid_out_on_the_mesh_and_stay_one_where_they_are(config
     assert max(jax.tree.leaves(moved)) < 1e-5
 
 
+def test_a_run_with_a_patient_drawn_from_the_seed_goes_on_and_guides_it(configs, tmp_path, monkeypatch):
+    patient = PatientSource(path=configs.model.path, random_init=True)
+    config = configs.tfpo(tmp_path / "run", patient=patient, train=TrainConfig(batch_size=8, steps=2))
+    train_tfpo(unsampled(config))
+    noted = json.loads((tmp_path / "run" / "metadata.json").read_text())
+
+    def again(*_):
+        raise AssertionError("the patient scores anew")
+
+    monkeypatch.setattr(FaceScorer, "_batch", again)
+    config = replace(config, run=replace(config.run, resume=True), train=replace(config.train, steps=4))
+    result = train_tfpo(unsampled(config))
+    # Of the first start: the scale that was read off its gradients, and the rewards.
+    later = json.loads((tmp_path / "run" / "metadata.json").read_text())
+    assert later["raised"] == ["train.steps is 4 where it was 2"]
+    assert (later["reward_scale"], later["value_start"]) == (noted["reward_scale"], noted["value_start"])
+    assert (noted["token_rewards"]["scored_rows"], later["token_rewards"]["scored_rows"]) == (40, 0)
+    assert result.card.loss["reward_scale"] == noted["reward_scale"]["value"]
+    steps = [row["step"] for row in records.read(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
+    assert steps == [1, 2, 3, 4]
+    # The patient is in no folder but the run's own, which also the card of another checkpoint names.
+    drawn = models.create(models.load_config(configs.model.path), key=jax.random.key(config.run.seed))
+    for doctor in (str(tmp_path / "run"), f"{tmp_path / 'run'}@2"):
+        guided, _ = models.load_guided(models.GuideConfig(doctor=(doctor,)))
+        jax.tree.map(np.testing.assert_array_equal, guided.params["patient"], drawn.params)
+
+
 @pytest.mark.slow
 def test_the_measured_ramp_begins_nearer_to_balance_than_none(configs, tmp_path):
     found = {}
