@@ -3,10 +3,11 @@
 Claim: through the map a doctor of another vocabulary changes what the patient writes as one of its own vocabulary does.
 Command: python experiments/doctor_other_vocabulary.py --shared ../shared --output runs/other_vocabulary [--seeds 0 1 2]
   What is trained and drawn is kept: the same command goes on. It prints the table and writes table.txt.
-Doctors: two random Llamas of the patient's shape, one with the patient's 512 tokens, one with GPT-2's 50,257, each
-  taught by SFT the same stories, in which every full stop is an exclamation mark. Judge: stories260K taught the same.
-Arms: each doctor by product at three betas; the one of GPT-2's also as versions before did it, by the exact text of
-  tokens and with its mean logit where there is none, and with either of the two changed alone.
+Doctors: two Llamas of the patient's shape, one with the patient's 512 tokens, one with GPT-2's 50,257, each taught by
+  SFT stories as they are (its reference), then stories in which every full stop is an exclamation mark. Judge:
+  stories260K taught the latter.
+Arms: each doctor by product and by ratio; the one of GPT-2's also as versions before did it, by the exact text of
+  tokens and with its mean logit where there is none, and by product with either of the two changed alone.
 Figures, of completions after the openings of stories that nobody learned from: the share of exclamation marks among
   them and full stops (of completions that have either), the judge's nats a token, the KL to the patient a completion;
   and, at the full stops of those stories, how far the log odds of a mark against a stop move.
@@ -18,6 +19,7 @@ import argparse
 import gzip
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,9 @@ from jaxalign.training.sft import SFTConfig, train_sft
 from jaxalign.uncertainty import estimate_mean
 
 HELD_OUT, OPENING, WRITTEN = 128, 17, 48
-BETAS = (0.25, 0.5, 1.0)
+BETAS = {"product": (0.25, 0.5, 1.0), "ratio": (0.5, 1.0, 2.0)}
 # As much text a row: GPT-2's tokens are longer.
-LENGTHS = {"own": 288, "gpt2": 120}
-STEPS = 200
+LENGTHS = {"own": 230, "gpt2": 96}
 
 
 class Places:
@@ -57,32 +58,34 @@ class Places:
             texts = [json.loads(line)["text"] for line in lines]
         self.held_out = texts[:HELD_OUT]
         output.mkdir(parents=True, exist_ok=True)
-        self.lessons = output / "lessons.jsonl"
-        rows = [{"text": text.replace(".", "!")} for text in texts[HELD_OUT:]]
-        self.lessons.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for name, stop in (("stories", "."), ("lessons", "!")):
+            rows = [{"text": text.replace(".", stop)} for text in texts[HELD_OUT:]]
+            (output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def taught(self, name: str, source: Path, length: int, seed: int, steps: int) -> Path:
-        """The export of a model taught the lessons."""
+    def taught(
+        self, name: str, source: Path, text: str, length: int, seed: int, steps: int, rate: float
+    ) -> Path:
+        """The export of a model taught `text`: stories or lessons."""
         folder = self.output / f"{name}-{seed}"
         if not (folder / "export" / "config.json").exists():
             config = SFTConfig(
                 run=RunConfig(output=str(folder), seed=seed, eval_every=100, sample_rows=0),
                 model=ModelSource(path=str(source)),
                 data=DataConfig(
-                    train=(str(self.lessons),),
+                    train=(str(self.output / f"{text}.jsonl"),),
                     template="plain",
                     end_token="none",
                     max_length=length,
                     truncation="cut_completion",
                 ),
                 train=TrainConfig(batch_size=8, steps=steps),
-                optimizer=OptimizerConfig(learning_rate=3e-3 if steps == STEPS else 1e-3, warmup_ratio=0.1),
+                optimizer=OptimizerConfig(learning_rate=rate, warmup_ratio=0.1),
             )
             train_sft(config)
         return folder / "export"
 
     def doctor(self, kind: str, seed: int) -> Path:
-        """A small random Llama with this tokenizer, taught, with its card."""
+        """A Llama with this tokenizer taught stories, then lessons, with its card."""
         words = models.load_tokenizer(self.tokenizers[kind])
         shape = replace(
             models.load_config(self.patient),
@@ -95,11 +98,14 @@ class Places:
         if not start.exists():
             made = models.create(shape, key=jax.random.key(seed))
             models.save_pretrained(made, start, tokenizer=words)
-        home = self.taught(kind, start, LENGTHS[kind], seed, STEPS)
+        length = LENGTHS[kind]
+        reference = self.taught(f"reference-{kind}", start, "stories", length, seed, 200, 3e-3)
+        home = self.taught(f"doctor-{kind}", reference, "lessons", length, seed, 60, 1e-3)
         head = models.create_value_head(
             shape, models.HeadConfig(), key=jax.random.key(0), ramp=0.0, horizon=1.0
         )
-        models.save_doctor(home, models.DoctorCard(patient=str(self.patient), dimension="cheer"), head)
+        card = models.DoctorCard(patient=str(self.patient), dimension="cheer", reference=str(reference))
+        models.save_doctor(home, card, head)
         return home
 
 
@@ -118,23 +124,33 @@ def with_mean_logits(doctor: Any, ids: np.ndarray) -> Any:
 
 
 def arms(places: Places, patient: Any, seed: int) -> dict[str, Any]:
-    """Guided models by name, at beta 1."""
+    """Guided models by name, at beta 1; a name begins with its guidance."""
     homes = {kind: places.doctor(kind, seed) for kind in ("own", "gpt2")}
     words, others = (models.load_tokenizer(places.tokenizers[kind]) for kind in ("own", "gpt2"))
     by_bytes, by_text = vocabulary_map(words, others), np.full(patient.config.vocab_size, -1, np.int32)
     for text, index in words.get_vocab().items():
         by_text[index] = others.get_vocab().get(text, -1)
-    model = models.load_pretrained(homes["gpt2"])
-    strangers = {
-        "GPT-2's, text, mean logit (before)": models.Doctor(with_mean_logits(model, by_text)),
-        "GPT-2's, text, neutral": models.Doctor(model, vocabulary=by_text, unknown=others.eos_token_id),
-        "GPT-2's, bytes, mean logit": models.Doctor(with_mean_logits(model, by_bytes)),
-    }
-    loaded = {
-        name: load_guided(GuideConfig(doctor=(str(homes[kind]),), vocabulary="map"))[0]
-        for name, kind in (("own vocabulary", "own"), ("GPT-2's, bytes, neutral (now)", "gpt2"))
-    }
-    return loaded | {name: models.guide(patient, [doctor], betas=[1.0]) for name, doctor in strangers.items()}
+    model, reference = map(
+        models.load_pretrained, (homes["gpt2"], places.output / f"reference-gpt2-{seed}" / "export")
+    )
+    found = {}
+    for guidance in ("product", "ratio"):
+        for name, kind in (("own vocabulary", "own"), ("GPT-2's, bytes, neutral (now)", "gpt2")):
+            config = GuideConfig(doctor=(str(homes[kind]),), vocabulary="map", guidance=guidance)
+            found[f"{guidance}: {name}"] = load_guided(config)[0]
+        before = models.Doctor(
+            with_mean_logits(model, by_text), reference=with_mean_logits(reference, by_text)
+        )
+        others_by = {"GPT-2's, text, mean logit (before)": before}
+        if guidance == "product":
+            unknown = others.eos_token_id
+            others_by |= {
+                "GPT-2's, text, neutral": models.Doctor(model, vocabulary=by_text, unknown=unknown),
+                "GPT-2's, bytes, mean logit": models.Doctor(with_mean_logits(model, by_bytes)),
+            }
+        for name, doctor in others_by.items():
+            found[f"{guidance}: {name}"] = models.guide(patient, [doctor], betas=[1.0], guidance=guidance)
+    return found
 
 
 class Measures:
@@ -147,10 +163,11 @@ class Measures:
         self.rows = [self.words(text)["input_ids"][: OPENING + 128] for text in places.held_out]
         self.prompts = [row[:OPENING] for row in self.rows]
         self.score = make_scorer(models.split(patient)[0])
+        self.before = self.odds(patient)
 
-    def of(self, model: Any, seed: int) -> dict[str, list[float]]:
-        """Figures, one a completion."""
-        sampler = Sampler(model)
+    def of(self, model: Any, sampler: Sampler, seed: int) -> dict[str, list[Any]]:
+        """Figures, one a completion (one a full stop) each, and texts; the sampler is one of the model's shape."""
+        sampler.update(models.split(model)[1])
         done = sampler.generate(self.prompts, max_new_tokens=WRITTEN, key=jax.random.key(seed))
         rows = join_rows(self.prompts, done)
         theirs, judged = (
@@ -163,7 +180,7 @@ class Measures:
             "marks": [some / both for some, both in marks if both],
             "judge": (-judged / np.maximum(done.lengths, 1)).tolist(),
             "kl": (ours - theirs).tolist(),
-            "odds": (self.odds(model) - self.odds(self.patient)).tolist(),
+            "odds": (self.odds(model) - self.before).tolist(),
             "text": texts[:4],
         }
 
@@ -174,27 +191,31 @@ class Measures:
         for row, ids in zip(tokens, self.rows, strict=True):
             row[: len(ids)] = ids
         definition, params = models.split(model)
-
-        @jax.jit
-        def difference(params, tokens, lengths):
-            logits = models.merge(definition, params)(tokens, lengths=lengths)
-            return logits[..., self.vocabulary["!"]] - logits[..., self.vocabulary["."]]
-
+        both = self.vocabulary["!"], self.vocabulary["."]
         parts = [
-            np.asarray(difference(params, tokens[i : i + 32], lengths[i : i + 32]))
+            np.asarray(difference(definition, params, tokens[i : i + 32], lengths[i : i + 32], both))
             for i in range(0, len(tokens), 32)
         ]
-        return np.concatenate(parts)[:, :-1][tokens[:, 1:] == self.vocabulary["."]]
+        return np.concatenate(parts)[:, :-1][tokens[:, 1:] == both[1]]
+
+
+@partial(jax.jit, static_argnames=("definition", "both"))
+def difference(definition: Any, params: Any, tokens: Any, lengths: Any, both: tuple[int, int]) -> jax.Array:
+    """[B, T]: the log odds of the first of two tokens against the second, after each token."""
+    logits = models.merge(definition, params)(tokens, lengths=lengths)
+    return logits[..., both[0]] - logits[..., both[1]]
 
 
 def measured(places: Places, measures: Measures, patient: Any, seed: int) -> dict[str, dict[str, list[Any]]]:
     """Figures of every arm and beta of a seed; kept."""
     file = places.output / f"figures-{seed}.json"
     if not file.exists():
-        found = {"patient": measures.of(patient, seed)}
+        found = {"patient": measures.of(patient, Sampler(patient), seed)}
         for name, guided in arms(places, patient, seed).items():
-            for beta in BETAS:
-                found[f"{name}, beta {beta:g}"] = measures.of(guided.with_weights(betas=[beta]), seed)
+            sampler = Sampler(guided)
+            for beta in BETAS[name.split(":")[0]]:
+                weighed = guided.with_weights(betas=[beta])
+                found[f"{name}, beta {beta:g}"] = measures.of(weighed, sampler, seed)
         file.write_text(json.dumps(found))
     return json.loads(file.read_text())
 
@@ -233,7 +254,7 @@ def main() -> None:
     arguments = parser.parse_args()
     places = Places(arguments.shared.resolve(), arguments.output)
     patient = models.load_pretrained(places.patient)
-    judge = models.load_pretrained(places.taught("judge", places.patient, LENGTHS["own"], 0, 150))
+    judge = models.load_pretrained(places.taught("judge", places.patient, "lessons", 384, 0, 150, 1e-3))
     measures = Measures(places, patient, judge)
     text = table([measured(places, measures, patient, seed) for seed in arguments.seeds])
     (places.output / "table.txt").write_text(text + "\n")
