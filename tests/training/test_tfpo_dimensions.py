@@ -65,7 +65,9 @@ def settings(tiny_model_folder, steps_file, tmp_path_factory):
             "train": TrainConfig(batch_size=4, steps=4, accumulation_steps=2, packing=True),
             "optimizer": OptimizerConfig(learning_rate=RATE, warmup_ratio=0.3),
         }
-        return configs.tfpo(output, **(parts | changes))
+        config = configs.tfpo(output, **(parts | changes))
+        # The program of samples takes as long to compile as an update's.
+        return replace(config, run=replace(config.run, sample_rows=0))
 
     return make
 
@@ -99,7 +101,7 @@ def metrics(folder, name=""):
     return found
 
 
-@pytest.mark.parametrize("name", [*LABELS])
+@pytest.mark.parametrize("name", [pytest.param("kindness", marks=pytest.mark.slow), "safety"])
 def test_a_doctor_is_what_a_run_of_its_dimension_trains_alone(name, together, settings, tmp_path):
     config = settings(tmp_path / name).each()[name]
     if name == "safety":  # the patient has said it all: another run of the other dimension says so too
@@ -140,14 +142,7 @@ def test_one_pass_of_the_patient_scores_the_faces_of_all(together):
     assert "token rewards: 80 pairs to score under both instructions" in log
     assert log.count(" patient: ") == 2  # its forms and its size, once
     pages = {path.name for path in (together.folder / "token_rewards").glob("*.html")}
-    assert pages == {"token_rewards-kindness.html", "token_rewards-safety.html"}
-
-
-def test_samples_say_whose_they_are(together):
-    rows = list(records.read(together.folder / "samples.jsonl"))
-    assert {row["dimension"] for row in rows} == {*LABELS}
-    ours = [[row["prompt"] for row in rows if row["dimension"] == name] for name in LABELS]
-    assert ours[0] == ours[1]
+    assert pages >= {"token_rewards-kindness.html", "token_rewards-safety.html"}
 
 
 def test_the_only_doctors_parts_are_not_guessed_of_several(together):
@@ -212,7 +207,7 @@ def test_each_doctor_takes_the_step_that_it_would_take_alone_and_the_base_is_not
             np.testing.assert_allclose(found[f"{NAMES[index]}/{name}"], its[name], rtol=1e-4)
     assert found["a/loss"] < found["b/loss"] < found["c/loss"]
     program = lower().compile().as_text()
-    matrices = [leaf.shape for leaf in jax.tree.leaves(base) if min(leaf.shape[-2:]) > 2]
+    matrices = [leaf.shape for leaf in jax.tree.leaves(base) if leaf.ndim > 1 and min(leaf.shape[-2:]) > 2]
     assert len(matrices) > 5
     for shape in matrices:
         assert f"f32[{','.join(map(str, shape))}]" in program
@@ -278,6 +273,7 @@ def test_a_checkpoint_is_exported_as_all_of_its_doctors(together, tmp_path):
         export_checkpoint(run, "2", merge=False)
 
 
+@pytest.mark.slow
 def test_a_run_killed_and_resumed_gives_the_same_bits(together, settings, tmp_path, monkeypatch):
     config = settings(tmp_path / "parts")
     config = replace(config, rewards=replace(config.rewards, folder=str(together.folder / "token_rewards")))
@@ -303,13 +299,16 @@ def test_live_tilted_doctors_of_one_label_share_what_they_began_as(settings, tmp
     config = settings(tmp_path / "run", dimensions=(*LABELS,), loss=TFPOLossConfig(preset="tilted"))
     folder = config.patient.path
     patient, tokenizer = models.load_pretrained(folder), models.load_tokenizer(folder)
-    live = replace(config, patient=PatientSource())
+    live = replace(config, patient=PatientSource(), run=replace(config.run, sample_rows=2))
     result = train_tfpo(live, patient=patient, tokenizer=tokenizer)
     start = str(tmp_path / "run" / "export" / "start")
     assert {result.doctors[name].card.reference for name in LABELS} == {start}
     guided, _ = models.load_guided(models.GuideConfig(doctor=(str(tmp_path / "run"),), patient=folder))
     # Both adapters, and what they began as, on one base.
     assert [expert.members for expert in guided.definition.experts] == [3]
+    samples = list(records.read(tmp_path / "run" / "samples.jsonl"))
+    prompts = [[row["prompt"] for row in samples if row["dimension"] == name] for name in LABELS]
+    assert prompts[0] == prompts[1] and len(prompts[0]) == 2
 
 
 # --- what cannot be --------------------------------------------------------------------------------
