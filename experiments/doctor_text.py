@@ -12,8 +12,9 @@ Text: `doctor_text_files.py`. Patient: stories260K, tuned on short sentences und
   opinion where their scores are within a tenth of a standard deviation. Patient, judge and the reward model of
   best-of-n and ARGS serve all seeds; a seed is that of the doctors, of DPO and of the samples.
 Stories have no labels: their openings show what the same doctors do to text that their pairs do not hold.
-The learning rate and scale of TFPO's rewards were chosen on seed 100, by whether balance falls. No strength (beta, n,
-  weight) was chosen: the tables have several of each.
+Rate and strength of every way that learns from the pairs (TFPO's reward scale, beta of GenARM and DPO) are chosen on
+  seed 100, four trials each, by the log-ratio accuracy on a fifth of the training pairs. No exponent at decoding (beta,
+  n, weight) was chosen: the tables have several of each.
 Hardware, time and figures: experiments/LOG.md.
 """
 
@@ -26,12 +27,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from doctor_text_files import FACES, Text, write
-from doctor_text_table import TextJudge, cells, row_of
+from doctor_text_table import TextJudge, accuracy_cells, cells, row_of, trial_cells
+from llmdoctor_measure import pair_accuracy
 
 from jaxalign import models
 from jaxalign.data import DataConfig, FaceFormat, InstructionPair, chat_of
@@ -57,18 +59,39 @@ from jaxalign.training.token_rewards import TokenRewardConfig
 SAMPLING = {"max_new_tokens": 40, "temperature": 0.7}
 BETAS = {
     "GenARM": (0.5, 1.0, 2.0),
-    "TFPO paper": (0.25, 0.5, 1.0),
-    "TFPO tilted": (1.0, 2.0, 4.0),
+    "TFPO paper": (0.25, 0.5, 1.0, 2.0),
+    "TFPO tilted": (2.0, 4.0, 8.0),
+    "TFPO tilted, cut": (4.0, 8.0, 16.0),
 }
+PLAUSIBILITY = 0.1
 BEST_OF = (4, 16)
 ARGS_WEIGHTS, ARGS_CANDIDATES = (1.0, 2.0), 10
 PAIR_STEPS = 150
-# At 1 the rewards of two sentences differ by 34 nats, far more than any policy of film sentences could.
-REWARD_SCALE = 0.2
-RATES = {"sft": 3e-3, "faces": 1e-3, "reward": 1e-3, "tfpo": 1e-4, "genarm": 3e-4, "dpo": 3e-4}
+RATES = {"sft": 3e-3, "faces": 1e-3, "reward": 1e-3}
+# What is tried of every way: rates, and multiples of the reward scale that auto takes, or beta of the loss.
+TUNING = 100
+TRIED_RATES = (1e-4, 3e-4)
+STRENGTHS = {"paper": (1.0, 3.0), "tilted": (1.0, 3.0), "genarm": (0.1, 0.5), "dpo": (0.1, 0.3)}
+# What rewards may be in place of the method's, and the exponent at which each doctor writes.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "shuffled": {"placement": "shuffled"},
+    "even": {"placement": "even"},
+    "labels alone": {"placement": "labels"},
+    "signed": {"signed": True},
+}
+VARIANT_BETA: dict[PresetName, float] = {"paper": 1.0, "tilted": 4.0}
 
 # (prompts, key) -> one completion a prompt.
 Writer = Callable[[list[str], jax.Array], Completions]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Learning rate; and the reward scale (a number, or auto) of TFPO, beta of the loss of the others."""
+
+    rate: float
+    strength: float | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -181,8 +204,20 @@ class Experiment:
             )
         )
 
-    def tfpo(self, preset: PresetName, seed: int) -> Path:
+    def tfpo(
+        self,
+        preset: PresetName,
+        seed: int,
+        *,
+        name: str = "",
+        choice: Choice | None = None,
+        pairs: DataConfig | None = None,
+        rewards: dict[str, Any] | None = None,
+    ) -> Path:
+        """A doctor; one of other settings than those chosen has a name."""
+
         def make(run: RunConfig) -> dict[str, Any]:
+            chosen = choice or self.chosen[preset]
             found = train_tfpo(
                 TFPOConfig(
                     run=run,
@@ -192,30 +227,96 @@ class Experiment:
                         positive=FACES["pos"],
                         negative=FACES["neg"],
                         folder=str(self.output / "token_rewards"),
+                        **rewards or {},
                     ),
-                    data=self._pairs,
-                    loss=TFPOLossConfig(preset=preset, reward_scale=REWARD_SCALE),
+                    data=pairs or self._pairs,
+                    loss=TFPOLossConfig(preset=preset, reward_scale=chosen.strength),
                     train=steps(PAIR_STEPS),
-                    optimizer=rate("tfpo"),
+                    optimizer=rate(chosen.rate),
                 )
             )
-            return {**held_out(found), "token_rewards": found.rewards.summary()}
+            scale = json.loads((found.folder / "metadata.json").read_text())["reward_scale"]
+            return {**held_out(found), "token_rewards": found.rewards.summary(), "scale": scale}
 
-        return self.once(f"tfpo-{preset}-{seed}", make, seed)
+        return self.once(name or f"tfpo-{preset}-{seed}", make, seed)
 
-    def genarm(self, seed: int) -> Path:
-        """A doctor by the logistic loss without a reference."""
-        return self._preferring("genarm", DPOLossConfig(name="cpo", beta=0.1, sft_weight=0.0), seed)
+    def preferring(
+        self, way: str, seed: int, *, name: str = "", choice: Choice | None = None, pairs: Any = None
+    ) -> Path:
+        """genarm, a doctor by the logistic loss without a reference; or dpo, the patient itself, trained."""
 
-    def dpo(self, seed: int) -> Path:
-        """The patient itself, trained."""
-        return self._preferring("dpo", DPOLossConfig(beta=0.1), seed)
-
-    def _preferring(self, name: str, loss: DPOLossConfig, seed: int) -> Path:
         def make(run: RunConfig) -> dict[str, Any]:
-            return preferring(run, self.patient(), self._pairs, loss, PAIR_STEPS, name)
+            chosen = choice or self.chosen[way]
+            loss = DPOLossConfig(beta=float(chosen.strength))
+            if way == "genarm":
+                loss = DPOLossConfig(name="cpo", beta=float(chosen.strength), sft_weight=0.0)
+            data = pairs or self._pairs
+            return preferring(run, self.patient(), data, loss, PAIR_STEPS, chosen.rate)
 
-        return self.once(f"{name}-{seed}", make, seed)
+        return self.once(name or f"{way}-{seed}", make, seed)
+
+    # --- what is chosen -----------------------------------------------------------------------
+
+    @cached_property
+    def chosen(self) -> dict[str, Choice]:
+        """Settings of every way that learns from the pairs."""
+        found = json.loads((self.tune() / "stage.json").read_text())["chosen"]
+        return {way: Choice(**row) for way, row in found.items()}
+
+    def tune(self) -> Path:
+        def make(run: RunConfig) -> dict[str, Any]:
+            del run
+            trials: dict[str, list[dict[str, Any]]] = {
+                way: [self._trial(way, rate, number) for rate in TRIED_RATES for number in numbers]
+                for way, numbers in STRENGTHS.items()
+            }
+            best = {way: max(rows, key=lambda row: row["accuracy"]) for way, rows in trials.items()}
+            chosen = {way: {name: row[name] for name in ("rate", "strength")} for way, row in best.items()}
+            return {"chosen": chosen, "trials": trials}
+
+        return self.once("tune", make, TUNING)
+
+    def _trial(self, way: Any, rate: float, number: float) -> dict[str, Any]:
+        pairs = self.data(*self.text.tuning_pairs())
+        name = f"trial-{way}-{rate:g}-{number:g}"
+        if way in ("genarm", "dpo"):
+            choice = Choice(rate, number)
+            folder = self.preferring(way, TUNING, name=name, choice=choice, pairs=pairs)
+        else:
+            # `number` is a multiple of the scale that is read off the gradients, which depends on no rate.
+            first = f"trial-{way}-{rate:g}-1"
+            auto = self.tfpo(way, TUNING, name=first, choice=Choice(rate, "auto"), pairs=pairs)
+            scale = json.loads((auto / "stage.json").read_text())["scale"]["auto"]
+            choice = Choice(rate, "auto" if number == 1 else number * scale)
+            folder = self.tfpo(way, TUNING, name=name, choice=choice, pairs=pairs)
+        found = pair_accuracy(load(folder), self.patient_model, pairs, self.tokenizer)
+        return {"rate": rate, "strength": choice.strength, "accuracy": found["accuracy"]}
+
+    def variant(self, preset: PresetName, name: str, seed: int) -> Path:
+        """A doctor of rewards in place of the method's; each has the scale that auto takes."""
+        if name == "as it is" and self.chosen[preset].strength == "auto":
+            return self.tfpo(preset, seed)
+        choice = Choice(self.chosen[preset].rate, "auto")
+        folder = f"variant-{preset}-{name.replace(' ', '-')}-{seed}"
+        return self.tfpo(preset, seed, name=folder, choice=choice, rewards=VARIANTS[name])
+
+    def accuracies(self, seed: int) -> Path:
+        """How often each way's log-ratios to the patient order the held-out pairs right."""
+
+        def make(run: RunConfig) -> dict[str, Any]:
+            del run
+            folders = {"DPO": self.preferring("dpo", seed), "GenARM": self.preferring("genarm", seed)}
+            for preset, _ in VARIANT_BETA.items():
+                folders[f"TFPO {preset}"] = self.tfpo(preset, seed)
+                for name in VARIANTS:
+                    folders[f"TFPO {preset}, {name}"] = self.variant(preset, name, seed)
+            found = {
+                name: pair_accuracy(load(folder), self.patient_model, self._pairs, self.tokenizer)
+                for name, folder in folders.items()
+            }
+            return {"accuracies": found}
+
+        return self.once(f"accuracies-{seed}", make, seed)
 
     @property
     def _pairs(self) -> DataConfig:
@@ -240,22 +341,33 @@ class Experiment:
             "patient, greedy": self._sampled(patient, temperature=0.0),
             "told to praise": self._sampled(patient, told=FACES["pos"]),
             "told to pan": self._sampled(patient, told=FACES["neg"]),
-            "DPO of the patient": self._sampled(Sampler(load(self.dpo(seed)))),
+            "DPO of the patient": self._sampled(Sampler(load(self.preferring("dpo", seed)))),
         }
         scalar = load_reward(self.reward())
         found |= {f"best of {n}": self._best(patient, scalar, n) for n in BEST_OF}
         found |= {f"ARGS, weight {w:g}": self._args(scalar, w) for w in ARGS_WEIGHTS}
         found["ARGS, greedy"] = self._args(scalar, ARGS_WEIGHTS[0], temperature=0.0)
         doctors: dict[str, tuple[Guidance, Path]] = {
-            "GenARM": ("product", self.genarm(seed)),
+            "GenARM": ("product", self.preferring("genarm", seed)),
             "TFPO paper": ("product", self.tfpo("paper", seed)),
             "TFPO tilted": ("ratio", self.tfpo("tilted", seed)),
+            "TFPO tilted, cut": ("ratio", self.tfpo("tilted", seed)),
         }
+        betas = dict(BETAS)
+        for preset, beta in VARIANT_BETA.items():
+            for name in VARIANTS:
+                way = f"TFPO {preset}, {name}"
+                doctors[way] = (
+                    "ratio" if preset == "tilted" else "product",
+                    self.variant(preset, name, seed),
+                )
+                betas[way] = (beta,)
         for name, (guidance, folder) in doctors.items():
             doctor = Doctor(load(folder), reference=self.patient_model)
-            guided = guide(self.patient_model, [doctor], betas=[1.0], guidance=guidance)
+            cut = PLAUSIBILITY if name.endswith("cut") else 0.0
+            guided = guide(self.patient_model, [doctor], betas=[1.0], guidance=guidance, plausibility=cut)
             sampler = Sampler(guided)
-            for beta in BETAS[name]:
+            for beta in betas[name]:
                 found[f"{name}, beta {beta:g}"] = self._guided(sampler, guided, beta)
         return found
 
@@ -330,8 +442,13 @@ class Experiment:
         for kind, prompts in self.text.prompts().items():
             draws = {name: [one[name][kind] for one in written] for name in written[0]}
             tables[kind] = [row_of(name, prompts, draws, judge) for name in draws]
-        write(self.output / "table.json", [tables])
-        lines = []
+        held_out = [
+            json.loads((self.accuracies(seed) / "stage.json").read_text())["accuracies"] for seed in seeds
+        ]
+        write(self.output / "table.json", [{"judged": tables, "accuracies": held_out}])
+        trials = json.loads((self.tune() / "stage.json").read_text())["trials"]
+        lines = ["Chosen on another seed\n", format_table(trial_cells(trials))]
+        lines += [f"\nheld-out pairs, seeds {list(seeds)}\n", format_table(accuracy_cells(held_out))]
         for kind, rows in tables.items():
             lines += [f"\n{kind}, seeds {list(seeds)}\n", format_table([cells(row) for row in rows])]
         text = "\n".join(lines) + "\n"
@@ -345,12 +462,13 @@ def steps(count: int, rows: int = 8) -> TrainConfig:
     return TrainConfig(batch_size=rows, steps=count, eval_batch_size=64, packing=True)
 
 
-def rate(name: str) -> OptimizerConfig:
-    return OptimizerConfig(learning_rate=RATES[name], warmup_ratio=0.1, weight_decay=0.01)
+def rate(name: str | float) -> OptimizerConfig:
+    value = RATES[name] if isinstance(name, str) else name
+    return OptimizerConfig(learning_rate=value, warmup_ratio=0.1, weight_decay=0.01)
 
 
 def preferring(
-    run: RunConfig, start: Path, pairs: DataConfig, loss: DPOLossConfig, count: int, name: str
+    run: RunConfig, start: Path, pairs: DataConfig, loss: DPOLossConfig, count: int, name: str | float
 ) -> dict[str, Any]:
     """Trains the model of a stage on pairs; the held-out figures."""
     return held_out(
@@ -391,6 +509,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
+    # All doctors run the same programs: what one has compiled the next ones read.
+    jax.config.update("jax_compilation_cache_dir", str(arguments.output / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     Experiment(arguments.shared, arguments.output).summary(arguments.seeds)
 
 

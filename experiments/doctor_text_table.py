@@ -98,3 +98,39 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "distinct-1/2/4": "/".join(f"{row[f'distinct-{n}']:.2f}" for n in (1, 2, 4)),
         "tokens": f"{row['tokens']:.0f}",
     }
+
+
+def trial_cells(trials: dict[str, list[dict[str, Any]]]) -> list[dict[str, str]]:
+    """What was tried of each way, and what was chosen."""
+    rows = []
+    for way, found in trials.items():
+        best = max(found, key=lambda one: one["accuracy"])
+        for one in found:
+            strength = one["strength"] if isinstance(one["strength"], str) else f"{one['strength']:.3g}"
+            row = {"way": way, "rate": f"{one['rate']:g}", "strength": strength}
+            rows.append(row | {"accuracy": f"{one['accuracy']:.3f}", "": "chosen" if one is best else ""})
+    return rows
+
+
+def accuracy_cells(seeds: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Accuracy on held-out pairs, and against the method's own rewards, with intervals over pairs.
+
+    The points of a pair are means over seeds.
+    """
+    rows = []
+    for name in seeds[0]:
+        right = np.mean([one[name]["right"] for one in seeds], axis=0)
+        low, high = bootstrap_interval(right, seed=0)
+        row = {
+            "way": name,
+            "seeds": ", ".join(f"{one[name]['accuracy']:.3f}" for one in seeds),
+            "mean": f"{right.mean():.3f} [{low:.3f}, {high:.3f}]",
+            "against as it is": "",
+        }
+        base = name.partition(",")[0] + ", as it is"
+        if "," in name and name != base:
+            gap = right - np.mean([one[base]["right"] for one in seeds], axis=0)
+            low, high = bootstrap_interval(gap, seed=0)
+            row["against as it is"] = f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+        rows.append(row)
+    return rows

@@ -8,7 +8,8 @@ Command: python experiments/llmdoctor.py --output runs/llmdoctor [--seeds 0 1 2]
   kept, stage by stage: the same command goes on.
 Task: `llmdoctor_task.py`. The patient (0.1 million weights) learns stories under four instructions and under none;
   the pairs are two stories without an instruction, ranked by the truth, of which one label in twenty is wrong.
-Settings: chosen on seed 100, which is not reported. All methods get the same patient, pairs, batch and steps.
+Settings: rate and strength of every way, TFPO's reward scale too, are chosen on seed 100, which is not reported, nine
+  trials each (stage `tune`). All ways get the same patient, pairs, batch and steps.
 Hardware, time and figures: experiments/LOG.md.
 """
 
@@ -17,6 +18,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ import jax
 import llmdoctor_measure
 import llmdoctor_plots
 import numpy as np
-from llmdoctor_models import QUICK, Settings, Trained, exported
+from llmdoctor_models import QUICK, Choice, Settings, Trained, exported
 from llmdoctor_task import (
     DIMENSIONS,
     MAX_NEW_TOKENS,
@@ -47,13 +49,44 @@ from jaxalign.training.token_rewards import (
     process_preference_dataset,
 )
 
-BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
-# Exponents of the table and of the two dimensions: chosen on seed 100.
-BETA = {"paper": 2.0, "tilted": 2.0, "genarm": 2.0}
+PRESETS: tuple[tuple[PresetName, bool], ...] = (("paper", False), ("tilted", True))
+# The seed whose figures choose, and which is not reported; what is tried there, nine trials a way.
+TUNING = 100
+RATES = {
+    "paper": (1e-3, 3e-3, 1e-2),
+    "tilted": (1e-3, 3e-3, 1e-2),
+    "genarm": (1e-3, 3e-3, 1e-2),
+    "dpo": (1e-4, 3e-4, 1e-3),
+    "reward": (3e-4, 1e-3, 3e-3),
+}
+# Multiples of the reward scale that auto takes; beta of the loss; smoothing of the labels.
+STRENGTHS = {
+    "paper": (0.5, 1.0, 3.0),
+    "tilted": (0.5, 1.0, 3.0),
+    "genarm": (0.05, 0.2, 1.0),
+    "dpo": (0.03, 0.1, 0.3),
+    "reward": (0.0, 0.05, 0.1),
+}
+CHOSEN = ("rate", "strength", "beta", "cut")
+BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 # As contrastive decoding has it.
 PLAUSIBILITY = 0.1
 ARGS_WEIGHTS = (0.25, 0.5, 1.0)
 WEIGHTS = ((1.0, 0.0), (0.8, 0.2), (0.5, 0.5), (0.2, 0.8), (0.0, 1.0))
+
+
+# What may be changed of the loss and of the rewards, each with the scale that is right for it (auto).
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "as it is": ({}, {}),
+    "shuffled": ({}, {"placement": "shuffled"}),
+    "even": ({}, {"placement": "even"}),
+    "labels alone": ({}, {"placement": "labels"}),
+    "signed": ({}, {"signed": True}),
+    "decay 0.5": ({"decay": 0.5}, {}),
+    "no value discrimination": ({"value_weight": 0.0}, {}),
+    "free end": ({"pin_terminal": False}, {}),
+    "reward scale 1": ({"reward_scale": 1.0}, {}),
+}
 
 
 class Lab(Trained):
@@ -120,9 +153,17 @@ class Lab(Trained):
                 "token_rewards": metadata.get("token_rewards", {}),
                 "seconds": self.metrics(folder.name)["seconds"],
             }
-        self.reward_model(), self.genarm(), self.dpo()
-        found["accuracy"] = {n: self.metrics(n)["eval/accuracy"] for n in ("reward", "genarm", "dpo")}
+        self.reward_model()
+        doctors = {"paper": self.tfpo("paper"), "tilted": self.tfpo("tilted")}
+        doctors |= {"genarm": self.genarm(), "dpo": self.dpo()}
+        found["accuracy"] = {name: self.accuracy(folder)["accuracy"] for name, folder in doctors.items()}
+        found["accuracy"]["reward"] = self.metrics("reward")["eval/accuracy"]
         return found
+
+    def accuracy(self, folder: Path) -> dict[str, Any]:
+        """How often the log-ratios of a run's model to the patient order held-out pairs right."""
+        data = data_config(self.files.pairs["kindness"], self.files.held_out_pairs["kindness"])
+        return llmdoctor_measure.pair_accuracy(exported(folder), self.patient(), data, self.tokenizer)
 
     def comparison(self) -> dict[str, Any]:
         """Every method on the same held-out prompts."""
@@ -152,18 +193,86 @@ class Lab(Trained):
             found[f"TFPO {name}, doctor alone"] = measure.sampled(Sampler(exported(folder)))
             found |= self.sweep(f"TFPO {name}", self.doctor(folder), ratio=name == "tilted")
         found |= self.sweep("GenARM", self.doctor(self.genarm()), ratio=False)
+        for name, way, folder in (
+            ("TFPO paper", "paper", self.tfpo("paper")),
+            ("TFPO tilted", "tilted", self.tfpo("tilted")),
+            ("GenARM", "genarm", self.genarm()),
+        ):
+            choice = self.chosen[way]
+            options = {"ratio": way == "tilted", "betas": (choice.beta,), "plausibility": choice.cut}
+            found[f"{name}, as chosen"] = self.sweep("", self.doctor(folder), **options).popitem()[1]
         return found
 
     def ablations(self) -> dict[str, Any]:
-        """What else the tilted doctor could be: trained on signed rewards, and in all its weights."""
-        signed = self.doctor(self.tfpo("tilted", signed=True))
-        full = Doctor(exported(self.tfpo("tilted", full=True)), reference=self.patient())
-        beta = (BETA["tilted"],)
+        """What the parts of the method do: `VARIANTS` of both presets, at equal steps and rate, each with its scale."""
+        found: dict[str, Any] = {}
+        for preset, ratio in PRESETS:
+            choice = replace(self.chosen[preset], strength="auto")
+            for name, (loss, rewards) in VARIANTS.items():
+                scale = loss.get("reward_scale", "auto")
+                folder = self.tfpo(
+                    preset,
+                    name=f"ablation-{preset}-{name.replace(' ', '-')}",
+                    choice=replace(choice, strength=scale),
+                    loss={key: value for key, value in loss.items() if key != "reward_scale"},
+                    rewards=rewards,
+                )
+                metadata = json.loads((folder / "metadata.json").read_text())
+                beta, cut = self.chosen[preset].beta, self.chosen[preset].cut
+                swept = self.sweep("", self.doctor(folder), ratio=ratio, betas=(beta,), plausibility=cut)
+                row = swept.popitem()[1] | {"pairs": self.accuracy(folder), "scale": metadata["reward_scale"]}
+                found[f"TFPO {preset}, {name}"] = row
+        return found
+
+    def full(self) -> dict[str, Any]:
+        """A tilted doctor of which all weights are trained, beside the adapter."""
+        whole = Doctor(exported(self.tfpo("tilted", full=True)), reference=self.patient())
+        options = {"ratio": True, "betas": (self.chosen["tilted"].beta,)}
         return {
-            **self.sweep("TFPO tilted", self.doctor(self.tfpo("tilted")), ratio=True, betas=beta),
-            **self.sweep("TFPO tilted, signed rewards", signed, ratio=True, betas=beta),
-            **self.sweep("TFPO tilted, all weights", full, ratio=True, betas=beta),
+            **self.sweep("TFPO tilted", self.doctor(self.tfpo("tilted")), **options),
+            **self.sweep("TFPO tilted, all weights", whole, **options),
         }
+
+    def tune(self) -> dict[str, Any]:
+        """Rate and strength of every way, nine trials each: by the true reward that it gives, at its best exponent.
+
+        The reward model is judged by the accuracy on held-out pairs.
+        """
+        trials: dict[str, list[dict[str, Any]]] = {}
+        for way in RATES:
+            trials[way] = []
+            for rate in RATES[way]:
+                for number in STRENGTHS[way]:
+                    trials[way].append(self.trial(way, rate, number))
+        best = {way: max(rows, key=lambda row: row["score"]) for way, rows in trials.items()}
+        chosen = {way: {name: row[name] for name in CHOSEN} for way, row in best.items()}
+        return {"chosen": chosen, "trials": trials}
+
+    def trial(self, way: str, rate: float, number: float) -> dict[str, Any]:
+        name = f"trial-{way}-{rate:g}-{number:g}"
+        if way not in dict(PRESETS):
+            row: dict[str, Any] = {"rate": rate, "strength": number, "beta": 1.0, "cut": 0.0}
+            choice = Choice(rate, number)
+            if way == "reward":
+                self.reward_model(choice, name)
+                return row | {"score": self.metrics(name)["eval/accuracy"]}
+            folder = getattr(self, way)(choice, name)
+            if way == "dpo":
+                return row | {"score": self.measure().sampled(Sampler(exported(folder)))["reward"]}
+        else:
+            # `number` is a multiple of the scale that is read off the gradients, which depends on no rate.
+            first = self.tfpo(way, name=f"trial-{way}-{rate:g}-1", choice=Choice(rate, "auto"))
+            auto = json.loads((first / "metadata.json").read_text())["reward_scale"]["auto"]
+            strength = "auto" if number == 1 else number * auto
+            row = {"rate": rate, "strength": strength}
+            folder = self.tfpo(way, name=name, choice=Choice(rate, strength))
+        found: list[dict[str, Any]] = []
+        for cut in (0.0, PLAUSIBILITY):
+            ratio, betas = way == "tilted", (1.0, 2.0, 4.0, 8.0)
+            swept = self.sweep("", self.doctor(folder), ratio=ratio, betas=betas, plausibility=cut)
+            for beta, one in zip(betas, swept.values(), strict=True):
+                found.append(row | {"beta": beta, "cut": cut, "score": one["reward"], "kl": one["kl"]})
+        return max(found, key=lambda one: one["score"])
 
     def plausible(self) -> dict[str, Any]:
         """Strong doctors that keep to what the patient finds plausible; at beta 0 what that alone does."""
@@ -173,7 +282,7 @@ class Lab(Trained):
             ("TFPO tilted", self.tfpo("tilted"), True),
             ("GenARM", self.genarm(), False),
         ):
-            betas = (0.0, 1.0, 2.0, 4.0)
+            betas = (0.0, 1.0, 2.0, 4.0, 8.0)
             found |= self.sweep(
                 name, self.doctor(folder), ratio=ratio, betas=betas, plausibility=PLAUSIBILITY
             )
@@ -204,10 +313,11 @@ class Lab(Trained):
         """Two doctors on one base, evaluated together, under weights chosen when asked."""
         measure, found = self.measure(), {}
         doctors = [self.doctor(self.tfpo("tilted", dimension=name)) for name in DIMENSIONS]
-        guided = guide(self.patient(), doctors, betas=[1.0, 1.0], guidance="ratio")
+        beta, cut = self.chosen["tilted"].beta, self.chosen["tilted"].cut
+        guided = guide(self.patient(), doctors, betas=[1.0, 1.0], guidance="ratio", plausibility=cut)
         sampler = Sampler(guided)
         for weights in WEIGHTS:
-            sampler.update(guided.with_weights(betas=[BETA["tilted"] * weight for weight in weights]).params)
+            sampler.update(guided.with_weights(betas=[beta * weight for weight in weights]).params)
             found[f"{weights[0]:g}, {weights[1]:g}"] = measure.sampled(sampler)
         return found | {"patient": measure.sampled(Sampler(self.patient()))}
 
@@ -228,9 +338,9 @@ class Lab(Trained):
             found["rows"] |= self.sweep(
                 f"TFPO {preset}", doctors[preset], ratio=preset == "tilted", betas=betas, patient=strong
             )
-        guided = guide(strong, [doctors["tilted"]], betas=[BETA["tilted"]], guidance="ratio")
+        guided = guide(strong, [doctors["tilted"]], betas=[2.0], guidance="ratio")
         rounded = Sampler(guided, weights="int8")
-        name = f"TFPO tilted {BETA['tilted']:g}, 8-bit patient"
+        name = "TFPO tilted 2, 8-bit patient"
         found["rows"][name] = measure.sampled(rounded)
         gap = sampler_gap(
             Sampler(strong, weights="int8"),
@@ -279,9 +389,9 @@ class Lab(Trained):
         )
 
 
-STAGES = ("faces", "tokens", "learning", "comparison", "plausible", "pareto")
+STAGES = ("faces", "tokens", "learning", "comparison", "plausible", "ablations", "pareto")
 # Of the first seed alone.
-ONCE = ("ablations", "weak_to_strong", "cost")
+ONCE = ("full", "weak_to_strong", "cost")
 
 
 def main() -> None:
@@ -297,13 +407,17 @@ def main() -> None:
     # Seeds run the same programs: what one has compiled the next ones read.
     jax.config.update("jax_compilation_cache_dir", str(arguments.output / "programs"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    settings = QUICK if arguments.quick else Settings()
     results: dict[str, dict[str, Any]] = {str(seed): {} for seed in seeds}
+    tuning = Lab(arguments.output, TUNING, settings, {})
+    found = tuning.stage("tune", tuning.tune)
+    chosen = {way: Choice(**row) for way, row in found["chosen"].items()}
     for seed in seeds:
-        lab = Lab(arguments.output, seed, QUICK if arguments.quick else Settings())
+        lab = Lab(arguments.output, seed, settings, chosen)
         for name in arguments.stages:
             if name not in ONCE or seed == seeds[0]:
                 results[str(seed)][name] = lab.stage(name, getattr(lab, name))
-                llmdoctor_plots.write(arguments.output, results, BETA)
+                llmdoctor_plots.write(arguments.output, results, found)
     html = arguments.output / f"seed-{seeds[0]}" / "rewards-kindness" / "token_rewards.html"
     if html.exists():
         shutil.copy(html, arguments.output / "token_rewards.html")

@@ -11,7 +11,7 @@ import numpy as np
 from llmdoctor_task import DIMENSIONS, MAX_NEW_TOKENS, words_told
 
 from jaxalign import models
-from jaxalign.data import BatchIterator, DataConfig, collate_comparisons, load_dataset
+from jaxalign.data import BatchIterator, DataConfig, collate_comparisons, eval_batches, load_dataset
 from jaxalign.evaluation.policy import make_scorer, summed_logps
 from jaxalign.mesh import MeshConfig
 from jaxalign.models import LoraConfig
@@ -19,13 +19,15 @@ from jaxalign.rollout import Completions, Sampler, join_rows
 from jaxalign.runs import RunConfig
 from jaxalign.training import setup
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.pairs import pair_axis, valid_rows
+from jaxalign.training.pairs import flatten, pair_axis, valid_rows
 from jaxalign.training.preference_config import DPOLossConfig
 from jaxalign.training.preference_step import preference_loss
+from jaxalign.training.scoring import score_tokens
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_update
 from jaxalign.training.tfpo_config import TFPOConfig, TFPOLossConfig
 from jaxalign.training.tfpo_step import tfpo_counts, tfpo_loss
+from jaxalign.uncertainty import wilson_interval
 
 
 class Measure:
@@ -97,6 +99,33 @@ class Measure:
         rows = done.token_lists()
         groups = [rows[i : i + self.samples] for i in range(0, len(rows), self.samples)]
         return figures | {f"distinct_{n}": distinct(groups, n) for n in (1, 2, 4)}
+
+
+def pair_accuracy(model: Any, start: Any, config: DataConfig, tokenizer: Any) -> dict[str, Any]:
+    """How often a model's log-ratio to what it began as agrees with the labels of held-out pairs.
+
+    Returns:
+      `accuracy`, with a Wilson interval `low` and `high`; `right`: 1, 0 or a half for each pair.
+    """
+    rows = load_dataset(config, "comparison", tokenizer, seed=0).validation
+
+    def sums(model: Any) -> np.ndarray:
+        definition, params = models.split(model)
+
+        @jax.jit
+        def score(params: Any, batch: Any) -> jax.Array:
+            tokens, mask, lengths = flatten(batch)
+            scores = score_tokens(models.merge(definition, params), tokens, lengths, mask)
+            return scores.logps.sum(1).reshape(-1, 2)
+
+        batches = eval_batches(rows, 64, collate_comparisons)
+        found = [np.asarray(score(params, pair_axis(batch)))[batch["valid"]] for batch in batches]
+        return np.concatenate(found).astype(np.float64)
+
+    ratios = sums(model) - sums(start)
+    right = 0.5 * (1 + np.sign(ratios[:, 0] - ratios[:, 1]))
+    low, high = wilson_interval(float(right.sum()), len(right))
+    return {"accuracy": float(right.mean()), "low": low, "high": high, "right": right.tolist()}
 
 
 def distinct(groups: Sequence[Sequence[Sequence[int]]], n: int) -> float:

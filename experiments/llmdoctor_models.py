@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from llmdoctor_plots import write_json
@@ -24,9 +24,7 @@ from jaxalign.training.tfpo import TFPOConfig, train_tfpo
 from jaxalign.training.tfpo_config import PresetName, TFPOLossConfig
 from jaxalign.training.token_rewards import TokenRewardConfig
 
-# Chosen on seed 100.
 LORA = LoraConfig(enabled=True, rank=8, targets=("all",))
-GENARM_BETA, DPO_BETA = 0.2, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +44,30 @@ class Settings:
 QUICK = Settings(stories=2000, pairs=600, prompts=30, samples=2, base=100, sft=140, preference=40, read=60)
 
 
-class Trained:
-    """The files of a seed, and what is trained on them."""
+@dataclass(frozen=True)
+class Choice:
+    """How one way is trained and used.
 
-    def __init__(self, output: Path, seed: int, settings: Settings) -> None:
+    Attributes:
+      rate: learning rate.
+      strength: TFPO: the reward scale, a number or auto; GenARM and DPO: their beta; the reward model: the smoothing of
+        its labels.
+      beta: exponent at decoding, where there is one.
+      cut: plausibility at decoding.
+    """
+
+    rate: float
+    strength: float | Literal["auto"]
+    beta: float = 1.0
+    cut: float = 0.0
+
+
+class Trained:
+    """The files of a seed, and what is trained on them as `chosen` says."""
+
+    def __init__(self, output: Path, seed: int, settings: Settings, chosen: dict[str, Choice]) -> None:
         self.folder, self.seed, self.settings = output / f"seed-{seed}", seed, settings
+        self.chosen = chosen
         self.tokenizer = build_tokenizer()
         self.files = write_files(
             self.folder / "data",
@@ -106,13 +123,18 @@ class Trained:
         *,
         dimension: str = "kindness",
         full: bool = False,
-        signed: bool = False,
         patient: Any = None,
         doctor: Any = None,
         name: str = "",
+        choice: Choice | None = None,
+        loss: dict[str, Any] | None = None,
+        rewards: dict[str, Any] | None = None,
     ) -> Path:
-        """A doctor trained by TFPO, by LoRA on a copy of the patient or of all its weights."""
-        face, settings = DIMENSIONS[dimension], self.settings
+        """A doctor trained by TFPO, by LoRA on a copy of the patient or of all its weights.
+
+        `loss` and `rewards` change fields of these sections; such a doctor has a `name`.
+        """
+        face, settings, choice = DIMENSIONS[dimension], self.settings, choice or self.chosen[preset]
         patient = self.patient() if patient is None else patient
 
         def train(run: RunConfig) -> TrainResult:
@@ -122,20 +144,22 @@ class Trained:
                     dimension=dimension,
                     positive=face.positive,
                     negative=face.negative,
-                    signed=signed,
                     batch_size=64,
-                    folder=str(self.folder / f"rewards-{'weak' if name else dimension}"),
+                    folder=str(self.folder / f"rewards-{'weak' if doctor is not None else dimension}"),
+                    **rewards or {},
                 ),
                 data=data_config(self.files.pairs[dimension], self.files.held_out_pairs[dimension]),
-                loss=TFPOLossConfig(preset=preset),
+                loss=TFPOLossConfig(preset=preset, reward_scale=choice.strength, **loss or {}),
                 train=self.schedule,
-                optimizer=OptimizerConfig(learning_rate=1e-3 if full else 3e-3, warmup_steps=10),
+                # An adapter takes about three times the rate of all weights.
+                optimizer=OptimizerConfig(
+                    learning_rate=choice.rate / 3 if full else choice.rate, warmup_steps=10
+                ),
                 lora=LoraConfig() if full else LORA,
             )
             return train_tfpo(config, patient=patient, doctor=doctor, tokenizer=self.tokenizer)
 
-        ways = f"{'-full' if full else ''}{'-signed' if signed else ''}"
-        return self.trained(name or f"tfpo-{preset}-{dimension}{ways}", train)
+        return self.trained(name or f"tfpo-{preset}-{dimension}{'-full' if full else ''}", train)
 
     def preference_model(self, name: str, loss: DPOLossConfig, lora: LoraConfig, rate: float) -> Path:
         """A model trained on the same pairs with a loss of `dpo`: DPO of the patient, or GenARM's reward model."""
@@ -153,27 +177,31 @@ class Trained:
 
         return self.trained(name, train)
 
-    def genarm(self) -> Path:
+    def genarm(self, choice: Choice | None = None, name: str = "genarm") -> Path:
         """arXiv:2410.08193: a logistic loss on beta * (log p(chosen) - log p(rejected)), without a reference."""
-        loss = DPOLossConfig(name="cpo", beta=GENARM_BETA, sft_weight=0.0)
-        return self.preference_model("genarm", loss, LORA, 3e-3)
+        choice = choice or self.chosen["genarm"]
+        loss = DPOLossConfig(name="cpo", beta=float(choice.strength), sft_weight=0.0)
+        return self.preference_model(name, loss, LORA, choice.rate)
 
-    def dpo(self) -> Path:
-        loss = DPOLossConfig(beta=DPO_BETA, label_smoothing=0.05)
-        return self.preference_model("dpo", loss, LoraConfig(), 3e-4)
+    def dpo(self, choice: Choice | None = None, name: str = "dpo") -> Path:
+        choice = choice or self.chosen["dpo"]
+        loss = DPOLossConfig(beta=float(choice.strength), label_smoothing=0.05)
+        return self.preference_model(name, loss, LoraConfig(), choice.rate)
 
-    def reward_model(self) -> Any:
+    def reward_model(self, choice: Choice | None = None, name: str = "reward") -> Any:
+        choice = choice or self.chosen["reward"]
+
         def train(run: RunConfig) -> TrainResult:
             config = RewardConfig(
                 run=run,
                 data=data_config(self.files.pairs["kindness"], self.files.held_out_pairs["kindness"]),
-                loss=RewardLossConfig(label_smoothing=0.05),
+                loss=RewardLossConfig(label_smoothing=float(choice.strength)),
                 train=self.schedule,
-                optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, weight_decay=0.01),
+                optimizer=OptimizerConfig(learning_rate=choice.rate, warmup_steps=10, weight_decay=0.01),
             )
             return train_reward(config, model=self.patient(), tokenizer=self.tokenizer)
 
-        return models.load_reward_model(self.trained("reward", train) / "export")
+        return models.load_reward_model(self.trained(name, train) / "export")
 
     @property
     def schedule(self) -> TrainConfig:

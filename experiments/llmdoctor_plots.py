@@ -66,14 +66,15 @@ def retrieval(truth: np.ndarray, importance: np.ndarray) -> dict[str, Any]:
     }
 
 
-def write(output: Path, results: Results, chosen: Mapping[str, float]) -> None:
-    """table.md, results.json and the pictures, of the stages that are there."""
+def write(output: Path, results: Results, tuned: Mapping[str, Any]) -> None:
+    """table.md, results.json and the pictures, of the stages that are there; `tuned` is what stage `tune` found."""
+    chosen = tuned["chosen"]
     write_json(output / "results.json", results)
     names = {name for found in results.values() for name in found}
     there = {name: [found[name] for found in results.values() if name in found] for name in names}
     parts = [_faces, _tokens, _learning, _comparison, _sweeps, _plausible]
-    parts += [_ablations, _pareto, _weak_to_strong, _cost]
-    text = ["Means, ± standard deviation over seeds where there are several."]
+    parts += [_ablations, _full, _pareto, _weak_to_strong, _cost]
+    text = ["Means, ± standard deviation over seeds where there are several.", "", *_tuned(tuned["trials"])]
     for part in parts:
         stage = {"_sweeps": "comparison"}.get(part.__name__, part.__name__[1:])
         if stage in there:
@@ -147,9 +148,10 @@ def _learning(seeds: list[Any], _: Any) -> list[str]:
             row.append(" -> ".join(two))
         rows.append([*row, _mean(_over(seeds, name, "seconds"), ".0f")])
     head = ["held out, before -> after", "balance", "accuracy", "reward gap", "value gap", "nll", "seconds"]
-    others = {"reward": "reward model", "genarm": "GenARM", "dpo": "DPO"}
-    found = [f"{text} {_mean(_over(seeds, 'accuracy', name))}" for name, text in others.items()]
-    note = f"Held-out pair accuracy of the others: {', '.join(found)}."
+    others = {"paper": "TFPO paper", "tilted": "TFPO tilted", "genarm": "GenARM", "dpo": "DPO"}
+    others["reward"] = "reward model (its scores)"
+    found = [f"{text} {_mean(_over(seeds, 'accuracy', name), '.3f')}" for name, text in others.items()]
+    note = f"Held-out accuracy, of log-ratios to the patient: {', '.join(found)}."
     return ["## TFPO learns", "", *_table(head, rows), "", note]
 
 
@@ -165,11 +167,9 @@ HEAD = ("true reward", "KL, nats", "KL a token", "distinct-1", "distinct-2", "di
 
 
 def _comparison(seeds: list[Any], chosen: Mapping[str, float]) -> list[str]:
-    best = f"TFPO tilted {chosen['tilted']:g}"
-    operating = {f"TFPO {n} {chosen[n]:g}" for n in ("paper", "tilted")} | {f"GenARM {chosen['genarm']:g}"}
-    names = [
-        n for n in seeds[0] if n in operating or not n.startswith(SWEPT) or "doctor" in n or "all w" in n
-    ]
+    del chosen
+    best = "TFPO tilted, as chosen"
+    names = [n for n in seeds[0] if not n.startswith(SWEPT) or "doctor" in n or "as chosen" in n]
     rows = []
     for name in names:
         if not isinstance(seeds[0][name], dict):
@@ -219,7 +219,63 @@ def _plausible(seeds: list[Any], _: Any) -> list[str]:
 
 
 def _ablations(seeds: list[Any], _: Any) -> list[str]:
-    return _all_rows(seeds, "Ablations", "method")
+    rows = []
+    for name in seeds[0]:
+        if name == "seconds":
+            continue
+        base = name.partition(",")[0] + ", as it is"
+        row = [name, _mean([one[name]["scale"]["value"] for one in seeds], ".2g")]
+        row.append(_mean([one[name]["pairs"]["accuracy"] for one in seeds], ".3f"))
+        row.append(_behind(seeds, name, base, lambda one: one["pairs"]["right"], "+.3f"))
+        row += [_mean(_over(seeds, name, key)) for key in ("reward", "kl")]
+        row.append(_behind(seeds, name, base, lambda one: one["by_prompt"], "+.2f"))
+        rows.append(row)
+    head = [
+        "trained so",
+        "eta",
+        "accuracy",
+        "against as it is",
+        "true reward",
+        "KL, nats",
+        "against as it is",
+    ]
+    note = "Brackets: 95% bootstrap intervals over seeds' pairs and prompts, both ways of a seed on the same ones."
+    return ["## What the parts do", "", *_table(head, rows), "", note]
+
+
+def _behind(
+    seeds: list[Any], name: str, base: str, of: Callable[[Mapping[str, Any]], Sequence[float]], form: str
+) -> str:
+    """How far one way is from another on the same items, with an interval."""
+    if name == base:
+        return ""
+    gap = np.concatenate([np.subtract(of(one[name]), of(one[base])) for one in seeds])
+    low, high = bootstrap_interval(gap, seed=0)
+    return f"{gap.mean():{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _tuned(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    rows = []
+    for way, found in trials.items():
+        best = max(found, key=lambda one: one["score"])
+        rows += [
+            [
+                way,
+                f"{one['rate']:g}",
+                one["strength"] if isinstance(one["strength"], str) else f"{one['strength']:.3g}",
+                f"{one['beta']:g}{', cut' if one['cut'] else ''}",
+                f"{one['score']:.2f}",
+                f"{one['kl']:.1f}" if "kl" in one else "-",
+                "chosen" if one is best else "",
+            ]
+            for one in found
+        ]
+    head = ["way", "rate", "strength", "best exponent", "true reward (reward model: accuracy)", "KL", ""]
+    return ["## Chosen on another seed", "", *_table(head, rows)]
+
+
+def _full(seeds: list[Any], _: Any) -> list[str]:
+    return _all_rows(seeds, "All weights", "method")
 
 
 def _pareto(seeds: list[Any], _: Any) -> list[str]:

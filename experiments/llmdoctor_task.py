@@ -178,7 +178,7 @@ def write_files(
       seed: of everything random.
       under: (instruction, prompt) -> the prompt as the token rewards' faces write it.
       stories: demonstrations, and loose ones.
-      pairs: of each dimension; a tenth as many, of held-out prompts and with right labels, apart.
+      pairs: of each dimension; half as many, of held-out prompts and with right labels, apart.
       prompts: held-out prompts, the last ones of 200.
     """
     everything = story_world.all_prompts(seed)
@@ -216,7 +216,7 @@ def write_files(
         },
         held_out_pairs={
             name: story_world.write_rows(
-                folder / f"held_out_{name}.jsonl", ranked(name, apart, pairs // 10, 0.0)
+                folder / f"held_out_{name}.jsonl", ranked(name, apart, pairs // 2, 0.0)
             )
             for name in DIMENSIONS
         },

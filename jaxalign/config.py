@@ -14,7 +14,7 @@ import re
 import tempfile
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
@@ -349,7 +349,8 @@ def _build(cls: type[T], tree: Any, prefix: str, sources: _Sources, base: Any = 
     for name in tree:
         if name not in fields:
             raise ConfigError(
-                f"{sources.of(prefix + str(name))}: unknown key; {_near_key(str(name), cls, prefix, sources.root)}"
+                f"{sources.of(prefix + str(name))}: unknown key; "
+                f"{_near_key(str(name), tree[name], cls, prefix, sources.root)}"
             )
     values: dict[str, Any] = {}
     for name, f in fields.items():
@@ -434,18 +435,31 @@ def _optional(hint: Any) -> bool:
     return type(None) in typing.get_args(hint)
 
 
-def _near_key(name: str, cls: type, prefix: str, root: type) -> str:
+def _near_key(name: str, value: Any, cls: type, prefix: str, root: type) -> str:
+    """What to say of an unknown key; of a group that another program writes, our key for each of its keys."""
     here, every = [f.name for f in _fields(cls)], {key.name for key in describe(root)}
-    if (ours := our_key(name, every)) is not None:
+    if (ours := our_key(name, every, prefix)) is not None:
         return f"here it is {ours}"
     close = nearest(name, here)
+    if isinstance(value, Mapping):
+        near = f"{prefix}{close}." if close else ""
+        inside = {
+            str(key): our_key(str(key), every, near) or _elsewhere(str(key), every, near) for key in value
+        }
+        if said := [f"{key} is {ours}" for key, ours in inside.items() if ours]:
+            unknown = [key for key, ours in inside.items() if not ours]
+            return f"here {', '.join(said)}" + (f"; nothing is like {', '.join(unknown)}" if unknown else "")
     if close is not None:
         return f"did you mean {prefix}{close}?"
-    # The right word in the wrong section is the commonest slip.
-    elsewhere = [key for key in every if key.rsplit(".", 1)[-1] == name]
-    if elsewhere:
-        return f"did you mean {min(elsewhere, key=lambda key: (not key.startswith(prefix), key.count('.'), key))}?"
+    if elsewhere := _elsewhere(name, every, prefix):
+        return f"did you mean {elsewhere}?"
     return f"valid keys {'of ' + prefix.rstrip('.') if prefix else 'at the top'}: {', '.join(here)}"
+
+
+def _elsewhere(name: str, every: Collection[str], prefix: str) -> str | None:
+    """A key of this name in another section: the right word in the wrong section is the commonest slip."""
+    found = [key for key in every if key.rsplit(".", 1)[-1] == name]
+    return min(found, key=lambda key: (not key.startswith(prefix), key.count("."), key), default=None)
 
 
 def _nearest(name: str, valid: Sequence[str], what: str) -> str:

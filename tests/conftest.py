@@ -1,5 +1,6 @@
 """What every test shares: the CPU with 8 virtual devices, a compilation cache, checked annotations."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -104,6 +105,23 @@ def compiled():
     """One item for each program that is compiled from now on (or read from the cache of compiled programs)."""
     COMPILED.clear()
     return COMPILED
+
+
+@pytest.fixture(scope="session")
+def live_bytes():
+    """Counts the bytes of all arrays that live; two arrays on one buffer count once.
+
+    With `collected`, what only waits to be freed (as memory that NumPy lent to a CPU) is gone before.
+    """
+
+    def count(*, collected=False):
+        if collected:
+            gc.collect()
+        shards = [shard for array in jax.live_arrays() for shard in array.addressable_shards]
+        held = {(s.device, s.data.unsafe_buffer_pointer()): s.data.nbytes for s in shards if s.data.size}
+        return sum(held.values())
+
+    return count
 
 
 @pytest.fixture(scope="session")

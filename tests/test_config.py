@@ -310,6 +310,66 @@ def test_a_word_of_another_library_or_command_is_answered_with_the_key_that_it_h
         config.parse(SFTConfig, overrides=["--train.learning_rate=1"])
 
 
+# As third-party configurations of LLMDoctor name them, in sections of their own or where ours are.
+DOCTOR_WORDS = {
+    "model.patient_model_name": "patient.path",
+    "doctor_model": "model.path",
+    "preference_dimension": "rewards.dimension",
+    "rewards.tau": "rewards.temperature",
+    "epsilon": "rewards.epsilon",
+    "optimizer.eps": "optimizer.epsilon",
+    "theta": "rewards.threshold",
+    "sparsity_threshold": "rewards.threshold",
+    "loss.lambda_value": "loss.value_weight",
+    "lambda_val": "loss.value_weight",
+    "gamma": "loss.margin",
+    "value_margin": "loss.margin",
+    "max_subtrajectory_length": "loss.window",
+    "doctor_value_head_hidden_size": "head.hidden_size",
+    "num_training_steps": "train.steps",
+    "gradient_clip_norm": "optimizer.max_grad_norm",
+    "max_sequence_length": "data.max_length",
+    "beta": "guidance.beta",
+    "alpha": "guidance.alpha",
+}
+
+
+@pytest.mark.parametrize(("word", "key"), DOCTOR_WORDS.items())
+def test_a_word_of_other_doctors_is_answered_with_the_key_that_it_has_here(word, key, tmp_path):
+    from jaxalign.training.tfpo_config import TFPOConfig
+
+    assert error_of(f"--{word}=1", cls=TFPOConfig) == f"--{word}: unknown key; here it is {key}"
+    *group, leaf = word.split(".")
+    file = write(tmp_path, f"{group[0]}:\n  {leaf}: 1\n" if group else f"{leaf}: 1\n")
+    assert error_of(cls=TFPOConfig, file=file) == (
+        f"{file}:{len(group) + 1}: {word}: unknown key; here it is {key}"
+    )
+
+
+def test_a_pasted_group_is_answered_key_by_key_in_one_line(tmp_path):
+    from jaxalign.training.tfpo_config import TFPOConfig
+
+    text = "reward:\n  tau: 1.0\n  temperature: 1.0\n  reward_scale: 1.0\n  smoothing_function: tanh\n"
+    file = write(tmp_path, text)
+    assert error_of(cls=TFPOConfig, file=file) == (
+        f"{file}:1: reward: unknown key; here tau is rewards.temperature, temperature is rewards.temperature, "
+        "reward_scale is loss.reward_scale; nothing is like smoothing_function"
+    )
+    assert error_of("--value_head.hidden_dims=[512, 256]", cls=TFPOConfig).endswith(
+        "here hidden_dims is head.hidden_size"
+    )
+    assert error_of("--guided_generation.alpha=1", cls=TFPOConfig).endswith("here alpha is guidance.alpha")
+
+
+def test_the_same_words_mean_what_they_mean_in_other_commands():
+    from jaxalign.training.ppo_config import PPOConfig
+    from jaxalign.training.preference import DPOConfig
+
+    for cls, word, key in ((PPOConfig, "gamma", "loss.gamma"), (PPOConfig, "lambda", "loss.lam"),
+                           (DPOConfig, "tau", "loss.tau"), (DPOConfig, "gamma", "loss.gamma")):  # fmt: skip
+        assert key in error_of(f"--{word}=1", cls=cls)
+
+
 def test_every_word_of_others_leads_to_a_key_that_some_command_has():
     from jaxalign import config_words
     from jaxalign.cli.main import COMMANDS, load

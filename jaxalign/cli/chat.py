@@ -6,9 +6,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxalign.cli.loading import Dtype, Speaker, Stream, Template, load_speaker, printed
+from jaxalign.cli.loading import (
+    Dtype,
+    Speaker,
+    Stream,
+    Template,
+    decoding_text,
+    load_speaker,
+    printed,
+    printed_aside,
+)
 from jaxalign.errors import UserError
+from jaxalign.mesh import MeshConfig
 from jaxalign.models.guided_folders import GuideConfig
+from jaxalign.models.tensor_dtypes import ParamDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
 
@@ -31,11 +42,13 @@ class ChatConfig(GuideConfig):
       sampling: length and randomness of an answer.
       seed: seed of the sampling.
       device: auto, cpu, gpu or tpu.
-      param_dtype: dtype the parameters are kept in.
+      param_dtype: dtype the parameters are kept in; auto takes bfloat16 on a GPU or TPU, whatever the files have, and
+        float32 on a CPU.
       compute_dtype: dtype of the matrix products.
       weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers: less memory, slightly
         other answers; same keeps them.
       cache: int8 does so with the keys and values of the tokens seen; same keeps them.
+      mesh: devices by axis, which the weights of all models are split over.
     """
 
     model: str = ""
@@ -49,10 +62,11 @@ class ChatConfig(GuideConfig):
     )
     seed: int = 0
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    param_dtype: Dtype = "float32"
+    param_dtype: ParamDtype = "auto"
     compute_dtype: Dtype = "float32"
     weights: Storage = "same"
     cache: Storage = "same"
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
 @dataclass
@@ -149,7 +163,12 @@ def chat(
         weights=config.weights,
         cache=config.cache,
         guide=config,
+        device=config.device,
+        mesh=config.mesh,
+        tell=printed_aside,
     )
+    sampling = config.sampling.arguments(num_samples=1)
+    printed_aside(decoding_text(speaker, 1, speaker.context - sampling["max_new_tokens"], sampling))
     conversation = Conversation(speaker, config)
     say = print if write is None else write
     commands = {"/reset": conversation.reset, "/undo": conversation.undo, "/help": lambda: say(HELP)}

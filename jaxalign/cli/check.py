@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,6 +21,8 @@ from jaxalign.data.blocks import Sample
 from jaxalign.data.config import Kind
 from jaxalign.data.fields import BadRow, Unusable
 from jaxalign.errors import DataError, ModelError
+from jaxalign.models.guided_folders import Doctors, GuideConfig, read_doctors
+from jaxalign.models.memory import cache_sizes, number_of_weights, sized, weight_sizes
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 GIB = 2**30
@@ -31,7 +33,9 @@ class CheckConfig:
     """What to look at; with nothing set, the environment only.
 
     Attributes:
-      model: a Hugging Face folder, a run folder or a hub id: is it there, may it be read, what is it.
+      model: a Hugging Face folder, a run folder or a hub id: is it there, may it be read, what is it; with doctors,
+        their patient, and empty takes the one that their cards name.
+      doctor: folders of doctors (runs of tfpo, or their export/), whose cards and sizes are shown.
       tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
       revision: revision of a hub id.
       data: data files and how they become tokens, with the same keys as for training.
@@ -41,6 +45,7 @@ class CheckConfig:
     """
 
     model: str = ""
+    doctor: tuple[str, ...] = ()
     tokenizer: str = ""
     revision: str = ""
     data: DataConfig = field(default_factory=DataConfig)
@@ -64,6 +69,10 @@ def check(config: CheckConfig) -> None:
     """
     for section in (environment(), devices(), hub()):
         _print(section)
+    if config.doctor:
+        cards = read_doctors(GuideConfig(doctor=config.doctor, patient=config.model))
+        config = replace(config, model=cards.patient_folder())
+        _print(doctors(cards))
     if config.model:
         _print(model(config.model, config.revision))
     if config.data.train or config.data.validation:
@@ -135,8 +144,31 @@ def model(name: str, revision: str = "") -> Iterator[str]:
             f"              vocabulary {shape.vocab_size}, context {shape.max_positions} tokens, "
             f"weights {size / 2**20:.1f} MiB"
         )
+        yield f"memory        {number_of_weights(shape):,} parameters: {_sizes(weight_sizes(shape))}"
+        yield f"cache         of each token of a row: {_sizes(cache_sizes(shape))}"
         return
     yield f"model         {name}: {hub_access(name, revision)}"
+
+
+def doctors(cards: Doctors) -> Iterator[str]:
+    """Each doctor, and what it takes beside its patient."""
+    from jaxalign import models
+
+    shared = cards.start_as(cards.patient_folder())
+    for home, card in zip(cards.folders, cards.cards, strict=True):
+        shape = models.load_config(home)
+        adapter = home / card.adapter if card.adapter else None
+        size = sum(f.stat().st_size for f in adapter.glob("*.safetensors")) if adapter else 0
+        how = f"{number_of_weights(shape):,} parameters: {_sizes(weight_sizes(shape))}"
+        if adapter and shared:
+            how = f"an adapter of {sized(size)} on its patient's weights, which then stay floats"
+        elif adapter:
+            how += f"; or, with others on its base, an adapter of {sized(size)}"
+        yield f"doctor        {home} ({card.dimension}): {how}"
+
+
+def _sizes(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{sized(size)} in {dtype}" for dtype, size in found.items())
 
 
 def hub_access(name: str, revision: str = "") -> str:

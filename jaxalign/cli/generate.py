@@ -5,15 +5,27 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.cli.loading import Dtype, Speaker, Stream, Template, load_speaker, printed
+from jaxalign.cli.loading import (
+    Dtype,
+    Speaker,
+    Stream,
+    Template,
+    decoding_text,
+    load_speaker,
+    printed,
+    printed_aside,
+)
+from jaxalign.cli.questions import Question, answer_rows, model_name, next_prompt, questions_of
 from jaxalign.data.records import Text
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.mesh import MeshConfig
 from jaxalign.models.guided_folders import GuideConfig
+from jaxalign.models.tensor_dtypes import ParamDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
 
@@ -28,21 +40,26 @@ class GenerateConfig(GuideConfig):
       adapter: a PEFT folder to merge into the model.
       revision: revision of a hub id.
       prompt: prompts as text; more than one as [first, second].
-      file: a file of prompts in any format that the trainers read; each of its rows is a prompt.
+      file: a file of prompts in any format that the trainers read, each of whose rows is a prompt, or of questions as
+        AlpacaEval and MT-bench publish them (of MT-bench every turn is answered, one after the other).
       limit: prompts taken from file at most; 0 takes all.
       template: how a prompt is written: by the tokenizer's chat template, by markers (Human:, Assistant:), or
         plain; auto does as the run that made the model, else by the tokenizer's template where it has one.
       system: a system message put before each prompt.
       sampling: length and randomness.
       batch_size: prompts decoded together.
-      output: a jsonl file for prompt, completion, finish_reason and logp; empty prints to the terminal.
+      output: a jsonl file (named .json: one JSON list) for prompt, completion, finish_reason and logp;
+        empty prints to the terminal. For questions of AlpacaEval and MT-bench its rows are what their tools read.
+      name: what those rows call the model; empty takes the name of its folder.
       seed: seed of the sampling.
       device: auto, cpu, gpu or tpu.
-      param_dtype: dtype the parameters are kept in.
+      param_dtype: dtype the parameters are kept in; auto takes bfloat16 on a GPU or TPU, whatever the files have, and
+        float32 on a CPU.
       compute_dtype: dtype of the matrix products.
       weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers: less memory, slightly
         other answers; same keeps them.
       cache: int8 does so with the keys and values of the tokens seen; same keeps them.
+      mesh: devices by axis, which the weights of all models are split over; prompts are so over data and fsdp.
     """
 
     model: str = ""
@@ -57,12 +74,14 @@ class GenerateConfig(GuideConfig):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     batch_size: int = 16
     output: str = ""
+    name: str = ""
     seed: int = 0
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    param_dtype: Dtype = "float32"
+    param_dtype: ParamDtype = "auto"
     compute_dtype: Dtype = "float32"
     weights: Storage = "same"
     cache: Storage = "same"
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,14 +100,16 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     Returns:
       A row per completion: `prompt`, `completion`, `finish_reason` ("stop" or "length"),
       `logp` (nats, summed over the completion) and `tokens` (their number). Samples of a prompt
-      are consecutive.
+      are consecutive. For questions of AlpacaEval and MT-bench see `questions.answer_rows`.
 
     Raises:
       UserError: no prompt, a file or model that is wrong, a prompt longer than the context.
     """
-    prompts = [*config.prompt, *_prompts_of_file(config)]
-    if not prompts:
+    questions = [*(Question((prompt,)) for prompt in config.prompt), *_questions_of_file(config)]
+    if not questions:
         raise ConfigError('expected --prompt="some text" or --file=PROMPTS')
+    if config.prompt and questions[-1].layout == "mt_bench":
+        raise ConfigError("--prompt: rows of MT-bench have a layout of their own; give --prompt or --file")
     if config.output and Path(config.output).is_dir():
         raise ConfigError(f"--output {config.output}: is a folder; generate writes one jsonl file")
     speaker = load_speaker(
@@ -102,24 +123,92 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         weights=config.weights,
         cache=config.cache,
         guide=config,
+        device=config.device,
+        mesh=config.mesh,
+        tell=printed_aside,
     )
+    longest = max(len(speaker.encode(question.turns[0], config.system)) for question in questions)
+    batch_size = min(len(questions), config.batch_size)
+    printed_aside(decoding_text(speaker, batch_size, longest, config.sampling.arguments()))
+    name = config.name or model_name(config.model, config.patient, config.doctor)
     rows: list[dict[str, Any]] = []
+    left_out = 0
     # One completion is shown while it is made.
-    streams = not config.output and len(prompts) == config.sampling.num_samples == 1
-    for start in range(0, len(prompts), config.batch_size):
-        batch = prompts[start : start + config.batch_size]
+    streams = (
+        not config.output and len(questions) == config.sampling.num_samples == len(questions[0].turns) == 1
+    )
+    for start in range(0, len(questions), config.batch_size):
+        batch = questions[start : start + config.batch_size]
         if streams:
-            print(f"> {_asked(prompts[0])}")
-        done = complete(speaker, batch, config, first_row=start, write=printed if streams else None)
+            print(f"> {_asked(questions[0].turns[0])}")
+        done = converse(speaker, batch, config, start, len(questions), write=printed if streams else None)
         if streams:
-            print(f"\n{_note(done[0])}\n")
+            print(f"\n{_note(done[0][0][0])}\n")
         elif not config.output:
-            _print_rows(done)
-        rows += done
+            _print_rows(turn for samples in done for turns in samples for turn in turns)
+        for question, samples in zip(batch, done, strict=True):
+            rows += answer_rows(question, samples, name)
+            left_out += sum("left_out" in turn for turns in samples for turn in turns)
+    if left_out:
+        print(
+            f"warning: {left_out} questions were asked without the turns before them, for which the context of "
+            f"{speaker.context} tokens has no room beside --sampling.max_new_tokens={config.sampling.max_new_tokens}",
+            file=sys.stderr,
+        )
     if config.output:
         _write_rows(Path(config.output), rows)
-        print(f"{len(rows)} completions: {config.output}")
+        print(f"{len(rows)} {'answers' if questions[-1].layout else 'completions'}: {config.output}")
     return rows
+
+
+def converse(
+    speaker: Speaker,
+    questions: Sequence[Question],
+    config: GenerateConfig,
+    first: int,
+    total: int,
+    *,
+    write: Callable[[str], Any] | None = None,
+) -> list[list[list[dict[str, Any]]]]:
+    """The turns of each sample of each question of a batch, as rows of `complete`.
+
+    Args:
+      speaker: the model.
+      questions: of the batch.
+      config: see `GenerateConfig`.
+      first, total: the place of the first among all questions, and their number: by them, and by the turn, each
+        answer has randomness of its own, whatever the batches.
+      write: gets the first answer piece by piece.
+    """
+    samples = config.sampling.num_samples
+    prompts = [question.turns[0] for question in questions]
+    rows = complete(speaker, prompts, config, first_row=first * samples, write=write)
+    # A conversation for each sample: its question with the rows so far, and what was said.
+    talks = [(questions[i // samples], [row]) for i, row in enumerate(rows)]
+    said = [[row["prompt"], row["completion"]] for row in rows]
+    alone = replace(config, sampling=replace(config.sampling, num_samples=1))
+    for turn in range(1, max(len(question.turns) for question in questions)):
+        places = [place for place, (question, _) in enumerate(talks) if len(question.turns) > turn]
+        asked = [(said[place], talks[place][0].turns[turn]) for place in places]
+        fitting = [_fitting(speaker, before, question, config) for before, question in asked]
+        of_turn = [(turn * total + first) * samples + place for place in places]
+        answers = complete(speaker, [prompt for prompt, _ in fitting], alone, row_ids=of_turn)
+        for place, row, (_, left_out) in zip(places, answers, fitting, strict=True):
+            question, turns = talks[place]
+            said[place] += [question.turns[turn], row["completion"]]
+            turns.append(row | ({"left_out": left_out} if left_out else {}))
+    turns = [turns for _, turns in talks]
+    return [turns[i : i + samples] for i in range(0, len(turns), samples)]
+
+
+def _fitting(speaker: Speaker, said: Sequence[str], question: str, config: GenerateConfig) -> tuple[Any, int]:
+    """The prompt for the next question, and how many turns at its beginning the context has no room for."""
+    plain, room = speaker.format.template == "plain", speaker.context - config.sampling.max_new_tokens
+    left_out, prompt = 0, next_prompt(said, question, plain=plain)
+    while left_out < len(said) and len(speaker.encode(prompt, config.system)) > room:
+        left_out += 2
+        prompt = next_prompt(said[left_out:], question, plain=plain)
+    return prompt, left_out
 
 
 def complete(
@@ -128,15 +217,19 @@ def complete(
     config: GenerateConfig,
     *,
     first_row: int = 0,
+    row_ids: Sequence[int] = (),
     write: Callable[[str], Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Completions of one batch of prompts (text or messages), as rows; `write` gets the first one piece by piece."""
+    """Completions of one batch of prompts (text or messages), as rows; `write` gets the first one piece by piece.
+
+    The randomness of each is that of its row id; without `row_ids` they go on from `first_row`.
+    """
     import jax
 
     ids = [speaker.encode(p, config.system) for p in prompts]
     samples = config.sampling.num_samples
     # The randomness of a row depends on its place in the whole list, not on the batch size.
-    row_ids = range(first_row * samples, (first_row + len(ids)) * samples)
+    row_ids = row_ids or range(first_row, first_row + len(ids) * samples)
     stream = None if write is None else Stream(speaker, ids[0], write)
     with stream or contextlib.nullcontext():
         done = speaker.sampler.generate(
@@ -161,16 +254,19 @@ def complete(
     ]
 
 
-def _prompts_of_file(config: GenerateConfig) -> list[Any]:
-    """The prompts of the rows of a file: text, or messages."""
+def _questions_of_file(config: GenerateConfig) -> list[Question]:
+    """The questions of a file: of AlpacaEval, of MT-bench, or the prompts of rows that the trainers read."""
     if not config.file:
         return []
     from jaxalign.data.readers import read_records
 
-    records, _ = read_records(config.file, kind="prompt")
-    if not records:
+    found = questions_of(config.file)
+    if found is None:
+        records, _ = read_records(config.file, kind="prompt")
+        found = [Question((prompt_of(record),)) for record in records]
+    if not found:
         raise DataError(f"{config.file}: there is no prompt in it")
-    return [prompt_of(record) for record in records[: config.limit or None]]
+    return found[: config.limit or None]
 
 
 def prompt_of(record: Any) -> Any:
@@ -185,7 +281,7 @@ def prompt_of(record: Any) -> Any:
     return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
-def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
+def _print_rows(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
         print(f"> {_asked(row['prompt'])}\n{row['completion']}\n{_note(row)}\n")
     sys.stdout.flush()
@@ -200,12 +296,13 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One JSON object a line; the file appears whole or not at all."""
+    """One JSON object a line, or a list of them where the name ends in .json; the file appears whole or not at all."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(["[\n", ",".join(lines), "]\n"] if path.suffix == ".json" else lines)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """A model to talk to: any Hugging Face folder, hub id or run folder, and its tokenizer."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,14 @@ import yaml
 
 import jaxalign.training  # noqa: F401 (models may be named as checkpoints of runs, which it exports)
 from jaxalign.errors import ConfigError
+from jaxalign.mesh import MeshConfig, devices_of, make_mesh
 from jaxalign.models.folders import checkpoint_named, model_folder
 from jaxalign.models.guided_folders import GuideConfig, guided_by, read_doctors
+from jaxalign.models.memory import bytes_of, sized, weights_text
+from jaxalign.models.sharding import on_mesh
+from jaxalign.models.tensor_dtypes import ParamDtype, folder_dtype, frozen_dtype
 from jaxalign.rollout.config import Storage
+from jaxalign.training.opening import devices_text
 
 Dtype = Literal["float32", "bfloat16"]
 Template = Literal["auto", "tokenizer", "markers", "plain"]
@@ -99,11 +105,14 @@ def load_speaker(
     adapter: str = "",
     revision: str = "",
     template: Template = "auto",
-    param_dtype: Dtype = "float32",
+    param_dtype: ParamDtype = "auto",
     compute_dtype: Dtype = "float32",
     weights: Storage = "same",
     cache: Storage = "same",
     guide: GuideConfig | None = None,
+    device: str = "auto",
+    mesh: MeshConfig | None = None,
+    tell: Callable[[str], Any] = lambda line: None,
 ) -> Speaker:
     """Loads a model and its tokenizer for generation.
 
@@ -117,12 +126,15 @@ def load_speaker(
       adapter: a PEFT folder to merge into the model; empty for none.
       revision: revision of a hub id.
       template: how prompts are written, see `format_of`.
-      param_dtype, compute_dtype: precision of the weights and of the matrix products.
+      param_dtype, compute_dtype: precision of the weights (auto: see `frozen_dtype`) and of the matrix products.
       weights, cache: as of a `Sampler`.
       guide: doctors that steer the model, if it names any.
+      device, mesh: the devices: their kind, and how many the weights and the rows are split over; None for one.
+      tell: takes a line each for the model, its doctors and the devices, with the bytes that they take.
 
     Raises:
       ConfigError: no model is named; doctors that do not go together.
+      DeviceError: the mesh asks for more devices than there are.
       ModelError: a folder, tensor or tokenizer that is wrong.
     """
     doctors = None
@@ -141,11 +153,17 @@ def load_speaker(
     from jaxalign.rollout import Sampler
 
     folder = model_folder(model)
+    there = devices_of(device)
+    on = make_mesh(mesh, there)
+    # What floats are needed for: an adapter is added to them, and a doctor may be made of the same.
+    floats = adapter or (doctors is not None and doctors.start_as(folder))
     live = models.load_pretrained(
         folder,
         revision=revision or None,
-        param_dtype=jnp.dtype(param_dtype),
+        param_dtype=jnp.dtype(frozen_dtype(param_dtype, on.devices.flat[0])),
         compute_dtype=jnp.dtype(compute_dtype),
+        mesh=on,
+        weights="same" if floats else weights,
     )
     own = models.load_tokenizer if doctors is None else doctors.patient_tokenizer
     words = models.load_tokenizer(tokenizer) if tokenizer else own(folder)
@@ -158,15 +176,59 @@ def load_speaker(
             stops += format_of(words, "auto", adapter).stop_ids
     run = folder if checkpoint_named(model) else model
     if doctors is not None:
-        live = guided_by(doctors, live, words, folder="" if adapter or revision else folder)
+        own_folder = "" if adapter or revision else folder
+        live = guided_by(doctors, live, words, folder=own_folder, mesh=on)
         # Doctors learnt from prompts written as in their run.
         run = next((str(home) for home in doctors.folders if run_data(str(home))), model)
     written = format_of(words, template, run)
     stops += written.stop_ids
     # Doctors may have fewer tokens than their patient; what none of them writes ends nothing.
     live = models.with_stops(live, [token for token in stops if token < live.config.vocab_size])
-    sampler = Sampler(live, weights=weights, cache=cache)
+    definition, params = models.split(live)
+    sampler = Sampler(models.merge(definition, on_mesh(params, on)), weights=weights, cache=cache)
+    _tell(tell, sampler, model, doctors, files=folder_dtype(folder), asked=param_dtype)
+    if len(there) > 1:
+        tell(f"devices: {devices_text(on, len(there))}")
     return Speaker(sampler, words, written, int(live.config.max_positions))
+
+
+def _tell(
+    tell: Callable[[str], Any], sampler: Any, model: str, doctors: Any, *, files: str | None, asked: str
+) -> None:
+    """A line for the model, one for its doctors."""
+    config, params = sampler.config, sampler.params
+    patient = params if doctors is None else params["patient"]
+    size = weights_text(config, patient, key="--param_dtype", asked=asked, files=files)
+    tell(f"{'model' if doctors is None else 'patient'}: {model} ({config.family}, {size})")
+    if doctors is not None:
+        more = bytes_of(params) - bytes_of(patient)
+        names = ", ".join(card.dimension for card in doctors.cards)
+        tell(f"doctors: {names} ({sized(more)} beside the patient)")
+
+
+def decoding_text(speaker: Speaker, prompts: int, longest: int, sampling: Mapping[str, Any]) -> str:
+    """What decoding takes beside the weights, in one line.
+
+    Args:
+      speaker: who decodes.
+      prompts: so many at once.
+      longest: tokens of the longest; those that do not fit the context are not read.
+      sampling: arguments of `Sampler.generate`.
+    """
+    new, copies = sampling["max_new_tokens"], sampling["num_samples"]
+    longest = max(1, min(longest, speaker.context - new))
+    cache, copied = speaker.sampler.decoding_bytes(
+        prompts * copies, longest, max_new_tokens=new, num_samples=copies
+    )
+    count = prompts * copies
+    rows = f"{count:,} completion{'s' if count > 1 else ''}, with prompt up to {longest + new:,} tokens"
+    more = f"; the weights laid out for decoding: {sized(copied)} more" if copied else ""
+    return f"cache: {sized(cache)} of keys and values ({rows}){more}"
+
+
+def printed_aside(line: str) -> None:
+    """A line on standard error, beside what a command writes."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def format_of(tokenizer: Any, template: Template, model: str) -> Any:

@@ -82,6 +82,12 @@ COMMANDS: dict[str, Command] = {
         "jaxalign.training.online_dpo:OnlineDPOConfig",
         "jaxalign.training.online_dpo:train_online_dpo",
     ),
+    "sweep": Command(
+        "a run for every point of a grid, one after another, and which is the best",
+        "jaxalign.pipelines.sweep:SweepConfig",
+        "jaxalign.pipelines.sweep:run_sweep",
+        positional="command",
+    ),
     "generate": Command(
         "completions of prompts, from any model folder or run",
         "jaxalign.cli.generate:GenerateConfig",
@@ -255,6 +261,13 @@ def read_settings(command: Command, arguments: Sequence[str]) -> Any:
         arguments = [f"--{command.positional}={arguments[0]}", *arguments[1:]]
     file, overrides = split_arguments(arguments)
     cls = load(command.config)
+    if command is COMMANDS.get("sweep"):
+        return read_sweep(cls, file, overrides)
+    return settings_of(command, cls, file, overrides)
+
+
+def settings_of(command: Command, cls: type, file: str | None, overrides: Sequence[tuple[str, str]]) -> Any:
+    """A command's configuration from a file and what was typed, as `read_settings`."""
     paths = short_flags(cls, command)
     given: dict[str, list[tuple[str, str]]] = {}
     for flag, value in overrides:
@@ -264,6 +277,25 @@ def read_settings(command: Command, arguments: Sequence[str]) -> Any:
         key = flag if value.lstrip().startswith("{") else paths.get(flag, flag)
         given.setdefault(key, []).append((flag, value))
     return configs.parse(cls, file, [f"--{key}={joined(cls, key, values)}" for key, values in given.items()])
+
+
+def read_sweep(cls: type, file: str | None, overrides: Sequence[tuple[str, str]]) -> Any:
+    """The `Sweep` of `jaxalign sweep COMMAND`: its own flags, and all others as that command reads them.
+
+    Raises:
+      ConfigError: as `read_settings`; a command that does not train.
+    """
+    keys = {key.name for key in configs.describe(cls)}
+    own = settings_of(COMMANDS["sweep"], cls, None, [item for item in overrides if item[0] in keys])
+    command = find_command(own.command)
+    trainers = [name for name, each in COMMANDS.items() if each.config.startswith("jaxalign.training.")]
+    if command.config not in [COMMANDS[name].config for name in trainers]:
+        raise ConfigError(f"sweep {own.command}: expected a command that trains: {', '.join(trainers)}")
+    others = [item for item in overrides if item[0] not in keys]
+    if taken := [f"--{flag}" for flag, _ in others if flag in ("run.output", "run.resume")]:
+        raise ConfigError(f"{taken[0]}: the sweep sets it for every run")
+    settings = settings_of(command, load(command.config), file, others)
+    return load("jaxalign.pipelines.sweep:Sweep")(own, load(command.function), settings)
 
 
 def joined(cls: type, key: str, given: Sequence[tuple[str, str]]) -> str:

@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import jax
-
 from jaxalign.models.attention import attention_for, choose_attention
 from jaxalign.models.composite import Composite
 from jaxalign.models.config import AttentionForm, Choice, ModelConfig, ProductForm
@@ -137,9 +135,12 @@ def with_config(model: Any, **changes: Any) -> Any:
 
 
 def quantize(model: Any) -> Any:
-    """The model with 8-bit weights (see `quantize_params`): to sample from or to score with, not to train or save."""
+    """The model with 8-bit weights (see `quantize_params`): to sample from or to score with, not to train or save.
+
+    The floats stay with whoever holds the model; `load_pretrained(folder, weights="int8")` never has all of them.
+    """
     definition, params = split(model)
-    return merge(definition, jax.jit(quantize_params)(params))
+    return merge(definition, quantize_params(params))
 
 
 def with_remat(model: Any, remat: Remat | bool = "full") -> Any:

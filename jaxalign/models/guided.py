@@ -6,6 +6,8 @@
 
 where the patient gives y at least `plausibility` times the probability of its likeliest token; elsewhere pi is 0.
 
+To tokens that a doctor of another vocabulary has not it is neutral, see `models.mapped`.
+
 A `GuidedModel` reads prompts and decodes as any causal model does, so a `Sampler` takes it as one. Its cache is one
 cache: the layers of patient and doctors one after another. alpha and beta are leaves, so other weights need no other
 program.
@@ -31,6 +33,7 @@ from jaxalign.models.composite import Composite
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.lora import stack_adapters
+from jaxalign.models.mapped import Spoken, read, translated
 from jaxalign.models.transformer import Definition, Transformer
 
 Guidance = Literal["product", "ratio"]
@@ -47,7 +50,7 @@ class Doctor:
       reference: the model that the doctor began as, for guidance by ratio; None takes `model` without its adapter.
         Where that is the patient itself, the same object, nothing is computed for it.
       vocabulary: int32 [V], for each token of the patient the doctor's id of the same token, -1 where there is none:
-        there the doctor has no say. None where ids mean the same.
+        there the doctor is neutral. None where ids mean the same.
       unknown: what the doctor reads in place of a token that it has not.
     """
 
@@ -66,11 +69,13 @@ class ExpertDefinition:
       model: its static part.
       members: distributions that it gives, A: one, or one for each adapter.
       shares: A x doctors: how often each doctor's beta counts in the exponent of each distribution.
+      map: the number of the map through which it reads and speaks; None where ids mean the same.
     """
 
     model: Definition
     members: int
     shares: tuple[tuple[float, ...], ...]
+    map: int | None
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ class GuidedModel(Composite):
         """float32 [B, T, V]: logits of the guided distribution, for plain use; rows are right-padded."""
         hidden = {"patient": self._patient.hidden(tokens, lengths=lengths), "experts": []}
         for expert, part in self._experts:
-            rows, counts = (_repeated(x, expert.members) for x in (_read(tokens, part), lengths))
+            rows, counts = (_repeated(x, expert.members) for x in (read(tokens, part), lengths))
             states = self._model(expert, part).hidden(rows, lengths=counts, adapter=part.get("adapters"))
             hidden["experts"].append(_apart(states, expert.members))
         return self.logits(hidden)
@@ -146,15 +151,24 @@ class GuidedModel(Composite):
         alpha = self.params["alpha"] + _exponent(self.definition.patient_shares, betas)
         patient = self._patient.logits(hidden["patient"])[..., :size]
         total = alpha * patient
+        plausible = patient >= jnp.max(patient, axis=-1, keepdims=True) + self.params["floor"]
+        spoken: dict[int, Spoken] = {}
         for (expert, part), members in zip(self._experts, hidden["experts"], strict=True):
             model = self._model(expert, part)
             for shares, states in zip(expert.shares, members, strict=True):
-                logits = _translated(model.logits(states), part.get("vocabulary"), size)
+                logits = translated(model.logits(states), part.get("vocabulary"), size)
                 exponent = _exponent(shares, betas)
                 # What has no weight must add 0 also where it is infinite.
-                total = total + jnp.where(exponent == 0, 0.0, exponent * logits)
-        floor = jnp.max(patient, axis=-1, keepdims=True) + self.params["floor"]
-        return jnp.where(patient >= floor, total, NEGATIVE)
+                term = jnp.where(exponent == 0, 0.0, exponent * logits)
+                if expert.map is None:
+                    total = total + term
+                    continue
+                known = part["vocabulary"][:size] >= 0
+                others = spoken.get(expert.map, Spoken(known, jnp.float32(0), jnp.bool(False)))
+                spoken[expert.map] = Spoken(known, others.terms + term, others.weighed | (exponent != 0))
+        for by_map in spoken.values():
+            total = total + by_map.neutral(self.params["alpha"] * patient, plausible)
+        return jnp.where(plausible, total, NEGATIVE)
 
     # --- decoding, as `Transformer` does it ---------------------------------------------------
 
@@ -174,7 +188,7 @@ class GuidedModel(Composite):
         hidden, caches = {"patient": states, "experts": []}, [cache]
         for expert, part in self._experts:
             states, cache = self._model(expert, part).prefill(
-                _repeated(_read(tokens, part), expert.members),
+                _repeated(read(tokens, part), expert.members),
                 _repeated(lengths, expert.members),
                 adapter=part.get("adapters"),
                 **options,
@@ -210,7 +224,7 @@ class GuidedModel(Composite):
             members, layers = expert.members, expert.model.config.num_layers
             states, part_cache = self._model(expert, part).decode(
                 part["base"],
-                _read(tokens, part),
+                read(tokens, part),
                 kv_cache.take_layers(cache, first, layers),
                 adapter=part.get("adapters"),
                 members=members,
@@ -262,16 +276,20 @@ def guide(
         raise ValueError("expected at least one doctor")
     if guidance not in ("product", "ratio"):
         raise ValueError(f"guidance must be product or ratio, got {guidance!r}")
-    definitions, parts = [], []
+    definitions, parts, maps = [], [], []
 
     def add(model: Transformer, doctor: Doctor, shares: Sequence[Sequence[float]], adapters: Any) -> None:
         part: dict[str, Any] = {"base": model.params}
         if adapters is not None:
             part["adapters"] = adapters
+        number = None
         if doctor.vocabulary is not None:
             part["vocabulary"] = jnp.asarray(doctor.vocabulary, jnp.int32)
             part["unknown"] = jnp.int32(doctor.unknown)
-        definitions.append(ExpertDefinition(Definition(model.config), len(shares), tuple(map(tuple, shares))))
+            maps.append(np.asarray(doctor.vocabulary))
+            number = next(n for n, known in enumerate(maps) if np.array_equal(known, maps[-1]))
+        counted = tuple(map(tuple, shares))
+        definitions.append(ExpertDefinition(Definition(model.config), len(shares), counted, number))
         parts.append(part)
 
     ratio = guidance == "ratio"
@@ -360,22 +378,6 @@ def _floor(plausibility: float) -> jax.Array:
 def _exponent(shares: Sequence[float], betas: Float[Array, " K"]) -> Float[Array, ""]:
     # No matrix product: an accelerator would round the weights.
     return jnp.sum(jnp.asarray(shares, jnp.float32) * betas)
-
-
-def _read(tokens: jax.Array, part: Mapping[str, Any]) -> jax.Array:
-    """The patient's tokens as the doctor's."""
-    if "vocabulary" not in part:
-        return tokens
-    ids = part["vocabulary"][tokens]
-    return jnp.where(ids >= 0, ids, part["unknown"])
-
-
-def _translated(logits: jax.Array, vocabulary: jax.Array | None, size: int) -> jax.Array:
-    """A doctor's logits by the patient's tokens; the mean over its vocabulary where it has no such token."""
-    if vocabulary is None:
-        return logits[..., :size]
-    mean = jnp.mean(logits, axis=-1, keepdims=True)
-    return jnp.where(vocabulary >= 0, logits[..., jnp.maximum(vocabulary, 0)], mean)[..., :size]
 
 
 # Several members of an expert are more rows: those of a row lie together, row * A + member. In the cache they are more

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,8 +24,14 @@ from jaxalign.models.huggingface import (
 )
 from jaxalign.models.lora import attach
 from jaxalign.models.peft import load_adapter
+from jaxalign.models.sharding import on_mesh
 from jaxalign.models.stops import stopping, tokenizer_stops
-from jaxalign.models.vocabulary import check_same_vocabulary, vocabulary_map
+from jaxalign.models.vocabulary import (
+    added_differences,
+    check_same_vocabulary,
+    only_added_differ,
+    vocabulary_map,
+)
 
 OtherVocabulary = Literal["refuse", "map"]
 
@@ -46,8 +53,9 @@ class GuideConfig:
         written, which keeps strong doctors from nonsense; 0 leaves all tokens.
       guidance: product multiplies by what a doctor says; ratio by that over what it said before its training; auto
         takes the cards'.
-      vocabulary: what to do with a doctor whose tokenizer is not the patient's: refuse it, or map tokens by their
-        exact text.
+      vocabulary: what to do with a doctor whose tokenizer is not the patient's: refuse it, or map tokens by the text
+        that they write; what it has no token for is left to the patient. Where they differ in added and special
+        tokens alone, nothing is refused.
     """
 
     doctor: tuple[str, ...] = ()
@@ -139,6 +147,11 @@ class Doctors:
                 raise
             return load_tokenizer(self.tokenizer)
 
+    def start_as(self, folder: str) -> bool:
+        """Whether one of them begins as the model in a folder, so that it may share its weights."""
+        named = [path for card in self.cards for path in (card.base, card.reference) if path]
+        return _place(folder) in map(_place, named)
+
 
 def read_doctors(config: GuideConfig) -> Doctors:
     """The cards of a configuration's doctors, checked against each other and against the configuration.
@@ -216,13 +229,13 @@ def _betas(config: GuideConfig, cards: Sequence[DoctorCard]) -> tuple[float, ...
 
 
 def load_guided(
-    config: GuideConfig, *, param_dtype: Any = None, compute_dtype: Any = None
+    config: GuideConfig, *, param_dtype: Any = None, compute_dtype: Any = None, mesh: Any = None
 ) -> tuple[Any, Any]:
     """A patient with its doctors, from folders alone.
 
     Args:
       config: the doctors, and what it sets in place of their cards.
-      param_dtype, compute_dtype: of all models, as `load_pretrained`.
+      param_dtype, compute_dtype, mesh: of all models, as `load_pretrained`.
 
     Returns:
       (the `GuidedModel`, the patient's tokenizer).
@@ -234,12 +247,14 @@ def load_guided(
     doctors = read_doctors(config)
     folder = doctors.patient_folder()
     tokenizer = doctors.patient_tokenizer(folder)
-    patient = load_pretrained(folder, param_dtype=param_dtype, compute_dtype=compute_dtype)
+    patient = load_pretrained(folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh)
     check_vocabulary(patient.config, tokenizer)
-    return guided_by(doctors, patient, tokenizer, folder=folder), tokenizer
+    return guided_by(doctors, patient, tokenizer, folder=folder, mesh=mesh), tokenizer
 
 
-def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "") -> GuidedModel:
+def guided_by(
+    doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "", mesh: Any = None
+) -> GuidedModel:
     """A live patient with its doctors, which get its dtypes.
 
     Doctors that are adapters on one base are given that base as one live object, so that they are computed together.
@@ -251,10 +266,11 @@ def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "
       tokenizer: the patient's.
       folder: whose parameters the patient has, unchanged: a doctor on the same base then shares them in memory. Empty
         where it comes from elsewhere.
+      mesh: lay the doctors' parameters out on this mesh; None puts them on the default device.
 
     Raises:
-      ModelError: a folder, tensor or tokenizer that is wrong or missing; a doctor's tokenizer that is not the
-        patient's, unless vocabularies are mapped.
+      ModelError: a folder, tensor or tokenizer that is wrong or missing; a doctor's tokenizer that differs from the
+        patient's in more than added tokens, unless vocabularies are mapped.
     """
     live = {_place(folder): patient} if folder else {}
 
@@ -265,12 +281,12 @@ def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "
                 "param_dtype": patient.config.param_dtype,
                 "compute_dtype": patient.config.compute_dtype,
             }
-            live[place] = load_pretrained(model_folder(str(path)), **dtypes)
+            live[place] = load_pretrained(model_folder(str(path)), mesh=mesh, **dtypes)
         return live[place]
 
     ratio = doctors.guidance == "ratio"
     bases = Counter(_place(card.base) for card in doctors.cards if card.adapter)
-    maps: list[tuple[dict[str, int], np.ndarray]] = []
+    maps: list[tuple[dict[str, int], np.ndarray | None]] = []
     steering, stops = [], [*tokenizer_stops(tokenizer)]
     for home, card in zip(doctors.folders, doctors.cards, strict=True):
         words = load_tokenizer(home)
@@ -298,7 +314,8 @@ def guided_by(doctors: Doctors, patient: Any, tokenizer: Any, *, folder: str = "
         plausibility=doctors.plausibility,
     )
     writable = [token for token in stops if token < guided.config.vocab_size]
-    return GuidedModel(stopping(guided.definition, writable), guided.params)
+    params = guided.params if mesh is None else on_mesh(guided.params, mesh)
+    return GuidedModel(stopping(guided.definition, writable), params)
 
 
 def _vocabulary_of(
@@ -306,23 +323,37 @@ def _vocabulary_of(
     patient: Any,
     other: OtherVocabulary,
     home: Path,
-    maps: list[tuple[dict[str, int], np.ndarray]],
+    maps: list[tuple[dict[str, int], np.ndarray | None]],
 ) -> np.ndarray | None:
-    """The map of the patient's tokens to the doctor's; None where they are the same. `maps` keeps those made."""
-    if other == "refuse":
-        try:
-            check_same_vocabulary(words, patient)
-        except ModelError as error:
-            raise ModelError(f"{home}: {error} (--vocabulary=map goes by the text of tokens)") from None
-        return None
+    """The map of the patient's tokens to the doctor's; None where ids mean the same. `maps` keeps those made.
+
+    A line on standard error says what differs, once a tokenizer.
+    """
     vocabulary = words.get_vocab()
     if vocabulary == patient.get_vocab():
         return None
     for known, ids in maps:
         if known == vocabulary:
             return ids  # the same object: only so are two doctors computed together
-    maps.append((vocabulary, vocabulary_map(patient, words)))
-    return maps[-1][1]
+    alike = only_added_differ(words, patient)
+    if not alike and other == "refuse":
+        try:
+            check_same_vocabulary(words, patient)
+        except ModelError as error:
+            raise ModelError(f"{home}: {error} (--vocabulary=map goes by the text of tokens)") from None
+    found = vocabulary_map(patient, words)
+    if alike:
+        said = f"but for added tokens its tokenizer is the patient's: {added_differences(patient, words)}"
+    else:
+        said = (
+            f"{(found >= 0).sum():,} of the patient's {len(patient.get_vocab()):,} tokens are among its "
+            f"{len(vocabulary):,}; to the others it is neutral"
+        )
+    print(f"{home}: {said}", file=sys.stderr)
+    # Where every token has its id, the doctor just has more.
+    ids = None if (found == np.arange(len(found))).all() else found
+    maps.append((vocabulary, ids))
+    return ids
 
 
 def _unknown(words: Any) -> int:

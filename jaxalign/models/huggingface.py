@@ -5,10 +5,9 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import ModelError
@@ -24,6 +23,7 @@ from jaxalign.models.families import (
 from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
 from jaxalign.models.heads import HeadConfig, ScalarModel, StepMarks
 from jaxalign.models.int8 import Int8
+from jaxalign.models.sharding import to_device
 from jaxalign.models.stops import read_generation, write_generation
 from jaxalign.models.tensor_dtypes import in_dtype
 from jaxalign.models.token_classifier import head_tensors, is_token_classifier, take_head
@@ -43,6 +43,7 @@ def load_pretrained(
     mesh: Any = None,
     rules: Any = None,
     revision: str | None = None,
+    weights: Literal["same", "int8"] = "same",
 ) -> Transformer:
     """A causal language model from a Hugging Face folder or hub id.
 
@@ -51,24 +52,22 @@ def load_pretrained(
         one file or sharded), or a hub id.
       param_dtype: dtype of the parameters; None is float32.
       compute_dtype: dtype of the matrix products; None is float32.
-      mesh: lay the parameters out on this mesh; None leaves them on the default device.
+      mesh: lay the parameters out on this mesh, each device getting its part alone; None puts them on the default
+        device.
       rules: logical -> mesh axes, where not the default table.
       revision: revision of a hub id.
+      weights: int8 rounds the files' weights to 8-bit integers, as `models.quantize`, one after the other: no device
+        holds more than one of them as floats.
 
     Raises:
       ModelError: a missing file, an unsupported family, or a tensor that is missing, left over or wrongly shaped.
     """
     path = local_folder(folder, revision)
     config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
-    params = read_params(path, config)
-    model = Transformer(config, to_device(params, config.param_dtype))
-    if mesh is None:
-        return model
-    from jaxalign.mesh import DEFAULT_RULES, tree_shardings
-    from jaxalign.models.sharding import param_logical_axes
-
-    shardings = tree_shardings(params, param_logical_axes(params), mesh, rules or DEFAULT_RULES)
-    return Transformer(config, jax.device_put(model.params, shardings))
+    params = to_device(
+        read_params(path, config), config.param_dtype, mesh=mesh, rules=rules, int8=weights == "int8"
+    )
+    return Transformer(replace(config, mesh=mesh if mesh is not None and mesh.size > 1 else None), params)
 
 
 def load_reward_model(
@@ -457,16 +456,6 @@ def check_vocabulary(config: ModelConfig, tokenizer: Any) -> None:
         raise ModelError(
             f"the tokenizer has {size} tokens, the model's vocabulary {config.vocab_size}; they do not belong together"
         )
-
-
-def to_device(params: Any, dtype: str) -> Any:
-    """Host arrays as JAX arrays of the parameter dtype; the normalizer stays float32."""
-
-    def convert(path, array):
-        keep = "normalizer" in jax.tree_util.keystr(path)
-        return jnp.asarray(array, jnp.float32 if keep else dtype)
-
-    return jax.tree_util.tree_map_with_path(convert, params)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,9 @@ An `Int8` stands in a parameter tree where the array was, so `merge`, `hidden`, 
 and decoding read a tree of `quantize_params` as they read any other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -47,6 +49,7 @@ class Int8:
         return Int8(self.values[index], self.scales[index])
 
 
+@partial(jax.jit, static_argnames="axis")
 def quantized(x: Float[Array, "..."], *, axis: int) -> Int8:
     """The nearest integers, scaled so that the largest number along `axis` is 127.
 
@@ -91,26 +94,33 @@ def _beside(x: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x, values.astype(x.dtype)
 
 
+def int8_axis(names: Sequence[str]) -> int | None:
+    """The axis whose numbers share a scale: -2 of a projection (a scale an output), -1 of embedding and head (a token).
+
+    Args:
+      names: the keys on the path of a leaf; None for norms, biases, learned positions and all of a patient's doctors.
+    """
+    if "experts" in names:
+        return None
+    if "layers" in names and names[-1].endswith("_proj"):
+        return -2
+    return -1 if tuple(names[-2:]) in (("embed", "tokens"), ("head", "weight")) else None
+
+
+def keys_of(path: Sequence[Any]) -> list[str]:
+    """The keys of dicts on the path of a leaf."""
+    return [str(part.key) for part in path if hasattr(part, "key")]
+
+
 def quantize_params(params: dict[str, Any]) -> dict[str, Any]:
     """The tree with `Int8` for each projection (a scale an output), the embedding and the head (a scale a token).
 
     Norms, biases, learned positions and the head of a scalar model stay; so does what is an `Int8` already. Of a
     guided model the patient is changed, its doctors stay.
     """
-    if "patient" in params:
-        return {**params, "patient": quantize_params(params["patient"])}
-    if "trunk" in params:
-        return {**params, "trunk": quantize_params(params["trunk"])}
 
-    def changed(part: dict[str, Any], names: set[str], axis: int) -> dict[str, Any]:
-        return part | {n: quantized(part[n], axis=axis) for n in names if not isinstance(part[n], Int8)}
+    def changed(path: Sequence[Any], leaf: Any) -> Any:
+        axis = None if isinstance(leaf, Int8) else int8_axis(keys_of(path))
+        return leaf if axis is None else quantized(leaf, axis=axis)
 
-    layers = params["layers"]
-    result = {
-        **params,
-        "layers": changed(layers, {n for n in layers if n.endswith("_proj")}, -2),
-        "embed": changed(params["embed"], {"tokens"}, -1),
-    }
-    if "weight" in params.get("head", {}):
-        result["head"] = changed(params["head"], {"weight"}, -1)
-    return result
+    return jax.tree_util.tree_map_with_path(changed, params, is_leaf=lambda x: isinstance(x, Int8))

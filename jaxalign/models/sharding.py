@@ -1,8 +1,14 @@
-"""Logical axes of each parameter; `jaxalign.mesh` says where a logical axis lives."""
+"""Logical axes of each parameter (`jaxalign.mesh` says where a logical axis lives), and parameters onto devices."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxalign.mesh import DEFAULT_RULES, tree_shardings
+from jaxalign.models.int8 import int8_axis, keys_of, quantized
 
 # By the last key of a leaf; stacked layers get `layers` in front.
 _AXES: dict[str, tuple[str | None, ...]] = {
@@ -30,7 +36,7 @@ def param_logical_axes(params: Any) -> Any:
 
     def axes(path, leaf) -> tuple[str | None, ...]:
         # Of an `Int8` the path ends in an attribute: integers and scales lie as the array would.
-        names = [str(p.key) for p in path if hasattr(p, "key")]
+        names = keys_of(path)
         own = _AXES.get(names[-1], ())
         stacked = ("layers",) if "layers" in names else ()
         known = (*stacked, *own)
@@ -43,3 +49,38 @@ def param_logical_axes(params: Any) -> Any:
         )
 
     return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def on_mesh(params: Any, mesh: Mesh, rules: Any = None) -> Any:
+    """Parameters laid out on a mesh by their logical axes, each device with its part; what lies so already stays."""
+    return jax.device_put(
+        params, tree_shardings(params, param_logical_axes(params), mesh, rules or DEFAULT_RULES)
+    )
+
+
+def to_device(
+    params: Any, dtype: str, *, mesh: Mesh | None = None, rules: Any = None, int8: bool = False
+) -> Any:
+    """Host arrays as JAX arrays of the parameter dtype, one after the other; the normalizer stays float32.
+
+    Args:
+      params: the tree.
+      dtype: of what is not 8-bit.
+      mesh: the devices, each of which gets its part alone; None for the default device.
+      rules: logical -> mesh axes, where not the default table.
+      int8: whether what `quantize_params` changes becomes `Int8`, from the host's numbers as they are.
+    """
+
+    def convert(path: Any, array: np.ndarray, sharding: Any = None) -> Any:
+        names = keys_of(path)
+        axis = int8_axis(names) if int8 else None
+        if axis is None:
+            array = np.asarray(array, jnp.float32 if "normalizer" in names else jnp.dtype(dtype))
+        placed = jax.device_put(array, sharding)
+        # The floats must be gone before the next ones come.
+        return placed if axis is None else jax.block_until_ready(quantized(placed, axis=axis))
+
+    if mesh is None:
+        return jax.tree_util.tree_map_with_path(convert, params)
+    shardings = tree_shardings(params, param_logical_axes(params), mesh, rules or DEFAULT_RULES)
+    return on_mesh(jax.tree_util.tree_map_with_path(convert, params, shardings), mesh, rules)

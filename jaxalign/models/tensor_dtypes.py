@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from jaxalign.errors import ModelError
 
 ExportDtype = Literal["float32", "bfloat16", "float16"]
+# Of weights that do not learn; see `frozen_dtype`.
+ParamDtype = Literal["auto", "float32", "bfloat16"]
 # By their names in safetensors files; wider ones are written as float32.
 NAMES: dict[str, ExportDtype] = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -41,6 +43,19 @@ def folder_dtype(folder: str | Path) -> ExportDtype | None:
         return None
     name = said.get("dtype") or said.get("torch_dtype")
     return name if name in NAMES.values() else None
+
+
+def frozen_dtype(asked: str, device: Any) -> str:
+    """The dtype that weights which do not learn are kept in.
+
+    Args:
+      asked: float32, bfloat16 or auto, which is bfloat16 on an accelerator, whatever the files have (those of most
+        models have just that), and float32 on a CPU, where bfloat16 is slow.
+      device: one of those that hold them.
+    """
+    if asked != "auto":
+        return asked
+    return "float32" if device.platform == "cpu" else "bfloat16"
 
 
 def in_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:

@@ -178,7 +178,7 @@ class Transformer(nnx.Module):
         config, dtype = self.config, operand_dtype(self.config)
         params = self.params
         if adapter is not None:
-            params = folded(params, adapter)
+            params = folded(params, adapter, dtype)
         layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.num_layers)]
 
         def cast(part: dict[str, Any]) -> dict[str, Any]:
@@ -353,13 +353,13 @@ def block(x, params, config: ModelConfig, attention, adapter, key):
     return x + mlp(norm(x, params, "mlp_norm", config), params, config, adapter, key)
 
 
-def folded(params: dict[str, Any], adapter: Any) -> dict[str, Any]:
-    """Parameters with W + a b * scale in place of each adapted W."""
+def folded(params: dict[str, Any], adapter: Any, dtype: Any = None) -> dict[str, Any]:
+    """Parameters with W + a b * scale in place of each adapted W, in its dtype where no other is given."""
     layers = dict(params["layers"])
     for name, part in adapter.items():
         change = product("lir,lro->lio", part["a"], part["b"], dtype=part["a"].dtype)
         scale = part["scale"].reshape(-1, 1, 1)
-        layers[name] = (layers[name].astype(jnp.float32) + change * scale).astype(layers[name].dtype)
+        layers[name] = (layers[name].astype(jnp.float32) + change * scale).astype(dtype or layers[name].dtype)
     return {**params, "layers": layers}
 
 
@@ -445,8 +445,9 @@ def with_dtypes(config: ModelConfig, param_dtype: Any = None, compute_dtype: Any
 
 
 def params_count(params: Any) -> int:
-    """Number of scalars in a tree."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
+    """Number of scalars in a tree; the scales of 8-bit ones are none."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Int8))
+    return sum(int(np.prod(x.shape)) for x in leaves)
 
 
 __all__ = ["Definition", "Transformer", "create", "params_count", "parameter_shapes", "visible"]

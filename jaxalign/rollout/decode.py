@@ -64,11 +64,14 @@ def decode_weights(definition: Any, params: Any, adapter: Any) -> Any:
     return models.merge(definition, params).decode_weights(adapter)
 
 
-@partial(jax.jit, static_argnames=("definition",))
 def int8_params(definition: Any, params: Any, adapter: Any) -> Any:
-    """The parameters as 8-bit integers, the adapter added to them before."""
-    model = models.merge(definition, params)
-    return models.quantize_params((model if adapter is None else models.merge_adapter(model, adapter)).params)
+    """The parameters as 8-bit integers, the adapter added to them before; without one, what is 8-bit is no copy."""
+    return models.quantize_params(params) if adapter is None else _adapted(definition, params, adapter)
+
+
+@partial(jax.jit, static_argnames=("definition",))
+def _adapted(definition: Any, params: Any, adapter: Any) -> Any:
+    return models.quantize_params(models.merge_adapter(models.merge(definition, params), adapter).params)
 
 
 @partial(jax.jit, static_argnames=("definition", "copies", "branches", "int8_cache"))

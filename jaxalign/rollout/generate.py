@@ -5,8 +5,10 @@ row's randomness depends on the key, its row id and the position alone, so the s
 the same however rows are batched.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 
 from jaxalign import models
 from jaxalign.errors import UserError
+from jaxalign.mesh import row_shards
 from jaxalign.rollout import decode, slots
 from jaxalign.rollout.config import Storage, check_sampling
 from jaxalign.rollout.decode import Draws
@@ -177,6 +180,41 @@ class Sampler:
         mask = np.arange(max_new_tokens)[None, :] < out["lengths"][:, None]
         reasons = ["stop" if s else "length" for s in stopped]
         return Completions(mask=mask, finish_reason=reasons, **out)
+
+    def decoding_bytes(
+        self, rows: int, longest: int, *, max_new_tokens: int, num_samples: int = 1
+    ) -> tuple[int, int]:
+        """Bytes that `generate` needs beside the parameters, and gives back when it is done.
+
+        Args:
+          rows: completions in all.
+          longest: tokens of the longest prompt.
+          max_new_tokens, num_samples: as of `generate`.
+
+        Returns:
+          Those of keys and values, at most, and those of the weights as decoding reads them, where that is a copy.
+        """
+        mesh, limit = self.config.mesh, self.config.max_positions
+        count = slots.slots_of(rows, num_samples, self.max_rows, 1 if mesh is None else row_shards(mesh))
+        columns = slots.most_columns(longest, max_new_tokens, self.block, limit)
+        adapter = None if self.weights == "int8" else self.adapter
+        model = partial(models.merge, self.definition)
+        weights = jax.eval_shape(lambda p: model(p).decode_weights(adapter), self.params)
+        tokens = np.zeros((count, 1), np.int32)
+        options = {"cache_length": columns, "int8_cache": self.cache == "int8", "adapter": adapter}
+        cache = jax.eval_shape(
+            lambda p: model(p).prefill(tokens, tokens[:, 0] + 1, **options)[1], self.params
+        )
+
+        def by_path(tree: Any) -> dict[str, tuple[Any, Any]]:
+            leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+            return {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}
+
+        there = by_path(self.params)
+        copied = [like for path, like in by_path(weights).items() if there.get(path) != like]
+        both = by_path((cache.keys, cache.values)).values(), copied
+        sizes = [sum(math.prod(shape) * dtype.itemsize for shape, dtype in found) for found in both]
+        return sizes[0], sizes[1]
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
         room = self.config.max_positions - new_tokens

@@ -11,7 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxalign.mesh import DEFAULT_RULES, row_shards
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.rollout import decode
 from jaxalign.rollout.decode import Draws
@@ -86,7 +88,9 @@ class _Slots:
         lengths = np.asarray([len(p) for p in job.prompts])
         # Longest first: prompts of like length are read together, and later ones fit where earlier ones did.
         self.waiting = np.argsort(-lengths, kind="stable").tolist()
-        size = min(power_of_two(total), max(job.max_rows, job.copies))
+        self.mesh = job.definition.config.mesh
+        self.shards = 1 if self.mesh is None else row_shards(self.mesh)
+        size = slots_of(total, job.copies, job.max_rows, self.shards)
         self.row = np.zeros(size, np.int32)
         self.token = np.zeros(size, np.int32)
         self.drawn = np.zeros(size, np.int32)
@@ -120,7 +124,8 @@ class _Slots:
         size, seats = len(self.alive), None
         if not self.waiting and self.alive.sum() <= size // 2:
             kept = np.flatnonzero(self.alive)
-            seats = np.resize(kept, power_of_two(len(kept)))
+            fewer = multiple(power_of_two(len(kept)), self.shards)
+            seats = np.resize(kept, fewer) if fewer < size else None
         if seats is not None or self.column + self._ahead() > self._length:
             self._rearrange(seats)
 
@@ -134,12 +139,10 @@ class _Slots:
             job.definition,
             self.weights,
             self._placed(),
-            self.token,
-            self.alive,
-            self.drawn,
+            *self._by_rows((self.token, self.alive, self.drawn)),
             np.int32(job.new_tokens),
             np.int32(self._ahead()),
-            job.draws.take(self.row),
+            self._by_rows(job.draws.take(self.row)),
             job.stops,
             job.key,
             branches=job.branches,
@@ -158,7 +161,7 @@ class _Slots:
     def _read(self, chosen: list[int], width: int) -> None:
         """Reads the chosen prompts, keeps their first tokens, and seats the rows that go on."""
         job, count = self.job, len(chosen)
-        padded = np.resize(chosen, power_of_two(count))
+        padded = np.resize(chosen, multiple(power_of_two(count), self.shards))
         tokens = np.zeros((len(padded), width), np.int32)
         for index, prompt in enumerate(padded):
             tokens[index, : len(job.prompts[prompt])] = job.prompts[prompt]
@@ -168,9 +171,8 @@ class _Slots:
             job.definition,
             job.params,
             job.adapter,
-            tokens,
-            lengths,
-            job.draws.take(rows),
+            *self._by_rows((tokens, lengths)),
+            self._by_rows(job.draws.take(rows)),
             job.stops,
             job.key,
             copies=job.copies,
@@ -230,7 +232,16 @@ class _Slots:
     def _placed(self) -> KVCache:
         """The cache, with the columns that the host keeps."""
         assert self.cache is not None
-        return replace(self.cache, starts=self.starts.astype(np.int32), column=np.int32(self.column))
+        keys, values = self._by_rows((self.cache.keys, self.cache.values))
+        starts = self.starts.astype(np.int32)
+        return replace(self.cache, keys=keys, values=values, starts=starts, column=np.int32(self.column))
+
+    def _by_rows(self, tree: Any) -> Any:
+        """Arrays, on a mesh split by rows over the devices that share them."""
+        if self.mesh is None:
+            return tree
+        rows = NamedSharding(self.mesh, PartitionSpec(DEFAULT_RULES["batch"]))
+        return jax.device_put(tree, rows)
 
     def _ahead(self) -> int:
         """Tokens of the next block."""
@@ -249,6 +260,23 @@ def width_of(length: int, limit: int | None = None) -> int:
     """`length` rounded up to the ladder of widths, but not beyond `limit` where that has room for it."""
     width = next((w for w in WIDTHS if w >= length), -(-length // 2048) * 2048)
     return width if limit is None else min(width, max(limit, length))
+
+
+def slots_of(rows: int, copies: int, max_rows: int, shards: int) -> int:
+    """Slots for so many completions; devices that share the rows of a batch have equally many."""
+    return multiple(min(power_of_two(rows), max(max_rows, copies)), shards)
+
+
+def most_columns(prompt: int, new_tokens: int, block: int, limit: int) -> int:
+    """Columns that the cache grows to, at most, for prompts of that length and less."""
+    return max(
+        width_of(width_of(prompt, limit) + min(block, new_tokens - 1)), width_of(prompt + new_tokens - 1)
+    )
+
+
+def multiple(count: int, of: int) -> int:
+    """`count` rounded up to a multiple."""
+    return -(-count // of) * of
 
 
 def power_of_two(count: int) -> int:

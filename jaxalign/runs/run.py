@@ -122,7 +122,8 @@ class Run:
             run.raised = True
             # From now on the run is this long; what it was stays beside it.
             told = [f"{key} is {now:g} where it was {old:g}" for key, (old, now) in raised.items()]
-            run.add_metadata(config=full, raised=[*run.metadata().get("raised", []), *told])
+            longer = [*run.metadata().get("raised", []), *told]
+            run.add_metadata(config=full, raised=longer, finished=False)
             run.warn(f"resumed: {', '.join(told)}; the learning rate goes on by the longer schedule")
         return run
 
@@ -234,8 +235,24 @@ class Run:
         os.replace(temporary, self.folder / "metadata.json")
 
 
+def ended(folder: Path, full_config: Any) -> dict[str, Any] | None:
+    """The metadata of the run in a folder where it has ended as it is configured; None where there is more to do.
+
+    Raises:
+      ConfigError: it has other settings; the message names them.
+    """
+    path = folder / "metadata.json"
+    if not path.is_file():
+        return None
+    raised = _raised(path, "", full_config, resume=True)
+    found = json.loads(path.read_text())
+    return found if found.get("finished") and not raised else None
+
+
 def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[str, tuple[float, float]]:
-    """Key -> value before and now, of the `LENGTHS` that a run is resumed with a larger value of.
+    """Key -> value before and now, of the `LENGTHS` that a run is resumed with a larger value of; see `Run.open`.
+
+    An empty command is that of any run.
 
     Raises:
       ConfigError: it is another run, or has other settings; the message names them.
@@ -249,7 +266,7 @@ def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[st
             f"run.output: {path.parent} already holds a run of `{old.get('command')}`; "
             "choose another folder, or --resume to go on with it"
         )
-    if old.get("command") != command:
+    if command and old.get("command") != command:
         raise ConfigError(
             f"run.output: {path.parent} holds a run of `{old.get('command')}`, not of `{command}`"
         )

@@ -27,7 +27,7 @@ from jaxalign.models.folders import checkpoint_named, model_folder
 from jaxalign.models.huggingface import local_folder
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.peft import fused_targets
-from jaxalign.models.tensor_dtypes import folder_dtype
+from jaxalign.models.tensor_dtypes import folder_dtype, frozen_dtype
 from jaxalign.models.whole_folder import whole_folder
 from jaxalign.runs import Run
 from jaxalign.runs.card import CardFacts, model_card
@@ -289,6 +289,15 @@ def begun_with(run: Run | None, section: str, path: str) -> str:
         if before and Path(before).is_dir():
             return before
     return model_folder(path)
+
+
+def kept_dtype(run: Run | None, section: str, source: Any, device: Any) -> str:
+    """The dtype of a model's parameters: where it is left to the device, of a resumed run that which it began with."""
+    if source.param_dtype == "auto" and run is not None and run.resumed:
+        before = (run.metadata().get("models", {}).get(section) or {}).get("param_dtype", "")
+        if before:
+            return before
+    return frozen_dtype(source.param_dtype, device)
 
 
 def chosen_state(run: Run, store: CheckpointStore, state: TrainState, step: int) -> TrainState:

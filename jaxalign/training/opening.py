@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from jaxalign import models
@@ -16,6 +15,7 @@ from jaxalign.data import DataConfig, Dataset
 from jaxalign.data.stream import Stream
 from jaxalign.data.table import lengths_of
 from jaxalign.mesh import AXES, devices_of
+from jaxalign.models.memory import weights_text
 from jaxalign.runs import Run
 
 # A larger part of the rows that is lost is a warning.
@@ -37,43 +37,48 @@ KEYS = {
 }
 
 
-def parameters_of(tree: Any) -> int:
-    """How many numbers the arrays of a tree hold."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
 def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
     """What a section of the configuration loaded: `source` names it, `model` is it."""
-    count = parameters_of(models.split(model)[1])
+    params = models.split(model)[1]
+    noted = run.metadata().get("models", {})
     # Where it lies is noted when its files are found, see `exports.note_model`.
+    before = noted.get(section, {})
     found = {
         "family": model.config.family,
-        "parameters": count,
-        "param_dtype": source.param_dtype,
+        "parameters": models.params_count(params),
+        "param_dtype": model.config.param_dtype,
         "compute_dtype": source.compute_dtype,
     }
-    noted = run.metadata().get("models", {})
-    run.add_metadata(models=noted | {section: noted.get(section, {}) | found})
+    run.add_metadata(models=noted | {section: before | found})
     drawn = "its shape, weights drawn from the seed; " if source.random_init else ""
-    products = "" if source.compute_dtype == source.param_dtype else f", products in {source.compute_dtype}"
-    run.tell(
-        section,
-        f"{source.path} ({drawn}{model.config.family}, {count:,} parameters in {source.param_dtype}{products})",
+    size = weights_text(
+        model.config,
+        params,
+        key=f"{section}.param_dtype",
+        asked=source.param_dtype,
+        files=None if source.random_init else before.get("dtype"),
     )
+    run.tell(section, f"{source.path} ({drawn}{model.config.family}, {size})")
 
 
 def tell_devices(run: Run, mesh: Mesh) -> None:
     """The devices of the mesh; a warning where most of them have nothing to do."""
     run.add_metadata(mesh=dict(mesh.shape))
-    first, there = mesh.devices.flat[0], len(devices_of(run.config.device))
-    axes = ", ".join(f"{name}={mesh.shape[name]}" for name in AXES if mesh.shape[name] > 1)
-    kind = "" if first.device_kind == first.platform else f" ({first.device_kind})"
-    run.tell("devices", f"{mesh.size} of {there} {first.platform}{kind}{': mesh ' + axes if axes else ''}")
+    there = len(devices_of(run.config.device))
+    run.tell("devices", devices_text(mesh, there))
     if mesh.size == 1 < there:
         run.warn(
             f"{there - 1} of {there} devices have nothing to do: mesh.data=-1 splits the rows over all of them, "
             f"mesh.fsdp={there} the parameters too"
         )
+
+
+def devices_text(mesh: Mesh, there: int) -> str:
+    """The devices of a mesh, of `there` in all: `8 of 8 gpu (H100): mesh data=2, fsdp=4`."""
+    first = mesh.devices.flat[0]
+    axes = ", ".join(f"{name}={mesh.shape[name]}" for name in AXES if mesh.shape[name] > 1)
+    kind = "" if first.device_kind == first.platform else f" ({first.device_kind})"
+    return f"{mesh.size} of {there} {first.platform}{kind}{': mesh ' + axes if axes else ''}"
 
 
 def tell_rows(run: Run, config: DataConfig, data: Dataset, shape: Any) -> None:
@@ -180,7 +185,7 @@ def tell_updates(trainer: Any) -> Callable[[], None]:
 
 def _tell_length(run: Run, length: str, params: Any, **facts: Any) -> None:
     trained, whole = (
-        parameters_of(params),
+        models.params_count(params),
         run.metadata().get("models", {}).get("model", {}).get("parameters", 0),
     )
     run.add_metadata(training={**facts, "trained_parameters": trained})

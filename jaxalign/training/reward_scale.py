@@ -12,7 +12,8 @@ no policy can balance push all pairs alike, those too that are in order.
 
 Where the target holds the reference that the doctor begins as (kappa = 1), G0 is 0 at the start, and eta says only how
 far the target lies: the log-odds of preferred and rejected response in it, against the reference's, are eta times the
-gap of their summed rewards. `GAP` nats of it are enough for odds of 55 to 1. So
+gap of their summed rewards. `GAP` is 10 nats of it, where DPO with its usual beta of 0.1 has a margin of 1. (On two tasks
+12 nats were better than 4, and 36 worse: experiments/LOG.md, 2026-11-23.) So
 
     eta = max(|G0| / (RATIO * |G1|), GAP / mean gap of summed rewards)
 """
@@ -30,7 +31,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
 from jaxalign.training.step import Batch, CountFunction, LossFunction, accumulated
 
-RATIO, GAP = 0.25, 4.0
+RATIO, GAP = 0.25, 10.0
 # Batches that are read.
 BATCHES = 8
 # A fixed eta whose step has a smaller cosine to the labels' is warned of.

@@ -34,10 +34,10 @@ from jaxalign.mesh import (
     replicated,
     row_shards,
     shard_batch,
-    tree_shardings,
 )
 from jaxalign.models.folders import model_folder as model_folder
 from jaxalign.models.lora import LoraConfig, create_adapter
+from jaxalign.models.sharding import on_mesh as on_mesh_params
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training import exports
 from jaxalign.training.data import row_batches
@@ -116,6 +116,7 @@ def load_model(
     run: Run | None = None,
     packing: bool = False,
     mapped: bool = False,
+    weights: Literal["same", "int8"] = "same",
 ) -> tuple[Any, Any]:
     """The model and tokenizer that `source` names, in forms of attention and of products that suit the devices.
 
@@ -126,6 +127,7 @@ def load_model(
       section: of the configuration, for messages and records.
       run: records the forms, and gives back those that it began with; None where there is no run.
       packing, mapped: whether it will read packed rows, or several of it run as one; not every form can everywhere.
+      weights: int8 for 8-bit weights, see `load_pretrained`.
 
     Raises:
       ConfigError: no path, or a form that cannot run here.
@@ -139,25 +141,28 @@ def load_model(
     # Before the weights are there: a copy of them that is freed later would leave a hole.
     give_back_for(sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")))
     revision = source.revision or None
+    param_dtype = exports.kept_dtype(run, section, source, mesh.devices.flat[0])
     if run is not None:
         exports.note_model(run, section, folder, source)
     tokenizer = models.load_tokenizer(
         source.tokenizer or folder, revision=None if source.tokenizer else revision
     )
-    dtypes = {"param_dtype": jnp.dtype(source.param_dtype), "compute_dtype": jnp.dtype(source.compute_dtype)}
+    dtypes = {"param_dtype": jnp.dtype(param_dtype), "compute_dtype": jnp.dtype(source.compute_dtype)}
     if source.random_init:
         model = models.create(
             models.load_config(folder, revision=revision), key=jax.random.key(seed), **dtypes
         )
+        model = models.quantize(model) if weights == "int8" else model
     else:
-        model = models.load_pretrained(folder, revision=revision, **dtypes)
+        model = models.load_pretrained(folder, revision=revision, mesh=mesh, weights=weights, **dtypes)
     model = models.with_remat(model, source.remat)
     models.check_vocabulary(model.config, tokenizer)
     model = models.with_stops(model, models.tokenizer_stops(tokenizer))
     model = with_forms(model, source, mesh, section=section, run=run, packing=packing, mapped=mapped)
+    model = place_model(model, mesh)
     if run is not None:
         tell_model(run, section, source, model)
-    return place_model(model, mesh), tokenizer
+    return model, tokenizer
 
 
 def with_forms(
@@ -239,7 +244,7 @@ def place_model(model: Any, mesh: Mesh) -> Any:
 def place_params(params: Any, mesh: Mesh) -> Any:
     """Parameters laid out on the mesh by their logical axes; see `kept_memory` for what large ones change."""
     give_back_for(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
-    return jax.device_put(params, tree_shardings(params, models.param_logical_axes(params), mesh))
+    return on_mesh_params(params, mesh)
 
 
 def policy_of(model: Any, lora: LoraConfig, mesh: Mesh, *, key: jax.Array) -> tuple[CausalPolicy, Any, Any]:

@@ -11,6 +11,7 @@ from jaxalign.data import FACES, DataConfig
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.heads import HeadConfig
 from jaxalign.models.lora import LoraConfig
+from jaxalign.models.tensor_dtypes import ParamDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
 from jaxalign.runs import RunConfig
@@ -166,9 +167,12 @@ class PatientSource(ModelSource):
     """Where the patient comes from.
 
     Attributes:
-      weights: same, or int8: rounded to 8 bits while it scores both faces.
+      param_dtype: dtype the parameters are kept in; auto takes bfloat16 on a GPU or TPU, whatever the files have, as
+        nothing learns, and float32 on a CPU.
+      weights: same, or int8: rounded to 8 bits as they are read, one after the other, while it scores both faces.
     """
 
+    param_dtype: ParamDtype = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
     weights: Storage = "same"
 
 

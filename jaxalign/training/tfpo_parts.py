@@ -19,6 +19,7 @@ from jaxalign.data.table import counted_of, row_lengths_of
 from jaxalign.errors import DataError
 from jaxalign.mesh import replicated
 from jaxalign.models.folders import checkpoint_named
+from jaxalign.models.memory import weights_text
 from jaxalign.models.vocabulary import check_same_vocabulary
 from jaxalign.runs import Run
 from jaxalign.training import setup
@@ -64,7 +65,7 @@ class Treatment:
     def open(
         config: TFPOConfig, mesh: Mesh, run: Run, *, patient: Any, doctor: Any, tokenizer: Any
     ) -> "Treatment":
-        """Loads the patient where none is given, and checks that the doctor shares its vocabulary.
+        """Loads the patient where none is given, and checks that its tokens mean the same to the doctor.
 
         Raises:
           ConfigError: a live model without a tokenizer; no patient.
@@ -72,6 +73,12 @@ class Treatment:
         """
         named = patient is None
         source = None
+        for section, live in (("patient", patient), ("model", doctor)):
+            if live is not None:
+                size = weights_text(live.config, live.params)
+                run.tell(section, f"given live ({live.config.family}, {size})")
+        placed = {id(live): setup.place_model(live, mesh) for live in (patient, doctor) if live is not None}
+        patient, doctor = placed.get(id(patient)), placed.get(id(doctor))
         if doctor is None:
             source = config.model
             if not source.path and patient is None:
@@ -82,7 +89,13 @@ class Treatment:
         if patient is None:
             packing, words = config.train.packing, tokenizer
             patient, tokenizer = setup.load_model(
-                config.patient, mesh, seed=config.run.seed, section="patient", run=run, packing=packing
+                config.patient,
+                mesh,
+                seed=config.run.seed,
+                section="patient",
+                run=run,
+                packing=packing,
+                weights=config.patient.weights,
             )
             if words is not None:
                 check_same_vocabulary(words, tokenizer)
@@ -101,7 +114,7 @@ class Treatment:
 
     @property
     def scoring_patient(self) -> Any:
-        """The patient in the weights that it is to score with."""
+        """The patient in the weights that it is to score with; a live one, which its owner keeps, is copied."""
         return models.quantize(self.patient) if self.config.patient.weights == "int8" else self.patient
 
     def load_doctor(self) -> Any:

@@ -2,11 +2,13 @@ import json
 
 import pytest
 
+from jaxalign import models
 from jaxalign.cli import check as checks
 from jaxalign.cli import main as cli
 from jaxalign.cli.check import CheckConfig, check, data, histogram, hub_access
 from jaxalign.data import DataConfig
 from jaxalign.errors import DataError, ModelError
+from jaxalign.models.memory import bytes_of, sized
 
 
 @pytest.fixture
@@ -45,6 +47,30 @@ def test_model_folder_is_described(tiny_model_folder, capsys):
     shown = capsys.readouterr().out
     assert "llama, 2 layers, width 16, 2 heads (1 of keys)" in shown
     assert "vocabulary 259, context 64 tokens" in shown
+
+
+def test_bytes_of_model_cache_and_doctors_are_told(make_doctor, tiny_model_folder, capsys):
+    adapter, whole = make_doctor("safe", adapter=True), make_doctor("kind", seed=2)
+    doctors = f"--doctor=[{adapter}, {whole}]"
+    assert cli.main(["check", doctors]) == 0
+    shown = capsys.readouterr().out
+    params = models.load_pretrained(tiny_model_folder).params
+    count, size, rounded = (
+        models.params_count(params),
+        bytes_of(params),
+        bytes_of(models.quantize_params(params)),
+    )
+    sizes = f"{sized(size)} in float32, {sized(size / 2)} in bfloat16, {sized(rounded)} in int8"
+    assert f"memory        {count:,} parameters: {sizes}\n" in shown
+    # Two layers, keys and values of one head of 8.
+    assert (
+        "cache         of each token of a row: 0.1 KiB in float32, 0.1 KiB in bfloat16, 0.0 KiB in int8\n"
+        in shown
+    )
+    assert f"doctor        {adapter / 'export'} (safe): an adapter of " in shown
+    assert f"doctor        {whole / 'export'} (kind): {count:,} parameters: {sizes}\n" in shown
+    assert cli.main(["check", f"--doctor={tiny_model_folder}"]) == 2
+    assert "doctor.json" in capsys.readouterr().err
 
 
 def test_rows_are_shown_as_tokens_with_their_mask(pairs, byte_tokenizer):

@@ -1,16 +1,21 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
+from jaxalign import models
+from jaxalign.cli import loading
 from jaxalign.cli import main as cli
 from jaxalign.cli.chat import ChatConfig, Conversation, chat
 from jaxalign.cli.generate import GenerateConfig, complete, generate
 from jaxalign.cli.loading import Speaker, Stream, load_speaker, model_folder, run_data
 from jaxalign.errors import ConfigError, DataError, ModelError, UserError
-from jaxalign.rollout import SamplingConfig
+from jaxalign.models.memory import bytes_of, sized
+from jaxalign.models.tensor_dtypes import frozen_dtype
+from jaxalign.rollout import SamplingConfig, decode
 
 SHORT = SamplingConfig(max_new_tokens=6)
 
@@ -95,12 +100,13 @@ def test_chat_rows_are_asked_up_to_the_last_answer(speaker):
 
 
 def test_rows_of_text_are_prompts_to_continue_and_labelled_rows_are_prompts(tmp_path):
-    from jaxalign.cli.generate import GenerateConfig, _prompts_of_file
+    from jaxalign.cli.generate import GenerateConfig, _questions_of_file
 
     rows = [{"text": "Once"}], [{"prompt": "P", "response_1": "a", "score": 3}]
     for row, prompt in zip(rows, ("Once", "P"), strict=True):
         (tmp_path / "rows.jsonl").write_text(json.dumps(row[0]))
-        assert _prompts_of_file(GenerateConfig(model="m", file=str(tmp_path / "rows.jsonl"))) == [prompt]
+        [question] = _questions_of_file(GenerateConfig(model="m", file=str(tmp_path / "rows.jsonl")))
+        assert (question.turns, question.layout) == ((prompt,), "")
 
 
 def test_prompts_are_written_as_the_run_that_made_the_model_did(run_folder, tiny_model_folder):
@@ -268,3 +274,56 @@ def test_chat_prints_an_answer_as_it_is_made(tiny_model_folder, capsys):
     chat(config, lines=["one", "two"], write=answers.append)
     chat(config, lines=["one", "two"])
     assert capsys.readouterr().out == "".join(answer + "\n" for answer in answers)
+
+
+@pytest.mark.parametrize("cache", ["same", "int8"])
+def test_the_start_says_the_bytes_that_are_then_taken(cache, tiny_model_folder, capsys, monkeypatch):
+    taken = []
+
+    def watched(name):
+        function = getattr(decode, name)
+
+        def run(*args, **options):
+            found = function(*args, **options)
+            taken.append(bytes_of(found.keys, found.values))
+            return found
+
+        monkeypatch.setattr(decode, name, run)
+
+    for name in ("new_cache", "rearranged"):
+        watched(name)
+    sampling = SamplingConfig(max_new_tokens=20, num_samples=3, stop_tokens=())
+    # The second prompt is the longest, and is read in another batch.
+    settings = {"prompt": ("one", "t" * 30), "batch_size": 1, "model": str(tiny_model_folder)}
+    generate(GenerateConfig(sampling=sampling, cache=cache, **settings))
+    shown = capsys.readouterr()
+    size = bytes_of(models.load_pretrained(tiny_model_folder).params)
+    lines = shown.err.splitlines()
+    assert lines[0].startswith(f"model: {tiny_model_folder} (llama, ")
+    assert lines[0].endswith(f" parameters, {sized(size)} in float32)")
+    assert lines[1] == "devices: 1 of 8 cpu"
+    assert lines[2].startswith(
+        f"cache: {sized(max(taken))} of keys and values (3 completions, with prompt up to 50 tokens); "
+    )
+    assert "cache:" not in shown.out
+
+
+def test_of_8_bit_weights_no_floats_stay(tiny_model_folder, live_bytes):
+    begun = live_bytes(collected=True)
+    speaker = load_speaker(str(tiny_model_folder), weights="int8")
+    rounded = bytes_of(models.load_pretrained(tiny_model_folder, weights="int8").params)
+    assert bytes_of(speaker.sampler.params) == rounded
+    assert live_bytes(collected=True) - begun < 1.1 * rounded
+
+
+def test_weights_are_bfloat16_where_the_device_likes_it_and_nothing_else_is_said(
+    tiny_model_folder, monkeypatch
+):
+    gpu = SimpleNamespace(platform="gpu")
+    monkeypatch.setattr(loading, "frozen_dtype", lambda asked, device: frozen_dtype(asked, gpu))
+    lines = []
+    for options in ({}, {"param_dtype": "float32"}):
+        speaker = load_speaker(str(tiny_model_folder), tell=lines.append, **options)
+        assert speaker.sampler.config.param_dtype == options.get("param_dtype", "bfloat16")
+    assert "rounded from float32, which --param_dtype=float32 would not do)" in lines[0]
+    assert lines[2].endswith("in float32)")

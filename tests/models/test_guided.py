@@ -45,6 +45,8 @@ def adapter(model, key, **settings):
 
 
 PATIENT, DOCTOR, OTHER = tiny(0, kv_heads=2), tiny(1, width=24, layers=3), tiny(2)
+# A map to a doctor that has half of the patient's tokens, in another order.
+FEWER = np.where(np.arange(VOCABULARY) % 2 == 0, np.random.default_rng(1).permutation(VOCABULARY), -1)
 FIRST, SECOND = adapter(DOCTOR, 3, rank=2), adapter(DOCTOR, 5, rank=4, targets=("q_proj", "down_proj"))
 
 
@@ -147,7 +149,8 @@ def test_adapters_on_one_model_are_computed_together_and_give_what_they_give_alo
 
 
 def test_with_beta_0_the_patient_writes_bit_for_bit():
-    guided = models.guide(PATIENT, [Doctor(DOCTOR), Doctor(DOCTOR, FIRST)], betas=[0.0, 0.0])
+    found_by = Doctor(OTHER, vocabulary=FEWER)
+    guided = models.guide(PATIENT, [Doctor(DOCTOR), Doctor(DOCTOR, FIRST), found_by], betas=[0.0, 0.0, 0.0])
     for temperature in (1.0, 0.0):
         found = [drawn(m, temperature=temperature) for m in (guided, PATIENT)]
         assert found[0].token_lists() == found[1].token_lists()
@@ -158,8 +161,9 @@ def test_a_doctor_without_weight_may_say_anything():
     broken = models.merge(
         models.split(DOCTOR)[0], jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), DOCTOR.params)
     )
-    guided = models.guide(PATIENT, [Doctor(broken)], betas=[0.0])
-    np.testing.assert_array_equal(logps(guided), logps(PATIENT))
+    for vocabulary in (None, FEWER):
+        guided = models.guide(PATIENT, [Doctor(broken, vocabulary=vocabulary)], betas=[0.0])
+        np.testing.assert_array_equal(logps(guided), logps(PATIENT))
 
 
 def test_with_alpha_0_and_beta_1_the_doctor_writes():
@@ -247,14 +251,81 @@ def test_a_doctor_with_another_vocabulary_is_read_through_its_map():
     assert drawn(guided).token_lists() == drawn(plain).token_lists()
 
 
-def test_a_token_that_the_doctor_has_not_gets_no_guidance():
-    vocabulary = np.arange(VOCABULARY)
-    vocabulary[7] = -1
-    guided = models.guide(PATIENT, [Doctor(DOCTOR, vocabulary=vocabulary)], betas=[1.0])
-    doctor = logps(DOCTOR, PROMPTS[1:2])
-    doctor[:, 7] = doctor.mean(-1)
-    expected = normalized(logps(PATIENT, PROMPTS[1:2]) + doctor)
-    np.testing.assert_allclose(logps(guided, PROMPTS[1:2]), expected, atol=2e-5)
+def spoken(doctor, vocabulary):
+    """What a doctor says of the patient's tokens in PROMPTS[1:2], read through a map that has all of its tokens."""
+    prompt = [int(vocabulary[token]) for token in PROMPTS[1]]
+    return np.where(vocabulary >= 0, logps(doctor, [prompt])[:, np.maximum(vocabulary, 0)], 0.0)
+
+
+def neutral(patient, said, known, alpha, plausible):
+    """float64: what is said, and of tokens that are not known the log of its mean over those that are."""
+    weights = np.where(known & plausible, np.exp(alpha * patient), 0.0)
+    mean = (weights * np.exp(np.where(known, said, 0.0))).sum(-1) / weights.sum(-1)
+    return np.where(known, said, np.log(mean)[:, None])
+
+
+def doctors_of(guidance):
+    """Doctors of two maps, two of them of one, and one without; what each says, and by which map."""
+    later = np.where(np.arange(VOCABULARY) > 8, np.random.default_rng(2).permutation(VOCABULARY), -1)
+    maps = (FEWER, FEWER, later, None)
+    # In front, that the prompt is known to all: what stands for the unknown is another test's.
+    maps = [None if x is None else np.where(np.arange(VOCABULARY) == 9, 3, x) for x in maps]
+    maps[1] = maps[0]
+    start = tiny(7, sharpened=2)
+    trained = [DOCTOR, tiny(8, sharpened=2), OTHER, tiny(9, sharpened=2)]
+    doctors = [Doctor(x, reference=start, vocabulary=m) for x, m in zip(trained, maps, strict=True)]
+    said = []
+    for model, vocabulary in zip(trained, maps, strict=True):
+        through = np.arange(VOCABULARY) if vocabulary is None else vocabulary
+        said.append(spoken(model, through) - (guidance == "ratio") * spoken(start, through))
+    return doctors, said, maps
+
+
+@pytest.mark.parametrize("plausibility", [0.0, 0.02])
+@pytest.mark.parametrize("guidance", ["product", "ratio"])
+def test_to_tokens_that_doctors_have_not_they_are_neutral(guidance, plausibility):
+    doctors, said, maps = doctors_of(guidance)
+    alpha, betas = 0.8, (0.5, 1.2, 0.7, 0.9)
+    guided = models.guide(
+        PATIENT, doctors, alpha=alpha, betas=betas, guidance=guidance, plausibility=plausibility
+    )
+    patient = logps(PATIENT, PROMPTS[1:2])
+    plausible = patient >= patient.max(-1, keepdims=True) + (
+        np.log(plausibility) if plausibility else -np.inf
+    )
+    known = [None if x is None else x >= 0 for x in maps]
+    total = alpha * patient + betas[3] * said[3]
+    total += neutral(patient, betas[0] * said[0] + betas[1] * said[1], known[0], alpha, plausible)
+    total += neutral(patient, betas[2] * said[2], known[2], alpha, plausible)
+    expected = normalized(np.where(plausible, total, -1e30))
+    found = logps(guided, PROMPTS[1:2])
+    np.testing.assert_allclose(found[plausible], expected[plausible], atol=5e-5)
+
+
+@pytest.mark.parametrize("guidance", ["product", "ratio"])
+def test_doctors_of_one_map_leave_known_and_unknown_the_odds_of_the_patient(guidance):
+    doctors, _, maps = doctors_of(guidance)
+    guided = models.guide(PATIENT, doctors[:2], betas=[1.5, 2.0], guidance=guidance)
+    known, found, patient = maps[0] >= 0, np.exp(logps(guided)), np.exp(logps(PATIENT))
+    assert 0.2 < patient[:, known].sum(-1).mean() < 0.8
+    np.testing.assert_allclose(found[:, known].sum(-1), patient[:, known].sum(-1), atol=1e-5)
+    # Among the unknown too; among the known the doctors decide.
+    np.testing.assert_allclose(
+        normalized(np.log(found[:, ~known])), normalized(np.log(patient[:, ~known])), atol=5e-5
+    )
+    assert np.abs(normalized(np.log(found[:, known])) - normalized(np.log(patient[:, known]))).max() > 0.5
+
+
+def test_adapters_of_one_map_are_computed_together_and_weigh_as_they_do_alone():
+    settings = {"betas": [0.5, 1.5], "guidance": "ratio"}
+    together = models.guide(
+        PATIENT, [Doctor(DOCTOR, x, vocabulary=FEWER) for x in (FIRST, SECOND)], **settings
+    )
+    assert [e.members for e in together.definition.experts] == [3]
+    alone = [
+        Doctor(with_adapter(DOCTOR, x), reference=DOCTOR, vocabulary=FEWER.copy()) for x in (FIRST, SECOND)
+    ]
+    np.testing.assert_allclose(logps(together), logps(models.guide(PATIENT, alone, **settings)), atol=5e-5)
 
 
 def test_a_token_that_the_doctor_has_not_is_read_as_its_unknown_token():

@@ -148,6 +148,46 @@ def test_a_doctor_with_another_tokenizer_is_refused_and_mapped_where_asked(
     assert mapped.params["experts"][0]["unknown"] == 258  # <pad>: there is no unknown token
 
 
+def test_a_map_says_once_how_much_it_finds(make_doctor, tiny_model_folder, tmp_path, capsys):
+    words = other_words(tmp_path, tiny_model_folder)
+    runs = [make_doctor(name, tokenizer=words) for name in ("kind", "safe")]
+    capsys.readouterr()
+    guided(*runs, vocabulary="map")
+    said = "259 of the patient's 259 tokens are among its 259; to the others it is neutral"
+    assert capsys.readouterr().err == f"{runs[0] / 'export'}: {said}\n"
+
+
+def test_a_special_token_of_another_name_or_place_refuses_no_doctor_and_is_listed(
+    make_doctor, patient, tiny_model_folder, tmp_path, capsys
+):
+    body = (tiny_model_folder / "tokenizer.json").read_text()
+    settings = (tiny_model_folder / "tokenizer_config.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(body.replace("<pad>", "<|pad|>"))
+    (tmp_path / "tokenizer_config.json").write_text(settings.replace("<pad>", "<|pad|>"))
+    named = make_doctor("named", tokenizer=models.load_tokenizer(tmp_path))
+    wanted = expected(patient, [(1.0, exported(named))])
+    model = guided(named)
+    # Every id means the same: nothing is translated.
+    assert "vocabulary" not in model.params["experts"][0]
+    np.testing.assert_allclose(logps(model), wanted, atol=1e-5)
+    line = (
+        "its tokenizer is the patient's: the patient's '<pad>' (id 258) is the doctor's '<|pad|>' (id 258)\n"
+    )
+    error = capsys.readouterr().err
+    assert error.endswith(line) and error.count("\n") == 1
+    moved = json.loads(body)
+    vocabulary = moved["model"]["vocab"]
+    vocabulary |= {"</s>": vocabulary["<pad>"], "<pad>": vocabulary["</s>"]}
+    for token in moved["added_tokens"]:
+        token["id"] = vocabulary[token["content"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(moved))
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    moved = make_doctor("moved", tokenizer=models.load_tokenizer(tmp_path))
+    said = logits(exported(moved))[..., [*range(257), 258, 257]]
+    np.testing.assert_allclose(logps(guided(moved)), normalized(logits(patient) + said), atol=1e-5)
+    assert "the patient's '</s>' (id 257) is the doctor's '</s>' (id 258)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("vocabulary", ["refuse", "map"])
 def test_what_ends_a_doctors_turn_ends_the_patients_by_its_text(
     make_doctor, byte_tokenizer, tiny_model_folder, tmp_path, vocabulary

@@ -21,18 +21,18 @@ SHAPE = models.ModelConfig(
 
 @pytest.fixture(scope="module")
 def guided():
-    """`guided(number of doctors, form)`: adapters on one model that steer it."""
+    """`guided(number of doctors, form, vocabulary)`: adapters on one model that steer it, the last by a map."""
     base = models.create(SHAPE, key=jax.random.key(0))
     base = models.merge(models.split(base)[0], jax.tree.map(lambda x: 4 * x, base.params))
     lora = models.LoraConfig(enabled=True, rank=2)
 
-    def doctor(seed):
+    def doctor(seed, vocabulary=None):
         leaves = models.create_adapter(SHAPE, lora, key=jax.random.key(seed))
         leaves = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(seed), x.shape), leaves)
-        return models.Doctor(base, adapter=models.attach(leaves, lora))
+        return models.Doctor(base, adapter=models.attach(leaves, lora), vocabulary=vocabulary)
 
-    def made(number, form):
-        doctors = [doctor(seed) for seed in range(1, number + 1)]
+    def made(number, form, vocabulary):
+        doctors = [*map(doctor, range(1, number)), doctor(number, vocabulary)]
         return models.guide(base, doctors, betas=WEIGHTS[:number], guidance=form)
 
     return made
@@ -56,12 +56,18 @@ def kept(scaled, k, p, least):
     return scaled >= threshold[:, None] - 1e-4
 
 
+# A third of the tokens are none of the doctor's.
+PART = np.where(np.arange(512) % 3 == 1, -1, np.random.default_rng(0).permutation(512))
+SLOW = [(1, None), (2, None), (4, None), (5, None), (1, PART)]
+
+
 @pytest.mark.parametrize("form", ["product", "ratio"])
 @pytest.mark.parametrize(
-    "number", [3, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2, 4, 5))]
+    ("number", "vocabulary"),
+    [(3, None), (3, PART), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
-def test_every_drawn_token_is_one_that_the_cuts_leave(guided, number, form):
-    definition, params = models.split(guided(number, form))
+def test_every_drawn_token_is_one_that_the_cuts_leave(guided, number, vocabulary, form):
+    definition, params = models.split(guided(number, form, vocabulary))
     rng = np.random.default_rng(number)
     tokens = jnp.asarray(rng.integers(3, 512, (ROWS, 3)), jnp.int32)
     uniforms = jnp.asarray(rng.random(ROWS), jnp.float32)

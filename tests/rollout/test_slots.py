@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxalign import models
+from jaxalign.mesh import MeshConfig, make_mesh, row_shards
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.rollout import Sampler, decode, slots
 from tests.rollout.oracle import one_loop
@@ -75,6 +76,15 @@ def test_the_rows_of_the_oracle_end_at_many_lengths(expected):
 def test_one_block_gives_the_samples_of_one_loop(model, expected, programs):
     check(sampled(model), expected)
     assert [rows for rows, _, _ in programs] == [16]
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 3, "fsdp": 2}], ids=str)
+def test_on_a_mesh_each_device_has_as_many_slots_while_rows_come_and_go(axes, expected, programs, devices):
+    mesh = make_mesh(MeshConfig(**axes), devices)
+    model = models.load_pretrained(GOLDEN / "llama", mesh=mesh)
+    check(sampled(model, block=4, max_rows=4), expected)
+    assert {rows % row_shards(mesh) for rows, _, _ in programs} == {0}
+    assert min(rows for rows, _, _ in programs) < len(LENGTHS)
 
 
 def test_short_blocks_give_them_and_the_batch_shrinks_as_rows_end(model, expected, programs):

@@ -53,7 +53,7 @@ def test_a_run_says_what_it_begins_with(begun, tiny_model_folder):
     assert 0 < trained < whole
     assert (meta["training"]["steps"], meta["training"]["batches_per_epoch"]) == (2, 3.0)
     lines = [
-        f"model: {tiny_model_folder} (llama, {whole:,} parameters in float32)",
+        f"model: {tiny_model_folder} (llama, {whole:,} parameters, {4 * whole / 1024:.1f} KiB in float32)",
         "data: 20 rows read; 18 used; 2 filtered (prompt too long: 2); 5 cut to 64 tokens; 18 to train on, 0 held",
         "devices: 1 of 8 cpu",
         f"train: 2 steps, 3.0 an epoch; {meta['training']['first_batch_tokens']} tokens in the first; {trained} "

@@ -24,14 +24,14 @@ def no_report(monkeypatch):
 
 def test_the_rule_by_hand():
     found = RewardGradients(base_norm=6.0, label_norm=2.0, product=-12.0, gap=8.0)
-    assert found.scale() == 12.0  # 6 / (2 / 4); four nats would ask for 0.5
+    assert found.scale() == 12.0  # 6 / (2 / 4); ten nats would ask for 1.25
     assert found.ratio(12.0) == 0.25
     # Against the labels (product = -|G0| |G1|): at 12 they win, at 1 they lose.
     assert found.cosine(12.0) == pytest.approx(1.0)
     assert found.cosine(1.0) == pytest.approx(-1.0)
     assert replace(found, product=0.0).cosine(12.0) == pytest.approx(math.cos(math.atan(1 / 4)))
-    # Nothing to be outweighed, where the target holds what the doctor begins as: four nats.
-    assert replace(found, base_norm=0.0).scale() == 0.5
+    # Nothing to be outweighed, where the target holds what the doctor begins as: ten nats.
+    assert replace(found, base_norm=0.0).scale() == 1.25
 
 
 @pytest.mark.parametrize("angle", np.linspace(0, math.pi, 7))

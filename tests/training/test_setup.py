@@ -1,18 +1,23 @@
 """Models as a run loads them: forms of attention and products that are recorded, and kept when it goes on."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxalign import models
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import attention, products
+from jaxalign.models.tensor_dtypes import frozen_dtype
 from jaxalign.runs import Run, RunConfig
-from jaxalign.training import setup
+from jaxalign.training import exports, setup
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.sft import SFTConfig
+from jaxalign.training.tfpo_config import PatientSource, TFPOConfig
 
 
 @pytest.fixture
@@ -30,6 +35,36 @@ def loaded(tiny_model_folder, tmp_path):
             ].config
 
     return load
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16")])
+def test_a_frozen_patients_weights_are_as_the_device_likes_them_and_stay_so_when_resumed(
+    platform, dtype, tiny_model_folder, tmp_path, monkeypatch
+):
+    source = PatientSource(path=str(tiny_model_folder))
+    run = RunConfig(output=str(tmp_path / "run"), resume=True)
+
+    def load(platform, **options):
+        there = SimpleNamespace(platform=platform)
+        monkeypatch.setattr(exports, "frozen_dtype", lambda asked, device: frozen_dtype(asked, there))
+        config = TFPOConfig(run=run, patient=source)
+        with Run.open(run, config, "tfpo") as began:
+            return setup.load_model(
+                replace(source, **options), make_mesh(), seed=0, section="patient", run=began
+            )[0]
+
+    model = load(platform)
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(dtype)}
+    assert model.config.compute_dtype == "float32"
+    said = (tmp_path / "run" / "run.log").read_text()
+    assert f" in {dtype}" in said
+    assert ("rounded from float32, which patient.param_dtype=float32 would not do" in said) == (
+        platform == "gpu"
+    )
+    # On another machine it goes on as it began; a dtype that is named wins.
+    other = load("cpu" if platform == "gpu" else "gpu")
+    assert other.config.param_dtype == dtype
+    assert load(platform, param_dtype="bfloat16").config.param_dtype == "bfloat16"
 
 
 def recorded(tmp_path):

@@ -1,6 +1,7 @@
 """TFPO runs: a doctor learns, is written down with its card, and what cannot be learned from is said."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,13 +15,18 @@ from jaxalign.cli.main import main
 from jaxalign.config import parse
 from jaxalign.data import DataConfig, chat_of, load_dataset
 from jaxalign.errors import ConfigError, DataError, ModelError
+from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
-from jaxalign.runs import records, report
+from jaxalign.models.memory import bytes_a_device, bytes_of, sized
+from jaxalign.runs import Run, records, report
+from jaxalign.training import setup, tfpo
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.tfpo import train_tfpo
 from jaxalign.training.tfpo_config import PatientSource, TFPOConfig, TFPOLossConfig
-from jaxalign.training.tfpo_parts import check_identical, completion_end, terminated
+from jaxalign.training.tfpo_parts import Treatment, check_identical, completion_end, terminated
+from jaxalign.training.token_reward_scores import FaceScorer
+from jaxalign.training.token_rewards import token_reward_table
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +85,106 @@ def test_balance_falls_and_the_doctor_is_written_with_its_card(configs, tmp_path
     # As long as the mean response; and a random model of 259 tokens, of about log 259 nats a token.
     assert meta["value_start"]["ramp"] == pytest.approx(np.log(259), rel=0.1)
     assert meta["value_start"]["horizon"] == pytest.approx(5.5, abs=1.0)
+
+
+class Enough(Exception):
+    """The run has shown what it was to show."""
+
+
+@pytest.fixture
+def held(monkeypatch, live_bytes):
+    """Runs a configuration until it loads the doctor: bytes that live while faces are scored, and right before it."""
+
+    def run(config, **options):
+        seen, load, batch = {"scored": 0, "said": []}, setup.load_model, FaceScorer._batch
+        begun = live_bytes(collected=True)
+
+        def load_model(source, *args, section="model", **kwargs):
+            if section == "model":
+                seen["doctor"] = live_bytes(collected=True) - begun
+                raise Enough
+            return load(source, *args, section=section, **kwargs)
+
+        def scored(self, rows):
+            seen["scored"] = max(seen["scored"], live_bytes() - begun)
+            return batch(self, rows)
+
+        monkeypatch.setattr(Run, "tell", lambda self, part, what: seen["said"].append(f"{part}: {what}"))
+        monkeypatch.setattr(setup, "load_model", load_model)
+        monkeypatch.setattr(FaceScorer, "_batch", scored)
+        with pytest.raises(Enough):
+            train_tfpo(config, **options)
+        return seen
+
+    return run
+
+
+@pytest.mark.parametrize("weights", ["same", "int8"])
+def test_one_copy_of_the_patient_lives_while_it_scores_and_none_when_the_doctor_comes(
+    weights, configs, held, tmp_path
+):
+    source = PatientSource(path=configs.model.path, weights=weights)
+    seen = held(configs.tfpo(tmp_path / "run", patient=source))
+    size = bytes_of(models.load_pretrained(configs.model.path, weights=weights).params)
+    # Beside it there are keys, and the numbers of a batch at most.
+    assert size <= seen["scored"] < 1.2 * size
+    assert seen["doctor"] < 0.1 * size
+    assert f"{sized(size)} in {'int8' if weights == 'int8' else 'float32'})" in seen["said"][0]
+
+
+def test_of_a_live_patient_8_bit_copies_lie_beside_what_its_owner_holds(configs, live, held, tmp_path):
+    patient, tokenizer = live
+    rounded = bytes_of(models.quantize(patient).params)
+    doctor = ModelSource(path=configs.model.path)
+    config = configs.tfpo(tmp_path / "run", patient=PatientSource(weights="int8"), model=doctor)
+    seen = held(config, patient=patient, tokenizer=tokenizer)
+    # Norms are shared.
+    assert 0.9 * rounded < seen["scored"] < 1.2 * rounded
+    assert seen["doctor"] < 0.1 * rounded
+    assert seen["said"][0].startswith("patient: given live (llama, ")
+
+
+@pytest.mark.parametrize("weights", ["same", "int8"])
+def test_a_mesh_gives_the_rewards_of_one_device_and_no_device_holds_the_patient(
+    weights, configs, tmp_path, monkeypatch
+):
+    found = []
+
+    def rewarded(config, data, chat, patient, **options):
+        table = token_reward_table(config, data, chat, patient, **options)
+        found.append((patient, [split.scores for split in (table.train, table.validation)]))
+        raise Enough
+
+    monkeypatch.setattr(tfpo, "token_reward_table", rewarded)
+    for mesh in (MeshConfig(), MeshConfig(fsdp=4, tensor=2)):
+        source = PatientSource(path=configs.model.path, weights=weights)
+        with pytest.raises(Enough):
+            train_tfpo(configs.tfpo(tmp_path / str(mesh.fsdp), patient=source, mesh=mesh))
+    (_, one), (patient, many) = found
+    for expected, scores in zip(one, many, strict=True):
+        for name in ("positive_logps", "negative_logps"):
+            np.testing.assert_allclose(getattr(scores, name), getattr(expected, name), atol=2e-5)
+    assert bytes_a_device(patient.params) < 0.35 * bytes_of(patient.params)
+    assert patient.config.mesh.size == 8
+
+
+@pytest.mark.slow
+def test_live_models_are_laid_out_on_the_mesh_and_stay_one_where_they_are(configs, live, tmp_path):
+    patient, tokenizer = live
+    config = configs.tfpo(tmp_path / "run", patient=PatientSource(), mesh=MeshConfig(fsdp=4, tensor=2))
+    config = replace(unsampled(config), train=TrainConfig(batch_size=8, steps=1))
+    result = train_tfpo(config, patient=patient, tokenizer=tokenizer)
+    assert bytes_a_device(result.model.params) < 0.35 * bytes_of(result.model.params)
+    alone = train_tfpo(
+        replace(config, mesh=MeshConfig(), run=replace(config.run, output=str(tmp_path / "one"))),
+        patient=patient,
+        tokenizer=tokenizer,
+    )
+    # A step of Adam turns the rounding of a gradient near 0 into some part of the learning rate, 0.01.
+    moved = jax.tree.map(
+        lambda a, b: np.abs(np.asarray(a) - b).mean(), result.model.params, alone.model.params
+    )
+    assert max(jax.tree.leaves(moved)) < 1e-5
 
 
 @pytest.mark.slow
@@ -226,6 +332,26 @@ def test_a_doctor_of_another_vocabulary_is_refused_before_anything_is_scored(
         train_tfpo(config)
     assert "\n" not in str(e.value)
     assert not (tmp_path / "run" / "token_rewards").exists()
+
+
+def test_a_doctor_may_have_been_given_tokens_that_the_patient_has_not_but_not_the_other_way(
+    configs, live, tmp_path
+):
+    chat = models.load_tokenizer(configs.model.path)
+    chat.add_tokens(["<|im_start|>"], special_tokens=True)
+    more = models.create(replace(live[0].config, vocab_size=260), key=jax.random.key(0))
+    models.save_pretrained(more, tmp_path / "chat", tokenizer=chat)
+
+    def opened(doctor, patient, tokenizer):
+        config = configs.tfpo(tmp_path / "run", model=ModelSource(path=str(doctor)))
+        return Treatment.open(config, None, None, patient=patient, doctor=None, tokenizer=tokenizer)
+
+    assert opened(tmp_path / "chat", *live).tokenizer is live[1]
+    shutil.copytree(configs.model.path, tmp_path / "base")
+    with pytest.raises(
+        ModelError, match=r"id 259, no token for the doctor and '<\|im_start\|>' for the patient"
+    ):
+        opened(tmp_path / "base", more, chat)
 
 
 def test_a_run_without_a_patient_says_so(configs, live, tmp_path):

@@ -197,6 +197,14 @@ def test_other_instructions_patients_and_data_are_scored_anew(make, data, patien
     assert all(table.summary()["scored_rows"] == len(data.train) + len(data.validation) for table in tables)
 
 
+def test_patients_of_other_weights_have_other_files(make, patient):
+    definition, params = models.split(patient)
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    same = models.merge(definition, jax.tree.map(lambda x: x.astype(jnp.float32), low))
+    patients = [patient, models.merge(definition, low), same, models.quantize(patient)]
+    assert len({make(patient=other).summary()["scores_folder"] for other in patients}) == 4
+
+
 def test_a_damaged_part_is_named(make, data, tmp_path):
     make()
     [path] = (tmp_path / "rewards").glob("scores-*/train-00000.parquet")

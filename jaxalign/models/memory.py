@@ -1,0 +1,88 @@
+"""How much memory models take: their weights."""
+
+import math
+from typing import Any
+
+import jax
+
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.int8 import Int8, quantize_params
+from jaxalign.models.transformer import parameter_shapes, params_count
+
+
+def sized(count: float) -> str:
+    """Bytes as people read them: `256.6 MiB`."""
+    unit, name = next(((u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB")) if count >= u), (2**10, "KiB"))
+    return f"{count / unit:,.1f} {name}"
+
+
+def number_of_weights(config: ModelConfig) -> int:
+    """How many parameters a model of this shape has."""
+    shapes = jax.tree.leaves(parameter_shapes(config), is_leaf=lambda s: isinstance(s, tuple))
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def weight_sizes(config: ModelConfig) -> dict[str, int]:
+    """Bytes of a model's weights by what they are kept in: float32, bfloat16 and int8 (the rest of it float32)."""
+
+    def tree(dtype: str) -> Any:
+        shapes = parameter_shapes(config)
+        return jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s, dtype), shapes, is_leaf=lambda s: isinstance(s, tuple)
+        )
+
+    trees = {name: tree(name) for name in ("float32", "bfloat16")}
+    trees["int8"] = jax.eval_shape(quantize_params, trees["float32"])
+    return {name: bytes_of(found) for name, found in trees.items()}
+
+
+def cache_sizes(config: ModelConfig) -> dict[str, int]:
+    """Bytes of the keys and values of one token, by what they are kept in; of int8 with their scales."""
+    heads = 2 * config.num_layers * config.num_kv_heads
+    return {
+        "float32": heads * config.head_dim * 4,
+        "bfloat16": heads * config.head_dim * 2,
+        "int8": heads * (config.head_dim + 4),
+    }
+
+
+def kept_in(config: ModelConfig, params: Any) -> str:
+    """The dtype of a model's matrices: int8 where they are rounded."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Int8))
+    return "int8" if any(isinstance(leaf, Int8) for leaf in leaves) else config.param_dtype
+
+
+def bytes_of(*trees: Any) -> int:
+    """Bytes of the arrays of trees; of one that stands in several places, once."""
+    return sum({id(leaf): leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees)}.values())
+
+
+def bytes_a_device(tree: Any) -> int:
+    """The most bytes of a tree that one device holds."""
+    held: dict[Any, int] = {}
+    for leaf in jax.tree.leaves(tree):
+        for shard in leaf.addressable_shards:
+            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    return max(held.values(), default=0)
+
+
+def weights_text(
+    config: ModelConfig, params: Any, *, key: str = "param_dtype", asked: str = "", files: str | None = None
+) -> str:
+    """A model's size in words: `134,515,008 parameters, 256.6 MiB in bfloat16`.
+
+    On a mesh also what a device holds of it; and where products have another dtype, or weights were rounded.
+
+    Args:
+      config, params: the model.
+      key: of the configuration, that says the dtype of the parameters.
+      asked: what it says.
+      files: the dtype that the weights were read in; None where that is not known.
+    """
+    whole, part, dtype = bytes_of(params), bytes_a_device(params), kept_in(config, params)
+    text = f"{params_count(params):,} parameters, {sized(whole)} in {dtype}"
+    text += "" if part == whole else f", {sized(part)} a device"
+    text += "" if config.compute_dtype == config.param_dtype else f"; products in {config.compute_dtype}"
+    if asked == "auto" and dtype == "bfloat16" and files not in (None, dtype):
+        text += f"; rounded from {files}, which {key}=float32 would not do"
+    return text
