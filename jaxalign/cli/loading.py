@@ -260,8 +260,8 @@ def format_of(tokenizer: Any, template: Template, model: str) -> Any:
 
 def run_data(model: str) -> dict[str, Any]:
     """The `data` settings of the run that exported a model; empty where it is no run."""
-    # A run's export/ lies in it, and those of single checkpoints in its exports/.
-    for folder in (Path(model), *Path(model).parents[:2]):
+    # A run's export/ lies in it, and those of single checkpoints in its exports/; one of several doctors deeper.
+    for folder in (Path(model), *Path(model).parents[:3]):
         file = folder / "config.yaml"
         if file.is_file() and (folder / "metadata.json").is_file():
             settings = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from jaxalign.data.config import DataConfig, check_separator
 from jaxalign.data.examples import Example, make_example, make_examples
 from jaxalign.data.faces import FACES, FaceFormat, FaceRows, InstructionPair
 from jaxalign.data.formats import FORMATS, Options, detect
-from jaxalign.data.packing import packed, packed_alike, with_heads
+from jaxalign.data.packing import packed, packed_alike, with_heads, with_heads_alike
 from jaxalign.data.pipeline import Dataset, chat_of, load_dataset
 from jaxalign.data.readers import Counts, read_records
 from jaxalign.data.records import (
@@ -74,4 +74,5 @@ __all__ = [
     "read_records",
     "usual_width",
     "with_heads",
+    "with_heads_alike",
 ]

@@ -167,6 +167,17 @@ def with_heads(batch: Mapping[str, Any], *, parts: int = 1, shards: int = 1) -> 
     return result
 
 
+def with_heads_alike(
+    batches: Sequence[Mapping[str, Any]], *, parts: int = 1, shards: int = 1
+) -> list[dict[str, Any]]:
+    """Batches of one shape, each `with_heads`, as many of them in all; none where one of them has none."""
+    found = [with_heads(batch, parts=parts, shards=shards) for batch in batches]
+    if not all("counted" in batch for batch in found):
+        return [{name: value for name, value in batch.items() if name != "counted"} for batch in found]
+    heads = max(batch["counted"].shape[1] for batch in found)
+    return [batch | {"counted": _wider(batch["counted"], heads)} for batch in found]
+
+
 def _prefixes(batch: Mapping[str, Any]) -> list[str]:
     return [prefix for prefix in PREFIXES if prefix + "tokens" in batch]
 

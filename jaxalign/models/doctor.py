@@ -4,6 +4,8 @@ Beside the Hugging Face files of `export/` lie
 
     doctor.json                 a `DoctorCard`
     value_head.safetensors      the head's leaves, float32
+
+Doctors of one run lie in folders of `export/`, which doctors.json names.
 """
 
 import json
@@ -28,6 +30,7 @@ from jaxalign.models.heads import HeadConfig, apply_head, create_head
 
 CARD_FILE = "doctor.json"
 VALUE_FILE = "value_head.safetensors"
+LIST_FILE = "doctors.json"
 FOLDERS = ("patient", "tokenizer", "reference", "base")
 
 
@@ -145,6 +148,22 @@ def _in_full(name: str, folder: Path) -> str:
     return str((folder / name).resolve()) if name.startswith(".") else name
 
 
+def doctor_folders(folder: str | Path) -> list[Path]:
+    """The folders of the doctors in a run folder (or in its `export/`) that has several; else the folder itself.
+
+    Raises:
+      ModelError: a damaged list of them.
+    """
+    for place in (Path(folder), Path(folder) / "export"):
+        path = place / LIST_FILE
+        if path.is_file():
+            try:
+                return [place / str(name) for name in json.loads(path.read_text(encoding="utf-8"))["doctors"]]
+            except (ValueError, KeyError, TypeError):
+                raise ModelError(f'{path}: expected the names of doctors, {{"doctors": [...]}}') from None
+    return [Path(folder)]
+
+
 def load_value_head(folder: str | Path) -> dict[str, Any]:
     """The leaves of a doctor's head of log-values (see `create_value_head`), from a run folder or its `export/`.
 
@@ -171,6 +190,9 @@ def _beside(folder: str | Path, name: str) -> Path:
     for place in (Path(folder), Path(folder) / "export"):
         if (place / name).is_file():
             return place / name
+    several = doctor_folders(folder)
+    if len(several) > 1 or several[0] != Path(folder):
+        raise ModelError(f"{folder}: it has several doctors; expected one: {', '.join(map(str, several))}")
     raise ModelError(
         f"{folder}: there is no {name}; expected the run folder of a doctor (made by `jaxalign tfpo`) or its export/"
     )

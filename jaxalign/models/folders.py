@@ -45,6 +45,11 @@ def model_folder(path: str) -> str:
             raise ModelError(f"{path}: import jaxalign.training first, which can export checkpoints")
         return _exporters[0](run, name)
     folder = Path(path)
+    if (folder / "export" / "doctors.json").is_file():
+        raise ModelError(
+            f"{path}: this run has several doctors, each a model; name one as {path}/export/NAME, or all of them by "
+            f"--doctor={path}"
+        )
     if (folder / "export").is_dir():
         return str(folder / "export")
     if (folder / "metadata.json").is_file() and not (folder / "config.json").is_file():

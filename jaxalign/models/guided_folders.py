@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxalign.errors import ConfigError, ModelError
-from jaxalign.models.doctor import DoctorCard, load_doctor_card
+from jaxalign.models.doctor import DoctorCard, doctor_folders, load_doctor_card
 from jaxalign.models.folders import checkpoint_named, model_folder
 from jaxalign.models.guided import Doctor, Guidance, GuidedModel, guide
 from jaxalign.models.huggingface import (
@@ -42,7 +42,8 @@ class GuideConfig:
 
     Attributes:
       doctor: folders of doctors (runs of tfpo, or their export/) that steer the model, their patient; more than one
-        as [first, second]. All else that is needed stands in their cards, doctor.json.
+        as [first, second]. A run of several dimensions brings all of its doctors; one is RUN/export/NAME. All else that
+        is needed stands in their cards, doctor.json.
       patient: the model that is steered, in place of the one that the cards name.
       alpha: exponent of the patient's probabilities; null takes the cards'.
       beta: exponent of each doctor's; 0 leaves the doctors out; null takes the cards'.
@@ -162,16 +163,17 @@ def read_doctors(config: GuideConfig) -> Doctors:
     """
     if not config.doctor:
         raise ConfigError("expected a doctor: --doctor=FOLDER")
-    cards = [load_doctor_card(model_folder(f) if checkpoint_named(f) else f) for f in config.doctor]
+    given = [str(one) for folder in config.doctor for one in _doctors_of(folder)]
+    cards = [load_doctor_card(folder) for folder in given]
     dimensions = [card.dimension for card in cards]
     for index, dimension in enumerate(dimensions):
         first = dimensions.index(dimension)
         if first != index:
             raise ConfigError(
-                f"--doctor: {config.doctor[first]} and {config.doctor[index]} are both doctors of {dimension}; "
+                f"--doctor: {given[first]} and {given[index]} are both doctors of {dimension}; "
                 "expected one a dimension"
             )
-    folders = tuple(Path(model_folder(folder)) for folder in config.doctor)
+    folders = tuple(Path(model_folder(folder)) for folder in given)
 
     def common(name: str) -> Any:
         """What all cards say; paths are compared by the folder that they lead to."""
@@ -180,7 +182,7 @@ def read_doctors(config: GuideConfig) -> Doctors:
         for index, value in enumerate(same):
             if value != same[0]:
                 raise ConfigError(
-                    f"--doctor: {config.doctor[0]} has {name} {values[0]} in its card, {config.doctor[index]} has "
+                    f"--doctor: {given[0]} has {name} {values[0]} in its card, {given[index]} has "
                     f"{values[index]}; say which with --{name}"
                 )
         return values[0]
@@ -202,6 +204,11 @@ def read_doctors(config: GuideConfig) -> Doctors:
         plausibility=config.plausibility,
         vocabulary=config.vocabulary,
     )
+
+
+def _doctors_of(folder: str) -> list[Path]:
+    """The doctors that a folder (or RUN@checkpoint) holds, one or several."""
+    return doctor_folders(model_folder(folder) if checkpoint_named(folder) else folder)
 
 
 def _betas(config: GuideConfig, cards: Sequence[DoctorCard]) -> tuple[float, ...]:

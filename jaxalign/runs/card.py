@@ -32,7 +32,7 @@ class CardFacts:
     Attributes:
       run: the run's name.
       step: the optimizer step (or update) that the weights are of.
-      form: model, reward, ensemble or adapter.
+      form: model, reward, ensemble, doctors or adapter.
       metrics: of that step, by name.
       dtype: of the weights.
       base: folder or hub id of the model that the run began with; empty where it has none.
@@ -67,6 +67,8 @@ def model_card(metadata: Mapping[str, Any], facts: CardFacts) -> str:
         kind = "a process reward model: one logit a step of a solution"
     if facts.form == "ensemble":
         kind += f", {(config.get('ensemble') or {}).get('size')} of them, one a folder"
+    if facts.form == "doctors":
+        kind = f"doctors, one a folder: {', '.join(config.get('dimensions') or ())}"
     lora = (config.get("lora") or {}).get("enabled")
     base = f"`{facts.base}`" if facts.base else "a model that no folder or hub id names"
     base += f" (revision {facts.revision})" if facts.revision else ""

@@ -20,15 +20,14 @@ from jaxalign.checkpoints import saved_metrics
 from jaxalign.config import from_dict
 from jaxalign.data import chat_of
 from jaxalign.errors import ConfigError, ModelError
-from jaxalign.models.doctor import DoctorCard
 from jaxalign.models.folders import model_folder
 from jaxalign.models.huggingface import local_folder
-from jaxalign.models.peft import fused_targets
 from jaxalign.models.tensor_dtypes import folder_dtype
 from jaxalign.models.transformer import parameter_shapes, with_dtypes
-from jaxalign.training import exports
+from jaxalign.training import checkpoint_doctors, exports
 from jaxalign.training.checkpoint_names import find_step, read_metadata
 from jaxalign.training.exports import CONFIGS, RECORD_FILE, Origin, config_class, export_params, origin
+from jaxalign.training.members import member_of
 from jaxalign.training.scoring import CausalPolicy, ScalarPolicy
 
 
@@ -137,6 +136,10 @@ class Checkpoint:
                 f"config.json and tokenizer are; name a folder that has them: jaxalign export {run} "
                 f"--checkpoint={step} --base=FOLDER"
             )
+        if not merge and command == "tfpo" and config.dimensions:
+            raise ConfigError(
+                f"--merge=false: {run}: of several doctors each has its adapter/ anyway; leave it out"
+            )
         if not merge and (command == "reward" or not config.lora.enabled):
             why = (
                 "a reward model's adapter is nothing without its head"
@@ -178,10 +181,17 @@ class Checkpoint:
 
     @property
     def form(self) -> str:
-        """What is written: model, reward, ensemble or adapter."""
+        """What is written: model, reward, ensemble, doctors or adapter."""
+        if self.several:
+            return "doctors"
         if self.origin.metadata["command"] != "reward":
             return "model" if self.merge else "adapter"
         return "ensemble" if self.config.ensemble.size > 1 else "reward"
+
+    @property
+    def several(self) -> bool:
+        """Whether the run trained a doctor for each of several dimensions."""
+        return self.origin.metadata["command"] == "tfpo" and bool(self.config.dimensions)
 
     # --- what ------------------------------------------------------------------------------------
 
@@ -189,6 +199,9 @@ class Checkpoint:
         """Writes the export."""
         if self.origin.metadata["command"] == "reward":
             exports.write_reward(self.origin, self.scalars(), folder, self.tokenizer)
+            return
+        if self.several:
+            checkpoint_doctors.write_several(self, folder)
             return
         policy, trained, frozen = self.policy()
         model, adapter = policy.parts(trained, frozen)
@@ -200,7 +213,9 @@ class Checkpoint:
         begun = model
         if adapter is not None:
             model = models.merge_adapter(model, adapter)
-        more = partial(self.add_doctor, trained, begun) if "value" in self.params else None
+        more = (
+            partial(checkpoint_doctors.add_doctor, self, trained, begun) if "value" in self.params else None
+        )
         exports.write_model(self.origin, model, folder, self.tokenizer, more)
 
     @cached_property
@@ -252,7 +267,7 @@ class Checkpoint:
         if not lora.enabled:
             self.check(trained, parameter_shapes(config))
             return CausalPolicy(definition), trained, {}
-        self.check(trained, adapter_shapes(config, lora))
+        self.check(member_of(trained, 0) if self.several else trained, adapter_shapes(config, lora))
         return CausalPolicy(definition, lora), as_jax(trained), self.base_params()
 
     def scalars(self) -> Any:
@@ -336,42 +351,6 @@ class Checkpoint:
                     f"{self.base['path']} it has {list(there.get(name, ())) or 'none'}; name the model that the run "
                     "began with by --base"
                 )
-
-    # --- doctors -----------------------------------------------------------------------------------
-
-    def add_doctor(self, trained: Any, begun: Any, place: Path) -> None:
-        """Adds a doctor's card and head to its export, and what the card names that is in no folder yet."""
-        card, lora = self.doctor_card(), self.config.lora
-        if card.adapter:
-            named = {"base": self.origin.base, "revision": self.origin.revision, "tokenizer": self.tokenizer}
-            card = replace(card, adapter="")
-            if not fused_targets(trained, begun.config):
-                models.save_adapter(trained, place / "adapter", lora, begun.config, **named)
-                card = replace(card, adapter="./adapter")
-        if card.patient.startswith(".."):
-            card = replace(card, patient=str((self.run / "patient").resolve()))
-        if card.reference.startswith(".."):
-            models.save_pretrained(self.begun(begun), place / "start", tokenizer=self.tokenizer)
-            card = replace(card, reference="./start", base="./start" if card.base else "")
-        starts = self.origin.metadata.get("value_start") or {}
-        head = {**self.params["value"], "horizon": np.float32(starts.get("horizon", 0.0))}
-        models.save_doctor(place, card, head)
-
-    def begun(self, model: Any) -> Any:
-        """What the doctor began as: the frozen base of an adapter, else read (or drawn) anew."""
-        if self.config.lora.enabled:
-            return model
-        return models.merge(models.Definition(model.config), self.base_params())
-
-    def doctor_card(self) -> DoctorCard:
-        """The card as the run writes it at its end."""
-        from jaxalign.training.tfpo_config import TFPONumbers
-        from jaxalign.training.tfpo_parts import doctor_card
-
-        numbers = TFPONumbers(**self.origin.metadata["loss"])
-        known = self.origin.metadata.get("models") or {}
-        source = "" if self.base.get("random_init") or "model" not in known else self.base["path"]
-        return doctor_card(self.config, numbers, source, named="patient" in known)
 
 
 def adapter_shapes(config: models.ModelConfig, lora: models.LoraConfig) -> Any:

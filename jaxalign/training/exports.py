@@ -177,7 +177,7 @@ def write_model(
         if more is not None:
             more(place)
 
-    _write(origin, folder, "config.json", "model", dtype, fill)
+    write_folder(origin, folder, "config.json", "model", dtype, fill)
 
 
 def write_reward(origin: Origin, found: Any, folder: Path, tokenizer: Any) -> None:
@@ -194,7 +194,7 @@ def write_reward(origin: Origin, found: Any, folder: Path, tokenizer: Any) -> No
     def fill(place: Path) -> None:
         save(found, place, tokenizer=origin.tokenizer(tokenizer), dtype=dtype)
 
-    _write(origin, folder, marker, form, dtype, fill)
+    write_folder(origin, folder, marker, form, dtype, fill)
 
 
 def write_adapter(
@@ -218,12 +218,13 @@ def write_adapter(
             tokenizer=origin.tokenizer(tokenizer),
         )
 
-    _write(origin, folder, "adapter_config.json", "adapter", "float32", fill)
+    write_folder(origin, folder, "adapter_config.json", "adapter", "float32", fill)
 
 
-def _write(
+def write_folder(
     origin: Origin, folder: Path, marker: str, form: str, dtype: str, fill: Callable[[Path], None]
 ) -> None:
+    """A folder that `fill` fills, with card and record, whole or not at all; `marker` is a file that it makes."""
     with whole_folder(Path(folder), marker) as place:
         fill(place)
         (place / "README.md").write_text(origin.card(form, dtype), encoding="utf-8")

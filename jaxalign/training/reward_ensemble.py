@@ -6,30 +6,28 @@ seed `run.seed + k` on the same rows gives. Why several: a policy finds what one
 members disagree, none of them has been told (arXiv:2310.02743).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign import models
-from jaxalign.data import BatchIterator, Dataset, eval_batches, packed_alike
-from jaxalign.errors import DataError
+from jaxalign.data import BatchIterator, Dataset, eval_batches
 from jaxalign.losses import ensemble_disagreement
 from jaxalign.mesh import row_shards, shard_batch
 from jaxalign.runs import Run
 from jaxalign.training import exports, setup
-from jaxalign.training.loop import Batches, Loop, summary
+from jaxalign.training.loop import Loop, summary
+from jaxalign.training.members import MemberBatches, create_member_states, member_of, stacked
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.packing import most_segments, packing_of
 from jaxalign.training.pairs import flatten, valid_rows
 from jaxalign.training.scoring import ScalarPolicy
 from jaxalign.training.setup import TrainResult
-from jaxalign.training.state import TrainState, create_state
+from jaxalign.training.state import TrainState
 from jaxalign.training.step import LossFunction, make_evaluation, make_update
 from jaxalign.training.update_rules import refuse_schedule_free
 
@@ -54,73 +52,6 @@ class EnsembleConfig:
             raise ValueError("ensemble.members=heads needs ensemble.size of 2 or more, got 1")
 
 
-class MemberBatches:
-    """One batch for each member, stacked [K, ...]: the protocol of `BatchIterator`.
-
-    Args:
-      members: of each.
-      options: of `stack_batches`.
-    """
-
-    def __init__(self, members: Sequence[Batches], **options: Any) -> None:
-        self._members, self._options = list(members), options
-
-    @property
-    def per_epoch(self) -> float:
-        """Batches of an epoch, the same number for each."""
-        return self._members[0].per_epoch
-
-    def next(self) -> dict[str, Any]:
-        """The next batch of every member."""
-        return stack_batches([member.next() for member in self._members], **self._options)
-
-    def state(self) -> dict[str, Any]:
-        """The positions of all members."""
-        return {"members": [dict(member.state()) for member in self._members]}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes to saved positions.
-
-        Raises:
-          DataError: they were saved on other data or with other seeds.
-        """
-        for member, saved in zip(self._members, state["members"], strict=True):
-            member.restore(saved)
-
-
-def stack_batches(
-    batches: Sequence[Mapping[str, Any]], *, packing: bool = False, parts: int = 1, shards: int = 1
-) -> dict[str, np.ndarray]:
-    """The numeric arrays of K batches as [K, ...]; rows of tokens are filled up to one width.
-
-    Args:
-      batches: one of each member.
-      packing: lay out each member's rows in fewer ones, as many for all.
-      parts, shards: see `data.packed`.
-
-    Raises:
-      DataError: questions with different numbers of candidates.
-    """
-    found = [setup.device_part(batch) for batch in batches]
-    shapes = [batch["tokens"].shape for batch in found]
-    if len({shape[:-1] for shape in shapes}) > 1:
-        raise DataError(
-            "rankings in one data set need the same number of candidates; there are "
-            + " and ".join(sorted({str(shape[1]) for shape in shapes}))
-        )
-    width = max(shape[-1] for shape in shapes)
-
-    def filled(array: np.ndarray) -> np.ndarray:
-        if array.ndim < len(shapes[0]):  # one number a row, or a question
-            return array
-        return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, width - array.shape[-1])])
-
-    found = [{name: filled(array) for name, array in batch.items()} for batch in found]
-    if packing:
-        found = packed_alike(found, parts=parts, shards=shards, counted=False)
-    return {name: np.stack([batch[name] for batch in found]) for name in found[0]}
-
-
 # --- leaves -----------------------------------------------------------------------------------
 
 
@@ -143,31 +74,12 @@ def create_members(config: Any, model: Any, mesh: Any) -> tuple[ScalarPolicy, An
             frozen = {**frozen, "trunk": trained.pop("trunk")}
         parts.append(trained)
     assert policy is not None
-    return policy, jax.tree.map(lambda *leaves: _stacked(leaves), *parts), frozen
+    return policy, stacked(parts), frozen
 
 
 def seeds(config: Any) -> list[int]:
     """The seed of each member: that of the run, and the numbers after it."""
     return [config.run.seed + index for index in range(config.ensemble.size)]
-
-
-def _stacked(leaves: Sequence[jax.Array]) -> jax.Array:
-    sharding = leaves[0].sharding
-    assert isinstance(sharding, NamedSharding)
-    spec = PartitionSpec(None, *sharding.spec)
-    return jax.device_put(jnp.stack(leaves), NamedSharding(sharding.mesh, spec))
-
-
-def member_of(tree: Any, index: int) -> Any:
-    """One member's leaves."""
-    return jax.tree.map(lambda x: x[index], tree)
-
-
-def create_member_states(trained: Any, optimizer: optax.GradientTransformation, size: int) -> TrainState:
-    """Fresh states of all members, every leaf [K, ...]."""
-    # The optimizer looks at the rank of a leaf, so it must see a member's.
-    state = create_state(trained, optimizer._replace(init=jax.vmap(optimizer.init)))
-    return replace(state, step=jax.device_put(jnp.zeros(size, jnp.int32), state.step.sharding))
 
 
 # --- update and evaluation --------------------------------------------------------------------

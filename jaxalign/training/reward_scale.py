@@ -79,24 +79,18 @@ class RewardGradients:
         return (self.product + scale * self.label_norm**2) / whole if whole else 0.0
 
 
-def reward_gradients(
-    loss_at: Callable[[Any], LossFunction],
-    count_function: CountFunction,
-    params: Mapping[str, Any],
-    frozen: Any,
-    batches: Iterable[Batch],
-    *,
-    accumulation_steps: int = 1,
-) -> RewardGradients:
-    """Measures G0 and G1 over batches: two backward passes each, by one program.
+def make_reward_gradients(
+    loss_at: Callable[[Any], LossFunction], count_function: CountFunction, *, accumulation_steps: int = 1
+) -> Callable[[Mapping[str, Any], Any, Iterable[Batch]], RewardGradients]:
+    """Builds `measure(params, frozen, batches)`, which measures G0 and G1: two backward passes a batch, by one program.
+
+    The parameters are {"policy", ...}, and the gradient is the policy's; `frozen` is as for the loss, and batches, at
+    least one, are as an update gets them.
 
     Args:
       loss_at: eta -> the loss function of `make_update`.
       count_function: as for `make_update`.
-      params: {"policy", ...}; the gradient is the policy's.
-      frozen: as for the loss.
-      batches: as an update gets them, at least one.
-      accumulation_steps: micro-batches that each is split into.
+      accumulation_steps: micro-batches that each batch is split into.
     """
 
     @jax.jit
@@ -115,14 +109,6 @@ def reward_gradients(
         return jnp.sum(jnp.abs(sums[:, 0] - sums[:, 1])), jnp.sum(batch["valid"])
 
     add = jax.jit(lambda total, part: jax.tree.map(jnp.add, total, part), donate_argnums=0)
-    totals: list[Any] = [None, None]
-    gap, pairs, number = 0.0, 0, 0
-    for batch in batches:
-        for index in (0, 1):
-            part = gradient(params, frozen, batch, jnp.float32(index))
-            totals[index] = part if totals[index] is None else add(totals[index], part)
-        found, valid = gaps(batch)
-        gap, pairs, number = gap + float(found), pairs + int(valid), number + 1
 
     @jax.jit
     def facts(at_zero, at_one):
@@ -130,13 +116,24 @@ def reward_gradients(
         product = sum(jnp.sum(a * b) for a, b in zip(*map(jax.tree.leaves, (at_zero, labels)), strict=True))
         return optax.global_norm(at_zero), optax.global_norm(labels), product
 
-    base, labels, product = (float(x) for x in facts(*totals))
-    return RewardGradients(
-        base_norm=base / number,
-        label_norm=labels / number,
-        product=product / number**2,
-        gap=gap / max(pairs, 1),
-    )
+    def measure(params: Mapping[str, Any], frozen: Any, batches: Iterable[Batch]) -> RewardGradients:
+        totals: list[Any] = [None, None]
+        gap, pairs, number = 0.0, 0, 0
+        for batch in batches:
+            for index in (0, 1):
+                part = gradient(params, frozen, batch, jnp.float32(index))
+                totals[index] = part if totals[index] is None else add(totals[index], part)
+            found, valid = gaps(batch)
+            gap, pairs, number = gap + float(found), pairs + int(valid), number + 1
+        base, labels, product = (float(x) for x in facts(*totals))
+        return RewardGradients(
+            base_norm=base / number,
+            label_norm=labels / number,
+            product=product / number**2,
+            gap=gap / max(pairs, 1),
+        )
+
+    return measure
 
 
 def reward_scale(run: Run, asked: float | str, measure: Callable[[], RewardGradients]) -> float:

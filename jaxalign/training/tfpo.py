@@ -3,7 +3,7 @@
 Source: arXiv:2601.10416. Where it is silent the choices are ours; `tfpo_config` names them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,46 +12,36 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign import models
-from jaxalign.data import Dataset, chat_of, collate_comparisons, eval_batches
+from jaxalign.models.lora import attach
 from jaxalign.runs import Given, Run
 from jaxalign.training import exports, setup
-from jaxalign.training.data import dated, load_data, refuse_stream
+from jaxalign.training.doctor_exports import DoctorParts, write_doctors
 from jaxalign.training.generator import Generator, samples_of
 from jaxalign.training.loop import Loop, evaluation
-from jaxalign.training.opening import tell_devices
 from jaxalign.training.own_loss import check_own_loss
-from jaxalign.training.pairs import pair_axis
-from jaxalign.training.reward_scale import BATCHES, RewardGradients, reward_gradients, reward_scale
+from jaxalign.training.reward_scale import BATCHES, make_reward_gradients, reward_scale
 from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
-from jaxalign.training.state import create_state
-from jaxalign.training.step import make_evaluation, make_update
+from jaxalign.training.state import TrainState
+from jaxalign.training.step import LossFunction, make_evaluation, make_update
 from jaxalign.training.stops import with_stops
 from jaxalign.training.tfpo_config import TFPOConfig, TFPONumbers
-from jaxalign.training.tfpo_parts import (
-    START,
-    Treatment,
-    check_identical,
-    completion_end,
-    ended_fraction,
-    optimizers,
-    start_sums,
-    terminated,
-    value_head,
-)
+from jaxalign.training.tfpo_dimension import Dimension, begin, load_dimensions
+from jaxalign.training.tfpo_parts import START, Treatment, optimizers
 from jaxalign.training.tfpo_step import tfpo_counts, tfpo_loss
-from jaxalign.training.token_rewards import TokenRewardTable, token_reward_table
+from jaxalign.training.tfpo_together import Alone, Together, common_steps
+from jaxalign.training.token_rewards import TokenRewardTable
 from jaxalign.training.update_rules import refuse_schedule_free
 
-__all__ = ["TFPOConfig", "TFPOResult", "train_tfpo"]
+__all__ = ["TFPOConfig", "TFPOResult", "TrainedDoctor", "train_tfpo"]
 
 
 @dataclass(frozen=True)
-class TFPOResult(TrainResult):
-    """What `train_tfpo` returns beside the doctor (`model`, adapters merged).
+class TrainedDoctor:
+    """A doctor of one dimension.
 
     Attributes:
-      card: the doctor's card, as `export/` has it.
+      card: as its export has it.
       value_head: leaves of its head of log-values, see `models.log_values_before`.
       adapter: attached LoRA leaves, for a `models.Doctor` on the model that it began as; None without LoRA.
       rewards: the token rewards that it learned from.
@@ -63,58 +53,44 @@ class TFPOResult(TrainResult):
     rewards: TokenRewardTable
 
 
-def _rewarded_data(
-    config: TFPOConfig, treatment: Treatment, mesh: Mesh, run: Run
-) -> tuple[Dataset, tuple[int, ...], TokenRewardTable]:
-    """The comparisons, the ids that a whole response ends with, and the patient's token rewards."""
-    tokenizer = treatment.tokenizer
-    shape, seed = treatment.doctor_shape, config.run.seed
-    data = load_data(run, config.data, "comparison", tokenizer, shape, seed=seed)
-    refuse_stream(data, "tfpo")
-    check_identical(data.counts, config, run)
-    chat = chat_of(dated(run, config.data), tokenizer)
-    end = completion_end(chat)
-    ended = ended_fraction(data, end)
-    if config.loss.resolved().pin_terminal and not ended:
-        run.warn("no response ends with an end token, so that no end is pinned (see loss.pin_terminal)")
-    run.add_metadata(data=data.summary(), ended_fraction=ended)
-    tell_devices(run, mesh)
-    table = token_reward_table(
-        config.rewards,
-        data,
-        chat,
-        treatment.scoring_patient,
-        mesh=mesh,
-        folder=run.folder / "token_rewards",
-        packing=config.train.packing,
-        run=run,
-    )
-    run.add_metadata(token_rewards=dict(table.summary()))
-    return data, end, table
+@dataclass(frozen=True)
+class TFPOResult(TrainResult):
+    """What `train_tfpo` returns beside `model`.
 
+    That is the doctor, its adapter merged; of several dimensions (`config.dimensions`) the base that all doctors share,
+    as it was: `models.Doctor(result.model, adapter=result.doctors[name].adapter)` is one of them. The doctor of a
+    single dimension has its parts here too: `card`, `value_head`, `adapter`, `rewards`.
 
-def _scaled(
-    numbers: TFPONumbers,
-    config: TFPOConfig,
-    run: Run,
-    policy: CausalPolicy,
-    params: Mapping[str, Any],
-    frozen: Mapping[str, Any],
-    batches: Iterable[Mapping[str, Any]],
-) -> TFPONumbers:
-    """With the run's reward scale: as set, or read off the first batches."""
+    Attributes:
+      doctors: by dimension.
+    """
 
-    def measured() -> RewardGradients:
-        return reward_gradients(
-            lambda eta: tfpo_loss(policy, config.head, replace(numbers, reward_scale=eta)),
-            tfpo_counts(numbers),
-            params,
-            frozen,
-            batches,
-            accumulation_steps=config.train.accumulation_steps,
-        )
+    doctors: Mapping[str, TrainedDoctor]
 
-    return replace(numbers, reward_scale=reward_scale(run, config.loss.reward_scale, measured))
+    @property
+    def card(self) -> models.DoctorCard:
+        """The only doctor's."""
+        return self._only("card").card
+
+    @property
+    def value_head(self) -> Mapping[str, Any]:
+        """The only doctor's."""
+        return self._only("value_head").value_head
+
+    @property
+    def adapter(self) -> Any:
+        """The only doctor's."""
+        return self._only("adapter").adapter
+
+    @property
+    def rewards(self) -> TokenRewardTable:
+        """The only doctor's."""
+        return self._only("rewards").rewards
+
+    def _only(self, name: str) -> TrainedDoctor:
+        if len(self.doctors) > 1:
+            raise AttributeError(f"{name}: there are several doctors; take that of doctors[dimension]")
+        return next(iter(self.doctors.values()))
 
 
 def train_tfpo(
@@ -130,10 +106,10 @@ def train_tfpo(
     callbacks: Sequence[Any] = (),
     trackers: Sequence[Any] = (),
 ) -> TFPOResult:
-    """Trains a doctor on comparisons whose tokens a frozen patient has rewarded.
+    """Trains a doctor on comparisons whose tokens a frozen patient has rewarded, or one for each of several dimensions.
 
     Args:
-      config: see `TFPOConfig`.
+      config: see `TFPOConfig`; `dimensions` asks for several doctors.
       patient: a live model in place of `config.patient`; needs `tokenizer`.
       doctor: a live model to begin as, in place of `config.model`; needs `tokenizer`.
       tokenizer: of the live models, which share it.
@@ -144,8 +120,8 @@ def train_tfpo(
         `optimizer` is the policy's and the value head's, each with a state of its own.
 
     Returns:
-      The run folder, final metrics (`eval/balance`, `eval/accuracy` and others over held-out pairs), the doctor, and
-        what else a `TFPOResult` has.
+      The run folder, final metrics (`eval/balance`, `eval/accuracy` and others over held-out pairs; of several
+        dimensions `eval/NAME/balance` and so on), the doctor, and what else a `TFPOResult` has.
 
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.
@@ -169,86 +145,180 @@ def train_tfpo(
     )
     mesh = setup.start(config.run, config.mesh)
     key = jax.random.key(config.run.seed)
-    train, numbers = config.train, config.loss.resolved()
     with Run.open(config.run, config, "tfpo", given) as run:
         treatment = Treatment.open(config, mesh, run, patient=patient, doctor=doctor, tokenizer=tokenizer)
-        tokenizer = treatment.tokenizer
-        data, end, table = _rewarded_data(config, treatment, mesh, run)
-        doctor, patient = with_stops(treatment.load_doctor(), config.data, tokenizer), None
-        collate = setup.collate_of(collate_comparisons, data.train, packing=train.packing)
-        value = value_head(config, doctor, data, collate, mesh, key=jax.random.fold_in(key, 4))
-        run.add_metadata(value_start={name: float(value[name]) for name in ("ramp", "horizon")})
-        horizon = value.pop("horizon")
-        started = start_sums(config, doctor, data.validation, collate, mesh)[0]
-        scorer, leaves, base = setup.policy_of(doctor, config.lora, mesh, key=jax.random.fold_in(key, 1))
+        dimensions = load_dimensions(config, treatment, mesh, run)
+        return _Training(config, run, mesh, treatment, dimensions).fit(key)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A run whose patient has scored, and whose doctors are not loaded yet.
+
+    Attributes:
+      config, run, mesh, treatment: of the run.
+      dimensions: one, or several.
+    """
+
+    config: TFPOConfig
+    run: Run
+    mesh: Mesh
+    treatment: Treatment
+    dimensions: Sequence[Dimension]
+
+    def fit(self, key: jax.Array) -> TFPOResult:
+        """Trains and exports; the patient is let go."""
+        config, run, train = self.config, self.run, self.config.train
+        doctor = with_stops(self.treatment.load_doctor(), config.data, self.treatment.tokenizer)
+        begin(self.dimensions, doctor, self.mesh, key=jax.random.fold_in(key, 4))
+        doctors = Together(self.dimensions) if config.dimensions else Alone(self.dimensions)
+        scorer, leaves, base = setup.policy_of(doctor, config.lora, self.mesh, key=jax.random.fold_in(key, 1))
         # The update donates its own copy of the parameters, so the start can serve as reference.
         start = base if config.lora.enabled else leaves
-        frozen = {
-            "base": base,
-            "reference": start if numbers.reference_weight else {},
-            "horizon": horizon,
-        }
-
-        def ordered():
-            return setup.training_batches(train, data.train, seed=config.run.seed, collate=collate, mesh=mesh)
-
-        def place(batch, *, training=False):
-            batch = table.attached(pair_axis(batch), training=training)
-            batch = batch | {"terminated": terminated(batch, end)}
-            if not training:
-                batch["start_logps"] = started[np.asarray(batch["row_ids"])].astype(np.float32)
-            parts = train.accumulation_steps if training else 1
-            return setup.on_mesh(batch, mesh, packing=train.packing, parts=parts)
-
-        batches, counts = ordered(), tfpo_counts(numbers)
-        total = train.total_steps(batches.per_epoch)
-        if loss is None:  # another loss has a scale of its own
-            first = ordered()
-            some = (place(first.next(), training=True) for _ in range(min(BATCHES, total)))
-            numbers = _scaled(numbers, config, run, scorer, {"policy": leaves, "value": value}, frozen, some)
-        run.add_metadata(loss=asdict(numbers))
-        card = treatment.card(numbers)
-        rule, schedule = optimizers(config, total, optimizer)
-        loss_function = tfpo_loss(scorer, config.head, numbers, loss)
-        step = make_update(loss_function, counts, rule, accumulation_steps=train.accumulation_steps)
-        rows, positions = data.first(config.run.sample_rows), scorer.definition.config.max_positions
-        sampling, prompts = samples_of(config.sampling, rows, positions, run)
-        generator = Generator(scorer, base, sampling, tokenizer, jax.random.fold_in(key, 2))
-        update_key = jax.random.fold_in(key, 3)
-
-        size = train.eval_batch_size or train.batch_size
-        held_out = evaluation(
-            make_evaluation(loss_function, counts),
-            lambda: eval_batches(data.validation, size, collate),
-            frozen,
-            place,
-            train.eval_batches,
-        )
+        numbers = config.loss.resolved()
+        shared = {"base": base, "reference": start if numbers.reference_weight else {}}
+        params = [{"policy": leaves, "value": one.begun.value} for one in self.dimensions]
+        frozen = [shared | {"horizon": one.begun.horizon} for one in self.dimensions]
+        total = common_steps(self.dimensions)
+        scaled = self._scaled(numbers, total, scorer, params, frozen)
+        for one, its, own in zip(self.dimensions, frozen, scaled, strict=True):
+            its["reward_scale"] = jax.device_put(np.float32(own.reward_scale), one.begun.horizon.sharding)
+            one.run.add_metadata(loss=asdict(own))
+        cards = [
+            self.treatment.card(one.config, own) for one, own in zip(self.dimensions, scaled, strict=True)
+        ]
+        rule, schedule = optimizers(config, total, run.given.optimizer)
+        loss, counts = self._loss(scorer, numbers), tfpo_counts(numbers)
+        lift = doctors.lift
+        step = make_update(loss, counts, rule, accumulation_steps=train.accumulation_steps, lift=lift)
+        update_key, together = jax.random.fold_in(key, 3), doctors.frozen(frozen)
         loop = Loop(
             run=run,
             store=setup.checkpoint_store(run),
-            batches=batches,
-            update=lambda state, batch: step(state, frozen, place(batch, training=True), update_key),
+            batches=doctors.batches,
+            update=lambda state, batch: step(state, together, doctors.placed(batch), update_key),
             total_steps=total,
-            evaluate=held_out if data.validation else None,
-            sample=lambda state: generator.samples(state.params["policy"], prompts, int(state.step)),
+            evaluate=self._evaluation(doctors, loss, frozen),
+            sample=self._sample(doctors, scorer, base, jax.random.fold_in(key, 2)),
             learning_rate=schedule,
         )
-        state = create_state({"policy": leaves, "value": value}, rule)
+        state = doctors.state(params, rule)
         refuse_schedule_free(state.opt_state, "tfpo, which has one for the policy and one for the value head")
-        begun = doctor if card.reference == START else None
-        del doctor, leaves, start  # of the full weights that nothing reads any more, one copy less
+        begun = doctor if cards[0].reference == START else None
+        # Of the full weights that nothing reads any more, one copy less.
+        del doctor, leaves, start, params
         state, metrics = loop.fit(state)
-        trained, head = state.params["policy"], {**state.params["value"], "horizon": horizon}
-        model = setup.export_policy(run, scorer, trained, base, tokenizer, config.lora)
-        if begun is not None:
-            models.save_pretrained(
-                begun,
-                run.folder / "start",
-                tokenizer=tokenizer,
-                dtype=exports.origin_of(run).weights_dtype(begun.params),
+        parts = []
+        for index, one in enumerate(self.dimensions):
+            trained = doctors.of(state.params, index)
+            head = {**trained["value"], "horizon": one.begun.horizon}
+            parts.append(DoctorParts(card=cards[index], head=head, adapter=trained["policy"]))
+        return self._exported(scorer, base, parts, begun, metrics)
+
+    def _loss(self, scorer: CausalPolicy, numbers: TFPONumbers) -> LossFunction:
+        """That of all dimensions, which differ in their reward scale alone; it is read with what is frozen."""
+
+        def loss(params, frozen, batch, key, counts):
+            at = replace(numbers, reward_scale=frozen["reward_scale"])
+            function = tfpo_loss(scorer, self.config.head, at, self.run.given.loss)
+            return function(params, frozen, batch, key, counts)
+
+        return loss
+
+    def _scaled(
+        self,
+        numbers: TFPONumbers,
+        total: int,
+        scorer: CausalPolicy,
+        params: Sequence[Mapping[str, Any]],
+        frozen: Sequence[Mapping[str, Any]],
+    ) -> list[TFPONumbers]:
+        """For each dimension the run's reward scale: as set, or read off the first batches."""
+        if self.run.given.loss is not None:  # it has a scale of its own
+            return [numbers for _ in self.dimensions]
+        measure = make_reward_gradients(
+            lambda eta: tfpo_loss(scorer, self.config.head, replace(numbers, reward_scale=eta)),
+            tfpo_counts(numbers),
+            accumulation_steps=self.config.train.accumulation_steps,
+        )
+        found = []
+        for one, own, its in zip(self.dimensions, params, frozen, strict=True):
+            first = one.ordered()
+            batches = (one.placed(first.next(), training=True) for _ in range(min(BATCHES, total)))
+            asked = self.config.loss.reward_scale
+            value = reward_scale(one.run, asked, lambda o=own, f=its, b=batches: measure(o, f, b))
+            found.append(replace(numbers, reward_scale=value))
+        return found
+
+    def _evaluation(
+        self, doctors: Alone | Together, loss: LossFunction, frozen: Sequence[Mapping[str, Any]]
+    ) -> Any:
+        """Every doctor on the held-out pairs of its dimension; None where there are none."""
+        if not any(one.data.validation for one in self.dimensions):
+            return None
+        evaluate_batch = make_evaluation(loss, tfpo_counts(self.config.loss.resolved()))
+        limit = self.config.train.eval_batches
+        each = [
+            evaluation(evaluate_batch, one.held_out, its, one.placed, limit)
+            for one, its in zip(self.dimensions, frozen, strict=True)
+        ]
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            found = {}
+            for index, its in enumerate(each):
+                own = replace(state, params=doctors.of(state.params, index))
+                found |= doctors.named(index, its(own))
+            return found
+
+        return evaluate
+
+    def _sample(self, doctors: Alone | Together, scorer: CausalPolicy, base: Any, key: jax.Array) -> Any:
+        """What every doctor writes by itself, to the same prompts."""
+        rows = self.dimensions[0].data.first(self.config.run.sample_rows)
+        sampling, prompts = samples_of(
+            self.config.sampling, rows, scorer.definition.config.max_positions, self.run
+        )
+        generator = Generator(scorer, base, sampling, self.treatment.tokenizer, key)
+
+        def sample(state: TrainState) -> list[dict[str, Any]]:
+            step = int(np.max(state.step))
+            return [
+                doctors.sampled(index, row)
+                for index in range(len(self.dimensions))
+                for row in generator.samples(doctors.of(state.params["policy"], index), prompts, step)
+            ]
+
+        return sample
+
+    def _exported(
+        self,
+        scorer: CausalPolicy,
+        base: Any,
+        parts: Sequence[DoctorParts],
+        begun: Any,
+        metrics: Mapping[str, float],
+    ) -> TFPOResult:
+        """Writes `export/`; `begun` is what the doctors began as, where no folder has it and a card names it."""
+        config, run, tokenizer = self.config, self.run, self.treatment.tokenizer
+        if config.dimensions:
+            model, homes = models.merge(scorer.definition, base), []
+            named = {one.name: its for one, its in zip(self.dimensions, parts, strict=True)}
+            write_doctors(exports.origin_of(run), named, model, config.lora, run.folder / "export", tokenizer)
+            homes = [run.folder / "export" / name for name in named]
+        else:
+            model = setup.export_policy(run, scorer, parts[0].adapter, base, tokenizer, config.lora)
+            if begun is not None:
+                dtype = exports.origin_of(run).weights_dtype(begun.params)
+                models.save_pretrained(begun, run.folder / "start", tokenizer=tokenizer, dtype=dtype)
+            homes = [models.save_doctor(run.folder / "export", parts[0].card, parts[0].head)]
+        doctors = {
+            one.name: TrainedDoctor(
+                models.load_doctor_card(home),
+                its.head,
+                attach(its.adapter, config.lora) if config.lora.enabled else None,
+                one.table,
             )
-        card = models.load_doctor_card(models.save_doctor(run.folder / "export", card, head))
+            for one, its, home in zip(self.dimensions, parts, homes, strict=True)
+        }
         run.finish(metrics)
-        adapter = scorer.parts(trained, base)[1]
-        return TFPOResult(run.folder, metrics, model, tokenizer, card, head, adapter, table)
+        return TFPOResult(run.folder, metrics, model, tokenizer, doctors)

@@ -1,10 +1,13 @@
 """Settings of TFPO: whom the doctor is for, where its rewards come from, and the numbers of its loss."""
 
 import math
-from dataclasses import dataclass, field
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from jaxalign.data import DataConfig
+from jaxalign.data import FACES, DataConfig
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.heads import HeadConfig
 from jaxalign.models.lora import LoraConfig
@@ -20,6 +23,8 @@ from jaxalign.training.token_rewards import TokenRewardConfig
 PresetName = Literal["paper", "paper_literal", "tilted", "repo"]
 Reduction = Literal["mean", "sum", "batch_pairs"]
 Guidance = Literal["product", "ratio"]
+# Where an export of several doctors keeps what they began as, where no other folder has it.
+START_FOLDER = "start"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +186,11 @@ class TFPOConfig:
       model: what the doctor begins as, a model of the patient's vocabulary; an empty path takes the patient.
       rewards: how the patient's two faces become token rewards.
       data: comparisons.
+      dimensions: several dimensions of preference from one run, a doctor (a LoRA adapter on one base) each: the label
+        of the data (data.dimension) that each learns from, as in '{"helpfulness": "better", "safety": "safer"}', or,
+        where all learn from data.dimension, a list of names. It takes the place of rewards.dimension and,
+        with labels, of data.dimension; instructions that are not shipped stand in rewards.instructions. Empty for one
+        dimension.
       loss: the preset, and its numbers.
       head: the head of log-values (an init_std of 0 starts it at zero).
       head_learning_rate: peak learning rate of that head, which starts from nothing, on the optimizer's schedule and
@@ -199,6 +209,7 @@ class TFPOConfig:
     model: ModelSource = field(default_factory=ModelSource)
     rewards: TokenRewardConfig = field(default_factory=TokenRewardConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    dimensions: dict[str, str] | tuple[str, ...] = ()
     loss: TFPOLossConfig = field(default_factory=TFPOLossConfig)
     head: HeadConfig = field(default_factory=lambda: HeadConfig(init_std=0.0))
     head_learning_rate: float = 1e-3
@@ -214,4 +225,59 @@ class TFPOConfig:
         if not 0 <= self.head_learning_rate < math.inf:
             raise ValueError(
                 f"head_learning_rate must not be negative (nor infinite), got {self.head_learning_rate}"
+            )
+        named = set(self.labels) if self.dimensions else {self.rewards.dimension}
+        for name in sorted(self.rewards.instructions.keys() - named):
+            raise ValueError(f"rewards.instructions.{name}: this run has no dimension of that name")
+        if self.dimensions:
+            self._check_dimensions()
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Dimension -> label of the data, where there are several."""
+        if isinstance(self.dimensions, Mapping):
+            return dict(self.dimensions)
+        return dict.fromkeys(self.dimensions, self.data.dimension)
+
+    def each(self) -> dict[str, "TFPOConfig"]:
+        """Dimension -> the configuration of a run of that dimension alone."""
+        if not self.dimensions:
+            return {self.rewards.dimension: replace(self, rewards=self.rewards.of(self.rewards.dimension))}
+        return {
+            name: replace(
+                self,
+                dimensions=(),
+                rewards=self.rewards.of(name),
+                data=replace(self.data, dimension=label),
+            )
+            for name, label in self.labels.items()
+        }
+
+    def _check_dimensions(self) -> None:
+        known = typing.get_args(typing.get_type_hints(DataConfig)["dimension"])
+        if len(self.labels) < len(self.dimensions):
+            raise ValueError(f"dimensions: a name is there twice in {', '.join(self.dimensions)}")
+        for name, label in self.labels.items():
+            if not re.fullmatch(r"\w[\w.-]*", name) or name == START_FOLDER:
+                raise ValueError(
+                    f"dimensions: {name!r} cannot name a doctor's folder; expected letters, digits, _ . - "
+                    f"(but not {START_FOLDER}, which is another folder's)"
+                )
+            if label not in known:
+                raise ValueError(f"dimensions.{name}: no label {label!r}; expected {' or '.join(known)}")
+            if name not in FACES | self.rewards.instructions:
+                raise ValueError(
+                    f"dimensions: no instructions are shipped for {name!r}; expected {', '.join(FACES)}, or "
+                    f"rewards.instructions.{name}: [positive, negative]"
+                )
+        if self.rewards.positive:
+            raise ValueError(
+                "rewards.positive is of one dimension; with dimensions, rewards.instructions has both by name"
+            )
+        if not self.lora.enabled:
+            raise ValueError("dimensions: several doctors share one base, as adapters; set lora.enabled=true")
+        if self.train.batch_tokens:
+            raise ValueError(
+                "train.batch_tokens: the batches of several dimensions are as large as each other; set "
+                "train.batch_size (train.packing=true also makes little of padding)"
             )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from jaxalign.models.vocabulary import check_same_vocabulary
 from jaxalign.runs import Run
 from jaxalign.training import setup
 from jaxalign.training.optimizer import make_optimizer
-from jaxalign.training.packing import packing_of
+from jaxalign.training.packing import most_segments, packing_of
 from jaxalign.training.pairs import flatten, pair_axis
 from jaxalign.training.scoring import score_tokens
 from jaxalign.training.setup import ModelSource
@@ -120,21 +121,26 @@ class Treatment:
 
     def load_doctor(self) -> Any:
         """The doctor as it begins; the patient is let go, and kept in the run's folder where it is in no other."""
-        self.patient, seed = None, self.config.run.seed
-        folder = self.run.folder / "patient"
-        if self.named and self.config.patient.random_init and not (self.run.resumed and folder.is_dir()):
-            drawn, tokenizer = setup.load_model(self.config.patient, self.mesh, seed=seed, section="patient")
+        config, seed = self.config, self.config.run.seed
+        self.patient, folder = None, self.run.folder / "patient"
+        if self.named and config.patient.random_init and not (self.run.resumed and folder.is_dir()):
+            drawn, tokenizer = setup.load_model(config.patient, self.mesh, seed=seed, section="patient")
             models.save_pretrained(drawn, folder, tokenizer=tokenizer)
+        packing, mapped = config.train.packing, bool(config.dimensions)
+        if self.source is None and mapped:
+            form = models.attention_for(self.doctor.config, max_segments=most_segments(packing), mapped=True)
+            return models.with_config(self.doctor, attention=form.attention)
         if self.source is None:
             return self.doctor
-        packing = self.config.train.packing
-        return setup.load_model(self.source, self.mesh, seed=seed, run=self.run, packing=packing)[0]
+        return setup.load_model(
+            self.source, self.mesh, seed=seed, run=self.run, packing=packing, mapped=mapped
+        )[0]
 
-    def card(self, numbers: TFPONumbers) -> models.DoctorCard:
-        """The doctor's card, trained with this loss."""
+    def card(self, config: TFPOConfig, numbers: TFPONumbers) -> models.DoctorCard:
+        """The card of a doctor of one dimension, trained with this loss."""
         # A model that was given live, or drawn from a seed, is in no folder.
         start = "" if self.source is None or self.source.random_init else full_name(self.source.path)
-        return doctor_card(self.config, numbers, start, named=self.named)
+        return doctor_card(config, numbers, start, named=self.named)
 
 
 def doctor_card(config: TFPOConfig, numbers: TFPONumbers, start: str, *, named: bool) -> models.DoctorCard:
@@ -237,22 +243,23 @@ def start_sums(
     """Summed log-probs of responses under the doctor as it begins, nats, and their tokens: [N, 2] each, in order."""
     definition, params = models.split(model)
     size = config.train.eval_batch_size or config.train.batch_size
-
-    @jax.jit
-    def sums(params, batch):
-        tokens, mask, lengths = flatten(batch)
-        scores = score_tokens(
-            models.merge(definition, params), tokens, lengths, mask, packing=packing_of(batch)
-        )
-        return scores.logps.sum(1).reshape(-1, 2), mask.sum(1).reshape(-1, 2)
-
     parts = [np.zeros((2, 0, 2))]
     for batch in eval_batches(examples, size, collate):
         placed = setup.on_mesh(pair_axis(batch), mesh, packing=config.train.packing)
         valid = np.asarray(batch["valid"])
-        parts.append(np.stack([np.asarray(x)[: len(valid)][valid] for x in sums(params, placed)]))
+        parts.append(
+            np.stack([np.asarray(x)[: len(valid)][valid] for x in _sums(definition, params, placed)])
+        )
     logps, tokens = np.concatenate(parts, axis=1)
     return logps, tokens
+
+
+@partial(jax.jit, static_argnums=0)
+def _sums(definition: Any, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    tokens, mask, lengths = flatten(batch)
+    model = models.merge(definition, params)
+    scores = score_tokens(model, tokens, lengths, mask, packing=packing_of(batch))
+    return scores.logps.sum(1).reshape(-1, 2), mask.sum(1).reshape(-1, 2)
 
 
 def optimizers(

@@ -1,6 +1,6 @@
 """How token rewards are made: settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jaxalign.data import FACES, InstructionPair
@@ -18,6 +18,7 @@ class TokenRewardConfig:
         any name where positive and negative say them.
       positive: instruction to show the quality; empty takes that of the dimension.
       negative: instruction to lack it; both are set, or none.
+      instructions: both by name, for dimensions of your own: {"brevity": ["Be brief.", "Ramble on."]}.
       temperature: tau in S = tanh(D / (mean D + epsilon) / tau), with D = |difference of log-probs|; the larger, the
         smaller all importances S.
       epsilon: nats added to the mean.
@@ -41,6 +42,7 @@ class TokenRewardConfig:
     dimension: str = "helpfulness"
     positive: str = ""
     negative: str = ""
+    instructions: dict[str, tuple[str, str]] = field(default_factory=dict)
     temperature: float = 1.0
     epsilon: float = 1e-6
     threshold: float = 0.5
@@ -55,13 +57,19 @@ class TokenRewardConfig:
     def __post_init__(self) -> None:
         if bool(self.positive) != bool(self.negative):
             raise ValueError("rewards.positive and rewards.negative: expected both or none")
-        if not self.positive and self.dimension not in FACES:
+        object.__setattr__(self, "instructions", {n: tuple(pair) for n, pair in self.instructions.items()})
+        if self.positive and self.dimension in self.instructions:
+            raise ValueError(
+                f"rewards.instructions.{self.dimension} and rewards.positive: choose one; both instruct it"
+            )
+        if not self.positive and self.dimension not in FACES | self.instructions:
             raise ValueError(
                 f"rewards.dimension: no instructions are shipped for {self.dimension!r}; expected one of "
                 f"{', '.join(FACES)}, or rewards.positive and rewards.negative"
             )
         try:
-            _ = self.pair
+            for given in (*self.instructions.values(), self.pair):
+                _ = given if isinstance(given, InstructionPair) else InstructionPair(*given)
         except ConfigError as error:
             raise ConfigError(f"rewards.positive, rewards.negative: {error}") from None
         if self.temperature <= 0:
@@ -79,4 +87,12 @@ class TokenRewardConfig:
     @property
     def pair(self) -> InstructionPair:
         """The instructions."""
-        return InstructionPair(self.positive, self.negative) if self.positive else FACES[self.dimension]
+        if self.positive:
+            return InstructionPair(self.positive, self.negative)
+        given = self.instructions.get(self.dimension)
+        return FACES[self.dimension] if given is None else InstructionPair(*given)
+
+    def of(self, dimension: str) -> "TokenRewardConfig":
+        """The same for one dimension alone, its own instructions (where it has any) as `positive` and `negative`."""
+        own = self.instructions.get(dimension, (self.positive, self.negative))
+        return replace(self, dimension=dimension, positive=own[0], negative=own[1], instructions={})

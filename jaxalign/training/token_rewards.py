@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign import models
@@ -43,7 +42,9 @@ from jaxalign.training.reference import digest_of
 from jaxalign.training.setup import place_model
 from jaxalign.training.token_reward_config import TokenRewardConfig
 from jaxalign.training.token_reward_rule import Rewarded, reward_facts, rewarded
-from jaxalign.training.token_reward_scores import FaceScorer
+from jaxalign.training.token_reward_scores import FaceScorer, FaceTask
+from jaxalign.training.token_reward_store import FaceScores
+from jaxalign.training.token_reward_table import TokenRewardTable
 
 __all__ = [
     "PreferenceExample",
@@ -51,70 +52,13 @@ __all__ = [
     "TokenRewardConfig",
     "TokenRewardTable",
     "TokenRewards",
+    "Wanted",
     "process_preference_dataset",
     "token_reward_table",
+    "token_reward_tables",
     "token_texts",
     "view_table",
 ]
-
-
-@dataclass(frozen=True)
-class TokenRewardTable:
-    """Token rewards of a data set's comparisons.
-
-    Attributes:
-      train: by the row ids of training batches.
-      validation: by those of validation batches.
-      skip: whether pairs without any reward are left out of the loss.
-      facts: see `summary`.
-    """
-
-    train: Rewarded
-    validation: Rewarded
-    skip: bool
-    facts: Mapping[str, Any]
-
-    def attached(self, batch: Mapping[str, Any], *, training: bool) -> dict[str, Any]:
-        """The batch with `rewards` float32 [B, 2, T], 0 outside the completions.
-
-        Where pairs without any reward are to be skipped, their `valid` is False.
-
-        Args:
-          batch: comparisons as `pairs.pair_axis` arranges them: tokens and mask [B, 2, T]; row_ids and valid [B].
-          training: whether row ids are those of the training set.
-
-        Raises:
-          ValueError: a batch of other data.
-        """
-        split = self.train if training else self.validation
-        mask, ids = np.asarray(batch["mask"]), np.asarray(batch["row_ids"])
-        places = split.scores.places(ids)
-        if not np.array_equal(np.asarray(batch["tokens"])[mask], split.scores.token_ids[places]):
-            raise ValueError("the batch does not hold the responses that the token rewards are of")
-        rewards = np.zeros(mask.shape, np.float32)
-        rewards[mask] = split.rewards[places]
-        result = {**batch, "rewards": rewards}
-        if self.skip:
-            result["valid"] = np.asarray(batch["valid"]) & (split.kept.sum(1)[ids] > 0)
-        return result
-
-    def summary(self) -> dict[str, Any]:
-        """For metadata.json.
-
-        Returns:
-          rows, validation_rows: pairs. tokens: of both responses of all training pairs; kept_fraction: part of them
-          with a reward. threshold: what S had to exceed. mean_delta: mean |difference| of the faces, nats a token.
-          zero_rows: training pairs without any reward, zero_responses: responses; floored_responses: those whose mean
-          difference is below min_mean_delta.
-          agreement: part of the training pairs whose preferred response gains more log-prob by the positive
-          instruction (over the negative one) than the other does, with a 95% interval agreement_low, agreement_high;
-          0.5 where the faces say nothing about the labels.
-          cut_rows: pairs of both splits whose prompt was cut to fit the patient's context.
-          scored_rows: pairs scored now, not read from files; scored_tokens (prompts too) and seconds likewise;
-          tokens_per_second leaves out the first use of each program, 0 where nothing else was scored.
-          scores_folder, rewards_folder: the files, empty where none are kept.
-        """
-        return dict(self.facts)
 
 
 def token_reward_table(
@@ -149,16 +93,51 @@ def token_reward_table(
       ModelError: the patient's vocabulary is too small for the tokenizer, or its log-probs are no numbers.
       CheckpointError: a damaged file.
     """
-    table = _table(config, data, chat, patient, mesh=mesh, folder=folder, packing=packing, run=run)
-    _check(table, config)
-    if run is not None:
-        _tell(table.facts, run)
-    return table
+    wanted = Wanted(config, data, run=run)
+    return token_reward_tables([wanted], chat, patient, mesh=mesh, folder=folder, packing=packing, run=run)[0]
 
 
-def _table(
-    config: TokenRewardConfig,
-    data: Dataset,
+@dataclass(frozen=True)
+class Wanted:
+    """Whose token rewards are wanted: those of one dimension.
+
+    Attributes:
+      config: instructions, sparsity, place.
+      data: comparisons.
+      view: name of the page that shows the first pairs.
+      run: is told what came of it; None where there is none.
+    """
+
+    config: TokenRewardConfig
+    data: Dataset
+    view: str = "token_rewards.html"
+    run: Run | None = None
+
+
+def token_reward_tables(
+    wanted: Sequence[Wanted],
+    chat: ChatFormat,
+    patient: Any,
+    *,
+    mesh: Mesh,
+    folder: Path | None,
+    packing: bool = True,
+    run: Run | None = None,
+) -> list[TokenRewardTable]:
+    """Token rewards of several dimensions, in one pass of the patient over the data of all.
+
+    Args and errors are those of `token_reward_table`; the files too, but for the pages' names.
+    """
+    tables = _tables(wanted, chat, patient, mesh=mesh, folder=folder, packing=packing, run=run)
+    for each, table in zip(wanted, tables, strict=True):
+        _check(table, each)
+        if each.run is not None:
+            _tell(table.facts, each.run)
+    return tables
+
+
+def _tables(
+    wanted: Sequence[Wanted],
     chat: ChatFormat,
     patient: Any,
     *,
@@ -166,43 +145,67 @@ def _table(
     folder: Path | None,
     packing: bool,
     run: Run | None,
-) -> TokenRewardTable:
+) -> list[TokenRewardTable]:
     models.check_vocabulary(patient.config, chat.tokenizer)
-    faces = FaceFormat(chat, config.pair)
+    config = wanted[0].config  # dimensions differ in their instructions alone
     folder = Path(config.folder) if config.folder else folder
-    about = _about(data, faces, patient)
-    place = None if folder is None else folder / f"scores-{_hash(about)}"
-    if place is not None and not (place / "about.json").exists():
-        store.write_json(place / "about.json", about)
-    scorer = FaceScorer(faces, patient, mesh, batch_size=config.batch_size, packing=packing, run=run)
-    scores = scorer.scores({"train": data.train, "validation": data.validation}, place)
+    digest = digest_of(models.split(patient)[1])
+    tasks, abouts = [], []
+    for each in wanted:
+        faces = FaceFormat(chat, each.config.pair)
+        about = _about(each.data, faces, patient, digest)
+        place = None if folder is None else folder / f"scores-{_hash(about)}"
+        if place is not None and not (place / "about.json").exists():
+            store.write_json(place / "about.json", about)
+        splits = {"train": each.data.train, "validation": each.data.validation}
+        tasks.append(FaceTask(faces, splits, place))
+        abouts.append(about)
+    scorer = FaceScorer(patient, mesh, batch_size=config.batch_size, packing=packing, run=run)
+    found = scorer.scores(tasks)
+    return [
+        _table(each, scores, task, about, folder, chat.tokenizer)
+        for each, scores, task, about in zip(wanted, found, tasks, abouts, strict=True)
+    ]
+
+
+def _table(
+    wanted: Wanted,
+    scores: Mapping[str, FaceScores],
+    task: FaceTask,
+    about: Mapping[str, Any],
+    folder: Path | None,
+    tokenizer: Any,
+) -> TokenRewardTable:
+    """The rewards of what has been scored, written into the folder where there is one."""
+    config, data = wanted.config, wanted.data
     train, validation, threshold = rewarded(scores["train"], scores["validation"], config)
-    facts = reward_facts(train, validation, threshold, config) | scorer.facts()
+    facts = reward_facts(train, validation, threshold, config) | task.facts()
     facts |= {"scores_folder": "", "rewards_folder": ""}
     table = TokenRewardTable(train, validation, config.on_zero == "skip", facts)
     if folder is not None:
-        settings = {n: v for n, v in asdict(config).items() if n not in ("batch_size", "folder", "on_zero")}
-        made = folder / f"rewards-{_hash(about | settings)}"
+        free = ("batch_size", "folder", "on_zero", "instructions")
+        settings = {n: v for n, v in asdict(config).items() if n not in free}
+        made = folder / f"rewards-{_hash(dict(about) | settings)}"
         for name, split, examples in (
             ("train", train, data.train),
             ("validation", validation, data.validation),
         ):
             columns = {"importance": split.importance, "rewards": split.rewards}
             store.write_scores(made / f"{name}.parquet", examples, split.scores, columns=columns)
-        store.write_json(made / "about.json", about | settings | {"threshold": threshold})
-        facts |= {"scores_folder": str(place), "rewards_folder": str(made)}
-        view_table(table, data.train, chat.tokenizer, folder / "token_rewards.html", title=config.dimension)
+        store.write_json(made / "about.json", dict(about) | settings | {"threshold": threshold})
+        facts |= {"scores_folder": str(task.folder), "rewards_folder": str(made)}
+        view_table(table, data.train, tokenizer, folder / wanted.view, title=config.dimension)
     return table
 
 
-def _about(data: Dataset, faces: FaceFormat, patient: Any) -> dict[str, Any]:
-    """What the log-probs depend on, but for rounding."""
+def _about(data: Dataset, faces: FaceFormat, patient: Any, digest: str) -> dict[str, Any]:
+    """What the log-probs depend on, but for rounding; `digest` is that of the patient's parameters."""
     instructions = asdict(faces.pair)
     # How a prompt comes to be written, by tokenizer, template and instruction.
     written = [faces.chat.prompt_ids(faces.prompt("Who is it?", text)) for text in instructions.values()]
     return instructions | {
         "data": data.fingerprint,
-        "patient": digest_of(models.split(patient)[1]),
+        "patient": digest,
         "compute_dtype": patient.config.compute_dtype,
         "context": patient.config.max_positions,
         "prompts": _hash(written),
@@ -214,16 +217,16 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _check(table: TokenRewardTable, config: TokenRewardConfig) -> None:
-    facts = table.facts
+def _check(table: TokenRewardTable, wanted: Wanted) -> None:
+    facts, config = table.facts, wanted.config
     if facts["zero_rows"] == facts["rows"]:
-        view = f"; {Path(facts['rewards_folder']).parent / 'token_rewards.html'} shows them"
+        view = f"; {Path(facts['rewards_folder']).parent / wanted.view} shows them"
         raise ConfigError(
-            f"rewards: no token of the {facts['rows']} training pairs has a reward: the faces differ by "
-            f"{facts['mean_delta']:.3g} nats a token on average, importance had to exceed {facts['threshold']:.3g}, "
-            f"{facts['floored_responses']} responses lie below rewards.min_mean_delta={config.min_mean_delta:g}; lower "
-            "these, or take instructions that differ more, or a patient that follows them"
-            f"{view if facts['rewards_folder'] else ''}"
+            f"rewards ({config.dimension}): no token of the {facts['rows']} training pairs has a reward: the faces "
+            f"differ by {facts['mean_delta']:.3g} nats a token on average, importance had to exceed "
+            f"{facts['threshold']:.3g}, {facts['floored_responses']} responses lie below rewards.min_mean_delta="
+            f"{config.min_mean_delta:g}; lower these, or take instructions that differ more, or a patient that "
+            f"follows them{view if facts['rewards_folder'] else ''}"
         )
 
 
@@ -303,9 +306,10 @@ def process_preference_dataset(
     dataset = Dataset(rows, [], Counts(len(rows), len(rows)), fingerprint(data, "comparison", rows, []))
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     patient = place_model(patient, mesh)
-    table = _table(config, dataset, chat, patient, mesh=mesh, folder=None, packing=packing, run=None)
+    wanted = Wanted(config.of(config.dimension), dataset)
+    [table] = _tables([wanted], chat, patient, mesh=mesh, folder=None, packing=packing, run=None)
     if config.on_zero == "stop":
-        _check(table, config)
+        _check(table, wanted)
     return [
         TokenRewards(*(_response(table.train, 2 * number + side, tokenizer) for side in (0, 1)))
         for number in range(len(rows))

@@ -23,6 +23,7 @@ from jaxalign.training import setup
 from jaxalign.training.grpo import train_grpo
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
 from jaxalign.training.loop import TrainConfig
+from jaxalign.training.members import MemberBatches, create_member_states, member_of, stack_batches
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.pairs import pair_axis, valid_rows
 from jaxalign.training.ppo import train_ppo
@@ -30,13 +31,9 @@ from jaxalign.training.reward import RewardLossConfig, reward_loss, train_reward
 from jaxalign.training.reward_ensemble import (
     EnsembleConfig,
     HeldOut,
-    MemberBatches,
-    create_member_states,
     create_members,
-    member_of,
     over_members,
     seeds,
-    stack_batches,
 )
 from jaxalign.training.reward_source import RewardSource
 from jaxalign.training.state import create_state

@@ -12,7 +12,7 @@ import pytest
 from jaxalign.errors import ConfigError
 from jaxalign.runs import report
 from jaxalign.training.loop import TrainConfig
-from jaxalign.training.reward_scale import RewardGradients, reward_gradients
+from jaxalign.training.reward_scale import RewardGradients, make_reward_gradients
 from jaxalign.training.tfpo import train_tfpo
 from jaxalign.training.tfpo_config import TFPOLossConfig
 
@@ -66,13 +66,8 @@ def test_gradients_are_the_parts_of_an_affine_function_over_micro_batches_too():
     batches = [{"features": features[i], "rewards": rewards[i], "valid": valid[i]} for i in range(3)]
     parts = {"policy": jnp.asarray(weights), "value": jnp.float32(2.0)}
     found = [
-        reward_gradients(
-            loss_at,
-            lambda batch: jnp.sum(batch["valid"]),
-            parts,
-            1.5,
-            [jax.tree.map(jnp.asarray, batch) for batch in batches],
-            accumulation_steps=steps,
+        make_reward_gradients(loss_at, lambda batch: jnp.sum(batch["valid"]), accumulation_steps=steps)(
+            parts, 1.5, [jax.tree.map(jnp.asarray, batch) for batch in batches]
         )
         for steps in (1, 2)
     ]
@@ -112,7 +107,8 @@ def test_a_run_measures_its_scale_writes_it_down_and_keeps_it_on_resume(configs,
     assert result.card.loss["reward_scale"] == metadata(folder)["loss"]["reward_scale"] == noted["value"]
     assert f"reward scale: {noted['value']:.4g} (auto)" in (folder / "run.log").read_text()
     monkeypatch.setattr(
-        "jaxalign.training.tfpo.reward_gradients", lambda *_, **__: pytest.fail("measured again")
+        "jaxalign.training.tfpo.make_reward_gradients",
+        lambda *_, **__: lambda *_: pytest.fail("measured again"),
     )
     longer = replace(config, run=replace(config.run, resume=True), train=replace(config.train, steps=3))
     again = train_tfpo(longer)
