@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -158,56 +157,67 @@ def test_the_only_doctors_parts_are_not_guessed_of_several(together):
 NAMES = ("a", "b", "c")
 
 
-def one_update(mesh, poisoned=None):
-    """One step of three doctors, of whose batches one may hold a bad number: (state, metrics, alone, lower, base)."""
-    lora = LoraConfig(enabled=True, rank=2)
-    loss, counts, params, frozen, batch = tfpo_case(mesh, lora=lora)
-    batches = [jax.tree.map(np.copy, batch) for _ in NAMES]
-    for index, one in enumerate(batches):
-        one["rewards"] *= index + 1
-    if poisoned is not None:
-        batches[poisoned]["rewards"][0, 0] = np.nan
+@pytest.fixture(scope="module")
+def case():
+    """Three doctors on random pairs: how they step together, and alone, with what may be wrong with a batch."""
+    mesh = make_mesh(MeshConfig(), jax.devices("cpu"))
+    loss, counts, params, frozen, batch = tfpo_case(mesh, lora=LoraConfig(enabled=True, rank=2))
+    params = jax.device_put(params, replicated(mesh))
+    batches = [batch | {"rewards": (1 + k) * batch["rewards"]} for k in range(3)]
+    each = [frozen | {"reward_scale": jnp.float32(1 + k)} for k in range(3)]
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=RATE, epsilon=1e-2, max_grad_norm=1.0), 10)
+    doctors, key, lifted = Together([SimpleNamespace(name=name) for name in NAMES]), jax.random.key(0), []
 
     def loss_at(params, frozen, batch, key, counts):
         batch = {**batch, "rewards": frozen["reward_scale"] * batch["rewards"]}
         return loss(params, frozen, batch, key, counts)
 
-    doctors = Together([SimpleNamespace(name=name) for name in NAMES])  # type: ignore[list-item]
-    each = [frozen | {"reward_scale": jnp.float32(1 + k)} for k in range(3)]
-    params = jax.device_put(params, replicated(mesh))
-    state = create_member_states(stacked([params] * 3), optimizer, 3)
-    frozen_of_all, key, lifted = doctors.frozen(each), jax.random.key(0), []
-
     def lift(update):
         lifted.append(doctors.lift(update))
         return lifted[0]
 
-    placed = jax.tree.map(jnp.asarray, stack_batches(batches))
-    shapes = jax.eval_shape(lambda *x: x, state, frozen_of_all, placed, key)
-    after, found = make_update(loss_at, counts, optimizer, lift=lift)(state, frozen_of_all, placed, key)
+    update = make_update(loss_at, counts, optimizer, lift=lift)
     single = make_update(loss_at, counts, optimizer)
-    alone = [
-        single(create_state(params, optimizer), each[k], jax.tree.map(jnp.asarray, batches[k]), key)
-        for k in range(3)
-    ]
-    return after, found, alone, partial(jax.jit(lifted[0]).lower, *shapes), frozen["base"]
+
+    def inputs(poisoned):
+        stacked_batch = jax.tree.map(jnp.asarray, stack_batches(batches))
+        if poisoned is not None:
+            stacked_batch["rewards"] = stacked_batch["rewards"].at[poisoned, 0, 0].set(jnp.nan)
+        state = create_member_states(stacked([params] * 3), optimizer, 3)
+        return state, doctors.frozen(each), stacked_batch, key
+
+    def alone(index):
+        placed = jax.tree.map(jnp.asarray, batches[index])
+        return single(create_state(params, optimizer), each[index], placed, key)
+
+    def program():
+        return jax.jit(lifted[0]).lower(*inputs(None)).compile().as_text()
+
+    def step(poisoned=None):
+        return update(*inputs(poisoned))
+
+    return SimpleNamespace(step=step, alone=alone, program=program, base=frozen["base"])
 
 
-def test_each_doctor_takes_the_step_that_it_would_take_alone_and_the_base_is_not_copied(devices):
-    after, found, alone, lower, base = one_update(make_mesh(MeshConfig(), devices))
+def test_each_doctor_takes_the_step_that_it_would_take_alone(case):
+    after, found = case.step()
     assert found["finite"] == 1
-    for index, (state, its) in enumerate(alone):
+    for index, name in enumerate(NAMES):
+        state, its = case.alone(index)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2 * RATE),
             member_of(after.params, index),
             state.params,
         )
-        for name in ("loss", "balance", "grad_norm"):
-            np.testing.assert_allclose(found[f"{NAMES[index]}/{name}"], its[name], rtol=1e-4)
+        for metric in ("loss", "balance", "grad_norm"):
+            np.testing.assert_allclose(found[f"{name}/{metric}"], its[metric], rtol=1e-4)
     assert found["a/loss"] < found["b/loss"] < found["c/loss"]
-    program = lower().compile().as_text()
-    matrices = [leaf.shape for leaf in jax.tree.leaves(base) if leaf.ndim > 1 and min(leaf.shape[-2:]) > 2]
+
+
+def test_the_update_copies_no_matrix_of_the_base(case):
+    case.step()
+    program = case.program()
+    matrices = [x.shape for x in jax.tree.leaves(case.base) if x.ndim > 1 and min(x.shape[-2:]) > 2]
     assert len(matrices) > 5
     for shape in matrices:
         assert f"f32[{','.join(map(str, shape))}]" in program
@@ -215,9 +225,8 @@ def test_each_doctor_takes_the_step_that_it_would_take_alone_and_the_base_is_not
             assert f"f32[{','.join(map(str, copies))}]" not in program
 
 
-def test_a_bad_number_stops_its_own_doctor_alone(devices):
-    good = one_update(make_mesh(MeshConfig(), devices))[0]
-    bad, found, *_ = one_update(make_mesh(MeshConfig(), devices), poisoned=1)
+def test_a_bad_number_stops_its_own_doctor_alone(case):
+    good, (bad, found) = case.step()[0], case.step(poisoned=1)
     assert found["finite"] == 0
     assert bad.step.tolist() == [1, 0, 1]
     for index in (0, 2):
