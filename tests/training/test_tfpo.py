@@ -19,14 +19,14 @@ from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.memory import bytes_a_device, bytes_of, sized
 from jaxalign.runs import Run, records, report
-from jaxalign.training import setup, tfpo
+from jaxalign.training import setup, tfpo_dimension
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.tfpo import train_tfpo
 from jaxalign.training.tfpo_config import PatientSource, TFPOConfig, TFPOLossConfig
 from jaxalign.training.tfpo_parts import Treatment, check_identical, completion_end, terminated
 from jaxalign.training.token_reward_scores import FaceScorer
-from jaxalign.training.token_rewards import token_reward_table
+from jaxalign.training.token_rewards import token_reward_tables
 
 
 @pytest.fixture(autouse=True)
@@ -105,9 +105,9 @@ def held(monkeypatch, live_bytes):
                 raise Enough
             return load(source, *args, section=section, **kwargs)
 
-        def scored(self, rows):
+        def scored(self, *arguments):
             seen["scored"] = max(seen["scored"], live_bytes() - begun)
-            return batch(self, rows)
+            return batch(self, *arguments)
 
         monkeypatch.setattr(Run, "tell", lambda self, part, what: seen["said"].append(f"{part}: {what}"))
         monkeypatch.setattr(setup, "load_model", load_model)
@@ -150,12 +150,12 @@ def test_a_mesh_gives_the_rewards_of_one_device_and_no_device_holds_the_patient(
 ):
     found = []
 
-    def rewarded(config, data, chat, patient, **options):
-        table = token_reward_table(config, data, chat, patient, **options)
+    def rewarded(wanted, chat, patient, **options):
+        (table,) = token_reward_tables(wanted, chat, patient, **options)
         found.append((patient, [split.scores for split in (table.train, table.validation)]))
         raise Enough
 
-    monkeypatch.setattr(tfpo, "token_reward_table", rewarded)
+    monkeypatch.setattr(tfpo_dimension, "token_reward_tables", rewarded)
     for mesh in (MeshConfig(), MeshConfig(fsdp=4, tensor=2)):
         source = PatientSource(path=configs.model.path, weights=weights)
         with pytest.raises(Enough):
