@@ -128,7 +128,7 @@ def test_turns_that_the_context_has_no_room_for_are_left_out_and_said(tmp_path, 
     rows = generate(replace(config, file=str(tmp_path / "q.jsonl")))
     assert rows[0]["choices"][0]["left_out"] == [0, 2]
     assert "left_out" not in rows[1]["choices"][0]
-    assert capsys.readouterr().err.startswith("warning: 1 questions were asked without the turns before them")
+    assert "\nwarning: 1 questions were asked without the turns before them" in capsys.readouterr().err
 
 
 def test_a_row_of_another_layout_and_a_prompt_beside_are_refused(tmp_path, mt_bench, config):

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jaxalign.cli.main import main
 from jaxalign.config import parse
 from jaxalign.data import DataConfig, chat_of, load_dataset
 from jaxalign.errors import ConfigError, DataError, ModelError
-from jaxalign.mesh import MeshConfig
+from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.memory import bytes_a_device, bytes_of, sized
 from jaxalign.runs import Run, records, report
@@ -232,7 +233,7 @@ def test_a_live_tilted_lora_doctor_begins_at_its_reference_and_keeps_what_it_beg
     config = configs.tfpo(
         tmp_path / "run",
         patient=PatientSource(weights="int8"),
-        loss=TFPOLossConfig(preset="tilted"),
+        loss=TFPOLossConfig(preset="tilted", reward_scale=1.0),
         lora=LoraConfig(enabled=True, rank=2),
         train=TrainConfig(batch_size=8, steps=6),
     )
@@ -371,7 +372,8 @@ def test_a_doctor_may_have_been_given_tokens_that_the_patient_has_not_but_not_th
 
     def opened(doctor, patient, tokenizer):
         config = configs.tfpo(tmp_path / "run", model=ModelSource(path=str(doctor)))
-        return Treatment.open(config, None, None, patient=patient, doctor=None, tokenizer=tokenizer)
+        run: Any = SimpleNamespace(tell=lambda *_: None, add_metadata=lambda **_: None, metadata=dict)
+        return Treatment.open(config, make_mesh(), run, patient=patient, doctor=None, tokenizer=tokenizer)
 
     assert opened(tmp_path / "chat", *live).tokenizer is live[1]
     shutil.copytree(configs.model.path, tmp_path / "base")
