@@ -30,6 +30,8 @@ from jaxalign.training.scoring import score_tokens
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.tfpo_config import TFPOConfig, TFPONumbers
 
+# Answers of single tokens by which `completion_end` finds the end.
+PROBES = 16
 # Pairs over which the ramp of the log-values is measured before training.
 RAMP_PAIRS = 256
 # How the reasons begin under which comparisons of equal text, or equal tokens, are counted.
@@ -192,12 +194,19 @@ def check_identical(counts: Counts, config: TFPOConfig, run: Run) -> None:
 
 
 def completion_end(chat: ChatFormat) -> tuple[int, ...]:
-    """The ids that every whole response ends with, by the end token or the chat template; () where there are none."""
-    rows = [chat.example("1", answer)[0] for answer in ("yes", "42")]
-    shared = 0
-    while shared < min(map(len, rows)) and rows[0][-1 - shared] == rows[1][-1 - shared]:
-        shared += 1
-    return tuple(rows[0][len(rows[0]) - shared :])
+    """The ids that every whole response ends with, by the end token or the chat template; () where there are none.
+
+    They are what the rows of some answers share. Two of them would not do: a vocabulary of words may know neither.
+    """
+    ordinary = sorted(set(chat.tokenizer.get_vocab().values()) - set(chat.tokenizer.all_special_ids))
+    known = [chat.tokenizer.decode([token]).strip() for token in ordinary[:: max(len(ordinary) // PROBES, 1)]]
+    answers = ["yes", "42", *(text for text in known if text and "\ufffd" not in text)]
+    first, *rows = (chat.example("1", answer)[0] for answer in answers)
+    shared = len(first)
+    for row in rows:
+        equal = [a == b for a, b in zip(reversed(first), reversed(row), strict=False)]
+        shared = min(shared, (*equal, False).index(False))
+    return tuple(first[len(first) - shared :])
 
 
 def terminated(batch: Mapping[str, Any], end: tuple[int, ...]) -> np.ndarray:

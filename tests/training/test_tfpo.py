@@ -10,6 +10,10 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from jaxalign import models
 from jaxalign.cli.main import main
@@ -412,6 +416,14 @@ def test_only_responses_that_end_by_themselves_are_terminated(byte_tokenizer, tm
     np.testing.assert_array_equal(terminated(batch, end), [[False, True]])
     np.testing.assert_array_equal(terminated(batch, ()), [[False, False]])
     assert completion_end(chat_of(replace(config, end_token="none"), byte_tokenizer)) == ()
+
+
+def test_the_end_is_found_in_a_vocabulary_of_words_that_knows_few():
+    words = Tokenizer(WordLevel({"<unk>": 0, "</s>": 1, "Mia": 2, "ran": 3, ".": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    words = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+    assert completion_end(chat_of(DataConfig(template="plain"), words)) == (1,)
+    assert completion_end(chat_of(DataConfig(template="plain", end_token="none"), words)) == ()
 
 
 def test_the_end_of_a_chat_template_is_found(byte_tokenizer):
