@@ -96,7 +96,7 @@ def counted(lengths: np.ndarray, rows: int, block: int) -> Counter:
     """The work of all completions in `rows` slots."""
     counter, zeros = Counter(lengths), np.zeros(len(lengths))
     job = slots.Job(
-        definition=SimpleNamespace(config=SimpleNamespace(max_positions=PROMPT + NEW)),
+        definition=SimpleNamespace(config=SimpleNamespace(max_positions=PROMPT + NEW, mesh=None)),
         params=None,
         adapter=None,
         prompts=[[0] * PROMPT] * len(lengths),
