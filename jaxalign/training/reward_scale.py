@@ -54,13 +54,18 @@ class RewardGradients:
     product: float
     gap: float
 
+    @property
+    def usable(self) -> bool:
+        """Whether an eta can be read off them."""
+        return self.label_norm > 0 and self.gap > 0 and math.isfinite(self.base_norm + self.label_norm)
+
     def scale(self) -> float:
         """eta by the rule above.
 
         Raises:
           ConfigError: no finite eta would do.
         """
-        if not (self.label_norm > 0 and self.gap > 0 and math.isfinite(self.base_norm + self.label_norm)):
+        if not self.usable:
             raise ConfigError(
                 "loss.reward_scale=auto: the rewards of the first batches have no gradient that it could be read off "
                 f"(its norm is {self.label_norm:g}, without rewards {self.base_norm:g}); set it to a number"
@@ -154,7 +159,7 @@ def reward_scale(run: Run, asked: float | str, measure: Callable[[], RewardGradi
         reward_scale={
             "value": value,
             "asked": asked,
-            "auto": found.scale() if found.label_norm > 0 and found.gap > 0 else None,
+            "auto": found.scale() if found.usable else None,
             "cosine_to_labels": cosine,
             "base_to_labels": ratio,
             "target_gap": value * found.gap,
@@ -167,7 +172,7 @@ def reward_scale(run: Run, asked: float | str, measure: Callable[[], RewardGradi
         f"{value:.4g}{' (auto)' if isinstance(asked, str) else ''}: the rewards of two responses differ by "
         f"{value * found.gap:.3g} nats; the step's cosine to the labels' gradient is {cosine:.2f}",
     )
-    if cosine < BURIED:
+    if found.usable and cosine < BURIED:
         run.warn(
             f"loss.reward_scale={value:g} buries the labels: the gradient without rewards is {ratio:.2g} times that of "
             f"the rewards, and the step's cosine to it is {cosine:.2f}; auto would be {found.scale():.3g}"

@@ -3,6 +3,8 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import pytest
 from jaxalign.errors import ConfigError
 from jaxalign.runs import report
 from jaxalign.training.loop import TrainConfig
-from jaxalign.training.reward_scale import RewardGradients, make_reward_gradients
+from jaxalign.training.reward_scale import RewardGradients, make_reward_gradients, reward_scale
 from jaxalign.training.tfpo import train_tfpo
 from jaxalign.training.tfpo_config import TFPOLossConfig
 
@@ -126,3 +128,14 @@ def test_a_fixed_scale_that_buries_the_labels_is_warned_of_with_what_auto_would_
     assert (noted["value"], metadata(folder)["loss"]["reward_scale"]) == (1e-3, 1e-3)
     assert "loss.reward_scale=0.001 buries the labels" in (said := (folder / "run.log").read_text())
     assert f"auto would be {noted['auto']:.3g}" in said
+
+
+@pytest.mark.parametrize("wrong", [{"label_norm": 0.0}, {"base_norm": math.inf}])
+def test_a_fixed_scale_is_taken_where_none_could_be_read_off(wrong):
+    found = replace(RewardGradients(base_norm=1.0, label_norm=1.0, product=0.0, gap=1.0), **wrong)
+    said, noted = [], {}
+    run: Any = SimpleNamespace(
+        metadata=lambda: noted, add_metadata=noted.update, tell=lambda *_: None, warn=said.append
+    )
+    assert reward_scale(run, 2.0, lambda: found) == 2.0
+    assert (noted["reward_scale"]["auto"], said) == (None, [])
