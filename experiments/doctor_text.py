@@ -13,8 +13,8 @@ Text: `doctor_text_files.py`. Patient: stories260K, tuned on short sentences und
   best-of-n and ARGS serve all seeds; a seed is that of the doctors, of DPO and of the samples.
 Stories have no labels: their openings show what the same doctors do to text that their pairs do not hold.
 Rate and strength of every way that learns from the pairs (TFPO's reward scale, beta of GenARM and DPO) are chosen on
-  seed 100, four trials each, by the log-ratio accuracy on a fifth of the training pairs. No exponent at decoding (beta,
-  n, weight) was chosen: the tables have several of each.
+  seed 100, four trials each, by the log-ratio accuracy on pairs of the judge's sentences, which neither patient nor
+  doctors have met. No exponent at decoding (beta, n, weight) was chosen: the tables have several of each.
 Hardware, time and figures: experiments/LOG.md.
 """
 
@@ -277,7 +277,7 @@ class Experiment:
         return self.once("tune", make, TUNING)
 
     def _trial(self, way: Any, rate: float, number: float) -> dict[str, Any]:
-        pairs = self.data(*self.text.tuning_pairs())
+        pairs = self.data(self.text.pairs("doctor"), self.text.tuning_pairs())
         name = f"trial-{way}-{rate:g}-{number:g}"
         if way in ("genarm", "dpo"):
             choice = Choice(rate, number)

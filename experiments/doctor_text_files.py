@@ -121,13 +121,10 @@ class Text:
         """Of doctor or test."""
         return write(self.folder / f"pairs_{part}.jsonl", pairs_of(self.sentences[part], seed=0))
 
-    def tuning_pairs(self) -> tuple[Path, Path]:
-        """The doctor's pairs in two: what settings are chosen with, and the fifth that they are chosen by."""
-        rows = list(pairs_of(self.sentences["doctor"], seed=0))
-        apart = [share(row["chosen"] + row["rejected"]) < 0.2 for row in rows]
-        learnt = [row for row, out in zip(rows, apart, strict=True) if not out]
-        held = [row for row, out in zip(rows, apart, strict=True) if out]
-        return write(self.folder / "tuning.jsonl", learnt), write(self.folder / "tuning_held_out.jsonl", held)
+    def tuning_pairs(self) -> Path:
+        """The judge's sentences of the doctor's length, by which settings are chosen: the patient has met none of them."""
+        short = {label: [t for t in texts if fits(t)] for label, texts in self.sentences["judge"].items()}
+        return write(self.folder / "tuning.jsonl", pairs_of(short, seed=0))
 
     def face_pairs(self, part: str, under: Callable[[str, str], str]) -> Path:
         """The pairs of doctor or test under both instructions, each preferring the sentence of its face."""
