@@ -122,7 +122,7 @@ class Text:
         return write(self.folder / f"pairs_{part}.jsonl", pairs_of(self.sentences[part], seed=0))
 
     def tuning_pairs(self) -> Path:
-        """The judge's sentences of the doctor's length, by which settings are chosen: the patient has met none of them."""
+        """Of the judge's sentences, by which settings are chosen: the patient has met none of them."""
         short = {label: [t for t in texts if fits(t)] for label, texts in self.sentences["judge"].items()}
         return write(self.folder / "tuning.jsonl", pairs_of(short, seed=0))
 
