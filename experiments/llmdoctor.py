@@ -75,6 +75,8 @@ ARGS_WEIGHTS = (0.25, 0.5, 1.0)
 WEIGHTS = ((1.0, 0.0), (0.8, 0.2), (0.5, 0.5), (0.2, 0.8), (0.0, 1.0))
 
 
+# Exponents at which variants are compared: below and at the best of both presets.
+VARIANT_BETAS = (1.0, 2.0, 4.0)
 # What may be changed of the loss and of the rewards, each with the scale that is right for it (auto).
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as it is": ({}, {}),
@@ -218,9 +220,12 @@ class Lab(Trained):
                     rewards=rewards,
                 )
                 metadata = json.loads((folder / "metadata.json").read_text())
-                beta, cut = self.chosen[preset].beta, self.chosen[preset].cut
-                swept = self.sweep("", self.doctor(folder), ratio=ratio, betas=(beta,), plausibility=cut)
-                row = swept.popitem()[1] | {"pairs": self.accuracy(folder), "scale": metadata["reward_scale"]}
+                options = {"ratio": ratio, "plausibility": self.chosen[preset].cut}
+                swept = self.sweep("", self.doctor(folder), betas=VARIANT_BETAS, **options)
+                row = {"pairs": self.accuracy(folder), "scale": metadata["reward_scale"]}
+                row["betas"] = {
+                    f"{beta:g}": one for beta, one in zip(VARIANT_BETAS, swept.values(), strict=True)
+                }
                 found[f"TFPO {preset}, {name}"] = row
         return found
 
