@@ -227,18 +227,14 @@ def _ablations(seeds: list[Any], _: Any) -> list[str]:
         row = [name, _mean([one[name]["scale"]["value"] for one in seeds], ".2g")]
         row.append(_mean([one[name]["pairs"]["accuracy"] for one in seeds], ".3f"))
         row.append(_behind(seeds, name, base, lambda one: one["pairs"]["right"], "+.3f"))
-        row += [_mean(_over(seeds, name, key)) for key in ("reward", "kl")]
-        row.append(_behind(seeds, name, base, lambda one: one["by_prompt"], "+.2f"))
+        for beta in seeds[0][name]["betas"]:
+            reward, nats = (_mean(_over(seeds, name, "betas", beta, key)) for key in ("reward", "kl"))
+            gap = _behind(seeds, name, base, lambda one, b=beta: one["betas"][b]["by_prompt"], "+.2f")
+            row += [f"{reward} ({nats})", gap]
         rows.append(row)
-    head = [
-        "trained so",
-        "eta",
-        "accuracy",
-        "against as it is",
-        "true reward",
-        "KL, nats",
-        "against as it is",
-    ]
+    head = ["trained so", "eta", "accuracy", "against as it is"]
+    for beta in next(one for one in seeds[0].values() if isinstance(one, dict))["betas"]:
+        head += [f"true reward (KL), beta {beta}", "against as it is"]
     note = "Brackets: 95% bootstrap intervals over seeds' pairs and prompts, both ways of a seed on the same ones."
     return ["## What the parts do", "", *_table(head, rows), "", note]
 
