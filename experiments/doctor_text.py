@@ -33,6 +33,7 @@ import jax
 import numpy as np
 from doctor_text_files import FACES, Text, write
 from doctor_text_table import TextJudge, accuracy_cells, cells, row_of, trial_cells
+from doctor_text_training import held_out, load, load_reward, rate, steps, trained_on_pairs
 from llmdoctor_measure import pair_accuracy
 
 from jaxalign import models
@@ -45,11 +46,9 @@ from jaxalign.rewards import ModelReward
 from jaxalign.rollout import Completions, Sampler, join_rows
 from jaxalign.rollout.search import args_generate, best_of_n
 from jaxalign.runs import RunConfig
-from jaxalign.training.loop import TrainConfig
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.preference import DPOConfig, DPOLossConfig, train_dpo
+from jaxalign.training.preference import DPOLossConfig
 from jaxalign.training.reward import RewardConfig, train_reward
-from jaxalign.training.setup import ModelSource, TrainResult
+from jaxalign.training.setup import ModelSource
 from jaxalign.training.sft import SFTConfig, train_sft
 from jaxalign.training.tfpo import train_tfpo
 from jaxalign.training.tfpo_config import PatientSource, PresetName, TFPOConfig, TFPOLossConfig
@@ -67,7 +66,6 @@ PLAUSIBILITY = 0.1
 BEST_OF = (4, 16)
 ARGS_WEIGHTS, ARGS_CANDIDATES = (1.0, 2.0), 10
 PAIR_STEPS = 150
-RATES = {"sft": 3e-3, "faces": 1e-3, "reward": 1e-3}
 # What is tried of every way: rates, and multiples of the reward scale that auto takes, or beta of the loss.
 TUNING = 100
 TRIED_RATES = (1e-4, 3e-4)
@@ -180,7 +178,7 @@ class Experiment:
             )
             # The weight keeps it fluent: without it its own sentences cost a nat a token more.
             loss = DPOLossConfig(beta=0.1, sft_weight=1.0)
-            return preferring(run, self.tuned(), pairs, loss, 600, "faces")
+            return trained_on_pairs(run, self.tuned(), pairs, loss, 600, "faces")
 
         return self.once("patient", make)
 
@@ -251,7 +249,7 @@ class Experiment:
             if way == "genarm":
                 loss = DPOLossConfig(name="cpo", beta=float(chosen.strength), sft_weight=0.0)
             data = pairs or self._pairs
-            return preferring(run, self.patient(), data, loss, PAIR_STEPS, chosen.rate)
+            return trained_on_pairs(run, self.patient(), data, loss, PAIR_STEPS, chosen.rate)
 
         return self.once(name or f"{way}-{seed}", make, seed)
 
@@ -456,48 +454,6 @@ class Experiment:
         temporary.write_text(text)
         os.replace(temporary, self.output / "table.md")
         print(text)
-
-
-def steps(count: int, rows: int = 8) -> TrainConfig:
-    return TrainConfig(batch_size=rows, steps=count, eval_batch_size=64, packing=True)
-
-
-def rate(name: str | float) -> OptimizerConfig:
-    value = RATES[name] if isinstance(name, str) else name
-    return OptimizerConfig(learning_rate=value, warmup_ratio=0.1, weight_decay=0.01)
-
-
-def preferring(
-    run: RunConfig, start: Path, pairs: DataConfig, loss: DPOLossConfig, count: int, name: str | float
-) -> dict[str, Any]:
-    """Trains the model of a stage on pairs; the held-out figures."""
-    return held_out(
-        train_dpo(
-            DPOConfig(
-                run=run,
-                model=ModelSource(path=str(start)),
-                data=pairs,
-                loss=loss,
-                train=steps(count),
-                optimizer=rate(name),
-            )
-        )
-    )
-
-
-def held_out(result: TrainResult) -> dict[str, Any]:
-    """The final figures on held-out rows."""
-    return {
-        name: round(float(value), 4) for name, value in result.metrics.items() if name.startswith("eval/")
-    }
-
-
-def load(folder: Path) -> Any:
-    return models.load_pretrained(folder / "export")
-
-
-def load_reward(folder: Path) -> Any:
-    return models.load_reward_model(folder / "export")
 
 
 def main() -> None:

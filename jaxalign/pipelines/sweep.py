@@ -276,11 +276,13 @@ def _measured(metadata: Mapping[str, Any], metric: str) -> dict[str, float | Non
 def _ranked(folder: Path, found: Sequence[Point], metric: str, *, smaller: bool) -> SweepResult:
     """The points so far, the best first, written into the folder once one has ended."""
 
-    def rank(point: Point) -> tuple[bool, float]:
-        value = math.nan if point.metric is None else point.metric
-        return (math.isnan(value), 0.0 if math.isnan(value) else value if smaller else -value)
+    def rank(point: Point) -> float:
+        """Failed points last, and before them those whose metric is no number."""
+        if point.metric is None or math.isnan(point.metric):
+            return math.inf
+        return point.metric if smaller else -point.metric
 
-    points = sorted(found, key=lambda point: (point.metric is None, *rank(point)))
+    points = sorted(found, key=lambda point: (rank(point), point.metric is None))
     result = SweepResult(folder, points, format_table([_row(point, metric) for point in points]))
     if points[0].metric is not None:
         about = {"metric": metric, "mode": "min" if smaller else "max", "best": asdict(points[0])}
