@@ -198,8 +198,10 @@ def completion_end(chat: ChatFormat) -> tuple[int, ...]:
 
     They are what the rows of some answers share. Two of them would not do: a vocabulary of words may know neither.
     """
-    ordinary = sorted(set(chat.tokenizer.get_vocab().values()) - set(chat.tokenizer.all_special_ids))
-    known = [chat.tokenizer.decode([token]).strip() for token in ordinary[:: max(len(ordinary) // PROBES, 1)]]
+    words = chat.tokenizer
+    # Added tokens may be marks that a chat template reads, such as <think>.
+    ordinary = sorted({*words.get_vocab().values()} - {*words.all_special_ids, *words.added_tokens_decoder})
+    known = [words.decode([token]).strip() for token in ordinary[:: max(len(ordinary) // PROBES, 1)]]
     answers = ["yes", "42", *(text for text in known if text and "\ufffd" not in text)]
     first, *rows = (chat.example("1", answer)[0] for answer in answers)
     shared = len(first)
