@@ -97,7 +97,7 @@ parity: $(PEERS)
 # The pages of docs/, the API from docstrings, and every command and key from the dataclasses; warnings are errors.
 docs: $(CORE) $(DOCS)
 	$(BIN)/python docs/make_reference.py
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict $(ARGS)
 	@echo "open site/index.html (search needs a server: $(PYTHON) -m http.server --directory site)"
 
 venv: $(DEV)

@@ -19,6 +19,8 @@ from jaxalign.cli import help as help_texts  # noqa: E402
 from jaxalign.cli import main as cli  # noqa: E402
 
 FOLDER = Path(__file__).parent / "reference"
+# What a choice may be beside a value of its own.
+TYPES = {"text", "int", "float", "bool", "null", "empty"}
 
 
 def command_page(name: str) -> str:
@@ -57,22 +59,26 @@ def table(keys: Iterable[configs.Key], flags: dict[str, str]) -> list[str]:
     for key in keys:
         short = f"<br>`--{flags[key.name].replace('_', '-')}`" if key.name in flags else ""
         default = "default " + ("empty" if key.default == "''" else f"`{key.default}`")
-        kind = f"{typed(key.type)}<br>{'**required**' if key.default == 'required' else default}"
+        kind = f"{typed(key.type) or cell(key.type)}<br>{'**required**' if key.default == 'required' else default}"
         lines.append(f"| `{key.name}`{short} | {kind} | {cell(sentence(key))} |")
     return [*lines, ""]
 
 
 def typed(kind: str) -> str:
     """A type for people; the choices of a setting each as code."""
-    if " | " not in kind:
-        return cell(kind)
-    return " · ".join(f"`{choice.strip() or 'empty'}`" for choice in kind.split(" | "))
+    return " · ".join(choice if choice in TYPES else f"`{choice}`" for choice in choices(kind))
+
+
+def choices(kind: str) -> list[str]:
+    """The types and values of which a setting takes one."""
+    found = [choice.strip() or "empty" for choice in re.split(r" \| | or ", kind)]
+    return found if len(found) > 1 else []
 
 
 def sentence(key: configs.Key) -> str:
     """What a key means, with a capital at its beginning unless that is a symbol or one of its choices."""
     text, first = key.meaning, re.split(r"[ ,:;]", key.meaning, maxsplit=1)[0]
-    word = re.fullmatch(r"a|[a-z][a-z'-]+", first) and first not in key.type.split(" | ")
+    word = re.fullmatch(r"a|[a-z][a-z'-]+", first) and first not in choices(key.type)
     return text[:1].upper() + text[1:] if word else text
 
 
