@@ -23,9 +23,7 @@ def blocks(page, *languages):
 
 def shell(page):
     return [
-        line
-        for body in blocks(page, "", "sh", "bash")
-        for line in re.sub(r"\\\n\s*", "", body).splitlines()
+        line for body in blocks(page, "", "sh", "bash") for line in re.sub(r"\\\n\s*", "", body).splitlines()
     ]
 
 
@@ -38,13 +36,17 @@ COMMANDS = [
 ]
 TARGETS = sorted({line.split()[1] for page in PAGES for line in shell(page) if line.startswith("make ")})
 PYTHON = [
-    pytest.param(body, id=f"{page.stem}-{i}") for page in PAGES for i, body in enumerate(blocks(page, "python"))
+    pytest.param(body, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, body in enumerate(blocks(page, "python"))
 ]
 
 
 def test_the_readme_and_the_quickstart_have_commands_and_code():
     assert {"make demo", "make test"} <= {" ".join(line.split()[:2]) for line in README}
-    assert len([line for line in shell(ROOT / "docs" / "quickstart.md") if line.startswith("jaxalign ")]) >= 20
+    assert (
+        len([line for line in shell(ROOT / "docs" / "quickstart.md") if line.startswith("jaxalign ")]) >= 20
+    )
     assert PYTHON
 
 
