@@ -69,7 +69,8 @@ bench-growth: $(CORE)
 bench-gpu: $(CORE)
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
-# What was measured by make bench, and the growth curves (measured here where they are not yet), into docs/performance.md.
+# What was measured by make bench, and the growth curves (measured here where they are not yet), into docs/performance.md
+# and its appendix.
 bench-docs: $(CORE)
 	$(BIN)/python benchmarks/report.py --docs
 	$(BIN)/python benchmarks/growth.py --docs
