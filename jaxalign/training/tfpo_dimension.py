@@ -209,7 +209,7 @@ def _tables(
     return tables
 
 
-def begin(dimensions: Sequence[Dimension], doctor: Any, mesh: Mesh, *, key: jax.Array) -> None:
+def begin_all(dimensions: Sequence[Dimension], doctor: Any, mesh: Mesh, *, key: jax.Array) -> None:
     """Begins every dimension with the doctor; what depends on data alone is made once for all that share them."""
     made: dict[int, Beginning] = {}
     for part in dimensions:

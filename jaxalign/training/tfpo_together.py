@@ -41,7 +41,7 @@ class Alone:
         """The training batches, on the host."""
         return self.dimensions[0]
 
-    def placed(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Such a batch on the mesh."""
         one = self.dimensions[0]
         train = one.config.train
@@ -109,7 +109,7 @@ class Together:
             heads=True,
         )
 
-    def placed(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         return shard_batch(batch, self.dimensions[0].mesh, axis=1)
 
     def state(self, params: Sequence[Any], rule: optax.GradientTransformation) -> TrainState:
