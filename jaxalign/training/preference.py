@@ -28,8 +28,7 @@ from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
 from jaxalign.training.preference_config import DPOConfig, DPOLossConfig
-from jaxalign.training.preference_losses import FORMS, arguments_of
-from jaxalign.training.preference_step import completion_sums, preference_loss, whole_batch_statistics
+from jaxalign.training.preference_step import completion_sums, make_preference_loss, whole_batch_statistics
 from jaxalign.training.reference import ReferenceTable, reference_table
 from jaxalign.training.scoring import score_tokens
 from jaxalign.training.setup import TrainResult
@@ -76,10 +75,10 @@ def precomputed_reference(
 
 def _data(config: DPOConfig, policy: Any, tokenizer: Any, run: Run) -> Dataset:
     """The examples, of the kind that the loss takes and as many as it needs."""
-    form = FORMS[config.loss.name]
-    kind = "label" if form.unpaired else "comparison"
+    spec = config.loss.spec
+    kind = "label" if spec.unpaired else "comparison"
     data = load_data(run, config.data, kind, tokenizer, policy.config, seed=config.run.seed)
-    if form.statistic and 1 in (len(data.train), len(data.validation)):
+    if spec.statistic and 1 in (len(data.train), len(data.validation)):
         raise ConfigError(
             f"loss.name={config.loss.name} sets each example against others: expected 2 or more, there are "
             f"{len(data.train)} to train on and {len(data.validation)} held out"
@@ -89,10 +88,11 @@ def _data(config: DPOConfig, policy: Any, tokenizer: Any, run: Run) -> Dataset:
 
 def _batches(config: DPOConfig, data: Dataset, mesh: Mesh) -> tuple[Batches, Collate, Callable]:
     """What the steps take, how examples become a batch, and how a batch is laid out for the loss."""
-    form = FORMS[config.loss.name]
+    spec = config.loss.spec
     collate, arrange = collate_comparisons, pair_axis
-    if form.unpaired:
-        collate, arrange = partial(collate_labels, mismatched=form.statistic == "kl"), question_axis
+    mismatched = bool(spec.statistic and spec.statistic.mismatched)
+    if spec.unpaired:
+        collate, arrange = partial(collate_labels, mismatched=mismatched), question_axis
     collate = setup.collate_of(collate, data.train, packing=config.train.packing)
     batches = setup.training_batches(
         config.train,
@@ -100,16 +100,17 @@ def _batches(config: DPOConfig, data: Dataset, mesh: Mesh) -> tuple[Batches, Col
         seed=config.run.seed,
         collate=collate,
         mesh=mesh,
-        least=2 if form.statistic else 1,
-        copies=2 if form.statistic == "kl" else 1,
+        least=2 if spec.statistic else 1,
+        copies=2 if mismatched else 1,
     )
     return batches, collate, arrange
 
 
 def check_pair_loss(loss: Any, config: DPOLossConfig) -> None:
     """Refuses a function that cannot be called as the loss that `config` names is, without its options."""
-    arrays, keywords = arguments_of(config.name)
-    unread = FORMS[config.name].options
+    spec = config.spec
+    arrays, keywords = dict.fromkeys(spec.arguments, ("B",)), spec.statistic.axes if spec.statistic else {}
+    unread = [option.name for option in spec.options]
     check_own_loss(loss, arrays, ("B",), config=config, unread=unread, keywords=keywords)
 
 
@@ -159,7 +160,7 @@ def train_dpo(
     )
     mesh = setup.start(config.run, config.mesh)
     key = jax.random.key(config.run.seed)
-    form = FORMS[config.loss.name]
+    spec = config.loss.spec
     with Run.open(config.run, config, "dpo", given) as run:
         if policy is None:
             policy, tokenizer = setup.load_model(
@@ -167,17 +168,17 @@ def train_dpo(
             )
         policy = with_stops(policy, config.data, tokenizer)
         if reference is None:
-            reference = setup.load_reference(config, policy, mesh, run, read=form.reference)
+            reference = setup.load_reference(config, policy, mesh, run, read=spec.reference)
         data = _data(config, policy, tokenizer, run)
         tell_devices(run, mesh)
         batches, collate, arrange = _batches(config, data, mesh)
         # The update donates its own copy of the parameters, so the start can serve as reference.
         reference_definition, reference_params = models.split(reference)
         scorer, trained, base = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
-        frozen = {"base": base, "reference": reference_params if form.reference else {}}
+        frozen = {"base": base, "reference": reference_params if spec.reference else {}}
         size = config.train.eval_batch_size or config.train.batch_size
         table = None
-        if config.reference_logps == "precomputed" and form.reference:
+        if config.reference_logps == "precomputed" and spec.reference:
             refuse_stream(data, "reference_logps=precomputed")
             table = precomputed_reference(
                 config, run, data, collate, arrange, reference_definition, reference_params, mesh
@@ -187,14 +188,14 @@ def train_dpo(
         del policy, reference, reference_params
         total = config.train.total_steps(batches.per_epoch)
         rule, schedule = make_optimizer(config.optimizer, total, optimizer)
-        loss_function = preference_loss(scorer, reference_definition, config.loss, loss)
+        loss_function = make_preference_loss(scorer, reference_definition, config.loss, loss)
         parts = config.train.accumulation_steps
         step = make_update(loss_function, valid_rows, rule, accumulation_steps=parts)
         rows, positions = data.first(config.run.sample_rows), scorer.definition.config.max_positions
         sampling, prompts = samples_of(config.sampling, rows, positions, run)
         generator = Generator(scorer, base, sampling, tokenizer, jax.random.fold_in(key, 2))
         update_key = jax.random.fold_in(key, 3)
-        coupled = parts > 1 and form.statistic
+        coupled = parts > 1 and spec.statistic
         with_statistics = whole_batch_statistics(scorer, reference_definition, config.loss, parts)
 
         def place(batch, *, training=False):

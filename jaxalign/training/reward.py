@@ -121,7 +121,7 @@ class RewardConfig:
         return self.loss.labels != "steps" if self.normalize is None else self.normalize
 
 
-def reward_loss(policy: ScalarPolicy, config: RewardLossConfig, own: Callable[..., Any] | None = None):
+def make_reward_loss(policy: ScalarPolicy, config: RewardLossConfig, own: Callable[..., Any] | None = None):
     """Builds the loss function of `make_update`: the mean over pairs (questions, steps) of the whole batch.
 
     `own` takes the place of the Bradley-Terry or best-of-n loss: see `train_reward`.
@@ -256,7 +256,7 @@ def train_reward(
                 tokenizer=tokenizer,
                 data=data,
                 collate=lambda examples, numbers: arrange(collate(examples, numbers)),
-                loss_of=lambda policy: reward_loss(policy, config.loss, loss),
+                loss_of=lambda policy: make_reward_loss(policy, config.loss, loss),
             )
         scalar = models.create_scalar_model(model, config.head, key=jax.random.fold_in(key, 1), steps=steps)
         policy, trained, frozen = setup.scalar_of(scalar, config.lora, mesh, key=jax.random.fold_in(key, 2))
@@ -266,7 +266,7 @@ def train_reward(
         )
         total = config.train.total_steps(batches.per_epoch)
         rule, schedule = make_optimizer(config.optimizer, total, optimizer)
-        loss_function = reward_loss(policy, config.loss, loss)
+        loss_function = make_reward_loss(policy, config.loss, loss)
         update = make_update(loss_function, count, rule, accumulation_steps=parts)
         size = config.train.eval_batch_size or config.train.batch_size
 

@@ -74,7 +74,7 @@ class SFTConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
-def sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[..., Any] | None = None):
+def make_sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[..., Any] | None = None):
     """Builds the loss function of `make_update`: the token mean over the whole batch, by the tokens' weights.
 
     `own(logps[B, T], mask[B, T]) -> [B, T]` takes the place of the cross-entropy.
@@ -169,7 +169,7 @@ def train_sft(
         )
         total = config.train.total_steps(batches.per_epoch)
         rule, schedule = make_optimizer(config.optimizer, total, optimizer)
-        loss_function = sft_loss(policy, config.loss, loss)
+        loss_function = make_sft_loss(policy, config.loss, loss)
         update = make_update(loss_function, sft_counts, rule, accumulation_steps=parts)
         update_key = jax.random.fold_in(key, 3)
         sampling, prompts = samples_of(
