@@ -18,8 +18,7 @@ from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
 from jaxalign.training.preference_config import DPOConfig, DPOLossConfig
-from jaxalign.training.preference_losses import FORMS, arguments_of
-from jaxalign.training.preference_step import completion_sums, preference_loss, whole_batch_statistics
+from jaxalign.training.preference_step import completion_sums, make_preference_loss, whole_batch_statistics
 from jaxalign.training.reference import ReferenceTable, reference_table
 from jaxalign.training.scoring import score_tokens
 from jaxalign.training.setup import TrainResult
@@ -55,7 +54,7 @@ def precomputed_reference(run: OfflineRun, feed: DatasetFeed, definition: Any, p
 
 def _check_rows(data: Dataset, config: DPOLossConfig) -> None:
     """A loss that sets each example against others has others."""
-    if FORMS[config.name].statistic and 1 in (len(data.train), len(data.validation)):
+    if config.spec.statistic and 1 in (len(data.train), len(data.validation)):
         raise ConfigError(
             f"loss.name={config.name} sets each example against others: expected 2 or more, there are "
             f"{len(data.train)} to train on and {len(data.validation)} held out"
@@ -64,23 +63,25 @@ def _check_rows(data: Dataset, config: DPOLossConfig) -> None:
 
 def _feed(run: OfflineRun, data: Dataset) -> DatasetFeed:
     """The batches, with as many examples as the loss needs, laid out for it."""
-    form = FORMS[run.config.loss.name]
+    spec = run.config.loss.spec
     collate, arrange = collate_comparisons, pair_axis
-    if form.unpaired:
-        collate, arrange = partial(collate_labels, mismatched=form.statistic == "kl"), question_axis
+    mismatched = bool(spec.statistic and spec.statistic.mismatched)
+    if spec.unpaired:
+        collate, arrange = partial(collate_labels, mismatched=mismatched), question_axis
     return run.feed(
         data,
         run.collate(collate, data),
-        least=2 if form.statistic else 1,
-        copies=2 if form.statistic == "kl" else 1,
+        least=2 if spec.statistic else 1,
+        copies=2 if mismatched else 1,
         arrange=arrange,
     )
 
 
 def check_pair_loss(loss: Any, config: DPOLossConfig) -> None:
     """Refuses a function that cannot be called as the loss that `config` names is, without its options."""
-    arrays, keywords = arguments_of(config.name)
-    unread = FORMS[config.name].options
+    spec = config.spec
+    arrays, keywords = dict.fromkeys(spec.arguments, ("B",)), spec.statistic.axes if spec.statistic else {}
+    unread = [option.name for option in spec.options]
     check_own_loss(loss, arrays, ("B",), config=config, unread=unread, keywords=keywords)
 
 
@@ -117,24 +118,24 @@ def train_dpo(
     given = Given(
         loss=loss, others={"policy": policy, "reference": reference, "tokenizer": tokenizer}, **live
     )
-    form = FORMS[config.loss.name]
+    spec = config.loss.spec
 
     def begin(run: OfflineRun) -> Task[TrainResult]:
         start, words = run.load_policy(policy, tokenizer)
         against = reference
         if against is None:
-            against = setup.load_reference(config, start, run.mesh, run.run, read=form.reference)
-        data = run.load_data("label" if form.unpaired else "comparison", words, start.config)
+            against = setup.load_reference(config, start, run.mesh, run.run, read=spec.reference)
+        data = run.load_data("label" if spec.unpaired else "comparison", words, start.config)
         _check_rows(data, config.loss)
         # The update donates its own copy of the parameters, so the start can serve as reference.
         definition, params = models.split(against)
         scorer, trained, base = setup.policy_of(start, config.lora, run.mesh, key=run.fold(1))
-        frozen = {"base": base, "reference": params if form.reference else {}}
+        frozen = {"base": base, "reference": params if spec.reference else {}}
         feed = _feed(run, data)
-        if config.reference_logps == "precomputed" and form.reference:
+        if config.reference_logps == "precomputed" and spec.reference:
             table = precomputed_reference(run, feed, definition, params)
             feed, frozen["reference"] = replace(feed, attach=table.attached), {}
-        function = preference_loss(scorer, definition, config.loss, loss)
+        function = make_preference_loss(scorer, definition, config.loss, loss)
         parts = config.train.accumulation_steps
         coupled = whole_batch_statistics(scorer, definition, config.loss, parts)
         return Task(
@@ -143,7 +144,7 @@ def train_dpo(
             feed=feed,
             loss=function,
             counts=valid_rows,
-            prepare=coupled if parts > 1 and form.statistic else None,
+            prepare=coupled if parts > 1 and spec.statistic else None,
             evaluate=feed.evaluation(make_evaluation(function, valid_rows), frozen),
             sample=run.samples(scorer, base, words, data),
             finish=run.export_policy(scorer, base, words),

@@ -117,7 +117,7 @@ class RewardConfig:
         return self.loss.labels != "steps" if self.normalize is None else self.normalize
 
 
-def reward_loss(policy: ScalarPolicy, config: RewardLossConfig, own: Callable[..., Any] | None = None):
+def make_reward_loss(policy: ScalarPolicy, config: RewardLossConfig, own: Callable[..., Any] | None = None):
     """Builds the loss function of `make_update`: the mean over pairs (questions, steps) of the whole batch.
 
     `own` takes the place of the Bradley-Terry or best-of-n loss: see `train_reward`.
@@ -216,12 +216,12 @@ def train_reward(
             refuse_stream(data, "ensemble.size")
             rows = partial(_arranged, run.collate(collate, data), arrange)
             return ensemble_task(
-                run, start, words, data, rows, lambda own: reward_loss(own, config.loss, loss)
+                run, start, words, data, rows, lambda own: make_reward_loss(own, config.loss, loss)
             )
         steps = models.StepMarks(separator=config.data.separator) if kind == "stepwise" else None
         scalar = models.create_scalar_model(start, config.head, key=run.fold(1), steps=steps)
         policy, trained, frozen = setup.scalar_of(scalar, config.lora, run.mesh, key=run.fold(2))
-        function = reward_loss(policy, config.loss, loss)
+        function = make_reward_loss(policy, config.loss, loss)
         feed = run.feed(data, run.collate(collate, data), arrange=arrange, head=False)
         evaluate_batch = make_evaluation(function, count)
         evaluate = feed.evaluation(evaluate_batch, frozen)

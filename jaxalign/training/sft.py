@@ -70,7 +70,7 @@ class SFTConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
-def sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[..., Any] | None = None):
+def make_sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[..., Any] | None = None):
     """Builds the loss function of `make_update`: the token mean over the whole batch, by the tokens' weights.
 
     `own(logps[B, T], mask[B, T]) -> [B, T]` takes the place of the cross-entropy.
@@ -134,7 +134,7 @@ def train_sft(
         start, words = run.load_policy(model, tokenizer)
         data = run.load_data("demonstration", words, start.config)
         policy, trained, frozen = setup.policy_of(start, config.lora, run.mesh, key=run.fold(1))
-        function = sft_loss(policy, config.loss, loss)
+        function = make_sft_loss(policy, config.loss, loss)
         feed = run.feed(data, run.collate(collate_demonstrations, data))
         return Task(
             trained=trained,

@@ -30,7 +30,7 @@ from jaxalign.training.stops import with_stops
 from jaxalign.training.tfpo_config import TFPOConfig, TFPONumbers
 from jaxalign.training.tfpo_dimension import Dimension, begin_all, load_dimensions
 from jaxalign.training.tfpo_parts import START, Treatment, optimizers
-from jaxalign.training.tfpo_step import tfpo_counts, tfpo_loss
+from jaxalign.training.tfpo_step import make_tfpo_loss, tfpo_counts
 from jaxalign.training.tfpo_together import Alone, Together, common_steps
 from jaxalign.training.token_rewards import TokenRewardTable
 from jaxalign.training.update_rules import refuse_schedule_free
@@ -215,7 +215,7 @@ class _Training:
 
         def loss(params, frozen, batch, key, counts):
             at = replace(numbers, reward_scale=frozen["reward_scale"])
-            function = tfpo_loss(scorer, self.config.head, at, self.run.given.loss)
+            function = make_tfpo_loss(scorer, self.config.head, at, self.run.given.loss)
             return function(params, frozen, batch, key, counts)
 
         return loss
@@ -232,7 +232,7 @@ class _Training:
         if self.run.given.loss is not None:  # it has a scale of its own
             return [numbers for _ in self.dimensions]
         measure = make_reward_gradients(
-            lambda eta: tfpo_loss(scorer, self.config.head, replace(numbers, reward_scale=eta)),
+            lambda eta: make_tfpo_loss(scorer, self.config.head, replace(numbers, reward_scale=eta)),
             tfpo_counts(numbers),
             accumulation_steps=self.config.train.accumulation_steps,
         )

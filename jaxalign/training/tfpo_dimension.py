@@ -105,7 +105,7 @@ class Dimension:
         self._batches.restore(state)
 
     def rewarded(self, batch: Mapping[str, Any], *, training: bool) -> dict[str, Any]:
-        """A batch as `tfpo_loss` reads it; of held-out pairs with `start_logps`."""
+        """A batch as `make_tfpo_loss` reads it; of held-out pairs with `start_logps`."""
         batch = self.table.attached(pair_axis(batch), training=training)
         batch = batch | {"terminated": terminated(batch, self.end)}
         if not training:

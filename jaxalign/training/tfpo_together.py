@@ -21,7 +21,7 @@ from jaxalign.training.members import MemberBatches, create_member_states, membe
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.tfpo_dimension import Dimension
 
-# Of what `tfpo_loss` reads frozen: what each doctor has for itself.
+# Of what `make_tfpo_loss` reads frozen: what each doctor has for itself.
 OWN = ("horizon", "reward_scale")
 
 
