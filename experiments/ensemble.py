@@ -32,7 +32,7 @@ from jaxalign.training import setup
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.pairs import pair_axis, valid_rows
-from jaxalign.training.reward import RewardConfig, reward_loss, train_reward
+from jaxalign.training.reward import RewardConfig, make_reward_loss, train_reward
 from jaxalign.training.reward_ensemble import (
     EnsembleConfig,
     MemberBatches,
@@ -162,7 +162,7 @@ def single(config: RewardConfig, model: Any, mesh: Any, data: list[Any]):
     scalar = models.create_scalar_model(model, config.head, key=key)
     policy, trained, frozen = setup.scalar_of(scalar, config.lora, mesh, key=key)
     optimizer, _ = make_optimizer(config.optimizer, 100)
-    update = make_update(reward_loss(policy, config.loss), valid_rows, optimizer)
+    update = make_update(make_reward_loss(policy, config.loss), valid_rows, optimizer)
     batches = BatchIterator(data, batch_size=config.train.batch_size, seed=0, collate=collate)
     state = create_state(trained, optimizer)
 
@@ -177,7 +177,7 @@ def single(config: RewardConfig, model: Any, mesh: Any, data: list[Any]):
 def together(config: RewardConfig, model: Any, mesh: Any, data: list[Any]):
     policy, trained, frozen = create_members(config, model, mesh)
     optimizer, _ = make_optimizer(config.optimizer, 100)
-    update = make_update(reward_loss(policy, config.loss), valid_rows, optimizer, lift=over_members)
+    update = make_update(make_reward_loss(policy, config.loss), valid_rows, optimizer, lift=over_members)
     batches = MemberBatches(
         [
             BatchIterator(data, batch_size=config.train.batch_size, seed=seed, collate=collate)

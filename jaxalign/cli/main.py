@@ -20,8 +20,8 @@ from typing import Any
 import jaxalign
 from jaxalign import config as configs
 from jaxalign.cli import help as help_texts
+from jaxalign.cli.cpu_memory import set_cpu_memory
 from jaxalign.cli.failures import exit_status, one_line, user_lines
-from jaxalign.cli.huge_pages import run_in_huge_pages
 from jaxalign.config_values import nearest
 from jaxalign.errors import ConfigError
 
@@ -153,7 +153,7 @@ SHORT_FLAGS = {
 def run() -> None:
     """The console script: runs the command and exits with its status."""
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
-        run_in_huge_pages()
+        set_cpu_memory()
 
     def terminate(number: int, frame: Any) -> None:
         # As an exception, so that half-written files are removed on the way out.

@@ -29,7 +29,7 @@ from jaxalign.runs import Given
 from jaxalign.training.experience import final_scores, judged
 from jaxalign.training.group_rollout import Rollout, ending_at_last, informative, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
-from jaxalign.training.grpo_step import check_policy_loss, grpo_loss
+from jaxalign.training.grpo_step import check_policy_loss, make_grpo_loss
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.required_steps import StepsRequired
@@ -96,7 +96,7 @@ class Trainer(PolicyTrainer):
         super().__post_init__()
         config, temperature = self.config, self.config.sampling.temperature
         length, own = config.sampling.max_new_tokens, self.run.given.loss
-        loss = grpo_loss(self.policy, config.loss, temperature, length, own)
+        loss = make_grpo_loss(self.policy, config.loss, temperature, length, own)
         self._update = make_update(
             loss, ppo_counts, self.optimizer, accumulation_steps=config.train.accumulation_steps
         )
@@ -150,7 +150,7 @@ class Trainer(PolicyTrainer):
     def _learnt_from(
         self, rollout: Rollout, rows: Rows, counts: np.ndarray, found: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """What the minibatches of `grpo_loss` are taken from; `found` is what `score_completions` gave."""
+        """What the minibatches of `make_grpo_loss` are taken from; `found` is what `score_completions` gave."""
         completions, cap = rollout.completions, self.config.importance_cap
         logps, ref_logps = (None if self.one_step else found["logps"]), found.get("ref_logps")
         mask = rows.mask & counts[:, None]

@@ -15,7 +15,7 @@ from jaxalign.training.rollout_metrics import sampler_gaps, step_metrics
 from jaxalign.training.scoring import CausalPolicy
 
 
-def grpo_loss(
+def make_grpo_loss(
     policy: CausalPolicy,
     config: GRPOLossConfig,
     temperature: float,

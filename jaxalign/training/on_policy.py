@@ -8,7 +8,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -18,7 +17,6 @@ from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import Example, collate_prompts, packed_alike
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
-from jaxalign.parked_memory import Parked
 from jaxalign.rewards import RewardRequest
 from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
@@ -90,8 +88,6 @@ class OnPolicyTrainer(Evaluated):
 
         The randomness is that of the update's `number` and of the `part` of its rollout.
         """
-        if not part:
-            self.parked.hold()
         batch = self.prompts.next()
         sampling = self.config.sampling
         prompts = [list(p) for p in batch["prompts"]]
@@ -204,8 +200,7 @@ class OnPolicyTrainer(Evaluated):
         Raises:
           UserError: a loss or gradient that is not finite.
         """
-        with self.parked.steps():
-            fetched = jax.device_get(self._steps(number, data, step, counted))
+        fetched = jax.device_get(self._steps(number, data, step, counted))
         if not all(m["finite"] for m in fetched):
             raise UserError(
                 f"update {number}: the loss or the gradient norm is not finite; the last saved checkpoint is good "
@@ -252,11 +247,6 @@ class OnPolicyTrainer(Evaluated):
                 if np.mean(recent) > train.target_kl:
                     break
         return seen
-
-    @cached_property
-    def parked(self) -> Parked:
-        """Holds what the steps of an update have freed while the next rollout is sampled and scored."""
-        return Parked(on_cpu=self.mesh.devices.flat[0].platform == "cpu")
 
     def _on_mesh(
         self, batches: Sequence[Mapping[str, np.ndarray]], parts: int = 1
@@ -335,7 +325,6 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
     total, every = config.train.updates, config.run
     with (
         closing(trainer.generator),
-        closing(trainer.parked),
         setup.checkpoint_store(run) as store,
         StopFlag() as stop,
     ):

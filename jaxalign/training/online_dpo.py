@@ -31,7 +31,6 @@ from jaxalign.training.pairs import valid_rows
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.preference import check_pair_loss
 from jaxalign.training.preference_config import DPOLossConfig
-from jaxalign.training.preference_losses import FORMS
 from jaxalign.training.preference_step import (
     completion_sums,
     loss_of_rows,
@@ -99,7 +98,7 @@ def pair_loss(
     """Builds the loss function of `make_update` for minibatches of pairs.
 
     Batches hold tokens, mask, old_logps [B, 2, T] (chosen, rejected), lengths [B, 2], valid [B], and, for a loss
-    with a reference, its ref_logps [B, 2]. For `own` see `preference_losses.row_terms`.
+    with a reference, its ref_logps [B, 2]. For `own` see `preference_step.row_terms`.
     """
 
     def loss(params, frozen, batch, key, counts):
@@ -124,14 +123,14 @@ class Trainer(PolicyTrainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         config, temperature = self.config, self.config.sampling.temperature
-        parts, form = config.train.accumulation_steps, FORMS[config.loss.name]
+        parts, spec = config.train.accumulation_steps, config.loss.spec
         self._step = make_update(
             pair_loss(self.policy, config.loss, temperature, self.run.given.loss),
             valid_rows,
             self.optimizer,
             accumulation_steps=parts,
         )
-        self._coupled = parts > 1 and bool(form.statistic)
+        self._coupled = parts > 1 and bool(spec.statistic)
         self._with_statistics = whole_batch_statistics(
             self.policy, None, config.loss, parts, temperature=temperature
         )
@@ -165,7 +164,7 @@ class Trainer(PolicyTrainer):
             "old_logps": logps[order],
             "valid": pairs.valid,
         }
-        if FORMS[self.config.loss.name].reference:
+        if self.config.loss.spec.reference:
             data["ref_logps"] = np.asarray(
                 self._sums(ref_logps[order].reshape(2 * len(order), -1), rows.mask[order.ravel()])
             )

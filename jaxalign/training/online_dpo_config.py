@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from jaxalign.losses import PREFERENCE_LOSSES
 from jaxalign.rollout import SamplingConfig
 from jaxalign.training.on_policy_config import OnPolicyConfig
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.preference_config import DPOLossConfig
-from jaxalign.training.preference_losses import FORMS
 from jaxalign.training.reward_source import RewardSource
 
 
@@ -50,10 +50,10 @@ class OnlineDPOConfig(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         train, samples = self.train, self.sampling.num_samples
-        if FORMS[self.loss.name].unpaired:
+        if self.loss.spec.unpaired:
             raise ValueError(
                 f"loss.name={self.loss.name} learns from single completions with labels, and here there are pairs; "
-                f"use one of {', '.join(name for name, form in FORMS.items() if not form.unpaired)}"
+                f"use one of {', '.join(name for name, spec in PREFERENCE_LOSSES.items() if not spec.unpaired)}"
             )
         if samples < 2:
             raise ValueError(f"sampling.num_samples must be 2 or more, to make a pair; got {samples}")

@@ -35,7 +35,7 @@ from jaxalign.training.on_policy import OnPolicyTrainer, load_prompts, run_updat
 from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOConfig
-from jaxalign.training.ppo_step import ppo_counts, ppo_loss
+from jaxalign.training.ppo_step import make_ppo_loss, ppo_counts
 from jaxalign.training.rollout_engine import make_generator, sampler_logps
 from jaxalign.training.rollout_metrics import rollout_metrics
 from jaxalign.training.setup import TrainResult
@@ -66,7 +66,7 @@ class Trainer(OnPolicyTrainer):
         )
         update = functools.partial(
             make_update,
-            ppo_loss(self.models, config.loss, config.sampling.temperature, judge, self.run.given.loss),
+            make_ppo_loss(self.models, config.loss, config.sampling.temperature, judge, self.run.given.loss),
             ppo_counts,
             self.optimizer,
             accumulation_steps=config.train.accumulation_steps,
@@ -191,7 +191,7 @@ class Trainer(OnPolicyTrainer):
         outcome: dict[str, np.ndarray],
         completions: Completions,
     ) -> dict[str, np.ndarray]:
-        """The rollout as its only step reads it, which finds the rest by itself (see `ppo_loss`)."""
+        """The rollout as its only step reads it, which finds the rest by itself (see `make_ppo_loss`)."""
         data = {
             "tokens": rows.tokens,
             "lengths": rows.lengths,

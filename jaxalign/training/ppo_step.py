@@ -15,13 +15,13 @@ from jaxalign.training.rollout_metrics import sampler_gaps, step_metrics
 from jaxalign.training.scoring import TokenScores
 from jaxalign.training.step import Metrics, mean_of
 
-__all__ = ["ppo_counts", "ppo_loss"]
+__all__ = ["ppo_counts", "make_ppo_loss"]
 
 # `advantages_of` with a run's settings.
 Judge = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
 
-def ppo_loss(
+def make_ppo_loss(
     models: ActorCritic,
     config: PPOLossConfig,
     temperature: float,

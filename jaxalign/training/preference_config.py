@@ -1,121 +1,158 @@
 """Settings of preference training: which loss, and its numbers."""
 
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxalign.data import DataConfig
+from jaxalign.losses.preference import PREFERENCE_LOSSES, LossSpec, Option
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import RunConfig
 from jaxalign.training.loop import TrainConfig
 from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.preference_losses import FORMS
 from jaxalign.training.setup import ModelSource
 
-LossName = Literal[
-    "dpo",
-    "robust",
-    "ipo",
-    "hinge",
-    "exo",
-    "nca",
-    "bco_pair",
-    "sppo",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "f_divergence",
-    "simpo",
-    "cpo",
-    "alphapo",
-    "orpo",
-    "kto",
-    "bco",
-    "apo_zero_unpaired",
-]
-# Fields that not every loss reads; one that is set and not read would mislead.
-OPTIONAL = (
-    "label_smoothing",
-    "gamma",
-    "alpha",
-    "tau",
-    "divergence",
-    "desirable_weight",
-    "undesirable_weight",
-)
+LossName = Literal[tuple(PREFERENCE_LOSSES)]
+
+
+def options_of(table: Mapping[str, LossSpec]) -> dict[str, Option]:
+    """The options of all losses by name: those that a loss does not read must stay at their defaults.
+
+    Raises:
+      ValueError: two losses own different options of one name, which would be one key of a configuration.
+    """
+    found: dict[str, Option] = {}
+    for name, spec in table.items():
+        for option in spec.options:
+            if found.setdefault(option.name, option) != option:
+                raise ValueError(f"{name}: another loss has a different option {option.name}")
+    return found
+
+
+def _meanings(table: Mapping[str, LossSpec]) -> dict[str, str]:
+    """What `--help` says of the keys that depend on the table."""
+
+    def names(holds: Any) -> str:
+        return ", ".join(name for name, spec in table.items() if holds(spec))
+
+    kinds = {
+        "of pairs with a reference": names(lambda spec: not spec.unpaired and spec.reference),
+        "of pairs without one": names(lambda spec: not spec.unpaired and not spec.reference),
+        "of labelled completions (or pairs, taken apart)": names(lambda spec: spec.unpaired),
+    }
+    supervised = names(lambda spec: spec.sft_weight)
+    return {
+        "name": "the loss; " + "; ".join(f"{kind}: {found}" for kind, found in kinds.items()),
+        **{
+            name: f"{option.meaning}; for {names(lambda spec, o=option: o in spec.options)}"
+            for name, option in options_of(table).items()
+        },
+        "sft_weight": "weight of the chosen completion's negative log-likelihood a token (the RPO term); unset, the "
+        f"one of the loss's paper, which {supervised} have, and 0 for the others",
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOLossConfig:
-    """The preference loss.
+class PreferenceLossConfig:
+    """What all preference losses are configured by; `loss_config` adds the options of each.
 
     Attributes:
-      name: the loss, `jaxalign.losses.NAME_loss` (robust and f_divergence: NAME_dpo_loss). Of pairs with a
-        reference: dpo (conservative with label_smoothing), robust, ipo, hinge, exo, nca, bco_pair, sppo, aot,
-        aot_unpaired, apo_zero, apo_down, discopop, f_divergence; of pairs without one: simpo, cpo, alphapo,
-        orpo; of labelled completions (or pairs, taken apart): kto, bco, apo_zero_unpaired.
       beta: strength of the pull to the reference, in units of 1 / nats (simpo, alphapo: scale of the margin;
         orpo: weight of the odds ratio).
-      label_smoothing: chance that a label is flipped, in [0, 0.5); for dpo, robust, exo (there positive), aot,
-        aot_unpaired and cpo.
-      gamma: the margin asked for, for simpo and alphapo.
-      alpha: for alphapo (0 is simpo) and for f_divergence=alpha.
-      tau: temperature of discopop's blend.
-      divergence: for f_divergence: reverse_kl, forward_kl, js or alpha.
-      desirable_weight: weight of completions to be imitated, for kto, bco and apo_zero_unpaired.
-      undesirable_weight: weight of the others.
       length_normalize: give a loss with a reference the mean log-prob a token instead of the sum (IPO as in TRL).
       length_alpha: weight of the tokens by which a completion is longer than its pair's other one (LD-DPO); 1
         counts them as all others.
       weighted: multiply by the pair's WPO weight, the likelihood of both completions under the policy.
-      sft_weight: weight of the chosen completion's negative log-likelihood a token (the RPO term); unset, 1 for
-        cpo and orpo, whose papers have it, and 0 for the others.
     """
 
-    name: LossName = "dpo"
+    table: ClassVar[Mapping[str, LossSpec]] = {}
+    name: str = "dpo"
     beta: float = 0.1
-    label_smoothing: float = 0.0
-    gamma: float = 0.5
-    alpha: float = 0.5
-    tau: float = 0.05
-    divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "js"
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
     length_normalize: bool = False
     length_alpha: float = 1.0
     weighted: bool = False
     sft_weight: float | None = None
 
     def __post_init__(self) -> None:
-        form = FORMS[self.name]
+        if self.name not in self.table:
+            raise ValueError(f"loss.name must be one of {', '.join(self.table)}, got {self.name!r}")
+        spec, options = self.spec, options_of(self.table).values()
         if self.beta <= 0:
             raise ValueError(f"loss.beta must be positive, got {self.beta}")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"loss.label_smoothing must lie in [0, 0.5), got {self.label_smoothing}")
+        for option in options:
+            option.check(getattr(self, option.name))
         if not 0 <= self.length_alpha <= 1:
             raise ValueError(f"loss.length_alpha must lie in [0, 1], got {self.length_alpha}")
-        if self.name == "exo" and not self.label_smoothing:
-            raise ValueError("loss.name=exo needs loss.label_smoothing above 0 (its paper has 0.001)")
-        for option in fields(self):
+        for option in options:
             moved = getattr(self, option.name) != option.default
-            if option.name in OPTIONAL and moved and option.name not in form.options:
+            if option.name in spec.required and not moved:
+                raise ValueError(
+                    f"loss.name={self.name} needs loss.{option.name} {spec.required[option.name]}"
+                )
+            # One that is set and not read would mislead.
+            if moved and option not in spec.options:
                 raise ValueError(
                     f"loss.{option.name} has no meaning for loss.name={self.name}; leave it at {option.default}"
                 )
-        if form.unpaired and (self.length_alpha != 1 or self.weighted):
+        if spec.unpaired and (self.length_alpha != 1 or self.weighted):
             raise ValueError(f"loss.length_alpha and loss.weighted need pairs, not loss.name={self.name}")
-        if self.length_normalize and (form.unpaired or not form.reference):
+        if self.length_normalize and (spec.unpaired or not spec.reference):
             raise ValueError(
                 f"loss.length_normalize has no meaning for loss.name={self.name}; set it to false"
             )
 
     @property
+    def spec(self) -> LossSpec:
+        """What the loss is and needs."""
+        return self.table[self.name]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Beta and the options of the loss, as its function takes them."""
+        return {"beta": self.beta} | {option.name: getattr(self, option.name) for option in self.spec.options}
+
+    @property
     def supervised_weight(self) -> float:
         """`sft_weight`, or what the loss has by itself."""
-        return (1.0 if self.name in ("cpo", "orpo") else 0.0) if self.sft_weight is None else self.sft_weight
+        return self.spec.sft_weight if self.sft_weight is None else self.sft_weight
+
+
+def loss_config(table: Mapping[str, LossSpec]) -> type[PreferenceLossConfig]:
+    """The configuration of a table's losses: `name` is one of theirs, and their options are fields."""
+    options = options_of(table).values()
+    lines = ["The preference loss.", "", "Attributes:"]
+    lines += [f"  {name}: {meaning}." for name, meaning in _meanings(table).items()]
+    return make_dataclass(
+        "DPOLossConfig",
+        [("name", Literal[tuple(table)], "dpo"), *((o.name, o.type, o.default) for o in options)],
+        bases=(PreferenceLossConfig,),
+        namespace={"__doc__": "\n".join(lines), "__module__": __name__, "table": table},
+        frozen=True,
+        kw_only=True,
+    )
+
+
+if TYPE_CHECKING:
+
+    class DPOLossConfig(PreferenceLossConfig):
+        """`loss_config` of `PREFERENCE_LOSSES`, whose options no type checker sees as fields."""
+
+        def __init__(
+            self,
+            *,
+            name: str = ...,
+            beta: float = ...,
+            length_normalize: bool = ...,
+            length_alpha: float = ...,
+            weighted: bool = ...,
+            sft_weight: float | None = ...,
+            **options: Any,
+        ) -> None: ...
+
+else:
+    DPOLossConfig = loss_config(PREFERENCE_LOSSES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +168,7 @@ class DPOConfig:
         would move it there and back for every step).
       reference_cache: folder of the files; empty takes the run's own. Runs on the same data and reference
         may share one.
-      data: comparisons; for kto, bco and apo_zero_unpaired also labelled completions.
+      data: comparisons; for a loss of labelled completions (see loss.name) also those.
       loss: which loss, and its numbers.
       train: batches and length.
       optimizer: AdamW and its schedule.
@@ -156,17 +193,18 @@ class DPOConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        if self.loss.name == "kto" and self.reference_logps == "precomputed":
+        statistic = self.loss.spec.statistic
+        if statistic and statistic.mismatched and self.reference_logps == "precomputed":
             raise ValueError(
-                "reference_logps=precomputed does not go with loss.name=kto, which also scores each prompt with "
-                "another one's completion, and those change with every batch"
+                f"reference_logps=precomputed does not go with loss.name={self.loss.name}, which also scores each "
+                "prompt with another one's completion, and those change with every batch"
             )
         read = {
             "batch_size": not (self.train.batch_tokens and self.train.eval_batch_size),
             "eval_batch_size": True,
         }
         for name in (name for name, used in read.items() if used):
-            if FORMS[self.loss.name].statistic and getattr(self.train, name) == 1:
+            if statistic and getattr(self.train, name) == 1:
                 raise ValueError(
                     f"train.{name} must be 2 or more with loss.name={self.loss.name}, which sets each example against "
                     "the others of its batch; got 1"

@@ -1,16 +1,16 @@
 """What one optimizer step of preference training minimises: any loss of the family, on scored completions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign import losses, models
+from jaxalign.losses.preference import ScoredRows
 from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten
 from jaxalign.training.preference_config import DPOLossConfig
-from jaxalign.training.preference_losses import FORMS, ScoredRows, batch_statistics, row_terms
 from jaxalign.training.scoring import CausalPolicy, TokenScores, score_tokens
 from jaxalign.training.step import Metrics, joined_rows, mean_of, split_rows
 
@@ -18,7 +18,7 @@ from jaxalign.training.step import Metrics, joined_rows, mean_of, split_rows
 STATISTIC = "statistic_"
 
 
-def preference_loss(
+def make_preference_loss(
     policy: CausalPolicy,
     reference_definition: Any,
     config: DPOLossConfig,
@@ -60,8 +60,8 @@ def loss_of_rows(
       own: see `row_terms`.
     """
     given = {n.removeprefix(STATISTIC): x for n, x in batch.items() if n.startswith(STATISTIC)}
-    scalars = ("kl", "delta")
-    statistics = {n: x[0] if n in scalars else x for n, x in given.items()} or batch_statistics(rows, config)
+    axes = config.spec.statistic.axes if config.spec.statistic else {}
+    statistics = {n: x if axes[n] else x[0] for n, x in given.items()} or batch_statistics(rows, config)
     per_row = row_terms(rows, config, statistics, own)
     if config.weighted:
         weights = losses.wpo_weights(scores.logps, scores.sum_squared_probs, mask)
@@ -71,6 +71,30 @@ def loss_of_rows(
         per_row += config.supervised_weight * jnp.sum(jnp.where(rows.desirable, nll, 0.0), axis=1)
     total = jnp.sum(jnp.where(rows.valid, per_row, 0.0)) / jnp.maximum(counts, 1.0)
     return total, preference_metrics(rows, config.beta)
+
+
+def row_terms(
+    rows: ScoredRows,
+    config: DPOLossConfig,
+    statistics: Mapping[str, jax.Array],
+    own: Callable[..., Any] | None = None,
+) -> jax.Array:
+    """The loss of each example, [B].
+
+    Args:
+      rows: scored completions.
+      config: which loss.
+      statistics: of the whole batch, see `batch_statistics`.
+      own: called in place of the loss that the configuration names, as that is but without its options.
+    """
+    options = config.arguments if own is None else {}
+    return config.spec.terms(own or config.spec.function, rows, {**options, **statistics})
+
+
+def batch_statistics(rows: ScoredRows, config: DPOLossConfig) -> dict[str, jax.Array]:
+    """What a loss that couples rows is told of the whole batch, by name; no gradient. Empty for the others."""
+    statistic = config.spec.statistic
+    return statistic.compute(jax.lax.stop_gradient(rows), config.beta) if statistic else {}
 
 
 def scored_rows(
@@ -86,13 +110,12 @@ def scored_rows(
 ) -> tuple[ScoredRows, TokenScores, jax.Array]:
     """The batch's completions under policy and reference; the policy's token scores; the token mask.
 
-    The arguments are those of `preference_loss` and of the function it builds; logits are divided by the temperature.
+    The arguments are those of `make_preference_loss` and of what it builds; logits are divided by the temperature.
     """
-    form = FORMS[config.name]
-    shape = batch["tokens"].shape[:2]
+    spec, shape = config.spec, batch["tokens"].shape[:2]
     tokens, mask, lengths = flatten(batch)
     counted = jnp.maximum(mask.sum(1), 1).reshape(shape).astype(jnp.float32)
-    scale = counted if form.means or config.length_normalize else 1.0
+    scale = counted if spec.means or config.length_normalize else 1.0
     packing = packing_of(batch)
     scores = policy.score(
         params, frozen["base"], tokens, lengths, mask, temperature=temperature, key=key, packing=packing
@@ -107,7 +130,7 @@ def scored_rows(
     ref_logps, kl_ratio = jnp.zeros(shape), jnp.zeros(shape)
     if "ref_logps" in batch:
         ref_logps = batch["ref_logps"] / scale
-    elif form.reference:
+    elif spec.reference:
         ref_tokens = reference(tokens, lengths, mask, packing)
         ref_logps = completion_sums(ref_tokens, mask, shape, config.length_alpha) / scale
     if "kl_tokens" in batch:
@@ -118,7 +141,7 @@ def scored_rows(
             live, frozen["base"], tokens, lengths, kl_mask, temperature=temperature, packing=packing
         ).logps
         kl_ratio = (mismatched - reference(tokens, lengths, kl_mask, packing)).sum(1).reshape(shape)
-    desirable = batch["desirable"] if form.unpaired else jnp.broadcast_to(jnp.asarray([True, False]), shape)
+    desirable = batch["desirable"] if spec.unpaired else jnp.broadcast_to(jnp.asarray([True, False]), shape)
     return ScoredRows(logps, ref_logps, desirable, batch["valid"], kl_ratio), scores, mask
 
 

@@ -4,16 +4,15 @@ Sources: arXiv:2305.20050 (labels by people), arXiv:2312.08935 (by the share of 
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data import collate_steps, eval_batches
-from jaxalign.data.examples import Example
 from jaxalign.losses import process_reward_loss, token_mean
+from jaxalign.training.offline import DatasetFeed, Evaluation
 from jaxalign.training.packing import packing_of
 from jaxalign.training.scoring import ScalarPolicy
 from jaxalign.training.state import TrainState
@@ -41,16 +40,9 @@ def process_loss(policy: ScalarPolicy):
     return loss
 
 
-def held_out_steps(
-    policy: ScalarPolicy,
-    examples: Sequence[Example],
-    frozen: Any,
-    place: Callable[[Mapping], Mapping],
-    *,
-    batch_size: int,
-    limit: int = 0,
-) -> Callable[[TrainState], dict[str, float]]:
-    """An evaluation over held-out solutions, in at most `limit` batches (0: all); see `step_measures`."""
+def held_out_steps(policy: ScalarPolicy, feed: DatasetFeed, frozen: Any) -> Evaluation:
+    """An evaluation over the held-out solutions of a feed; see `step_measures`."""
+    examples, limit = feed.data.validation, feed.train.eval_batches
 
     @jax.jit
     def forward(params, frozen, batch):
@@ -60,10 +52,10 @@ def held_out_steps(
         return logits, process_reward_loss(logits, batch["labels"], _ends(batch))
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        batches = eval_batches(examples, batch_size, collate_steps)
         solutions, clusters, total = [], [], 0.0
-        for batch in itertools.islice(batches, limit or None):
-            logits, terms = jax.device_get(forward(state.params, frozen, place(batch)))
+        for batch in itertools.islice(feed.held_out(), limit or None):
+            placed = feed.place(batch, training=False)
+            logits, terms = jax.device_get(forward(state.params, frozen, placed))
             total += float(np.sum(terms, dtype=np.float64))
             for row in np.flatnonzero(batch["valid"]):
                 ends = batch["mask"][row]

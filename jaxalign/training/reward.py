@@ -1,41 +1,37 @@
 """Reward modelling: a scalar per completion from comparisons or best-of-n labels, or per step from step labels."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import models
-from jaxalign.data import (
-    DataConfig,
-    collate_comparisons,
-    collate_rankings,
-    collate_steps,
-    eval_batches,
-)
+from jaxalign.data import DataConfig, collate_comparisons, collate_rankings, collate_steps
+from jaxalign.data.batches import Collate
 from jaxalign.errors import ConfigError
 from jaxalign.losses import best_of_n_loss, bradley_terry_loss
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.heads import HeadConfig
 from jaxalign.models.lora import LoraConfig
-from jaxalign.runs import Given, Run, RunConfig
+from jaxalign.runs import Given, Live, RunConfig
 from jaxalign.training import setup
-from jaxalign.training.data import load_data, refuse_stream
-from jaxalign.training.loop import Loop, TrainConfig, evaluation
-from jaxalign.training.opening import tell_devices
-from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.data import refuse_stream
+from jaxalign.training.loop import TrainConfig
+from jaxalign.training.offline import DatasetFeed, OfflineRun, Task, fit
+from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import flatten, pair_axis, question_axis, valid_rows
 from jaxalign.training.process_reward import held_out_steps, process_loss, step_count
-from jaxalign.training.reward_ensemble import EnsembleConfig, train_ensemble
+from jaxalign.training.reward_ensemble import EnsembleConfig, ensemble_task
 from jaxalign.training.scoring import ScalarPolicy
 from jaxalign.training.setup import ModelSource, TrainResult
-from jaxalign.training.state import create_state
-from jaxalign.training.step import make_evaluation, make_update, mean_of
+from jaxalign.training.state import TrainState
+from jaxalign.training.step import make_evaluation, mean_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +117,7 @@ class RewardConfig:
         return self.loss.labels != "steps" if self.normalize is None else self.normalize
 
 
-def reward_loss(policy: ScalarPolicy, config: RewardLossConfig, own: Callable[..., Any] | None = None):
+def make_reward_loss(policy: ScalarPolicy, config: RewardLossConfig, own: Callable[..., Any] | None = None):
     """Builds the loss function of `make_update`: the mean over pairs (questions, steps) of the whole batch.
 
     `own` takes the place of the Bradley-Terry or best-of-n loss: see `train_reward`.
@@ -186,16 +182,7 @@ def check_reward_loss(loss: Any, config: RewardConfig) -> None:
 
 
 def train_reward(
-    config: RewardConfig,
-    *,
-    model: Any = None,
-    tokenizer: Any = None,
-    train_dataset: Any = None,
-    eval_dataset: Any = None,
-    optimizer: Any = None,
-    loss: Any = None,
-    callbacks: Sequence[Any] = (),
-    trackers: Sequence[Any] = (),
+    config: RewardConfig, *, model: Any = None, tokenizer: Any = None, loss: Any = None, **live: Unpack[Live]
 ) -> TrainResult:
     """Trains a reward model on the trunk of a causal language model.
 
@@ -205,8 +192,7 @@ def train_reward(
       tokenizer: its tokenizer.
       loss: a function in place of that of `config.loss`: loss(chosen_rewards[B], rejected_rewards[B]) -> [B] for pairs,
         loss(rewards[B, K], best[B]) -> [B] for best_of_n.
-      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
-        names: see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, final metrics (`eval/accuracy` and `eval/margin` over held-out pairs, each with a
@@ -219,100 +205,65 @@ def train_reward(
     """
     setup.check_live(model, tokenizer)
     check_reward_loss(loss, config)
-    given = Given(
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        optimizer=optimizer,
-        loss=loss,
-        callbacks=callbacks,
-        trackers=trackers,
-        others={"model": model, "tokenizer": tokenizer},
-    )
-    mesh = setup.start(config.run, config.mesh)
-    key = jax.random.key(config.run.seed)
+    given = Given(loss=loss, others={"model": model, "tokenizer": tokenizer}, **live)
     kind, collate, arrange, count = LABELS[config.loss.labels]
-    steps = models.StepMarks(separator=config.data.separator) if kind == "stepwise" else None
-    with Run.open(config.run, config, "reward", given) as run:
-        if model is None:
-            model, tokenizer = setup.load_model(
-                config.model,
-                mesh,
-                seed=config.run.seed,
-                run=run,
-                packing=config.train.packing,
-                mapped=config.ensemble.size > 1,
-            )
-        data = load_data(run, config.data, kind, tokenizer, model.config, seed=config.run.seed)
-        tell_devices(run, mesh)
-        packing = config.train.packing
-        collate = setup.collate_of(collate, data.train, packing=packing)
-        if config.ensemble.size > 1:
+
+    def begin(run: OfflineRun) -> Task[TrainResult]:
+        several = config.ensemble.size > 1
+        start, words = run.load_model(model, tokenizer, mapped=several)
+        data = run.load_data(kind, words, start.config)
+        if several:
             refuse_stream(data, "ensemble.size")
-            return train_ensemble(
-                config,
-                run,
-                mesh,
-                model=model,
-                tokenizer=tokenizer,
-                data=data,
-                collate=lambda examples, numbers: arrange(collate(examples, numbers)),
-                loss_of=lambda policy: reward_loss(policy, config.loss, loss),
+            rows = partial(_arranged, run.collate(collate, data), arrange)
+            return ensemble_task(
+                run, start, words, data, rows, lambda own: make_reward_loss(own, config.loss, loss)
             )
-        scalar = models.create_scalar_model(model, config.head, key=jax.random.fold_in(key, 1), steps=steps)
-        policy, trained, frozen = setup.scalar_of(scalar, config.lora, mesh, key=jax.random.fold_in(key, 2))
-        parts = config.train.accumulation_steps
-        batches = setup.training_batches(
-            config.train, data.train, seed=config.run.seed, collate=collate, mesh=mesh
-        )
-        total = config.train.total_steps(batches.per_epoch)
-        rule, schedule = make_optimizer(config.optimizer, total, optimizer)
-        loss_function = reward_loss(policy, config.loss, loss)
-        update = make_update(loss_function, count, rule, accumulation_steps=parts)
-        size = config.train.eval_batch_size or config.train.batch_size
+        steps = models.StepMarks(separator=config.data.separator) if kind == "stepwise" else None
+        scalar = models.create_scalar_model(start, config.head, key=run.fold(1), steps=steps)
+        policy, trained, frozen = setup.scalar_of(scalar, config.lora, run.mesh, key=run.fold(2))
+        function = make_reward_loss(policy, config.loss, loss)
+        feed = run.feed(data, run.collate(collate, data), arrange=arrange, head=False)
+        evaluate_batch = make_evaluation(function, count)
+        evaluate = feed.evaluation(evaluate_batch, frozen)
+        if steps and evaluate:
+            evaluate = held_out_steps(policy, feed, frozen)
 
-        def place(batch, into=1):
-            return setup.on_mesh(arrange(batch), mesh, packing=packing, parts=into, head=False)
+        def finish(state: TrainState, metrics: dict[str, float]) -> TrainResult:
+            final = frozen
+            if config.normalizes:
+                gain, bias = normalization(evaluate_batch, state.params, frozen, feed)
+                final = models.with_normalizer(frozen, gain=gain, bias=bias)
+                metrics = {**metrics, "final/gain": gain, "final/bias": bias}
+            exported = setup.export_scalar(run.run, policy, state.params, final, words)
+            return TrainResult(run.run.folder, metrics, exported, words)
 
-        evaluate_batch, limit = make_evaluation(loss_function, count), config.train.eval_batches
-        held_out = evaluation(
-            evaluate_batch, lambda: eval_batches(data.validation, size, collate), frozen, place, limit
+        return Task(
+            trained=trained,
+            frozen=frozen,
+            feed=feed,
+            loss=function,
+            counts=count,
+            evaluate=evaluate,
+            finish=finish,
         )
-        if steps:
-            held_out = held_out_steps(policy, data.validation, frozen, place, batch_size=size, limit=limit)
-        update_key = jax.random.fold_in(key, 3)
-        loop = Loop(
-            run=run,
-            store=setup.checkpoint_store(run),
-            batches=batches,
-            update=lambda state, batch: update(state, frozen, place(batch, parts), update_key),
-            total_steps=total,
-            evaluate=held_out if data.validation else None,
-            learning_rate=schedule,
-        )
-        state = create_state(trained, rule)
-        # The state has copies of what is trained: the model that it began with leaves the device.
-        del model, scalar, trained
-        state, metrics = loop.fit(state)
-        if config.normalizes:
-            batches = eval_batches(data.validation or data.train, size, collate)
-            gain, bias = normalization(evaluate_batch, state.params, frozen, map(place, batches))
-            frozen = models.with_normalizer(frozen, gain=gain, bias=bias)
-            metrics = {**metrics, "final/gain": gain, "final/bias": bias}
-        scalar = setup.export_scalar(run, policy, state.params, frozen, tokenizer)
-        run.finish(metrics)
-        return TrainResult(run.folder, metrics, scalar, tokenizer)
+
+    return fit("reward", config, given, begin)
+
+
+def _arranged(collate: Collate, arrange: Callable, examples: Any, numbers: Any) -> dict[str, Any]:
+    return arrange(collate(examples, numbers))
 
 
 def normalization(
-    evaluate_batch, params: Any, frozen: Any, batches: Iterable[Mapping[str, Any]]
+    evaluate_batch: Callable[..., Any], params: Any, frozen: Any, feed: DatasetFeed
 ) -> tuple[float, float]:
-    """(gain, bias) that bring the scores of all completions to mean 0, variance 1.
+    """(gain, bias) that bring the scores of the held-out (else the training) completions to mean 0, variance 1.
 
     In training gain is 1 and bias 0, so the scores seen here are raw.
     """
     mean, square = np.zeros(2), np.zeros(2)
-    for batch in batches:
-        part = jax.device_get(evaluate_batch(params, frozen, batch))
+    for batch in feed.held_out(or_training=True):
+        part = jax.device_get(evaluate_batch(params, frozen, feed.place(batch, training=False)))
         mean += np.asarray(part["score_mean"], np.float64)
         square += np.asarray(part["score_square"], np.float64)
     average = mean[0] / max(mean[1], 1.0)

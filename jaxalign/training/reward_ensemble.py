@@ -13,22 +13,23 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
 from jaxalign import models
 from jaxalign.data import BatchIterator, Dataset, eval_batches
 from jaxalign.losses import ensemble_disagreement
 from jaxalign.mesh import row_shards, shard_batch
-from jaxalign.runs import Run
 from jaxalign.training import exports, setup
-from jaxalign.training.loop import Loop, summary
+from jaxalign.training.loop import summary
 from jaxalign.training.members import MemberBatches, create_member_states, member_of, stacked
-from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.offline import OfflineRun, Task
 from jaxalign.training.packing import most_segments, packing_of
 from jaxalign.training.pairs import flatten, valid_rows
 from jaxalign.training.scoring import ScalarPolicy
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import TrainState
-from jaxalign.training.step import LossFunction, make_evaluation, make_update
+from jaxalign.training.step import Batch, LossFunction, make_evaluation
 from jaxalign.training.update_rules import refuse_schedule_free
 
 
@@ -209,34 +210,38 @@ def score_held_out(
 # --- a run ------------------------------------------------------------------------------------
 
 
-def train_ensemble(
-    config: Any,
-    run: Run,
-    mesh: Any,
-    *,
+@dataclass(frozen=True)
+class _Feed:
+    """Batches of all members, stacked [K, ...], on the host and on the mesh; an `offline.Feed`."""
+
+    batches: MemberBatches
+    mesh: Mesh
+
+    def place(self, batch: Batch) -> dict[str, jax.Array]:
+        return shard_batch(batch, self.mesh, axis=1)
+
+
+def ensemble_task(
+    run: OfflineRun,
     model: Any,
     tokenizer: Any,
     data: Dataset,
     collate: Callable,
     loss_of: Callable[[Any], LossFunction],
-) -> TrainResult:
-    """Trains all members on data that is loaded, and exports them.
+) -> Task[TrainResult]:
+    """The task of training all members; the model that the call returns is a list of `ScalarModel`s.
 
     Args:
-      config: a `RewardConfig` with `ensemble.size` above 1.
-      run: the open run.
-      mesh: the devices.
+      run: of a `RewardConfig` with `ensemble.size` above 1.
       model: the causal model whose trunk is taken.
       tokenizer: its tokenizer.
       data: tokenized rows.
       collate: examples and their numbers -> a batch with rows of tokens as [B, G, T].
       loss_of: a policy -> the loss function of `make_update`.
-
-    Returns:
-      As `train_reward`; the model is a list of `ScalarModel`s.
     """
-    train, size = config.train, config.train.eval_batch_size or config.train.batch_size
-    policy, trained, frozen = create_members(config, model, mesh)
+    config, train = run.config, run.config.train
+    size = config.ensemble.size
+    policy, trained, frozen = create_members(config, model, run.mesh)
     batches = MemberBatches(
         [
             BatchIterator(data.train, batch_size=train.batch_size, seed=seed, collate=collate)
@@ -244,54 +249,50 @@ def train_ensemble(
         ],
         packing=train.packing,
         parts=train.accumulation_steps,
-        shards=row_shards(mesh),
-    )
-    total = train.total_steps(batches.per_epoch)
-    optimizer, schedule = make_optimizer(config.optimizer, total, run.given.optimizer)
-    update = make_update(
-        loss_of(policy),
-        valid_rows,
-        optimizer,
-        accumulation_steps=train.accumulation_steps,
-        lift=over_members,
+        shards=row_shards(run.mesh),
     )
     evaluate = make_member_evaluation(policy, loss_of)
 
     def held_out(params: Any, limit: int = 0) -> HeldOut:
-        rows = eval_batches(data.validation or data.train, size, collate)
-        placed = (setup.on_mesh(batch, mesh, packing=train.packing, head=False) for batch in rows)
+        rows = eval_batches(data.validation or data.train, train.eval_batch_size or train.batch_size, collate)
+        placed = (setup.on_mesh(batch, run.mesh, packing=train.packing, head=False) for batch in rows)
         return score_held_out(evaluate, params, frozen, placed, limit)
 
     def evaluated(state: TrainState) -> dict[str, float]:
         return held_out(state.params, train.eval_batches).metrics(normalize=config.normalizes)
 
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 3) for seed in seeds(config)])
-    loop = Loop(
-        run=run,
-        store=setup.checkpoint_store(run),
-        batches=batches,
-        update=lambda state, batch: update(state, frozen, shard_batch(batch, mesh, axis=1), keys),
-        total_steps=total,
+    def states(trained: Any, rule: optax.GradientTransformation) -> TrainState:
+        state = create_member_states(trained, rule, size)
+        refuse_schedule_free(state.opt_state, "ensemble.size above 1")
+        return state
+
+    def finish(state: TrainState, metrics: dict[str, float]) -> TrainResult:
+        gain, bias = np.ones(size), np.zeros(size)
+        if config.normalizes:
+            gain, bias = held_out(state.params).normalizer()
+            for index, pair in enumerate(zip(gain, bias, strict=True)):
+                names = (f"final/member-{index}/gain", f"final/member-{index}/bias")
+                metrics |= dict(zip(names, map(float, pair), strict=True))
+        found = [
+            setup.merged_scalar(
+                policy,
+                member_of(state.params, index),
+                models.with_normalizer(frozen, gain=gain[index], bias=bias[index]),
+            )
+            for index in range(size)
+        ]
+        exports.write_reward(exports.origin_of(run.run), found, run.run.folder / "export", tokenizer)
+        return TrainResult(run.run.folder, metrics, found, tokenizer)
+
+    return Task(
+        trained=trained,
+        frozen=frozen,
+        feed=_Feed(batches, run.mesh),
+        loss=loss_of(policy),
+        counts=valid_rows,
+        lift=over_members,
+        create_state=states,
+        key=jnp.stack([jax.random.fold_in(jax.random.key(seed), 3) for seed in seeds(config)]),
         evaluate=evaluated if data.validation else None,
-        learning_rate=schedule,
+        finish=finish,
     )
-    state = create_member_states(trained, optimizer, config.ensemble.size)
-    refuse_schedule_free(state.opt_state, "ensemble.size above 1")
-    state, metrics = loop.fit(state)
-    if config.normalizes:
-        gain, bias = held_out(state.params).normalizer()
-        for index, pair in enumerate(zip(gain, bias, strict=True)):
-            metrics[f"final/member-{index}/gain"], metrics[f"final/member-{index}/bias"] = map(float, pair)
-    else:
-        gain, bias = np.ones(config.ensemble.size), np.zeros(config.ensemble.size)
-    found = [
-        setup.merged_scalar(
-            policy,
-            member_of(state.params, index),
-            models.with_normalizer(frozen, gain=gain[index], bias=bias[index]),
-        )
-        for index in range(config.ensemble.size)
-    ]
-    exports.write_reward(exports.origin_of(run), found, run.folder / "export", tokenizer)
-    run.finish(metrics)
-    return TrainResult(run.folder, metrics, found, tokenizer)

@@ -26,7 +26,6 @@ from jaxalign.data import (
 from jaxalign.data.batches import Collate
 from jaxalign.data.stream import Stream, StreamBatches
 from jaxalign.errors import ConfigError
-from jaxalign.kept_memory import give_back_for
 from jaxalign.mesh import (
     MeshConfig,
     devices_of,
@@ -138,8 +137,6 @@ def load_model(
             f"{section}.path: expected a Hugging Face folder, a run folder or a hub id; it is empty"
         )
     folder = exports.begun_with(run, section, source.path)
-    # Before the weights are there: a copy of them that is freed later would leave a hole.
-    give_back_for(sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")))
     revision = source.revision or None
     param_dtype = exports.kept_dtype(run, section, source, mesh.devices.flat[0])
     if run is not None:
@@ -242,8 +239,7 @@ def place_model(model: Any, mesh: Mesh) -> Any:
 
 
 def place_params(params: Any, mesh: Mesh) -> Any:
-    """Parameters laid out on the mesh by their logical axes; see `kept_memory` for what large ones change."""
-    give_back_for(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+    """Parameters laid out on the mesh by their logical axes."""
     return on_mesh_params(params, mesh)
 
 

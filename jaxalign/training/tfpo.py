@@ -5,30 +5,32 @@ Source: arXiv:2601.10416. Where it is silent the choices are ours; `tfpo_config`
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from jaxalign import models
 from jaxalign.models.lora import attach
-from jaxalign.runs import Given, Run
+from jaxalign.runs import Given, Live, Run
 from jaxalign.training import exports, setup
 from jaxalign.training.doctor_exports import DoctorParts, write_doctors
 from jaxalign.training.generator import Generator, samples_of
-from jaxalign.training.loop import Loop, evaluation
+from jaxalign.training.loop import evaluation
+from jaxalign.training.offline import OfflineRun, Task, fit
 from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.reward_scale import BATCHES, make_reward_gradients, reward_scale
 from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import TrainState
-from jaxalign.training.step import LossFunction, make_evaluation, make_update
+from jaxalign.training.step import LossFunction, make_evaluation
 from jaxalign.training.stops import with_stops
 from jaxalign.training.tfpo_config import TFPOConfig, TFPONumbers
-from jaxalign.training.tfpo_dimension import Dimension, begin, load_dimensions
+from jaxalign.training.tfpo_dimension import Dimension, begin_all, load_dimensions
 from jaxalign.training.tfpo_parts import START, Treatment, optimizers
-from jaxalign.training.tfpo_step import tfpo_counts, tfpo_loss
+from jaxalign.training.tfpo_step import make_tfpo_loss, tfpo_counts
 from jaxalign.training.tfpo_together import Alone, Together, common_steps
 from jaxalign.training.token_rewards import TokenRewardTable
 from jaxalign.training.update_rules import refuse_schedule_free
@@ -99,12 +101,8 @@ def train_tfpo(
     patient: Any = None,
     doctor: Any = None,
     tokenizer: Any = None,
-    train_dataset: Any = None,
-    eval_dataset: Any = None,
-    optimizer: Any = None,
     loss: Any = None,
-    callbacks: Sequence[Any] = (),
-    trackers: Sequence[Any] = (),
+    **live: Unpack[Live],
 ) -> TFPOResult:
     """Trains a doctor on comparisons whose tokens a frozen patient has rewarded, or one for each of several dimensions.
 
@@ -115,8 +113,7 @@ def train_tfpo(
       tokenizer: of the live models, which share it.
       loss: a function in place of sub-trajectory balance: loss(logps[B, T], rewards[B, T], log_values[B, T+1],
         mask[B, T], terminated=terminated[B]) -> [B].
-      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
-        names: see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
         `optimizer` is the policy's and the value head's, each with a state of its own.
 
     Returns:
@@ -126,29 +123,24 @@ def train_tfpo(
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.
     """
-    for live, name in ((patient, "patient"), (doctor, "doctor")):
-        if live is not None:
-            setup.check_live(live, tokenizer, name)
+    for model, name in ((patient, "patient"), (doctor, "doctor")):
+        if model is not None:
+            setup.check_live(model, tokenizer, name)
     tokens = ("B", "T")
     arrays = {"logps": tokens, "rewards": tokens, "log_values": ("B", "T+1"), "mask": tokens}
     unread = ("reward_scale", "reference_weight", "decay", "window", "pin_terminal", "reduction")
     ended = {"terminated": ("B",)}
     check_own_loss(loss, arrays, ("B",), config=config.loss, unread=unread, keywords=ended)
-    given = Given(
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        optimizer=optimizer,
-        loss=loss,
-        callbacks=callbacks,
-        trackers=trackers,
-        others={"patient": patient, "doctor": doctor, "tokenizer": tokenizer},
-    )
-    mesh = setup.start(config.run, config.mesh)
-    key = jax.random.key(config.run.seed)
-    with Run.open(config.run, config, "tfpo", given) as run:
-        treatment = Treatment.open(config, mesh, run, patient=patient, doctor=doctor, tokenizer=tokenizer)
-        dimensions = load_dimensions(config, treatment, mesh, run)
-        return _Training(config, run, mesh, treatment, dimensions).fit(key)
+    given = Given(loss=loss, others={"patient": patient, "doctor": doctor, "tokenizer": tokenizer}, **live)
+
+    def begin(run: OfflineRun) -> Task[TFPOResult]:
+        treatment = Treatment.open(
+            config, run.mesh, run.run, patient=patient, doctor=doctor, tokenizer=tokenizer
+        )
+        dimensions = load_dimensions(config, treatment, run.mesh, run.run)
+        return _Training(config, run.run, run.mesh, treatment, dimensions).task(run)
+
+    return fit("tfpo", config, given, begin)
 
 
 @dataclass(frozen=True)
@@ -166,61 +158,64 @@ class _Training:
     treatment: Treatment
     dimensions: Sequence[Dimension]
 
-    def fit(self, key: jax.Array) -> TFPOResult:
-        """Trains and exports; the patient is let go."""
-        config, run, train = self.config, self.run, self.config.train
+    def task(self, run: OfflineRun) -> Task[TFPOResult]:
+        """What is trained; the patient is let go."""
+        config = self.config
         doctor = with_stops(self.treatment.load_doctor(), config.data, self.treatment.tokenizer)
-        begin(self.dimensions, doctor, self.mesh, key=jax.random.fold_in(key, 4))
+        begin_all(self.dimensions, doctor, self.mesh, key=run.fold(4))
         doctors = Together(self.dimensions) if config.dimensions else Alone(self.dimensions)
-        scorer, leaves, base = setup.policy_of(doctor, config.lora, self.mesh, key=jax.random.fold_in(key, 1))
+        scorer, leaves, base = setup.policy_of(doctor, config.lora, self.mesh, key=run.fold(1))
         # The update donates its own copy of the parameters, so the start can serve as reference.
         start = base if config.lora.enabled else leaves
         numbers = config.loss.resolved()
         shared = {"base": base, "reference": start if numbers.reference_weight else {}}
         params = [{"policy": leaves, "value": one.begun.value} for one in self.dimensions]
         frozen = [shared | {"horizon": one.begun.horizon} for one in self.dimensions]
-        total = common_steps(self.dimensions)
-        scaled = self._scaled(numbers, total, scorer, params, frozen)
+        scaled = self._scaled(numbers, common_steps(self.dimensions), scorer, params, frozen)
         for one, its, own in zip(self.dimensions, frozen, scaled, strict=True):
             its["reward_scale"] = jax.device_put(np.float32(own.reward_scale), one.begun.horizon.sharding)
             one.run.add_metadata(loss=asdict(own))
         cards = [
             self.treatment.card(one.config, own) for one, own in zip(self.dimensions, scaled, strict=True)
         ]
-        rule, schedule = optimizers(config, total, run.given.optimizer)
-        loss, counts = self._loss(scorer, numbers), tfpo_counts(numbers)
-        lift = doctors.lift
-        step = make_update(loss, counts, rule, accumulation_steps=train.accumulation_steps, lift=lift)
-        update_key, together = jax.random.fold_in(key, 3), doctors.frozen(frozen)
-        loop = Loop(
-            run=run,
-            store=setup.checkpoint_store(run),
-            batches=doctors.batches,
-            update=lambda state, batch: step(state, together, doctors.placed(batch), update_key),
-            total_steps=total,
-            evaluate=self._evaluation(doctors, loss, frozen),
-            sample=self._sample(doctors, scorer, base, jax.random.fold_in(key, 2)),
-            learning_rate=schedule,
-        )
-        state = doctors.state(params, rule)
-        refuse_schedule_free(state.opt_state, "tfpo, which has one for the policy and one for the value head")
         begun = doctor if cards[0].reference == START else None
-        # Of the full weights that nothing reads any more, one copy less.
-        del doctor, leaves, start, params
-        state, metrics = loop.fit(state)
-        parts = []
-        for index, one in enumerate(self.dimensions):
-            trained = doctors.of(state.params, index)
-            head = {**trained["value"], "horizon": one.begun.horizon}
-            parts.append(DoctorParts(card=cards[index], head=head, adapter=trained["policy"]))
-        return self._exported(scorer, base, parts, begun, metrics)
+        loss = self._loss(scorer, numbers)
+
+        def finish(state: TrainState, metrics: dict[str, float]) -> TFPOResult:
+            parts = []
+            for index, one in enumerate(self.dimensions):
+                trained = doctors.of(state.params, index)
+                head = {**trained["value"], "horizon": one.begun.horizon}
+                parts.append(DoctorParts(card=cards[index], head=head, adapter=trained["policy"]))
+            return self._exported(scorer, base, parts, begun, metrics)
+
+        def states(trained: Any, rule: optax.GradientTransformation) -> TrainState:
+            state = doctors.state(trained, rule)
+            refuse_schedule_free(
+                state.opt_state, "tfpo, which has one for the policy and one for the value head"
+            )
+            return state
+
+        return Task(
+            trained=params,
+            frozen=doctors.frozen(frozen),
+            feed=doctors,
+            loss=loss,
+            counts=tfpo_counts(numbers),
+            lift=doctors.lift,
+            optimizer=lambda total: optimizers(config, total, self.run.given.optimizer),
+            create_state=states,
+            evaluate=self._evaluation(doctors, loss, frozen),
+            sample=self._sample(doctors, scorer, base, run.fold(2)),
+            finish=finish,
+        )
 
     def _loss(self, scorer: CausalPolicy, numbers: TFPONumbers) -> LossFunction:
         """That of all dimensions, which differ in their reward scale alone; it is read with what is frozen."""
 
         def loss(params, frozen, batch, key, counts):
             at = replace(numbers, reward_scale=frozen["reward_scale"])
-            function = tfpo_loss(scorer, self.config.head, at, self.run.given.loss)
+            function = make_tfpo_loss(scorer, self.config.head, at, self.run.given.loss)
             return function(params, frozen, batch, key, counts)
 
         return loss
@@ -237,7 +232,7 @@ class _Training:
         if self.run.given.loss is not None:  # it has a scale of its own
             return [numbers for _ in self.dimensions]
         measure = make_reward_gradients(
-            lambda eta: tfpo_loss(scorer, self.config.head, replace(numbers, reward_scale=eta)),
+            lambda eta: make_tfpo_loss(scorer, self.config.head, replace(numbers, reward_scale=eta)),
             tfpo_counts(numbers),
             accumulation_steps=self.config.train.accumulation_steps,
         )
@@ -296,7 +291,7 @@ class _Training:
         base: Any,
         parts: Sequence[DoctorParts],
         begun: Any,
-        metrics: Mapping[str, float],
+        metrics: dict[str, float],
     ) -> TFPOResult:
         """Writes `export/`; `begun` is what the doctors began as, where no folder has it and a card names it."""
         config, run, tokenizer = self.config, self.run, self.treatment.tokenizer
@@ -320,5 +315,4 @@ class _Training:
             )
             for one, its, home in zip(self.dimensions, parts, homes, strict=True)
         }
-        run.finish(metrics)
         return TFPOResult(run.folder, metrics, model, tokenizer, doctors)

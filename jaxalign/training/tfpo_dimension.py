@@ -105,7 +105,7 @@ class Dimension:
         self._batches.restore(state)
 
     def rewarded(self, batch: Mapping[str, Any], *, training: bool) -> dict[str, Any]:
-        """A batch as `tfpo_loss` reads it; of held-out pairs with `start_logps`."""
+        """A batch as `make_tfpo_loss` reads it; of held-out pairs with `start_logps`."""
         batch = self.table.attached(pair_axis(batch), training=training)
         batch = batch | {"terminated": terminated(batch, self.end)}
         if not training:
@@ -209,7 +209,7 @@ def _tables(
     return tables
 
 
-def begin(dimensions: Sequence[Dimension], doctor: Any, mesh: Mesh, *, key: jax.Array) -> None:
+def begin_all(dimensions: Sequence[Dimension], doctor: Any, mesh: Mesh, *, key: jax.Array) -> None:
     """Begins every dimension with the doctor; what depends on data alone is made once for all that share them."""
     made: dict[int, Beginning] = {}
     for part in dimensions:

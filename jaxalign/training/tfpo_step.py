@@ -23,7 +23,7 @@ from jaxalign.training.tfpo_config import TFPONumbers
 QUARTERS = (25, 50, 75, 100)
 
 
-def tfpo_loss(
+def make_tfpo_loss(
     policy: CausalPolicy, head: HeadConfig, numbers: TFPONumbers, own: Callable[..., Any] | None = None
 ):
     """Builds the loss function of `make_update`: balance + value_weight * discrimination.

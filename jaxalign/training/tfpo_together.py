@@ -21,7 +21,7 @@ from jaxalign.training.members import MemberBatches, create_member_states, membe
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.tfpo_dimension import Dimension
 
-# Of what `tfpo_loss` reads frozen: what each doctor has for itself.
+# Of what `make_tfpo_loss` reads frozen: what each doctor has for itself.
 OWN = ("horizon", "reward_scale")
 
 
@@ -41,7 +41,7 @@ class Alone:
         """The training batches, on the host."""
         return self.dimensions[0]
 
-    def placed(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Such a batch on the mesh."""
         one = self.dimensions[0]
         train = one.config.train
@@ -109,7 +109,7 @@ class Together:
             heads=True,
         )
 
-    def placed(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         return shard_batch(batch, self.dimensions[0].mesh, axis=1)
 
     def state(self, params: Sequence[Any], rule: optax.GradientTransformation) -> TrainState:

@@ -10,7 +10,7 @@ import pytest
 from jaxalign import models
 from jaxalign.models import layers, products
 from jaxalign.training.scoring import CausalPolicy
-from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
+from jaxalign.training.sft import SFTLossConfig, make_sft_loss, sft_counts
 from tests.models.attention_cases import config
 
 FORMS = ("natural", "bfloat16_float32", "float32")
@@ -91,7 +91,7 @@ def lowered(**changes):
     """Loss and gradient of supervised fine-tuning, lowered; the optimizer multiplies no matrices."""
     model = models.create(models.ModelConfig(**(SHAPE | changes)), key=jax.random.key(0))
     definition, params = models.split(model)
-    loss = sft_loss(CausalPolicy(definition), SFTLossConfig())
+    loss = make_sft_loss(CausalPolicy(definition), SFTLossConfig())
     batch = {
         "tokens": jnp.zeros((ROWS, LENGTH), jnp.int32),
         "mask": jnp.ones((ROWS, LENGTH), bool),
@@ -296,7 +296,9 @@ def test_float32_is_float32_on_gpus_and_tpus_unless_jax_is_told_otherwise(form, 
             "lengths": jnp.full(2, 8),
             "valid": jnp.ones(2, bool),
         }
-        loss = jax.grad(lambda p: sft_loss(policy, SFTLossConfig())(p, {}, batch, None, sft_counts(batch))[0])
+        loss = jax.grad(
+            lambda p: make_sft_loss(policy, SFTLossConfig())(p, {}, batch, None, sft_counts(batch))[0]
+        )
         found = precisions(jax.make_jaxpr(loss)(params).jaxpr, set())
 
         def decoded(params):

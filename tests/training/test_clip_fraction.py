@@ -8,7 +8,7 @@ import pytest
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.training import setup
 from jaxalign.training.grpo_config import RECIPES, GRPOLossConfig
-from jaxalign.training.grpo_step import grpo_loss, policy_terms
+from jaxalign.training.grpo_step import make_grpo_loss, policy_terms
 from tests.training.cases import rows, shape
 
 NAMES = [name for name in RECIPES if name != "reinforce"]
@@ -38,7 +38,7 @@ def measured(policy, config, log_ratio, advantages):
         "weights": jnp.ones(mask.shape),
     }
     counts = {"tokens": mask.sum().astype(jnp.float32), "rows": jnp.float32(8)}
-    loss = grpo_loss(scorer, config, 1.0, COLUMNS)
+    loss = make_grpo_loss(scorer, config, 1.0, COLUMNS)
     _, sums = loss({"policy": trained}, {"policy": frozen}, batch, None, counts)
     return {n: float(a / b) for n, (a, b) in sums.items()}, batch, logps
 

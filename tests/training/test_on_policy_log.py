@@ -50,7 +50,6 @@ def updated(folder, monkeypatch, *, resume=False, killed=0):
                 sampling=SamplingConfig(),
             ),
             generator=SimpleNamespace(close=lambda: None),
-            parked=SimpleNamespace(close=lambda: None),
             prompts=SimpleNamespace(per_epoch=2.5),
             state=TrainState(jnp.int32(0), {"policy": jnp.zeros(3)}, {}),
             update=update,

@@ -9,7 +9,7 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
-from jaxalign import models
+from jaxalign import losses, models
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rewards import Rewards
@@ -21,7 +21,6 @@ from jaxalign.training.online_dpo import best_and_worst, preferred, train_online
 from jaxalign.training.online_dpo_config import JudgeSource, OnlineDPOConfig
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.preference_config import DPOLossConfig
-from jaxalign.training.preference_losses import FORMS
 from jaxalign.training.reward_source import RewardSource
 from jaxalign.training.setup import ModelSource
 
@@ -272,7 +271,9 @@ def test_completions_that_end_are_preferred_where_it_costs_not_to(online, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, form in FORMS.items() if not form.unpaired])
+@pytest.mark.parametrize(
+    "name", [name for name, spec in losses.PREFERENCE_LOSSES.items() if not spec.unpaired]
+)
 def test_every_loss_of_pairs_takes_a_step(name, online, tmp_path):
     smoothing = {"label_smoothing": 0.01} if name == "exo" else {}
     config = online(

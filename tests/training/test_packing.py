@@ -14,7 +14,7 @@ from jaxalign.data import Example, collate_demonstrations, eval_batches
 from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.models.lora import LoraConfig
 from jaxalign.training import setup
-from jaxalign.training.grpo import grpo_loss
+from jaxalign.training.grpo import make_grpo_loss
 from jaxalign.training.grpo_config import GRPOLossConfig
 from jaxalign.training.packing import packing_of
 from jaxalign.training.pairs import valid_rows
@@ -23,7 +23,7 @@ from jaxalign.training.ppo_config import CriticConfig
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.preference import DPOLossConfig, train_dpo
 from jaxalign.training.preference_step import scored_rows
-from jaxalign.training.reward import RewardLossConfig, reward_loss, train_reward
+from jaxalign.training.reward import RewardLossConfig, make_reward_loss, train_reward
 from jaxalign.training.reward_ensemble import EnsembleConfig
 from jaxalign.training.scoring import score_tokens
 from jaxalign.training.sft import train_sft
@@ -50,7 +50,7 @@ def reward_case(mesh):
     scalar = models.create_scalar_model(models.create(shape(), key=KEY), key=KEY)
     policy, trained, frozen = setup.scalar_of(scalar, None, mesh, key=KEY)
     batch = rows(8, 2) | {"margin": np.zeros(8, np.float32)}
-    return reward_loss(policy, RewardLossConfig()), valid_rows, trained, frozen, batch
+    return make_reward_loss(policy, RewardLossConfig()), valid_rows, trained, frozen, batch
 
 
 def grpo_case(mesh):
@@ -60,7 +60,13 @@ def grpo_case(mesh):
     for name in ("old_logps", "ref_logps", "advantages"):
         batch[name] = np.where(batch["mask"], rng.standard_normal((8, WIDTH)), 0).astype(np.float32)
     batch |= {"old_logps": batch["old_logps"] - 4, "weights": np.ones((8, WIDTH), np.float32)}
-    return grpo_loss(policy, config, 0.7, WIDTH), ppo_counts, {"policy": trained}, {"policy": frozen}, batch
+    return (
+        make_grpo_loss(policy, config, 0.7, WIDTH),
+        ppo_counts,
+        {"policy": trained},
+        {"policy": frozen},
+        batch,
+    )
 
 
 CASES = {

@@ -18,7 +18,7 @@ from jaxalign.training.loop import TrainConfig
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.pairs import valid_rows
 from jaxalign.training.preference import DPOLossConfig, train_dpo
-from jaxalign.training.preference_step import preference_loss, whole_batch_statistics
+from jaxalign.training.preference_step import make_preference_loss, whole_batch_statistics
 from jaxalign.training.setup import ModelSource
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_update
@@ -107,7 +107,7 @@ def test_micro_batches_share_the_whole_batchs_statistics(name, devices):
     policy, definition, trained, frozen, batch = preference_parts(mesh, config)
     placed = shard_batch(batch, mesh)
     optimizer, _ = make_optimizer(OptimizerConfig(schedule="constant"), 1)
-    loss = preference_loss(policy, definition, config)
+    loss = make_preference_loss(policy, definition, config)
 
     def metrics_of(batch, parts):
         update = make_update(loss, valid_rows, optimizer, accumulation_steps=parts)

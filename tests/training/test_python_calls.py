@@ -15,6 +15,7 @@ import jaxalign
 from jaxalign import losses
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
+from jaxalign.losses.preference import PREFERENCE_LOSSES, ScoredRows
 from jaxalign.runs import Callback, EarlyStopping
 from jaxalign.training.actor_critic import _optimizer
 from jaxalign.training.checkpoint_export import export_checkpoint
@@ -25,7 +26,7 @@ from jaxalign.training.online_dpo import OnlineDPOConfig, train_online_dpo
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.ppo import train_ppo
 from jaxalign.training.preference import DPOLossConfig, check_pair_loss, train_dpo
-from jaxalign.training.preference_losses import FORMS, ScoredRows, batch_statistics, row_terms
+from jaxalign.training.preference_step import batch_statistics, row_terms
 from jaxalign.training.reward import RewardLossConfig, train_reward
 from jaxalign.training.sft import SFTLossConfig, train_sft
 from jaxalign.training.tfpo import train_tfpo
@@ -293,7 +294,7 @@ def test_an_own_loss_of_completions_is_what_grpo_minimises(configs, tmp_path):
     assert result.metrics["grad_norm"] == 0.0 and "policy/clip_fraction" not in result.metrics
 
 
-@pytest.mark.parametrize("name", list(FORMS))
+@pytest.mark.parametrize("name", list(PREFERENCE_LOSSES))
 def test_every_named_pair_loss_can_be_given_as_a_function(name):
     """With its options bound to it, it gives what its name does: own losses are called with the same arrays."""
     rng = np.random.default_rng(0)
@@ -301,11 +302,10 @@ def test_every_named_pair_loss_can_be_given_as_a_function(name):
     logps = [jnp.asarray(rng.normal(size=(4, 2)) - 3, jnp.float32) for _ in range(3)]
     desirable = jnp.asarray(rng.random((4, 2)) < 0.5)
     rows = ScoredRows(logps[0], logps[1], desirable, jnp.ones(4, bool), logps[2])
-    options = {option: getattr(config, option) for option in FORMS[name].options}
 
     def own(*arrays, **named):
         assert named.keys() == statistics.keys()
-        return FORMS[name].function(*arrays, beta=config.beta, **options, **named)
+        return config.spec.function(*arrays, **config.arguments, **named)
 
     statistics = batch_statistics(rows, config)
     if name != "exo":  # which cannot be named without an option

@@ -27,7 +27,7 @@ from jaxalign.training.members import MemberBatches, create_member_states, membe
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.pairs import pair_axis, valid_rows
 from jaxalign.training.ppo import train_ppo
-from jaxalign.training.reward import RewardLossConfig, reward_loss, train_reward
+from jaxalign.training.reward import RewardLossConfig, make_reward_loss, train_reward
 from jaxalign.training.reward_ensemble import (
     EnsembleConfig,
     HeldOut,
@@ -142,7 +142,7 @@ KEYS = [0, 1, 2]
 def step_together(policy, trained, frozen, batches, mesh, optimizer, **loss):
     """The state and metrics after one step of all members."""
     update = make_update(
-        reward_loss(policy, RewardLossConfig(**loss)), valid_rows, optimizer, lift=over_members
+        make_reward_loss(policy, RewardLossConfig(**loss)), valid_rows, optimizer, lift=over_members
     )
     keys = jnp.stack([jax.random.key(k) for k in KEYS])
     placed = shard_batch(stack_batches(batches), mesh, axis=1)
@@ -157,7 +157,7 @@ def test_each_head_takes_its_own_step_on_the_shared_trunk(clip, configs, tmp_pat
     # Clipped so low, and epsilon so high, that one norm over all members would show.
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=RATE, epsilon=1e-2, max_grad_norm=clip), 10)
     state, _ = step_together(policy, trained, frozen, batches, mesh, optimizer)
-    single = make_update(reward_loss(policy, RewardLossConfig()), valid_rows, optimizer)
+    single = make_update(make_reward_loss(policy, RewardLossConfig()), valid_rows, optimizer)
     for k in range(3):
         fresh = create_state(member_of(trained, k), optimizer)
         placed = shard_batch(setup.device_part(batches[k]), mesh)

@@ -156,15 +156,3 @@ def test_a_placed_model_knows_its_devices(tiny_model_folder, devices):
     mesh = make_mesh(MeshConfig(data=2), devices)
     assert setup.load_model(source, mesh, seed=0)[0].config.mesh is mesh
     assert setup.load_model(source, make_mesh(MeshConfig()), seed=0)[0].config.mesh is None
-
-
-def test_freed_memory_is_given_back_by_the_size_of_the_weights_before_they_are_there(
-    loaded, tiny_model_folder, monkeypatch
-):
-    seen, load = [], models.load_pretrained
-    monkeypatch.setattr(setup, "give_back_for", seen.append)
-    monkeypatch.setattr(models, "load_pretrained", lambda *a, **k: seen.append("loaded") or load(*a, **k))
-    loaded(False)
-    on_disk = (tiny_model_folder / "model.safetensors").stat().st_size
-    weights = sum(x.nbytes for x in models.load_pretrained(tiny_model_folder).params["layers"].values())
-    assert seen[:2] == [on_disk, "loaded"] and weights < seen[2] <= on_disk
