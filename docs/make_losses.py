@@ -35,16 +35,16 @@ TITLES = {
 COLUMNS = 5
 HEAD = """# Losses
 
-Every function is `jaxalign.losses.NAME`: arrays in, unreduced float32 arrays out, no model or trainer inside. Its
-docstring has the equation, shapes, units, conventions and errors; this page has the proof.
+Every function is `jaxalign.losses.NAME`: arrays in, unreduced float32 arrays out, no model or trainer inside. The
+[API reference](api/losses.md) has the equation, shapes, units, conventions and errors; this page has the proof.
 
-Each row of a table is one function with one set of options, compared with a reference on random inputs. Errors are
+Each row compares one function, with one set of options, to a reference on random inputs. Errors are
 max |ours - reference| / (1 + |reference|) of the value, and of the gradient of a random weighted sum of the result,
-both in float32 on CPU, rounded up to a power of two. The bounds that the tests hold are 1e-6 for values and 1e-5 for
-gradients, unless a note says otherwise. References are TRL's own code in torch where TRL has the loss, else a
-derivation in float64; `make parity` computes them anew and fails on drift.
+both in float32 on CPU, rounded up to a power of two. The tests enforce 1e-6 for values and 1e-5 for
+gradients, unless a note says otherwise. The reference is TRL's own torch code if TRL has the loss, else a
+derivation in float64; `make parity` recomputes all of them and fails on drift.
 
-This page is written by `python docs/make_losses.py`; the tests compare it with what the code gives.
+`python docs/make_losses.py` writes this page, and the tests check it against the code.
 """
 
 
