@@ -5,7 +5,7 @@ backward pass computes each tile's weights again from them. Nothing of the size 
 no tile above a bound but for that of a single query (Dao et al. 2022, "FlashAttention", arXiv 2205.14135,
 algorithm 1 and appendix B.2).
 
-What makes it fast on a CPU, measured (docs/performance.md): queries of a group of heads are rows of one product
+What makes it fast on a CPU (docs/performance_appendix.md): queries of a group of heads are rows of one product
 with their shared keys; gradients of keys and values are summed in [H, S] layout, as a product whose large side
 must be transposed costs a copy of it; a block of queries is narrow, so that half of the square above the
 diagonal is not computed.

@@ -20,8 +20,8 @@ from jaxtyping import Array, Float
 from jaxalign.arrays import product_precision
 from jaxalign.models.config import Choice, ModelConfig, ProductForm
 
-# With either, a CPU multiplies bfloat16 faster than float32 (`docs/performance.md`). The first that a CPU has is named
-# as the reason.
+# With either, a CPU multiplies bfloat16 faster than float32 (`docs/performance_appendix.md`). The first that a CPU has
+# is named as the reason.
 BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
 
 
@@ -70,7 +70,7 @@ def cached_dtype(config: ModelConfig) -> Any:
     """What keys and values are cached in, and attention reads them in.
 
     float32 in both forms of CPUs: products of one query with its own row's cache were slower in bfloat16 there, with
-    instructions for it (AVX-512 BF16) and without (`docs/performance.md`).
+    instructions for it (AVX-512 BF16) and without (`docs/performance_appendix.md`).
     """
     return jnp.dtype(config.compute_dtype if product_form(config) == "natural" else "float32")
 

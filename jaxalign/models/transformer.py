@@ -287,7 +287,7 @@ def written_out(config: ModelConfig, level: Remat, *, trained: bool) -> bool:
     On one GPU all of them where their weights are `trained`: a loop copies what it keeps of each layer into stacks and
     out of them, and weights before it converts them. An H200 takes 263 in place of 288 ms for a step of 16 layers
     (width 2,048, 16,384 tokens, remat=minimal), holds 1.8 GiB less, and compiles for 15 s in place of 7
-    (`docs/performance.md`).
+    (`docs/performance_appendix.md`).
     """
     if jax.default_backend() == "gpu" and trained and (config.mesh is None or config.mesh.size == 1):
         return True
