@@ -12,9 +12,8 @@ divided by.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +24,13 @@ from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import Rewards
 from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows
-from jaxalign.runs import Given
+from jaxalign.runs import Given, Live
 from jaxalign.training.experience import final_scores, judged
 from jaxalign.training.group_rollout import Rollout, ending_at_last, informative, replaced
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
 from jaxalign.training.grpo_step import check_policy_loss, make_grpo_loss
-from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
+from jaxalign.training.on_policy_run import OnPolicyRun, fit_on_policy
+from jaxalign.training.policy_trainer import PolicyTrainer, policy_trainer
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.required_steps import StepsRequired
 from jaxalign.training.reward_source import build_reward
@@ -285,12 +285,8 @@ def train_grpo(
     reward: Any = None,
     tokenizer: Any = None,
     engine: Engine | None = None,
-    train_dataset: Any = None,
-    eval_dataset: Any = None,
-    optimizer: Any = None,
     loss: Any = None,
-    callbacks: Sequence[Any] = (),
-    trackers: Sequence[Any] = (),
+    **live: Unpack[Live],
 ) -> TrainResult:
     """Trains a policy against a reward by GRPO or one of its relatives.
 
@@ -302,8 +298,7 @@ def train_grpo(
       engine: who samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
       loss: a function called in place of the one that `config.loss.name` names, with the same arrays and none of its
         options: for grpo, loss(logps[B, T], old_logps[B, T], advantages[B, T], mask[B, T]) -> [B, T].
-      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
-        names: see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, the last record of metrics and the model.
@@ -314,24 +309,22 @@ def train_grpo(
 
     check_policy_loss(loss, config.loss)
     given = Given(
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        optimizer=optimizer,
         loss=loss,
-        callbacks=callbacks,
-        trackers=trackers,
         others={"policy": policy, "reward": reward, "tokenizer": tokenizer, "engine": engine},
+        **live,
     )
 
-    def parts(policy: Any, tokenizer: Any) -> dict[str, Any]:
+    def begin(run: OnPolicyRun, start: Any, words: Any) -> Trainer:
+        by_step = config.loss.recipe.advantages == "process"
         source, _ = build_reward(
             config.reward,
             reward,
             batch_size=config.train.score_batch_size,
-            vocabulary=policy.config.vocab_size,
-            tokenizer=tokenizer,
-            step_score="probability" if config.loss.recipe.advantages == "process" else "minimum",
+            vocabulary=start.config.vocab_size,
+            tokenizer=words,
+            step_score="probability" if by_step else "minimum",
         )
-        return {"reward": StepsRequired(source) if config.loss.recipe.advantages == "process" else source}
+        scored = StepsRequired(source) if by_step else source
+        return policy_trainer(Trainer, "grpo", run, start, words, reward=scored)
 
-    return train_policy(Trainer, config, "grpo", parts, given)
+    return fit_on_policy("grpo", config, given, begin)

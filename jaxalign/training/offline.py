@@ -22,13 +22,13 @@ from jaxalign.training import setup
 from jaxalign.training.data import load_data
 from jaxalign.training.generator import Generator, samples_of
 from jaxalign.training.loop import Batches, Loop, TrainConfig, evaluation
+from jaxalign.training.open_run import OpenRun
 from jaxalign.training.opening import tell_devices
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.setup import TrainResult
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import Batch, CountFunction, LossFunction, make_update
-from jaxalign.training.stops import with_stops
 
 Result = TypeVar("Result", bound=TrainResult)
 Evaluation = Callable[[TrainState], dict[str, float]]
@@ -184,44 +184,8 @@ class DatasetFeed:
         return evaluation(evaluate_batch, self.held_out, frozen, place, self.train.eval_batches)
 
 
-@dataclass(frozen=True)
-class OfflineRun:
-    """An open run, from which a task takes its parts.
-
-    Attributes:
-      config: the run's; see `fit`.
-      run: its folder.
-      mesh: the devices.
-      key: source of all randomness: folded with 3 for the updates, with 2 for samples.
-    """
-
-    config: Any
-    run: Run
-    mesh: Mesh
-    key: jax.Array
-
-    def fold(self, number: int) -> jax.Array:
-        """A key of its own."""
-        return jax.random.fold_in(self.key, number)
-
-    def load_model(self, live: Any, tokenizer: Any, *, mapped: bool = False) -> tuple[Any, Any]:
-        """The live model and its tokenizer, else those of `config.model`; `mapped`: several run as one."""
-        if live is not None:
-            return live, tokenizer
-        config = self.config
-        return setup.load_model(
-            config.model,
-            self.mesh,
-            seed=config.run.seed,
-            run=self.run,
-            packing=config.train.packing,
-            mapped=mapped,
-        )
-
-    def load_policy(self, live: Any, tokenizer: Any) -> tuple[Any, Any]:
-        """As `load_model`; it stops where the data teach it to."""
-        model, tokenizer = self.load_model(live, tokenizer)
-        return with_stops(model, self.config.data, tokenizer), tokenizer
+class OfflineRun(OpenRun):
+    """An open run, from which a task takes its parts. Of its keys 3 is of the updates and 2 of the samples."""
 
     def load_data(self, kind: Kind, tokenizer: Any, shape: Any) -> Dataset:
         """The examples of `config.data`, for a model of this shape."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import Example, collate_prompts, packed_alike
@@ -33,6 +34,7 @@ from jaxalign.training.opening import tell_devices, tell_updates
 from jaxalign.training.optimizer import steps_taken
 from jaxalign.training.policy_evaluation import Evaluated, evaluate_policy
 from jaxalign.training.rollout_engine import importance, logp_gaps, server_gap
+from jaxalign.training.scoring import CausalPolicy
 from jaxalign.training.state import TrainState
 from jaxalign.training.truncation import truncated_mass, truncation_of, truncation_warning
 
@@ -45,12 +47,14 @@ class OnPolicyTrainer(Evaluated):
       config: the algorithm's configuration, with `run`, `model`, `sampling` and `train`.
       run: the run folder.
       mesh: the devices.
+      policy: how to score with the policy.
       frozen: leaves that are not trained; `frozen["policy"]` are the policy's.
       reward: see `jaxalign.rewards`.
       tokenizer: the policy's.
       prompts: where rollouts begin.
       held_out: prompts that are evaluated on, and never learnt from.
       state: trained leaves (`params["policy"]` are the policy's) and optimizer state.
+      optimizer: of the trained leaves.
       key: source of all randomness.
       generator: samples from the policy.
       moments: of all scores seen.
@@ -64,12 +68,14 @@ class OnPolicyTrainer(Evaluated):
     config: Any
     run: Run
     mesh: Any
+    policy: CausalPolicy
     frozen: Any
     reward: Any
     tokenizer: Any
     prompts: Batches
     held_out: Sequence[Example]
     state: TrainState
+    optimizer: optax.GradientTransformation
     key: jax.Array
     generator: Generator
     moments: RunningMoments = field(default_factory=RunningMoments)

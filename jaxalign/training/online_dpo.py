@@ -12,9 +12,9 @@ several, ties left out; there in rounds of whole data sets).
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -24,11 +24,12 @@ from jaxalign.errors import ConfigError, UserError
 from jaxalign.host_memory import on_device
 from jaxalign.rewards import RewardRequest, evaluate_judge, load_function
 from jaxalign.rollout import Completions, Engine, Sampler, join_rows
-from jaxalign.runs import Given
+from jaxalign.runs import Given, Live
 from jaxalign.training.experience import final_scores, judged
+from jaxalign.training.on_policy_run import OnPolicyRun, fit_on_policy
 from jaxalign.training.online_dpo_config import JudgeSource, OnlineDPOConfig
 from jaxalign.training.pairs import valid_rows
-from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
+from jaxalign.training.policy_trainer import PolicyTrainer, policy_trainer
 from jaxalign.training.preference import check_pair_loss
 from jaxalign.training.preference_config import DPOLossConfig
 from jaxalign.training.preference_step import (
@@ -303,12 +304,8 @@ def train_online_dpo(
     judge: Any = None,
     tokenizer: Any = None,
     engine: Engine | None = None,
-    train_dataset: Any = None,
-    eval_dataset: Any = None,
-    optimizer: Any = None,
     loss: Any = None,
-    callbacks: Sequence[Any] = (),
-    trackers: Sequence[Any] = (),
+    **live: Unpack[Live],
 ) -> TrainResult:
     """Trains a policy on pairs of its own samples, ranked by a reward or a judge (online DPO).
 
@@ -320,8 +317,7 @@ def train_online_dpo(
       tokenizer: the policy's tokenizer.
       engine: who samples from the policy, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
       loss: as for `train_dpo`.
-      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
-        names: see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, the last record of metrics and the model. `objective/score` is the mean reward of all samples;
@@ -333,35 +329,33 @@ def train_online_dpo(
 
     check_pair_loss(loss, config.loss)
     given = Given(
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        optimizer=optimizer,
         loss=loss,
-        callbacks=callbacks,
-        trackers=trackers,
         others={"policy": policy, "reward": reward, "judge": judge, "tokenizer": tokenizer, "engine": engine},
+        **live,
     )
 
-    def parts(policy: Any, tokenizer: Any) -> dict[str, Any]:
-        if judge is None and not config.judge.function:
-            if reward is None and config.reward == RewardSource():
-                raise ConfigError(
-                    "expected reward.model, reward.functions or judge.function; there is none of them"
-                )
-            source, _ = build_reward(
-                config.reward,
-                reward,
-                batch_size=config.train.score_batch_size,
-                vocabulary=policy.config.vocab_size,
-                tokenizer=tokenizer,
-            )
-            return {"reward": source}
-        if reward is not None:
+    def begin(run: OnPolicyRun, start: Any, words: Any) -> Trainer:
+        judging = judge is not None or bool(config.judge.function)
+        if judging and reward is not None:
             raise ConfigError("judge and reward: choose one; a judge compares, and nothing is scored")
-        try:
-            config.check_judged()
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        return {"reward": None, "judge": judge or load_function(config.judge.function, kind="judge")}
+        if judging:
+            try:
+                config.check_judged()
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+            compares = judge or load_function(config.judge.function, kind="judge")
+            return policy_trainer(Trainer, "online-dpo", run, start, words, reward=None, judge=compares)
+        if reward is None and config.reward == RewardSource():
+            raise ConfigError(
+                "expected reward.model, reward.functions or judge.function; there is none of them"
+            )
+        source, _ = build_reward(
+            config.reward,
+            reward,
+            batch_size=config.train.score_batch_size,
+            vocabulary=start.config.vocab_size,
+            tokenizer=words,
+        )
+        return policy_trainer(Trainer, "online-dpo", run, start, words, reward=source)
 
-    return train_policy(Trainer, config, "online-dpo", parts, given)
+    return fit_on_policy("online-dpo", config, given, begin)

@@ -1,8 +1,8 @@
-"""What the trainers without a critic share: a policy and its reference, scored side by side, and a whole run."""
+"""What the trainers without a critic share: a policy and its reference, scored side by side."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,18 +11,14 @@ from jaxalign import models
 from jaxalign.host_memory import on_device
 from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
-from jaxalign.runs import Given, Run
 from jaxalign.training import setup
-from jaxalign.training.offload import offloaded
-from jaxalign.training.on_policy import OnPolicyTrainer, load_prompts, run_updates
+from jaxalign.training.on_policy import OnPolicyTrainer
+from jaxalign.training.on_policy_run import OnPolicyRun
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.packing import packing_of
-from jaxalign.training.rollout_engine import make_generator
-from jaxalign.training.scoring import CausalPolicy, score_tokens
-from jaxalign.training.setup import TrainResult
-from jaxalign.training.state import create_state
-from jaxalign.training.stops import with_stops
-from jaxalign.training.update_rules import refuse_schedule_free
+from jaxalign.training.scoring import score_tokens
+
+Trainer = TypeVar("Trainer", bound="PolicyTrainer")
 
 
 @dataclass(kw_only=True)
@@ -30,16 +26,12 @@ class PolicyTrainer(OnPolicyTrainer):
     """A trainer whose only trained model is the policy.
 
     Attributes:
-      policy: how to score with the policy.
       reference_definition: the static part of the reference.
       reference: its leaves.
-      optimizer: the policy's.
     """
 
-    policy: CausalPolicy
     reference_definition: Any
     reference: Any
-    optimizer: Any
 
     def __post_init__(self) -> None:
         self._score = jax.jit(self._score_rows, static_argnames="policy")
@@ -104,75 +96,30 @@ class PolicyTrainer(OnPolicyTrainer):
         return found
 
 
-def train_policy(
-    trainer_class: type[PolicyTrainer],
-    config: Any,
-    command: str,
-    parts: Callable[[Any, Any], dict[str, Any]],
-    given: Given,
-) -> TrainResult:
-    """A whole run of a trainer without a critic.
-
-    Args:
-      trainer_class: the algorithm.
-      config: its configuration, an `OnPolicyConfig`.
-      command: its name.
-      parts: the policy's model and tokenizer -> the trainer's own fields (`reward` at least).
-      given: live objects in place of what the configuration names; of `others`, `policy`, `tokenizer` and `engine`.
-
-    Returns:
-      The run folder, the last record of metrics and the model.
-
-    Raises:
-      UserError: anything wrong with configuration, files, rows or rewards, in one line.
-    """
-    policy, tokenizer, engine = (given.others[name] for name in ("policy", "tokenizer", "engine"))
-    setup.check_live(policy, tokenizer, "policy")
-    mesh = setup.start(config.run, config.mesh)
-    key = jax.random.key(config.run.seed)
-    with Run.open(config.run, config, command, given) as run:
-        if policy is None:
-            policy, tokenizer = setup.load_model(
-                config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
-            )
-        policy = with_stops(policy, config.data, tokenizer)
-        own = parts(policy, tokenizer)
-        train = config.train
-        read = trainer_class.reads_reference(config)
-        reference = setup.load_reference(config, policy, mesh, run, read=read)
-        reference_definition, reference_params = models.split(reference)
-        scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
-        reference_params = reference_params if read else {}
-        if train.offload:
-            reference_params = offloaded(reference_params, own["reward"], frozen, mesh, run)
-        optimizer, schedule = make_optimizer(
-            config.optimizer, train.updates * train.epochs * train.minibatches, given.optimizer
-        )
-        state = create_state({"policy": trained}, optimizer)
-        refuse_schedule_free(state.opt_state, f"{command}, which must sample from the weights that it trains")
-        rollout_key = jax.random.fold_in(key, 2)
-        trainer = trainer_class(
-            config=config,
-            run=run,
-            mesh=mesh,
+def policy_trainer(
+    trainer_class: type[Trainer], command: str, run: OnPolicyRun, policy: Any, tokenizer: Any, **own: Any
+) -> Trainer:
+    """The trainer of an algorithm without a critic; `own` are its own fields, `reward` at least."""
+    config, train = run.config, run.config.train
+    read = trainer_class.reads_reference(config)
+    reference = setup.load_reference(config, policy, run.mesh, run.run, read=read)
+    definition, params = models.split(reference)
+    scorer, trained, frozen = setup.policy_of(policy, config.lora, run.mesh, key=run.fold(1))
+    optimizer, schedule = make_optimizer(
+        config.optimizer, train.updates * train.epochs * train.minibatches, run.run.given.optimizer
+    )
+    return trainer_class(
+        reference_definition=definition,
+        reference=run.offloaded(params if read else {}, own["reward"], frozen),
+        **run.parts(
+            command,
+            scorer,
+            policy.config,
+            tokenizer,
+            trained={"policy": trained},
             frozen={"policy": frozen},
-            tokenizer=tokenizer,
-            **load_prompts(config, policy.config, tokenizer, run, mesh),
-            state=state,
-            key=rollout_key,
-            generator=make_generator(config, scorer, frozen, tokenizer, rollout_key, run, engine),
-            policy=scorer,
-            reference_definition=reference_definition,
-            reference=reference_params,
             optimizer=optimizer,
             schedules={"policy": schedule} if schedule else {},
-            **own,
-        )
-        # The trainer has copies of what it trains: what nothing reads any more leaves the device.
-        del policy, trained, reference, reference_params, state
-        metrics = run_updates(trainer)
-        model = setup.export_policy(
-            run, scorer, trainer.state.params["policy"], frozen, tokenizer, config.lora
-        )
-        run.finish(metrics)
-        return TrainResult(run.folder, metrics, model, tokenizer)
+        ),
+        **own,
+    )

@@ -14,9 +14,9 @@ models); the details follow "The N implementation details of RLHF with PPO" (202
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -25,25 +25,22 @@ from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device
 from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows
-from jaxalign.runs import Given, Run
-from jaxalign.training import setup
+from jaxalign.runs import Given, Live
 from jaxalign.training.actor_critic import ActorCritic, build
 from jaxalign.training.experience import Scored, advantages_of, final_scores, judged
 from jaxalign.training.kl_controller import negative_streak, next_coefficient
-from jaxalign.training.offload import offloaded
-from jaxalign.training.on_policy import OnPolicyTrainer, load_prompts, run_updates
+from jaxalign.training.on_policy import OnPolicyTrainer
+from jaxalign.training.on_policy_run import OnPolicyRun, fit_on_policy
 from jaxalign.training.own_loss import check_own_loss
 from jaxalign.training.packing import packing_of
 from jaxalign.training.ppo_config import PPOConfig
 from jaxalign.training.ppo_step import make_ppo_loss, ppo_counts
-from jaxalign.training.rollout_engine import make_generator, sampler_logps
+from jaxalign.training.rollout_engine import sampler_logps
 from jaxalign.training.rollout_metrics import rollout_metrics
 from jaxalign.training.setup import TrainResult
-from jaxalign.training.state import TrainState, create_state
+from jaxalign.training.state import TrainState
 from jaxalign.training.step import make_update
-from jaxalign.training.stops import with_stops
 from jaxalign.training.stopwatch import Stopwatch
-from jaxalign.training.update_rules import refuse_schedule_free
 
 __all__ = ["PPOConfig", "train_ppo"]
 
@@ -54,7 +51,6 @@ class Trainer(OnPolicyTrainer):
 
     models: ActorCritic
     reference: Any
-    optimizer: Any
     coefficient: float = 0.0
     negative: int = 0
 
@@ -224,12 +220,8 @@ def train_ppo(
     reward: Any = None,
     tokenizer: Any = None,
     engine: Engine | None = None,
-    train_dataset: Any = None,
-    eval_dataset: Any = None,
-    optimizer: Any = None,
     loss: Any = None,
-    callbacks: Sequence[Any] = (),
-    trackers: Sequence[Any] = (),
+    **live: Unpack[Live],
 ) -> TrainResult:
     """Trains a policy against a reward by PPO.
 
@@ -241,8 +233,7 @@ def train_ppo(
       engine: who samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
       loss: a function in place of the clipped policy loss: loss(logps[B, T], old_logps[B, T], advantages[B, T],
         mask[B, T]) -> [B, T].
-      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
-        names: see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
         `optimizer` is the policy's and the critic's, each with a state of its own, or {"policy": ..., "critic": ...}.
 
     Returns:
@@ -251,65 +242,29 @@ def train_ppo(
     Raises:
       UserError: anything wrong with configuration, files, rows or rewards, in one line.
     """
-    setup.check_live(policy, tokenizer, "policy")
     tokens = ("B", "T")
     arrays = {"logps": tokens, "old_logps": tokens, "advantages": tokens, "mask": tokens}
     unread = ("clip_low", "clip_high", "dual_clip")
     check_own_loss(loss, arrays, tokens, config=config.loss, unread=unread)
     given = Given(
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        optimizer=optimizer,
         loss=loss,
-        callbacks=callbacks,
-        trackers=trackers,
         others={"policy": policy, "reward": reward, "tokenizer": tokenizer, "engine": engine},
+        **live,
     )
-    mesh = setup.start(config.run, config.mesh)
-    key = jax.random.key(config.run.seed)
-    with Run.open(config.run, config, "ppo", given) as run:
-        if policy is None:
-            policy, tokenizer = setup.load_model(
-                config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
-            )
-        policy = with_stops(policy, config.data, tokenizer)
-        parts = build(
-            config, policy, reward, mesh, key=jax.random.fold_in(key, 1), tokenizer=tokenizer, run=run
-        )
-        state = create_state(parts.trained, parts.optimizer)
-        refuse_schedule_free(state.opt_state, "ppo, which must sample from the weights that it trains")
-        reference = parts.reference
-        if config.train.offload:
-            reference = offloaded(reference, parts.reward, parts.frozen["policy"], mesh, run)
-        rollout_key = jax.random.fold_in(key, 2)
-        trainer = Trainer(
-            config=config,
-            run=run,
-            mesh=mesh,
-            models=parts.models,
+
+    def begin(run: OnPolicyRun, start: Any, words: Any) -> Trainer:
+        parts = build(config, start, reward, run.mesh, key=run.fold(1), tokenizer=words, run=run.run)
+        reference = run.offloaded(parts.reference, parts.reward, parts.frozen["policy"])
+        own = run.parts(
+            "ppo",
+            parts.models.policy,
+            start.config,
+            words,
+            trained=parts.trained,
             frozen=parts.frozen,
-            reference=reference,
-            reward=parts.reward,
-            tokenizer=tokenizer,
-            **load_prompts(config, policy.config, tokenizer, run, mesh),
-            state=state,
             optimizer=parts.optimizer,
             schedules=parts.schedules,
-            key=rollout_key,
-            generator=make_generator(
-                config, parts.models.policy, parts.frozen["policy"], tokenizer, rollout_key, run, engine
-            ),
         )
-        # The trainer has copies of what it trains: what nothing reads any more leaves the device.
-        del policy, parts, reference, state
-        metrics = run_updates(trainer)
-        model = setup.export_policy(
-            run,
-            trainer.models.policy,
-            trainer.state.params["policy"],
-            trainer.frozen["policy"],
-            tokenizer,
-            config.lora,
-        )
-        run.finish(metrics)
-        return TrainResult(run.folder, metrics, model, tokenizer)
+        return Trainer(models=parts.models, reference=reference, reward=parts.reward, **own)
+
+    return fit_on_policy("ppo", config, given, begin)

@@ -1,7 +1,6 @@
 """GRPO and its relatives: advantages of groups, the algorithm's loss, and learning from rewards."""
 
 import json
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import get_args
@@ -14,7 +13,7 @@ from safetensors.numpy import load_file
 
 from jaxalign import losses, models
 from jaxalign.errors import UserError
-from jaxalign.rollout import Sampler, SamplingConfig
+from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import records
 from jaxalign.training.group_rollout import informative
 from jaxalign.training.grpo import Trainer, advantages_of, train_grpo
@@ -23,7 +22,6 @@ from jaxalign.training.grpo_step import policy_terms
 from jaxalign.training.loop import Interrupted
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.setup import ModelSource
-from jaxalign.training.step import make_update
 
 MASK = jnp.asarray([[0, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 0, 0]], bool)
 
@@ -251,42 +249,6 @@ def test_groups_that_are_all_alike_are_replaced_while_rounds_are_left(grpo, tmp_
     assert row["rollout/groups_alike"] == 0
     # One group of the first round (one 1 in four) and three of the second (two in four).
     assert row["objective/score"] == pytest.approx((1 + 3 * 2) / 16)
-
-
-def test_what_steps_have_freed_is_held_while_the_next_rollout_is_sampled(grpo, tmp_path, monkeypatch):
-    events = []
-
-    class Memory:
-        def __init__(self, *, on_cpu):
-            assert on_cpu
-
-        def hold(self):
-            events.append("hold")
-
-        @contextmanager
-        def steps(self):
-            events.append("steps begin")
-            yield
-            events.append("steps end")
-
-        def close(self):
-            events.append("close")
-
-    def noted(*arguments, **options):
-        step = make_update(*arguments, **options)
-        return lambda *state: events.append("step") or step(*state)
-
-    def sample(self, number, **options):
-        events.append("sample")
-        return plain(self, number, **options)
-
-    plain = Sampler.generate
-    monkeypatch.setattr("jaxalign.training.on_policy.Parked", Memory)
-    monkeypatch.setattr("jaxalign.training.grpo.make_update", noted)
-    monkeypatch.setattr(Sampler, "generate", sample)
-    train = GRPOTrainConfig(updates=2, prompts=4, minibatches=2, score_batch_size=16, eval_prompts=0)
-    train_grpo(grpo(tmp_path / "run", train=train))
-    assert events == [*["hold", "sample", "steps begin", "step", "step", "steps end"] * 2, "close"]
 
 
 def test_rewards_that_never_differ_change_nothing(grpo, tmp_path):
