@@ -8,7 +8,6 @@
 import re
 import sys
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +47,10 @@ def command_page(name: str) -> str:
     chosen = [known[key] for some in help_texts.COMMON.values() for key in some if key in known]
     if dotted and chosen:
         lines += ["## The keys most runs set", "", *table(chosen, flags)]
-    for section, members in groupby(keys, lambda key: key.name.rpartition(".")[0]):
+    sections: dict[str, list[configs.Key]] = {}
+    for key in keys:
+        sections.setdefault(key.name.rpartition(".")[0], []).append(key)
+    for section, members in sections.items():
         lines += [f"## {f'`{section}`' if section else 'Top-level keys'}", "", *table(members, flags)]
     return "\n".join(lines)
 
