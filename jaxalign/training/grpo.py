@@ -12,7 +12,7 @@ the loss, and what it is divided by.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,9 +28,9 @@ from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Given
 from jaxalign.training.experience import final_scores, judged
 from jaxalign.training.group_rollout import Rollout, ending_at_last, informative, replaced
-from jaxalign.training.grpo_advantages import RewardedRows
+from jaxalign.training.grpo_advantages import RewardedRows, of_rows
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
-from jaxalign.training.grpo_step import check_policy_loss, make_grpo_loss
+from jaxalign.training.grpo_step import check_advantages, check_policy_loss, make_grpo_loss
 from jaxalign.training.policy_trainer import PolicyTrainer, train_policy
 from jaxalign.training.ppo_step import ppo_counts
 from jaxalign.training.required_steps import StepsRequired
@@ -44,14 +44,16 @@ from jaxalign.training.stopwatch import Stopwatch
 __all__ = ["GRPOConfig", "train_grpo"]
 
 
-def advantages_of(config: GRPOLossConfig, rows: RewardedRows) -> jax.Array:
-    """Advantages [N, T] of a whole rollout, by the way that the configuration names."""
+def advantages_of(
+    config: GRPOLossConfig, rows: RewardedRows, own: Callable[..., jax.Array] | None = None
+) -> jax.Array:
+    """Advantages [N, T] of a whole rollout, by the way that the configuration names, or by the user's function."""
     if config.beta and config.recipe.kl_in_score:
         assert rows.logps is not None and rows.ref_logps is not None
         # The k1 estimate of the whole completion, of which the baseline takes its part.
         kl = jnp.sum(jnp.where(rows.mask, rows.logps - rows.ref_logps, 0.0), axis=1)
         rows = replace(rows, scores=rows.scores - config.beta * kl)
-    return config.advantage.function(rows)
+    return of_rows(own)(rows) if own else config.advantage.function(rows)
 
 
 class Trainer(PolicyTrainer):
@@ -61,11 +63,12 @@ class Trainer(PolicyTrainer):
         super().__post_init__()
         config, temperature = self.config, self.config.sampling.temperature
         length, own = config.sampling.max_new_tokens, self.run.given.loss
+        own_advantages = self.run.given.others.get("advantages")
         loss = make_grpo_loss(self.policy, config.loss, temperature, length, own)
         self._update = make_update(
             loss, ppo_counts, self.optimizer, accumulation_steps=config.train.accumulation_steps
         )
-        self._advantages = jax.jit(lambda rows: advantages_of(config.loss, rows))
+        self._advantages = jax.jit(lambda rows: advantages_of(config.loss, rows, own_advantages))
 
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics and a few samples as rows."""
@@ -121,19 +124,17 @@ class Trainer(PolicyTrainer):
         step_rewards, steps = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
         # A group without differences has advantage 0 already; its KL and entropy terms stay.
         valid = np.asarray(rollout.rewards.valid)
-        advantages = self._advantages(
-            RewardedRows(
-                scores=rollout.scores,
-                valid=valid,
-                mask=rows.mask,
-                logps=logps,
-                ref_logps=ref_logps,
-                step_rewards=step_rewards,
-                steps=steps,
-                group=self.group,
-                beta=self.config.loss.beta,
-            )
-        )
+        arrays: dict[str, Any] = {
+            "scores": rollout.scores,
+            "valid": valid,
+            "mask": rows.mask,
+            "logps": logps,
+            "ref_logps": ref_logps,
+            "step_rewards": step_rewards,
+            "steps": steps,
+        }
+        rewarded = RewardedRows(**arrays, group=self.group, beta=self.config.loss.beta)
+        advantages = self._advantages(rewarded)
         data = {
             "tokens": rows.tokens,
             "lengths": rows.lengths,
@@ -262,6 +263,7 @@ def train_grpo(
     eval_dataset: Any = None,
     optimizer: Any = None,
     loss: Any = None,
+    advantages: Any = None,
     callbacks: Sequence[Any] = (),
     trackers: Sequence[Any] = (),
 ) -> TrainResult:
@@ -275,6 +277,9 @@ def train_grpo(
       engine: who samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
       loss: a function called in place of the one that `config.loss.name` names, with the same arrays and none of its
         options: for grpo, loss(logps[B, T], old_logps[B, T], advantages[B, T], mask[B, T]) -> [B, T].
+      advantages: a function in place of what `config.loss.advantages` names, called on a whole rollout:
+        advantages(rewards[B], group_size, mask[B]) -> [B], such as `losses.gpg_advantages`. Completions of a prompt lie
+        together, group_size of them; mask holds those that have a reward.
       train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
         names: see `jaxalign.runs.Given`.
 
@@ -285,7 +290,7 @@ def train_grpo(
       UserError: anything wrong with configuration, files, rows or rewards, in one line.
     """
 
-    check_policy_loss(loss, config.loss)
+    loss, advantages = check_policy_loss(loss, config.loss), check_advantages(advantages, config.loss)
     given = Given(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -293,7 +298,13 @@ def train_grpo(
         loss=loss,
         callbacks=callbacks,
         trackers=trackers,
-        others={"policy": policy, "reward": reward, "tokenizer": tokenizer, "engine": engine},
+        others={
+            "policy": policy,
+            "reward": reward,
+            "tokenizer": tokenizer,
+            "engine": engine,
+            "advantages": advantages,
+        },
     )
 
     def parts(policy: Any, tokenizer: Any) -> dict[str, Any]:

@@ -60,6 +60,12 @@ class GRPOLossConfig:
       importance_level: token, or sequence (one ratio for a whole completion); auto is sequence for {rows}, which
         have one loss a completion, else token.
       importance_mode: truncate (a weight above the cap is the cap) or mask (it is 0).
+      function: your own loss, as file.py:function or package.module:function, called in place of the one that `name`
+        names with the same arrays and none of its options: for grpo, loss(logps[B, T], old_logps[B, T],
+        advantages[B, T], mask[B, T]) -> [B, T].
+      advantage_function: your own advantages, likewise, called as advantages(rewards[B], group_size, mask[B]) -> [B]
+        on a whole rollout: completions of a prompt lie together, group_size of them, and mask holds those that have a
+        reward.
     """
 
     name: LossName = "grpo"
@@ -75,6 +81,8 @@ class GRPOLossConfig:
     importance_cap: float = -1.0
     importance_level: ImportanceLevel = "auto"
     importance_mode: ImportanceMode = "truncate"
+    function: str = ""
+    advantage_function: str = ""
 
     def __post_init__(self) -> None:
         if self.beta < 0:
@@ -161,7 +169,8 @@ class GRPOConfig(OnPolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.rollout.check_corrected(self.importance_cap)
-        if self.sampling.num_samples < 2 and self.loss.advantage.groups:
+        groups = self.loss.advantage.groups and not self.loss.advantage_function
+        if self.sampling.num_samples < 2 and groups:
             raise ValueError(
                 f"sampling.num_samples must be 2 or more: loss.name={self.loss.name} compares the completions of "
                 f"a prompt; got {self.sampling.num_samples}"

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign import losses
+from jaxalign.errors import ConfigError
 from jaxalign.training.clip_fraction import clipped_of
 from jaxalign.training.grpo_config import GRPOLossConfig
-from jaxalign.training.own_loss import check_own_loss
+from jaxalign.training.own_loss import SIZES, check_own_loss, own_function
 from jaxalign.training.packing import packing_of
 from jaxalign.training.rollout_metrics import sampler_gaps, step_metrics
 from jaxalign.training.scoring import CausalPolicy
@@ -88,11 +89,31 @@ def policy_terms(
     return recipe.loss(*arrays, **options)
 
 
-def check_policy_loss(loss: Any, config: GRPOLossConfig) -> None:
-    """Refuses a function that cannot be called as the loss that `config` names is, without its options."""
+def check_policy_loss(loss: Any, config: GRPOLossConfig) -> Any:
+    """The user's loss (see `check_own_loss`), called as the one that `config` names is, without its options."""
     recipe, tokens = config.recipe, ("B", "T")
     result = ("B",) if recipe.of_rows else tokens
     old = {"old_logps": tokens} if recipe.reads_old else {}
     arrays = {"logps": tokens, **old, "advantages": result, "mask": tokens}
     unread = ("clip_low", "clip_high", "dual_clip")
-    check_own_loss(loss, arrays, result, config=config, unread=unread)
+    return check_own_loss(loss, arrays, result, config=config, unread=unread)
+
+
+def check_advantages(advantages: Any, config: GRPOLossConfig) -> Any:
+    """The user's advantages, or None where there are none; see `check_own_loss`, also for errors."""
+    found = own_function(
+        "advantages",
+        advantages,
+        "loss.advantage_function",
+        config.advantage_function,
+        {"rewards": ("B",), "group_size": SIZES["B"], "mask": ("B",)},
+        ("B",),
+        config=config,
+        unread=("advantages",),
+    )
+    if found is not None and config.beta and config.advantage.takes_kl:
+        raise ConfigError(
+            f"loss.beta: with loss.name={config.name} the KL is part of the advantages, whose place yours take; leave "
+            "it at 0, or take another loss.name"
+        )
+    return found

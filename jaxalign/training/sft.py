@@ -35,10 +35,13 @@ class SFTLossConfig:
     Attributes:
       label_smoothing: weight of the mean of -log p over the vocabulary, in [0, 1).
       z_loss: weight of logsumexp squared, which keeps logits small.
+      function: your own loss in place of the cross-entropy, as file.py:function or package.module:function, called as
+        loss(logps[B, T], mask[B, T]) -> [B, T].
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    function: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -141,7 +144,7 @@ def train_sft(
     setup.check_live(model, tokenizer)
     unread = ("label_smoothing", "z_loss")
     arrays = {"logps": ("B", "T"), "mask": ("B", "T")}
-    check_own_loss(loss, arrays, ("B", "T"), config=config.loss, unread=unread)
+    loss = check_own_loss(loss, arrays, ("B", "T"), config=config.loss, unread=unread)
     given = Given(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
