@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxalign.data import DataConfig, collate_demonstrations, eval_batches
 from jaxalign.losses import token_mean
+from jaxalign.losses.cross_entropy import token_cross_entropy
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
@@ -88,13 +89,16 @@ def make_sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[...
         scores = policy.score(
             params, frozen, batch["tokens"], batch["lengths"], mask, key=key, packing=packing_of(batch)
         )
-        # The same terms as losses.cross_entropy_loss, from statistics of the chunked head.
-        smoothing = config.label_smoothing
-        per_token = -(1.0 - smoothing) * scores.logps - smoothing * scores.mean_logps
-        if config.z_loss:
-            per_token += config.z_loss * jnp.square(scores.logsumexp)
         if own is not None:
             per_token = own(scores.logps, mask)
+        else:
+            per_token = token_cross_entropy(
+                scores.logps,
+                scores.mean_logps,
+                scores.logsumexp,
+                label_smoothing=config.label_smoothing,
+                z_loss=config.z_loss,
+            )
         if "weights" in batch:
             per_token *= batch["weights"]
         metrics = {

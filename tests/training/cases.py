@@ -11,7 +11,7 @@ from jaxalign.training import setup
 from jaxalign.training.actor_critic import build
 from jaxalign.training.experience import advantages_of
 from jaxalign.training.kl_controller import KLConfig
-from jaxalign.training.online_dpo import pair_loss
+from jaxalign.training.online_dpo import make_pair_loss
 from jaxalign.training.pairs import valid_rows
 from jaxalign.training.ppo_config import PPOConfig, PPOLossConfig
 from jaxalign.training.ppo_step import make_ppo_loss, ppo_counts
@@ -89,7 +89,7 @@ def online_dpo_case(mesh):
     rng = np.random.default_rng(1)
     batch["old_logps"] = np.where(batch["mask"], -4 - rng.random(batch["mask"].shape), 0).astype(np.float32)
     batch["ref_logps"] = (-35 - rng.random((8, 2))).astype(np.float32)
-    loss = pair_loss(policy, DPOLossConfig(), 0.7)
+    loss = make_pair_loss(policy, DPOLossConfig(), 0.7)
     return loss, valid_rows, {"policy": trained}, {"policy": frozen["base"]}, batch
 
 
