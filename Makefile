@@ -6,6 +6,8 @@
 #   make parity          the losses' reference values, computed anew in torch and compared
 #   make lint types      style and types
 #   make docs            the docs site, in site/
+#   make notebooks       runs the tutorials of docs/tutorials and writes their outputs (QUICK=1: fewer steps, writes nothing)
+#   make wheel           dist/jaxalign-VERSION-py3-none-any.whl (make wheel-check: and its demo in an environment of its own)
 # PYTHON=python3.12 chooses the interpreter, ARGS="..." is passed on to the command.
 
 PYTHON ?= python3
@@ -22,6 +24,7 @@ RELEASES := JAXALIGN_TRL_RELEASES=.venv-parity/releases
 BIN := .venv/bin
 CORE := .venv/core-$(VERSION).stamp
 DEV := .venv/dev-$(VERSION).stamp
+NOTEBOOKS := .venv/notebooks-$(VERSION).stamp
 # Inside what they stand for: a folder that was deleted is made again.
 PARITY := .venv-parity/installed-$(VERSION).stamp
 PEERS := .venv-parity/releases-$(VERSION).stamp
@@ -30,7 +33,7 @@ DOCS := .venv-docs/installed-$(VERSION).stamp
 # --no-compile: Python compiles what is imported when it is; all of it at once doubles the time of installing.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo docs test test-all lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens parity constraints clean venv
+.PHONY: demo docs test test-all lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens notebooks parity constraints clean venv wheel wheel-check
 .DEFAULT_GOAL := test
 
 demo: $(CORE)
@@ -103,6 +106,25 @@ docs: $(CORE) $(DOCS)
 
 venv: $(DEV)
 
+# Runs every cell in a fresh folder; a notebook whose cell raises fails the target.
+notebooks: $(NOTEBOOKS)
+	$(BIN)/python docs/tutorials/run.py $(if $(QUICK),--quick) $(ARGS)
+
+# build/ goes first: setuptools would pack modules left there by an older build. pip fetches setuptools, nothing else.
+wheel: .venv/bin/python-$(VERSION).stamp
+	@rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@rm -rf build && ls dist/*.whl
+
+# What a user does: install the wheel and its dependencies into a new environment, outside the checkout, and run the demo
+# there. Nothing of .venv is lent to it, so a dependency that pyproject.toml forgets fails here (1.1 GB, deleted at the end).
+wheel-check: wheel
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp $(CONSTRAINTS) dist/*.whl "$$folder" && cd "$$folder" && \
+	  unset PYTHONPATH && $(PYTHON) -m venv venv && \
+	  venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS) ./*.whl && \
+	  venv/bin/python -c 'import sys, jaxalign; print("installed:", jaxalign.__file__); sys.exit(sys.prefix not in jaxalign.__file__)' && \
+	  venv/bin/jaxalign demo --quick=true --output=demo && ls demo/report.html
+
 # Removes the environment and caches, never runs/.
 clean:
 	rm -rf .venv .venv-parity .venv-flax .venv-docs site docs/reference .cache build dist *.egg-info .pytest_cache .ruff_cache
@@ -123,6 +145,10 @@ $(DEV): .venv/bin/python-$(VERSION).stamp pyproject.toml $(CONSTRAINTS)
 	@echo "installing the pinned packages and the test tools into .venv (about 1.4 GB on disk)"
 	@$(PIP) --editable '.[dev]'
 	@touch $(CORE) $@
+
+$(NOTEBOOKS): $(CORE)
+	@$(PIP) --editable '.[notebooks]'
+	@touch $@
 
 $(PARITY): pyproject.toml | .venv/bin/python-$(VERSION).stamp
 	@echo "installing torch, TRL and jaxalign into .venv-parity (about 2 GB on disk, more where torch brings CUDA)"
@@ -152,6 +178,6 @@ $(DOCS): .venv/bin/python-$(VERSION).stamp pyproject.toml $(CONSTRAINTS)
 
 # Rewrites the constraints of this Python from the newest versions that pyproject.toml allows.
 constraints: .venv/bin/python-$(VERSION).stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[dev,docs,notebooks]'
 	@echo "# Versions the tests were run with on Python $(if $(filter 3.11,$(VERSION)),3.11,3.12 and newer): \`make constraints\` writes this file." > $(CONSTRAINTS)
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools >> $(CONSTRAINTS)

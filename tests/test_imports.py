@@ -53,18 +53,7 @@ BASE_ORDER = [
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
 # Names that only extras provide; the core must import without them.
-EXTRAS = {
-    "wandb",
-    "tensorboardX",
-    "tensorboard",
-    "gradio",
-    "fastapi",
-    "uvicorn",
-    "onnx",
-    "onnxruntime",
-    "torch",
-    "trl",
-}
+EXTRAS = {"wandb", "mlflow", "trackio", "tensorboardX", "torch", "trl"}
 
 
 def group_of(module: str) -> str | None:

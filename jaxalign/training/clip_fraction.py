@@ -1,39 +1,64 @@
 """How much of a rollout the losses of GRPO and its relatives clip: what each really clips, and at its own bounds."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from jaxalign.losses.ratios import exp_ratio, log_ratios, row_means
-from jaxalign.training.grpo_config import GRPOLossConfig
-from jaxalign.training.step import Metrics, mean_of
+
+Clipped = Callable[[jax.Array, jax.Array, jax.Array, tuple[float, float]], jax.Array]
+"""(log-ratios[B, T], advantages[B, T], mask[B, T], clip) -> bool: tokens [B, T] or rows [B] that are clipped."""
 
 
-def clip_fraction(
-    config: GRPOLossConfig, logps: jax.Array, old_logps: jax.Array, advantages: jax.Array, mask: jax.Array
-) -> Metrics:
-    """`policy/clip_fraction`; nothing where the loss has no clip. All arguments are [B, T].
-
-    gspo, rloo           rows whose ratio (geometric mean of the tokens', and their product) lies outside the clip
-    gmpo                 tokens whose log-ratio is cut before the geometric mean: above where A > 0, else below
-    cispo                tokens whose weight is held at the cap
-    reinforce            nothing
-    others               tokens whose ratio lies outside the clip
-    """
-    low, high = config.recipe.clip
-    d = log_ratios(logps, old_logps, mask)
-    if config.name == "reinforce":
-        return {}
-    if config.name in ("gspo", "rloo"):
-        ratio = exp_ratio(row_means(d, mask) if config.name == "gspo" else jnp.sum(d, axis=1))
-        return {"policy/clip_fraction": mean_of(_outside(ratio, low, high), mask.any(1))}
-    if config.name == "gmpo":
-        clipped = jnp.where(advantages > 0, d > high, d < -low)
-    elif config.name == "cispo":
-        clipped = exp_ratio(d) > high
-    else:
-        clipped = _outside(exp_ratio(d), low, high)
-    return {"policy/clip_fraction": mean_of(clipped, mask)}
+def clipped_of(
+    clipped: Clipped,
+    logps: jax.Array,
+    old_logps: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    clip: tuple[float, float],
+) -> tuple[jax.Array, jax.Array]:
+    """(what is clipped, what counts), of tokens [B, T] or of rows [B]; all arguments are [B, T]."""
+    found = clipped(log_ratios(logps, old_logps, mask), advantages, mask, clip)
+    return found, mask if found.ndim == 2 else mask.any(1)
 
 
-def _outside(ratio: jax.Array, low: float, high: float) -> jax.Array:
-    return (ratio < 1 - low) | (ratio > 1 + high)
+def of_tokens(d: jax.Array, advantages: jax.Array, mask: jax.Array, clip: tuple[float, float]) -> jax.Array:
+    """Tokens whose ratio lies outside the clip."""
+    del advantages, mask
+    return _outside(exp_ratio(d), clip)
+
+
+def of_weights(d: jax.Array, advantages: jax.Array, mask: jax.Array, clip: tuple[float, float]) -> jax.Array:
+    """Tokens whose weight is held at the cap (CISPO)."""
+    del advantages, mask
+    return exp_ratio(d) > clip[1]
+
+
+def of_log_ratios(
+    d: jax.Array, advantages: jax.Array, mask: jax.Array, clip: tuple[float, float]
+) -> jax.Array:
+    """Tokens whose log-ratio is cut before the geometric mean: above where A > 0, else below (GMPO)."""
+    del mask
+    return jnp.where(advantages > 0, d > clip[1], d < -clip[0])
+
+
+def of_row_means(
+    d: jax.Array, advantages: jax.Array, mask: jax.Array, clip: tuple[float, float]
+) -> jax.Array:
+    """Rows whose ratio, the geometric mean of the tokens', lies outside the clip (GSPO)."""
+    del advantages
+    return _outside(exp_ratio(row_means(d, mask)), clip)
+
+
+def of_row_products(
+    d: jax.Array, advantages: jax.Array, mask: jax.Array, clip: tuple[float, float]
+) -> jax.Array:
+    """Rows whose ratio, the product of the tokens', lies outside the clip (RLOO)."""
+    del advantages, mask
+    return _outside(exp_ratio(jnp.sum(d, axis=1)), clip)
+
+
+def _outside(ratio: jax.Array, clip: tuple[float, float]) -> jax.Array:
+    return (ratio < 1 - clip[0]) | (ratio > 1 + clip[1])

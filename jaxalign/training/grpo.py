@@ -7,11 +7,12 @@ One update:
     -> log, save
 
 GRPO, Dr. GRPO, DAPO, GSPO, CISPO, GMPO, RLOO, REINFORCE and REINFORCE++ differ in three choices, see
-`grpo_config.RECIPES`: how rewards become advantages, which function of the ratio is the loss, and what it is
-divided by.
+`rl_recipes.RL_RECIPES`: how rewards become advantages (`grpo_advantages.ADVANTAGES`), which function of the ratio is
+the loss, and what it is divided by.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -27,8 +28,9 @@ from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Given, Live
 from jaxalign.training.experience import final_scores, judged
 from jaxalign.training.group_rollout import Rollout, ending_at_last, informative, replaced
+from jaxalign.training.grpo_advantages import RewardedRows, of_rows
 from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig
-from jaxalign.training.grpo_step import check_policy_loss, make_grpo_loss
+from jaxalign.training.grpo_step import check_advantages, check_policy_loss, make_grpo_loss
 from jaxalign.training.on_policy_run import OnPolicyRun, fit_on_policy
 from jaxalign.training.policy_trainer import PolicyTrainer, policy_trainer
 from jaxalign.training.ppo_step import ppo_counts
@@ -44,49 +46,15 @@ __all__ = ["GRPOConfig", "train_grpo"]
 
 
 def advantages_of(
-    config: GRPOLossConfig,
-    scores: jax.Array,
-    valid: jax.Array,
-    group: int,
-    logps,
-    ref_logps,
-    mask,
-    step_rewards: Any = None,
-    steps: Any = None,
+    config: GRPOLossConfig, rows: RewardedRows, own: Callable[..., jax.Array] | None = None
 ) -> jax.Array:
-    """Advantages [N, T] of a whole rollout.
-
-    Args:
-      config: which.
-      scores: float32 [N], a prompt's completions together.
-      valid: bool [N], rows that count.
-      group: completions a prompt.
-      logps: [N, T] under the policy that sampled; None where they are not known.
-      ref_logps: [N, T] under the reference; None likewise. Both are read where a KL is part of the reward.
-      mask: [N, T].
-      step_rewards: [N, T], for process: read where a step ends.
-      steps: bool [N, T], for process: where one does.
-    """
-    kind = config.recipe.advantages
-    if config.beta and config.kl_in_reward and kind != "reinforce++":
+    """Advantages [N, T] of a whole rollout, by the way that the configuration names, or by the user's function."""
+    if config.beta and config.recipe.kl_in_score:
+        assert rows.logps is not None and rows.ref_logps is not None
         # The k1 estimate of the whole completion, of which the baseline takes its part.
-        scores = scores - config.beta * jnp.sum(jnp.where(mask, logps - ref_logps, 0.0), axis=1)
-    if kind == "process":
-        return losses.process_group_advantages(step_rewards, steps, group, mask)
-    if kind == "reinforce++":
-        if not config.beta:
-            logps = ref_logps = jnp.zeros(mask.shape)
-        return losses.reinforce_plus_plus_advantages(scores, logps, ref_logps, mask, beta=config.beta)
-    if kind == "global":
-        rows = losses.global_batch_advantages(scores, valid)
-    elif kind == "leave_one_out":
-        rows = losses.leave_one_out_advantages(scores, group, valid)
-    elif kind == "reinforce++_baseline":
-        rows = losses.reinforce_plus_plus_baseline_advantages(scores, group, valid)
-    else:
-        scale = {"group": "std", "group_mean": "none", "batch": "batch"}[kind]
-        rows = losses.group_advantages(scores, group, valid, scale=scale)  # type: ignore[arg-type]
-    return jnp.where(mask, rows[:, None], 0.0)
+        kl = jnp.sum(jnp.where(rows.mask, rows.logps - rows.ref_logps, 0.0), axis=1)
+        rows = replace(rows, scores=rows.scores - config.beta * kl)
+    return of_rows(own)(rows) if own else config.advantage.function(rows)
 
 
 class Trainer(PolicyTrainer):
@@ -96,15 +64,12 @@ class Trainer(PolicyTrainer):
         super().__post_init__()
         config, temperature = self.config, self.config.sampling.temperature
         length, own = config.sampling.max_new_tokens, self.run.given.loss
+        own_advantages = self.run.given.others.get("advantages")
         loss = make_grpo_loss(self.policy, config.loss, temperature, length, own)
         self._update = make_update(
             loss, ppo_counts, self.optimizer, accumulation_steps=config.train.accumulation_steps
         )
-        self._advantages = jax.jit(
-            lambda *arrays: advantages_of(
-                config.loss, arrays[0], arrays[1], config.sampling.num_samples, *arrays[2:]
-            )
-        )
+        self._advantages = jax.jit(lambda rows: advantages_of(config.loss, rows, own_advantages))
 
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics and a few samples as rows."""
@@ -157,10 +122,20 @@ class Trainer(PolicyTrainer):
         weights = np.ones(mask.shape, np.float32)
         if cap:
             weights = self.weights(cap, rows, found["logps"], mask, completions)
-        by_step = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
+        step_rewards, steps = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
         # A group without differences has advantage 0 already; its KL and entropy terms stay.
         valid = np.asarray(rollout.rewards.valid)
-        advantages = self._advantages(rollout.scores, valid, logps, ref_logps, rows.mask, *by_step)
+        arrays: dict[str, Any] = {
+            "scores": rollout.scores,
+            "valid": valid,
+            "mask": rows.mask,
+            "logps": logps,
+            "ref_logps": ref_logps,
+            "step_rewards": step_rewards,
+            "steps": steps,
+        }
+        rewarded = RewardedRows(**arrays, group=self.group, beta=self.config.loss.beta)
+        advantages = self._advantages(rewarded)
         data = {
             "tokens": rows.tokens,
             "lengths": rows.lengths,
@@ -240,7 +215,7 @@ class Trainer(PolicyTrainer):
         completions, request = self.sample(number, round_number)
         rewards = judged(self.reward, request, completions)
         loss = self.config.loss
-        by_step = loss.recipe.advantages == "process"
+        by_step = loss.advantage.steps
         if by_step and rewards.steps is None:
             raise ConfigError(
                 "loss.advantages=process: the reward gave no token rewards; it needs a process reward model "
@@ -286,6 +261,7 @@ def train_grpo(
     tokenizer: Any = None,
     engine: Engine | None = None,
     loss: Any = None,
+    advantages: Any = None,
     **live: Unpack[Live],
 ) -> TrainResult:
     """Trains a policy against a reward by GRPO or one of its relatives.
@@ -298,6 +274,9 @@ def train_grpo(
       engine: who samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
       loss: a function called in place of the one that `config.loss.name` names, with the same arrays and none of its
         options: for grpo, loss(logps[B, T], old_logps[B, T], advantages[B, T], mask[B, T]) -> [B, T].
+      advantages: a function in place of what `config.loss.advantages` names, called on a whole rollout:
+        advantages(rewards[B], group_size, mask[B]) -> [B], such as `losses.gpg_advantages`. Completions of a prompt lie
+        together, group_size of them; mask holds those that have a reward.
       live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
 
     Returns:
@@ -307,15 +286,21 @@ def train_grpo(
       UserError: anything wrong with configuration, files, rows or rewards, in one line.
     """
 
-    check_policy_loss(loss, config.loss)
+    loss, advantages = check_policy_loss(loss, config.loss), check_advantages(advantages, config.loss)
     given = Given(
         loss=loss,
-        others={"policy": policy, "reward": reward, "tokenizer": tokenizer, "engine": engine},
+        others={
+            "policy": policy,
+            "reward": reward,
+            "tokenizer": tokenizer,
+            "engine": engine,
+            "advantages": advantages,
+        },
         **live,
     )
 
     def begin(run: OnPolicyRun, start: Any, words: Any) -> Trainer:
-        by_step = config.loss.recipe.advantages == "process"
+        by_step = config.loss.advantage.steps
         source, _ = build_reward(
             config.reward,
             reward,

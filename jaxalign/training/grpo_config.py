@@ -1,10 +1,11 @@
-"""What a run of GRPO or one of its relatives is told."""
+"""What a run of GRPO or one of its relatives is told; the algorithms themselves are in `rl_recipes`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 from jaxalign.rollout import SamplingConfig
+from jaxalign.training.grpo_advantages import ADVANTAGES, Advantages
 from jaxalign.training.on_policy_config import (
     ImportanceLevel,
     ImportanceMode,
@@ -13,66 +14,39 @@ from jaxalign.training.on_policy_config import (
     check_cap,
 )
 from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.rl_recipes import RL_RECIPES, Recipe
 
-LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "gmpo", "rloo", "reinforce", "reinforce++"]
-AdvantageName = Literal[
-    "group",
-    "group_mean",
-    "batch",
-    "leave_one_out",
-    "global",
-    "reinforce++",
-    "reinforce++_baseline",
-    "process",
-]
+LossName = Literal[tuple(RL_RECIPES)]
+AdvantageName = Literal[tuple(ADVANTAGES)]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What an algorithm's paper takes where the configuration says nothing.
-
-    Attributes:
-      advantages: how rewards become advantages.
-      reduction: tokens (mean over all tokens), rows (mean over rows of their token means, or of their one
-        loss a row) or length (row sums over the longest completion, mean over rows).
-      clip: (low, high) bounds of the ratio.
-    """
-
-    advantages: AdvantageName
-    reduction: Literal["tokens", "rows", "length"]
-    clip: tuple[float, float]
+def _names(holds: Callable[[Recipe], Any]) -> str:
+    return ", ".join(name for name, recipe in RL_RECIPES.items() if holds(recipe))
 
 
-RECIPES: Mapping[str, Recipe] = {
-    "grpo": Recipe("group", "rows", (0.2, 0.2)),
-    "dr_grpo": Recipe("group_mean", "length", (0.2, 0.2)),
-    "dapo": Recipe("group", "tokens", (0.2, 0.28)),
-    "gspo": Recipe("group", "rows", (3e-4, 4e-4)),
-    "cispo": Recipe("group", "tokens", (0.0, 5.0)),
-    "gmpo": Recipe("group", "rows", (0.4, 0.4)),
-    "rloo": Recipe("leave_one_out", "rows", (0.2, 0.2)),
-    "reinforce": Recipe("group_mean", "tokens", (0.0, 0.0)),
-    "reinforce++": Recipe("reinforce++", "tokens", (0.2, 0.2)),
-}
-
-# One ratio, and one loss, for a whole completion.
-ROW_LOSSES = frozenset({"gspo", "gmpo", "rloo"})
+def _told(cls: type[T]) -> type[T]:
+    """Fills in what the docstring of a configuration, which `--help` prints, says of the tables."""
+    cls.__doc__ = (cls.__doc__ or "").format(
+        losses=", ".join(RL_RECIPES),
+        advantages="; ".join(f"{name}, {each.meaning}" for name, each in ADVANTAGES.items()),
+        rows=_names(lambda recipe: recipe.of_rows),
+        dual=_names(lambda recipe: recipe.takes_dual_clip),
+    )
+    return cls
 
 
+@_told
 @dataclass(frozen=True, kw_only=True)
 class GRPOLossConfig:
     """Advantages and the policy loss.
 
     Attributes:
-      name: the algorithm: grpo, dr_grpo, dapo, gspo, cispo, gmpo, rloo, reinforce or reinforce++.
-      advantages: from rewards: group (less the group's mean, over its standard deviation), group_mean (less
-        the mean only), batch (over the batch's deviation), leave_one_out, global (over the whole batch, no
-        groups), reinforce++ (with the KL in the reward), reinforce++_baseline, or process (token rewards of steps,
-        normalised over the group; a token's is the sum of those still to come, and a score is part of the last
-        step's reward); auto takes the algorithm's.
+      name: the algorithm: {losses}.
+      advantages: from rewards: {advantages}; auto takes the algorithm's.
       clip_low: the ratio is clipped at 1 - clip_low; -1 takes the algorithm's.
       clip_high: and at 1 + clip_high (cispo: at clip_high itself); -1 takes the algorithm's.
-      dual_clip: bound on the loss where the advantage is negative, above 1; 0 turns it off (grpo, dr_grpo, dapo).
+      dual_clip: bound on the loss where the advantage is negative, above 1; 0 turns it off ({dual}).
       beta: weight of the KL to the reference (its k3 estimate a token in the loss; for rloo its k1 estimate, summed
         over the completion, off the reward, and for reinforce++ off each token's); 0 needs no reference.
       entropy_weight: weight of the entropy bonus.
@@ -83,9 +57,15 @@ class GRPOLossConfig:
       overlong_penalty: taken from the score of a completion of the longest length.
       importance_cap: tokens weigh by the ratio of the policy in training to the sampler, at most this (for truncated
         sampling, or another engine); 0 turns it off, -1 is 2 with a server and 0 else.
-      importance_level: token, or sequence (one ratio for a whole completion); auto is sequence for gspo, gmpo and rloo,
-        which have one loss a completion, else token.
+      importance_level: token, or sequence (one ratio for a whole completion); auto is sequence for {rows}, which
+        have one loss a completion, else token.
       importance_mode: truncate (a weight above the cap is the cap) or mask (it is 0).
+      function: your own loss, as file.py:function or package.module:function, called in place of the one that `name`
+        names with the same arrays and none of its options: for grpo, loss(logps[B, T], old_logps[B, T],
+        advantages[B, T], mask[B, T]) -> [B, T].
+      advantage_function: your own advantages, likewise, called as advantages(rewards[B], group_size, mask[B]) -> [B]
+        on a whole rollout: completions of a prompt lie together, group_size of them, and mask holds those that have a
+        reward.
     """
 
     name: LossName = "grpo"
@@ -101,51 +81,56 @@ class GRPOLossConfig:
     importance_cap: float = -1.0
     importance_level: ImportanceLevel = "auto"
     importance_mode: ImportanceMode = "truncate"
+    function: str = ""
+    advantage_function: str = ""
 
     def __post_init__(self) -> None:
         if self.beta < 0:
             raise ValueError(f"loss.beta must not be negative, got {self.beta}")
-        if self.dual_clip and (self.dual_clip <= 1 or self.name not in ("grpo", "dr_grpo", "dapo")):
+        if self.dual_clip and (self.dual_clip <= 1 or not self.recipe.takes_dual_clip):
             raise ValueError(
-                f"loss.dual_clip must be above 1 and needs loss.name grpo, dr_grpo or dapo; got {self.dual_clip} "
-                f"for {self.name}"
+                "loss.dual_clip must be above 1 and needs one of loss.name "
+                f"{_names(lambda recipe: recipe.takes_dual_clip)}; got {self.dual_clip} for {self.name}"
             )
         check_cap(self.importance_cap)
-        if self.importance_cap and self.importance_level == "token" and self.name in ROW_LOSSES:
+        if self.importance_cap and self.importance_level == "token" and self.recipe.of_rows:
             raise ValueError(
                 f"loss.importance_level=token weighs tokens, and loss.name={self.name} has one loss a completion; "
-                "take sequence (or auto), or one of " + ", ".join(sorted(set(RECIPES) - ROW_LOSSES))
+                f"take sequence (or auto), or one of {_names(lambda recipe: not recipe.of_rows)}"
             )
-        if self.advantages == "process" and self.name in ROW_LOSSES:
+        if self.advantage.steps and self.recipe.of_rows:
             raise ValueError(
                 f"loss.advantages=process differs from token to token, and loss.name={self.name} has one loss a "
-                "completion; use one of " + ", ".join(sorted(set(RECIPES) - ROW_LOSSES))
+                f"completion; use one of {_names(lambda recipe: not recipe.of_rows)}"
             )
 
     @property
     def kl_in_reward(self) -> bool:
         """Whether beta's KL is taken off the rewards, before advantages are made of them; else the loss has it."""
-        return self.name == "rloo" or self.recipe.advantages == "reinforce++"
+        return self.recipe.kl_in_score or self.advantage.takes_kl
 
     @property
     def weighs(self) -> Literal["token", "sequence"]:
         """What importance weights are of."""
         if self.importance_level != "auto":
             return self.importance_level
-        return "sequence" if self.name in ROW_LOSSES else "token"
+        return "sequence" if self.recipe.of_rows else "token"
 
     @property
     def recipe(self) -> Recipe:
         """The algorithm's settings, with those of the configuration in their place."""
-        base = RECIPES[self.name]
-        return Recipe(
-            base.advantages if self.advantages == "auto" else self.advantages,
-            base.reduction,
-            (
-                base.clip[0] if self.clip_low < 0 else self.clip_low,
-                base.clip[1] if self.clip_high < 0 else self.clip_high,
-            ),
+        base = RL_RECIPES[self.name]
+        low, high = (
+            own if own >= 0 else theirs
+            for own, theirs in zip((self.clip_low, self.clip_high), base.clip, strict=True)
         )
+        named = base.advantages if self.advantages == "auto" else self.advantages
+        return replace(base, advantages=named, clip=(low, high))
+
+    @property
+    def advantage(self) -> Advantages:
+        """How rewards become advantages."""
+        return ADVANTAGES[self.recipe.advantages]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +169,8 @@ class GRPOConfig(OnPolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.rollout.check_corrected(self.importance_cap)
-        if self.sampling.num_samples < 2 and self.loss.recipe.advantages not in ("global", "reinforce++"):
+        groups = self.loss.advantage.groups and not self.loss.advantage_function
+        if self.sampling.num_samples < 2 and groups:
             raise ValueError(
                 f"sampling.num_samples must be 2 or more: loss.name={self.loss.name} compares the completions of "
                 f"a prompt; got {self.sampling.num_samples}"

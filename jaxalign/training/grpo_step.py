@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign import losses
-from jaxalign.training.clip_fraction import clip_fraction
+from jaxalign.errors import ConfigError
+from jaxalign.training.clip_fraction import clipped_of
 from jaxalign.training.grpo_config import GRPOLossConfig
-from jaxalign.training.own_loss import check_own_loss
+from jaxalign.training.own_loss import SIZES, check_own_loss, own_function
 from jaxalign.training.packing import packing_of
 from jaxalign.training.rollout_metrics import sampler_gaps, step_metrics
 from jaxalign.training.scoring import CausalPolicy
+from jaxalign.training.step import mean_of
 
 
 def make_grpo_loss(
@@ -29,7 +31,7 @@ def make_grpo_loss(
     old_logps [B, T], or sampler_logps [B, T] where this is the only step on the rollout: the policy that sampled is
     then the one that the step begins with. For `own` see `policy_terms`.
     """
-    with_kl = config.beta and not config.kl_in_reward
+    with_kl, recipe = config.beta and not config.kl_in_reward, config.recipe
 
     def loss(params, frozen, batch, key, counts):
         del key
@@ -56,10 +58,11 @@ def make_grpo_loss(
         else:
             per_token += terms * batch["weights"]
             total = jnp.zeros(())
-        total += _reduced(config.recipe.reduction, per_token, mask, counts, length)
+        total += recipe.reduction(per_token, mask, counts, length)
         metrics = step_metrics(scores, old, mask)
-        if own is None:
-            metrics |= clip_fraction(config, scores.logps, old, batch["advantages"], mask)
+        if own is None and recipe.clipped:
+            clipped = clipped_of(recipe.clipped, scores.logps, old, batch["advantages"], mask, recipe.clip)
+            metrics["policy/clip_fraction"] = mean_of(*clipped)
         if alone:
             metrics |= sampler_gaps(scores, batch["sampler_logps"], mask)
         if alone and with_kl:
@@ -70,46 +73,47 @@ def make_grpo_loss(
     return loss
 
 
-# Losses of a whole completion, which read one advantage of it.
-OF_ROWS = ("gspo", "gmpo", "rloo")
-
-
 def policy_terms(
     config: GRPOLossConfig, logps: jax.Array, batch: Any, own: Callable[..., Any] | None = None
 ) -> jax.Array:
     """The algorithm's loss, a token [B, T] or a row [B]; `own` is called in its place, without its options."""
-    old, mask, advantages = batch["old_logps"], batch["mask"], batch["advantages"]
-    low, high = config.recipe.clip
-    row = jnp.sum(advantages, axis=1) / jnp.maximum(mask.sum(1), 1)
+    recipe, mask, advantages = config.recipe, batch["mask"], batch["advantages"]
+    if recipe.of_rows:
+        advantages = jnp.sum(advantages, axis=1) / jnp.maximum(mask.sum(1), 1)
+    arrays = (logps, batch["old_logps"], advantages, mask) if recipe.reads_old else (logps, advantages, mask)
     if own is not None:
-        read = row if config.name in OF_ROWS else advantages
-        return own(logps, read, mask) if config.name == "reinforce" else own(logps, old, read, mask)
-    if config.name == "gspo":
-        return losses.gspo_loss(logps, old, row, mask, clip_low=low, clip_high=high)
-    if config.name == "gmpo":
-        return losses.gmpo_loss(logps, old, row, mask, clip_low=low, clip_high=high)
-    if config.name == "rloo":
-        return losses.rloo_loss(logps, old, row, mask, clip_low=low, clip_high=high)
-    if config.name == "cispo":
-        return losses.cispo_loss(logps, old, advantages, mask, cap=high)
-    if config.name == "reinforce":
-        return losses.reinforce_loss(logps, advantages, mask)
-    dual = config.dual_clip or None
-    return losses.grpo_loss(logps, old, advantages, mask, clip_low=low, clip_high=high, dual_clip=dual)
+        return own(*arrays)
+    options = recipe.clip_arguments(*recipe.clip)
+    if recipe.takes_dual_clip:
+        options["dual_clip"] = config.dual_clip or None
+    return recipe.loss(*arrays, **options)
 
 
-def _reduced(reduction: str, x: jax.Array, mask: jax.Array, counts: Any, length: int) -> jax.Array:
-    if reduction == "tokens":
-        return losses.token_mean(x, mask, count=counts["tokens"])
-    if reduction == "rows":
-        return losses.sequence_mean(x, mask, count=counts["rows"])
-    return losses.fixed_length_mean(x, mask, length=length, count=counts["rows"])
-
-
-def check_policy_loss(loss: Any, config: GRPOLossConfig) -> None:
-    """Refuses a function that cannot be called as the loss that `config` names is, without its options."""
-    tokens, rows = ("B", "T"), config.name in OF_ROWS
-    old = {} if config.name == "reinforce" else {"old_logps": tokens}
-    arrays = {"logps": tokens, **old, "advantages": ("B",) if rows else tokens, "mask": tokens}
+def check_policy_loss(loss: Any, config: GRPOLossConfig) -> Any:
+    """The user's loss (see `check_own_loss`), called as the one that `config` names is, without its options."""
+    recipe, tokens = config.recipe, ("B", "T")
+    result = ("B",) if recipe.of_rows else tokens
+    old = {"old_logps": tokens} if recipe.reads_old else {}
+    arrays = {"logps": tokens, **old, "advantages": result, "mask": tokens}
     unread = ("clip_low", "clip_high", "dual_clip")
-    check_own_loss(loss, arrays, ("B",) if rows else tokens, config=config, unread=unread)
+    return check_own_loss(loss, arrays, result, config=config, unread=unread)
+
+
+def check_advantages(advantages: Any, config: GRPOLossConfig) -> Any:
+    """The user's advantages, or None where there are none; see `check_own_loss`, also for errors."""
+    found = own_function(
+        "advantages",
+        advantages,
+        "loss.advantage_function",
+        config.advantage_function,
+        {"rewards": ("B",), "group_size": SIZES["B"], "mask": ("B",)},
+        ("B",),
+        config=config,
+        unread=("advantages",),
+    )
+    if found is not None and config.beta and config.advantage.takes_kl:
+        raise ConfigError(
+            f"loss.beta: with loss.name={config.name} the KL is part of the advantages, whose place yours take; leave "
+            "it at 0, or take another loss.name"
+        )
+    return found

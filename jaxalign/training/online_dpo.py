@@ -90,7 +90,7 @@ def preferred(preference: np.ndarray) -> Pairs:
     return Pairs(chosen, np.where(differ, 2 * start + 1 - chosen, chosen), differ)
 
 
-def pair_loss(
+def make_pair_loss(
     policy: CausalPolicy,
     config: DPOLossConfig,
     temperature: float,
@@ -126,7 +126,7 @@ class Trainer(PolicyTrainer):
         config, temperature = self.config, self.config.sampling.temperature
         parts, spec = config.train.accumulation_steps, config.loss.spec
         self._step = make_update(
-            pair_loss(self.policy, config.loss, temperature, self.run.given.loss),
+            make_pair_loss(self.policy, config.loss, temperature, self.run.given.loss),
             valid_rows,
             self.optimizer,
             accumulation_steps=parts,
@@ -327,7 +327,7 @@ def train_online_dpo(
       UserError: anything wrong with configuration, files, rows, rewards or verdicts, in one line.
     """
 
-    check_pair_loss(loss, config.loss)
+    loss = check_pair_loss(loss, config.loss)
     given = Given(
         loss=loss,
         others={"policy": policy, "reward": reward, "judge": judge, "tokenizer": tokenizer, "engine": engine},

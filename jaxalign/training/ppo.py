@@ -57,12 +57,14 @@ class Trainer(OnPolicyTrainer):
     def __post_init__(self) -> None:
         config = self.config
         self.coefficient = config.kl.coefficient
-        judge = functools.partial(
+        make_advantages = functools.partial(
             advantages_of, kl=config.kl, loss=config.loss, whiten_rewards=config.reward.whiten
         )
         update = functools.partial(
             make_update,
-            make_ppo_loss(self.models, config.loss, config.sampling.temperature, judge, self.run.given.loss),
+            make_ppo_loss(
+                self.models, config.loss, config.sampling.temperature, make_advantages, self.run.given.loss
+            ),
             ppo_counts,
             self.optimizer,
             accumulation_steps=config.train.accumulation_steps,
@@ -70,7 +72,7 @@ class Trainer(OnPolicyTrainer):
         )
         self._update, self._warm_up = update(), update(learning="critic")
         self._score = jax.jit(self._score_rows, static_argnames="learners")
-        self._advantages = jax.jit(judge)
+        self._advantages = jax.jit(make_advantages)
 
     @property
     def one_step(self) -> bool:
@@ -245,7 +247,7 @@ def train_ppo(
     tokens = ("B", "T")
     arrays = {"logps": tokens, "old_logps": tokens, "advantages": tokens, "mask": tokens}
     unread = ("clip_low", "clip_high", "dual_clip")
-    check_own_loss(loss, arrays, tokens, config=config.loss, unread=unread)
+    loss = check_own_loss(loss, arrays, tokens, config=config.loss, unread=unread)
     given = Given(
         loss=loss,
         others={"policy": policy, "reward": reward, "tokenizer": tokenizer, "engine": engine},

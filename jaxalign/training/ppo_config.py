@@ -68,6 +68,8 @@ class PPOLossConfig:
         this (for truncated sampling, or another engine); 0 turns it off, -1 is 2 with a server and 0 else.
       importance_level: token, or sequence (one ratio for a whole completion); auto is token.
       importance_mode: truncate (a weight above the cap is the cap) or mask (it is 0).
+      function: your own loss in place of the clipped policy loss, as file.py:function or package.module:function,
+        called as loss(logps[B, T], old_logps[B, T], advantages[B, T], mask[B, T]) -> [B, T].
     """
 
     gamma: float = 1.0
@@ -86,6 +88,7 @@ class PPOLossConfig:
     importance_cap: float = -1.0
     importance_level: ImportanceLevel = "auto"
     importance_mode: ImportanceMode = "truncate"
+    function: str = ""
 
     def __post_init__(self) -> None:
         if self.ratio_limit and self.ratio_limit <= 1:

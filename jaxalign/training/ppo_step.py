@@ -17,22 +17,22 @@ from jaxalign.training.step import Metrics, mean_of
 
 __all__ = ["ppo_counts", "make_ppo_loss"]
 
-# `advantages_of` with a run's settings.
-Judge = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
+# `experience.advantages_of` with a run's settings.
+AdvantageFn = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
 
 def make_ppo_loss(
     models: ActorCritic,
     config: PPOLossConfig,
     temperature: float,
-    judge: Judge | None = None,
+    advantages_of: AdvantageFn | None = None,
     own: Callable[..., jax.Array] | None = None,
 ):
     """Builds the loss function of `make_update`: clipped policy loss + value_weight * value loss.
 
     A batch has old_logps, old_values, advantages and returns [B, T]; or, where it is a whole rollout and this the only
-    step on it, what `judge` makes them of: the step then begins with the policy and the critic that the rollout is
-    judged by, so that its own forward passes tell their log-probs and values. Such a batch has sampler_logps,
+    step on it, what `advantages_of` makes them of: the step then begins with the policy and the critic that they are
+    made by, so that its own forward passes tell their log-probs and values. Such a batch has sampler_logps,
     token_rewards and, where there is a reference, ref_logps [B, T]; scores, truncated and coefficient [B].
 
     `own(logps, old_logps, advantages, mask) -> [B, T]` takes the place of the clipped policy loss.
@@ -62,8 +62,8 @@ def make_ppo_loss(
         )
         metrics = {}
         if "old_logps" not in batch:
-            assert judge is not None
-            learnt, metrics = _judged(judge, scores, values, after, batch)
+            assert advantages_of is not None
+            learnt, metrics = _with_advantages(advantages_of, scores, values, after, batch)
             batch = {**batch, **learnt}
         clip = {
             "clip_low": config.clip_low,
@@ -97,14 +97,16 @@ def make_ppo_loss(
     return loss
 
 
-def _judged(judge: Judge, scores: TokenScores, values, after, batch) -> tuple[dict[str, jax.Array], Metrics]:
+def _with_advantages(
+    advantages_of: AdvantageFn, scores: TokenScores, values, after, batch
+) -> tuple[dict[str, jax.Array], Metrics]:
     """What a rollout is learnt from, and its metrics, by what its only step finds before it moves anything."""
     mask = batch["mask"]
     logps, entropy, values, after = jax.lax.stop_gradient((scores.logps, scores.entropy, values, after))
     reference = batch.get("ref_logps", logps)
     scored = Scored(batch["tokens"], batch["lengths"], mask, logps, reference, values, entropy, after)
     outcome = {name: batch[name] for name in ("scores", "token_rewards", "truncated")}
-    learnt, found = judge(scored, **outcome, coefficient=batch["coefficient"][0])
+    learnt, found = advantages_of(scored, **outcome, coefficient=batch["coefficient"][0])
     metrics = {name: (value, jnp.ones(())) for name, value in found.items()}
     return learnt, metrics | sampler_gaps(scores, batch["sampler_logps"], mask)
 

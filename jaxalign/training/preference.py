@@ -77,12 +77,12 @@ def _feed(run: OfflineRun, data: Dataset) -> DatasetFeed:
     )
 
 
-def check_pair_loss(loss: Any, config: DPOLossConfig) -> None:
-    """Refuses a function that cannot be called as the loss that `config` names is, without its options."""
+def check_pair_loss(loss: Any, config: DPOLossConfig) -> Any:
+    """The user's loss (see `check_own_loss`), called as the one that `config` names is, without its options."""
     spec = config.spec
     arrays, keywords = dict.fromkeys(spec.arguments, ("B",)), spec.statistic.axes if spec.statistic else {}
     unread = [option.name for option in spec.options]
-    check_own_loss(loss, arrays, ("B",), config=config, unread=unread, keywords=keywords)
+    return check_own_loss(loss, arrays, ("B",), config=config, unread=unread, keywords=keywords)
 
 
 def train_dpo(
@@ -114,7 +114,7 @@ def train_dpo(
       UserError: anything wrong with configuration, files or rows, in one line.
     """
     setup.check_live(policy, tokenizer, "policy")
-    check_pair_loss(loss, config.loss)
+    loss = check_pair_loss(loss, config.loss)
     given = Given(
         loss=loss, others={"policy": policy, "reference": reference, "tokenizer": tokenizer}, **live
     )

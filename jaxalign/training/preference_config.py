@@ -65,6 +65,10 @@ class PreferenceLossConfig:
       length_alpha: weight of the tokens by which a completion is longer than its pair's other one (LD-DPO); 1
         counts them as all others.
       weighted: multiply by the pair's WPO weight, the likelihood of both completions under the policy.
+      function: your own loss, as file.py:function or package.module:function, called in place of the one that `name`
+        names with the same arrays and none of its options: for dpo, loss(policy_chosen_logps[B],
+        policy_rejected_logps[B], ref_chosen_logps[B], ref_rejected_logps[B]) -> [B]. Beta then scales the logged
+        rewards alone.
     """
 
     table: ClassVar[Mapping[str, LossSpec]] = {}
@@ -74,6 +78,7 @@ class PreferenceLossConfig:
     length_alpha: float = 1.0
     weighted: bool = False
     sft_weight: float | None = None
+    function: str = ""
 
     def __post_init__(self) -> None:
         if self.name not in self.table:
@@ -148,6 +153,7 @@ if TYPE_CHECKING:
             length_alpha: float = ...,
             weighted: bool = ...,
             sft_weight: float | None = ...,
+            function: str = ...,
             **options: Any,
         ) -> None: ...
 

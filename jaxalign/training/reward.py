@@ -44,12 +44,15 @@ class RewardLossConfig:
       label_smoothing: chance that a label is flipped, in [0, 0.5), for pairs.
       center_coefficient: weight of (chosen + rejected) squared, which keeps scores near 0, for pairs.
       use_margin: subtract the data's margin from each difference, for pairs.
+      function: your own loss in place of the named one, as file.py:function or package.module:function, called for
+        pairs as loss(chosen_rewards[B], rejected_rewards[B]) -> [B], for best_of_n as loss(rewards[B, K], best[B]).
     """
 
     labels: Literal["pairs", "best_of_n", "steps"] = "pairs"
     label_smoothing: float = 0.0
     center_coefficient: float = 0.0
     use_margin: bool = False
+    function: str = ""
 
     def __post_init__(self) -> None:
         for name in ("label_smoothing", "center_coefficient", "use_margin"):
@@ -169,16 +172,16 @@ LABELS = {
 }
 
 
-def check_reward_loss(loss: Any, config: RewardConfig) -> None:
-    """See `train_reward` for what `loss` may be; raises ConfigError where it is something else."""
-    if loss is not None and config.loss.labels == "steps":
+def check_reward_loss(loss: Any, config: RewardConfig) -> Any:
+    """The user's loss, see `check_own_loss`; for what it may be see `train_reward`."""
+    if (loss is not None or config.loss.function) and config.loss.labels == "steps":
         raise ConfigError(
             "loss: a function of one's own is for loss.labels=pairs and best_of_n, not for steps"
         )
     pairs = {"chosen_rewards": ("B",), "rejected_rewards": ("B",)}
     arrays = pairs if config.loss.labels == "pairs" else {"rewards": ("B", "K"), "best": ("B",)}
     unread = ("label_smoothing", "center_coefficient", "use_margin")
-    check_own_loss(loss, arrays, ("B",), config=config.loss, unread=unread)
+    return check_own_loss(loss, arrays, ("B",), config=config.loss, unread=unread)
 
 
 def train_reward(
@@ -204,7 +207,7 @@ def train_reward(
       UserError: anything wrong with configuration, files or rows, in one line.
     """
     setup.check_live(model, tokenizer)
-    check_reward_loss(loss, config)
+    loss = check_reward_loss(loss, config)
     given = Given(loss=loss, others={"model": model, "tokenizer": tokenizer}, **live)
     kind, collate, arrange, count = LABELS[config.loss.labels]
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxalign.data import DataConfig, collate_demonstrations
 from jaxalign.losses import token_mean
+from jaxalign.losses.cross_entropy import token_cross_entropy
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
@@ -31,10 +32,13 @@ class SFTLossConfig:
     Attributes:
       label_smoothing: weight of the mean of -log p over the vocabulary, in [0, 1).
       z_loss: weight of logsumexp squared, which keeps logits small.
+      function: your own loss in place of the cross-entropy, as file.py:function or package.module:function, called as
+        loss(logps[B, T], mask[B, T]) -> [B, T].
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    function: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -81,13 +85,16 @@ def make_sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[...
         scores = policy.score(
             params, frozen, batch["tokens"], batch["lengths"], mask, key=key, packing=packing_of(batch)
         )
-        # The same terms as losses.cross_entropy_loss, from statistics of the chunked head.
-        smoothing = config.label_smoothing
-        per_token = -(1.0 - smoothing) * scores.logps - smoothing * scores.mean_logps
-        if config.z_loss:
-            per_token += config.z_loss * jnp.square(scores.logsumexp)
         if own is not None:
             per_token = own(scores.logps, mask)
+        else:
+            per_token = token_cross_entropy(
+                scores.logps,
+                scores.mean_logps,
+                scores.logsumexp,
+                label_smoothing=config.label_smoothing,
+                z_loss=config.z_loss,
+            )
         if "weights" in batch:
             per_token *= batch["weights"]
         metrics = {
@@ -127,7 +134,7 @@ def train_sft(
     setup.check_live(model, tokenizer)
     unread = ("label_smoothing", "z_loss")
     arrays = {"logps": ("B", "T"), "mask": ("B", "T")}
-    check_own_loss(loss, arrays, ("B", "T"), config=config.loss, unread=unread)
+    loss = check_own_loss(loss, arrays, ("B", "T"), config=config.loss, unread=unread)
     given = Given(loss=loss, others={"model": model, "tokenizer": tokenizer}, **live)
 
     def begin(run: OfflineRun) -> Task[TrainResult]:

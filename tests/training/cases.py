@@ -11,7 +11,7 @@ from jaxalign.training import setup
 from jaxalign.training.actor_critic import build
 from jaxalign.training.experience import advantages_of
 from jaxalign.training.kl_controller import KLConfig
-from jaxalign.training.online_dpo import pair_loss
+from jaxalign.training.online_dpo import make_pair_loss
 from jaxalign.training.pairs import valid_rows
 from jaxalign.training.ppo_config import PPOConfig, PPOLossConfig
 from jaxalign.training.ppo_step import make_ppo_loss, ppo_counts
@@ -89,11 +89,11 @@ def online_dpo_case(mesh):
     rng = np.random.default_rng(1)
     batch["old_logps"] = np.where(batch["mask"], -4 - rng.random(batch["mask"].shape), 0).astype(np.float32)
     batch["ref_logps"] = (-35 - rng.random((8, 2))).astype(np.float32)
-    loss = pair_loss(policy, DPOLossConfig(), 0.7)
+    loss = make_pair_loss(policy, DPOLossConfig(), 0.7)
     return loss, valid_rows, {"policy": trained}, {"policy": frozen["base"]}, batch
 
 
-def ppo_case(mesh, config=PLAIN_PPO, judge=None):
+def ppo_case(mesh, config=PLAIN_PPO, make_advantages=None):
     def reward(*_, **__):
         return []
 
@@ -106,14 +106,20 @@ def ppo_case(mesh, config=PLAIN_PPO, judge=None):
         batch[name] = np.where(batch["mask"], rng.standard_normal((8, 12)), 0).astype(np.float32)
     batch["old_logps"] -= 4 * batch["mask"]
     batch["policy_weight"] = np.ones(8, np.float32)
-    return make_ppo_loss(parts.models, config, 0.7, judge), ppo_counts, parts.trained, parts.frozen, batch
+    return (
+        make_ppo_loss(parts.models, config, 0.7, make_advantages),
+        ppo_counts,
+        parts.trained,
+        parts.frozen,
+        batch,
+    )
 
 
 def ppo_alone_case(mesh):
     """The same where this is the only step on a rollout: it judges the rows itself. One of them has no reward."""
     config = PPOLossConfig(bootstrap_truncated=True)
-    judge = functools.partial(advantages_of, kl=KLConfig(), loss=config, whiten_rewards=True)
-    *case, batch = ppo_case(mesh, config, judge)
+    make_advantages = functools.partial(advantages_of, kl=KLConfig(), loss=config, whiten_rewards=True)
+    *case, batch = ppo_case(mesh, config, make_advantages)
     rng = np.random.default_rng(2)
     mask = batch["mask"] & (np.arange(8) != 3)[:, None]
     drawn = {

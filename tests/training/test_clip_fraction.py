@@ -7,11 +7,12 @@ import pytest
 
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.training import setup
-from jaxalign.training.grpo_config import RECIPES, GRPOLossConfig
+from jaxalign.training.grpo_config import GRPOLossConfig
 from jaxalign.training.grpo_step import make_grpo_loss, policy_terms
+from jaxalign.training.rl_recipes import RL_RECIPES
 from tests.training.cases import rows, shape
 
-NAMES = [name for name in RECIPES if name != "reinforce"]
+NAMES = [name for name, recipe in RL_RECIPES.items() if recipe.clipped]
 COLUMNS = 12
 
 

@@ -1,9 +1,9 @@
 """GRPO and its relatives: advantages of groups, the algorithm's loss, and learning from rewards."""
 
+import inspect
 import json
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,12 @@ from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import records
 from jaxalign.training.group_rollout import informative
 from jaxalign.training.grpo import Trainer, advantages_of, train_grpo
-from jaxalign.training.grpo_config import RECIPES, GRPOConfig, GRPOLossConfig, GRPOTrainConfig, LossName
+from jaxalign.training.grpo_advantages import ADVANTAGES, RewardedRows
+from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
 from jaxalign.training.grpo_step import policy_terms
 from jaxalign.training.loop import Interrupted
 from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.rl_recipes import RL_RECIPES
 from jaxalign.training.setup import ModelSource
 
 MASK = jnp.asarray([[0, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 0, 0]], bool)
@@ -38,11 +40,41 @@ def batch(seed=0):
     return moved, {"old_logps": old, "mask": MASK, "advantages": advantages}
 
 
-def test_every_algorithm_has_a_recipe():
-    assert set(get_args(LossName)) == set(RECIPES)
+@pytest.mark.parametrize("name", RL_RECIPES)
+def test_a_recipe_says_what_its_loss_takes(name):
+    recipe = RL_RECIPES[name]
+    parameters = inspect.signature(recipe.loss).parameters
+    given = (
+        ["logps", "old_logps", "advantages", "mask"] if recipe.reads_old else ["logps", "advantages", "mask"]
+    )
+    assert list(parameters)[: len(given)] == given
+    assert recipe.clip_arguments(*recipe.clip).keys() <= parameters.keys()
+    assert not recipe.takes_dual_clip or "dual_clip" in parameters
+    assert recipe.advantages in ADVANTAGES
+    found = policy_terms(GRPOLossConfig(name=name), *batch())
+    assert found.shape == ((4,) if recipe.of_rows else MASK.shape)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_advantages_are_those_of_unmasked_tokens(name):
+    steps = MASK & ~jnp.roll(MASK, -1, axis=1)
+    rewards = jnp.asarray([1.0, 3.0, 5.0, 4.0])
+    rows = RewardedRows(
+        scores=rewards,
+        valid=jnp.ones(4, bool),
+        mask=MASK,
+        step_rewards=jnp.where(steps, rewards[:, None], 0.0),
+        steps=steps,
+        group=2,
+    )
+    found = ADVANTAGES[name].function(rows)
+    assert found.shape == MASK.shape and not found[~MASK].any() and found[MASK].any()
+    # The better completion of each prompt has the larger advantage, wherever it has a token.
+    best = [float(found[i][MASK[i]].max()) for i in range(4)]
+    assert best[1] > best[0] and best[2] > best[3]
+
+
+@pytest.mark.parametrize("name", RL_RECIPES)
 def test_the_terms_are_the_public_loss_with_the_papers_clip(name):
     logps, data = batch()
     row = jnp.asarray([1.0, -0.5, 2.0, -2.0])
@@ -62,10 +94,10 @@ def test_the_terms_are_the_public_loss_with_the_papers_clip(name):
 
 def test_advantages_compare_the_completions_of_a_prompt():
     scores, valid = jnp.asarray([1.0, 3.0, 5.0, 5.0]), jnp.ones(4, bool)
-    zeros = jnp.zeros(MASK.shape)
 
     def of(name):
-        return advantages_of(GRPOLossConfig(name=name), scores, valid, 2, zeros, zeros, MASK)
+        rows = RewardedRows(scores=scores, valid=valid, mask=MASK, group=2)
+        return advantages_of(GRPOLossConfig(name=name), rows)
 
     np.testing.assert_allclose(of("dr_grpo"), jnp.where(MASK, jnp.asarray([[-1.0], [1], [0], [0]]), 0))
     np.testing.assert_allclose(of("rloo"), jnp.where(MASK, jnp.asarray([[-2.0], [2], [0], [0]]), 0))
@@ -452,14 +484,22 @@ def test_rloo_takes_the_summed_kl_off_the_reward_before_the_baseline():
     kl = [sum(logps[i, t] - ref[i, t] for t in range(4) if mask[i, t]) for i in range(4)]
     shaped = [scores[i] - beta * kl[i] for i in range(4)]
     rows = [shaped[0] - shaped[1], shaped[1] - shaped[0], shaped[2] - shaped[3], shaped[3] - shaped[2]]
-    config, arrays = GRPOLossConfig(name="rloo", beta=beta), (jnp.float32(x) for x in (logps, ref))
-    found = advantages_of(config, jnp.float32(scores), jnp.ones(4, bool), 2, *arrays, MASK)
+    rows_in = RewardedRows(
+        scores=jnp.float32(scores),
+        valid=jnp.ones(4, bool),
+        mask=MASK,
+        logps=jnp.float32(logps),
+        ref_logps=jnp.float32(ref),
+        group=2,
+        beta=beta,
+    )
+    found = advantages_of(GRPOLossConfig(name="rloo", beta=beta), rows_in)
     np.testing.assert_allclose(found, np.where(mask, np.asarray(rows)[:, None], 0.0), rtol=1e-5)
 
 
 def test_the_loss_of_rloo_has_no_kl_term(grpo, tmp_path, monkeypatch):
     """Where all advantages are 0 nothing is left to learn, whatever the policy's distance to the reference."""
-    monkeypatch.setattr("jaxalign.training.grpo.advantages_of", lambda c, s, v, g, logps, *rest: 0.0 * logps)
+    monkeypatch.setattr("jaxalign.training.grpo.advantages_of", lambda config, rows: 0.0 * rows.logps)
     plain = models.load_pretrained(grpo("x").model.path)
     other = models.create(plain.config, key=jax.random.key(9))
     models.save_pretrained(
