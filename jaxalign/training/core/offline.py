@@ -164,7 +164,9 @@ class DatasetFeed:
         if self.attach is not None:
             batch = self.attach(batch, training=training)
         parts = self.train.accumulation_steps if training else 1
-        return setup.on_mesh(batch, self.mesh, packing=self.train.packing, parts=parts, head=self.head)
+        return setup.on_mesh(
+            batch, self.mesh, packing=self.train.packing, num_microbatches=parts, head=self.head
+        )
 
     @property
     def eval_size(self) -> int:
