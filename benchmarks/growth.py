@@ -29,9 +29,9 @@ from storage import read_json, write_json
 import jaxalign
 from jaxalign import models
 from jaxalign.rollout import Sampler
-from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.scoring import CausalPolicy
-from jaxalign.training.state import create_state
+from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.core.scoring import CausalPolicy
+from jaxalign.training.core.state import create_state
 
 BASE = {"length": 256, "rows": 4, "vocabulary": 4096, "layers": 4}
 CURVES = {

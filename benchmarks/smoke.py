@@ -22,7 +22,7 @@ from jaxalign.data import packed
 from jaxalign.logprobs import linear_logprobs, token_logprobs
 from jaxalign.models import attention
 from jaxalign.rollout import Sampler
-from jaxalign.training.scoring import CausalPolicy
+from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.sft import SFTLossConfig, make_sft_loss, sft_counts
 
 REPEATS = 7

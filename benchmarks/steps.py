@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from jaxalign.training.scoring import CausalPolicy
+from jaxalign.training.core.scoring import CausalPolicy
+from jaxalign.training.core.state import TrainState
+from jaxalign.training.core.step import make_update
 from jaxalign.training.sft import SFTLossConfig, make_sft_loss, sft_counts
-from jaxalign.training.state import TrainState
-from jaxalign.training.step import make_update
 
 
 def sft_steps(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxalign.models.int8 import Int8
+from jaxalign.kernels.int8 import Int8
 
 Form = Literal["scatter", "sorted"]
 

@@ -14,15 +14,15 @@ from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Given, Live, RunConfig
-from jaxalign.training import setup
-from jaxalign.training.loop import TrainConfig
-from jaxalign.training.offline import OfflineRun, Task, fit
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.own_loss import check_own_loss
-from jaxalign.training.packing import packing_of
-from jaxalign.training.scoring import CausalPolicy
-from jaxalign.training.setup import ModelSource, TrainResult
-from jaxalign.training.step import make_evaluation, mean_of
+from jaxalign.training.core import setup
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.offline import OfflineRun, Task, fit
+from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.own_loss import check_own_loss
+from jaxalign.training.core.packing import packing_of
+from jaxalign.training.core.scoring import CausalPolicy
+from jaxalign.training.core.setup import ModelSource, TrainResult
+from jaxalign.training.core.step import make_evaluation, mean_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ REAL = dict(cli.COMMANDS)
 
 
 class Stopped(BaseException):
-    """As jaxalign.training.loop.Interrupted."""
+    """As jaxalign.training.core.loop.Interrupted."""
 
     signal = signal.SIGTERM
 

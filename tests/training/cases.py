@@ -5,22 +5,22 @@ import functools
 import jax
 import numpy as np
 
-from jaxalign import models
+from jaxalign import llmdoctor, models
+from jaxalign.llmdoctor.tfpo_config import TFPOLossConfig
+from jaxalign.llmdoctor.tfpo_step import make_tfpo_loss, tfpo_counts
 from jaxalign.models.lora import LoraConfig
-from jaxalign.training import setup
-from jaxalign.training.actor_critic import build
-from jaxalign.training.experience import advantages_of
-from jaxalign.training.kl_controller import KLConfig
-from jaxalign.training.online_dpo import make_pair_loss
-from jaxalign.training.pairs import valid_rows
-from jaxalign.training.ppo_config import PPOConfig, PPOLossConfig
-from jaxalign.training.ppo_step import make_ppo_loss, ppo_counts
-from jaxalign.training.preference import DPOLossConfig
-from jaxalign.training.preference_step import make_preference_loss
-from jaxalign.training.process_reward import process_loss, step_count
+from jaxalign.training.core import setup
+from jaxalign.training.core.pairs import valid_rows
+from jaxalign.training.preference.dpo import DPOLossConfig
+from jaxalign.training.preference.objectives import make_preference_loss
+from jaxalign.training.reward_model.process import process_loss, step_count
+from jaxalign.training.rl.actor_critic import build
+from jaxalign.training.rl.gae_inputs import advantages_of
+from jaxalign.training.rl.kl_controller import KLConfig
+from jaxalign.training.rl.online_dpo import make_pair_loss
+from jaxalign.training.rl.ppo_config import PPOConfig, PPOLossConfig
+from jaxalign.training.rl.ppo_step import make_ppo_loss, ppo_counts
 from jaxalign.training.sft import SFTLossConfig, make_sft_loss, sft_counts
-from jaxalign.training.tfpo_config import TFPOLossConfig
-from jaxalign.training.tfpo_step import make_tfpo_loss, tfpo_counts
 
 KEY = jax.random.key(0)
 
@@ -144,7 +144,7 @@ def tfpo_case(mesh, config=TILTED, lora=PLAIN_LORA):
     policy, trained, base = setup.policy_of(model, lora, mesh, key=KEY)
     if lora.enabled:
         trained = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(KEY, x.shape), trained)
-    value = models.create_value_head(shape(), models.HeadConfig(), key=KEY, ramp=1.3, horizon=6.0)
+    value = llmdoctor.create_value_head(shape(), models.HeadConfig(), key=KEY, ramp=1.3, horizon=6.0)
     horizon = value.pop("horizon")
     batch, rng = rows(8, 2), np.random.default_rng(4)
     shared = np.arange(12) < rng.integers(3, 6, (8, 1))

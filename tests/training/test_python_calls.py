@@ -18,21 +18,21 @@ from jaxalign.cli.main import main
 from jaxalign.config import save_yaml
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
+from jaxalign.export.checkpoint_export import export_checkpoint
+from jaxalign.llmdoctor.tfpo import train_tfpo
 from jaxalign.losses.preference import PREFERENCE_LOSSES, ScoredRows
 from jaxalign.runs import Callback, EarlyStopping
-from jaxalign.training.actor_critic import _optimizer
-from jaxalign.training.checkpoint_export import export_checkpoint
-from jaxalign.training.grpo import train_grpo
-from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
-from jaxalign.training.grpo_step import check_policy_loss, policy_terms
-from jaxalign.training.online_dpo import OnlineDPOConfig, train_online_dpo
-from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.ppo import train_ppo
-from jaxalign.training.preference import DPOLossConfig, check_pair_loss, train_dpo
-from jaxalign.training.preference_step import batch_statistics, row_terms
-from jaxalign.training.reward import RewardLossConfig, train_reward
+from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.preference.dpo import DPOLossConfig, check_pair_loss, train_dpo
+from jaxalign.training.preference.objectives import batch_statistics, row_terms
+from jaxalign.training.reward_model.trainer import RewardLossConfig, train_reward
+from jaxalign.training.rl.actor_critic import _optimizer
+from jaxalign.training.rl.grpo import train_grpo
+from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
+from jaxalign.training.rl.grpo_step import check_policy_loss, policy_terms
+from jaxalign.training.rl.online_dpo import OnlineDPOConfig, train_online_dpo
+from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.sft import SFTLossConfig, train_sft
-from jaxalign.training.tfpo import train_tfpo
 
 
 def records(folder, name="metrics.jsonl"):
