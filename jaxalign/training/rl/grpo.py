@@ -7,7 +7,7 @@ One update:
     -> log, save
 
 GRPO, Dr. GRPO, DAPO, GSPO, CISPO, GMPO, RLOO, REINFORCE and REINFORCE++ differ in three choices, see
-`rl_recipes.RL_RECIPES`: how rewards become advantages (`grpo_advantages.ADVANTAGES`), which function of the ratio is
+`recipes.RL_RECIPES`: how rewards become advantages (`grpo_advantages.ADVANTAGES`), which function of the ratio is
 the loss, and what it is divided by.
 """
 

@@ -1,4 +1,4 @@
-"""What a run of GRPO or one of its relatives is told; the algorithms themselves are in `rl_recipes`."""
+"""What a run of GRPO or one of its relatives is told; the algorithms themselves are in `recipes`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

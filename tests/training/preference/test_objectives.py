@@ -46,7 +46,10 @@ def terms(rows, settings):
 def test_a_record_says_what_its_function_takes(name):
     spec = PREFERENCE_LOSSES[name]
     parameters = inspect.signature(spec.function).parameters.values()
-    assert len(spec.arguments) == sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+    given = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert len(spec.arguments) == len(given)
+    assert spec.means == any("mean_logps" in name for name in given)
+    assert spec.reference == any("ref_" in name for name in given)
     named = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     options = {option.name: option.default for option in spec.options}
     assert named.keys() == {"beta", *options, *(spec.statistic.axes if spec.statistic else ())}

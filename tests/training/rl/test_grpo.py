@@ -499,7 +499,7 @@ def test_rloo_takes_the_summed_kl_off_the_reward_before_the_baseline():
 
 def test_the_loss_of_rloo_has_no_kl_term(grpo, tmp_path, monkeypatch):
     """Where all advantages are 0 nothing is left to learn, whatever the policy's distance to the reference."""
-    monkeypatch.setattr("jaxalign.training.rl.grpo.advantages_of", lambda config, rows: 0.0 * rows.logps)
+    monkeypatch.setattr("jaxalign.training.rl.grpo.advantages_of", lambda config, rows, own: 0.0 * rows.logps)
     plain = models.load_pretrained(grpo("x").model.path)
     other = models.create(plain.config, key=jax.random.key(9))
     models.save_pretrained(
