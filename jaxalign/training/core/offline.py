@@ -90,8 +90,11 @@ def fit(command: str, config: Any, given: Given, begin: Callable[["OfflineRun"],
       What the task's `finish` returns.
 
     Raises:
-      UserError: anything wrong with configuration, files or rows, in one line.
+      UserError: anything wrong with arguments, configuration, files or rows, in one line.
     """
+    for name in ("model", "policy"):
+        if name in given.others:
+            setup.check_live(given.others[name], given.others["tokenizer"], name)
     mesh, train = setup.start(config.run, config.mesh), config.train
     key = jax.random.key(config.run.seed)
     with Run.open(config.run, config, command, given) as run:

@@ -206,7 +206,6 @@ def train_reward(
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.
     """
-    setup.check_live(model, tokenizer)
     loss = check_reward_loss(loss, config)
     given = Given(loss=loss, others={"model": model, "tokenizer": tokenizer}, **live)
     kind, collate, arrange, count = LABELS[config.loss.labels]
