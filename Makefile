@@ -5,6 +5,7 @@
 #                        curves alone; bench-gpu: one GPU against its limits; bench-smoke: no TRL, 3 minutes)
 #   make parity          the losses' reference values, computed anew in torch and compared
 #   make lint types      style and types
+#   make docs            the docs site, in site/
 #   make notebooks       runs the tutorials of docs/tutorials and writes their outputs (QUICK=1: fewer steps, writes nothing)
 #   make wheel           dist/jaxalign-VERSION-py3-none-any.whl (make wheel-check: and its demo in an environment of its own)
 # PYTHON=python3.12 chooses the interpreter, ARGS="..." is passed on to the command.
@@ -28,10 +29,11 @@ NOTEBOOKS := .venv/notebooks-$(VERSION).stamp
 PARITY := .venv-parity/installed-$(VERSION).stamp
 PEERS := .venv-parity/releases-$(VERSION).stamp
 FLAX := .venv-flax/installed-$(VERSION).stamp
+DOCS := .venv-docs/installed-$(VERSION).stamp
 # --no-compile: Python compiles what is imported when it is; all of it at once doubles the time of installing.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens notebooks parity constraints clean venv wheel wheel-check
+.PHONY: demo docs test test-all lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens notebooks parity constraints clean venv wheel wheel-check
 .DEFAULT_GOAL := test
 
 demo: $(CORE)
@@ -70,7 +72,8 @@ bench-growth: $(CORE)
 bench-gpu: $(CORE)
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
-# What was measured by make bench, and the growth curves (measured here where they are not yet), into docs/performance.md.
+# What was measured by make bench, and the growth curves (measured here where they are not yet), into docs/performance.md
+# and its appendix.
 bench-docs: $(CORE)
 	$(BIN)/python benchmarks/report.py --docs
 	$(BIN)/python benchmarks/growth.py --docs
@@ -95,6 +98,12 @@ goldens: $(DEV) $(PEERS) $(FLAX)
 parity: $(PEERS)
 	$(RELEASES) .venv-parity/bin/python -W ignore tests/golden/make_losses.py --check $(ARGS)
 
+# The pages of docs/, the API from docstrings, and every command and key from the dataclasses; warnings are errors.
+docs: $(CORE) $(DOCS)
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict $(ARGS)
+	@echo "open site/index.html (search needs a server: $(PYTHON) -m http.server --directory site)"
+
 venv: $(DEV)
 
 # Runs every cell in a fresh folder; a notebook whose cell raises fails the target.
@@ -118,7 +127,7 @@ wheel-check: wheel
 
 # Removes the environment and caches, never runs/.
 clean:
-	rm -rf .venv .venv-parity .venv-flax .cache build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-parity .venv-flax .venv-docs site docs/reference .cache build dist *.egg-info .pytest_cache .ruff_cache
 
 .venv/bin/python-$(VERSION).stamp:
 	@test -n "$(VERSION)" || { echo "$(PYTHON) was not found: install Python >= 3.11, or name one by PYTHON=..." >&2; exit 2; }
@@ -159,8 +168,16 @@ $(FLAX): .venv/bin/python-$(VERSION).stamp tests/golden/requirements-flax.txt
 	.venv-flax/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/golden/requirements-flax.txt
 	@touch $@
 
+# The extra alone: mkdocs reads the package without importing it, so that it needs no jax here.
+$(DOCS): .venv/bin/python-$(VERSION).stamp pyproject.toml $(CONSTRAINTS)
+	@echo "installing mkdocs into .venv-docs (under 200 MB on disk)"
+	@$(PYTHON) -m venv --clear .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS) \
+	  $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	@touch $@
+
 # Rewrites the constraints of this Python from the newest versions that pyproject.toml allows.
 constraints: .venv/bin/python-$(VERSION).stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[dev,notebooks]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[dev,docs,notebooks]'
 	@echo "# Versions the tests were run with on Python $(if $(filter 3.11,$(VERSION)),3.11,3.12 and newer): \`make constraints\` writes this file." > $(CONSTRAINTS)
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools >> $(CONSTRAINTS)

@@ -14,7 +14,7 @@ from typing import Any
 
 from cases import CHECKED, PPO_RELEASE, Case
 
-from jaxalign.cli.huge_pages import changed_environment
+from jaxalign.cli.cpu_memory import changed_environment
 
 HERE = Path(__file__).parent
 # Steps before the first one that counts.

@@ -29,7 +29,7 @@ LARGEST, MEAN = 0.04, 0.02
 def attention_form(config: ModelConfig, queries: tuple[int, ...], most: int) -> str:
     """The form in which queries of this shape [B, T, N, H] attend here, in rows of at most `most` segments."""
     choice = choose_attention(config, jax.devices()[0], max_segments=most, shape=queries)
-    return f"plain ({choice.reason})" if choice.form == "plain" else choice.form
+    return f"plain ({choice.reason})" if choice.implementation == "plain" else choice.implementation
 
 
 def layout(rows: tuple[tuple[int, ...], ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ def difference(kind: str, size: int) -> dict[str, Any]:
     own = dataclasses.replace(
         shape("S"), num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=size, compute_dtype="bfloat16"
     )
-    plain = dataclasses.replace(own, attention="plain", products="natural", compute_dtype="float32")
+    plain = dataclasses.replace(own, attention="plain", products="compute_dtype", compute_dtype="float32")
 
     def computed(config: ModelConfig) -> list[np.ndarray]:
         *inputs, d_out = (x.astype(config.compute_dtype) for x in arrays)

@@ -27,16 +27,16 @@ from jaxalign import models
 from jaxalign.data import packed
 from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing
 from jaxalign.mesh import make_mesh
-from jaxalign.models import LoraConfig, ModelConfig, choose_products
+from jaxalign.models import LoraConfig, ModelConfig, choose_matmul
 from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.rollout.slots import width_of
-from jaxalign.training import setup
-from jaxalign.training.generator import Generator
-from jaxalign.training.grpo import Trainer
-from jaxalign.training.grpo_config import GRPOConfig, GRPOTrainConfig
-from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.scoring import CausalPolicy
-from jaxalign.training.state import create_state
+from jaxalign.training.core import setup
+from jaxalign.training.core.generator import Generator
+from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.core.scoring import CausalPolicy
+from jaxalign.training.core.state import create_state
+from jaxalign.training.rl.grpo import Trainer
+from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOTrainConfig
 
 # Counted steps of a training row.
 STEPS = 8
@@ -120,7 +120,7 @@ def forms(config: ModelConfig, rows: int, length: int, most: int) -> dict[str, s
     shape_of_queries = (rows, length, config.num_heads, config.head_dim)
     return {
         "attention": attention_form(config, shape_of_queries, most),
-        "products": choose_products(config, jax.default_backend()).form,
+        "products": choose_matmul(config, jax.default_backend()).implementation,
     }
 
 

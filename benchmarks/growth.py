@@ -1,7 +1,7 @@
 """How step time and memory grow with the length of rows, their number, the vocabulary, layers and samples.
 
 usage: python benchmarks/growth.py [--output runs/growth] [--minutes 3] [--again] [--docs]: goes on where it stopped;
-writes growth.json, growth.md and growth.png; --docs puts table and picture into docs/performance.md
+writes growth.json, growth.md and growth.png; --docs puts table and picture into docs/performance_appendix.md
 
 Each point of a curve doubles one number of a small Llama and leaves the others. Memory is what the compiled step needs
 for its state, batch and temporaries, which XLA states exactly; of sampling, what its arrays (weights, caches) take.
@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import machine
 import numpy as np
-from pages import fill
+from pages import APPENDIX, Part, fill
 from plots import growth, slope
 from shapes import shape
 from steps import sft_steps
@@ -29,9 +29,9 @@ from storage import read_json, write_json
 import jaxalign
 from jaxalign import models
 from jaxalign.rollout import Sampler
-from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.scoring import CausalPolicy
-from jaxalign.training.state import create_state
+from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.core.scoring import CausalPolicy
+from jaxalign.training.core.state import create_state
 
 BASE = {"length": 256, "rows": 4, "vocabulary": 4096, "layers": 4}
 CURVES = {
@@ -192,7 +192,7 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=60, help="begin no point after so long (60)")
     parser.add_argument("--again", action="store_true", help="measure again what is there already")
-    parser.add_argument("--docs", action="store_true", help="write docs/performance.md and its picture too")
+    parser.add_argument("--docs", action="store_true", help="write the page in docs/ and its picture too")
     arguments = parser.parse_args()
     output, began = arguments.output, time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,7 @@ def main() -> int:
     (output / "growth.md").write_text(text + "\n")
     (output / "growth.png").write_bytes(picture)
     if arguments.docs:
-        fill("growth", text, picture, title="Growth curves")
+        fill(Part(APPENDIX, "growth", text, picture, "Growth curves"))
     return 0
 
 

@@ -12,7 +12,6 @@ SETTINGS = (
     "XLA_",
     "JAX_",
     "JAXALIGN_HUGE_",
-    "JAXALIGN_KEEP_",
     "OMP_",
     "KMP_",
     "MKL_",

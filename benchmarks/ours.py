@@ -156,7 +156,7 @@ def watch_batches(case: Case, gate: Gate) -> None:
 
 def watch_updates(case: Case, gate: Gate) -> None:
     """Stops before each rollout, and counts the tokens that its passes are made over."""
-    trainer = importlib.import_module(f"jaxalign.training.{case.task}").Trainer
+    trainer = importlib.import_module(f"jaxalign.training.rl.{case.task}").Trainer
     update, passes = trainer.update, trainer.passes
 
     # Not before its batch: a trainer's own clock would run while the other side has its turn.
@@ -204,7 +204,7 @@ def train(case: Case, folder: Path, gate: Gate) -> None:
 
 def forms(path: Path) -> dict[str, Any]:
     """The forms of products and attention that the run recorded, by model."""
-    return {"forms": json.loads(path.read_text())["forms"]}
+    return {"forms": json.loads(path.read_text())["implementations"]}
 
 
 def logged(path: Path) -> dict[str, Any]:
@@ -235,8 +235,8 @@ def generate(case: Case, folder: Path, gate: Gate) -> None:
 
     def report() -> dict[str, Any]:
         greedy = sampler.generate(prompts, max_new_tokens=NEW, key=key, temperature=0.0, stop_tokens=())
-        products = models.choose_products(model.config, "cpu")
-        chosen = {"products": products.form, "products_reason": products.reason}
+        products = models.choose_matmul(model.config, "cpu")
+        chosen = {"products": products.implementation, "products_reason": products.reason}
         return {"greedy": greedy.tokens.tolist(), "forms": {"model": chosen}}
 
     gate.report = report

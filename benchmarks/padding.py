@@ -22,8 +22,8 @@ from jaxalign.data import (
     with_heads,
 )
 from jaxalign.errors import UserError
-from jaxalign.training.pairs import pair_axis
-from jaxalign.training.setup import collate_of
+from jaxalign.training.core.pairs import pair_axis
+from jaxalign.training.core.setup import collate_of
 
 LONGEST, HEADER = (
     1024,

@@ -1,4 +1,4 @@
-"""The two pictures of docs/performance.md, as PNG: ratios with their intervals, and growth curves with their slopes."""
+"""The pictures of the pages on performance, as PNG: ratios with intervals, and growth curves with their slopes."""
 
 import io
 import math

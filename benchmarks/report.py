@@ -1,7 +1,7 @@
 """Tables and plots of what `run.py` measured, made from the raw results; nothing is measured again.
 
 usage: python benchmarks/report.py [--output runs/bench] [--docs]: writes report.md and ratios.png beside the results;
---docs puts both into docs/performance.md (between its markers) and docs/performance/
+--docs puts targets and plot into docs/performance.md, the other tables into its appendix (between their markers)
 """
 
 import argparse
@@ -15,7 +15,7 @@ import machine
 from cases import CASES, Case
 from compare import WAITED, ratio
 from once import memory_ratio, start_ratio
-from pages import fill
+from pages import APPENDIX, PAGE, Part, fill
 from targets import SIDES, Results, busy, shown, status, verdict
 
 
@@ -37,9 +37,20 @@ def headline(case: Case, result: dict[str, Any]) -> str:
 
 
 def tables(found: Results) -> str:
-    """All as Markdown: the targets, what results were measured with, a table a kind, what each is, where time went."""
-    parts = (status, origin, steps, starts, memory, legend, splits)
-    return "\n\n".join(text for text in (part(found) for part in parts) if text)
+    """All as Markdown: the targets, what results were measured with, and the details."""
+    return f"{summary(found)}\n\n{details(found)}"
+
+
+def summary(found: Results) -> str:
+    """The targets, and what results were measured with."""
+    return f"{status(found)}\n\n{origin(found)}"
+
+
+def details(found: Results) -> str:
+    """A table a kind, what each case is, where time went."""
+    return "\n\n".join(
+        text for text in (part(found) for part in (steps, starts, memory, legend, splits)) if text
+    )
 
 
 def legend(found: Results) -> str:
@@ -173,7 +184,10 @@ def write_report(folder: Path, *, docs: bool = False) -> str:
     picture = ratios([row for row in (bar(case, result) for case, result in found) if row])
     (folder / "ratios.png").write_bytes(picture)
     if docs:
-        fill("ratios", text, picture, title="Ratios with their intervals and targets")
+        fill(
+            Part(PAGE, "ratios", summary(found), picture, "Ratios with their intervals and targets"),
+            Part(APPENDIX, "cases", details(found)),
+        )
     return text
 
 
@@ -192,7 +206,7 @@ def main() -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/bench"), help="folder with results (runs/bench)"
     )
-    parser.add_argument("--docs", action="store_true", help="write docs/performance.md and its plot too")
+    parser.add_argument("--docs", action="store_true", help="write the pages in docs/ and the plot too")
     arguments = parser.parse_args()
     if not results(arguments.output):
         print(f"report: error: --output {arguments.output}: no results there", file=sys.stderr)

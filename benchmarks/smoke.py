@@ -22,8 +22,8 @@ from jaxalign.data import packed
 from jaxalign.logprobs import linear_logprobs, token_logprobs
 from jaxalign.models import attention
 from jaxalign.rollout import Sampler
-from jaxalign.training.scoring import CausalPolicy
-from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
+from jaxalign.training.core.scoring import CausalPolicy
+from jaxalign.training.sft import SFTLossConfig, make_sft_loss, sft_counts
 
 REPEATS = 7
 
@@ -118,7 +118,7 @@ def rows() -> list[tuple[str, float, float]]:
         "lengths": lengths.astype(np.int32),
         "valid": np.ones(16, bool),
     }
-    loss = sft_loss(CausalPolicy(definition), SFTLossConfig())
+    loss = make_sft_loss(CausalPolicy(definition), SFTLossConfig())
     gradient = jax.jit(jax.grad(lambda p, b: loss(p, {}, b, None, sft_counts(b))[0]))
     whole = packed(batch)
     value = ratio(lambda: gradient(params, batch), lambda: gradient(params, whole))
@@ -129,7 +129,7 @@ def length() -> list[tuple[str, float, float]]:
     """Temporaries of a gradient for each token of a row of 2,048, against one of 32,768: no squares."""
     config = dataclasses.replace(shape("S"), num_layers=1, max_positions=32_768)
     definition, params = models.split(models.create(config, key=jax.random.key(0)))
-    loss = sft_loss(CausalPolicy(definition), SFTLossConfig())
+    loss = make_sft_loss(CausalPolicy(definition), SFTLossConfig())
 
     def bytes_a_token(tokens: int) -> float:
         batch = {

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from jaxalign.training.scoring import CausalPolicy
-from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
-from jaxalign.training.state import TrainState
-from jaxalign.training.step import make_update
+from jaxalign.training.core.scoring import CausalPolicy
+from jaxalign.training.core.state import TrainState
+from jaxalign.training.core.step import make_update
+from jaxalign.training.sft import SFTLossConfig, make_sft_loss, sft_counts
 
 
 def sft_steps(
@@ -26,13 +26,13 @@ def sft_steps(
     Args:
       policy: what is trained; its frozen leaves are `frozen`.
       optimizer: made `state`, which is given away.
-      batch: rows as `sft_loss` reads them.
+      batch: rows as `make_sft_loss` reads them.
       clock: gives what can be subtracted, read before and after each step.
 
     Returns:
       What passed on the clock in each of the 1 + `count` steps, and the update with its last arguments.
     """
-    update = make_update(sft_loss(policy, SFTLossConfig()), sft_counts, optimizer)
+    update = make_update(make_sft_loss(policy, SFTLossConfig()), sft_counts, optimizer)
     times, key = [], jax.random.key(1)
     for _ in range(count + 1):
         began = clock()

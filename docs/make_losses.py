@@ -31,18 +31,20 @@ TITLES = {
     "flow": "Token level and flow",
     "auxiliary": "Auxiliary",
 }
+# Of the tables with figures.
+COLUMNS = 5
 HEAD = """# Losses
 
-Every function is `jaxalign.losses.NAME`: arrays in, unreduced float32 arrays out, no model or trainer inside. Its
-docstring has the equation, shapes, units, conventions and errors; this page has the proof.
+Every function is `jaxalign.losses.NAME`: arrays in, unreduced float32 arrays out, no model or trainer inside. The
+[API reference](api/losses.md) has the equation, shapes, units, conventions and errors; this page has the proof.
 
-Each row of a table is one function with one set of options, compared with a reference on random inputs. Errors are
+Each row compares one function, with one set of options, to a reference on random inputs. Errors are
 max |ours - reference| / (1 + |reference|) of the value, and of the gradient of a random weighted sum of the result,
-both in float32 on CPU, rounded up to a power of two. The bounds that the tests hold are 1e-6 for values and 1e-5 for
-gradients, unless a note says otherwise. References are TRL's own code in torch where TRL has the loss, else a
-derivation in float64; `make parity` computes them anew and fails on drift.
+both in float32 on CPU, rounded up to a power of two. The tests enforce 1e-6 for values and 1e-5 for
+gradients, unless a note says otherwise. The reference is TRL's own torch code if TRL has the loss, else a
+derivation in float64; `make parity` recomputes all of them and fails on drift.
 
-This page is written by `python docs/make_losses.py`; the tests compare it with what the code gives.
+`python docs/make_losses.py` writes this page, and the tests check it against the code.
 """
 
 
@@ -55,6 +57,25 @@ def rounded(error: float) -> str:
     return f"{2.0**power:.1e}"
 
 
+def trained() -> list[str]:
+    """The table of what `jaxalign dpo --loss.name` takes: names, functions and needs, from their records."""
+    lines = [
+        "## Names of `--loss.name`\n",
+        "What `jaxalign dpo` (and, of pairs, `jaxalign online-dpo`) trains by: the records of "
+        "`losses.PREFERENCE_LOSSES`.\n",
+        "| name | loss | examples | log-probs | reference | of the whole batch | options besides `loss.beta` |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, spec in losses.PREFERENCE_LOSSES.items():
+        statistic = ", ".join(f"`{key}`" for key in spec.statistic.axes) if spec.statistic else "-"
+        options = ", ".join(f"`loss.{option.name}` ({option.default})" for option in spec.options) or "-"
+        lines.append(
+            f"| `{name}` | `{spec.function.__name__}` | {'labels' if spec.unpaired else 'pairs'} | "
+            f"{'means' if spec.means else 'sums'} | {'yes' if spec.reference else 'no'} | {statistic} | {options} |"
+        )
+    return [*lines, ""]
+
+
 def summary_of(name: str) -> tuple[str, str]:
     """First sentence of a docstring, and its source."""
     text = inspect.getdoc(getattr(losses, name)) or ""
@@ -65,7 +86,7 @@ def summary_of(name: str) -> tuple[str, str]:
 
 def page(measure=errors) -> str:
     """The whole page, with the errors that `measure(losses, case) -> Errors` gives."""
-    lines = [HEAD]
+    lines = [HEAD, *trained()]
     for family, cases in FAMILIES.items():
         if not cases:
             continue
@@ -99,7 +120,7 @@ def stated(text: str) -> Iterator[Errors]:
     """The errors that a page states, row by row, in the order of the cases; 0 where there is no gradient."""
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(" | ")]
-        if line.startswith("| `"):
+        if line.startswith("| `") and len(cells) == COLUMNS:
             yield Errors(float(cells[2]), 0.0 if cells[3] == "-" else float(cells[3]))
 
 

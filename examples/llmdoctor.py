@@ -16,8 +16,8 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 import jaxalign as ja
-from jaxalign import models, rollout
-from jaxalign.training.token_rewards import TokenRewardConfig
+from jaxalign import llmdoctor, models, rollout
+from jaxalign.llmdoctor.token_rewards import TokenRewardConfig
 
 NAMES = "Ann Ben Cleo Dan Eve Finn".split()
 KIND = "helps thanks hugs feeds".split()
@@ -94,7 +94,7 @@ def train(folder, weights=(0.0, 0.5, 1.0, 2.0), patient_steps=120, doctor_steps=
     result = train_doctor(folder, patient, tokenizer, rng, doctor_steps)
 
     def guided(weight):
-        return models.guide(patient, [models.Doctor(result.model)], betas=[weight])
+        return llmdoctor.guide(patient, [llmdoctor.Doctor(result.model)], betas=[weight])
 
     sampler, shares = rollout.Sampler(guided(1.0)), {}
     for weight in weights:

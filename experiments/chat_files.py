@@ -17,11 +17,11 @@ from pathlib import Path
 
 from jaxalign.data import DataConfig
 from jaxalign.runs import RunConfig
-from jaxalign.training.loop import TrainConfig
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.preference import DPOConfig, train_dpo
-from jaxalign.training.reward import RewardConfig, train_reward
-from jaxalign.training.setup import ModelSource
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.setup import ModelSource
+from jaxalign.training.preference.dpo import DPOConfig, train_dpo
+from jaxalign.training.reward_model.trainer import RewardConfig, train_reward
 from jaxalign.training.sft import SFTConfig, train_sft
 
 # File, part of the prompts held out, and what is cut of rows over 384 tokens: HH's dialogues are long before the

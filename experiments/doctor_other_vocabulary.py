@@ -27,17 +27,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import models
+from jaxalign import llmdoctor, models
 from jaxalign.data import DataConfig
 from jaxalign.evaluation.policy import make_scorer, summed_logps
-from jaxalign.models.guided_folders import GuideConfig, load_guided
-from jaxalign.models.vocabulary import vocabulary_map
+from jaxalign.llmdoctor.guided_folders import GuideConfig, load_guided
+from jaxalign.llmdoctor.vocabulary import vocabulary_map
 from jaxalign.pipelines.compare import format_table
 from jaxalign.rollout import Sampler, join_rows
 from jaxalign.runs import RunConfig
-from jaxalign.training.loop import TrainConfig
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.setup import ModelSource
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.sft import SFTConfig, train_sft
 from jaxalign.uncertainty import estimate_mean
 
@@ -101,11 +101,11 @@ class Places:
         length = LENGTHS[kind]
         reference = self.taught(f"reference-{kind}", start, "stories", length, seed, 200, 3e-3)
         home = self.taught(f"doctor-{kind}", reference, "lessons", length, seed, 60, 1e-3)
-        head = models.create_value_head(
+        head = llmdoctor.create_value_head(
             shape, models.HeadConfig(), key=jax.random.key(0), ramp=0.0, horizon=1.0
         )
-        card = models.DoctorCard(patient=str(self.patient), dimension="cheer", reference=str(reference))
-        models.save_doctor(home, card, head)
+        card = llmdoctor.DoctorCard(patient=str(self.patient), dimension="cheer", reference=str(reference))
+        llmdoctor.save_doctor(home, card, head)
         return home
 
 
@@ -138,18 +138,18 @@ def arms(places: Places, patient: Any, seed: int) -> dict[str, Any]:
         for name, kind in (("own vocabulary", "own"), ("GPT-2's, bytes, neutral (now)", "gpt2")):
             config = GuideConfig(doctor=(str(homes[kind]),), vocabulary="map", guidance=guidance)
             found[f"{guidance}: {name}"] = load_guided(config)[0]
-        before = models.Doctor(
+        before = llmdoctor.Doctor(
             with_mean_logits(model, by_text), reference=with_mean_logits(reference, by_text)
         )
         others_by = {"GPT-2's, text, mean logit (before)": before}
         if guidance == "product":
             unknown = others.eos_token_id
             others_by |= {
-                "GPT-2's, text, neutral": models.Doctor(model, vocabulary=by_text, unknown=unknown),
-                "GPT-2's, bytes, mean logit": models.Doctor(with_mean_logits(model, by_bytes)),
+                "GPT-2's, text, neutral": llmdoctor.Doctor(model, vocabulary=by_text, unknown=unknown),
+                "GPT-2's, bytes, mean logit": llmdoctor.Doctor(with_mean_logits(model, by_bytes)),
             }
         for name, doctor in others_by.items():
-            found[f"{guidance}: {name}"] = models.guide(patient, [doctor], betas=[1.0], guidance=guidance)
+            found[f"{guidance}: {name}"] = llmdoctor.guide(patient, [doctor], betas=[1.0], guidance=guidance)
     return found
 
 

@@ -37,22 +37,22 @@ from doctor_text_training import held_out, load, load_reward, rate, steps, train
 from llmdoctor_measure import pair_accuracy
 
 from jaxalign import models
-from jaxalign.data import DataConfig, FaceFormat, InstructionPair, chat_of
+from jaxalign.data import DataConfig, chat_of
 from jaxalign.evaluation.policy import make_scorer, summed_logps
-from jaxalign.models import Doctor, guide
-from jaxalign.models.guided import Guidance
+from jaxalign.llmdoctor import Doctor, FaceFormat, InstructionPair, guide
+from jaxalign.llmdoctor.guided import Guidance
+from jaxalign.llmdoctor.tfpo import train_tfpo
+from jaxalign.llmdoctor.tfpo_config import PatientSource, PresetName, TFPOConfig, TFPOLossConfig
+from jaxalign.llmdoctor.token_rewards import TokenRewardConfig
 from jaxalign.pipelines.compare import format_table
 from jaxalign.rewards import ModelReward
 from jaxalign.rollout import Completions, Sampler, join_rows
 from jaxalign.rollout.search import args_generate, best_of_n
 from jaxalign.runs import RunConfig
-from jaxalign.training.preference import DPOLossConfig
-from jaxalign.training.reward import RewardConfig, train_reward
-from jaxalign.training.setup import ModelSource
+from jaxalign.training.core.setup import ModelSource
+from jaxalign.training.preference.dpo import DPOLossConfig
+from jaxalign.training.reward_model.trainer import RewardConfig, train_reward
 from jaxalign.training.sft import SFTConfig, train_sft
-from jaxalign.training.tfpo import train_tfpo
-from jaxalign.training.tfpo_config import PatientSource, PresetName, TFPOConfig, TFPOLossConfig
-from jaxalign.training.token_rewards import TokenRewardConfig
 
 # What this small a patient writes at temperature 1 has too few words in it for anyone to judge.
 SAMPLING = {"max_new_tokens": 40, "temperature": 0.7}

@@ -6,10 +6,10 @@ from typing import Any
 from jaxalign import models
 from jaxalign.data import DataConfig
 from jaxalign.runs import RunConfig
-from jaxalign.training.loop import TrainConfig
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.preference import DPOConfig, DPOLossConfig, train_dpo
-from jaxalign.training.setup import ModelSource, TrainResult
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.setup import ModelSource, TrainResult
+from jaxalign.training.preference.dpo import DPOConfig, DPOLossConfig, train_dpo
 
 # Of what is not chosen by trials.
 RATES = {"sft": 3e-3, "faces": 1e-3, "reward": 1e-3}

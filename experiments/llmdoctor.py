@@ -37,17 +37,17 @@ from llmdoctor_task import (
 
 from jaxalign import models
 from jaxalign.evaluation.sampler_gap import sampler_gap
-from jaxalign.models import Doctor, guide
-from jaxalign.rewards import ModelReward
-from jaxalign.rollout import Sampler
-from jaxalign.rollout.search import args_generate, best_of_n
-from jaxalign.runs import records
-from jaxalign.training.tfpo_config import PresetName
-from jaxalign.training.token_rewards import (
+from jaxalign.llmdoctor import Doctor, guide
+from jaxalign.llmdoctor.tfpo_config import PresetName
+from jaxalign.llmdoctor.token_rewards import (
     PreferenceExample,
     TokenRewardConfig,
     process_preference_dataset,
 )
+from jaxalign.rewards import ModelReward
+from jaxalign.rollout import Sampler
+from jaxalign.rollout.search import args_generate, best_of_n
+from jaxalign.runs import records
 
 PRESETS: tuple[tuple[PresetName, bool], ...] = (("paper", False), ("tilted", True))
 # The seed whose figures choose, and which is not reported; what is tried there, nine trials a way.

@@ -10,23 +10,23 @@ import jax
 import numpy as np
 from llmdoctor_task import DIMENSIONS, MAX_NEW_TOKENS, words_told
 
-from jaxalign import models
+from jaxalign import llmdoctor, models
 from jaxalign.data import BatchIterator, DataConfig, collate_comparisons, eval_batches, load_dataset
 from jaxalign.evaluation.policy import make_scorer, summed_logps
+from jaxalign.llmdoctor.tfpo_config import TFPOConfig, TFPOLossConfig
+from jaxalign.llmdoctor.tfpo_step import make_tfpo_loss, tfpo_counts
 from jaxalign.mesh import MeshConfig
 from jaxalign.models import LoraConfig
 from jaxalign.rollout import Completions, Sampler, join_rows
 from jaxalign.runs import RunConfig
-from jaxalign.training import setup
-from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.pairs import flatten, pair_axis, valid_rows
-from jaxalign.training.preference_config import DPOLossConfig
-from jaxalign.training.preference_step import preference_loss
-from jaxalign.training.scoring import score_tokens
-from jaxalign.training.state import create_state
-from jaxalign.training.step import make_update
-from jaxalign.training.tfpo_config import TFPOConfig, TFPOLossConfig
-from jaxalign.training.tfpo_step import tfpo_counts, tfpo_loss
+from jaxalign.training.core import setup
+from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.core.pairs import flatten, pair_axis, valid_rows
+from jaxalign.training.core.scoring import score_tokens
+from jaxalign.training.core.state import create_state
+from jaxalign.training.core.step import make_update
+from jaxalign.training.preference.config import DPOLossConfig
+from jaxalign.training.preference.objectives import make_preference_loss
 from jaxalign.uncertainty import wilson_interval
 
 
@@ -210,13 +210,15 @@ def steps(
         return step
 
     ways = {
-        "DPO": stepping(preference_loss(policy, definition, DPOLossConfig()), valid_rows, trained, frozen)
+        "DPO": stepping(
+            make_preference_loss(policy, definition, DPOLossConfig()), valid_rows, trained, frozen
+        )
     }
     for preset in ("paper", "tilted"):
         numbers, head = TFPOLossConfig(preset=preset).resolved(), TFPOConfig().head
-        value = models.create_value_head(patient.config, head, key=key, ramp=0.0, horizon=48.0)
+        value = llmdoctor.create_value_head(patient.config, head, key=key, ramp=0.0, horizon=48.0)
         ways[f"TFPO {preset}"] = stepping(
-            tfpo_loss(policy, head, numbers),
+            make_tfpo_loss(policy, head, numbers),
             tfpo_counts(numbers),
             {"policy": trained, "value": {name: value[name] for name in ("head", "ramp")}},
             frozen | {"horizon": value["horizon"]},

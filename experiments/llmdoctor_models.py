@@ -12,17 +12,18 @@ from llmdoctor_plots import write_json
 from llmdoctor_task import DIMENSIONS, build_tokenizer, data_config, shape, write_files
 
 from jaxalign import models
-from jaxalign.models import Doctor, LoraConfig
+from jaxalign.llmdoctor import Doctor
+from jaxalign.llmdoctor.tfpo import TFPOConfig, train_tfpo
+from jaxalign.llmdoctor.tfpo_config import PresetName, TFPOLossConfig
+from jaxalign.llmdoctor.token_rewards import TokenRewardConfig
+from jaxalign.models import LoraConfig
 from jaxalign.runs import RunConfig
-from jaxalign.training.loop import TrainConfig
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.preference import DPOConfig, DPOLossConfig, train_dpo
-from jaxalign.training.reward import RewardConfig, RewardLossConfig, train_reward
-from jaxalign.training.setup import TrainResult
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.setup import TrainResult
+from jaxalign.training.preference.dpo import DPOConfig, DPOLossConfig, train_dpo
+from jaxalign.training.reward_model.trainer import RewardConfig, RewardLossConfig, train_reward
 from jaxalign.training.sft import SFTConfig, train_sft
-from jaxalign.training.tfpo import TFPOConfig, train_tfpo
-from jaxalign.training.tfpo_config import PresetName, TFPOLossConfig
-from jaxalign.training.token_rewards import TokenRewardConfig
 
 LORA = LoraConfig(enabled=True, rank=8, targets=("all",))
 

@@ -14,11 +14,11 @@ from typing import get_args
 
 from jaxalign.data import DataConfig
 from jaxalign.runs import RunConfig
-from jaxalign.training.loop import TrainConfig
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.preference import DPOConfig, DPOLossConfig, train_dpo
-from jaxalign.training.preference_config import LossName
-from jaxalign.training.setup import ModelSource
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.setup import ModelSource
+from jaxalign.training.preference.config import LossName
+from jaxalign.training.preference.dpo import DPOConfig, DPOLossConfig, train_dpo
 
 # What papers take where the common default has no sense for a loss.
 SETTINGS = {

@@ -24,11 +24,11 @@ from jaxalign import models
 from jaxalign.data import DataConfig
 from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.runs import RunConfig, records
-from jaxalign.training.grpo import GRPOConfig, train_grpo
-from jaxalign.training.grpo_config import GRPOLossConfig, GRPOTrainConfig
-from jaxalign.training.loop import TrainConfig
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.setup import ModelSource
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.setup import ModelSource
+from jaxalign.training.rl.grpo import GRPOConfig, train_grpo
+from jaxalign.training.rl.grpo_config import GRPOLossConfig, GRPOTrainConfig
 from jaxalign.training.sft import SFTConfig, train_sft
 
 LETTERS = "abcdefgh"

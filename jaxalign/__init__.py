@@ -11,56 +11,56 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jaxalign.data import DataConfig
+    from jaxalign.llmdoctor.tfpo import TFPOConfig, train_tfpo
     from jaxalign.mesh import MeshConfig
     from jaxalign.models.lora import LoraConfig
     from jaxalign.rollout import SamplingConfig
     from jaxalign.runs import Callback, EarlyStopping, RunConfig
-    from jaxalign.training.grpo import GRPOConfig, train_grpo
-    from jaxalign.training.grpo_config import GRPOLossConfig, GRPOTrainConfig
-    from jaxalign.training.loop import TrainConfig
-    from jaxalign.training.online_dpo import OnlineDPOConfig, train_online_dpo
-    from jaxalign.training.optimizer import OptimizerConfig
-    from jaxalign.training.ppo import PPOConfig, train_ppo
-    from jaxalign.training.ppo_config import PPOTrainConfig
-    from jaxalign.training.preference import DPOConfig, DPOLossConfig, train_dpo
-    from jaxalign.training.reward import RewardConfig, train_reward
-    from jaxalign.training.reward_source import RewardSource
-    from jaxalign.training.setup import ModelSource, TrainResult
+    from jaxalign.training.core.loop import TrainConfig
+    from jaxalign.training.core.optimizer import OptimizerConfig
+    from jaxalign.training.core.setup import ModelSource, TrainResult
+    from jaxalign.training.preference.dpo import DPOConfig, DPOLossConfig, train_dpo
+    from jaxalign.training.reward_model.trainer import RewardConfig, train_reward
+    from jaxalign.training.rl.grpo import GRPOConfig, train_grpo
+    from jaxalign.training.rl.grpo_config import GRPOLossConfig, GRPOTrainConfig
+    from jaxalign.training.rl.online_dpo import OnlineDPOConfig, train_online_dpo
+    from jaxalign.training.rl.ppo import PPOConfig, train_ppo
+    from jaxalign.training.rl.ppo_config import PPOTrainConfig
+    from jaxalign.training.rl.reward_source import RewardSource
     from jaxalign.training.sft import SFTConfig, train_sft
-    from jaxalign.training.tfpo import TFPOConfig, train_tfpo
 
 # Name -> module.
 _LAZY = {
     "Callback": "runs",
-    "DPOConfig": "training.preference",
-    "DPOLossConfig": "training.preference",
+    "DPOConfig": "training.preference.dpo",
+    "DPOLossConfig": "training.preference.dpo",
     "DataConfig": "data",
     "EarlyStopping": "runs",
-    "GRPOConfig": "training.grpo",
-    "GRPOLossConfig": "training.grpo_config",
-    "GRPOTrainConfig": "training.grpo_config",
+    "GRPOConfig": "training.rl.grpo",
+    "GRPOLossConfig": "training.rl.grpo_config",
+    "GRPOTrainConfig": "training.rl.grpo_config",
     "LoraConfig": "models.lora",
     "MeshConfig": "mesh",
-    "ModelSource": "training.setup",
-    "OnlineDPOConfig": "training.online_dpo",
-    "OptimizerConfig": "training.optimizer",
-    "PPOConfig": "training.ppo",
-    "PPOTrainConfig": "training.ppo_config",
-    "RewardConfig": "training.reward",
-    "RewardSource": "training.reward_source",
+    "ModelSource": "training.core.setup",
+    "OnlineDPOConfig": "training.rl.online_dpo",
+    "OptimizerConfig": "training.core.optimizer",
+    "PPOConfig": "training.rl.ppo",
+    "PPOTrainConfig": "training.rl.ppo_config",
+    "RewardConfig": "training.reward_model.trainer",
+    "RewardSource": "training.rl.reward_source",
     "RunConfig": "runs",
     "SFTConfig": "training.sft",
     "SamplingConfig": "rollout",
-    "TFPOConfig": "training.tfpo",
-    "TrainConfig": "training.loop",
-    "TrainResult": "training.setup",
-    "train_dpo": "training.preference",
-    "train_grpo": "training.grpo",
-    "train_online_dpo": "training.online_dpo",
-    "train_ppo": "training.ppo",
-    "train_reward": "training.reward",
+    "TFPOConfig": "llmdoctor.tfpo",
+    "TrainConfig": "training.core.loop",
+    "TrainResult": "training.core.setup",
+    "train_dpo": "training.preference.dpo",
+    "train_grpo": "training.rl.grpo",
+    "train_online_dpo": "training.rl.online_dpo",
+    "train_ppo": "training.rl.ppo",
+    "train_reward": "training.reward_model.trainer",
     "train_sft": "training.sft",
-    "train_tfpo": "training.tfpo",
+    "train_tfpo": "llmdoctor.tfpo",
 }
 _PARTS = {"data", "losses", "models", "rewards", "rollout", "runs", "training"}
 

@@ -107,8 +107,8 @@ def save_yaml(config: Any, path: str | Path) -> None:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name -> file of each configuration in the package's `pipelines/configs`."""
-    folder = Path(str(importlib.resources.files("jaxalign"))) / "pipelines" / "configs"
+    """Name -> file of each configuration in the package's `configs`."""
+    folder = Path(str(importlib.resources.files("jaxalign"))) / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -51,6 +51,7 @@ install_import_hook("jaxalign.losses", "beartype.beartype")
 import jax
 import pytest
 
+from jaxalign import llmdoctor
 from jaxalign.runs import plots
 
 STRICT_PROMOTION = ("losses", "models", "test_logprobs.py", "test_masking.py")
@@ -194,10 +195,10 @@ def make_doctor(tiny_model_folder, byte_tokenizer, tmp_path):
             model = models.merge_adapter(base, models.attach(leaves, lora))
             card = {"adapter": "../adapter", "base": str(tiny_model_folder)} | card
         models.save_pretrained(model, run / "export", tokenizer=tokenizer)
-        head = models.create_value_head(
+        head = llmdoctor.create_value_head(
             model.config, models.HeadConfig(), key=jax.random.key(seed), ramp=0.0, horizon=1.0
         )
-        models.save_doctor(run / "export", models.DoctorCard(**card), head)
+        llmdoctor.save_doctor(run / "export", llmdoctor.DoctorCard(**card), head)
         return run
 
     return made

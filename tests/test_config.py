@@ -294,7 +294,7 @@ def test_defaults_with_line_breaks_stay_on_one_line():
 
 
 def test_a_word_of_another_library_or_command_is_answered_with_the_key_that_it_has_here():
-    from jaxalign.training.grpo_config import GRPOConfig
+    from jaxalign.training.rl.grpo_config import GRPOConfig
     from jaxalign.training.sft import SFTConfig
 
     for cls, word, key in (
@@ -336,7 +336,7 @@ DOCTOR_WORDS = {
 
 @pytest.mark.parametrize(("word", "key"), DOCTOR_WORDS.items())
 def test_a_word_of_other_doctors_is_answered_with_the_key_that_it_has_here(word, key, tmp_path):
-    from jaxalign.training.tfpo_config import TFPOConfig
+    from jaxalign.llmdoctor.tfpo_config import TFPOConfig
 
     assert error_of(f"--{word}=1", cls=TFPOConfig) == f"--{word}: unknown key; here it is {key}"
     *group, leaf = word.split(".")
@@ -347,7 +347,7 @@ def test_a_word_of_other_doctors_is_answered_with_the_key_that_it_has_here(word,
 
 
 def test_a_pasted_group_is_answered_key_by_key_in_one_line(tmp_path):
-    from jaxalign.training.tfpo_config import TFPOConfig
+    from jaxalign.llmdoctor.tfpo_config import TFPOConfig
 
     text = "reward:\n  tau: 1.0\n  temperature: 1.0\n  reward_scale: 1.0\n  smoothing_function: tanh\n"
     file = write(tmp_path, text)
@@ -362,8 +362,8 @@ def test_a_pasted_group_is_answered_key_by_key_in_one_line(tmp_path):
 
 
 def test_the_same_words_mean_what_they_mean_in_other_commands():
-    from jaxalign.training.ppo_config import PPOConfig
-    from jaxalign.training.preference import DPOConfig
+    from jaxalign.training.preference.dpo import DPOConfig
+    from jaxalign.training.rl.ppo_config import PPOConfig
 
     for cls, word, key in ((PPOConfig, "gamma", "loss.gamma"), (PPOConfig, "lambda", "loss.lam"),
                            (DPOConfig, "tau", "loss.tau"), (DPOConfig, "gamma", "loss.gamma")):  # fmt: skip

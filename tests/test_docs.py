@@ -1,6 +1,7 @@
 """Pages that are written from the code say what the code has."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,3 +21,14 @@ def test_the_page_of_losses_has_every_case_source_and_reference():
     figures = script.stated(stored)
     assert script.page(lambda losses, case: next(figures)) == stored, "run: python docs/make_losses.py"
     assert next(figures, None) is None
+
+
+def test_contributing_names_tables_where_they_are():
+    rows = re.findall(
+        r"^\| [^|]+ \| (`[^|]+`) \| `([^|]+)` \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.M
+    )
+    assert len(rows) == 11
+    for tables, files in rows:
+        found = "\n".join(path.read_text() for path in ROOT.glob(files))
+        for table in re.findall(r"`(\w+)`", tables):
+            assert re.search(rf"^{table}\b.* = ", found, re.M), f"{table} is not in {files}"

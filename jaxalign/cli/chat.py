@@ -17,8 +17,8 @@ from jaxalign.cli.loading import (
     printed_aside,
 )
 from jaxalign.errors import UserError
+from jaxalign.llmdoctor.guided_folders import GuideConfig
 from jaxalign.mesh import MeshConfig
-from jaxalign.models.guided_folders import GuideConfig
 from jaxalign.models.tensor_dtypes import ParamDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage

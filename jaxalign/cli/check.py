@@ -21,7 +21,7 @@ from jaxalign.data.blocks import Sample
 from jaxalign.data.config import Kind
 from jaxalign.data.fields import BadRow, Unusable
 from jaxalign.errors import DataError, ModelError
-from jaxalign.models.guided_folders import Doctors, GuideConfig, read_doctors
+from jaxalign.llmdoctor.guided_folders import Doctors, GuideConfig, read_doctors
 from jaxalign.models.memory import cache_sizes, number_of_weights, sized, weight_sizes
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")

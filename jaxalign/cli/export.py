@@ -56,8 +56,8 @@ def export(config: ExportConfig) -> Path:
 
     # Nothing is computed, and a run that is training needs the accelerator for itself.
     jax.config.update("jax_platforms", "cpu")
+    from jaxalign.export.checkpoint_export import export_checkpoint
     from jaxalign.models.folders import checkpoint_named
-    from jaxalign.training.checkpoint_export import export_checkpoint
 
     run, checkpoint = config.run, config.checkpoint
     if named := checkpoint_named(run):
@@ -97,7 +97,7 @@ def push(folder: Path, repository: str, *, step: int, private: bool) -> str:
     """
     from huggingface_hub import HfApi
 
-    from jaxalign.training.exports import RECORD_FILE
+    from jaxalign.training.core.exports import RECORD_FILE
 
     api = HfApi()
     try:

@@ -51,7 +51,7 @@ def user_lines(error: BaseException) -> str:
 
 
 def stopped_by(error: BaseException) -> int | None:
-    """The signal that a trainer saved and stopped for (`jaxalign.training.loop.Interrupted`)."""
+    """The signal that a trainer saved and stopped for (`jaxalign.training.core.loop.Interrupted`)."""
     number = getattr(error, "signal", None)
     return int(number) if isinstance(number, int) and not isinstance(error, Exception) else None
 

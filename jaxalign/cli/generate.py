@@ -23,8 +23,8 @@ from jaxalign.cli.loading import (
 from jaxalign.cli.questions import Question, answer_rows, model_name, next_prompt, questions_of
 from jaxalign.data.records import Text
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.llmdoctor.guided_folders import GuideConfig
 from jaxalign.mesh import MeshConfig
-from jaxalign.models.guided_folders import GuideConfig
 from jaxalign.models.tensor_dtypes import ParamDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage

@@ -10,14 +10,14 @@ import yaml
 
 import jaxalign.training  # noqa: F401 (models may be named as checkpoints of runs, which it exports)
 from jaxalign.errors import ConfigError
+from jaxalign.llmdoctor.guided_folders import GuideConfig, guided_by, read_doctors
 from jaxalign.mesh import MeshConfig, devices_of, make_mesh
 from jaxalign.models.folders import checkpoint_named, model_folder
-from jaxalign.models.guided_folders import GuideConfig, guided_by, read_doctors
 from jaxalign.models.memory import bytes_of, sized, weights_text
 from jaxalign.models.sharding import on_mesh
 from jaxalign.models.tensor_dtypes import ParamDtype, folder_dtype, frozen_dtype
 from jaxalign.rollout.config import Storage
-from jaxalign.training.opening import devices_text
+from jaxalign.training.core.opening import devices_text
 
 Dtype = Literal["float32", "bfloat16"]
 Template = Literal["auto", "tokenizer", "markers", "plain"]

@@ -20,8 +20,8 @@ from typing import Any
 import jaxalign
 from jaxalign import config as configs
 from jaxalign.cli import help as help_texts
+from jaxalign.cli.cpu_memory import set_cpu_memory
 from jaxalign.cli.failures import exit_status, one_line, user_lines
-from jaxalign.cli.huge_pages import run_in_huge_pages
 from jaxalign.config_values import nearest
 from jaxalign.errors import ConfigError
 
@@ -53,34 +53,34 @@ COMMANDS: dict[str, Command] = {
     ),
     "reward": Command(
         "reward model from comparisons, rankings or labelled steps",
-        "jaxalign.training.reward:RewardConfig",
-        "jaxalign.training.reward:train_reward",
+        "jaxalign.training.reward_model.trainer:RewardConfig",
+        "jaxalign.training.reward_model.trainer:train_reward",
     ),
     "dpo": Command(
         "DPO and its family on comparisons or labels",
-        "jaxalign.training.preference:DPOConfig",
-        "jaxalign.training.preference:train_dpo",
+        "jaxalign.training.preference.dpo:DPOConfig",
+        "jaxalign.training.preference.dpo:train_dpo",
     ),
     "tfpo": Command(
         "a small doctor that guides a frozen patient, from token rewards (LLMDoctor)",
-        "jaxalign.training.tfpo_config:TFPOConfig",
-        "jaxalign.training.tfpo:train_tfpo",
+        "jaxalign.llmdoctor.tfpo_config:TFPOConfig",
+        "jaxalign.llmdoctor.tfpo:train_tfpo",
         {"patient": "patient.path"},
     ),
     "ppo": Command(
         "proximal policy optimization against a reward",
-        "jaxalign.training.ppo:PPOConfig",
-        "jaxalign.training.ppo:train_ppo",
+        "jaxalign.training.rl.ppo:PPOConfig",
+        "jaxalign.training.rl.ppo:train_ppo",
     ),
     "grpo": Command(
         "GRPO, RLOO and other policy gradients without a critic",
-        "jaxalign.training.grpo:GRPOConfig",
-        "jaxalign.training.grpo:train_grpo",
+        "jaxalign.training.rl.grpo:GRPOConfig",
+        "jaxalign.training.rl.grpo:train_grpo",
     ),
     "online-dpo": Command(
         "DPO on pairs of the policy's own samples, ranked by a reward or a judge",
-        "jaxalign.training.online_dpo:OnlineDPOConfig",
-        "jaxalign.training.online_dpo:train_online_dpo",
+        "jaxalign.training.rl.online_dpo:OnlineDPOConfig",
+        "jaxalign.training.rl.online_dpo:train_online_dpo",
     ),
     "sweep": Command(
         "a run for every point of a grid, one after another, and which is the best",
@@ -153,7 +153,7 @@ SHORT_FLAGS = {
 def run() -> None:
     """The console script: runs the command and exits with its status."""
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
-        run_in_huge_pages()
+        set_cpu_memory()
 
     def terminate(number: int, frame: Any) -> None:
         # As an exception, so that half-written files are removed on the way out.
@@ -288,7 +288,11 @@ def read_sweep(cls: type, file: str | None, overrides: Sequence[tuple[str, str]]
     keys = {key.name for key in configs.describe(cls)}
     own = settings_of(COMMANDS["sweep"], cls, None, [item for item in overrides if item[0] in keys])
     command = find_command(own.command)
-    trainers = [name for name, each in COMMANDS.items() if each.config.startswith("jaxalign.training.")]
+    trainers = [
+        name
+        for name, each in COMMANDS.items()
+        if each.config.startswith(("jaxalign.training.", "jaxalign.llmdoctor."))
+    ]
     if command.config not in [COMMANDS[name].config for name in trainers]:
         raise ConfigError(f"sweep {own.command}: expected a command that trains: {', '.join(trainers)}")
     others = [item for item in overrides if item[0] not in keys]

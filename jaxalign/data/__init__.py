@@ -15,7 +15,6 @@ from jaxalign.data.batches import (
 from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.config import DataConfig, check_separator
 from jaxalign.data.examples import Example, make_example, make_examples
-from jaxalign.data.faces import FACES, FaceFormat, FaceRows, InstructionPair
 from jaxalign.data.formats import FORMATS, Options, detect
 from jaxalign.data.packing import packed, packed_alike, with_heads, with_heads_alike
 from jaxalign.data.pipeline import Dataset, chat_of, load_dataset
@@ -33,7 +32,6 @@ from jaxalign.data.records import (
 from jaxalign.data.token_batches import TokenBatches
 
 __all__ = [
-    "FACES",
     "FORMATS",
     "BatchIterator",
     "ChatFormat",
@@ -43,9 +41,6 @@ __all__ = [
     "Dataset",
     "Demonstration",
     "Example",
-    "FaceFormat",
-    "FaceRows",
-    "InstructionPair",
     "Message",
     "Options",
     "PromptRecord",

@@ -11,8 +11,8 @@ from jaxalign.data import Example, collate_demonstrations, eval_batches, packed
 from jaxalign.evaluation.perplexity import perplexity as perplexity_of
 from jaxalign.rollout import Completions, join_rows
 from jaxalign.rollout.trajectory import Rows
-from jaxalign.training.packing import packing_of
-from jaxalign.training.scoring import score_tokens
+from jaxalign.training.core.packing import packing_of
+from jaxalign.training.core.scoring import score_tokens
 
 # (parameters, batch of rows) -> log-probs [B, T] of its counted tokens, nats.
 Scorer = Callable[[Any, Mapping[str, Any]], np.ndarray]

@@ -1,8 +1,10 @@
 """Alignment losses as pure functions: arrays in, unreduced float32 arrays out.
 
-No model, trainer or mesh inside. Reductions are separate and named.
+No model, trainer or mesh inside. Reductions are separate and named. The preference losses come from their table, so
+that one that is added there is exported here.
 """
 
+from jaxalign.losses import preference
 from jaxalign.losses.advantages import (
     generalized_advantage_estimation,
     global_batch_advantages,
@@ -10,20 +12,13 @@ from jaxalign.losses.advantages import (
     remax_advantages,
     whiten,
 )
-from jaxalign.losses.aot import aot_loss, aot_unpaired_loss, rank_matched
-from jaxalign.losses.apo import apo_down_loss, apo_zero_loss, apo_zero_unpaired_loss
-from jaxalign.losses.bco import bco_loss, bco_pair_loss
+from jaxalign.losses.aot import rank_matched
 from jaxalign.losses.bradley_terry import best_of_n_loss, bradley_terry_loss
 from jaxalign.losses.cispo import cispo_loss
-from jaxalign.losses.cpo import cpo_loss
 from jaxalign.losses.cross_entropy import cross_entropy_loss
 from jaxalign.losses.dft import dft_loss
-from jaxalign.losses.discopop import discopop_loss
 from jaxalign.losses.distillation import forward_kl_loss, generalized_jsd_loss, reverse_kl_loss
-from jaxalign.losses.dpo import dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss
 from jaxalign.losses.entropy import entropy_bonus
-from jaxalign.losses.exo import exo_loss
-from jaxalign.losses.f_divergence import f_divergence_dpo_loss
 from jaxalign.losses.gmpo import gmpo_loss
 from jaxalign.losses.groups import (
     gdpo_advantages,
@@ -37,21 +32,18 @@ from jaxalign.losses.grpo import bnpo_loss, dapo_loss, dr_grpo_loss, grpo_loss, 
 from jaxalign.losses.importance import importance_weights, off_policy_weights
 from jaxalign.losses.info_nce import info_nce_loss
 from jaxalign.losses.kl import kl_penalty
-from jaxalign.losses.kto import kto_kl, kto_loss
+from jaxalign.losses.kto import kto_kl
 from jaxalign.losses.ld_dpo import length_desensitized_logps
 from jaxalign.losses.nash_md import nash_md_loss
-from jaxalign.losses.nca import nca_loss
-from jaxalign.losses.orpo import orpo_loss
 from jaxalign.losses.overlong import overlong_mask, overlong_penalty
 from jaxalign.losses.plackett_luce import plackett_luce_loss
 from jaxalign.losses.pointwise_reward import process_reward_loss, reward_bce_loss, reward_regression_loss
 from jaxalign.losses.policy_gradient import gpg_loss, ppo_policy_loss, reinforce_loss
+from jaxalign.losses.preference import *  # noqa: F403
 from jaxalign.losses.reductions import fixed_length_mean, sequence_mean, token_mean
 from jaxalign.losses.reward_ensemble import aggregate_ensemble, combine_objectives, ensemble_disagreement
 from jaxalign.losses.rloo import rloo_loss
 from jaxalign.losses.sft import sft_loss
-from jaxalign.losses.simpo import alphapo_loss, simpo_loss
-from jaxalign.losses.sppo import sppo_loss
 from jaxalign.losses.subtrajectory_balance import subtrajectory_balance_loss
 from jaxalign.losses.subtrajectory_dense import subtrajectory_balance_dense
 from jaxalign.losses.token_credit import token_importance, token_rewards
@@ -63,30 +55,17 @@ from jaxalign.losses.xpo import xpo_loss
 
 __all__ = [
     "aggregate_ensemble",
-    "alphapo_loss",
-    "aot_loss",
-    "aot_unpaired_loss",
-    "apo_down_loss",
-    "apo_zero_loss",
-    "apo_zero_unpaired_loss",
-    "bco_loss",
-    "bco_pair_loss",
     "best_of_n_loss",
     "bnpo_loss",
     "bradley_terry_loss",
     "cispo_loss",
     "combine_objectives",
-    "cpo_loss",
     "cross_entropy_loss",
     "dapo_loss",
     "dft_loss",
-    "discopop_loss",
-    "dpo_loss",
     "dr_grpo_loss",
     "ensemble_disagreement",
     "entropy_bonus",
-    "exo_loss",
-    "f_divergence_dpo_loss",
     "fixed_length_mean",
     "forward_kl_loss",
     "gdpo_advantages",
@@ -99,19 +78,14 @@ __all__ = [
     "group_advantages",
     "grpo_loss",
     "gspo_loss",
-    "hinge_loss",
     "importance_weights",
     "info_nce_loss",
-    "ipo_loss",
     "kl_penalty",
     "kto_kl",
-    "kto_loss",
     "leave_one_out_advantages",
     "length_desensitized_logps",
     "nash_md_loss",
-    "nca_loss",
     "off_policy_weights",
-    "orpo_loss",
     "overlong_mask",
     "overlong_penalty",
     "plackett_luce_loss",
@@ -128,11 +102,8 @@ __all__ = [
     "reward_bce_loss",
     "reward_regression_loss",
     "rloo_loss",
-    "robust_dpo_loss",
     "sequence_mean",
     "sft_loss",
-    "simpo_loss",
-    "sppo_loss",
     "subtrajectory_balance_dense",
     "subtrajectory_balance_loss",
     "token_importance",
@@ -143,4 +114,5 @@ __all__ = [
     "whiten",
     "wpo_weights",
     "xpo_loss",
+    *preference.__all__,
 ]

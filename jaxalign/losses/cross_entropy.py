@@ -45,8 +45,32 @@ def cross_entropy_loss(
     logits = masked(float32(logits), mask[..., None])
     targets = jnp.where(mask, targets, 0)
     normalizer = jax.nn.logsumexp(logits, axis=-1)
-    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    nll = normalizer - target_logits
-    uniform = normalizer - jnp.mean(logits, axis=-1)
-    loss = (1.0 - label_smoothing) * nll + label_smoothing * uniform + z_loss * jnp.square(normalizer)
+    logps = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - normalizer
+    mean_logps = jnp.mean(logits, axis=-1) - normalizer
+    loss = token_cross_entropy(logps, mean_logps, normalizer, label_smoothing=label_smoothing, z_loss=z_loss)
     return masked(loss, mask)
+
+
+def token_cross_entropy(
+    logps: Float[Array, "..."],
+    mean_logps: Float[Array, "..."],
+    logsumexp: Float[Array, "..."],
+    *,
+    label_smoothing: Scalar,
+    z_loss: Scalar,
+) -> Float[Array, "..."]:
+    """`cross_entropy_loss` from statistics of the logits, such as a head that never holds them gives.
+
+    Args:
+      logps: log p(target), nats.
+      mean_logps: mean over the vocabulary of log p.
+      logsumexp: of the logits.
+      label_smoothing, z_loss: as in `cross_entropy_loss`.
+
+    Returns:
+      float32 nats, of the shape of the arguments.
+    """
+    loss = -(1.0 - label_smoothing) * logps - label_smoothing * mean_logps
+    if isinstance(z_loss, (int, float)) and not z_loss:
+        return loss
+    return loss + z_loss * jnp.square(logsumexp)

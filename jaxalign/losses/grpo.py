@@ -1,7 +1,5 @@
 """GRPO and its relatives, which differ in the denominator and in the level of the ratio."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real, Shaped
@@ -100,7 +98,15 @@ def bnpo_loss(
     old_logps: Float[Array, "B T"],
     advantages: Real[Array, " B"] | Real[Array, "B T"],
     mask: Shaped[Array, "B T"] | None = None,
-    **options: Any,
+    *,
+    clip_low: Scalar = 0.2,
+    clip_high: Scalar = 0.2,
+    dual_clip: Scalar | None = None,
+    importance_level: Level = "token",
+    ref_logps: Float[Array, "B T"] | None = None,
+    beta: Scalar = 0.0,
+    correct_kl: bool = False,
+    weights: Float[Array, "B T"] | None = None,
 ) -> Float[Array, ""]:
     """`grpo_loss` averaged over the tokens of the batch it is given (TRL's `bnpo`).
 
@@ -108,7 +114,7 @@ def bnpo_loss(
     is split. `dapo_loss` with its count does not.
 
     Args:
-      logps, old_logps, advantages, mask, options: as in `grpo_loss`.
+      logps, old_logps, advantages, mask, and all options: as in `grpo_loss`.
 
     Returns:
       float32 scalar: already reduced.
@@ -116,7 +122,21 @@ def bnpo_loss(
     Raises:
       AssertionError, ValueError: as `grpo_loss`.
     """
-    return token_mean(grpo_loss(logps, old_logps, advantages, mask, **options), mask)
+    loss = grpo_loss(
+        logps,
+        old_logps,
+        advantages,
+        mask,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+        importance_level=importance_level,
+        ref_logps=ref_logps,
+        beta=beta,
+        correct_kl=correct_kl,
+        weights=weights,
+    )
+    return token_mean(loss, mask)
 
 
 def dapo_loss(
@@ -127,8 +147,13 @@ def dapo_loss(
     *,
     clip_low: Scalar = 0.2,
     clip_high: Scalar = 0.28,
+    dual_clip: Scalar | None = None,
+    importance_level: Level = "token",
+    ref_logps: Float[Array, "B T"] | None = None,
+    beta: Scalar = 0.0,
+    correct_kl: bool = False,
+    weights: Float[Array, "B T"] | None = None,
     count: Scalar | None = None,
-    **options: Any,
 ) -> Float[Array, ""]:
     """DAPO: `grpo_loss` with a wider upper clip, averaged over all tokens of the global batch.
 
@@ -138,7 +163,7 @@ def dapo_loss(
     rewards differ.
 
     Args:
-      logps, old_logps, advantages, mask, options: as in `grpo_loss`.
+      logps, old_logps, advantages, mask, and options not named here: as in `grpo_loss`.
       clip_low, clip_high: the paper's 0.2 and 0.28 (TRL clips 0.2 on both sides).
       count: counted tokens of the whole batch, where this is a part of it.
 
@@ -150,7 +175,20 @@ def dapo_loss(
 
     Source: arXiv:2503.14476.
     """
-    loss = grpo_loss(logps, old_logps, advantages, mask, clip_low=clip_low, clip_high=clip_high, **options)
+    loss = grpo_loss(
+        logps,
+        old_logps,
+        advantages,
+        mask,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+        importance_level=importance_level,
+        ref_logps=ref_logps,
+        beta=beta,
+        correct_kl=correct_kl,
+        weights=weights,
+    )
     return token_mean(loss, mask, count=count)
 
 
@@ -161,8 +199,15 @@ def dr_grpo_loss(
     mask: Shaped[Array, "B T"] | None = None,
     *,
     length: Scalar,
+    clip_low: Scalar = 0.2,
+    clip_high: Scalar = 0.2,
+    dual_clip: Scalar | None = None,
+    importance_level: Level = "token",
+    ref_logps: Float[Array, "B T"] | None = None,
+    beta: Scalar = 0.0,
+    correct_kl: bool = False,
+    weights: Float[Array, "B T"] | None = None,
     count: Scalar | None = None,
-    **options: Any,
 ) -> Float[Array, ""]:
     """Dr. GRPO: `grpo_loss` summed over each row, divided by one fixed length, averaged over rows.
 
@@ -171,7 +216,7 @@ def dr_grpo_loss(
     Its advantages are not divided by a standard deviation: `group_advantages(..., scale="none")`.
 
     Args:
-      logps, old_logps, advantages, mask, options: as in `grpo_loss`.
+      logps, old_logps, advantages, mask, and options not named here: as in `grpo_loss`.
       length: the divisor, usually the longest completion allowed, in tokens; positive.
       count: rows with any counted token in the whole batch, where this is a part of it.
 
@@ -183,7 +228,20 @@ def dr_grpo_loss(
 
     Source: arXiv:2503.20783.
     """
-    loss = grpo_loss(logps, old_logps, advantages, mask, **options)
+    loss = grpo_loss(
+        logps,
+        old_logps,
+        advantages,
+        mask,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+        importance_level=importance_level,
+        ref_logps=ref_logps,
+        beta=beta,
+        correct_kl=correct_kl,
+        weights=weights,
+    )
     return fixed_length_mean(loss, mask, length=length, count=count)
 
 
@@ -195,7 +253,11 @@ def gspo_loss(
     *,
     clip_low: Scalar = 3e-4,
     clip_high: Scalar = 4e-4,
-    **options: Any,
+    dual_clip: Scalar | None = None,
+    ref_logps: Float[Array, "B T"] | None = None,
+    beta: Scalar = 0.0,
+    correct_kl: bool = False,
+    weights: Float[Array, "B T"] | None = None,
 ) -> Float[Array, " B"]:
     """Group sequence policy optimization: one loss per row, the mean over rows is the objective.
 
@@ -210,7 +272,7 @@ def gspo_loss(
       logps, old_logps, mask: as in `grpo_loss`.
       advantages: one a row; no gradient.
       clip_low, clip_high: far narrower than a token's ratio needs; the paper's are the defaults.
-      options: others of `grpo_loss`; the KL is averaged over the row's tokens.
+      dual_clip, ref_logps, beta, correct_kl, weights: as in `grpo_loss`; the KL is averaged over the row's tokens.
 
     Returns:
       float32, one a row; -A where the policies are equal; 0 where a row has no counted token.
@@ -230,7 +292,11 @@ def gspo_loss(
         mask,
         clip_low=clip_low,
         clip_high=clip_high,
+        dual_clip=dual_clip,
         importance_level="sequence",
-        **options,
+        ref_logps=ref_logps,
+        beta=beta,
+        correct_kl=correct_kl,
+        weights=weights,
     )
     return row_means(loss, counted)

@@ -4,19 +4,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from jaxalign.kernels.config import AttentionImplementation, Choice, MatmulImplementation
+from jaxalign.kernels.int8 import Int8, quantize_params
+from jaxalign.kernels.matmul import choose_matmul, matmul_implementation
+from jaxalign.kernels.remat import Remat, remat_level
 from jaxalign.models.attention import attention_for, choose_attention
 from jaxalign.models.composite import Composite
-from jaxalign.models.config import AttentionForm, Choice, ModelConfig, ProductForm
-from jaxalign.models.doctor import (
-    DoctorCard,
-    create_value_head,
-    load_doctor_card,
-    load_value_head,
-    log_values_before,
-    save_doctor,
-)
-from jaxalign.models.guided import Doctor, GuidedDefinition, GuidedModel, guide
-from jaxalign.models.guided_folders import GuideConfig, load_guided
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.heads import (
     HeadConfig,
     ScalarDefinition,
@@ -36,30 +30,22 @@ from jaxalign.models.huggingface import (
     save_pretrained,
     save_reward_model,
 )
-from jaxalign.models.int8 import Int8, quantize_params
 from jaxalign.models.lora import LoraConfig, attach, create_adapter, merge_adapter
 from jaxalign.models.peft import load_adapter, save_adapter
-from jaxalign.models.products import choose_products, product_form
-from jaxalign.models.remat import Remat, remat_level
 from jaxalign.models.reward_ensemble import is_reward_ensemble, load_reward_ensemble, save_reward_ensemble
 from jaxalign.models.sharding import param_logical_axes
 from jaxalign.models.stops import stopping, tokenizer_stops
 from jaxalign.models.transformer import Definition, Transformer, create, params_count
 
 __all__ = [
-    "AttentionForm",
+    "AttentionImplementation",
     "Choice",
     "Definition",
-    "Doctor",
-    "DoctorCard",
-    "GuideConfig",
-    "GuidedDefinition",
-    "GuidedModel",
     "HeadConfig",
     "Int8",
     "LoraConfig",
     "ModelConfig",
-    "ProductForm",
+    "MatmulImplementation",
     "Remat",
     "ScalarDefinition",
     "ScalarModel",
@@ -70,34 +56,27 @@ __all__ = [
     "check_vocabulary",
     "attention_for",
     "choose_attention",
-    "choose_products",
+    "choose_matmul",
     "create",
     "create_adapter",
     "create_scalar_model",
-    "create_value_head",
     "gain_and_bias",
-    "guide",
     "is_reward_ensemble",
     "load_adapter",
     "load_config",
-    "load_guided",
-    "load_doctor_card",
     "load_pretrained",
     "load_reward_ensemble",
     "load_reward_model",
     "load_tokenizer",
-    "load_value_head",
-    "log_values_before",
     "merge",
     "merge_adapter",
     "param_logical_axes",
     "params_count",
-    "product_form",
+    "matmul_implementation",
     "quantize",
     "quantize_params",
     "remat_level",
     "save_adapter",
-    "save_doctor",
     "save_pretrained",
     "save_reward_ensemble",
     "save_reward_model",

@@ -25,20 +25,21 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxalign.kernels import cudnn_attention, decode_attention, splash_attention
+from jaxalign.kernels.blockwise_attention import blockwise_attention
+from jaxalign.kernels.config import AttentionImplementation, Choice
+from jaxalign.kernels.int8 import Int8
+from jaxalign.kernels.matmul import cached_dtype, operand_dtype, product
+from jaxalign.kernels.remat import CONTEXT
 from jaxalign.masking import NEGATIVE
 from jaxalign.mesh import partition_spec
-from jaxalign.models import cudnn_attention, decode_attention, splash_attention
-from jaxalign.models.blockwise_attention import blockwise_attention
-from jaxalign.models.config import AttentionForm, Choice, ModelConfig
-from jaxalign.models.int8 import Int8
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import Seen
 from jaxalign.models.layers import softcap
-from jaxalign.models.products import cached_dtype, operand_dtype, product
-from jaxalign.models.remat import CONTEXT
 
 BLOCK = 512
 REFUSALS = {"cudnn": cudnn_attention.refusal, "splash": splash_attention.refusal}
-FASTEST: dict[str, AttentionForm] = {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"}
+FASTEST: dict[str, AttentionImplementation] = {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"}
 
 
 def choose_attention(
@@ -49,38 +50,44 @@ def choose_attention(
     mapped: bool = False,
     shape: tuple[int, ...] | None = None,
 ) -> Choice:
-    """The form that is fast on a device, and why.
+    """The implementation that is fast on a device, and why.
 
     Args:
-      config: what the form must be able to do, and `attention` where one is asked for.
+      config: what the implementation must be able to do, and `attention` where one is asked for.
       device: one of those that will run it.
       max_segments: of a row, as for `attend`.
       mapped: whether several models will run as one, by `jax.vmap`, which nothing inside can see.
       shape: of a device's queries [B, T, N, H], where it is known.
 
     Raises:
-      ValueError: the form that is asked for cannot run there, or not such rows; in one line.
+      ValueError: the implementation that is asked for cannot run there, or not such rows; in one line.
     """
     asked = config.attention != "auto"
-    form = config.attention if asked else FASTEST.get(device.platform, "plain")
-    why = REFUSALS[form](config, device) if form in REFUSALS else ""
-    if form == "cudnn":
+    implementation = config.attention if asked else FASTEST.get(device.platform, "plain")
+    why = REFUSALS[implementation](config, device) if implementation in REFUSALS else ""
+    if implementation == "cudnn":
         why = why or cudnn_attention.refusal_of_rows(device, max_segments, mapped=mapped, shape=shape)
     if why and asked:
-        raise ValueError(f"attention {form}: {why}; plain and blockwise run anywhere")
-    return Choice("plain", why) if why else Choice(form, "asked for" if asked else f"a {device.platform}")
+        raise ValueError(f"attention {implementation}: {why}; plain and blockwise run anywhere")
+    return (
+        Choice("plain", why)
+        if why
+        else Choice(implementation, "asked for" if asked else f"a {device.platform}")
+    )
 
 
 def attention_for(config: ModelConfig, *, max_segments: int = 1, mapped: bool = False) -> ModelConfig:
-    """The config, but where it says `cudnn` (or would take it) and that cannot compute such rows, with another form.
+    """The config, but where it says `cudnn` (or would take it) and that cannot compute such rows, with another.
 
     For several models that will run as one, which `attend` cannot see. Arguments as of `choose_attention`.
     """
     if config.attention not in ("auto", "cudnn"):
         return config
     auto = replace(config, attention="auto")
-    form = choose_attention(auto, _device(config), max_segments=max_segments, mapped=mapped).form
-    return replace(config, attention=form)
+    implementation = choose_attention(
+        auto, _device(config), max_segments=max_segments, mapped=mapped
+    ).implementation
+    return replace(config, attention=implementation)
 
 
 def _device(config: ModelConfig) -> Any:
@@ -129,7 +136,7 @@ def attend(
     *,
     max_segments: int = 0,
 ) -> Float[Array, "B T NH"]:
-    """Causal attention, in the form that the config names or that is fast on this backend.
+    """Causal attention, in the implementation that the config names or that is fast on this backend.
 
     A query that sees nothing (padding) gets something finite, which is never read. The columns of a segment lie
     side by side, in order of position.
@@ -139,24 +146,24 @@ def attend(
       positions: of each token.
       segments: 1, 2, ... by segment, 0 for padding.
       window: how far back a query sees; 0: all of it. Traced, it is 0 or `config.sliding_window`.
-      config: form, soft cap and scale.
+      config: implementation, soft cap and scale.
       max_segments: 1 where each row holds one segment that begins at column 0; else no row holds more than that;
         0 where it is not known. Rows that `cudnn` cannot compute are computed by `plain`.
 
     Raises:
-      ValueError: the form that the config names cannot run on this backend.
+      ValueError: the implementation that the config names cannot run on this backend.
     """
     specs, device = _specs(q, k, segments, config), _device(config)
-    form = choose_attention(config, device).form
-    if form == "cudnn":
+    implementation = choose_attention(config, device).implementation
+    if implementation == "cudnn":
         # A device's share of the queries: its offsets are what must fit.
         shape = q.shape if specs is None else NamedSharding(config.mesh, specs[0]).shard_shape(q.shape)
         if cudnn_attention.refusal_of_rows(device, max_segments, shape=shape):
-            form = "plain"
-    if form == "plain":
+            implementation = "plain"
+    if implementation == "plain":
         return attend_plain(q, k, v, positions, segments, window, config)
     rows, length, heads, size = q.shape
-    if form == "blockwise":
+    if implementation == "blockwise":
         kv_heads = k.shape[2]
         q = (
             scaled(q, config)
@@ -175,7 +182,7 @@ def attend(
             dtype=operand_dtype(config),
         )
         return out.transpose(0, 2, 1, 3, 4).reshape(rows, length, heads * size)
-    if form == "cudnn":
+    if implementation == "cudnn":
         scale = config.query_scale or config.head_dim**-0.5
         call = functools.partial(cudnn_attention.cudnn_attention, scale=scale, max_segments=max_segments)
     else:

@@ -1,19 +1,10 @@
 """The shape of a decoder, whatever its family."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
-from jaxalign.models.remat import Remat, remat_level
-
-AttentionForm = Literal["plain", "blockwise", "cudnn", "splash"]
-ProductForm = Literal["natural", "bfloat16_float32", "float32"]
-
-
-class Choice(NamedTuple):
-    """A form of some computation, and why it was chosen."""
-
-    form: Any
-    reason: str
+from jaxalign.kernels.config import AttentionImplementation, MatmulImplementation
+from jaxalign.kernels.remat import Remat, remat_level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +63,8 @@ class ModelConfig:
       generation: the other fields of a folder's generation_config.json, as JSON; for its export alone.
       param_dtype, compute_dtype: names of dtypes.
       remat: what of a layer waits for the backward pass; the rest is computed again (see `models.remat`).
-      attention: form of attention over whole rows, see `models.attention`; auto takes what is fast on the backend.
-      products: form of matrix products, see `models.products`; auto likewise.
+      attention: implementation over whole rows, see `models.attention`; auto takes what is fast on the backend.
+      products: implementation of matrix products, see `kernels.matmul`; auto likewise.
       mesh: the devices that custom attention calls are split over (`jax.sharding.Mesh`); None for one device.
     """
 
@@ -117,8 +108,8 @@ class ModelConfig:
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     remat: Remat = "none"
-    attention: Literal["auto"] | AttentionForm = "auto"
-    products: Literal["auto"] | ProductForm = "auto"
+    attention: Literal["auto"] | AttentionImplementation = "auto"
+    products: Literal["auto"] | MatmulImplementation = "auto"
     mesh: Any = None
 
     def __post_init__(self) -> None:
@@ -131,8 +122,8 @@ class ModelConfig:
             raise ValueError(
                 f"sliding_layers has {len(self.sliding_layers)} entries for {self.num_layers} layers"
             )
-        for name, forms in (("attention", AttentionForm), ("products", ProductForm)):
-            known = ("auto", *get_args(forms))
+        for name, known in (("attention", AttentionImplementation), ("products", MatmulImplementation)):
+            known = ("auto", *get_args(known))
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxalign.models.int8 import Int8
+from jaxalign.kernels.int8 import Int8
 
 Form = Literal["scatter", "sorted"]
 
@@ -28,7 +28,7 @@ def embedding_form() -> Form:
 
     Accelerators scatter with atomic additions, whose order, and so whose rounding, is not that of the next run: there
     the tokens are sorted by id first, and a resumed run has the same bits. A CPU adds in order, and faster unsorted
-    (docs/performance.md).
+    (docs/performance_appendix.md).
     """
     return "scatter" if jax.default_backend() == "cpu" else "sorted"
 

@@ -1,19 +1,13 @@
 """Which folder holds the model that a path means: a run's export, one of its checkpoints, or the path itself."""
 
+import importlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from jaxalign.errors import ModelError
 
-# (run folder, "best", "latest" or a step) -> a Hugging Face folder. Who can train can make one of a checkpoint, which
-# models cannot: `jaxalign.training` puts it here.
-_exporters: list[Callable[[str, str], str]] = []
-
-
-def export_with(exporter: Callable[[str, str], str]) -> None:
-    """Says who makes a folder of a run's checkpoint, for names such as RUN@best."""
-    _exporters[:] = [exporter]
+# Makes a folder of a run's checkpoint. By name: it reads what trainers wrote, and so lies above models.
+EXPORTER = "jaxalign.export.checkpoint_export"
 
 
 def checkpoint_named(path: str) -> tuple[str, str] | None:
@@ -41,9 +35,7 @@ def model_folder(path: str) -> str:
             raise ModelError(
                 f"{path}: there is no run in {run}; expected RUN@{name} with the folder of a run"
             )
-        if not _exporters:
-            raise ModelError(f"{path}: import jaxalign.training first, which can export checkpoints")
-        return _exporters[0](run, name)
+        return importlib.import_module(EXPORTER).checkpoint_folder(run, name)
     folder = Path(path)
     if (folder / "export" / "doctors.json").is_file():
         raise ModelError(

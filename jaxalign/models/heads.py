@@ -14,8 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxalign.arrays import product_precision
-from jaxalign.models.config import ModelConfig, ProductForm
-from jaxalign.models.products import dense, product_form
+from jaxalign.kernels.matmul import dense, matmul_implementation
+from jaxalign.models.config import MatmulImplementation, ModelConfig
 from jaxalign.models.transformer import Transformer
 
 
@@ -103,7 +103,7 @@ class ScalarModel(nnx.Module):
             self.head_config,
             params["head"],
             hidden,
-            products=product_form(self.config),
+            products=matmul_implementation(self.config),
             dropout_key=dropout_key,
         )
         normalizer = params["normalizer"]
@@ -129,7 +129,7 @@ def apply_head(
     params: Any,
     hidden: Float[Array, "*B D"],
     *,
-    products: ProductForm,
+    products: MatmulImplementation,
     dropout_key: jax.Array | None = None,
 ) -> Float[Array, "*B"]:
     """Raw scores of hidden states, float32; `products` is the form of an MLP head's product."""

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxalign.errors import ModelError
+from jaxalign.kernels.int8 import Int8
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import (
     FAMILIES,
@@ -22,7 +23,6 @@ from jaxalign.models.families import (
 )
 from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
 from jaxalign.models.heads import HeadConfig, ScalarModel, StepMarks
-from jaxalign.models.int8 import Int8
 from jaxalign.models.sharding import to_device
 from jaxalign.models.stops import read_generation, write_generation
 from jaxalign.models.tensor_dtypes import in_dtype

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxalign.kernels.int8 import Int8, quantized
 from jaxalign.masking import NEGATIVE
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.int8 import Int8, quantized
 
 
 class Seen(NamedTuple):

@@ -9,10 +9,10 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from jaxalign.kernels.int8 import Int8, scaled_product
+from jaxalign.kernels.matmul import dense, matmul_implementation, operand_dtype
+from jaxalign.kernels.remat import ADAPTER
 from jaxalign.models.config import ModelConfig, RopeScaling
-from jaxalign.models.int8 import Int8, scaled_product
-from jaxalign.models.products import dense, operand_dtype, product_form
-from jaxalign.models.remat import ADAPTER
 
 Params = dict[str, Any]
 
@@ -36,7 +36,7 @@ def linear(
         [A] the rows of x are adapted in turn (see `lora.stack_adapters`).
       key: dropout key of this layer; None turns adapter dropout off.
     """
-    form, weight = product_form(config), params[name]
+    form, weight = matmul_implementation(config), params[name]
     if isinstance(weight, Int8):
         y = scaled_product(x, weight, dtype=operand_dtype(config))
     else:

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
+from jaxalign.kernels.int8 import Int8, quantize_params
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.int8 import Int8, quantize_params
 from jaxalign.models.transformer import parameter_shapes, params_count
 
 

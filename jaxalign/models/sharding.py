@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxalign.kernels.int8 import int8_axis, keys_of, quantized
 from jaxalign.mesh import DEFAULT_RULES, tree_shardings
-from jaxalign.models.int8 import int8_axis, keys_of, quantized
 
 # By the last key of a leaf; stacked layers get `layers` in front.
 _AXES: dict[str, tuple[str | None, ...]] = {

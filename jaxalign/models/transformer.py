@@ -15,11 +15,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxalign.kernels.int8 import Int8, scaled_logits
+from jaxalign.kernels.matmul import cached_dtype, matmul_implementation, operand_dtype, product
+from jaxalign.kernels.remat import Remat, rematerialized
 from jaxalign.models import kv_cache
 from jaxalign.models.attention import attend, attend_cached, visible
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.embedding import token_embeddings
-from jaxalign.models.int8 import Int8, scaled_logits
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import (
     linear,
@@ -31,8 +33,6 @@ from jaxalign.models.layers import (
     rotate,
     softcap,
 )
-from jaxalign.models.products import cached_dtype, operand_dtype, product, product_form
-from jaxalign.models.remat import Remat, rematerialized
 
 UNROLLED_LAYERS = 8
 
@@ -108,13 +108,13 @@ class Transformer(nnx.Module):
 
     @property
     def head(self) -> Float[Array, "V D"]:
-        """The vocabulary projection: in the compute dtype where products are natural, as it is stored on CPUs.
+        """The vocabulary projection: in the compute dtype where products are in it, as it is stored on CPUs.
 
         `logprobs.linear_logprobs` casts what it multiplies. On a CPU that spares a second copy and a rounded gradient;
         on other devices the narrower one is what they gather from one another.
         """
         weight = self._head
-        if isinstance(weight, Int8) or product_form(self.config) == "natural":
+        if isinstance(weight, Int8) or matmul_implementation(self.config) == "compute_dtype":
             return weight.astype(operand_dtype(self.config))
         return weight
 
@@ -287,7 +287,7 @@ def written_out(config: ModelConfig, level: Remat, *, trained: bool) -> bool:
     On one GPU all of them where their weights are `trained`: a loop copies what it keeps of each layer into stacks and
     out of them, and weights before it converts them. An H200 takes 263 in place of 288 ms for a step of 16 layers
     (width 2,048, 16,384 tokens, remat=minimal), holds 1.8 GiB less, and compiles for 15 s in place of 7
-    (`docs/performance.md`).
+    (`docs/performance_appendix.md`).
     """
     if jax.default_backend() == "gpu" and trained and (config.mesh is None or config.mesh.size == 1):
         return True

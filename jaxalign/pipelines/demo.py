@@ -19,13 +19,13 @@ from jaxalign.pipelines import story_world
 from jaxalign.pipelines.pipeline import EvaluationConfig, PipelineConfig, PipelineResult, Stages, run_pipeline
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import RunConfig
-from jaxalign.training.kl_controller import KLConfig
-from jaxalign.training.loop import TrainConfig
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.ppo_config import CriticConfig, PPOConfig, PPOLossConfig, PPOTrainConfig
-from jaxalign.training.preference import DPOConfig, DPOLossConfig
-from jaxalign.training.reward import RewardConfig, RewardLossConfig
-from jaxalign.training.reward_source import RewardSource
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.preference.dpo import DPOConfig, DPOLossConfig
+from jaxalign.training.reward_model.trainer import RewardConfig, RewardLossConfig
+from jaxalign.training.rl.kl_controller import KLConfig
+from jaxalign.training.rl.ppo_config import CriticConfig, PPOConfig, PPOLossConfig, PPOTrainConfig
+from jaxalign.training.rl.reward_source import RewardSource
 from jaxalign.training.sft import SFTConfig, train_sft
 
 MAX_POSITIONS = 96

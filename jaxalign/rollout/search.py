@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign import models
 from jaxalign.errors import UserError
+from jaxalign.kernels.matmul import cached_dtype, matmul_implementation, product
 from jaxalign.masking import NEGATIVE
 from jaxalign.models import kv_cache
 from jaxalign.models.attention import scaled
@@ -23,7 +24,6 @@ from jaxalign.models.composite import Composite
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import norm, rope_tables, softcap
-from jaxalign.models.products import cached_dtype, product, product_form
 from jaxalign.models.transformer import Transformer, block, embed, project
 from jaxalign.rollout.generate import Completions, Sampler
 
@@ -231,7 +231,7 @@ class RewardGuided(Composite):
         best, candidates = jax.lax.top_k(logits, self.definition.top_k)
         states = states_after(self._trunk(reward), reward["trunk"], candidates, cache)
         raw = models.apply_head(
-            scalar.head_config, reward["head"], states, products=product_form(scalar.config)
+            scalar.head_config, reward["head"], states, products=matmul_implementation(scalar.config)
         )
         rewards = reward["normalizer"]["gain"] * raw + reward["normalizer"]["bias"]
         rows = jnp.arange(logits.shape[0])[:, None]

@@ -2,9 +2,9 @@
 
 from jaxalign.runs.callbacks import Callback, EarlyStopping, Event
 from jaxalign.runs.config import RunConfig
-from jaxalign.runs.given import Given
+from jaxalign.runs.given import Given, Live
 from jaxalign.runs.interrupts import StopFlag
 from jaxalign.runs.part import RunPart
 from jaxalign.runs.run import Run
 
-__all__ = ["Callback", "EarlyStopping", "Event", "Given", "Run", "RunConfig", "RunPart", "StopFlag"]
+__all__ = ["Callback", "EarlyStopping", "Event", "Given", "Live", "Run", "RunConfig", "RunPart", "StopFlag"]

@@ -2,10 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from jaxalign.errors import ConfigError
 from jaxalign.runs.trackers import Tracker
+
+
+class Live(TypedDict, total=False):
+    """Keyword arguments that every training call takes beside its own: the fields of `Given` of these names."""
+
+    train_dataset: Any
+    eval_dataset: Any
+    optimizer: Any
+    callbacks: Sequence[Any]
+    trackers: Sequence[Tracker]
 
 
 @dataclass(frozen=True, kw_only=True)

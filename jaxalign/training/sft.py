@@ -1,31 +1,28 @@
 """Supervised fine-tuning: the next token of demonstrations, on completion tokens only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 
-from jaxalign.data import DataConfig, collate_demonstrations, eval_batches
+from jaxalign.data import DataConfig, collate_demonstrations
 from jaxalign.losses import token_mean
+from jaxalign.losses.cross_entropy import token_cross_entropy
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
-from jaxalign.runs import Given, Run, RunConfig
-from jaxalign.training import setup
-from jaxalign.training.data import load_data
-from jaxalign.training.generator import Generator, samples_of
-from jaxalign.training.loop import Loop, TrainConfig, evaluation
-from jaxalign.training.opening import tell_devices
-from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.own_loss import check_own_loss
-from jaxalign.training.packing import packing_of
-from jaxalign.training.scoring import CausalPolicy
-from jaxalign.training.setup import ModelSource, TrainResult
-from jaxalign.training.state import create_state
-from jaxalign.training.step import make_evaluation, make_update, mean_of
-from jaxalign.training.stops import with_stops
+from jaxalign.runs import Given, Live, RunConfig
+from jaxalign.training.core import setup
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.offline import OfflineRun, Task, fit
+from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.own_loss import check_own_loss
+from jaxalign.training.core.packing import packing_of
+from jaxalign.training.core.scoring import CausalPolicy
+from jaxalign.training.core.setup import ModelSource, TrainResult
+from jaxalign.training.core.step import make_evaluation, mean_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +32,13 @@ class SFTLossConfig:
     Attributes:
       label_smoothing: weight of the mean of -log p over the vocabulary, in [0, 1).
       z_loss: weight of logsumexp squared, which keeps logits small.
+      function: your own loss in place of the cross-entropy, as file.py:function or package.module:function, called as
+        loss(logps[B, T], mask[B, T]) -> [B, T].
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    function: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -74,7 +74,7 @@ class SFTConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
-def sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[..., Any] | None = None):
+def make_sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[..., Any] | None = None):
     """Builds the loss function of `make_update`: the token mean over the whole batch, by the tokens' weights.
 
     `own(logps[B, T], mask[B, T]) -> [B, T]` takes the place of the cross-entropy.
@@ -85,13 +85,16 @@ def sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[..., Any
         scores = policy.score(
             params, frozen, batch["tokens"], batch["lengths"], mask, key=key, packing=packing_of(batch)
         )
-        # The same terms as losses.cross_entropy_loss, from statistics of the chunked head.
-        smoothing = config.label_smoothing
-        per_token = -(1.0 - smoothing) * scores.logps - smoothing * scores.mean_logps
-        if config.z_loss:
-            per_token += config.z_loss * jnp.square(scores.logsumexp)
         if own is not None:
             per_token = own(scores.logps, mask)
+        else:
+            per_token = token_cross_entropy(
+                scores.logps,
+                scores.mean_logps,
+                scores.logsumexp,
+                label_smoothing=config.label_smoothing,
+                z_loss=config.z_loss,
+            )
         if "weights" in batch:
             per_token *= batch["weights"]
         metrics = {
@@ -111,16 +114,7 @@ def sft_counts(batch) -> jax.Array:
 
 
 def train_sft(
-    config: SFTConfig,
-    *,
-    model: Any = None,
-    tokenizer: Any = None,
-    train_dataset: Any = None,
-    eval_dataset: Any = None,
-    optimizer: Any = None,
-    loss: Any = None,
-    callbacks: Sequence[Any] = (),
-    trackers: Sequence[Any] = (),
+    config: SFTConfig, *, model: Any = None, tokenizer: Any = None, loss: Any = None, **live: Unpack[Live]
 ) -> TrainResult:
     """Fine-tunes a causal language model on demonstrations.
 
@@ -129,8 +123,7 @@ def train_sft(
       model: a live model in place of `config.model`; needs `tokenizer`.
       tokenizer: its tokenizer.
       loss: a function in place of the cross-entropy: loss(logps[B, T], mask[B, T]) -> [B, T].
-      train_dataset, eval_dataset, optimizer, callbacks, trackers: live objects in place of, or beside, what `config`
-        names: see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, final metrics (`eval/loss` in nats a token) and the model.
@@ -141,65 +134,24 @@ def train_sft(
     setup.check_live(model, tokenizer)
     unread = ("label_smoothing", "z_loss")
     arrays = {"logps": ("B", "T"), "mask": ("B", "T")}
-    check_own_loss(loss, arrays, ("B", "T"), config=config.loss, unread=unread)
-    given = Given(
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        optimizer=optimizer,
-        loss=loss,
-        callbacks=callbacks,
-        trackers=trackers,
-        others={"model": model, "tokenizer": tokenizer},
-    )
-    mesh = setup.start(config.run, config.mesh)
-    key = jax.random.key(config.run.seed)
-    with Run.open(config.run, config, "sft", given) as run:
-        if model is None:
-            model, tokenizer = setup.load_model(
-                config.model, mesh, seed=config.run.seed, run=run, packing=config.train.packing
-            )
-        model = with_stops(model, config.data, tokenizer)
-        data = load_data(run, config.data, "demonstration", tokenizer, model.config, seed=config.run.seed)
-        tell_devices(run, mesh)
-        policy, trained, frozen = setup.policy_of(model, config.lora, mesh, key=jax.random.fold_in(key, 1))
-        parts, packing = config.train.accumulation_steps, config.train.packing
-        collate = setup.collate_of(collate_demonstrations, data.train, packing=packing)
-        batches = setup.training_batches(
-            config.train, data.train, seed=config.run.seed, collate=collate, mesh=mesh
+    loss = check_own_loss(loss, arrays, ("B", "T"), config=config.loss, unread=unread)
+    given = Given(loss=loss, others={"model": model, "tokenizer": tokenizer}, **live)
+
+    def begin(run: OfflineRun) -> Task[TrainResult]:
+        start, words = run.load_policy(model, tokenizer)
+        data = run.load_data("demonstration", words, start.config)
+        policy, trained, frozen = setup.policy_of(start, config.lora, run.mesh, key=run.fold(1))
+        function = make_sft_loss(policy, config.loss, loss)
+        feed = run.feed(data, run.collate(collate_demonstrations, data))
+        return Task(
+            trained=trained,
+            frozen=frozen,
+            feed=feed,
+            loss=function,
+            counts=sft_counts,
+            evaluate=feed.evaluation(make_evaluation(function, sft_counts), frozen),
+            sample=run.samples(policy, frozen, words, data),
+            finish=run.export_policy(policy, frozen, words),
         )
-        total = config.train.total_steps(batches.per_epoch)
-        rule, schedule = make_optimizer(config.optimizer, total, optimizer)
-        loss_function = sft_loss(policy, config.loss, loss)
-        update = make_update(loss_function, sft_counts, rule, accumulation_steps=parts)
-        update_key = jax.random.fold_in(key, 3)
-        sampling, prompts = samples_of(
-            config.sampling, data.first(config.run.sample_rows), model.config.max_positions, run
-        )
-        generator = Generator(policy, frozen, sampling, tokenizer, jax.random.fold_in(key, 2))
-        size = config.train.eval_batch_size or config.train.batch_size
-        held_out = evaluation(
-            make_evaluation(loss_function, sft_counts),
-            lambda: eval_batches(data.validation, size, collate),
-            frozen,
-            lambda batch: setup.on_mesh(batch, mesh, packing=packing),
-            config.train.eval_batches,
-        )
-        loop = Loop(
-            run=run,
-            store=setup.checkpoint_store(run),
-            batches=batches,
-            update=lambda state, batch: update(
-                state, frozen, setup.on_mesh(batch, mesh, packing=packing, parts=parts), update_key
-            ),
-            total_steps=total,
-            evaluate=held_out if data.validation else None,
-            sample=lambda state: generator.samples(state.params, prompts, int(state.step)),
-            learning_rate=schedule,
-        )
-        state = create_state(trained, rule)
-        # The state has copies of what is trained: the model that it began with leaves the device.
-        del model, trained
-        state, metrics = loop.fit(state)
-        model = setup.export_policy(run, policy, state.params, frozen, tokenizer, config.lora)
-        run.finish(metrics)
-        return TrainResult(run.folder, metrics, model, tokenizer)
+
+    return fit("sft", config, given, begin)

@@ -15,7 +15,7 @@ TRAINED = {
     "filled": 1.0,
     "remat": "none",
     "attention": "cudnn",
-    "products": "natural",
+    "products": "compute_dtype",
     "device": "NVIDIA H200",
     "platform": "cuda",
     "jax": "1",

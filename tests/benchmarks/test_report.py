@@ -91,26 +91,31 @@ def test_documentation_changes_between_its_markers_only(benchmark, folder, tmp_p
     docs = tmp_path / "docs"
     docs.mkdir()
     monkeypatch.setattr(pages, "DOCS", docs)
-    page = docs / "performance.md"
-    page.write_text(
-        f"before\n{pages.marker('ratios', 'begin')}\nold\n{pages.marker('ratios', 'end')}\nafter\n"
-    )
+    written = {docs / "performance.md": "ratios", docs / "performance_appendix.md": "cases"}
+    for page, name in written.items():
+        page.write_text(f"before\n{pages.marker(name, 'begin')}\nold\n{pages.marker(name, 'end')}\nafter\n")
     text = report.write_report(folder, docs=True)
-    changed = page.read_text()
-    assert changed.startswith("before\n") and changed.endswith("\nafter\n") and "old" not in changed
-    assert text in changed and "(performance/ratios.png)" in changed
+    changed = [page.read_text() for page in written]
+    for page in changed:
+        assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
+    summary, details = text.split("\n\n| case | ", 1)
+    assert summary in changed[0] and "(performance/ratios.png)" in changed[0]
+    assert f"| case | {details}" in changed[1] and ".png" not in changed[1]
     assert (docs / "performance" / "ratios.png").is_file()
     report.write_report(folder, docs=True)
-    assert page.read_text() == changed
+    assert [page.read_text() for page in written] == changed
 
 
 def test_documentation_without_markers_is_left_alone(benchmark, folder, tmp_path, monkeypatch):
     report, pages = benchmark("report"), benchmark("pages")
     monkeypatch.setattr(pages, "DOCS", tmp_path)
-    (tmp_path / "performance.md").write_text("nothing to fill\n")
-    with pytest.raises(SystemExit, match=r"performance\.md: expected the lines"):
+    page = f"{pages.marker('ratios', 'begin')}\nold\n{pages.marker('ratios', 'end')}\n"
+    (tmp_path / "performance.md").write_text(page)
+    (tmp_path / "performance_appendix.md").write_text("nothing to fill\n")
+    with pytest.raises(SystemExit, match=r"performance_appendix\.md: expected the lines"):
         report.write_report(folder, docs=True)
-    assert (tmp_path / "performance.md").read_text() == "nothing to fill\n"
+    assert (tmp_path / "performance.md").read_text() == page
+    assert not (tmp_path / "performance").exists()
 
 
 def test_a_folder_without_results_is_named(benchmark, tmp_path, monkeypatch, capsys):

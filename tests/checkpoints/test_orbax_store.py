@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.checkpoints import CheckpointStore
 from jaxalign.errors import CheckpointError
-from jaxalign.training.state import create_state
+from jaxalign.training.core.state import create_state
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 

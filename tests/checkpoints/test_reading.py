@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.checkpoints import CheckpointStore, best_step, read_part, saved_at, saved_metrics, saved_steps
 from jaxalign.errors import CheckpointError
-from jaxalign.training.state import create_state
+from jaxalign.training.core.state import create_state
 
 
 @pytest.fixture(scope="module")

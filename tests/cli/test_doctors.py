@@ -13,7 +13,7 @@ from jaxalign.cli.chat import ChatConfig, chat
 from jaxalign.cli.generate import GenerateConfig, generate
 from jaxalign.cli.loading import load_speaker
 from jaxalign.errors import ConfigError, UserError
-from jaxalign.models import GuideConfig
+from jaxalign.llmdoctor import GuideConfig
 from jaxalign.rollout import SamplingConfig
 
 SHORT = SamplingConfig(max_new_tokens=6)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from jaxalign import models
+from jaxalign import llmdoctor, models
 from jaxalign.cli.loading import load_speaker
 
 # Of the tokenizer of bytes: `<pad>` ends a turn here, as it is the only special token that is free.
@@ -58,5 +58,5 @@ def test_what_ends_a_doctors_run_ends_its_patient(base, make_doctor):
     run = make_doctor("kind", patient=str(base))
     (run / "metadata.json").write_text("{}")
     (run / "config.yaml").write_text("data: {template: markers, end_token: 'A'}")
-    speaker = load_speaker("", guide=models.GuideConfig(doctor=(str(run),)))
+    speaker = load_speaker("", guide=llmdoctor.GuideConfig(doctor=(str(run),)))
     assert speaker.sampler.config.eos_ids == (5, EOS, speaker.tokenizer.get_vocab()["A"])

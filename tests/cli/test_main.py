@@ -84,7 +84,7 @@ REAL = dict(cli.COMMANDS)
 
 
 class Stopped(BaseException):
-    """As jaxalign.training.loop.Interrupted."""
+    """As jaxalign.training.core.loop.Interrupted."""
 
     signal = signal.SIGTERM
 
@@ -420,7 +420,7 @@ def endless(config):
 sys.modules["endless"] = sys.modules["__main__"]
 for name in ("endless", "lost"):
     cli.COMMANDS[name] = cli.Command("", "endless:Config", f"endless:{name}")
-cli.run_in_huge_pages = lambda: None
+cli.set_cpu_memory = lambda: None
 cli.read_settings = lambda command, arguments: Config()
 cli.run()
 """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxalign.data import packed, packed_alike, with_heads
 from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, end_to_end, rung, segments
-from jaxalign.training.step import split_rows
+from jaxalign.training.core.step import split_rows
 
 WIDTH = 16
 

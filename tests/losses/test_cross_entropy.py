@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import losses
+from jaxalign.losses.cross_entropy import token_cross_entropy
 
 # One token of two, with probabilities 1/4 and 3/4; the normalizer is log 4.
 LOGITS = jnp.log(jnp.asarray([[[1.0, 3.0]]]))
@@ -45,3 +46,16 @@ def test_targets_out_of_the_vocabulary_do_not_matter_where_masked():
     logits = jnp.concatenate([LOGITS, LOGITS], axis=1)
     loss = losses.cross_entropy_loss(logits, jnp.asarray([[0, -100]]), jnp.asarray([[True, False]]))
     np.testing.assert_allclose(loss, [[np.log(4), 0]], rtol=1e-6)
+
+
+def test_statistics_of_a_head_give_the_loss_of_its_logits():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(2, 3, 5)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 5, (2, 3)))
+    logps = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(logps, targets[..., None], axis=-1)[..., 0]
+    for options in ({"label_smoothing": 0.1, "z_loss": 0.01}, {"label_smoothing": 0.0, "z_loss": 0.0}):
+        found = token_cross_entropy(chosen, logps.mean(-1), jax.nn.logsumexp(logits, axis=-1), **options)
+        np.testing.assert_allclose(
+            found, losses.cross_entropy_loss(logits, targets, **options), rtol=1e-6, atol=1e-7
+        )

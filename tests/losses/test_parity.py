@@ -1,6 +1,10 @@
 """Every loss equals its reference in value and gradient; the references are stored, see tests/golden/make_losses.py."""
 
+import functools
 import importlib.util
+import inspect
+import pkgutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,15 +17,45 @@ from tests.losses.cases import CASES
 from tests.losses.cases.measure import errors, evaluate, golden
 
 
-def _stated():
+@functools.cache
+def stated():
     path = Path(__file__).parents[2] / "docs" / "make_losses.py"
     spec = importlib.util.spec_from_file_location("make_losses", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    return dict(zip((case.id for case in CASES), script.stated(script.PAGE.read_text()), strict=True))
+    figures = list(script.stated(script.PAGE.read_text()))
+    assert len(figures) == len(CASES), "docs/losses.md is not of these cases; run: python docs/make_losses.py"
+    return dict(zip((case.id for case in CASES), figures, strict=True))
 
 
-STATED = _stated()
+def test_every_public_loss_has_a_parity_case():
+    functions = {name for name in losses.__all__ if inspect.isfunction(getattr(losses, name))}
+    # Bools, which no reference value says more of than its own test.
+    assert functions - {"overlong_mask"} == {case.function for case in CASES}
+
+
+def test_every_loss_of_the_package_is_public():
+    modules = (
+        importlib.import_module(f"jaxalign.losses.{m.name}") for m in pkgutil.iter_modules(losses.__path__)
+    )
+    defined = {name for module in modules for name in vars(module) if name.endswith("_loss")}
+    assert defined <= set(losses.__all__)
+    assert set(losses.__all__) <= vars(losses).keys() and len(set(losses.__all__)) == len(losses.__all__)
+
+
+def test_a_derivation_in_a_case_gives_what_is_stored():
+    case = next(case for case in CASES if case.id == "dpo_loss[beta=0.1]")
+
+    def dpo(a, options):
+        ratios = (a[f"policy_{side}_logps"] - a[f"ref_{side}_logps"] for side in ("chosen", "rejected"))
+        return np.log1p(np.exp(-options["beta"] * np.subtract(*ratios)))
+
+    found, stored = golden(replace(case, derivation=dpo)), golden(case)
+    np.testing.assert_allclose(found.value, stored.value, rtol=1e-12)
+    assert found.gradients.keys() == stored.gradients.keys() == set(case.grads)
+    for name, gradient in found.gradients.items():
+        np.testing.assert_allclose(gradient, stored.gradients[name], rtol=1e-9)
+    np.testing.assert_array_equal(found.weights, stored.weights)
 
 
 def ids(case):
@@ -36,9 +70,9 @@ def test_value_and_gradient_are_the_references(case):
     assert found.gradient <= gradient_bound
     assert case.bounds == (1e-6, 1e-5) or case.why
     # docs/losses.md states these errors; another CPU may round differently, by up to two powers of two.
-    stated = STATED[case.id]
-    assert found.value <= 4 * stated.value
-    assert found.gradient <= 4 * max(stated.gradient, 2.0**-24)
+    said = stated()[case.id]
+    assert found.value <= 4 * said.value
+    assert found.gradient <= 4 * max(said.gradient, 2.0**-24)
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.kernels import cudnn_attention
 from jaxalign.mesh import MeshConfig, make_mesh
-from jaxalign.models import attention, cudnn_attention
+from jaxalign.models import attention
 from jaxalign.models.config import Choice
 from tests.models.attention_cases import config, inputs, layout
 
@@ -42,7 +43,7 @@ WIDE = {**LOW, "head_dim": 256}
 )
 def test_the_form_is_the_fast_one_that_can_compute_the_model(where, changes, form, reason):
     chosen = attention.choose_attention(config(**changes), where)
-    assert chosen.form == form
+    assert chosen.implementation == form
     assert reason in chosen.reason
 
 
@@ -97,7 +98,7 @@ def test_rows_that_cudnn_cannot_take_are_plain_with_a_reason_and_refused_where_i
     if not reason:
         assert chosen == ("cudnn", "a gpu")
         return
-    assert chosen.form == "plain"
+    assert chosen.implementation == "plain"
     assert reason in chosen.reason
     with pytest.raises(
         ValueError, match=rf"^attention cudnn: .*{reason}.*; plain and blockwise run anywhere$"
@@ -108,7 +109,7 @@ def test_rows_that_cudnn_cannot_take_are_plain_with_a_reason_and_refused_where_i
 def test_an_older_jax_without_offsets_is_a_reason(monkeypatch):
     monkeypatch.setattr(cudnn_attention, "_packed_function", lambda: None)
     chosen = attention.choose_attention(config(**LOW), HOPPER, max_segments=8)
-    assert chosen.form == "plain" and "no attention by offsets" in chosen.reason
+    assert chosen.implementation == "plain" and "no attention by offsets" in chosen.reason
 
 
 @pytest.mark.parametrize("form", ["auto", "cudnn"])

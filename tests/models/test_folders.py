@@ -3,14 +3,14 @@
 import pytest
 
 from jaxalign.errors import ModelError
-from jaxalign.models import folders
+from jaxalign.export import checkpoint_export
 from jaxalign.models.folders import checkpoint_named, model_folder
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A folder that looks like a run, whose checkpoints are exported to a name."""
-    monkeypatch.setattr(folders, "_exporters", [lambda run, name: f"{run}/exported {name}"])
+    monkeypatch.setattr(checkpoint_export, "checkpoint_folder", lambda run, name: f"{run}/exported {name}")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metadata.json").write_text("{}")
     return tmp_path / "run"
@@ -33,11 +33,8 @@ def test_other_names_stand_for_themselves(path):
     assert model_folder(path) == path
 
 
-def test_a_checkpoint_of_what_is_no_run_is_one_line(run, monkeypatch):
+def test_a_checkpoint_of_what_is_no_run_is_one_line(run):
     with pytest.raises(ModelError, match="there is no run in nowhere"):
         model_folder("nowhere@best")
     with pytest.raises(ModelError, match=r"this run has no export/ folder yet.*run@latest"):
         model_folder(str(run))
-    monkeypatch.setattr(folders, "_exporters", [])
-    with pytest.raises(ModelError, match=r"import jaxalign\.training first"):
-        model_folder(f"{run}@best")

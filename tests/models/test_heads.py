@@ -27,7 +27,9 @@ def test_a_linear_head_is_one_product():
     params = create_head(CONFIG, config, key=jax.random.key(0))
     hidden = jax.random.normal(jax.random.key(1), (3, 16))
     expected = np.asarray(hidden, np.float64) @ np.asarray(params["score"], np.float64)
-    np.testing.assert_allclose(apply_head(config, params, hidden, products="natural"), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        apply_head(config, params, hidden, products="compute_dtype"), expected, atol=1e-5
+    )
 
 
 def test_an_mlp_head_has_one_hidden_layer_of_the_given_width():
@@ -39,7 +41,9 @@ def test_an_mlp_head_has_one_hidden_layer_of_the_given_width():
     x = np.asarray(hidden, np.float64) @ w + b
     gelu = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     assert w.shape == (16, 24)
-    np.testing.assert_allclose(apply_head(config, params, hidden, products="natural"), gelu @ s, atol=1e-5)
+    np.testing.assert_allclose(
+        apply_head(config, params, hidden, products="compute_dtype"), gelu @ s, atol=1e-5
+    )
 
 
 def test_a_head_of_width_zero_std_starts_at_zero_and_the_default_is_small():
@@ -53,8 +57,8 @@ def test_dropout_keeps_the_mean_and_needs_a_key():
     config = HeadConfig(dropout=0.25)
     params = {"score": jnp.full(16, 0.5)}
     hidden = jnp.ones((4000, 16))
-    np.testing.assert_allclose(apply_head(config, params, hidden, products="natural"), 8.0)
-    dropped = apply_head(config, params, hidden, products="natural", dropout_key=jax.random.key(3))
+    np.testing.assert_allclose(apply_head(config, params, hidden, products="compute_dtype"), 8.0)
+    dropped = apply_head(config, params, hidden, products="compute_dtype", dropout_key=jax.random.key(3))
     np.testing.assert_allclose(dropped.mean(), 8.0, rtol=0.01)
     # Each of 16 inputs is 0 or 0.5 / 0.75, with variance (0.5 / 0.75)^2 * 0.75 * 0.25.
     np.testing.assert_allclose(dropped.var(), 16 * (0.5 / 0.75) ** 2 * 0.75 * 0.25, rtol=0.1)

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.models.test_int8 import GOLDEN
 
 from jaxalign import models
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import memory, sharding
 from jaxalign.models.huggingface import load_config, read_tensors
 from jaxalign.models.tensor_dtypes import frozen_dtype
-from tests.models.test_int8 import GOLDEN
 
 FAMILIES = ("llama", "gpt2", "gemma2")
 
@@ -29,7 +29,7 @@ def test_sizes_told_from_a_shape_are_those_of_the_model(family):
         model = models.load_pretrained(GOLDEN / family, weights=weights, **params)
         assert memory.bytes_of(model.params) == memory.weight_sizes(shape)[dtype]
         assert models.params_count(model.params) == memory.number_of_weights(shape)
-        model = models.with_config(model, products="natural")
+        model = models.with_config(model, products="compute_dtype")
         tokens = jnp.zeros((2, 4), jnp.int32)
         _, cache = model.prefill(tokens, jnp.asarray([4, 3]), cache_length=8, int8_cache=weights == "int8")
         assert memory.bytes_of(cache.keys, cache.values) == 2 * 8 * memory.cache_sizes(shape)[dtype]

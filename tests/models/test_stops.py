@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign import models
+from jaxalign import llmdoctor, models
 from jaxalign.errors import ModelError
 
 
@@ -102,7 +102,7 @@ def test_a_stop_outside_the_vocabulary_is_refused(tiny, token):
 
 def test_a_guided_model_stops_where_its_patient_does(tiny):
     patient = models.with_stops(tiny, [5])
-    both = models.guide(patient, [models.Doctor(tiny)], betas=[1.0])
+    both = llmdoctor.guide(patient, [llmdoctor.Doctor(tiny)], betas=[1.0])
     assert both.config.eos_ids == (257, 5)
     more = models.with_stops(both, [6])
     assert (more.config.eos_ids, both.config.eos_ids) == ((257, 5, 6), (257, 5))

@@ -3,14 +3,14 @@
 import pytest
 
 from jaxalign.config import parse, shipped_configs
+from jaxalign.llmdoctor.tfpo_config import TFPOConfig
 from jaxalign.pipelines.pipeline import PipelineConfig
-from jaxalign.training.grpo import GRPOConfig
-from jaxalign.training.online_dpo import OnlineDPOConfig
-from jaxalign.training.ppo_config import PPOConfig
-from jaxalign.training.preference import DPOConfig
-from jaxalign.training.reward import RewardConfig
+from jaxalign.training.preference.dpo import DPOConfig
+from jaxalign.training.reward_model.trainer import RewardConfig
+from jaxalign.training.rl.grpo import GRPOConfig
+from jaxalign.training.rl.online_dpo import OnlineDPOConfig
+from jaxalign.training.rl.ppo_config import PPOConfig
 from jaxalign.training.sft import SFTConfig
-from jaxalign.training.tfpo_config import TFPOConfig
 
 READERS = {
     "sft": SFTConfig,

@@ -7,13 +7,14 @@ import pytest
 
 from jaxalign.cli.main import main
 from jaxalign.errors import ConfigError, UserError
+from jaxalign.llmdoctor import tfpo
+from jaxalign.llmdoctor.tfpo_config import PatientSource, TFPOConfig
 from jaxalign.pipelines.sweep import sweep
 from jaxalign.runs import Run, RunConfig, report
-from jaxalign.training import sft, tfpo
-from jaxalign.training.loop import Interrupted, TrainConfig
-from jaxalign.training.setup import TrainResult
+from jaxalign.training import sft
+from jaxalign.training.core.loop import Interrupted, TrainConfig
+from jaxalign.training.core.setup import TrainResult
 from jaxalign.training.sft import SFTConfig
-from jaxalign.training.tfpo_config import PatientSource, TFPOConfig
 
 RATE = "optimizer.learning_rate"
 

@@ -8,7 +8,8 @@ import pytest
 
 from jaxalign import models
 from jaxalign.errors import UserError
-from jaxalign.models import attention, cudnn_attention
+from jaxalign.kernels import cudnn_attention
+from jaxalign.models import attention
 from jaxalign.models.heads import HeadConfig
 from jaxalign.rewards import EnsembleReward, ModelReward, RewardRequest
 from jaxalign.rewards.ensemble import of_one_shape, same_arrays

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign import models
+from jaxalign import llmdoctor, models
 from jaxalign.rollout.sampling import Branches, next_token
 
 ROWS, WEIGHTS = 2048, (0.5, 0.3, 0.2, 0.15, 0.35)
@@ -29,11 +29,11 @@ def guided():
     def doctor(seed, vocabulary=None):
         leaves = models.create_adapter(SHAPE, lora, key=jax.random.key(seed))
         leaves = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(seed), x.shape), leaves)
-        return models.Doctor(base, adapter=models.attach(leaves, lora), vocabulary=vocabulary)
+        return llmdoctor.Doctor(base, adapter=models.attach(leaves, lora), vocabulary=vocabulary)
 
     def made(number, form, vocabulary):
         doctors = [*map(doctor, range(1, number)), doctor(number, vocabulary)]
-        return models.guide(base, doctors, betas=WEIGHTS[:number], guidance=form)
+        return llmdoctor.guide(base, doctors, betas=WEIGHTS[:number], guidance=form)
 
     return made
 

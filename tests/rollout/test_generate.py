@@ -13,7 +13,7 @@ from jaxalign.evaluation.policy import make_scorer, token_logps
 from jaxalign.rollout import Sampler, SamplingConfig, generate, join_rows
 from jaxalign.rollout.decode import Draws, read_prompts
 from jaxalign.rollout.sampling import Branches, kept_tokens, row_uniforms, sample
-from jaxalign.training.scoring import score_tokens
+from jaxalign.training.core.scoring import score_tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 PROMPTS = [[5, 6, 7], [9] * 11, [4, 3, 2, 1, 8]]

@@ -5,23 +5,22 @@ import functools
 import jax
 import numpy as np
 
-from jaxalign import models
+from jaxalign import llmdoctor, models
+from jaxalign.llmdoctor.tfpo_config import TFPOLossConfig
+from jaxalign.llmdoctor.tfpo_step import make_tfpo_loss, tfpo_counts
 from jaxalign.models.lora import LoraConfig
-from jaxalign.training import setup
-from jaxalign.training.actor_critic import build
-from jaxalign.training.experience import advantages_of
-from jaxalign.training.kl_controller import KLConfig
-from jaxalign.training.online_dpo import pair_loss
-from jaxalign.training.pairs import valid_rows
-from jaxalign.training.ppo_config import PPOConfig, PPOLossConfig
-from jaxalign.training.ppo_step import ppo_counts, ppo_loss
-from jaxalign.training.preference import DPOLossConfig
-from jaxalign.training.preference_losses import FORMS
-from jaxalign.training.preference_step import preference_loss
-from jaxalign.training.process_reward import process_loss, step_count
-from jaxalign.training.sft import SFTLossConfig, sft_counts, sft_loss
-from jaxalign.training.tfpo_config import TFPOLossConfig
-from jaxalign.training.tfpo_step import tfpo_counts, tfpo_loss
+from jaxalign.training.core import setup
+from jaxalign.training.core.pairs import valid_rows
+from jaxalign.training.preference.dpo import DPOLossConfig
+from jaxalign.training.preference.objectives import make_preference_loss
+from jaxalign.training.reward_model.process import process_loss, step_count
+from jaxalign.training.rl.actor_critic import build
+from jaxalign.training.rl.gae_inputs import advantages_of
+from jaxalign.training.rl.kl_controller import KLConfig
+from jaxalign.training.rl.online_dpo import make_pair_loss
+from jaxalign.training.rl.ppo_config import PPOConfig, PPOLossConfig
+from jaxalign.training.rl.ppo_step import make_ppo_loss, ppo_counts
+from jaxalign.training.sft import SFTLossConfig, make_sft_loss, sft_counts
 
 KEY = jax.random.key(0)
 
@@ -47,7 +46,7 @@ def rows(*lead: int, seed: int = 0) -> dict:
 
 def sft_case(mesh):
     policy, trained, frozen = setup.policy_of(models.create(shape(), key=KEY), LoraConfig(), mesh, key=KEY)
-    loss = sft_loss(policy, SFTLossConfig(label_smoothing=0.1, z_loss=0.01))
+    loss = make_sft_loss(policy, SFTLossConfig(label_smoothing=0.1, z_loss=0.01))
     return loss, sft_counts, setup.place_params(trained, mesh), frozen, rows(8)
 
 
@@ -62,7 +61,7 @@ def preference_parts(mesh, config):
     policy, trained, base = setup.policy_of(model, LoraConfig(), mesh, key=KEY)
     definition, params = models.split(setup.place_model(reference, mesh))
     batch = rows(8, 2) | {"margin": np.zeros(8, np.float32)}
-    if FORMS[config.name].unpaired:
+    if config.spec.unpaired:
         batch["desirable"] = np.tile([True, False], (8, 1))
         batch |= {f"kl_{name}": rows(8, 2, seed=1)[name] for name in ("tokens", "mask", "lengths")}
     return policy, definition, setup.place_params(trained, mesh), {"base": base, "reference": params}, batch
@@ -70,7 +69,7 @@ def preference_parts(mesh, config):
 
 def dpo_case(mesh, config=SUPERVISED_DPO):
     policy, definition, trained, frozen, batch = preference_parts(mesh, config)
-    return preference_loss(policy, definition, config), valid_rows, trained, frozen, batch
+    return make_preference_loss(policy, definition, config), valid_rows, trained, frozen, batch
 
 
 def step_case(mesh):
@@ -90,11 +89,11 @@ def online_dpo_case(mesh):
     rng = np.random.default_rng(1)
     batch["old_logps"] = np.where(batch["mask"], -4 - rng.random(batch["mask"].shape), 0).astype(np.float32)
     batch["ref_logps"] = (-35 - rng.random((8, 2))).astype(np.float32)
-    loss = pair_loss(policy, DPOLossConfig(), 0.7)
+    loss = make_pair_loss(policy, DPOLossConfig(), 0.7)
     return loss, valid_rows, {"policy": trained}, {"policy": frozen["base"]}, batch
 
 
-def ppo_case(mesh, config=PLAIN_PPO, judge=None):
+def ppo_case(mesh, config=PLAIN_PPO, make_advantages=None):
     def reward(*_, **__):
         return []
 
@@ -107,14 +106,20 @@ def ppo_case(mesh, config=PLAIN_PPO, judge=None):
         batch[name] = np.where(batch["mask"], rng.standard_normal((8, 12)), 0).astype(np.float32)
     batch["old_logps"] -= 4 * batch["mask"]
     batch["policy_weight"] = np.ones(8, np.float32)
-    return ppo_loss(parts.models, config, 0.7, judge), ppo_counts, parts.trained, parts.frozen, batch
+    return (
+        make_ppo_loss(parts.models, config, 0.7, make_advantages),
+        ppo_counts,
+        parts.trained,
+        parts.frozen,
+        batch,
+    )
 
 
 def ppo_alone_case(mesh):
     """The same where this is the only step on a rollout: it judges the rows itself. One of them has no reward."""
     config = PPOLossConfig(bootstrap_truncated=True)
-    judge = functools.partial(advantages_of, kl=KLConfig(), loss=config, whiten_rewards=True)
-    *case, batch = ppo_case(mesh, config, judge)
+    make_advantages = functools.partial(advantages_of, kl=KLConfig(), loss=config, whiten_rewards=True)
+    *case, batch = ppo_case(mesh, config, make_advantages)
     rng = np.random.default_rng(2)
     mask = batch["mask"] & (np.arange(8) != 3)[:, None]
     drawn = {
@@ -139,7 +144,7 @@ def tfpo_case(mesh, config=TILTED, lora=PLAIN_LORA):
     policy, trained, base = setup.policy_of(model, lora, mesh, key=KEY)
     if lora.enabled:
         trained = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(KEY, x.shape), trained)
-    value = models.create_value_head(shape(), models.HeadConfig(), key=KEY, ramp=1.3, horizon=6.0)
+    value = llmdoctor.create_value_head(shape(), models.HeadConfig(), key=KEY, ramp=1.3, horizon=6.0)
     horizon = value.pop("horizon")
     batch, rng = rows(8, 2), np.random.default_rng(4)
     shared = np.arange(12) < rng.integers(3, 6, (8, 1))
@@ -152,5 +157,5 @@ def tfpo_case(mesh, config=TILTED, lora=PLAIN_LORA):
     reference = base if lora.enabled else models.split(other)[1]
     frozen = {"base": base, "reference": reference, "horizon": horizon}
     numbers = config.resolved()
-    loss = tfpo_loss(policy, models.HeadConfig(), numbers)
+    loss = make_tfpo_loss(policy, models.HeadConfig(), numbers)
     return loss, tfpo_counts(numbers), {"policy": trained, "value": value}, frozen, batch

@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 
 from jaxalign.data import DataConfig
+from jaxalign.llmdoctor.tfpo_config import PatientSource, TFPOConfig
+from jaxalign.llmdoctor.token_rewards import TokenRewardConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import RunConfig
-from jaxalign.training.loop import TrainConfig
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig
-from jaxalign.training.preference import DPOConfig
-from jaxalign.training.reward import RewardConfig, RewardLossConfig
-from jaxalign.training.reward_source import RewardSource
-from jaxalign.training.setup import ModelSource
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.setup import ModelSource
+from jaxalign.training.preference.dpo import DPOConfig
+from jaxalign.training.reward_model.trainer import RewardConfig, RewardLossConfig
+from jaxalign.training.rl.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig
+from jaxalign.training.rl.reward_source import RewardSource
 from jaxalign.training.sft import SFTConfig
-from jaxalign.training.tfpo_config import PatientSource, TFPOConfig
-from jaxalign.training.token_rewards import TokenRewardConfig
 
 WORDS = "ab cd ef gh ij kl mn op".split()
 

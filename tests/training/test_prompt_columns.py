@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 
 from jaxalign.data import DataConfig
-from jaxalign.training.grpo import train_grpo
-from jaxalign.training.grpo_config import GRPOConfig, GRPOTrainConfig
-from jaxalign.training.on_policy_config import RolloutTrainConfig
-from jaxalign.training.online_dpo import train_online_dpo
-from jaxalign.training.online_dpo_config import OnlineDPOConfig
-from jaxalign.training.ppo import train_ppo
-from jaxalign.training.ppo_config import PPOTrainConfig
-from jaxalign.training.reward_source import RewardSource
+from jaxalign.training.rl.grpo import train_grpo
+from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOTrainConfig
+from jaxalign.training.rl.on_policy_config import RolloutTrainConfig
+from jaxalign.training.rl.online_dpo import train_online_dpo
+from jaxalign.training.rl.online_dpo_config import OnlineDPOConfig
+from jaxalign.training.rl.ppo import train_ppo
+from jaxalign.training.rl.ppo_config import PPOTrainConfig
+from jaxalign.training.rl.reward_source import RewardSource
 
 SIZE = {"updates": 1, "prompts": 4, "score_batch_size": 8}
 TRAINERS = {

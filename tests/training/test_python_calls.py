@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,22 +14,25 @@ import pytest
 
 import jaxalign
 from jaxalign import losses
+from jaxalign.cli.main import main
+from jaxalign.config import save_yaml
 from jaxalign.data import DataConfig
 from jaxalign.errors import ConfigError
+from jaxalign.export.checkpoint_export import export_checkpoint
+from jaxalign.llmdoctor.tfpo import train_tfpo
+from jaxalign.losses.preference import PREFERENCE_LOSSES, ScoredRows
 from jaxalign.runs import Callback, EarlyStopping
-from jaxalign.training.actor_critic import _optimizer
-from jaxalign.training.checkpoint_export import export_checkpoint
-from jaxalign.training.grpo import train_grpo
-from jaxalign.training.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
-from jaxalign.training.grpo_step import check_policy_loss, policy_terms
-from jaxalign.training.online_dpo import OnlineDPOConfig, train_online_dpo
-from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.ppo import train_ppo
-from jaxalign.training.preference import DPOLossConfig, check_pair_loss, train_dpo
-from jaxalign.training.preference_losses import FORMS, ScoredRows, batch_statistics, row_terms
-from jaxalign.training.reward import RewardLossConfig, train_reward
+from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.preference.dpo import DPOLossConfig, check_pair_loss, train_dpo
+from jaxalign.training.preference.objectives import batch_statistics, row_terms
+from jaxalign.training.reward_model.trainer import RewardLossConfig, train_reward
+from jaxalign.training.rl.actor_critic import _optimizer
+from jaxalign.training.rl.grpo import train_grpo
+from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
+from jaxalign.training.rl.grpo_step import check_policy_loss, policy_terms
+from jaxalign.training.rl.online_dpo import OnlineDPOConfig, train_online_dpo
+from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.sft import SFTLossConfig, train_sft
-from jaxalign.training.tfpo import train_tfpo
 
 
 def records(folder, name="metrics.jsonl"):
@@ -272,6 +276,109 @@ def test_a_loss_that_cannot_be_called_is_refused_before_anything_is_read(configs
     assert not list(tmp_path.iterdir())
 
 
+OWN = """
+import jax.numpy as jnp
+
+def dpo(chosen, rejected, ref_chosen, ref_rejected):
+    return -jnp.log(1 / (1 + jnp.exp(-0.1 * (chosen - rejected - ref_chosen + ref_rejected))))
+
+def one(x):
+    return x
+
+def nothing(rewards, group_size, mask):
+    return 0.0 * rewards
+
+def short(rewards, group_size, mask):
+    return rewards.reshape(-1, group_size).mean(1)
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path / "own.py"
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "tfpo"])
+def test_a_loss_of_a_file_is_checked_as_a_live_one_is(configs, tmp_path, own_file, name):
+    train, config, own = one_of_each(configs, tmp_path / "runs")[name]
+
+    def with_function(value):
+        return replace(config, loss=replace(config.loss, function=value))
+
+    nowhere = tmp_path / "nowhere.py"
+    for value, message in {
+        f"{nowhere}:one": f"loss.function '{nowhere}:one': there is no file {nowhere}",
+        f"{own_file}:none": f"loss.function '{own_file}:none': {own_file} has no function none",
+        "own.py": "loss.function 'own.py': expected module:function or file.py:function",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            train(with_function(value))
+    with pytest.raises(
+        ConfigError, match=r"loss\.function: it is called as loss\(.*\[B.*; one raised"
+    ) as error:
+        train(with_function(f"{own_file}:one"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"loss= and loss\.function=.*own\.py:one: choose one"):
+        train(with_function(f"{own_file}:one"), loss=own)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_command_line_trains_by_a_loss_of_a_file_and_goes_on_with_it(plain, tmp_path, own_file):
+    config, wanted = plain
+    save_yaml(config, tmp_path / "dpo.yaml")
+
+    def dpo(*more):
+        return main(["dpo", f"--config={tmp_path / 'dpo.yaml'}", f"--run.output={tmp_path / 'run'}", *more])
+
+    assert dpo(f"--loss.function={own_file}:dpo") == 0
+    ours, theirs = (
+        [row["train/loss"] for row in records(folder) if "train/loss" in row]
+        for folder in (tmp_path / "run", wanted.folder)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    metadata = json.loads((tmp_path / "run" / "metadata.json").read_text())
+    assert metadata["given"] == {"loss": "dpo"}
+    assert metadata["config"]["loss"]["function"] == f"{own_file}:dpo"
+    with pytest.raises(ConfigError, match=r"loss\.function"):
+        train_dpo(replace(config, run=replace(config.run, output=str(tmp_path / "run"), resume=True)))
+    assert dpo(f"--loss.function={own_file}:dpo", "--resume") == 0
+
+
+def test_own_advantages_are_what_grpo_learns_from(configs, tmp_path, own_file):
+    """Advantages of 0 leave nothing to learn."""
+    train, config, _ = one_of_each(configs, tmp_path)["grpo"]
+    loss = replace(config.loss, advantage_function=f"{own_file}:nothing")
+    run = replace(config.run, output=str(tmp_path / "run"), eval_every=0)
+    result = train(replace(config, run=run, loss=loss))
+    assert result.metrics["grad_norm"] == 0.0
+    assert json.loads((result.folder / "metadata.json").read_text())["given"] == {"advantages": "nothing"}
+
+
+def test_own_advantages_that_cannot_be_called_are_refused(configs, tmp_path, own_file):
+    train, config, _ = one_of_each(configs, tmp_path / "runs")["grpo"]
+
+    def with_loss(**changes):
+        return replace(config, loss=replace(config.loss, **changes))
+
+    called = r"advantages\(rewards\[B\], group_size, mask\[B\]\)"
+    with pytest.raises(ConfigError, match=rf"advantages: it is called as {called} and must return \[B\]"):
+        train(config, advantages=lambda rewards: rewards)
+    with pytest.raises(ConfigError, match=rf"loss.advantage_function: {called} must return floats \[B\]"):
+        train(with_loss(advantage_function=f"{own_file}:short"))
+    with pytest.raises(
+        ConfigError, match=r"loss\.advantage_function 'nowhere\.py:f': there is no file nowhere\.py"
+    ):
+        train(with_loss(advantage_function="nowhere.py:f"))
+    with pytest.raises(
+        ConfigError, match=r"loss\.advantages is an option of the advantages .* place advantages= takes"
+    ):
+        train(with_loss(advantages="batch"), advantages=losses.gpg_advantages)
+    with pytest.raises(ConfigError, match=r"loss\.beta: with loss\.name=reinforce\+\+ the KL is part of"):
+        train(with_loss(name="reinforce++", beta=0.1), advantages=losses.gpg_advantages)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_option_that_an_own_loss_would_not_be_told_is_refused(configs, tmp_path):
     refused = {
         "sft": SFTLossConfig(label_smoothing=0.1),
@@ -293,7 +400,7 @@ def test_an_own_loss_of_completions_is_what_grpo_minimises(configs, tmp_path):
     assert result.metrics["grad_norm"] == 0.0 and "policy/clip_fraction" not in result.metrics
 
 
-@pytest.mark.parametrize("name", list(FORMS))
+@pytest.mark.parametrize("name", list(PREFERENCE_LOSSES))
 def test_every_named_pair_loss_can_be_given_as_a_function(name):
     """With its options bound to it, it gives what its name does: own losses are called with the same arrays."""
     rng = np.random.default_rng(0)
@@ -301,11 +408,10 @@ def test_every_named_pair_loss_can_be_given_as_a_function(name):
     logps = [jnp.asarray(rng.normal(size=(4, 2)) - 3, jnp.float32) for _ in range(3)]
     desirable = jnp.asarray(rng.random((4, 2)) < 0.5)
     rows = ScoredRows(logps[0], logps[1], desirable, jnp.ones(4, bool), logps[2])
-    options = {option: getattr(config, option) for option in FORMS[name].options}
 
     def own(*arrays, **named):
         assert named.keys() == statistics.keys()
-        return FORMS[name].function(*arrays, beta=config.beta, **options, **named)
+        return config.spec.function(*arrays, **config.arguments, **named)
 
     statistics = batch_statistics(rows, config)
     if name != "exo":  # which cannot be named without an option

@@ -7,17 +7,17 @@ from dataclasses import replace
 import jax
 import pytest
 
-from jaxalign.training import setup
-from jaxalign.training.grpo import GRPOConfig, train_grpo
-from jaxalign.training.grpo_config import GRPOTrainConfig
-from jaxalign.training.loop import Loop, TrainConfig
-from jaxalign.training.on_policy import OnPolicyTrainer
-from jaxalign.training.ppo import train_ppo
-from jaxalign.training.ppo_config import PPOTrainConfig
-from jaxalign.training.preference import train_dpo
-from jaxalign.training.reward import train_reward
+from jaxalign.llmdoctor.tfpo import train_tfpo
+from jaxalign.training.core import setup
+from jaxalign.training.core.loop import Loop, TrainConfig
+from jaxalign.training.preference.dpo import train_dpo
+from jaxalign.training.reward_model.trainer import train_reward
+from jaxalign.training.rl.grpo import GRPOConfig, train_grpo
+from jaxalign.training.rl.grpo_config import GRPOTrainConfig
+from jaxalign.training.rl.on_policy import OnPolicyTrainer
+from jaxalign.training.rl.ppo import train_ppo
+from jaxalign.training.rl.ppo_config import PPOTrainConfig
 from jaxalign.training.sft import train_sft
-from jaxalign.training.tfpo import train_tfpo
 
 
 @pytest.fixture(scope="session")

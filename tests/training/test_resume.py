@@ -11,15 +11,15 @@ from safetensors.numpy import load_file
 
 from jaxalign import models
 from jaxalign.errors import UserError
+from jaxalign.llmdoctor.tfpo import train_tfpo
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import records
-from jaxalign.training.kl_controller import KLConfig
-from jaxalign.training.loop import Interrupted
-from jaxalign.training.ppo import Trainer, train_ppo
-from jaxalign.training.preference import train_dpo
-from jaxalign.training.reward import train_reward
+from jaxalign.training.core.loop import Interrupted
+from jaxalign.training.preference.dpo import train_dpo
+from jaxalign.training.reward_model.trainer import train_reward
+from jaxalign.training.rl.kl_controller import KLConfig
+from jaxalign.training.rl.ppo import Trainer, train_ppo
 from jaxalign.training.sft import train_sft
-from jaxalign.training.tfpo import train_tfpo
 
 TRAINERS = {
     "sft": train_sft,
@@ -164,11 +164,11 @@ def test_a_run_without_the_keys_of_later_versions_goes_on(name, configs, tmp_pat
         for group in groups:
             section = section[group]
         del section[last]
-    forms = meta.pop("forms")
+    forms = meta.pop("implementations")
     path.write_text(json.dumps(meta))
     config = make(tmp_path / "run")
     train(replace(config, run=replace(config.run, resume=True)))
-    assert json.loads(path.read_text())["forms"] == forms
+    assert json.loads(path.read_text())["implementations"] == forms
     assert [row["step"] for row in numbers(tmp_path / "run") if "loss" in row or "train/loss" in row] == [
         1,
         2,

@@ -13,8 +13,8 @@ from jaxalign.evaluation.policy import perplexity
 from jaxalign.mesh import make_mesh
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import records
-from jaxalign.training.loop import TrainConfig
-from jaxalign.training.preference import train_dpo
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.preference.dpo import train_dpo
 from jaxalign.training.sft import train_sft
 from tests.data.conftest import byte_tokenizer
 from tests.training import cases

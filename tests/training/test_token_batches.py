@@ -10,10 +10,10 @@ import pytest
 from jaxalign.data import TokenBatches
 from jaxalign.errors import ConfigError
 from jaxalign.runs import records
-from jaxalign.training.loop import TrainConfig
-from jaxalign.training.preference import DPOLossConfig, train_dpo
-from jaxalign.training.reward import RewardConfig, train_reward
-from jaxalign.training.reward_ensemble import EnsembleConfig
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.preference.dpo import DPOLossConfig, train_dpo
+from jaxalign.training.reward_model.ensemble import EnsembleConfig
+from jaxalign.training.reward_model.trainer import RewardConfig, train_reward
 from jaxalign.training.sft import train_sft
 from tests.training.test_resume import Killed, assert_same_run, kill
 

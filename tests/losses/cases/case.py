@@ -36,6 +36,8 @@ class Case:
       bounds: (value, gradient) bounds, absolute + relative alike, where float32 cannot keep the common ones.
       why: the derivation of other bounds, in a sentence.
       pick: the part of the result that is looked at, where it is a tuple or mapping.
+      derivation: the reference itself, (float64 inputs, options) -> float64 result in NumPy, of a loss without one in
+        `tests/golden`: it is computed where it is read, its gradient by differences, and nothing is stored.
       given: what sets the inputs apart from those of another case, for its id.
       padded: the mask's second axis is time, and may be longer.
     """
@@ -57,6 +59,7 @@ class Case:
     bounds: tuple[float, float] = (1e-6, 1e-5)
     why: str = ""
     pick: int | str | None = None
+    derivation: Callable[[Arrays, Mapping[str, Any]], np.ndarray] | None = None
     given: str = ""
     padded: bool = True
 

@@ -50,7 +50,9 @@ def family_of(case: Case) -> str:
 
 
 def golden(case: Case) -> Golden:
-    """The stored reference values of a case."""
+    """The reference values of a case: stored, or those of its derivation."""
+    if case.derivation is not None:
+        return derived(case)
     prefix = case.id + "/"
     parts = {
         key[len(prefix) :]: value for key, value in _file(family_of(case)).items() if key.startswith(prefix)
@@ -61,6 +63,31 @@ def golden(case: Case) -> Golden:
         return {key.split("/", 1)[1]: value for key, value in parts.items() if key.startswith(name + "/")}
 
     return Golden(group("input"), parts["value"], parts["weights"], group("gradient"))
+
+
+def derived(case: Case) -> Golden:
+    """Values of the case's own derivation, and gradients by four-point differences of it, all in float64."""
+    assert case.derivation is not None
+    inputs = case.arrays()
+    wide = {name: x.astype(np.float64) if x.dtype == np.float32 else x for name, x in inputs.items()}
+    value = case.derivation(wide, case.options)
+    weights = np.random.default_rng(1).standard_normal(value.shape)
+    step = 1e-4
+
+    def total(name: str, place: tuple[int, ...], change: float) -> float:
+        moved = wide[name].copy()
+        moved[place] += change
+        return float(np.sum(weights * case.derivation(wide | {name: moved}, case.options)))
+
+    def slope(name: str, place: tuple[int, ...]) -> float:
+        near, far = (total(name, place, h) - total(name, place, -h) for h in (step, 2 * step))
+        return (8 * near - far) / (12 * step)
+
+    gradients = {
+        name: np.reshape([slope(name, place) for place in np.ndindex(wide[name].shape)], wide[name].shape)
+        for name in case.grads
+    }
+    return Golden(inputs, value, weights, gradients)
 
 
 def evaluate(

@@ -1,0 +1,157 @@
+"""The data of a run: loaded once as it begins, and the same when it resumes."""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data import BatchIterator, DataConfig, Dataset, Example, chat_of, load_dataset
+from jaxalign.data.batches import Collate
+from jaxalign.data.config import Kind
+from jaxalign.data.stream import Stream, StreamBatches
+from jaxalign.data.table import lengths_of
+from jaxalign.errors import ConfigError
+from jaxalign.runs import Run
+from jaxalign.training.core.opening import tell_rows
+
+
+def dated(run: Run, config: DataConfig) -> DataConfig:
+    """The section `data` with the day that templates print: the one named, else that on which the run began."""
+    date = config.date or run.metadata().get("date") or datetime.date.today().isoformat()
+    run.add_metadata(date=date)
+    return replace(config, date=date)
+
+
+def load_data(
+    run: Run,
+    config: DataConfig,
+    kind: Kind,
+    tokenizer: Any,
+    model_config: Any,
+    *,
+    seed: int,
+    new_tokens: int = 0,
+) -> Dataset:
+    """The examples of a run, which fit the model; what they are goes into its metadata, and what to mind is said.
+
+    Args:
+      run: the open run.
+      config: what is read.
+      kind: what it trains.
+      tokenizer: of the model.
+      model_config: the model's shape.
+      seed: see `load_dataset`.
+      new_tokens: tokens that each prompt must leave room for.
+
+    Raises:
+      UserError: anything wrong with files or rows; of a run that resumes, a file that has changed since it began.
+    """
+    room = model_config.max_positions - new_tokens
+    config = dated(run, config).within(room if room > 1 else model_config.max_positions)
+    data = load_dataset(
+        config,
+        kind,
+        tokenizer,
+        seed=seed,
+        say=run.info,
+        train_dataset=run.given.train_dataset,
+        eval_dataset=run.given.eval_dataset,
+    )
+    check_context(model_config, data, new_tokens=new_tokens)
+    if isinstance(data.train, Stream):
+        data.train.fits = partial(check_fits, model_config, new_tokens=new_tokens)
+        run.warn(
+            "data.streaming: repeated rows are not left out, and files are shuffled by data.window rows at a time"
+        )
+    if run.resumed:
+        check_unchanged(run, data)
+    run.add_metadata(data=data.summary())
+    tell_rows(run, config, data, model_config)
+    tell(run, data)
+    taught = kind in ("demonstration", "comparison", "label") and config.end_token != "none"
+    if taught and not chat_of(config, tokenizer).stop_ids:
+        run.warn(
+            "data: the chat template ends no answer, so none is taught to stop; data.end_token names a token"
+        )
+    return data
+
+
+def check_context(config: Any, data: Dataset, *, new_tokens: int = 0) -> None:
+    """Every row (and `new_tokens` after each prompt) fits the model's positions.
+
+    Raises:
+      ConfigError: naming the place of the first row that is too long, and the setting that would cut it.
+    """
+    for examples in (data.train, data.validation):
+        over = np.flatnonzero(lengths_of(examples) + new_tokens > config.max_positions)
+        if len(over):
+            check_fits(config, examples[int(over[0])], new_tokens=new_tokens)
+
+
+def check_fits(config: Any, example: Example, *, new_tokens: int = 0) -> None:
+    """As `check_context`, of one example."""
+    longest = int(lengths_of([example])[0]) + new_tokens
+    if longest > config.max_positions:
+        more = f" with sampling.max_new_tokens = {new_tokens}" if new_tokens else ""
+        name = "max_prompt_length" if new_tokens else "max_length"
+        raise ConfigError(
+            f"{example.source}: the row has {longest} tokens{more}, the model's context {config.max_positions}; "
+            f"set data.{name} to {config.max_positions - new_tokens} or less (data.truncation says what happens)"
+        )
+
+
+def check_unchanged(run: Run, data: Dataset) -> None:
+    """Every file gives the rows that it gave when the run began.
+
+    Raises:
+      ConfigError: naming the first that does not.
+    """
+    # A run of an earlier version has no hashes of its files.
+    began = run.metadata().get("data", {}).get("files", {})
+    changed = [path for path, found in data.files.items() if path in began and began[path] != found]
+    if changed:
+        more = f" (and so have {', '.join(changed[1:4])})" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"--resume: {changed[0]} has changed since the run began, or the tokenizer has{more}; a resumed run must "
+            "read the rows that it began with"
+        )
+
+
+def tell(run: Run, data: Dataset) -> None:
+    """Warns of what the data has that training does not use, or that a reader of the results should know."""
+    counts = data.counts
+    if counts.unread:
+        columns = ", ".join(f"{name} ({rows} rows)" for name, rows in counts.unread.most_common())
+        run.warn(f"data: columns that nothing reads: {columns}")
+    for note, number in counts.notes.most_common():
+        run.warn(f"data: {note} ({number})")
+    if data.shared_prompts:
+        run.warn(
+            f"data: {data.shared_prompts} training rows begin as rows of data.validation do; what is measured there "
+            "is in part remembered"
+        )
+
+
+def row_batches(
+    examples: Sequence[Example], *, batch_size: int, seed: int, collate: Collate
+) -> BatchIterator | StreamBatches:
+    """Batches of so many rows, of examples at hand or of a stream."""
+    if isinstance(examples, Stream):
+        return StreamBatches(examples, batch_size=batch_size, seed=seed, collate=collate)
+    return BatchIterator(examples, batch_size=batch_size, seed=seed, collate=collate)
+
+
+def refuse_stream(data: Dataset, asked_by: str) -> None:
+    """Refuses a stream for what must know all rows beforehand.
+
+    Raises:
+      ConfigError: naming the setting.
+    """
+    if isinstance(data.train, Stream):
+        raise ConfigError(
+            f"{asked_by} must know all rows beforehand, which data.streaming=true reads as they are drawn; set "
+            "data.streaming=false"
+        )

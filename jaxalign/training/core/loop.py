@@ -1,0 +1,398 @@
+"""The outer loop that supervised and preference training share.
+
+Log, evaluate, sample, save, resume, and stop on a signal. It knows no loss: a trainer
+hands it an update, an evaluation and an iterator.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.checkpoints.orbax_store import CheckpointStore
+from jaxalign.errors import UserError
+from jaxalign.runs import Run, StopFlag
+from jaxalign.training.core.exports import chosen_state
+from jaxalign.training.core.opening import announced
+from jaxalign.training.core.state import TrainState
+from jaxalign.training.core.update_rules import averaged_params
+from jaxalign.uncertainty import wilson_interval
+
+# Two-sided 95% quantile of the normal distribution.
+Z95 = 1.959964
+# How metrics end that are a maximum, and those that are what was set.
+LARGEST = ("_max", "rollout/logp_gap")
+LATEST = ("learning_rate", "kl_coefficient")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and in what batches.
+
+    Attributes:
+      batch_size: rows (pairs, questions) an optimizer step sees.
+      batch_tokens: columns of tokens an optimizer step sees at most, padding included (and, for loss.name=kto, the
+        rows by which it estimates the KL), in place of batch_size: rows of like lengths go together, many short ones or
+        few long ones; 0 takes batch_size. Not with packing.
+      accumulation_steps: micro-batches a step is split into, to save memory.
+      steps: optimizer steps in all; 0 takes epochs.
+      epochs: passes over the training rows, where steps is 0.
+      eval_batch_size: rows in an evaluation batch; 0 takes batch_size.
+      eval_batches: evaluation batches at most; 0 takes all.
+      packing: lay out the rows of a batch end to end in fewer rows, so that padding costs little; the loss is
+        the same.
+    """
+
+    batch_size: int = 8
+    batch_tokens: int = 0
+    accumulation_steps: int = 1
+    steps: int = 0
+    epochs: float = 1.0
+    eval_batch_size: int = 0
+    eval_batches: int = 0
+    packing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"train.batch_size must be 1 or more, got {self.batch_size}")
+        if self.batch_tokens < 0:
+            raise ValueError(f"train.batch_tokens must not be negative, got {self.batch_tokens}")
+        if self.batch_tokens and self.packing:
+            raise ValueError(
+                "train.batch_tokens and train.packing: choose one; packed rows have little padding at any batch_size"
+            )
+        if self.accumulation_steps < 1:
+            raise ValueError(f"train.accumulation_steps must be 1 or more, got {self.accumulation_steps}")
+        if not self.batch_tokens and self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"train.accumulation_steps must divide train.batch_size = {self.batch_size}, "
+                f"got {self.accumulation_steps}"
+            )
+        if self.steps < 0:
+            raise ValueError(f"train.steps must not be negative, got {self.steps}")
+        if not self.steps and self.epochs <= 0:
+            raise ValueError(f"train.epochs must be positive where train.steps is 0, got {self.epochs}")
+
+    def total_steps(self, per_epoch: float) -> int:
+        """Optimizer steps, of batches of which an epoch has so many."""
+        return self.steps or max(1, round(self.epochs * per_epoch))
+
+
+class Interrupted(BaseException):
+    """A signal stopped training after a checkpoint was saved.
+
+    Attributes:
+      signal: its number; the command exits with 128 + signal.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}; --resume goes on from the saved checkpoint")
+        self.signal = signal
+
+
+class Batches(Protocol):
+    """A resumable iterator; see `jaxalign.data.BatchIterator` and `TokenBatches`."""
+
+    @property
+    def per_epoch(self) -> float: ...
+    def next(self) -> Mapping[str, Any]: ...
+    def state(self) -> Mapping[str, Any]: ...
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class Interval:
+    """Metrics of the steps (or updates) since the last record.
+
+    Attributes:
+      steps: how many.
+      totals: sums over them by name; of a maximum (`LARGEST`) the largest, of a setting (`LATEST`) the last.
+      counts: how many steps have each name, where it is not all.
+    """
+
+    steps: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """One step more."""
+        for name in self.totals.keys() | values.keys():
+            had = self.counts.pop(name, self.steps if name in self.totals else 0) + (name in values)
+            if had <= self.steps:
+                self.counts[name] = had
+        self.steps += 1
+        for name, value in values.items():
+            old = self.totals.get(name)
+            if old is None or name.endswith(LATEST):
+                self.totals[name] = value
+            else:
+                self.totals[name] = max(old, value) if name.endswith(LARGEST) else old + value
+
+    def means(self) -> dict[str, float]:
+        """Means by name over the steps that have it; the largest of a maximum, the last of a setting."""
+        return {
+            name: total if name.endswith(LARGEST + LATEST) else total / self.counts.get(name, self.steps)
+            for name, total in self.totals.items()
+        }
+
+
+@dataclass
+class Loop:
+    """One training run over batches.
+
+    Attributes:
+      run: the run folder.
+      store: its checkpoints.
+      batches: training batches.
+      update: `update(state, batch) -> (state, metrics on device)`.
+      evaluate: `evaluate(state) -> {name: value}`, or None.
+      sample: `sample(state) -> rows for samples.jsonl`, or None.
+      total_steps: optimizer steps in all.
+      tokens_in: counts the tokens of a batch, for the log.
+      learning_rate: schedule, for the log.
+    """
+
+    run: Run
+    store: CheckpointStore
+    batches: Batches
+    update: Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]]
+    total_steps: int
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None
+    sample: Callable[[TrainState], list[dict[str, Any]]] | None = None
+    tokens_in: Callable[[Mapping[str, Any]], int] = lambda batch: (
+        int(np.sum(batch["lengths"])) - batch.get("filler_tokens", 0)
+    )
+    learning_rate: Callable[[int], Any] | None = None
+    _last_eval: dict[str, float] = field(default_factory=dict)
+    _evaluated: int = -1
+    _rates: np.ndarray | None = None
+    _interval: Interval = field(default_factory=Interval)
+
+    def fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        """Trains to `total_steps`, from the newest checkpoint where the run resumes.
+
+        Returns:
+          The final state, with the best checkpoint's parameters where `run.best_metric` is set, and the last logged
+            metrics with the last evaluation.
+
+        Raises:
+          UserError: a loss or gradient that is not finite; nothing was saved over the last good step.
+          Interrupted: SIGINT or SIGTERM, after a checkpoint was saved.
+        """
+        with self.store:
+            state = self._resume(state)
+            self.update = announced(self, state)
+            state, metrics = self._fit(state)
+            return chosen_state(self.run, self.store, state, int(np.max(state.step))), metrics
+
+    def _fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        config = self.run.config
+        callbacks = self.run.callbacks
+        watched = callbacks.watch("on_step")
+        start = int(np.max(state.step))  # an ensemble has one step a member
+        over = start >= self.total_steps or bool(callbacks.stopped)
+        # Of a run that had ended, where there is nothing left to do.
+        final = self.run.final_metrics() if over else {}
+        self._rates = self._learning_rates()
+        pending: tuple[int, dict[str, Any], Mapping[str, Any], int] | None = None
+        mark = time.perf_counter()
+        if start == 0 and self.evaluate and config.eval_every:
+            self._evaluate(0, state)
+        with StopFlag() as stop:
+            for step in range(start + 1, start + 1 if over else self.total_steps + 1):
+                batch = self.batches.next()
+                state, metrics = self.update(state, batch)
+                # One step late: the device is already at work on this step while the last is logged.
+                if pending is not None:
+                    final, mark = self._log(*pending, mark)
+                pending = (step, metrics, batch, self.tokens_in(batch))
+                last, halted = step == self.total_steps, stop.signal_received is not None
+                evaluates, saves = self._due(config.eval_every, step), self._due(config.save_every, step)
+                if evaluates or saves or last or halted or watched:
+                    final, mark = self._log(*pending, mark)
+                    pending = None
+                if watched:
+                    callbacks.tell("on_step", step, self.total_steps, self._of_step(metrics), state)
+                    last = last or bool(callbacks.stopped)
+                if self.evaluate and not halted and (last or evaluates):
+                    self._evaluate(step, state)
+                    last = last or bool(callbacks.stopped)
+                if last and self._interval.steps:  # ended by a callback, before a record was due
+                    self.run.log_metrics(step, self._record(step))
+                if last or halted or saves:
+                    self._save(step, state)
+                if self.sample and not halted and (last or self._due(config.sample_every, step)):
+                    self.run.log_samples(step, self.sample(self._averaged(state)))
+                if halted and not last:
+                    raise Interrupted(stop.signal_received or 15)
+                if last:
+                    self.run.note_stopped(step)
+                    break
+        return self._averaged(state), final | self._last_eval
+
+    @staticmethod
+    def _averaged(state: TrainState) -> TrainState:
+        """The state with the parameters that are evaluated and kept; see `averaged_params`."""
+        params = averaged_params(state.params, state.opt_state)
+        return state if params is state.params else dataclasses.replace(state, params=params)
+
+    @staticmethod
+    def _of_step(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+        return {"train/" + name: float(x) for name, x in jax.device_get(metrics).items() if name != "finite"}
+
+    def _learning_rates(self) -> np.ndarray | None:
+        """The learning rate of every step [total_steps], on the host.
+
+        All at once: one at a time each would be an operation behind the step that the device is at work on, and the
+        host would wait for it.
+        """
+        if self.learning_rate is None:
+            return None
+        rates = jax.vmap(lambda step: jnp.asarray(self.learning_rate(step), jnp.float32))  # type: ignore[misc]
+        return np.asarray(rates(jnp.arange(self.total_steps)))
+
+    @staticmethod
+    def _due(every: int, step: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def _log(self, step: int, metrics: dict, batch: Mapping, tokens: int, mark: float):
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if values.pop("finite") == 0.0:
+            rows = np.asarray(batch.get("row_ids", [])).ravel()[:16].tolist()
+            self.run.log_metrics(step, {"train/" + k: v for k, v in values.items()})
+            raise UserError(
+                f"step {step}: the loss ({values['loss']}) or the gradient norm ({values['grad_norm']}) is not "
+                f"finite; rows {rows}; the last good checkpoint is step {self.store.latest_step()} "
+                "(a smaller learning rate or float32 compute may help)"
+            )
+        now = time.perf_counter()
+        self._interval.add(values | {"time/tokens": tokens, "time/seconds": now - mark})
+        record = self._record(step)
+        if self._due(self.run.config.log_every, step) or step in (1, self.total_steps):
+            self.run.log_metrics(step, record)
+            self._interval = Interval()
+        self.run.progress(step, self.total_steps, "loss", values["loss"], record["time/tokens_per_second"])
+        return record, now
+
+    def _record(self, step: int) -> dict[str, float]:
+        """What metrics.jsonl is told of the steps since its last record."""
+        means = self._interval.means()
+        tokens, seconds = means.pop("time/tokens"), means.pop("time/seconds")
+        record = {"train/" + name: value for name, value in means.items()}
+        if self._rates is not None:
+            record["train/learning_rate"] = float(self._rates[step - 1])
+        record["time/tokens_per_second"] = tokens / max(seconds, 1e-9)
+        record["time/step_seconds"] = seconds
+        return record
+
+    def _evaluate(self, step: int, state: TrainState) -> None:
+        assert self.evaluate is not None
+        found = self.evaluate(self._averaged(state))
+        self._last_eval = {"eval/" + name: value for name, value in found.items()}
+        self._evaluated = step
+        self.run.log_metrics(step, self._last_eval)
+        self.run.callbacks.tell("on_eval", step, self.total_steps, self._last_eval, state)
+
+    def _save(self, step: int, state: TrainState) -> None:
+        if self.store.latest_step() == step:
+            return
+        # Written with the step, so that a rewound log and the checkpoint agree.
+        extra = {
+            "batches": dict(self.batches.state()),
+            "last_eval": self._last_eval,
+            "interval": dataclasses.asdict(self._interval),
+            "callbacks": self.run.callbacks.state(),
+        }
+        # An evaluation of other weights says nothing of these.
+        metrics = self._last_eval if self._evaluated == step else None
+        self.store.save(step, state, extra, metrics=metrics)
+        tell_saved(self.run, self.store, step, self.total_steps, metrics or {}, state)
+
+    def _resume(self, state: TrainState) -> TrainState:
+        step = self.store.latest_step() if self.run.resumed else None
+        if step is None:
+            if self.run.resumed:
+                self.run.rewind(-1)
+            return state
+        fresh = state
+        state, extra = self.store.restore(step, fresh)
+        # As an update would have donated it: two states are not held at once, whoever still names the fresh one.
+        jax.tree.map(lambda x: x.delete(), fresh)
+        self.batches.restore(extra["batches"])
+        self._last_eval = dict(extra["last_eval"])
+        # Checkpoints of earlier versions have none: they logged single steps.
+        self._interval = Interval(**extra.get("interval", {}))
+        restore_callbacks(self.run, extra)
+        self.run.rewind(step)
+        return state
+
+
+def tell_saved(
+    run: Run, store: CheckpointStore, step: int, total: int, metrics: Mapping[str, float], state: TrainState
+) -> None:
+    """Tells callbacks of a checkpoint when it lies whole on the disk, for which nobody else waits."""
+    if run.callbacks.watch("on_save"):
+        store.wait()
+        run.callbacks.tell("on_save", step, total, metrics, state)
+
+
+def restore_callbacks(run: Run, extra: Mapping[str, Any]) -> None:
+    """The callbacks of a run as a checkpoint has them; a run that they ended goes on only where it was made longer."""
+    run.callbacks.restore(extra.get("callbacks", {}))
+    if run.raised:
+        run.callbacks.stopped = ""
+
+
+def evaluation(
+    evaluate_batch: Callable[[Any, Any, Mapping], dict[str, tuple[Any, Any]]],
+    batches: Callable[[], Any],
+    frozen: Any,
+    place: Callable[[Mapping], Mapping],
+    limit: int = 0,
+) -> Callable[[TrainState], dict[str, float]]:
+    """An evaluation over held-out batches: sums and counts are added, then divided once; see `summary`."""
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        sums: dict[str, np.ndarray] = {}
+        for index, batch in enumerate(batches()):
+            if limit and index >= limit:
+                break
+            part = jax.device_get(evaluate_batch(state.params, frozen, place(batch)))
+            for name, pair in part.items():
+                sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+        return summary(sums)
+
+    return evaluate
+
+
+def summary(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Means of (sum, count) pairs, with 95% intervals where the rows are independent.
+
+    `accuracy` gets `accuracy_low` and `accuracy_high` (Wilson); a metric X with a companion
+    `X_square` (the sum of its squares) gets `X_low` and `X_high` (normal), and the companion is left out. `X_mean` with
+    a companion `X_square` gets `X_std`, the population's standard deviation.
+    """
+    values: dict[str, float] = {}
+    for name, (total, count) in sums.items():
+        if name.endswith("_square"):
+            mean = sums.get(f"{name.removesuffix('_square')}_mean")
+            if mean is not None:
+                average = mean[0] / max(mean[1], 1e-9)
+                variance = max(float(total / max(count, 1e-9)) - average**2, 0.0)
+                values[f"{name.removesuffix('_square')}_std"] = math.sqrt(variance)
+            continue
+        values[name] = mean = float(total / max(count, 1e-9))
+        if name == "accuracy" and count >= 1:
+            values["accuracy_low"], values["accuracy_high"] = wilson_interval(total, round(count))
+        if f"{name}_square" in sums and count > 1:
+            square = float(sums[f"{name}_square"][0])
+            deviation = math.sqrt(max(square - count * mean**2, 0.0) / (count - 1))
+            reach = Z95 * deviation / math.sqrt(count)
+            values[f"{name}_low"], values[f"{name}_high"] = mean - reach, mean + reach
+    return values

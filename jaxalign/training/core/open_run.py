@@ -1,0 +1,51 @@
+"""An open run: where every training call finds its models."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxalign.runs import Run
+from jaxalign.training.core import setup
+from jaxalign.training.core.stops import with_stops
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run whose folder is open and whose devices are chosen.
+
+    Attributes:
+      config: the run's, with the sections `run`, `model`, `data`, `train`.
+      run: its folder.
+      mesh: the devices.
+      key: source of all randomness; `fold` gives each purpose its own.
+    """
+
+    config: Any
+    run: Run
+    mesh: Mesh
+    key: jax.Array
+
+    def fold(self, number: int) -> jax.Array:
+        """A key of its own."""
+        return jax.random.fold_in(self.key, number)
+
+    def load_model(self, live: Any, tokenizer: Any, *, mapped: bool = False) -> tuple[Any, Any]:
+        """The live model and its tokenizer, else those of `config.model`; `mapped`: several run as one."""
+        if live is not None:
+            return live, tokenizer
+        config = self.config
+        return setup.load_model(
+            config.model,
+            self.mesh,
+            seed=config.run.seed,
+            run=self.run,
+            packing=config.train.packing,
+            mapped=mapped,
+        )
+
+    def load_policy(self, live: Any, tokenizer: Any) -> tuple[Any, Any]:
+        """As `load_model`; it stops where the data teach it to."""
+        model, tokenizer = self.load_model(live, tokenizer)
+        return with_stops(model, self.config.data, tokenizer), tokenizer

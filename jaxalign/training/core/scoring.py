@@ -1,0 +1,209 @@
+"""Teacher-forced log-probs and values of rows of tokens: what every trainer computes.
+
+Column t of a result belongs to token t: the hidden state before it, at t - 1, gives
+its log-prob and the value of the state it was sampled from. Column 0 is never counted.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxalign.logprobs import linear_logprobs
+from jaxalign.models import LoraConfig, attach, merge
+from jaxalign.training.core.packing import Packing, spread, taken
+
+# Bytes of logits that are not split into chunks: XLA keeps them for the backward pass, where chunks are computed again.
+WHOLE_LOGITS = 512 << 20
+# Of a GPU's memory, where that is more.
+WHOLE_SHARE = 1 / 16
+
+
+@dataclass(frozen=True)
+class CausalPolicy:
+    """How to score with a causal language model whose parameters may be split in two.
+
+    With LoRA the trained leaves are the adapter and the frozen leaves are the base;
+    without it all leaves are trained and nothing is frozen.
+
+    Attributes:
+      definition: the static part of the model, from `models.split`.
+      lora: the adapter's settings where the trained leaves are an adapter; else None.
+    """
+
+    definition: Any
+    lora: LoraConfig | None = None
+
+    def parts(self, trained: Any, frozen: Any) -> tuple[Any, Any]:
+        """The model and its adapter (or None)."""
+        if self.lora is not None:
+            return merge(self.definition, frozen), attach(trained, self.lora)
+        return merge(self.definition, trained), None
+
+    def score(
+        self,
+        trained: Any,
+        frozen: Any,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, " B"],
+        mask: Bool[Array, "B T"],
+        *,
+        temperature: float | jax.Array = 1.0,
+        key: jax.Array | None = None,
+        packing: Packing | None = None,
+    ) -> "TokenScores":
+        """Log-probs of the counted tokens under the model (with its adapter)."""
+        model, adapter = self.parts(trained, frozen)
+        return score_tokens(
+            model,
+            tokens,
+            lengths,
+            mask,
+            adapter=adapter,
+            temperature=temperature,
+            dropout_key=key,
+            packing=packing,
+            whole_logits=True,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenScores:
+    """Per-token statistics [B, T], float32, 0 outside the mask; `hidden` is [B, T, D]."""
+
+    logps: jax.Array
+    entropy: jax.Array
+    is_top1: jax.Array
+    logsumexp: jax.Array
+    mean_logps: jax.Array
+    sum_squared_probs: jax.Array
+    hidden: jax.Array
+
+
+def whole_logits_limit() -> int:
+    """Bytes of logits that a pass with a gradient may keep here: `WHOLE_LOGITS`, or a share of a GPU's memory."""
+    device = jax.devices()[0]
+    memory = (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform == "gpu" else 0
+    return max(WHOLE_LOGITS, int(WHOLE_SHARE * memory))
+
+
+def score_tokens(
+    model: Any,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    mask: Bool[Array, "B T"],
+    *,
+    adapter: Any = None,
+    temperature: float | jax.Array = 1.0,
+    dropout_key: jax.Array | None = None,
+    packing: Packing | None = None,
+    whole_logits: bool = False,
+) -> TokenScores:
+    """Scores right-padded rows by any layout, with the same result.
+
+    Args:
+      model: a `Transformer`.
+      tokens: token ids.
+      lengths: valid tokens a row.
+      mask: True where token t counts.
+      adapter: LoRA adapter, or None.
+      temperature: the sampling temperature; logits are divided by it.
+      dropout_key: for LoRA dropout; None turns it off.
+      packing: a layout by which padding (of packed rows) and, in the head, what does not count cost nothing. All
+        counted tokens must be among those it was made for. None where there is none.
+      whole_logits: for passes with a gradient: where the model rematerializes nothing, logits of up to
+        `whole_logits_limit()` bytes (float32, of all devices together) are not split into chunks.
+    """
+    options: dict[str, Any] = {"adapter": adapter}
+    if dropout_key is not None:
+        options["dropout_key"] = dropout_key
+    head = {"embedding": model.head, "temperature": temperature, **model.head_options}
+    layout = packing or Packing()
+    states = model.hidden(**layout.rows(tokens, lengths), **options)
+    places = None if packing is None else layout.targets(tokens.size)
+    if places is None:
+        before, targets, counted = states[:, :-1], tokens[:, 1:], mask[:, 1:]
+    else:
+        before, targets, counted = layout.heads(states), taken(tokens, places), taken(mask, places)
+    vocabulary = model.head.shape[0]
+    if (
+        whole_logits
+        and model.config.remat == "none"
+        and 4 * targets.size * vocabulary <= whole_logits_limit()
+    ):
+        head["chunk_size"] = vocabulary
+    stats = linear_logprobs(before, targets=targets, mask=counted, **head)
+    if places is None:
+        stats = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), stats)
+    else:
+        stats = jax.tree.map(lambda x: spread(x, places, tokens.shape), stats)
+    return TokenScores(
+        logps=stats.logps,
+        entropy=stats.entropy,
+        is_top1=stats.is_top1.astype(jnp.float32),
+        logsumexp=stats.logsumexp,
+        mean_logps=stats.mean_logps,
+        sum_squared_probs=stats.sum_squared_probs,
+        hidden=layout.back(states, tokens.shape),
+    )
+
+
+def values_before(per_token: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+    """Scores after each token -> value before each counted token (0 outside the mask)."""
+    shifted = jnp.pad(per_token[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(mask, shifted, 0.0)
+
+
+@dataclass(frozen=True)
+class ScalarPolicy:
+    """How to score with a scalar model (reward or value) whose parameters may be split in two.
+
+    The trained leaves are `{"trunk", "head"}`, or `{"adapter", "head"}` on a frozen trunk
+    with LoRA. The normalizer (gain and bias) is always frozen.
+
+    Attributes:
+      definition: the static part of the model, from `models.split`.
+      lora: the adapter's settings where the trunk is frozen under one; else None.
+    """
+
+    definition: Any
+    lora: LoraConfig | None = None
+
+    def parts(self, trained: Any, frozen: Any) -> tuple[Any, Any]:
+        """The scalar model and its adapter (or None)."""
+        params = {**frozen, **{k: v for k, v in trained.items() if k != "adapter"}}
+        adapter = None if self.lora is None else attach(trained["adapter"], self.lora)
+        return merge(self.definition, params), adapter
+
+    def per_token(
+        self,
+        trained: Any,
+        frozen: Any,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, " B"],
+        *,
+        key: jax.Array | None = None,
+        packing: Packing | None = None,
+    ) -> Float[Array, "B T"]:
+        """The score after each token; the rows may be packed, with the same result."""
+        model, adapter = self.parts(trained, frozen)
+        layout = packing or Packing()
+        scores = model.per_token(**layout.rows(tokens, lengths), adapter=adapter, dropout_key=key)
+        return layout.back(scores, tokens.shape)
+
+    def last(
+        self,
+        trained: Any,
+        frozen: Any,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, " B"],
+        *,
+        key: jax.Array | None = None,
+        packing: Packing | None = None,
+    ) -> Float[Array, " B"]:
+        """The score at each row's last valid token."""
+        scores = self.per_token(trained, frozen, tokens, lengths, key=key, packing=packing)
+        return jnp.take_along_axis(scores, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]

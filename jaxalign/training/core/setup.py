@@ -1,0 +1,354 @@
+"""From a configuration to live objects: devices, seeds, models, adapters, exports."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxalign import models
+from jaxalign.checkpoints.orbax_store import CheckpointStore
+from jaxalign.data import (
+    BatchIterator,
+    Example,
+    TokenBatches,
+    counted_tokens,
+    packed,
+    usual_width,
+    with_heads,
+)
+from jaxalign.data.batches import Collate
+from jaxalign.data.stream import Stream, StreamBatches
+from jaxalign.errors import ConfigError
+from jaxalign.mesh import (
+    MeshConfig,
+    devices_of,
+    make_mesh,
+    replicated,
+    row_shards,
+    shard_batch,
+)
+from jaxalign.models.folders import model_folder as model_folder
+from jaxalign.models.lora import LoraConfig, create_adapter
+from jaxalign.models.sharding import on_mesh as on_mesh_params
+from jaxalign.runs import Run, RunConfig
+from jaxalign.training.core import exports
+from jaxalign.training.core.implementations import with_implementations
+from jaxalign.training.core.loading import row_batches
+from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.opening import tell_model
+from jaxalign.training.core.scoring import CausalPolicy, ScalarPolicy
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where a model comes from and in what precision it runs.
+
+    Attributes:
+      path: a Hugging Face folder, a run folder, or a hub id.
+      tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
+      revision: revision of a hub id; empty takes the newest.
+      param_dtype: dtype the parameters are kept (and updated) in.
+      compute_dtype: dtype of the matrix products; norms, softmax and losses are float32 always.
+      random_init: take only config.json from path and draw the weights from the seed.
+      remat: what of a layer waits for the backward pass, to save memory; the rest is computed again. From most
+        memory to least: none (all is kept), minimal (products are kept), save_qkv_context (those of attention and its
+        output), save_context (attention's output), full (nothing; also read as true). false is none.
+      attention: how whole rows attend, with the same result: plain, blockwise (fast on CPUs), cudnn (NVIDIA GPUs) or
+        splash (TPUs); auto takes what is fast here and can compute this model, or when resuming what the run had.
+      products: how matrix products are computed in bfloat16: compute_dtype (GPUs, TPUs), bfloat16_float32 (CPUs with
+        bfloat16 instructions, AMX or AVX-512 BF16) or float32 (other CPUs); auto likewise. metadata.json records both.
+    """
+
+    path: str = ""
+    tokenizer: str = ""
+    revision: str = ""
+    param_dtype: Dtype = "float32"
+    compute_dtype: Dtype = "float32"
+    random_init: bool = False
+    remat: models.Remat | bool = "none"
+    attention: Literal["auto"] | models.AttentionImplementation = "auto"
+    products: Literal["auto"] | models.MatmulImplementation = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "remat", models.remat_level(self.remat))
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training call returns.
+
+    Attributes:
+      folder: the run folder.
+      metrics: the final metrics by name.
+      model: the trained model, live (adapters merged).
+      tokenizer: its tokenizer.
+    """
+
+    folder: Path
+    metrics: Mapping[str, float]
+    model: Any
+    tokenizer: Any
+
+
+def start(run: RunConfig, mesh: MeshConfig) -> Mesh:
+    """Seeds Python and NumPy, picks the devices, and makes the mesh."""
+    random.seed(run.seed)
+    np.random.seed(run.seed % 2**32)
+    return make_mesh(mesh, devices_of(run.device))
+
+
+def load_model(
+    source: ModelSource,
+    mesh: Mesh,
+    *,
+    seed: int,
+    section: str = "model",
+    run: Run | None = None,
+    packing: bool = False,
+    mapped: bool = False,
+    weights: Literal["same", "int8"] = "same",
+) -> tuple[Any, Any]:
+    """The model and tokenizer that `source` names, with attention and matrix products that suit the devices.
+
+    Args:
+      source: what the configuration names.
+      mesh: the devices.
+      seed: of random weights.
+      section: of the configuration, for messages and records.
+      run: records the implementations, and gives back those that it began with; None where there is no run.
+      packing, mapped: whether it will read packed rows, or several of it run as one; not every
+        implementation can everywhere.
+      weights: int8 for 8-bit weights, see `load_pretrained`.
+
+    Raises:
+      ConfigError: no path, or an implementation that cannot run here.
+      ModelError: a folder, tensor or tokenizer that is wrong.
+    """
+    if not source.path:
+        raise ConfigError(
+            f"{section}.path: expected a Hugging Face folder, a run folder or a hub id; it is empty"
+        )
+    folder = exports.begun_with(run, section, source.path)
+    revision = source.revision or None
+    param_dtype = exports.kept_dtype(run, section, source, mesh.devices.flat[0])
+    if run is not None:
+        exports.note_model(run, section, folder, source)
+    tokenizer = models.load_tokenizer(
+        source.tokenizer or folder, revision=None if source.tokenizer else revision
+    )
+    dtypes = {"param_dtype": jnp.dtype(param_dtype), "compute_dtype": jnp.dtype(source.compute_dtype)}
+    if source.random_init:
+        model = models.create(
+            models.load_config(folder, revision=revision), key=jax.random.key(seed), **dtypes
+        )
+        model = models.quantize(model) if weights == "int8" else model
+    else:
+        model = models.load_pretrained(folder, revision=revision, mesh=mesh, weights=weights, **dtypes)
+    model = models.with_remat(model, source.remat)
+    models.check_vocabulary(model.config, tokenizer)
+    model = models.with_stops(model, models.tokenizer_stops(tokenizer))
+    model = with_implementations(
+        model, source, mesh, section=section, run=run, packing=packing, mapped=mapped
+    )
+    model = place_model(model, mesh)
+    if run is not None:
+        tell_model(run, section, source, model)
+    return model, tokenizer
+
+
+def check_live(model: Any, tokenizer: Any, name: str = "model") -> None:
+    """A live model comes with its tokenizer.
+
+    Raises:
+      ConfigError: one of the two alone, or a folder in place of a model.
+    """
+    if isinstance(model, (str, Path)):
+        raise ConfigError(f"{name}: expected a live model, got {str(model)!r}; a folder goes to model.path")
+    if (model is None) != (tokenizer is None):
+        there, missing = ("tokenizer", name) if model is None else (name, "tokenizer")
+        raise ConfigError(f"{there}: given without {missing}; a live model needs both")
+
+
+def load_reference(config: Any, policy: Any, mesh: Mesh, run: Run | None, *, read: bool = True) -> Any:
+    """The model that `config.reference` names, of the policy's run; the policy where it names none or none is read."""
+    if not (config.reference.path and read):
+        return policy
+    reference, _ = load_model(
+        config.reference,
+        mesh,
+        seed=config.run.seed,
+        section="reference",
+        run=run,
+        packing=config.train.packing,
+    )
+    return reference
+
+
+def place_model(model: Any, mesh: Mesh) -> Any:
+    """The model with its parameters laid out on the mesh, which its custom calls are split over."""
+    definition, params = models.split(models.with_config(model, mesh=mesh if mesh.size > 1 else None))
+    return models.merge(definition, place_params(params, mesh))
+
+
+def place_params(params: Any, mesh: Mesh) -> Any:
+    """Parameters laid out on the mesh by their logical axes."""
+    return on_mesh_params(params, mesh)
+
+
+def policy_of(model: Any, lora: LoraConfig, mesh: Mesh, *, key: jax.Array) -> tuple[CausalPolicy, Any, Any]:
+    """How to score with `model`, its trained leaves, and its frozen leaves.
+
+    Without LoRA everything is trained and the frozen leaves are an empty dict.
+    """
+    definition, params = models.split(model)
+    if not lora.enabled:
+        return CausalPolicy(definition), params, {}
+    adapter = create_adapter(model.config, lora, key=key)
+    return CausalPolicy(definition, lora), jax.device_put(adapter, replicated(mesh)), params
+
+
+def on_mesh(
+    batch: Mapping[str, Any], mesh: Mesh, *, packing: bool = False, parts: int = 1, head: bool = True
+) -> dict[str, jax.Array]:
+    """A host batch on the mesh, rows split over its devices.
+
+    Args:
+      batch: arrays; columns of text stay on the host.
+      mesh: the devices.
+      packing: lay out its rows of tokens in fewer, fuller ones (see `data.packed`), unless they have been.
+      parts: micro-batches it will be split into.
+      head: whether a vocabulary head reads them; it will read what predicts counted tokens.
+    """
+    shards = row_shards(mesh)
+    if packing and "packed" not in batch:
+        batch = packed(batch, parts=parts, shards=shards, counted=head)
+    elif head and not packing:
+        batch = with_heads(batch, parts=parts, shards=shards)
+    return shard_batch(device_part(batch), mesh)
+
+
+def training_batches(
+    config: TrainConfig,
+    examples: Sequence[Example],
+    *,
+    seed: int,
+    collate: Collate,
+    mesh: Mesh,
+    least: int = 1,
+    copies: int = 1,
+) -> BatchIterator | TokenBatches | StreamBatches:
+    """The batches that an optimizer step takes, by rows or by tokens.
+
+    Args:
+      config: their size.
+      examples: training examples.
+      seed: of the order.
+      collate: examples and their numbers -> batch.
+      mesh: the devices that a batch is split over.
+      least, copies: of batches by tokens, see `TokenBatches`.
+
+    Raises:
+      ConfigError: a budget of tokens that does not hold the longest examples, or that is set for a stream, whose
+        lengths are not known; a stream without an end.
+    """
+    if isinstance(examples, Stream):
+        if config.batch_tokens:
+            raise ConfigError(
+                "train.batch_tokens: the lengths of a stream's rows are not known before they are read; set it to 0 "
+                "(train.packing=true also makes little of padding), or data.streaming=false"
+            )
+        if not config.steps:
+            raise ConfigError(
+                "train.steps: data.streaming=true needs it, as a stream's rows are not known before they are read"
+            )
+    if not config.batch_tokens:
+        return row_batches(examples, batch_size=config.batch_size, seed=seed, collate=collate)
+    multiple = config.accumulation_steps * row_shards(mesh)
+    return TokenBatches(
+        examples,
+        tokens=config.batch_tokens,
+        multiple=multiple,
+        seed=seed,
+        collate=collate,
+        least=least,
+        copies=copies,
+    )
+
+
+def collate_of(collate: Collate, examples: Sequence[Example], *, packing: bool) -> Collate:
+    """`collate` with what makes batches of the examples share programs.
+
+    Packed rows get one width for nearly all batches, as more columns cost nothing there; padded ones the moments by
+    which `with_heads` finds one number of heads for each width.
+    """
+    if packing:
+        return partial(collate, width=usual_width(examples))
+    counted = counted_tokens(examples)
+    moments = (float(counted.mean()), float(counted.std()))
+    return lambda rows, numbers, **options: collate(rows, numbers, **options) | {"counted_moments": moments}
+
+
+def device_part(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The numeric arrays of a batch; text columns stay on the host."""
+    return {k: v for k, v in batch.items() if isinstance(v, np.ndarray) and v.dtype.kind in "biuf"}
+
+
+def export_policy(
+    run: Run, policy: CausalPolicy, trained: Any, frozen: Any, tokenizer: Any, lora: LoraConfig
+) -> Any:
+    """Writes `export/` (a Hugging Face folder, adapters merged) and `adapter/` (PEFT) and returns the model."""
+    model, adapter = policy.parts(trained, frozen)
+    if adapter is not None:
+        exports.export_adapter(run, trained, lora, model.config, tokenizer)
+        model = models.merge_adapter(model, adapter)
+    exports.write_model(exports.origin_of(run), model, run.folder / "export", tokenizer)
+    return model
+
+
+def scalar_of(
+    scalar: Any, lora: LoraConfig | None, mesh: Mesh, *, key: jax.Array
+) -> tuple[ScalarPolicy, Any, Any]:
+    """The same as `policy_of` for a scalar model: trunk (or adapter) and head are trained, the normalizer is not."""
+    definition, params = models.split(place_model(scalar, mesh))
+    head, normalizer = params["head"], {"normalizer": params["normalizer"]}
+    if lora is None or not lora.enabled:
+        return ScalarPolicy(definition), {"trunk": params["trunk"], "head": head}, normalizer
+    adapter = jax.device_put(create_adapter(scalar.config, lora, key=key), replicated(mesh))
+    return (
+        ScalarPolicy(definition, lora),
+        {"adapter": adapter, "head": head},
+        {"trunk": params["trunk"], **normalizer},
+    )
+
+
+def export_scalar(run: Run, policy: ScalarPolicy, trained: Any, frozen: Any, tokenizer: Any) -> Any:
+    """Writes `export/` in the ...ForSequenceClassification layout (adapters merged); returns the model."""
+    model = merged_scalar(policy, trained, frozen)
+    exports.write_reward(exports.origin_of(run), model, run.folder / "export", tokenizer)
+    return model
+
+
+def merged_scalar(policy: ScalarPolicy, trained: Any, frozen: Any) -> Any:
+    """The scalar model, its adapter merged where there is one."""
+    model, adapter = policy.parts(trained, frozen)
+    return model if adapter is None else models.merge_adapter(model, adapter)
+
+
+def checkpoint_store(run: Run) -> CheckpointStore:
+    """The checkpoints of a run, kept as its configuration says."""
+    config = run.config
+    return CheckpointStore(
+        run.folder / "checkpoints",
+        keep_last=config.keep_last,
+        best_metric=config.best_metric or None,
+        best_mode=config.best_mode,
+    )

@@ -1,0 +1,200 @@
+"""A loss becomes a jitted update: accumulation, clipping, the optimizer, metrics.
+
+A loss function has the form
+
+    loss(params, frozen, batch, key, counts) -> (loss, metrics)
+
+where `counts` are numbers over the *whole* batch (tokens, rows), so that the losses
+of micro-batches add up to the loss of the batch; and `metrics` maps a name to a pair
+(sum, count), added over micro-batches and divided once at the end (a name that ends
+in `_max` takes the largest instead; one that ends in `_square` is only for the spread in
+evaluations, and training does not report it).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxalign.training.core.optimizer import with_other_parts
+from jaxalign.training.core.state import TrainState
+
+Batch = Mapping[str, Any]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+LossFunction = Callable[[Any, Any, Batch, jax.Array, Any], tuple[jax.Array, Metrics]]
+CountFunction = Callable[[Batch], Any]
+
+
+def mean_of(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A metric's (sum, count) over the counted slots; masked slots may hold anything."""
+    mask = jnp.broadcast_to(mask, values.shape)
+    total = jnp.sum(jnp.where(mask, values, 0).astype(jnp.float32))
+    return total, jnp.sum(mask.astype(jnp.float32))
+
+
+def make_update(
+    loss_function: LossFunction,
+    count_function: CountFunction,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulation_steps: int = 1,
+    accept: Callable[[Mapping[str, jax.Array]], jax.Array] | None = None,
+    lift: Callable[[Callable], Callable] | None = None,
+    learning: str = "",
+) -> Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds `update(state, frozen, batch, key) -> (state, metrics)`, jitted, `state` donated.
+
+    The rows of the batch (axis 0 of every array) are split into `accumulation_steps`
+    micro-batches that run one after another; the result equals one large batch.
+    Where the loss or the gradient norm is not finite the old state is returned and
+    `metrics["finite"]` is 0. Where `accept(metrics)` of the whole batch is False the old
+    state is returned too, and `metrics["skipped"]` is 1. The key is folded with the step, so a resumed run
+    repeats itself. `lift` makes another function of the whole update before it is compiled: an ensemble's
+    maps it over members.
+
+    With `learning`, the name of one part of the parameters (a dict of them), only that part has a gradient and learns.
+    The others and what the optimizer holds for them (see `optimizer.in_parts`) stay as they are, bit for bit.
+
+    Raises:
+      ValueError: the rows do not divide by `accumulation_steps` (when traced).
+    """
+    gradient = jax.value_and_grad(loss_function, has_aux=True)
+    if learning:
+        gradient = gradient_of_part(loss_function, learning)
+    whole = accumulated(gradient, accumulation_steps)
+
+    def update(state: TrainState, frozen: Any, batch: Batch, key: jax.Array):
+        step_key = jax.random.fold_in(key, state.step)
+        (loss, sums), grads = whole(state.params, frozen, batch, step_key, count_function(batch))
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        metrics = {
+            name: total / jnp.maximum(count, 1e-9)
+            for name, (total, count) in sums.items()
+            if not name.endswith("_square")
+        }
+        keep = finite
+        if accept is not None:
+            accepted = accept(metrics)
+            keep = finite & accepted
+            metrics["skipped"] = 1.0 - accepted.astype(jnp.float32)
+        metrics |= {"loss": loss, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
+
+        def stepped() -> TrainState:
+            if not learning:
+                changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+                return TrainState(state.step + 1, optax.apply_updates(state.params, changes), opt_state)
+            padded = jax.tree.map(jnp.zeros_like, dict(state.params)) | grads
+            changes, opt_state = optimizer.update(padded, state.opt_state, state.params)
+            learnt = optax.apply_updates(state.params[learning], dict(changes)[learning])  # type: ignore[arg-type]
+            opt_state = with_other_parts(opt_state, state.opt_state, learning)
+            return TrainState(state.step + 1, {**state.params, learning: learnt}, opt_state)
+
+        # A branch, not a choice between two states: those would both be in memory. (Under `vmap`, by which `lift` makes
+        # an ensemble's update, it is a choice: each member has its own guard. `docs/memory.md` says what that takes.)
+        return jax.lax.cond(keep, stepped, lambda: state), metrics
+
+    compiled: Callable | None = None
+
+    def call(state: TrainState, frozen: Any, batch: Batch, key: jax.Array):
+        nonlocal compiled
+        if compiled is None:
+            # The new state lies where the old one lay: else the second step would be another program.
+            shardings = jax.tree.map(lambda x: x.sharding, state)
+            compiled = jax.jit(
+                lift(update) if lift else update, donate_argnums=0, out_shardings=(shardings, None)
+            )
+        return compiled(state, frozen, batch, key)
+
+    return call
+
+
+def accumulated(gradient: Callable, steps: int) -> Callable:
+    """`value_and_grad` of a loss over a batch's micro-batches, one after another: what it is over the whole batch.
+
+    Args:
+      gradient: (params, frozen, batch, key, counts) -> ((loss, metrics), gradients).
+      steps: micro-batches that a batch is split into.
+
+    Raises:
+      ValueError: `steps` below 1; rows that do not divide by it (when traced).
+    """
+    if steps < 1:
+        raise ValueError(f"accumulation_steps must be 1 or more, got {steps}")
+    if steps == 1:
+        return gradient
+
+    def whole(params, frozen, batch, key, counts):
+        micro = jax.tree.map(split_rows(steps), dict(batch))
+
+        def body(total, inputs):
+            index, rows = inputs
+            part = gradient(params, frozen, rows, jax.random.fold_in(key, index), counts)
+            return _add(total, part), None
+
+        first = jax.eval_shape(gradient, params, frozen, jax.tree.map(lambda x: x[0], micro), key, counts)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        total, _ = jax.lax.scan(body, zeros, (jnp.arange(steps), micro))
+        return total
+
+    return whole
+
+
+def gradient_of_part(loss_function: LossFunction, name: str) -> Callable:
+    """`value_and_grad` by one part of the parameters: the gradient is {name: ...}."""
+
+    def value_and_gradient(params, frozen, batch, key, counts):
+        def of_part(part):
+            return loss_function({**params, **part}, frozen, batch, key, counts)
+
+        return jax.value_and_grad(of_part, has_aux=True)({name: params[name]})
+
+    return value_and_gradient
+
+
+def make_evaluation(
+    loss_function: LossFunction, count_function: CountFunction
+) -> Callable[[Any, Any, Batch], dict[str, tuple[jax.Array, jax.Array]]]:
+    """Builds `evaluate(params, frozen, batch) -> {name: (sum, count)}`, jitted, nothing donated.
+
+    The loss itself is weighted by its count, so that means over batches of different
+    sizes are means over tokens (or pairs).
+    """
+
+    def evaluate(params: Any, frozen: Any, batch: Batch):
+        counts = count_function(batch)
+        loss, sums = loss_function(params, frozen, batch, None, counts)  # type: ignore[arg-type]
+        weight = jax.tree.leaves(counts)[0].astype(jnp.float32)
+        return sums | {"loss": (loss * weight, weight)}
+
+    return jax.jit(evaluate)
+
+
+def _add(total, part):
+    """Sums of two micro-batches; metrics named `..._max` take the larger."""
+    ((loss_a, sums_a), grads_a), ((loss_b, sums_b), grads_b) = total, part
+    sums = {
+        name: jax.tree.map(jnp.maximum if name.endswith("_max") else jnp.add, sums_a[name], sums_b[name])
+        for name in sums_a
+    }
+    return (loss_a + loss_b, sums), jax.tree.map(jnp.add, grads_a, grads_b)
+
+
+def split_rows(parts: int):
+    """A function [B, ...] -> [parts, B / parts, ...], by which a batch becomes micro-batches."""
+
+    def split(x):
+        rows, rest = divmod(x.shape[0], parts)
+        if rest:
+            raise ValueError(f"{x.shape[0]} rows do not divide by {parts} accumulation steps")
+        # Strided, so that each device keeps its own rows under a batch-sharded mesh.
+        return x.reshape(rows, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    return split
+
+
+def joined_rows(x: jax.Array) -> jax.Array:
+    """The inverse of `split_rows`: [parts, B / parts, ...] -> [B, ...]."""
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])

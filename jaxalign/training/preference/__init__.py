@@ -1,0 +1,1 @@
+"""Preference training: DPO and its family, from comparisons or labels, without a reward model."""

@@ -1,0 +1,1 @@
+"""Reward models: of completions, of steps, and ensembles of them."""

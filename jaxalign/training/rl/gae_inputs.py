@@ -1,0 +1,157 @@
+"""From completions and scores to what a policy-gradient update reads.
+
+Everything is in row coordinates [N, T]: column t belongs to token t, and the mask is
+True at completion tokens. `values[t]` is the value of the state before token t.
+
+    row      p p p c c c E . .      p prompt, c completion, E its stop token
+    mask     0 0 0 1 1 1 1 0 0
+    rewards  0 0 0 r r r r 0 0      r = -beta * KL; the score is added at E
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.losses import generalized_advantage_estimation, kl_penalty, whiten
+from jaxalign.rewards import RewardRequest, Rewards, evaluate_reward
+from jaxalign.rollout import Completions
+from jaxalign.training.rl.kl_controller import KLConfig
+from jaxalign.training.rl.ppo_config import PPOLossConfig
+from jaxalign.training.rl.reward_source import RewardSource
+
+
+@dataclass
+class RunningMoments:
+    """Mean and variance of all scores seen, by Chan's parallel update; part of the checkpoint."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    square: float = 0.0
+
+    def update(self, values: np.ndarray) -> None:
+        """Adds values; an empty array changes nothing."""
+        values = np.asarray(values, np.float64)
+        if not values.size:
+            return
+        delta = float(values.mean()) - self.mean
+        total = self.count + values.size
+        self.square += float(values.var() * values.size) + delta**2 * self.count * values.size / total
+        self.mean += delta * values.size / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation; 1 before there are two values."""
+        return float(np.sqrt(self.square / self.count)) if self.count > 1 and self.square > 0 else 1.0
+
+
+def judged(reward: Any, request: RewardRequest, completions: Completions) -> Rewards:
+    """What a reward says of completions, checked (see `evaluate_reward`); what lies behind a completion's end is 0."""
+    rewards = evaluate_reward(reward, request)
+    assert rewards.token_rewards is not None
+    steps = None if rewards.steps is None else rewards.steps & completions.mask
+    return replace(rewards, token_rewards=np.where(completions.mask, rewards.token_rewards, 0.0), steps=steps)
+
+
+def final_scores(
+    source: RewardSource, rewards: Rewards, completions: Completions, moments: RunningMoments
+) -> np.ndarray:
+    """Scores [N] after normalisation, clipping and the rules for a missing stop token.
+
+    Changes `moments` where scores are normalised.
+    """
+    assert rewards.scores is not None and rewards.valid is not None
+    scores = np.array(rewards.scores, np.float32)
+    if source.normalize:
+        moments.update(scores[rewards.valid])
+        scores = ((scores - moments.mean) / (moments.std + 1e-8)).astype(np.float32)
+    if source.clip:
+        scores = np.clip(scores, -source.clip, source.clip)
+    unfinished = np.array([reason != "stop" for reason in completions.finish_reason])
+    if source.missing_stop_score is not None:
+        scores = np.where(unfinished, np.float32(source.missing_stop_score), scores)
+    scores = scores - np.float32(source.missing_stop_penalty) * unfinished
+    return np.where(rewards.valid, scores, 0.0).astype(np.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Scored:
+    """Rows and what the models say of them, all [N, T] float32 where masked (0 elsewhere)."""
+
+    tokens: Any
+    lengths: Any
+    mask: Any
+    logps: Any
+    ref_logps: Any
+    values: Any
+    entropy: Any
+    next_values: Any  # [N]: value after the last token, for rows cut by length
+
+
+def advantages_of(
+    scored: Scored,
+    scores: jax.Array,
+    token_rewards: jax.Array,
+    truncated: jax.Array,
+    coefficient: jax.Array,
+    *,
+    kl: KLConfig,
+    loss: PPOLossConfig,
+    whiten_rewards: bool,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Per-token rewards, advantages and returns.
+
+    Args:
+      scored: rows and their scores.
+      scores: float32 [N], added at the last counted token.
+      token_rewards: float32 [N, T].
+      truncated: bool [N], rows that ended by length.
+      coefficient: KL coefficient, scalar.
+      kl: the estimator.
+      loss: gamma, lambda and whitening.
+      whiten_rewards: scale rewards to variance 1, the mean kept.
+
+    Returns:
+      Arrays [N, T] for the update, and metrics as scalars.
+    """
+    mask = scored.mask
+    per_token_kl = kl_penalty(scored.logps, scored.ref_logps, mask, estimator=kl.estimator)
+    non_score = -coefficient * per_token_kl
+    last = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] == 1
+    rewards = non_score + token_rewards + jnp.where(last & mask, scores[:, None], 0.0)
+    if whiten_rewards:
+        rewards = whiten(rewards, mask, shift_mean=False, unbiased=loss.unbiased_variance)
+    bootstrap = jnp.where(truncated, scored.next_values, 0.0) if loss.bootstrap_truncated else None
+    advantages, returns = generalized_advantage_estimation(
+        rewards, scored.values, mask, gamma=loss.gamma, lam=loss.lam, bootstrap_values=bootstrap
+    )
+    if loss.whiten_advantages:
+        advantages = whiten(advantages, mask, unbiased=loss.unbiased_variance)
+    rows = {
+        "tokens": scored.tokens,
+        "lengths": scored.lengths,
+        "mask": mask,
+        "old_logps": scored.logps,
+        "old_values": scored.values,
+        "advantages": advantages,
+        "returns": returns,
+    }
+    counted = jnp.maximum(mask.any(1).sum(), 1)
+    tokens = jnp.maximum(mask.sum(), 1)
+    error = jnp.where(mask, returns - scored.values, 0.0)
+    spread = jnp.where(mask, returns - returns.sum() / tokens, 0.0)
+    metrics = {
+        "objective/kl": (scored.logps - scored.ref_logps).sum() / counted,
+        "objective/kl_per_token": (scored.logps - scored.ref_logps).sum() / tokens,
+        "objective/non_score_reward": non_score.sum() / counted,
+        "objective/rlhf_reward": (non_score.sum() + token_rewards.sum() + scores.sum()) / counted,
+        "objective/entropy": scored.entropy.sum() / tokens,
+        "value/explained_variance": 1.0
+        - jnp.square(error).sum() / jnp.maximum(jnp.square(spread).sum(), 1e-8),
+        "value/mean": scored.values.sum() / tokens,
+    }
+    return rows, metrics

@@ -1,0 +1,315 @@
+"""Group relative policy optimization and its relatives: policy gradients without a critic.
+
+One update:
+
+    sample groups of completions -> reward -> (more prompts while groups are all alike)
+    -> score them (policy, reference: whichever is needed) -> advantages -> epochs x minibatches of the loss
+    -> log, save
+
+GRPO, Dr. GRPO, DAPO, GSPO, CISPO, GMPO, RLOO, REINFORCE and REINFORCE++ differ in three choices, see
+`recipes.RL_RECIPES`: how rewards become advantages (`grpo_advantages.ADVANTAGES`), which function of the ratio is
+the loss, and what it is divided by.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign import losses
+from jaxalign.errors import ConfigError, UserError
+from jaxalign.rewards import Rewards
+from jaxalign.rollout import Completions, Engine, join_rows
+from jaxalign.rollout.trajectory import Rows
+from jaxalign.runs import Given, Live
+from jaxalign.training.core.setup import TrainResult
+from jaxalign.training.core.step import make_update
+from jaxalign.training.core.stopwatch import Stopwatch
+from jaxalign.training.rl.gae_inputs import final_scores, judged
+from jaxalign.training.rl.group_rollout import Rollout, ending_at_last, informative, replaced
+from jaxalign.training.rl.grpo_advantages import RewardedRows, of_rows
+from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig
+from jaxalign.training.rl.grpo_step import check_advantages, check_policy_loss, make_grpo_loss
+from jaxalign.training.rl.on_policy_run import OnPolicyRun, fit_on_policy
+from jaxalign.training.rl.policy_trainer import PolicyTrainer, policy_trainer
+from jaxalign.training.rl.ppo_step import ppo_counts
+from jaxalign.training.rl.required_steps import StepsRequired
+from jaxalign.training.rl.reward_source import build_reward
+from jaxalign.training.rl.rollout_engine import sampler_logps
+from jaxalign.training.rl.rollout_metrics import rollout_metrics
+
+__all__ = ["GRPOConfig", "train_grpo"]
+
+
+def advantages_of(
+    config: GRPOLossConfig, rows: RewardedRows, own: Callable[..., jax.Array] | None = None
+) -> jax.Array:
+    """Advantages [N, T] of a whole rollout, by the way that the configuration names, or by the user's function."""
+    if config.beta and config.recipe.kl_in_score:
+        assert rows.logps is not None and rows.ref_logps is not None
+        # The k1 estimate of the whole completion, of which the baseline takes its part.
+        kl = jnp.sum(jnp.where(rows.mask, rows.logps - rows.ref_logps, 0.0), axis=1)
+        rows = replace(rows, scores=rows.scores - config.beta * kl)
+    return of_rows(own)(rows) if own else config.advantage.function(rows)
+
+
+class Trainer(PolicyTrainer):
+    """The live objects of one run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config, temperature = self.config, self.config.sampling.temperature
+        length, own = config.sampling.max_new_tokens, self.run.given.loss
+        own_advantages = self.run.given.others.get("advantages")
+        loss = make_grpo_loss(self.policy, config.loss, temperature, length, own)
+        self._update = make_update(
+            loss, ppo_counts, self.optimizer, accumulation_steps=config.train.accumulation_steps
+        )
+        self._advantages = jax.jit(lambda rows: advantages_of(config.loss, rows, own_advantages))
+
+    def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """One rollout and its passes; returns metrics and a few samples as rows."""
+        watch = Stopwatch()
+        rollout, sampling_metrics = self._rollout(number)
+        completions, rewards = rollout.completions, rollout.rewards
+        watch.sampled = time.perf_counter()
+        rows, counts = self._counted(rollout)
+        asked = not self.one_step or self.must_check(number)
+        found, gaps = self.score_completions(number, rows, completions, policy=asked)
+        data = self._learnt_from(rollout, rows, counts, found)
+        watch.scored = time.perf_counter()
+        metrics = self.passes(number, data, self._update)
+        if self.one_step and metrics["policy/steps"]:
+            # The step has measured what is measured below, before it moved the policy.
+            metrics["rollout/logp_gap"] = metrics.pop("rollout/logp_gap_max")
+            metrics["objective/entropy"] = metrics["policy/entropy"]
+            if not asked:
+                self.check_gaps(number, metrics)
+        elif not self.one_step:
+            metrics |= gaps | self._objective(found, data["mask"])
+        raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
+        metrics |= rollout_metrics(completions, rewards, raw) | sampling_metrics
+        metrics |= {
+            "rollout/counted_rows": float(counts.mean()),
+            **watch.metrics(int(completions.lengths.sum())),
+        }
+        return metrics, self.samples(rollout.request, raw)
+
+    def _counted(self, rollout: Rollout) -> tuple[Rows, np.ndarray]:
+        """Prompts with completions, whose tokens count where a reward applies; and bool [N], rows that are learnt."""
+        rows = join_rows(rollout.request.prompt_ids, rollout.completions, multiple=16)
+        rows = replace(rows, mask=rows.mask & np.asarray(rollout.rewards.valid)[:, None])
+        return rows, self._learnt(rollout.completions, rollout.rewards) & rows.mask.any(1)
+
+    def _learnt(self, completions: Completions, rewards: Rewards) -> np.ndarray:
+        """Bool [N]: rows that the loss reads. Others with a reward count in their group's statistics alone."""
+        valid = np.asarray(rewards.valid)
+        if not self.config.loss.mask_truncated:
+            return valid
+        return valid & np.array([reason != "length" for reason in completions.finish_reason])
+
+    def _learnt_from(
+        self, rollout: Rollout, rows: Rows, counts: np.ndarray, found: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """What the minibatches of `make_grpo_loss` are taken from; `found` is what `score_completions` gave."""
+        completions, cap = rollout.completions, self.config.importance_cap
+        logps, ref_logps = (None if self.one_step else found["logps"]), found.get("ref_logps")
+        mask = rows.mask & counts[:, None]
+        weights = np.ones(mask.shape, np.float32)
+        if cap:
+            weights = self.weights(cap, rows, found["logps"], mask, completions)
+        step_rewards, steps = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
+        # A group without differences has advantage 0 already; its KL and entropy terms stay.
+        valid = np.asarray(rollout.rewards.valid)
+        arrays: dict[str, Any] = {
+            "scores": rollout.scores,
+            "valid": valid,
+            "mask": rows.mask,
+            "logps": logps,
+            "ref_logps": ref_logps,
+            "step_rewards": step_rewards,
+            "steps": steps,
+        }
+        rewarded = RewardedRows(**arrays, group=self.group, beta=self.config.loss.beta)
+        advantages = self._advantages(rewarded)
+        data = {
+            "tokens": rows.tokens,
+            "lengths": rows.lengths,
+            "mask": mask,
+            "weights": weights,
+            "advantages": np.where(mask, np.asarray(advantages), 0.0),
+        }
+        if ref_logps is not None:
+            data["ref_logps"] = ref_logps
+        if logps is not None:
+            return data | {"old_logps": logps}
+        # What the only step finds is what a forward pass before it would: the weights are the same.
+        return data | {"sampler_logps": sampler_logps(rows, completions)}
+
+    def _objective(self, found: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, float]:
+        """Entropy a counted token, and the KL a counted row where there is a reference."""
+        metrics = {"objective/entropy": float(found["entropy"].sum(where=mask) / max(mask.sum(), 1))}
+        if "ref_logps" in found:
+            kl = (found["logps"] - found["ref_logps"]).sum(where=mask)
+            metrics["objective/kl"] = float(kl / max(int(mask.any(1).sum()), 1))
+        return metrics
+
+    # --- rollouts ---------------------------------------------------------------------------
+
+    def _rollout(self, number: int) -> tuple[Rollout, dict[str, float]]:
+        """A rollout of `train.prompts` groups; groups that teach nothing are replaced while rounds are left."""
+        wanted = self.config.train.prompts
+        kept, seen = self._judged(number), wanted
+        scores = [_scored(kept)]
+        for round_number in range(1, self.config.train.sampling_rounds):
+            if kept.informative.all():
+                break
+            more = self._judged(number, round_number)
+            scores.append(_scored(more))
+            kept = replaced(kept, more, self.group)
+            seen += wanted
+        if not np.asarray(kept.rewards.valid).any():
+            raise UserError(
+                f"update {number}: no reward applies to any of the {len(kept.scores)} completions"
+            )
+        return kept, {
+            "rollout/groups_sampled": float(seen),
+            "rollout/groups_alike": float((~kept.informative).sum() / self.group),
+        } | self._left_out(np.concatenate(scores), _scored(kept))
+
+    def _left_out(self, sampled: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+        """Mean rewards of all that was sampled, and of the groups that others took the place of."""
+        if self.config.train.sampling_rounds == 1:
+            return {}
+        metrics = {"objective/score_sampled": float(sampled.mean())}
+        if number := len(sampled) - len(kept):
+            metrics["objective/score_replaced"] = float((sampled.sum() - kept.sum()) / number)
+        return metrics
+
+    @classmethod
+    def reads_reference(cls, config: GRPOConfig) -> bool:
+        """Only for the KL to it."""
+        return bool(config.loss.beta)
+
+    @property
+    def one_step(self) -> bool:
+        """Whether a rollout has one optimizer step, whose own forward pass tells all that is asked of the policy.
+
+        The old log-probs are then the new ones, without their gradient. Importance weights, and a KL in the rewards
+        (RLOO, REINFORCE++), are needed before.
+        """
+        train, loss = self.config.train, self.config.loss
+        before = self.config.importance_cap or (loss.beta and loss.kl_in_reward)
+        return train.epochs * train.minibatches == 1 and not before
+
+    @property
+    def group(self) -> int:
+        """Completions a prompt."""
+        return self.config.sampling.num_samples
+
+    def _judged(self, number: int, round_number: int = 0) -> Rollout:
+        completions, request = self.sample(number, round_number)
+        rewards = judged(self.reward, request, completions)
+        loss = self.config.loss
+        by_step = loss.advantage.steps
+        if by_step and rewards.steps is None:
+            raise ConfigError(
+                "loss.advantages=process: the reward gave no token rewards; it needs a process reward model "
+                "(jaxalign reward --loss.labels=steps) or a function that returns Rewards with token_rewards and steps"
+            )
+        scores = final_scores(self.config.reward, rewards, completions, self.moments)
+        if loss.overlong_buffer:
+            penalty = losses.overlong_penalty(
+                jnp.asarray(completions.lengths),
+                max_length=self.config.sampling.max_new_tokens,
+                buffer=loss.overlong_buffer,
+                penalty=loss.overlong_penalty,
+            )
+            scores = scores + np.asarray(penalty)
+        step_rewards, steps = ending_at_last(rewards, scores, completions)
+        scores = scores + np.asarray(rewards.token_rewards).sum(1)
+        # What must differ within a group: rewards of steps, or of rows.
+        values = np.where(steps, step_rewards, np.nan) if by_step else scores[:, None]
+        values = np.where(np.asarray(rewards.valid)[:, None], values, np.nan)
+        teaches = informative(values, self._learnt(completions, rewards), self.group)
+        return Rollout(
+            completions,
+            request,
+            rewards,
+            scores.astype(np.float32),
+            np.repeat(teaches, self.group),
+            step_rewards,
+            steps,
+        )
+
+
+def _scored(rollout: Rollout) -> np.ndarray:
+    """The rewards before any shaping of the rows that have one, float64."""
+    raw = np.asarray(rollout.rewards.scores, np.float64) + np.asarray(rollout.rewards.token_rewards).sum(1)
+    return raw[np.asarray(rollout.rewards.valid)]
+
+
+def train_grpo(
+    config: GRPOConfig,
+    *,
+    policy: Any = None,
+    reward: Any = None,
+    tokenizer: Any = None,
+    engine: Engine | None = None,
+    loss: Any = None,
+    advantages: Any = None,
+    **live: Unpack[Live],
+) -> TrainResult:
+    """Trains a policy against a reward by GRPO or one of its relatives.
+
+    Args:
+      config: see `GRPOConfig`.
+      policy: a live model in place of `config.model`; needs `tokenizer`.
+      reward: a live reward (see `jaxalign.rewards`) or scalar model in place of `config.reward`.
+      tokenizer: the policy's tokenizer.
+      engine: who samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
+      loss: a function called in place of the one that `config.loss.name` names, with the same arrays and none of its
+        options: for grpo, loss(logps[B, T], old_logps[B, T], advantages[B, T], mask[B, T]) -> [B, T].
+      advantages: a function in place of what `config.loss.advantages` names, called on a whole rollout:
+        advantages(rewards[B], group_size, mask[B]) -> [B], such as `losses.gpg_advantages`. Completions of a prompt lie
+        together, group_size of them; mask holds those that have a reward.
+      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
+
+    Returns:
+      The run folder, the last record of metrics and the model.
+
+    Raises:
+      UserError: anything wrong with configuration, files, rows or rewards, in one line.
+    """
+
+    loss, advantages = check_policy_loss(loss, config.loss), check_advantages(advantages, config.loss)
+    given = Given(
+        loss=loss,
+        others={
+            "policy": policy,
+            "reward": reward,
+            "tokenizer": tokenizer,
+            "engine": engine,
+            "advantages": advantages,
+        },
+        **live,
+    )
+
+    def begin(run: OnPolicyRun, start: Any, words: Any) -> Trainer:
+        by_step = config.loss.advantage.steps
+        source, _ = build_reward(
+            config.reward,
+            reward,
+            batch_size=config.train.score_batch_size,
+            vocabulary=start.config.vocab_size,
+            tokenizer=words,
+            step_score="probability" if by_step else "minimum",
+        )
+        scored = StepsRequired(source) if by_step else source
+        return policy_trainer(Trainer, "grpo", run, start, words, reward=scored)
+
+    return fit_on_policy("grpo", config, given, begin)

@@ -1,0 +1,184 @@
+"""What a run of GRPO or one of its relatives is told; the algorithms themselves are in `recipes`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+from jaxalign.rollout import SamplingConfig
+from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.rl.grpo_advantages import ADVANTAGES, Advantages
+from jaxalign.training.rl.on_policy_config import (
+    ImportanceLevel,
+    ImportanceMode,
+    OnPolicyConfig,
+    RolloutTrainConfig,
+    check_cap,
+)
+from jaxalign.training.rl.recipes import RL_RECIPES, Recipe
+
+LossName = Literal[tuple(RL_RECIPES)]
+AdvantageName = Literal[tuple(ADVANTAGES)]
+T = TypeVar("T")
+
+
+def _names(holds: Callable[[Recipe], Any]) -> str:
+    return ", ".join(name for name, recipe in RL_RECIPES.items() if holds(recipe))
+
+
+def _told(cls: type[T]) -> type[T]:
+    """Fills in what the docstring of a configuration, which `--help` prints, says of the tables."""
+    cls.__doc__ = (cls.__doc__ or "").format(
+        losses=", ".join(RL_RECIPES),
+        advantages="; ".join(f"{name}, {each.meaning}" for name, each in ADVANTAGES.items()),
+        rows=_names(lambda recipe: recipe.of_rows),
+        dual=_names(lambda recipe: recipe.takes_dual_clip),
+    )
+    return cls
+
+
+@_told
+@dataclass(frozen=True, kw_only=True)
+class GRPOLossConfig:
+    """Advantages and the policy loss.
+
+    Attributes:
+      name: the algorithm: {losses}.
+      advantages: from rewards: {advantages}; auto takes the algorithm's.
+      clip_low: the ratio is clipped at 1 - clip_low; -1 takes the algorithm's.
+      clip_high: and at 1 + clip_high (cispo: at clip_high itself); -1 takes the algorithm's.
+      dual_clip: bound on the loss where the advantage is negative, above 1; 0 turns it off ({dual}).
+      beta: weight of the KL to the reference (its k3 estimate a token in the loss; for rloo its k1 estimate, summed
+        over the completion, off the reward, and for reinforce++ off each token's); 0 needs no reference.
+      entropy_weight: weight of the entropy bonus.
+      mask_truncated: completions cut by length are not learnt from (DAPO's overlong filtering). Their rewards still
+        count in the mean and deviation that others are compared with.
+      overlong_buffer: tokens before the longest completion over which a penalty grows from 0 to
+        overlong_penalty (DAPO); 0 turns it off.
+      overlong_penalty: taken from the score of a completion of the longest length.
+      importance_cap: tokens weigh by the ratio of the policy in training to the sampler, at most this (for truncated
+        sampling, or another engine); 0 turns it off, -1 is 2 with a server and 0 else.
+      importance_level: token, or sequence (one ratio for a whole completion); auto is sequence for {rows}, which
+        have one loss a completion, else token.
+      importance_mode: truncate (a weight above the cap is the cap) or mask (it is 0).
+      function: your own loss, as file.py:function or package.module:function, called in place of the one that `name`
+        names with the same arrays and none of its options: for grpo, loss(logps[B, T], old_logps[B, T],
+        advantages[B, T], mask[B, T]) -> [B, T].
+      advantage_function: your own advantages, likewise, called as advantages(rewards[B], group_size, mask[B]) -> [B]
+        on a whole rollout: completions of a prompt lie together, group_size of them, and mask holds those that have a
+        reward.
+    """
+
+    name: LossName = "grpo"
+    advantages: Literal["auto"] | AdvantageName = "auto"
+    clip_low: float = -1.0
+    clip_high: float = -1.0
+    dual_clip: float = 0.0
+    beta: float = 0.0
+    entropy_weight: float = 0.0
+    mask_truncated: bool = False
+    overlong_buffer: int = 0
+    overlong_penalty: float = 1.0
+    importance_cap: float = -1.0
+    importance_level: ImportanceLevel = "auto"
+    importance_mode: ImportanceMode = "truncate"
+    function: str = ""
+    advantage_function: str = ""
+
+    def __post_init__(self) -> None:
+        if self.beta < 0:
+            raise ValueError(f"loss.beta must not be negative, got {self.beta}")
+        if self.dual_clip and (self.dual_clip <= 1 or not self.recipe.takes_dual_clip):
+            raise ValueError(
+                "loss.dual_clip must be above 1 and needs one of loss.name "
+                f"{_names(lambda recipe: recipe.takes_dual_clip)}; got {self.dual_clip} for {self.name}"
+            )
+        check_cap(self.importance_cap)
+        if self.importance_cap and self.importance_level == "token" and self.recipe.of_rows:
+            raise ValueError(
+                f"loss.importance_level=token weighs tokens, and loss.name={self.name} has one loss a completion; "
+                f"take sequence (or auto), or one of {_names(lambda recipe: not recipe.of_rows)}"
+            )
+        if self.advantage.steps and self.recipe.of_rows:
+            raise ValueError(
+                f"loss.advantages=process differs from token to token, and loss.name={self.name} has one loss a "
+                f"completion; use one of {_names(lambda recipe: not recipe.of_rows)}"
+            )
+
+    @property
+    def kl_in_reward(self) -> bool:
+        """Whether beta's KL is taken off the rewards, before advantages are made of them; else the loss has it."""
+        return self.recipe.kl_in_score or self.advantage.takes_kl
+
+    @property
+    def weighs(self) -> Literal["token", "sequence"]:
+        """What importance weights are of."""
+        if self.importance_level != "auto":
+            return self.importance_level
+        return "sequence" if self.recipe.of_rows else "token"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The algorithm's settings, with those of the configuration in their place."""
+        base = RL_RECIPES[self.name]
+        low, high = (
+            own if own >= 0 else theirs
+            for own, theirs in zip((self.clip_low, self.clip_high), base.clip, strict=True)
+        )
+        named = base.advantages if self.advantages == "auto" else self.advantages
+        return replace(base, advantages=named, clip=(low, high))
+
+    @property
+    def advantage(self) -> Advantages:
+        """How rewards become advantages."""
+        return ADVANTAGES[self.recipe.advantages]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOTrainConfig(RolloutTrainConfig):
+    """The size of a rollout and how it is used.
+
+    Attributes:
+      sampling_rounds: groups whose rewards are all equal teach nothing; up to so many rounds of prompts are
+        sampled until there are enough others (DAPO's dynamic sampling). 1 only leaves such groups out.
+    """
+
+    sampling_rounds: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampling_rounds < 1:
+            raise ValueError(f"train.sampling_rounds must be 1 or more, got {self.sampling_rounds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(OnPolicyConfig):
+    """Policy gradients from groups of completions, without a critic.
+
+    Attributes:
+      sampling: how completions are drawn; num_samples is the group's size.
+      loss: advantages and loss.
+    """
+
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(num_samples=8))
+    loss: GRPOLossConfig = field(default_factory=GRPOLossConfig)
+    train: GRPOTrainConfig = field(default_factory=GRPOTrainConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-6, schedule="constant")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rollout.check_corrected(self.importance_cap)
+        groups = self.loss.advantage.groups and not self.loss.advantage_function
+        if self.sampling.num_samples < 2 and groups:
+            raise ValueError(
+                f"sampling.num_samples must be 2 or more: loss.name={self.loss.name} compares the completions of "
+                f"a prompt; got {self.sampling.num_samples}"
+            )
+        if self.reward.whiten:
+            raise ValueError("reward.whiten is for PPO; here loss.advantages says how rewards are scaled")
+
+    @property
+    def importance_cap(self) -> float:
+        """Largest importance weight of a token or completion; 0 where none is weighed."""
+        return self.rollout.importance_cap(self.loss.importance_cap)

@@ -1,0 +1,395 @@
+"""What the trainers that learn from their own samples share: rollouts, scoring, passes over a rollout, saving.
+
+A trainer adds what makes the algorithm: how rows are scored, and `update`.
+"""
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxalign.checkpoints import CheckpointStore
+from jaxalign.data import Example, collate_prompts, packed_alike
+from jaxalign.errors import UserError
+from jaxalign.mesh import row_shards
+from jaxalign.rewards import RewardRequest
+from jaxalign.rollout import Completions
+from jaxalign.rollout.trajectory import Rows
+from jaxalign.runs import Run, StopFlag
+from jaxalign.training.core import setup
+from jaxalign.training.core.exports import chosen_state
+from jaxalign.training.core.generator import Generator
+from jaxalign.training.core.loading import load_data, row_batches
+from jaxalign.training.core.loop import Batches, Interrupted, Interval, restore_callbacks, tell_saved
+from jaxalign.training.core.opening import tell_devices, tell_updates
+from jaxalign.training.core.optimizer import steps_taken
+from jaxalign.training.core.scoring import CausalPolicy
+from jaxalign.training.core.state import TrainState
+from jaxalign.training.rl.collapse import collapse_signs
+from jaxalign.training.rl.gae_inputs import RunningMoments
+from jaxalign.training.rl.on_policy_config import OnPolicyConfig
+from jaxalign.training.rl.policy_evaluation import Evaluated, evaluate_policy
+from jaxalign.training.rl.rollout_engine import importance, logp_gaps, server_gap
+from jaxalign.training.rl.truncation import truncated_mass, truncation_of, truncation_warning
+
+
+@dataclass(kw_only=True)
+class OnPolicyTrainer(Evaluated):
+    """The live objects of one run. `state`, `moments` and the prompts' position are saved.
+
+    Attributes:
+      config: the algorithm's configuration, with `run`, `model`, `sampling` and `train`.
+      run: the run folder.
+      mesh: the devices.
+      policy: how to score with the policy.
+      frozen: leaves that are not trained; `frozen["policy"]` are the policy's.
+      reward: see `jaxalign.rewards`.
+      tokenizer: the policy's.
+      prompts: where rollouts begin.
+      held_out: prompts that are evaluated on, and never learnt from.
+      state: trained leaves (`params["policy"]` are the policy's) and optimizer state.
+      optimizer: of the trained leaves.
+      key: source of all randomness.
+      generator: samples from the policy.
+      moments: of all scores seen.
+      server_checked: whether this process has seen that the server has the policy's weights.
+      server_warned: whether it has said that they are no longer near enough.
+      noted: metrics of the latest rollout that are not of the algorithm.
+      schedules: learning rate by optimizer step, of each part of the parameters that has its own.
+      collapsed: signs of collapse that this process has warned of.
+    """
+
+    config: Any
+    run: Run
+    mesh: Any
+    policy: CausalPolicy
+    frozen: Any
+    reward: Any
+    tokenizer: Any
+    prompts: Batches
+    held_out: Sequence[Example]
+    state: TrainState
+    optimizer: optax.GradientTransformation
+    key: jax.Array
+    generator: Generator
+    moments: RunningMoments = field(default_factory=RunningMoments)
+    server_checked: bool = False
+    server_warned: bool = False
+    noted: dict[str, float] = field(default_factory=dict)
+    schedules: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
+    collapsed: set[str] = field(default_factory=set)
+
+    @abstractmethod
+    def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """One rollout and its passes; returns metrics and a few samples as rows."""
+
+    def sample(self, number: int, part: int = 0) -> tuple[Completions, RewardRequest]:
+        """Completions of the next prompts, samples of a prompt together, and what a reward is asked about them.
+
+        The randomness is that of the update's `number` and of the `part` of its rollout.
+        """
+        batch = self.prompts.next()
+        sampling = self.config.sampling
+        prompts = [list(p) for p in batch["prompts"]]
+        # All parts of a rollout are drawn by the weights of its first.
+        engine = self.generator.engine if part else self.generator.refresh(self.state.params["policy"])
+        assert engine is not None
+        key = jax.random.fold_in(self.key, number)
+        key = jax.random.fold_in(key, part) if part else key
+        completions = engine.generate(
+            prompts, key=key, **sampling.arguments(stop_tokens=self.generator.stop_tokens)
+        )
+        if truncation_of(sampling):
+            self.noted["rollout/truncated_mass"] = truncated_mass(completions)
+        return completions, self.request_of(batch, completions, number, sampling.num_samples)
+
+    def score_rows(self, rows: Rows, score: Callable[[Mapping[str, jax.Array]], Any]) -> Any:
+        """`score` over all rows, in batches of one shape.
+
+        Args:
+          rows: N rows.
+          score: {"tokens", "lengths", "mask", "valid"} and perhaps their packing, on the mesh -> a tree of arrays,
+            one row each.
+
+        Returns:
+          The tree on the host, with N rows.
+        """
+        count = len(rows.lengths)
+        # Few rows are filled up to what the devices share evenly.
+        shards = row_shards(self.mesh)
+        size = min(self.config.train.score_batch_size, -(-count // shards) * shards)
+        batches = self._on_mesh([rows.batch(start, size) for start in range(0, count, size)])
+        parts = [score(batch) for batch in batches]
+        # Fetched when all are under way, so that the device does not wait for the host in between.
+        return jax.tree.map(lambda *x: np.concatenate(x)[:count], *jax.device_get(parts))
+
+    def check_logps(
+        self, number: int, rows: Rows, logps: np.ndarray, completions: Completions
+    ) -> dict[str, float]:
+        """How far the sampler's log-probs are from the training forward's, as metrics (see `logp_gaps`).
+
+        Raises:
+          UserError: before the first update, where it is further than is allowed. Also before the first one of a
+            resumed run, where a server has just been given the policy's weights.
+        """
+        gaps = logp_gaps(rows, logps, completions)
+        self.check_gaps(number, gaps)
+        return gaps
+
+    def weights(
+        self, cap: float, rows: Rows, logps: np.ndarray, mask: np.ndarray, completions: Completions
+    ) -> np.ndarray:
+        """Importance weights [N, T] as the loss asks for them; their mean over counted tokens is a metric."""
+        loss = self.config.loss
+        options = {"level": loss.weighs, "mode": loss.importance_mode}
+        found = importance(cap, rows, logps, mask, completions, **options)
+        self.noted["rollout/importance_mean"] = float(found[mask].mean()) if mask.any() else 1.0
+        return found
+
+    def must_check(self, number: int) -> bool:
+        """Whether the log-probs of this update's rollout must be checked before its first step."""
+        engine = self.config.rollout.engine
+        return number == 1 or not (engine.kind == "local" or self.server_checked or engine.allow_stale)
+
+    def check_gaps(self, number: int, gaps: Mapping[str, float]) -> None:
+        """Raises, or warns once, where these differences are larger than is allowed; see `check_logps`."""
+        engine, int8 = self.config.rollout.engine, self.config.rollout.int8
+        if engine.kind == "local":
+            exact = 1e-3 if self.config.model.compute_dtype == "float32" else 0.1
+            tolerance = self.config.train.logp_tolerance or (0.05 if int8 else exact)
+            gap = gaps["rollout/logp_gap_mean" if int8 else "rollout/logp_gap"]
+            if number == 1 and not gap <= tolerance:
+                raise UserError(
+                    f"sampler and training log-probs of the same tokens differ by {gap:.3g} nats"
+                    f"{' in the mean' if int8 else ''}, more than train.logp_tolerance = {tolerance:g}; the update "
+                    "would not be on-policy"
+                )
+            return
+        wrong = server_gap(engine, gaps)
+        if wrong and self.must_check(number):
+            raise UserError(
+                f"{wrong}; it has another model, or reports log-probs before temperature (vLLM: start it with "
+                "--logprobs-mode processed_logprobs)"
+            )
+        if wrong and not self.server_warned:
+            self.run.warn(f"update {number}: {wrong}; the update is off-policy")
+            self.server_warned = True
+        self.server_checked = True
+
+    def passes(
+        self,
+        number: int,
+        data: dict[str, np.ndarray],
+        step: Callable,
+        *,
+        counted: np.ndarray | None = None,
+    ) -> dict[str, float]:
+        """Epochs of shuffled minibatches over a rollout.
+
+        Args:
+          number: of the update, which the order depends on.
+          data: arrays with one row a completion (or a pair of them).
+          step: `step(state, frozen, batch, key) -> (state, metrics)`, with `step_metrics`.
+          counted: bool, rows that count, to be dealt out evenly over the minibatches. None leaves them as they
+            come; those count whose `data["mask"]` holds a token.
+
+        Returns:
+          Means of the metrics over all optimizer steps. A minibatch in which no row counts is none; where there are
+          only such, all that is known is that there were 0 steps.
+
+        Raises:
+          UserError: a loss or gradient that is not finite.
+        """
+        fetched = jax.device_get(self._steps(number, data, step, counted))
+        if not all(m["finite"] for m in fetched):
+            raise UserError(
+                f"update {number}: the loss or the gradient norm is not finite; the last saved checkpoint is good "
+                "(a smaller learning rate or float32 compute may help)"
+            )
+        if not fetched:
+            self.run.warn(f"update {number}: no completion counts in any minibatch; it is skipped")
+            return {"policy/steps": 0.0}
+        metrics = {
+            name: float(np.mean([m[name] for m in fetched])) for name in fetched[0] if name != "finite"
+        }
+        metrics["policy/ratio_max"] = float(np.max([m["policy/ratio_max"] for m in fetched]))
+        # Before the first step the policy is the one that sampled, so the first ratio is 1.
+        metrics["policy/first_ratio"] = float(fetched[0]["policy/ratio_mean"])
+        metrics["policy/steps"] = float(len(fetched))
+        return metrics
+
+    def _steps(
+        self, number: int, data: dict[str, np.ndarray], step: Callable, counted: np.ndarray | None
+    ) -> list[dict[str, jax.Array]]:
+        """The optimizer steps of `passes`, and the metrics of each."""
+        train = self.config.train
+        rows = len(data["lengths"])
+        size = rows // train.minibatches
+        seen: list[dict[str, jax.Array]] = []
+        known = np.asarray(data["mask"].any(axis=1) if counted is None else counted)
+        if not known.any():
+            return seen
+        for epoch in range(train.epochs):
+            key = jax.random.fold_in(jax.random.fold_in(self.key, number), 1_000_003 + epoch)
+            order = np.asarray(jax.random.permutation(key, rows))
+            if counted is not None:
+                order = order[np.argsort(~counted[order], kind="stable")]
+                order = order.reshape(size, train.minibatches).T.ravel()
+            before = len(seen)
+            picks = [order[start : start + size] for start in range(0, rows, size)]
+            picks = [pick for pick in picks if known[pick].any()]
+            minibatches = [{name: value[pick] for name, value in data.items()} for pick in picks]
+            for batch in self._on_mesh(minibatches, train.accumulation_steps):
+                self.state, metrics = step(self.state, self.frozen, batch, self.key)
+                seen.append(metrics)
+            if train.target_kl and epoch + 1 < train.epochs:
+                recent = [float(m["policy/approx_kl"]) for m in seen[before:]]
+                if np.mean(recent) > train.target_kl:
+                    break
+        return seen
+
+    def _on_mesh(
+        self, batches: Sequence[Mapping[str, np.ndarray]], parts: int = 1
+    ) -> Iterator[dict[str, jax.Array]]:
+        """Batches of one shape on the mesh, one after the other, with layouts of one shape where rows are packed."""
+        packing = self.config.train.packing
+        if packing:
+            batches = packed_alike(batches, parts=parts, shards=row_shards(self.mesh))
+        return (setup.on_mesh(batch, self.mesh, packing=packing, parts=parts) for batch in batches)
+
+    def samples(self, request: RewardRequest, scores: np.ndarray) -> list[dict[str, Any]]:
+        """The first completions as rows of samples.jsonl."""
+        return [
+            {name: values[i] for name, values in request.shown.items()}
+            | {"prompt": request.prompts[i], "completion": request.completions[i], "score": float(scores[i])}
+            for i in range(min(self.config.run.sample_rows, len(scores)))
+        ]
+
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rate of the last step of each part, 0 before its first, as metrics."""
+        taken = {name: steps_taken(self.state.opt_state, name) for name in self.schedules}
+        rates = {
+            n: float(schedule(taken[n] - 1)) if taken[n] else 0.0 for n, schedule in self.schedules.items()
+        }
+        return {f"{'value' if n == 'critic' else n}/learning_rate": rate for n, rate in rates.items()}
+
+    def warn_of_collapse(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Warns of each sign of a collapse once."""
+        for name, sign in collapse_signs(self.config.collapse, metrics):
+            if name not in self.collapsed:
+                self.run.warn(f"update {number}: {sign}")
+            self.collapsed.add(name)
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def extra(self) -> dict[str, Any]:
+        """What the checkpoint holds beside arrays."""
+        moments = self.moments
+        return {
+            "prompts": dict(self.prompts.state()),
+            "moments": [moments.count, moments.mean, moments.square],
+        }
+
+    def restore(self, state: TrainState, extra: Mapping[str, Any]) -> None:
+        """The inverse of saving `state` with `extra()`."""
+        self.state = state
+        self.prompts.restore(extra["prompts"])
+        self.moments = RunningMoments(*extra["moments"])
+
+
+def load_prompts(
+    config: OnPolicyConfig, model_config: Any, tokenizer: Any, run: Run, mesh: Any
+) -> dict[str, Any]:
+    """`prompts` of a run, in the order of its seed, and those `held_out`; what they are goes into its metadata.
+
+    Raises:
+      UserError: anything wrong with files or rows, or a prompt that leaves no room for its completion.
+    """
+    seed, room = config.run.seed, config.sampling.max_new_tokens
+    data = load_data(run, config.data, "prompt", tokenizer, model_config, seed=seed, new_tokens=room)
+    tell_devices(run, mesh)
+    prompts = row_batches(data.train, batch_size=config.train.prompts, seed=seed, collate=collate_prompts)
+    return {"prompts": prompts, "held_out": data.validation}
+
+
+def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
+    """All updates, from the newest checkpoint where the run resumes; returns the last record.
+
+    A record is of the updates since the one before, see `Interval`.
+    """
+    record: dict[str, float] = {}
+    run, config = trainer.run, trainer.config
+    if warning := truncation_warning(config):
+        run.warn(warning)
+        run.add_metadata(truncated_sampling=warning)
+    total, every = config.train.updates, config.run
+    with (
+        closing(trainer.generator),
+        setup.checkpoint_store(run) as store,
+        StopFlag() as stop,
+    ):
+        done, interval = _updates_done(trainer, store)
+        if over := done >= total or bool(run.callbacks.stopped):
+            record = run.final_metrics()
+        compiled = None if over else tell_updates(trainer)
+        evaluated = evaluate_policy(trainer, 0) if not done and every.eval_every else {}
+        if evaluated:
+            run.log_metrics(0, evaluated)
+            run.callbacks.tell("on_eval", 0, total, evaluated, trainer.state)
+        for number in range(done + 1, done + 1 if over else total + 1):
+            metrics, samples = trainer.update(number)
+            if compiled and number == done + 1:
+                compiled()
+            metrics |= trainer.noted | trainer.learning_rates()
+            trainer.warn_of_collapse(number, metrics)
+            run.callbacks.tell("on_step", number, total, metrics, trainer.state)
+            last = number == total or bool(run.callbacks.stopped)
+            halted = stop.signal_received is not None
+            due = last or (not halted and every.eval_every and number % every.eval_every == 0)
+            interval.add(metrics)
+            record = interval.means()
+            if due:
+                evaluated = evaluate_policy(trainer, number)
+                record |= evaluated
+                run.callbacks.tell("on_eval", number, total, evaluated, trainer.state)
+                last = last or bool(run.callbacks.stopped)
+            if number == 1 or due or (every.log_every and number % every.log_every == 0):
+                run.log_metrics(number, record)
+                interval = Interval()
+            shown = "score" if "objective/score" in metrics else "loss"
+            value = metrics.get("objective/score", metrics.get("loss", float("nan")))
+            run.progress(number, total, shown, value, metrics["time/tokens_per_second"])
+            if last or (every.sample_every and number % every.sample_every == 0):
+                run.log_samples(number, samples)
+            if last or halted or (every.save_every and number % every.save_every == 0):
+                kept = {"interval": dataclasses.asdict(interval), "callbacks": run.callbacks.state()}
+                store.save(number, trainer.state, trainer.extra() | kept, metrics=record)
+                tell_saved(run, store, number, total, record, trainer.state)
+            if halted and not last:
+                raise Interrupted(stop.signal_received or 15)
+            if last:
+                run.note_stopped(number)
+                break
+        trainer.state = chosen_state(run, store, trainer.state, store.latest_step() or 0)
+    return record
+
+
+def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> tuple[int, Interval]:
+    """The number of the newest checkpoint of a run that resumes, to which trainer and log go back, and what it has
+    not logged yet; else 0."""
+    if not trainer.run.resumed:
+        return 0, Interval()
+    done, extra = store.latest_step() or 0, {}
+    if done:
+        state, extra = store.restore(done, trainer.state)
+        trainer.restore(state, extra)
+        restore_callbacks(trainer.run, extra)
+    trainer.run.rewind(done if done else -1)
+    # Checkpoints of earlier versions have none: they logged single updates.
+    return done, Interval(**extra.get("interval", {}))

@@ -1,0 +1,211 @@
+"""The reward that a configuration names: a model or an ensemble, Python functions, or a weighted mix."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxalign import models
+from jaxalign.config_values import as_tuples
+from jaxalign.data import check_separator
+from jaxalign.errors import ConfigError
+from jaxalign.models.heads import ScalarModel
+from jaxalign.rewards import EnsembleReward, ModelReward, ProcessReward, WeightedMix, load_function
+from jaxalign.rewards.process import StepScore
+from jaxalign.training.core import setup
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSource:
+    """Where rewards come from: a reward model, Python functions, or a weighted mix of both.
+
+    Attributes:
+      model: folder of a reward model, a process reward model or a reward ensemble (or its run folder); empty for none.
+      models: in place of model, folders of several reward models that make an ensemble.
+      aggregate: one score of an ensemble's: mean, mean_minus_std (mean - aggregate_coefficient * standard
+        deviation over the members) or worst (the smallest).
+      aggregate_coefficient: lambda of mean_minus_std.
+      step_score: what a step earns by a process reward model: minimum (change of its lowest probability so far),
+        difference (change of the probability), probability or logit; auto takes probability where
+        loss.advantages=process, else minimum.
+      separator: text that ends a step; empty takes what the process reward model was trained with.
+      functions: Python functions, as package.module:function or file.py:function.
+      model_weight: weight of the reward model (or ensemble) in the mix.
+      weights: weights of the functions, in their order; empty for 1 each.
+      texts: functions get the texts of prompts and completions also where prompts are messages; otherwise those that
+        do not ask for `columns` get messages there, as TRL's do.
+      missing_stop_penalty: taken from the score of a completion without a stop token.
+      missing_stop_score: score of a completion without a stop token, in place of its own; None keeps it.
+      clip: scores are clipped to +-clip (token rewards are not); 0 turns it off.
+      normalize: divide scores by their running standard deviation, after taking the running mean away (token
+        rewards are left as they are).
+      whiten: scale token rewards to variance 1 over the rollout batch, the mean kept.
+    """
+
+    model: str = ""
+    models: tuple[str, ...] = ()
+    aggregate: Literal["mean", "mean_minus_std", "worst"] = "mean"
+    aggregate_coefficient: float = 1.0
+    step_score: Literal["auto"] | StepScore = "auto"
+    separator: str = ""
+    functions: tuple[str, ...] = ()
+    model_weight: float = 1.0
+    weights: tuple[float, ...] = ()
+    texts: bool = False
+    missing_stop_penalty: float = 0.0
+    missing_stop_score: float | None = None
+    clip: float = 0.0
+    normalize: bool = False
+    whiten: bool = False
+
+    def __post_init__(self) -> None:
+        as_tuples(self, "models", "functions", "weights")
+        if self.model and self.models:
+            raise ValueError("reward.model and reward.models: choose one")
+        if len(self.models) == 1:
+            raise ValueError("reward.models: expected two folders or more, got 1; one goes to reward.model")
+        if self.aggregate_coefficient < 0:
+            raise ValueError(
+                f"reward.aggregate_coefficient must not be negative, got {self.aggregate_coefficient}"
+            )
+        if self.aggregate_coefficient != 1.0 and self.aggregate != "mean_minus_std":
+            raise ValueError(
+                f"reward.aggregate_coefficient = {self.aggregate_coefficient} is read with "
+                f"reward.aggregate=mean_minus_std only, got {self.aggregate}"
+            )
+        check_separator("reward.separator", self.separator)
+        if self.weights and self.functions:
+            check_weights(self.weights, len(self.functions))
+
+
+def check_weights(weights: Sequence[float], functions: int) -> None:
+    """Raises ValueError unless there is a weight for each function."""
+    if weights and len(weights) != functions:
+        raise ValueError(
+            f"reward.weights: expected one weight for each of the {functions} functions, got {len(weights)}"
+        )
+
+
+def build_reward(
+    source: RewardSource,
+    reward: Any,
+    *,
+    batch_size: int,
+    vocabulary: int,
+    tokenizer: Any = None,
+    step_score: StepScore = "minimum",
+) -> tuple[Any, ScalarModel | None]:
+    """The reward, and the reward model in it where there is one (of an ensemble: its first member).
+
+    Args:
+      source: what the configuration names.
+      reward: in place of `source`: a live reward, a scalar model, several scalar models (an ensemble), or a list of
+        functions and scalar models (a mix by `source.weights`); or None.
+      batch_size: packed rows that a reward model scores at once.
+      vocabulary: the policy's; a reward model must know as many tokens.
+      tokenizer: the policy's; a process reward model needs it.
+      step_score: what `auto` stands for.
+
+    Raises:
+      ConfigError: no reward, no such function, a rule for ensembles where there is none, or a process reward
+        model that is a member of one or has no separator.
+      ModelError, UserError: a reward model that is damaged or does not fit.
+    """
+
+    def scored_by(found: ScalarModel | Sequence[ScalarModel]) -> tuple[Any, ScalarModel]:
+        if isinstance(found, ScalarModel):
+            if source.aggregate != "mean":
+                raise ConfigError(
+                    f"reward.aggregate={source.aggregate} needs an ensemble; there is one reward model only"
+                )
+            return alone(found), found
+        if any(member.steps for member in found):
+            raise ConfigError("reward.models: a process reward model cannot be a member of an ensemble")
+        ensemble = EnsembleReward(
+            found,
+            aggregate=source.aggregate,
+            coefficient=source.aggregate_coefficient,
+            batch_size=batch_size,
+            vocabulary=vocabulary,
+        )
+        return ensemble, found[0]
+
+    def alone(found: ScalarModel) -> ModelReward | ProcessReward:
+        if found.steps is None:
+            return ModelReward(found, batch_size=batch_size, vocabulary=vocabulary)
+        return ProcessReward(
+            found,
+            tokenizer,
+            separator=source.separator,
+            score=step_score if source.step_score == "auto" else source.step_score,
+            batch_size=batch_size,
+            vocabulary=vocabulary,
+        )
+
+    if isinstance(reward, ScalarModel) or _is_ensemble(reward):
+        return scored_by(reward)
+    if isinstance(reward, (list, tuple)):
+        return _mix_of(reward, source, alone)
+    if source.weights and not source.functions:
+        raise ConfigError("reward.weights: there are no functions that they could be of")
+    if reward is not None:
+        return WeightedMix({_name_of(reward): reward}, texts=True) if source.texts else reward, None
+    model = None
+    rewards: dict[str, Any] = {}
+    weights: dict[str, float] = {}
+    if source.model or source.models:
+        rewards["model"], model = scored_by(_load(source))
+        weights["model"] = source.model_weight
+    elif source.aggregate != "mean":
+        raise ConfigError(f"reward.aggregate={source.aggregate} needs an ensemble; there is no reward model")
+    for index, name in enumerate(source.functions):
+        label = _free(name.rpartition(":")[2], rewards, index)
+        rewards[label] = load_function(name)
+        weights[label] = source.weights[index] if source.weights else 1.0
+    if not rewards:
+        raise ConfigError("reward: expected reward.model, reward.models or reward.functions; there is none")
+    if (source.separator or source.step_score != "auto") and (model is None or model.steps is None):
+        name = "separator" if source.separator else "step_score"
+        raise ConfigError(f"reward.{name} is for a process reward model; reward.model names none")
+    return WeightedMix(rewards, weights, texts=source.texts), model
+
+
+def _mix_of(
+    parts: Sequence[Any], source: RewardSource, scored_by: Callable[[ScalarModel], Any]
+) -> tuple[WeightedMix, ScalarModel | None]:
+    """A mix of live functions and scalar models, and the first model in it."""
+    try:
+        check_weights(source.weights, len(parts))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    rewards: dict[str, Any] = {}
+    for index, part in enumerate(parts):
+        if not isinstance(part, ScalarModel) and not callable(part) and not hasattr(part, "score"):
+            raise ConfigError(f"reward: expected functions, rewards or scalar models, got {part!r:.60}")
+        label = _free("model" if isinstance(part, ScalarModel) else _name_of(part), rewards, index)
+        rewards[label] = scored_by(part) if isinstance(part, ScalarModel) else part
+    if not rewards:
+        raise ConfigError("reward: expected one function at least, got none")
+    weights = dict(zip(rewards, source.weights or [1.0] * len(rewards), strict=True))
+    model = next((part for part in parts if isinstance(part, ScalarModel)), None)
+    return WeightedMix(rewards, weights, texts=source.texts), model
+
+
+def _name_of(reward: Any) -> str:
+    return getattr(reward, "__name__", type(reward).__name__)
+
+
+def _free(label: str, taken: Mapping[str, Any], index: int) -> str:
+    return label if label not in taken else f"{label}_{index}"
+
+
+def _is_ensemble(reward: Any) -> bool:
+    return isinstance(reward, Sequence) and bool(reward) and all(isinstance(r, ScalarModel) for r in reward)
+
+
+def _load(source: RewardSource) -> ScalarModel | list[ScalarModel]:
+    if source.models:
+        return [models.load_reward_model(setup.model_folder(path)) for path in source.models]
+    folder = setup.model_folder(source.model)
+    if models.is_reward_ensemble(folder):
+        return models.load_reward_ensemble(folder)
+    return models.load_reward_model(folder)

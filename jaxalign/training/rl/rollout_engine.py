@@ -1,0 +1,100 @@
+"""Rollouts by another engine than the trainer's own sampler: making it, and holding its log-probs against ours."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.errors import ConfigError
+from jaxalign.losses import importance_weights
+from jaxalign.rollout import Completions, Engine, EngineConfig, ServerEngine
+from jaxalign.rollout.trajectory import Rows
+from jaxalign.runs import Run
+from jaxalign.training.core.generator import Generator
+from jaxalign.training.core.scoring import CausalPolicy
+from jaxalign.training.rl.on_policy_config import OnPolicyConfig
+
+
+def make_generator(
+    config: OnPolicyConfig,
+    policy: CausalPolicy,
+    frozen: Any,
+    tokenizer: Any,
+    key: jax.Array,
+    run: Run,
+    engine: Engine | None = None,
+) -> Generator:
+    """What samples for a run: `engine` where one is given, else the one that `config.rollout.engine` names.
+
+    Raises:
+      ConfigError: 8-bit rollouts of an engine that is given, which stores weights and cache as it will.
+      UserError: a server that is not there, or does not have the model.
+    """
+    settings = config.rollout.engine
+    if engine is not None and config.rollout.int8:
+        raise ConfigError(
+            "rollout.weights and rollout.cache must be same with an engine of your own (engine=), which does not "
+            "read them"
+        )
+    if engine is None and settings.kind != "local":
+        # A name that nothing else has: what lies there is removed before the first weights are written.
+        folder = (
+            Path(settings.folder) / f"jaxalign-{run.folder.resolve().name}"
+            if settings.folder
+            else run.folder / "engine"
+        )
+        engine = ServerEngine(settings, policy.definition, folder, lora=policy.lora)
+        engine.connect()
+    merged = settings.weights == "merged"
+    storage = {"weights": config.rollout.weights, "cache": config.rollout.cache}
+    return Generator(
+        policy, frozen, config.sampling, tokenizer, key, engine=engine, merged=merged, storage=storage
+    )
+
+
+def sampler_logps(rows: Rows, completions: Completions) -> np.ndarray:
+    """The sampler's log-probs of the rows' completions, float32 [N, T], 0 outside the mask."""
+    return rows.from_completion(np.where(completions.mask, completions.logps, 0.0))
+
+
+def logp_gaps(rows: Rows, logps: np.ndarray, completions: Completions) -> dict[str, float]:
+    """Largest and mean difference of the sampler's log-probs and those of the training forward [N, T], in nats.
+
+    Over the tokens in the rows' mask; 0 where there is none.
+    """
+    gaps = np.abs(sampler_logps(rows, completions) - logps)[rows.mask]
+    return {
+        "rollout/logp_gap": float(np.max(gaps, initial=0.0)),
+        "rollout/logp_gap_mean": float(gaps.mean()) if gaps.size else 0.0,
+    }
+
+
+def server_gap(engine: EngineConfig, gaps: Mapping[str, float]) -> str:
+    """What is wrong with a server's log-probs, in one line; empty where they are near enough."""
+    mean = gaps["rollout/logp_gap_mean"]
+    if mean <= engine.logp_tolerance:
+        return ""
+    return (
+        f"log-probs of the server and of the policy differ by {mean:.3g} nats a token "
+        f"(at most {gaps['rollout/logp_gap']:.3g}), more than rollout.engine.logp_tolerance = "
+        f"{engine.logp_tolerance:g}"
+    )
+
+
+def importance(
+    cap: float,
+    rows: Rows,
+    logps: np.ndarray,
+    mask: np.ndarray,
+    completions: Completions,
+    *,
+    level: Literal["token", "sequence"] = "token",
+    mode: Literal["truncate", "mask"] = "truncate",
+) -> np.ndarray:
+    """Importance weights of the tokens [N, T], for a sampler that is not quite the policy."""
+    sampled = rows.from_completion(completions.sampling_logps)
+    arrays = (jnp.asarray(x) for x in (logps, sampled, mask))
+    return np.asarray(importance_weights(*arrays, cap=cap, level=level, mode=mode))

@@ -1,0 +1,159 @@
+"""Models as a run loads them: forms of attention and products that are recorded, and kept when it goes on."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxalign import models
+from jaxalign.errors import ConfigError
+from jaxalign.kernels import matmul as products
+from jaxalign.llmdoctor.tfpo_config import PatientSource, TFPOConfig
+from jaxalign.mesh import MeshConfig, make_mesh
+from jaxalign.models import attention
+from jaxalign.models.tensor_dtypes import frozen_dtype
+from jaxalign.runs import Run, RunConfig
+from jaxalign.training.core import exports, setup
+from jaxalign.training.core.setup import ModelSource
+from jaxalign.training.sft import SFTConfig
+
+
+@pytest.fixture
+def loaded(tiny_model_folder, tmp_path):
+    """A function that loads the model of a run and gives its config: of a new run, then of the resumed one."""
+
+    def load(amx, packing=False, **options):
+        products.cpu_flags.cache_clear()
+        source = ModelSource(path=str(tiny_model_folder), **options)
+        config = SFTConfig(run=RunConfig(output=str(tmp_path / "run"), resume=True), model=source)
+        with pytest.MonkeyPatch.context() as patch, Run.open(config.run, config, "sft") as run:
+            patch.setattr(products, "cpu_flags", lambda: {"amx_bf16"} if amx else set())
+            return setup.load_model(source, make_mesh(MeshConfig()), seed=0, run=run, packing=packing)[
+                0
+            ].config
+
+    return load
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16")])
+def test_a_frozen_patients_weights_are_as_the_device_likes_them_and_stay_so_when_resumed(
+    platform, dtype, tiny_model_folder, tmp_path, monkeypatch
+):
+    source = PatientSource(path=str(tiny_model_folder))
+    run = RunConfig(output=str(tmp_path / "run"), resume=True)
+
+    def load(platform, **options):
+        there = SimpleNamespace(platform=platform)
+        monkeypatch.setattr(exports, "frozen_dtype", lambda asked, device: frozen_dtype(asked, there))
+        config = TFPOConfig(run=run, patient=source)
+        with Run.open(run, config, "tfpo") as began:
+            return setup.load_model(
+                replace(source, **options), make_mesh(), seed=0, section="patient", run=began
+            )[0]
+
+    model = load(platform)
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(dtype)}
+    assert model.config.compute_dtype == "float32"
+    said = (tmp_path / "run" / "run.log").read_text()
+    assert f" in {dtype}" in said
+    assert ("rounded from float32, which patient.param_dtype=float32 would not do" in said) == (
+        platform == "gpu"
+    )
+    # On another machine it goes on as it began; a dtype that is named wins.
+    other = load("cpu" if platform == "gpu" else "gpu")
+    assert other.config.param_dtype == dtype
+    assert load(platform, param_dtype="bfloat16").config.param_dtype == "bfloat16"
+
+
+def recorded(tmp_path):
+    return json.loads((tmp_path / "run" / "metadata.json").read_text())["implementations"]
+
+
+def test_a_run_records_its_forms_and_why(loaded, tmp_path):
+    config = loaded(False, compute_dtype="bfloat16")
+    assert (config.attention, config.products) == ("blockwise", "float32")
+    assert recorded(tmp_path) == {
+        "model": {
+            "attention": "blockwise",
+            "attention_reason": "a cpu",
+            "products": "float32",
+            "products_reason": "a CPU without amx_bf16 and avx512_bf16",
+        }
+    }
+
+
+def test_a_resumed_run_keeps_its_forms_on_another_cpu(loaded, tmp_path):
+    assert loaded(True, compute_dtype="bfloat16").products == "bfloat16_float32"
+    assert loaded(False, compute_dtype="bfloat16").products == "bfloat16_float32"
+    assert recorded(tmp_path)["model"]["products_reason"] == "a CPU with amx_bf16"
+
+
+def test_a_resumed_run_takes_another_form_where_it_is_asked_to(loaded, tmp_path):
+    loaded(True, compute_dtype="bfloat16")
+    config = loaded(True, compute_dtype="bfloat16", products="compute_dtype")
+    assert (config.attention, config.products) == ("blockwise", "compute_dtype")
+    assert loaded(True, compute_dtype="bfloat16").products == "compute_dtype"
+    assert recorded(tmp_path)["model"] == {
+        "attention": "blockwise",
+        "attention_reason": "a cpu",
+        "products": "compute_dtype",
+        "products_reason": "asked for",
+    }
+
+
+def test_a_form_that_cannot_run_here_is_one_line(loaded, tmp_path):
+    with pytest.raises(ConfigError, match=r"^model\.attention: attention splash: .* needs a TPU.*anywhere$"):
+        loaded(False, attention="splash")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recorded_form_that_cannot_run_here_says_where_it_comes_from(loaded, tmp_path):
+    loaded(False)
+    file = tmp_path / "run" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    metadata["implementations"]["model"]["attention"] = "cudnn"
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(
+        ConfigError, match=r"cudnn: .* NVIDIA GPU.*plain and blockwise run anywhere \(.*began with it\)"
+    ):
+        loaded(False)
+    assert loaded(False, attention="plain").attention == "plain"
+
+
+@pytest.fixture
+def ampere(monkeypatch):
+    """Here cuDNN's attention is the fast one, but of rows that are not packed."""
+    monkeypatch.setitem(attention.REFUSALS, "cudnn", lambda config, device: "")
+    monkeypatch.setitem(attention.FASTEST, "cpu", "cudnn")
+    gpu = SimpleNamespace(platform="cpu", compute_capability="8.0")
+    choose = attention.choose_attention
+    monkeypatch.setattr(models, "choose_attention", lambda config, _, **rows: choose(config, gpu, **rows))
+
+
+@pytest.mark.parametrize(
+    ("packing", "form", "reason"),
+    [(False, "cudnn", "a cpu"), (True, "plain", "packed rows need compute capability 9.0, this is 8.0")],
+)
+def test_the_form_that_is_recorded_is_the_one_that_can_compute_the_rows(
+    packing, form, reason, loaded, ampere, tmp_path
+):
+    assert loaded(False, packing=packing).attention == form
+    found = recorded(tmp_path)["model"]
+    assert (found["attention"], found["attention_reason"]) == (form, reason)
+
+
+def test_a_form_that_cannot_compute_the_rows_is_one_line(loaded, ampere):
+    with pytest.raises(
+        ConfigError, match=r"^model\.attention: attention cudnn: packed rows need .*anywhere$"
+    ):
+        loaded(False, attention="cudnn", packing=True)
+
+
+def test_a_placed_model_knows_its_devices(tiny_model_folder, devices):
+    source = ModelSource(path=str(tiny_model_folder))
+    mesh = make_mesh(MeshConfig(data=2), devices)
+    assert setup.load_model(source, mesh, seed=0)[0].config.mesh is mesh
+    assert setup.load_model(source, make_mesh(MeshConfig()), seed=0)[0].config.mesh is None
