@@ -3,6 +3,7 @@
 `make notebooks` runs them; here nothing is run.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -59,3 +60,20 @@ def test_a_quick_run_only_lowers_the_numbers_that_the_cell_sets(notebook):
             assert whole.keys() == quick.keys()
             names = whole.keys() - {"__builtins__"}
             assert all(0 < quick[name] < whole[name] for name in names) and names
+
+
+def test_its_page_in_the_docs_has_every_cell_and_output_in_order(notebook):
+    spec = importlib.util.spec_from_file_location("notebook_pages", FOLDER.parent / "notebook_pages.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    text, pictures = hook.page(notebook, "tutorial.ipynb")
+    place = 0
+    for cell in notebook["cells"][1:]:
+        source = "".join(cell["source"])
+        lines = source if cell["cell_type"] == "code" else source.partition("(")[0]
+        printed = ["".join(output["text"]).rstrip() for output in cell.get("outputs", []) if "text" in output]
+        for part in (lines, *printed):
+            place = text.index(part, place) + len(part)
+    assert len(pictures) == sum("image/png" in output.get("data", {}) for output in outputs(notebook))
+    assert all(f"]({name})" in text and content[1:4] == b"PNG" for name, content in pictures.items())
+    assert ".ipynb)" not in text.replace("(tutorial.ipynb)", "", 1)
