@@ -29,7 +29,7 @@ from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing
 from jaxalign.mesh import make_mesh
 from jaxalign.models import LoraConfig, ModelConfig, choose_matmul
 from jaxalign.rollout import Sampler, SamplingConfig
-from jaxalign.rollout.slots import width_of
+from jaxalign.rollout.continuous_batching import width_of
 from jaxalign.training.core import setup
 from jaxalign.training.core.generator import Generator
 from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer

@@ -19,7 +19,7 @@ from jaxalign.data import (
     collate_demonstrations,
     load_dataset,
     packed,
-    with_heads,
+    with_loss_positions,
 )
 from jaxalign.errors import UserError
 from jaxalign.training.core.pairs import pair_axis
@@ -50,7 +50,7 @@ def cost(name: str, found: Iterator[Mapping[str, Any]]) -> tuple[str, ...]:
         tokens += int(batch["lengths"][valid].sum())
         counted += int(batch["mask"][valid].sum())
         columns.append(batch.get("packed", batch["tokens"]).size)
-        heads.append(batch["counted"].size if "counted" in batch else columns[-1])
+        heads.append(batch["loss_positions"].size if "loss_positions" in batch else columns[-1])
         shapes.add((batch["tokens"].shape, columns[-1], heads[-1]))
     spread = f"{np.mean(columns):,.0f} ({min(columns):,} to {max(columns):,})"
     ratios = (f"{sum(columns) / tokens:.2f}", f"{sum(heads) / counted:.2f}")
@@ -82,8 +82,8 @@ def main() -> int:
     lines = [
         HEADER,
         cost(f"{size} examples, padded, every column to the head", rows()),
-        cost(f"{size} examples, padded", map(with_heads, rows())),
-        cost(f"batch_tokens={budget}", map(with_heads, epoch(tokens))),
+        cost(f"{size} examples, padded", map(with_loss_positions, rows())),
+        cost(f"batch_tokens={budget}", map(with_loss_positions, epoch(tokens))),
         cost(f"{size} examples, packed", map(packed, rows(packing=True))),
     ]
     print(f"{len(data.train)} examples")

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.rollout import decode, slots
-from jaxalign.rollout.decode import Draws
-from jaxalign.rollout.sampling import Branches
+from jaxalign.rollout import decode
+from jaxalign.rollout.decode import RowSampling
+from jaxalign.rollout.sampling import SamplerFeatures
 
 ROWS, PROMPT, NEW = 256, 64, 512
 BLOCKS = (16, 32, 64, 128, 512)
@@ -53,7 +53,7 @@ class Counter:
     def decode_weights(self, *_: Any) -> None:
         """None."""
 
-    def read_prompts(self, definition: Any, params: Any, adapter: Any, tokens: Any, lengths: Any, draws: Draws,
+    def read_prompts(self, definition: Any, params: Any, adapter: Any, tokens: Any, lengths: Any, draws: RowSampling,
                      *_: Any, **__: Any) -> Any:  # fmt: skip
         """Prompts cost the same either way."""
         rows = len(draws.ids)
@@ -73,7 +73,7 @@ class Counter:
         return self.cache(len(rows), length)
 
     def decode_block(self, definition: Any, weights: Any, cache: KVCache, token: Any, alive: np.ndarray, drawn: Any,
-                     limit: Any, steps: Any, draws: Draws, *_: Any, branches: Any, block: int) -> Any:  # fmt: skip
+                     limit: Any, steps: Any, draws: Any, *_: Any, features: Any, block: int) -> Any:  # fmt: skip
         """Rows go on until their length, at most `steps` tokens."""
         left = (self.lengths[draws.ids] - drawn) * alive
         new = np.minimum(left, steps)
@@ -95,22 +95,22 @@ class Counter:
 def counted(lengths: np.ndarray, rows: int, block: int) -> Counter:
     """The work of all completions in `rows` slots."""
     counter, zeros = Counter(lengths), np.zeros(len(lengths))
-    job = slots.Job(
+    job = continuous_batching.Job(
         definition=SimpleNamespace(config=SimpleNamespace(max_positions=PROMPT + NEW, mesh=None)),
         params=None,
         adapter=None,
         prompts=[[0] * PROMPT] * len(lengths),
         copies=1,
         new_tokens=NEW,
-        draws=Draws(np.arange(len(lengths)), zeros, zeros, zeros, zeros),
+        draws=RowSampling(np.arange(len(lengths)), zeros, zeros, zeros, zeros),
         stops=np.asarray([-1]),
         key=jax.random.key(0),
-        branches=Branches(),
+        features=SamplerFeatures(),
         max_rows=rows,
         block=block,
     )
     with counter.in_place():
-        out = slots.run(job)
+        out = continuous_batching.run(job)
     assert (out["lengths"] == lengths).all()
     return counter
 

@@ -39,7 +39,7 @@ from llmdoctor_measure import pair_accuracy
 from jaxalign import models
 from jaxalign.data import DataConfig, chat_of
 from jaxalign.evaluation.policy import make_scorer, summed_logps
-from jaxalign.llmdoctor import Doctor, FaceFormat, InstructionPair, guide
+from jaxalign.llmdoctor import ContrastiveFormat, Doctor, InstructionPair, guide
 from jaxalign.llmdoctor.guided import Guidance
 from jaxalign.llmdoctor.tfpo import train_tfpo
 from jaxalign.llmdoctor.tfpo_config import PatientSource, PresetName, TFPOConfig, TFPOLossConfig
@@ -132,7 +132,7 @@ class Experiment:
 
     def under(self, instruction: str, prompt: str) -> str:
         """A prompt as the token rewards write it under an instruction."""
-        faces = FaceFormat(self.chat, InstructionPair(FACES["pos"], FACES["neg"]))
+        faces = ContrastiveFormat(self.chat, InstructionPair(FACES["pos"], FACES["neg"]))
         return self.chat.prompt_text(faces.prompt(prompt, instruction))
 
     def once(self, name: str, make: Callable[[RunConfig], dict[str, Any]], seed: int = 0) -> Path:

@@ -21,7 +21,7 @@ from jaxalign.data import DataConfig
 from jaxalign.pipelines import demo, story_world
 
 MAX_LENGTH, MAX_NEW_TOKENS, MAX_POSITIONS = 72, 56, 96
-FACES = ("kind", "mean", "short", "long")
+INSTRUCTION_PAIRS = ("kind", "mean", "short", "long")
 # In the end the patient has read as many stories without an instruction as with one.
 SHARE_PLAIN = 0.5
 INSTRUCTION_WORDS = ("Tell", "kind", "mean", "short", "story")
@@ -189,7 +189,7 @@ def write_files(
         rng = random.Random(f"{seed} {name}")
         for index in range(count):
             prompt = pool[index % len(pool)]
-            face = "" if rng.random() < SHARE_PLAIN else rng.choice(FACES)
+            face = "" if rng.random() < SHARE_PLAIN else rng.choice(INSTRUCTION_PAIRS)
             story = write_story(rng, prompt, face)
             yield {"prompt": under(instruction(face), prompt) if face else prompt, "completion": story}
 

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "jaxalign"
 # A group may import the groups before it, never itself's neighbours; see the style guide in CONTRIBUTING.md.
 BASE = {
     "arrays",
+    "buckets",
     "masking",
     "logprobs",
     "mesh",
@@ -43,6 +44,7 @@ ROOMS = ["core", "sft", "preference", "reward_model", "rl"]
 BASE_ORDER = [
     "errors",
     "uncertainty",
+    "buckets",
     "arrays",
     "masking",
     "logprobs",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxalign.cli.loading import (
+    ChatModel,
     Dtype,
-    Speaker,
     Stream,
     Template,
     decoding_text,
@@ -74,13 +74,13 @@ class Conversation:
     """The turns so far, and how the next answer is drawn.
 
     Attributes:
-      speaker: model, tokenizer and sampler.
+      chat_model: model, tokenizer and sampler.
       config: see `ChatConfig`.
       turns: messages with `role` and `content`, without the system message.
       answers: answers drawn so far; each has randomness of its own.
     """
 
-    speaker: Speaker
+    chat_model: ChatModel
     config: ChatConfig
     turns: list[dict[str, str]] = field(default_factory=list)
     answers: int = 0
@@ -97,16 +97,16 @@ class Conversation:
 
         turns = [*self.turns, {"role": "user", "content": text}]
         ids = self._ids(turns)
-        stream = None if write is None else Stream(self.speaker, ids, write)
+        stream = None if write is None else Stream(self.chat_model, ids, write)
         with stream or contextlib.nullcontext():
-            done = self.speaker.sampler.generate(
+            done = self.chat_model.sampler.generate(
                 [ids],
                 key=jax.random.fold_in(jax.random.key(self.config.seed), self.answers),
                 told=stream,
                 **self.config.sampling.arguments(num_samples=1),
             )
         # Kept with its leading space: a model without turns goes on from this very text.
-        reply = self.speaker.continuation(ids, done.token_lists()[0])
+        reply = self.chat_model.continuation(ids, done.token_lists()[0])
         if stream is not None:
             stream.end(reply)
         self.turns = [*turns, {"role": "assistant", "content": reply}]
@@ -123,18 +123,18 @@ class Conversation:
 
     def _said(self, turns: list[dict[str, str]]) -> Any:
         # A model without turns only continues text: what was said so far is the text.
-        plain = self.speaker.format.template == "plain"
+        plain = self.chat_model.format.template == "plain"
         return "".join(turn["content"] for turn in turns) if plain else turns
 
     def _ids(self, turns: list[dict[str, str]]) -> list[int]:
-        room = self.speaker.context - self.config.sampling.max_new_tokens
+        room = self.chat_model.context - self.config.sampling.max_new_tokens
         ids: list[int] = []
         for first in range(0, len(turns), 2):
-            ids = self.speaker.encode(self._said(turns[first:]), self.config.system)
+            ids = self.chat_model.encode(self._said(turns[first:]), self.config.system)
             if len(ids) <= room:
                 return ids
         raise UserError(
-            f"this turn is {len(ids)} tokens long; the context of {self.speaker.context} tokens leaves "
+            f"this turn is {len(ids)} tokens long; the context of {self.chat_model.context} tokens leaves "
             f"{max(room, 0)} beside --sampling.max_new_tokens={self.config.sampling.max_new_tokens}"
         )
 
@@ -152,7 +152,7 @@ def chat(
     Raises:
       UserError: a model that is wrong. A turn that is too long is said, and the conversation goes on.
     """
-    speaker = load_speaker(
+    chat_model = load_speaker(
         config.model,
         tokenizer=config.tokenizer,
         adapter=config.adapter,
@@ -168,8 +168,8 @@ def chat(
         tell=printed_aside,
     )
     sampling = config.sampling.arguments(num_samples=1)
-    printed_aside(decoding_text(speaker, 1, speaker.context - sampling["max_new_tokens"], sampling))
-    conversation = Conversation(speaker, config)
+    printed_aside(decoding_text(chat_model, 1, chat_model.context - sampling["max_new_tokens"], sampling))
+    conversation = Conversation(chat_model, config)
     say = print if write is None else write
     commands = {"/reset": conversation.reset, "/undo": conversation.undo, "/help": lambda: say(HELP)}
     if lines is None and sys.stdin.isatty():

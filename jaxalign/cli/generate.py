@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxalign.cli.loading import (
+    ChatModel,
     Dtype,
-    Speaker,
     Stream,
     Template,
     decoding_text,
@@ -112,7 +112,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         raise ConfigError("--prompt: rows of MT-bench have a layout of their own; give --prompt or --file")
     if config.output and Path(config.output).is_dir():
         raise ConfigError(f"--output {config.output}: is a folder; generate writes one jsonl file")
-    speaker = load_speaker(
+    chat_model = load_speaker(
         config.model,
         tokenizer=config.tokenizer,
         adapter=config.adapter,
@@ -127,9 +127,9 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         mesh=config.mesh,
         tell=printed_aside,
     )
-    longest = max(len(speaker.encode(question.turns[0], config.system)) for question in questions)
+    longest = max(len(chat_model.encode(question.turns[0], config.system)) for question in questions)
     batch_size = min(len(questions), config.batch_size)
-    printed_aside(decoding_text(speaker, batch_size, longest, config.sampling.arguments()))
+    printed_aside(decoding_text(chat_model, batch_size, longest, config.sampling.arguments()))
     name = config.name or model_name(config.model, config.patient, config.doctor)
     rows: list[dict[str, Any]] = []
     left_out = 0
@@ -141,7 +141,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         batch = questions[start : start + config.batch_size]
         if streams:
             print(f"> {_asked(questions[0].turns[0])}")
-        done = converse(speaker, batch, config, start, len(questions), write=printed if streams else None)
+        done = converse(chat_model, batch, config, start, len(questions), write=printed if streams else None)
         if streams:
             print(f"\n{_note(done[0][0][0])}\n")
         elif not config.output:
@@ -151,8 +151,9 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
             left_out += sum("left_out" in turn for turns in samples for turn in turns)
     if left_out:
         print(
-            f"warning: {left_out} questions were asked without the turns before them, for which the context of "
-            f"{speaker.context} tokens has no room beside --sampling.max_new_tokens={config.sampling.max_new_tokens}",
+            f"warning: {left_out} questions were asked without the turns before them, for which the context "
+            f"of {chat_model.context} tokens has no room beside "
+            f"--sampling.max_new_tokens={config.sampling.max_new_tokens}",
             file=sys.stderr,
         )
     if config.output:
@@ -162,7 +163,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
 
 
 def converse(
-    speaker: Speaker,
+    chat_model: ChatModel,
     questions: Sequence[Question],
     config: GenerateConfig,
     first: int,
@@ -173,7 +174,7 @@ def converse(
     """The turns of each sample of each question of a batch, as rows of `complete`.
 
     Args:
-      speaker: the model.
+      chat_model: the model.
       questions: of the batch.
       config: see `GenerateConfig`.
       first, total: the place of the first among all questions, and their number: by them, and by the turn, each
@@ -182,7 +183,7 @@ def converse(
     """
     samples = config.sampling.num_samples
     prompts = [question.turns[0] for question in questions]
-    rows = complete(speaker, prompts, config, first_row=first * samples, write=write)
+    rows = complete(chat_model, prompts, config, first_row=first * samples, write=write)
     # A conversation for each sample: its question with the rows so far, and what was said.
     talks = [(questions[i // samples], [row]) for i, row in enumerate(rows)]
     said = [[row["prompt"], row["completion"]] for row in rows]
@@ -190,9 +191,9 @@ def converse(
     for turn in range(1, max(len(question.turns) for question in questions)):
         places = [place for place, (question, _) in enumerate(talks) if len(question.turns) > turn]
         asked = [(said[place], talks[place][0].turns[turn]) for place in places]
-        fitting = [_fitting(speaker, before, question, config) for before, question in asked]
+        fitting = [_fitting(chat_model, before, question, config) for before, question in asked]
         of_turn = [(turn * total + first) * samples + place for place in places]
-        answers = complete(speaker, [prompt for prompt, _ in fitting], alone, row_ids=of_turn)
+        answers = complete(chat_model, [prompt for prompt, _ in fitting], alone, row_ids=of_turn)
         for place, row, (_, left_out) in zip(places, answers, fitting, strict=True):
             question, turns = talks[place]
             said[place] += [question.turns[turn], row["completion"]]
@@ -201,18 +202,20 @@ def converse(
     return [turns[i : i + samples] for i in range(0, len(turns), samples)]
 
 
-def _fitting(speaker: Speaker, said: Sequence[str], question: str, config: GenerateConfig) -> tuple[Any, int]:
+def _fitting(
+    chat_model: ChatModel, said: Sequence[str], question: str, config: GenerateConfig
+) -> tuple[Any, int]:
     """The prompt for the next question, and how many turns at its beginning the context has no room for."""
-    plain, room = speaker.format.template == "plain", speaker.context - config.sampling.max_new_tokens
+    plain, room = chat_model.format.template == "plain", chat_model.context - config.sampling.max_new_tokens
     left_out, prompt = 0, next_prompt(said, question, plain=plain)
-    while left_out < len(said) and len(speaker.encode(prompt, config.system)) > room:
+    while left_out < len(said) and len(chat_model.encode(prompt, config.system)) > room:
         left_out += 2
         prompt = next_prompt(said[left_out:], question, plain=plain)
     return prompt, left_out
 
 
 def complete(
-    speaker: Speaker,
+    chat_model: ChatModel,
     prompts: Sequence[Any],
     config: GenerateConfig,
     *,
@@ -226,20 +229,20 @@ def complete(
     """
     import jax
 
-    ids = [speaker.encode(p, config.system) for p in prompts]
+    ids = [chat_model.encode(p, config.system) for p in prompts]
     samples = config.sampling.num_samples
     # The randomness of a row depends on its place in the whole list, not on the batch size.
     row_ids = row_ids or range(first_row, first_row + len(ids) * samples)
-    stream = None if write is None else Stream(speaker, ids[0], write)
+    stream = None if write is None else Stream(chat_model, ids[0], write)
     with stream or contextlib.nullcontext():
-        done = speaker.sampler.generate(
+        done = chat_model.sampler.generate(
             ids,
             key=jax.random.key(config.seed),
             row_ids=list(row_ids),
             told=stream,
             **config.sampling.arguments(),
         )
-    texts = [speaker.continuation(ids[i // samples], c) for i, c in enumerate(done.token_lists())]
+    texts = [chat_model.continuation(ids[i // samples], c) for i, c in enumerate(done.token_lists())]
     if stream is not None:
         stream.end(texts[0])
     return [

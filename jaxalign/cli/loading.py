@@ -24,7 +24,7 @@ Template = Literal["auto", "tokenizer", "markers", "plain"]
 
 
 @dataclass(frozen=True)
-class Speaker:
+class ChatModel:
     """A model with all that is needed to write with it.
 
     Attributes:
@@ -56,7 +56,7 @@ class Stream:
     """Writes a completion while it is made: what its tokens add to the text, as soon as they are characters.
 
     Args:
-      speaker: whose completion.
+      chat_model: whose completion.
       prompt: its token ids.
       write: takes each piece.
     """
@@ -64,9 +64,9 @@ class Stream:
     # Tokens between two pieces.
     BLOCK = 8
 
-    def __init__(self, speaker: Speaker, prompt: Sequence[int], write: Callable[[str], Any]) -> None:
-        self.speaker, self.prompt, self.write, self.shown = speaker, list(prompt), write, ""
-        speaker.sampler.block = self.BLOCK
+    def __init__(self, chat_model: ChatModel, prompt: Sequence[int], write: Callable[[str], Any]) -> None:
+        self.chat_model, self.prompt, self.write, self.shown = chat_model, list(prompt), write, ""
+        chat_model.sampler.block = self.BLOCK
 
     def __enter__(self) -> "Stream":
         return self
@@ -78,7 +78,7 @@ class Stream:
 
     def __call__(self, tokens: Any, lengths: Any) -> None:
         """As `Sampler.generate` calls it; of several completions the first is written."""
-        text = self.speaker.continuation(self.prompt, tokens[0, : lengths[0]].tolist())
+        text = self.chat_model.continuation(self.prompt, tokens[0, : lengths[0]].tolist())
         # Bytes that are no character yet, and space that nothing may follow.
         text = text.rstrip("\ufffd").strip()
         if text.startswith(self.shown):
@@ -113,7 +113,7 @@ def load_speaker(
     device: str = "auto",
     mesh: MeshConfig | None = None,
     tell: Callable[[str], Any] = lambda line: None,
-) -> Speaker:
+) -> ChatModel:
     """Loads a model and its tokenizer for generation.
 
     Completions end at what the model's files name, at the tokenizer's end-of-sequence token, and at the end of a turn
@@ -189,7 +189,7 @@ def load_speaker(
     _tell(tell, sampler, model, doctors, files=folder_dtype(folder), asked=param_dtype)
     if len(there) > 1:
         tell(f"devices: {devices_text(on, len(there))}")
-    return Speaker(sampler, words, written, int(live.config.max_positions))
+    return ChatModel(sampler, words, written, int(live.config.max_positions))
 
 
 def _tell(
@@ -206,18 +206,18 @@ def _tell(
         tell(f"doctors: {names} ({sized(more)} beside the patient)")
 
 
-def decoding_text(speaker: Speaker, prompts: int, longest: int, sampling: Mapping[str, Any]) -> str:
+def decoding_text(chat_model: ChatModel, prompts: int, longest: int, sampling: Mapping[str, Any]) -> str:
     """What decoding takes beside the weights, in one line.
 
     Args:
-      speaker: who decodes.
+      chat_model: who decodes.
       prompts: so many at once.
       longest: tokens of the longest; those that do not fit the context are not read.
       sampling: arguments of `Sampler.generate`.
     """
     new, copies = sampling["max_new_tokens"], sampling["num_samples"]
-    longest = max(1, min(longest, speaker.context - new))
-    cache, copied = speaker.sampler.decoding_bytes(
+    longest = max(1, min(longest, chat_model.context - new))
+    cache, copied = chat_model.sampler.decoding_bytes(
         prompts * copies, longest, max_new_tokens=new, num_samples=copies
     )
     count = prompts * copies

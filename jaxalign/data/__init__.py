@@ -16,7 +16,7 @@ from jaxalign.data.chat import ChatFormat, chat_format
 from jaxalign.data.config import DataConfig, check_separator
 from jaxalign.data.examples import Example, make_example, make_examples
 from jaxalign.data.formats import FORMATS, Options, detect
-from jaxalign.data.packing import packed, packed_alike, with_heads, with_heads_alike
+from jaxalign.data.packing import packed, packed_alike, with_loss_positions, with_loss_positions_alike
 from jaxalign.data.pipeline import Dataset, chat_of, load_dataset
 from jaxalign.data.readers import Counts, read_records
 from jaxalign.data.records import (
@@ -68,6 +68,6 @@ __all__ = [
     "packed_alike",
     "read_records",
     "usual_width",
-    "with_heads",
-    "with_heads_alike",
+    "with_loss_positions",
+    "with_loss_positions_alike",
 ]

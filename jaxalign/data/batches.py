@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.buckets import width_bucket
 from jaxalign.data.examples import Example
 from jaxalign.data.records import Turns
 from jaxalign.data.table import counted_of, row_lengths_of
 from jaxalign.errors import DataError
 
-LADDER = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+# Rows have as many columns, at least.
+LEAST_WIDTH = 16
 Batch = dict[str, Any]
 Collate = Callable[..., Batch]
 
@@ -225,7 +227,7 @@ def _common(numbers: Sequence[int]) -> Batch:
 
 
 def usual_width(examples: Sequence[Example]) -> int:
-    """Columns that hold 99 of 100 rows of the examples: of the ladder of widths."""
+    """Columns that hold 99 of 100 rows of the examples: a bucket."""
     return _width(int(np.percentile(row_lengths_of(examples), 99, method="higher")))
 
 
@@ -235,7 +237,7 @@ def counted_tokens(examples: Sequence[Example]) -> np.ndarray:
 
 
 def _width(longest: int) -> int:
-    return next((w for w in LADDER if w >= longest), -(-longest // 1024) * 1024)
+    return width_bucket(longest, least=LEAST_WIDTH)
 
 
 def _rows(rows: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], width: int) -> Batch:

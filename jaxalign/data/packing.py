@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.buckets import bucket
+
 PREFIXES = ("", "kl_")
 # Rows that share a packed row, at most: attention on GPUs keeps statistics of float32 for each of so many places.
 MAX_SEGMENTS = 32
@@ -65,133 +67,161 @@ def best_fit_decreasing(
 
 
 def packed(
-    batch: Mapping[str, Any], *, parts: int = 1, shards: int = 1, counted: bool = True, least: int = 0
+    batch: Mapping[str, Any],
+    *,
+    num_microbatches: int = 1,
+    shards: int = 1,
+    loss_positions: bool = True,
+    least: int = 0,
 ) -> dict[str, Any]:
     """The batch with the layout of its rows, packed into rows as wide as it is.
 
-    A batch of B examples is one of `parts` micro-batches of every parts-th example (see
-    `training.step.split_rows`); each is packed by itself, and places are counted within it. Shapes come from
-    short ladders, so that batches of many lengths share few programs.
+    A batch of B examples is `num_microbatches`, M, micro-batches of every M-th example (see
+    `training.core.step.split_rows`); each is packed by itself, and indices are counted within it. Shapes come from few
+    buckets, so that batches of many lengths share few programs.
 
     Args:
       batch: tokens, mask [B, ..., T], lengths [B, ...] and perhaps valid [B] (rows of other examples are left
         out); the same with the prefix kl_ where there are such rows.
-      parts: micro-batches.
+      num_microbatches: micro-batches.
       shards: devices that rows are split over; each gets as many packed rows.
-      counted: whether the vocabulary head is to be applied, to the counted tokens alone.
+      loss_positions: whether the vocabulary head is to be applied, to the counted tokens alone.
       least: packed rows R of a micro-batch at least.
 
     Returns:
-      The batch and, for each prefix, `packed` int32 [parts * R, T]: row * T + column of the token in each
-      column, rows * T in padding, in which `rows` are those of a micro-batch. With `counted` also
-      `counted` int32 [parts * shards, C]: for each shard's packed rows, flattened, the columns whose hidden
+      The batch and, for each prefix, `packed` int32 [M * R, T]: row * T + column of the token in each
+      column, rows * T in padding, in which `rows` are those of a micro-batch. With `loss_positions` also
+      `loss_positions` int32 [M * shards, C]: for each shard's packed rows, flattened, the columns whose hidden
       state predicts a counted token; -1 fills.
 
     Raises:
-      ValueError: B does not divide by `parts`.
+      ValueError: B does not divide by `num_microbatches`.
     """
     result = dict(batch)
     for prefix in _prefixes(batch):
-        micro = _micro_batches(batch, prefix, parts)
+        micro = _micro_batches(batch, prefix, num_microbatches)
         bins = [best_fit_decreasing(lengths, mask.shape[1]) for lengths, mask in micro]
-        # Full rows gain nothing, and must not become more of them by the ladder.
-        needed = max(min(rung(max(map(len, bins)), steps=4), len(micro[0][0])), least, 1)
+        # Full rows gain nothing, and must not become more of them by rounding up.
+        needed = max(min(bucket(max(map(len, bins)), per_octave=4), len(micro[0][0])), least, 1)
         height = -(-needed // shards) * shards
         places = [
             end_to_end(lengths, part_bins, mask.shape[1], height, shards)
             for (lengths, mask), part_bins in zip(micro, bins, strict=True)
         ]
-        # Row r of part p at r * parts + p: what `split_rows` undoes.
+        # Row r of micro-batch m at r * M + m: what `split_rows` undoes.
         result[prefix + "packed"] = np.stack(places, axis=1).reshape(-1, places[0].shape[1])
-        if counted:
-            result[prefix + "counted"] = _heads(places, [mask for _, mask in micro], shards)
+        if loss_positions:
+            result[prefix + "loss_positions"] = _loss_positions(places, [mask for _, mask in micro], shards)
     return result
 
 
 def packed_alike(
-    batches: Sequence[Mapping[str, Any]], *, parts: int = 1, shards: int = 1, counted: bool = True
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    num_microbatches: int = 1,
+    shards: int = 1,
+    loss_positions: bool = True,
 ) -> list[dict[str, Any]]:
     """Batches of one shape, each `packed` for itself, so that one program takes them all.
 
-    They have as many packed rows as the largest, and with `counted` as many heads. Rows with the prefix kl_ are
-    not looked at.
+    They have as many packed rows as the largest, and with `loss_positions` as many of those. Rows with the prefix
+    kl_ are not looked at.
     """
-    found = [packed(batch, parts=parts, shards=shards, counted=counted) for batch in batches]
+    found = [
+        packed(batch, num_microbatches=num_microbatches, shards=shards, loss_positions=loss_positions)
+        for batch in batches
+    ]
     rows = max(len(batch["packed"]) for batch in found)
     found = [
         batch
         if len(batch["packed"]) == rows
-        else packed(batch, parts=parts, shards=shards, counted=counted, least=rows // parts)
+        else packed(
+            batch,
+            num_microbatches=num_microbatches,
+            shards=shards,
+            loss_positions=loss_positions,
+            least=rows // num_microbatches,
+        )
         for batch in found
     ]
-    if not counted:
+    if not loss_positions:
         return found
-    heads = max(batch["counted"].shape[1] for batch in found)
-    return [batch | {"counted": _wider(batch["counted"], heads)} for batch in found]
+    positions = max(batch["loss_positions"].shape[1] for batch in found)
+    return [batch | {"loss_positions": _wider(batch["loss_positions"], positions)} for batch in found]
 
 
-def _wider(heads: np.ndarray, room: int) -> np.ndarray:
-    return np.pad(heads, ((0, 0), (0, room - heads.shape[1])), constant_values=-1)
+def _wider(positions: np.ndarray, room: int) -> np.ndarray:
+    return np.pad(positions, ((0, 0), (0, room - positions.shape[1])), constant_values=-1)
 
 
-def with_heads(batch: Mapping[str, Any], *, parts: int = 1, shards: int = 1) -> dict[str, Any]:
+def with_loss_positions(
+    batch: Mapping[str, Any], *, num_microbatches: int = 1, shards: int = 1
+) -> dict[str, Any]:
     """The batch, its rows as they are, with the places to which the vocabulary head is to be applied.
 
     Args:
-      batch, parts, shards: as for `packed`; `counted_moments`, where the batch has it, are the mean and the standard
-        deviation of the counted tokens of an example, by which nearly all batches of a width get one C.
+      batch, num_microbatches, shards: as for `packed`; `loss_token_moments`, where the batch has it, are the
+        mean and the standard deviation of the counted tokens of an example, by which nearly all batches of a width get
+        one C.
 
     Returns:
-      The batch and, for each prefix, `counted` int32 [parts * S, C]: for each of the S equal parts of a
+      The batch and, for each prefix, `loss_positions` int32 [M * S, C]: for each of the S equal parts of a
       micro-batch's rows, flattened, the columns whose hidden state predicts a counted token; -1 fills. S is
       `shards` where the rows of a micro-batch divide by it, else 1. Where nearly all columns are such places
-      there is no `counted`, and the head is to be applied to all.
+      there are no `loss_positions`, and the head is to be applied to all.
 
     Raises:
-      ValueError: B does not divide by `parts`.
+      ValueError: B does not divide by `num_microbatches`.
     """
     result = dict(batch)
     for prefix in _prefixes(batch):
         masks = [
             np.where(lengths[:, None] > 0, mask, False)
-            for lengths, mask in _micro_batches(batch, prefix, parts)
+            for lengths, mask in _micro_batches(batch, prefix, num_microbatches)
         ]
-        examples = batch[prefix + "tokens"].shape[0] // parts
+        examples = batch[prefix + "tokens"].shape[0] // num_microbatches
         places = np.arange(masks[0].size, dtype=np.int32).reshape(masks[0].shape)
         shares = shards if examples % shards == 0 else 1
-        mean, deviation = batch.get("counted_moments", (0.0, 0.0))
+        mean, deviation = batch.get("loss_token_moments", (0.0, 0.0))
         least = (examples // shares) * mean + 3 * math.sqrt(examples // shares) * deviation
-        heads = _heads([places] * parts, masks, shares, math.ceil(least))
-        if heads.size < parts * places.size:
-            result[prefix + "counted"] = heads
+        positions = _loss_positions([places] * num_microbatches, masks, shares, math.ceil(least))
+        if positions.size < num_microbatches * places.size:
+            result[prefix + "loss_positions"] = positions
     return result
 
 
-def with_heads_alike(
-    batches: Sequence[Mapping[str, Any]], *, parts: int = 1, shards: int = 1
+def with_loss_positions_alike(
+    batches: Sequence[Mapping[str, Any]], *, num_microbatches: int = 1, shards: int = 1
 ) -> list[dict[str, Any]]:
-    """Batches of one shape, each `with_heads`, as many of them in all; none where one of them has none."""
-    found = [with_heads(batch, parts=parts, shards=shards) for batch in batches]
-    if not all("counted" in batch for batch in found):
-        return [{name: value for name, value in batch.items() if name != "counted"} for batch in found]
-    heads = max(batch["counted"].shape[1] for batch in found)
-    return [batch | {"counted": _wider(batch["counted"], heads)} for batch in found]
+    """Batches of one shape, each `with_loss_positions`, as many of them in all; none where one of them has none."""
+    found = [
+        with_loss_positions(batch, num_microbatches=num_microbatches, shards=shards) for batch in batches
+    ]
+    if not all("loss_positions" in batch for batch in found):
+        return [{name: value for name, value in batch.items() if name != "loss_positions"} for batch in found]
+    positions = max(batch["loss_positions"].shape[1] for batch in found)
+    return [batch | {"loss_positions": _wider(batch["loss_positions"], positions)} for batch in found]
 
 
 def _prefixes(batch: Mapping[str, Any]) -> list[str]:
     return [prefix for prefix in PREFIXES if prefix + "tokens" in batch]
 
 
-def _micro_batches(batch: Mapping[str, Any], prefix: str, parts: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _micro_batches(
+    batch: Mapping[str, Any], prefix: str, num_microbatches: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """(lengths [rows], 0 where the example is not valid; mask [rows, T]) of each micro-batch."""
     mask = np.asarray(batch[prefix + "mask"])
     examples, width = mask.shape[0], mask.shape[-1]
-    if examples % parts:
-        raise ValueError(f"{examples} rows do not divide by {parts} accumulation steps")
+    if examples % num_microbatches:
+        raise ValueError(f"{examples} rows do not divide by {num_microbatches} accumulation steps")
     valid = np.asarray(batch.get("valid", np.ones(examples, bool)))
     mask = mask.reshape(examples, -1, width)
     lengths = np.where(valid[:, None], np.asarray(batch[prefix + "lengths"]).reshape(examples, -1), 0)
-    return [(lengths[part::parts].ravel(), mask[part::parts].reshape(-1, width)) for part in range(parts)]
+    return [
+        (lengths[part::num_microbatches].ravel(), mask[part::num_microbatches].reshape(-1, width))
+        for part in range(num_microbatches)
+    ]
 
 
 def end_to_end(
@@ -240,10 +270,10 @@ def segments(places: Any, size: int, width: int) -> dict[str, Any]:
     return {"positions": places % width, "segment_ids": (places < size) * (places // width + 1)}
 
 
-def _heads(
+def _loss_positions(
     places: Sequence[np.ndarray], masks: Sequence[np.ndarray], shards: int, least: int = 0
 ) -> np.ndarray:
-    """[parts * shards, C]: in each shard of each micro-batch's rows, the columns before a counted token."""
+    """[M * shards, C]: in each shard of each micro-batch's rows, the columns before a counted token."""
     columns = []
     for where, mask in zip(places, masks, strict=True):
         # Column 0 of a row never counts, so the token before a counted one is in the same row.
@@ -252,16 +282,8 @@ def _heads(
     size = places[0].size // shards
     most = max(max(len(found) for part in columns for found in part), min(least, size))
     room = next(room for room in (math.ceil(size * share) for share in HEAD_SHARES) if room >= most)
-    heads = np.full((shards, len(columns), room), -1, np.int32)
+    positions = np.full((shards, len(columns), room), -1, np.int32)
     for part, of_part in enumerate(columns):
         for shard, found in enumerate(of_part):
-            heads[shard, part, : len(found)] = found
-    return heads.reshape(-1, room)
-
-
-def rung(number: int, *, steps: int) -> int:
-    """The smallest rung not below `number` of a ladder: all numbers up to 2 * `steps`, then `steps` an octave."""
-    size = 1
-    while size * 2 * steps < number:
-        size *= 2
-    return -(-number // size) * size
+            positions[shard, part, : len(found)] = found
+    return positions.reshape(-1, room)

@@ -95,7 +95,7 @@ class TokenBatches:
         filled = [*numbers, *numbers[:1] * missing]
         batch = self._collate([self._examples[n] for n in filled], filled, width=shape.width)
         batch["valid"] = np.arange(shape.size) < len(numbers)
-        batch["counted_moments"] = shape.counted
+        batch["loss_token_moments"] = shape.counted
         batch["filler_tokens"] = missing * sum(map(len, self._examples[numbers[0]].rows))
         return batch
 

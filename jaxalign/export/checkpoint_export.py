@@ -276,7 +276,7 @@ class Checkpoint:
         config, lora, size = replace(self.base_config, tied_head=True, head_bias=False), self.config.lora, 1
         steps = None
         if self.config.loss.labels == "steps":
-            steps = models.StepMarks(separator=self.config.data.separator)
+            steps = models.StepConfig(separator=self.config.data.separator)
         definition = models.ScalarDefinition(config, self.config.head, steps)
         policy = ScalarPolicy(definition, lora if lora.enabled else None)
         size, frozen = self.config.ensemble.size, {}

@@ -3,7 +3,12 @@
 Source: arXiv:2601.10416. `tfpo.train_tfpo` trains; `guide` and `load_guided` make a model that samples.
 """
 
-from jaxalign.llmdoctor.contrastive_prompts import FACES, FaceFormat, FaceRows, InstructionPair
+from jaxalign.llmdoctor.contrastive_prompts import (
+    INSTRUCTION_PAIRS,
+    ContrastiveFormat,
+    ContrastiveRows,
+    InstructionPair,
+)
 from jaxalign.llmdoctor.doctor import (
     DoctorCard,
     create_value_head,
@@ -16,11 +21,11 @@ from jaxalign.llmdoctor.guided import Doctor, GuidedDefinition, GuidedModel, gui
 from jaxalign.llmdoctor.guided_folders import GuideConfig, load_guided
 
 __all__ = [
-    "FACES",
+    "INSTRUCTION_PAIRS",
     "Doctor",
     "DoctorCard",
-    "FaceFormat",
-    "FaceRows",
+    "ContrastiveFormat",
+    "ContrastiveRows",
     "GuideConfig",
     "GuidedDefinition",
     "GuidedModel",

@@ -41,7 +41,7 @@ class InstructionPair:
             )
 
 
-FACES: dict[str, InstructionPair] = {
+INSTRUCTION_PAIRS: dict[str, InstructionPair] = {
     "helpfulness": InstructionPair(
         "You are a helpful assistant. Find out what is being asked, answer all of it correctly and clearly, give the "
         "details that are needed to act on the answer, and stay friendly.",
@@ -80,7 +80,7 @@ class FacePrompts:
 
 
 @dataclass(frozen=True)
-class FaceFormat:
+class ContrastiveFormat:
     """How prompts are written under the instructions of a pair.
 
     Attributes:
@@ -170,7 +170,7 @@ class FaceFormat:
         return under != self.chat.prompt_ids((user,))
 
 
-class FaceRows(Sequence[Example]):
+class ContrastiveRows(Sequence[Example]):
     """Comparisons under both instructions: examples of four rows, put together when they are read.
 
     The rows: chosen under the positive and under the negative instruction, then rejected likewise. Counted tokens are
@@ -182,10 +182,10 @@ class FaceRows(Sequence[Example]):
       context: tokens that the model can read.
 
     Raises:
-      DataError: a row that does not fit (see `FaceFormat.prompts`).
+      DataError: a row that does not fit (see `ContrastiveFormat.prompts`).
     """
 
-    def __init__(self, examples: Sequence[Example], faces: FaceFormat, context: int) -> None:
+    def __init__(self, examples: Sequence[Example], faces: ContrastiveFormat, context: int) -> None:
         self._examples = examples
         self._prompts = [faces.prompts(example, context) for example in examples]
 

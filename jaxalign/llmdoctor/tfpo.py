@@ -18,7 +18,7 @@ from jaxalign.llmdoctor.doctor_exports import DoctorParts, write_doctors
 from jaxalign.llmdoctor.reward_scale import BATCHES, make_reward_gradients, reward_scale
 from jaxalign.llmdoctor.tfpo_config import TFPOConfig, TFPONumbers
 from jaxalign.llmdoctor.tfpo_dimension import Dimension, begin_all, load_dimensions
-from jaxalign.llmdoctor.tfpo_parts import START, Treatment, optimizers
+from jaxalign.llmdoctor.tfpo_parts import START, DoctorPatientPair, optimizers
 from jaxalign.llmdoctor.tfpo_step import make_tfpo_loss, tfpo_counts
 from jaxalign.llmdoctor.tfpo_together import Alone, Together, common_steps
 from jaxalign.llmdoctor.token_rewards import TokenRewardTable
@@ -135,11 +135,11 @@ def train_tfpo(
     given = Given(loss=loss, others={"patient": patient, "doctor": doctor, "tokenizer": tokenizer}, **live)
 
     def begin(run: OfflineRun) -> Task[TFPOResult]:
-        treatment = Treatment.open(
+        doctor_patient = DoctorPatientPair.open(
             config, run.mesh, run.run, patient=patient, doctor=doctor, tokenizer=tokenizer
         )
-        dimensions = load_dimensions(config, treatment, run.mesh, run.run)
-        return _Training(config, run.run, run.mesh, treatment, dimensions).task(run)
+        dimensions = load_dimensions(config, doctor_patient, run.mesh, run.run)
+        return _Training(config, run.run, run.mesh, doctor_patient, dimensions).task(run)
 
     return fit("tfpo", config, given, begin)
 
@@ -149,20 +149,20 @@ class _Training:
     """A run whose patient has scored, and whose doctors are not loaded yet.
 
     Attributes:
-      config, run, mesh, treatment: of the run.
+      config, run, mesh, doctor_patient: of the run.
       dimensions: one, or several.
     """
 
     config: TFPOConfig
     run: Run
     mesh: Mesh
-    treatment: Treatment
+    doctor_patient: DoctorPatientPair
     dimensions: Sequence[Dimension]
 
     def task(self, run: OfflineRun) -> Task[TFPOResult]:
         """What is trained; the patient is let go."""
         config = self.config
-        doctor = with_stops(self.treatment.load_doctor(), config.data, self.treatment.tokenizer)
+        doctor = with_stops(self.doctor_patient.load_doctor(), config.data, self.doctor_patient.tokenizer)
         begin_all(self.dimensions, doctor, self.mesh, key=run.fold(4))
         doctors = Together(self.dimensions) if config.dimensions else Alone(self.dimensions)
         scorer, leaves, base = setup.policy_of(doctor, config.lora, self.mesh, key=run.fold(1))
@@ -177,7 +177,8 @@ class _Training:
             its["reward_scale"] = jax.device_put(np.float32(own.reward_scale), one.begun.horizon.sharding)
             one.run.add_metadata(loss=asdict(own))
         cards = [
-            self.treatment.card(one.config, own) for one, own in zip(self.dimensions, scaled, strict=True)
+            self.doctor_patient.card(one.config, own)
+            for one, own in zip(self.dimensions, scaled, strict=True)
         ]
         begun = doctor if cards[0].reference == START else None
         loss = self._loss(scorer, numbers)
@@ -274,7 +275,7 @@ class _Training:
         sampling, prompts = samples_of(
             self.config.sampling, rows, scorer.definition.config.max_positions, self.run
         )
-        generator = Generator(scorer, base, sampling, self.treatment.tokenizer, key)
+        generator = Generator(scorer, base, sampling, self.doctor_patient.tokenizer, key)
 
         def sample(state: TrainState) -> list[dict[str, Any]]:
             step = int(np.max(state.step))
@@ -295,7 +296,7 @@ class _Training:
         metrics: dict[str, float],
     ) -> TFPOResult:
         """Writes `export/`; `begun` is what the doctors began as, where no folder has it and a card names it."""
-        config, run, tokenizer = self.config, self.run, self.treatment.tokenizer
+        config, run, tokenizer = self.config, self.run, self.doctor_patient.tokenizer
         if config.dimensions:
             model, homes = models.merge(scorer.definition, base), []
             named = {one.name: its for one, its in zip(self.dimensions, parts, strict=True)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from jaxalign.data import DataConfig
-from jaxalign.llmdoctor.contrastive_prompts import FACES
+from jaxalign.llmdoctor.contrastive_prompts import INSTRUCTION_PAIRS
 from jaxalign.llmdoctor.token_rewards import TokenRewardConfig
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.heads import HeadConfig
@@ -266,10 +266,10 @@ class TFPOConfig:
                 )
             if label not in known:
                 raise ValueError(f"dimensions.{name}: no label {label!r}; expected {' or '.join(known)}")
-            if name not in FACES | self.rewards.instructions:
+            if name not in INSTRUCTION_PAIRS | self.rewards.instructions:
                 raise ValueError(
-                    f"dimensions: no instructions are shipped for {name!r}; expected {', '.join(FACES)}, or "
-                    f"rewards.instructions.{name}: [positive, negative]"
+                    f"dimensions: no instructions are shipped for {name!r}; expected "
+                    f"{', '.join(INSTRUCTION_PAIRS)}, or rewards.instructions.{name}: [positive, negative]"
                 )
         if self.rewards.positive:
             raise ValueError(

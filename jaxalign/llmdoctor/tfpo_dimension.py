@@ -14,7 +14,7 @@ from jaxalign.data.chat import ChatFormat
 from jaxalign.errors import ConfigError
 from jaxalign.llmdoctor.tfpo_config import TFPOConfig
 from jaxalign.llmdoctor.tfpo_parts import (
-    Treatment,
+    DoctorPatientPair,
     check_identical,
     completion_end,
     ended_fraction,
@@ -117,7 +117,7 @@ class Dimension:
         train = self.config.train
         parts = train.accumulation_steps if training else 1
         rewarded = self.rewarded(batch, training=training)
-        return setup.on_mesh(rewarded, self.mesh, packing=train.packing, parts=parts)
+        return setup.on_mesh(rewarded, self.mesh, packing=train.packing, num_microbatches=parts)
 
     def held_out(self) -> Any:
         """The batches of an evaluation, without rewards."""
@@ -126,13 +126,15 @@ class Dimension:
         return eval_batches(self.data.validation, size, self.begun.collate)
 
 
-def load_dimensions(config: TFPOConfig, treatment: Treatment, mesh: Mesh, run: Run) -> list[Dimension]:
+def load_dimensions(
+    config: TFPOConfig, doctor_patient: DoctorPatientPair, mesh: Mesh, run: Run
+) -> list[Dimension]:
     """The dimensions of a run: the comparisons of each, and the token rewards of all by one pass of the patient.
 
     Raises:
       UserError: anything wrong with files or rows; labels that are one.
     """
-    chat = chat_of(dated(run, config.data), treatment.tokenizer)
+    chat = chat_of(dated(run, config.data), doctor_patient.tokenizer)
     end = completion_end(chat)
     found: list[tuple[str, TFPOConfig, Run, Dataset]] = []
     datasets: dict[str, Dataset] = {}
@@ -140,7 +142,7 @@ def load_dimensions(config: TFPOConfig, treatment: Treatment, mesh: Mesh, run: R
         part = RunPart(run, name) if config.dimensions else run
         label = own.data.dimension
         if label not in datasets:
-            datasets[label] = _comparisons(own, treatment, part, end)
+            datasets[label] = _comparisons(own, doctor_patient, part, end)
         else:
             data = datasets[label]
             part.add_metadata(data=data.summary(), ended_fraction=ended_fraction(data, end))
@@ -151,17 +153,19 @@ def load_dimensions(config: TFPOConfig, treatment: Treatment, mesh: Mesh, run: R
         Wanted(own.rewards, data, f"token_rewards-{name}.html" if config.dimensions else Wanted.view, part)
         for name, own, part, data in found
     ]
-    tables = _tables(config, wanted, chat, treatment, mesh, run)
+    tables = _tables(config, wanted, chat, doctor_patient, mesh, run)
     return [
         Dimension(name, own, part, mesh, data, end, table)
         for (name, own, part, data), table in zip(found, tables, strict=True)
     ]
 
 
-def _comparisons(config: TFPOConfig, treatment: Treatment, run: Run, end: tuple[int, ...]) -> Dataset:
+def _comparisons(
+    config: TFPOConfig, doctor_patient: DoctorPatientPair, run: Run, end: tuple[int, ...]
+) -> Dataset:
     """The comparisons by one label of the data."""
-    shape, seed = treatment.doctor_shape, config.run.seed
-    data = load_data(run, config.data, "comparison", treatment.tokenizer, shape, seed=seed)
+    shape, seed = doctor_patient.doctor_shape, config.run.seed
+    data = load_data(run, config.data, "comparison", doctor_patient.tokenizer, shape, seed=seed)
     refuse_stream(data, "tfpo")
     check_identical(data.counts, config, run)
     ended = ended_fraction(data, end)
@@ -190,14 +194,14 @@ def _tables(
     config: TFPOConfig,
     wanted: Sequence[Wanted],
     chat: ChatFormat,
-    treatment: Treatment,
+    doctor_patient: DoctorPatientPair,
     mesh: Mesh,
     run: Run,
 ) -> list[TokenRewardTable]:
     tables = token_reward_tables(
         wanted,
         chat,
-        treatment.scoring_patient,
+        doctor_patient.scoring_patient,
         mesh=mesh,
         folder=run.folder / "token_rewards",
         packing=config.train.packing,

@@ -44,7 +44,7 @@ PATIENT = "../patient"
 
 
 @dataclass
-class Treatment:
+class DoctorPatientPair:
     """Patient and doctor of a run. Only one is loaded at a time where both are files.
 
     Attributes:
@@ -69,7 +69,7 @@ class Treatment:
     @staticmethod
     def open(
         config: TFPOConfig, mesh: Mesh, run: Run, *, patient: Any, doctor: Any, tokenizer: Any
-    ) -> "Treatment":
+    ) -> "DoctorPatientPair":
         """Loads the patient where none is given, and checks that its tokens mean the same to the doctor.
 
         Raises:
@@ -108,7 +108,7 @@ class Treatment:
             folder = source.tokenizer or setup.model_folder(source.path)
             revision = None if source.tokenizer else source.revision or None
             check_same_vocabulary(models.load_tokenizer(folder, revision=revision), tokenizer)
-        return Treatment(config, mesh, run, patient, doctor, tokenizer, source, named)
+        return DoctorPatientPair(config, mesh, run, patient, doctor, tokenizer, source, named)
 
     @property
     def doctor_shape(self) -> models.ModelConfig:

@@ -45,7 +45,9 @@ class Alone:
         """Such a batch on the mesh."""
         one = self.dimensions[0]
         train = one.config.train
-        return setup.on_mesh(batch, one.mesh, packing=train.packing, parts=train.accumulation_steps)
+        return setup.on_mesh(
+            batch, one.mesh, packing=train.packing, num_microbatches=train.accumulation_steps
+        )
 
     def state(self, params: Sequence[Any], rule: optax.GradientTransformation) -> TrainState:
         """A fresh state of the parameters of each."""
@@ -104,9 +106,9 @@ class Together:
         return MemberBatches(
             self.dimensions,
             packing=train.packing,
-            parts=train.accumulation_steps,
+            num_microbatches=train.accumulation_steps,
             shards=row_shards(one.mesh),
-            heads=True,
+            loss_positions=True,
         )
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jaxalign.errors import ConfigError
-from jaxalign.llmdoctor.contrastive_prompts import FACES, InstructionPair
+from jaxalign.llmdoctor.contrastive_prompts import INSTRUCTION_PAIRS, InstructionPair
 
 Placement = Literal["importance", "shuffled", "even", "labels"]
 
@@ -62,10 +62,10 @@ class TokenRewardConfig:
             raise ValueError(
                 f"rewards.instructions.{self.dimension} and rewards.positive: choose one; both instruct it"
             )
-        if not self.positive and self.dimension not in FACES | self.instructions:
+        if not self.positive and self.dimension not in INSTRUCTION_PAIRS | self.instructions:
             raise ValueError(
                 f"rewards.dimension: no instructions are shipped for {self.dimension!r}; expected one of "
-                f"{', '.join(FACES)}, or rewards.positive and rewards.negative"
+                f"{', '.join(INSTRUCTION_PAIRS)}, or rewards.positive and rewards.negative"
             )
         try:
             for given in (*self.instructions.values(), self.pair):
@@ -90,7 +90,7 @@ class TokenRewardConfig:
         if self.positive:
             return InstructionPair(self.positive, self.negative)
         given = self.instructions.get(self.dimension)
-        return FACES[self.dimension] if given is None else InstructionPair(*given)
+        return INSTRUCTION_PAIRS[self.dimension] if given is None else InstructionPair(*given)
 
     def of(self, dimension: str) -> "TokenRewardConfig":
         """The same for one dimension alone, its own instructions (where it has any) as `positive` and `negative`."""

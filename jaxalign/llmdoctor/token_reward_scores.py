@@ -17,7 +17,7 @@ from jaxalign.data import Example, collate_rankings, eval_batches
 from jaxalign.data.batches import Collate
 from jaxalign.errors import ModelError
 from jaxalign.llmdoctor import token_reward_store as store
-from jaxalign.llmdoctor.contrastive_prompts import FaceFormat, FaceRows
+from jaxalign.llmdoctor.contrastive_prompts import ContrastiveFormat, ContrastiveRows
 from jaxalign.llmdoctor.token_reward_store import FaceScores
 from jaxalign.runs import Run
 from jaxalign.runs.progress import Progress
@@ -39,7 +39,7 @@ class FaceTask:
       timed_tokens, timed_seconds: the same without the first use of each program.
     """
 
-    faces: FaceFormat
+    faces: ContrastiveFormat
     splits: Mapping[str, Sequence[Example]]
     folder: Path | None
     rows: int = 0
@@ -75,7 +75,7 @@ class _Missing:
 
     task: FaceTask
     parts: Sequence[_Part]
-    rows: FaceRows
+    rows: ContrastiveRows
     collate: Collate
 
 
@@ -111,7 +111,7 @@ class FaceScorer:
             result = {name: store.unscored(examples) for name, examples in task.splits.items()}
             parts = self._missing_parts(task, result)
             # All rows at first, so that one that does not fit is found before anything is computed.
-            rows = FaceRows([e for part in parts for e in part.examples], task.faces, self._context)
+            rows = ContrastiveRows([e for part in parts for e in part.examples], task.faces, self._context)
             if parts:
                 collate = setup.collate_of(collate_rankings, rows, packing=self._packing)
                 missing.append(_Missing(task, parts, rows, collate))

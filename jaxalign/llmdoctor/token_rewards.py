@@ -25,7 +25,7 @@ from jaxalign.data.pipeline import fingerprint
 from jaxalign.data.records import Prompt
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.llmdoctor import token_reward_store as store
-from jaxalign.llmdoctor.contrastive_prompts import FaceFormat
+from jaxalign.llmdoctor.contrastive_prompts import ContrastiveFormat
 from jaxalign.llmdoctor.token_reward_config import TokenRewardConfig
 from jaxalign.llmdoctor.token_reward_rule import Rewarded, reward_facts, rewarded
 from jaxalign.llmdoctor.token_reward_scores import FaceScorer, FaceTask
@@ -143,7 +143,7 @@ def _tables(
     digest = digest_of(models.split(patient)[1])
     tasks, abouts = [], []
     for each in wanted:
-        faces = FaceFormat(chat, each.config.pair)
+        faces = ContrastiveFormat(chat, each.config.pair)
         about = _about(each.data, faces, patient, digest)
         place = None if folder is None else folder / f"scores-{_hash(about)}"
         if place is not None and not (place / "about.json").exists():
@@ -189,7 +189,7 @@ def _table(
     return table
 
 
-def _about(data: Dataset, faces: FaceFormat, patient: Any, digest: str) -> dict[str, Any]:
+def _about(data: Dataset, faces: ContrastiveFormat, patient: Any, digest: str) -> dict[str, Any]:
     """What the log-probs depend on, but for rounding; `digest` is that of the patient's parameters."""
     instructions = asdict(faces.pair)
     # How a prompt comes to be written, by tokenizer, template and instruction.

@@ -41,7 +41,7 @@ class HeadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepMarks:
+class StepConfig:
     """What makes a scalar model a process reward model: its scores are logits of steps, read where a step ends.
 
     Attributes:
@@ -65,7 +65,7 @@ class ScalarModel(nnx.Module):
         config: ModelConfig,
         head_config: HeadConfig,
         params: dict[str, Any],
-        steps: StepMarks | None = None,
+        steps: StepConfig | None = None,
     ) -> None:
         self.config = config
         self.head_config = head_config
@@ -121,7 +121,7 @@ class ScalarDefinition:
 
     config: ModelConfig
     head_config: HeadConfig
-    steps: StepMarks | None = None
+    steps: StepConfig | None = None
 
 
 def apply_head(
@@ -162,7 +162,7 @@ def create_head(config: ModelConfig, head_config: HeadConfig, *, key: jax.Array)
 
 
 def create_scalar_model(
-    model: Any, head_config: HeadConfig | None = None, *, key: jax.Array, steps: StepMarks | None = None
+    model: Any, head_config: HeadConfig | None = None, *, key: jax.Array, steps: StepConfig | None = None
 ) -> ScalarModel:
     """A scalar model on the trunk of a causal language model (whose vocabulary head is left out).
 

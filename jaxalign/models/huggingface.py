@@ -22,7 +22,7 @@ from jaxalign.models.families import (
     unfuse,
 )
 from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
-from jaxalign.models.heads import HeadConfig, ScalarModel, StepMarks
+from jaxalign.models.heads import HeadConfig, ScalarModel, StepConfig
 from jaxalign.models.sharding import to_device
 from jaxalign.models.stops import read_generation, write_generation
 from jaxalign.models.tensor_dtypes import in_dtype
@@ -102,7 +102,7 @@ def load_reward_model(
             "bias": np.float32(extra.get("bias", bias)),
         },
     }
-    steps = StepMarks(separator=extra.get("separator", "")) if tokens else None
+    steps = StepConfig(separator=extra.get("separator", "")) if tokens else None
     return ScalarModel(config, head_config, to_device(params, config.param_dtype), steps)
 
 

@@ -14,7 +14,7 @@ from jaxalign.evaluation.policy import make_scorer, summed_logps
 from jaxalign.rewards import RewardRequest, evaluate_reward
 from jaxalign.rollout import Sampler, SamplingConfig, join_rows
 
-Judge = Callable[[str, str], float]
+TrueReward = Callable[[str, str], float]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Comparison:
         prompt_texts: Sequence[str],
         sampling: SamplingConfig,
         held_out: Sequence[Mapping[str, Any]],
-        true_reward: Judge | None,
+        true_reward: TrueReward | None,
         seed: int,
     ) -> None:
         definition, self.supervised = models.split(supervised)
@@ -130,7 +130,7 @@ class Comparison:
         self.opponent = self.answers(supervised, draw=1)
 
     def answers(self, model: Any, *, draw: int = 0) -> Answers:
-        """Draws and judges one answer a prompt."""
+        """RowSampling and judges one answer a prompt."""
         params = models.split(model)[1]
         self.sampler.update(params)
         done = self.sampler.generate(

@@ -15,8 +15,8 @@ from jaxalign.errors import ConfigError
 from jaxalign.pipelines.compare import (
     Answers,
     Comparison,
-    Judge,
     MethodResult,
+    TrueReward,
     comparison_rows,
     format_table,
     gains,
@@ -123,7 +123,7 @@ def run_pipeline(
     *,
     model: Any = None,
     tokenizer: Any = None,
-    true_reward: Judge | None = None,
+    true_reward: TrueReward | None = None,
     stages: Stages | None = None,
     title: str = "From a checkpoint to an aligned model",
     notes: Sequence[str] = (),
@@ -225,7 +225,7 @@ def placed(config: PipelineConfig) -> PipelineConfig:
     return replace(config, sft=at(config.sft, "sft"), reward=at(config.reward, "reward"), ppo=ppo, dpo=dpo)
 
 
-def _followed(proxy: Any, true_reward: Judge | None) -> Any:
+def _followed(proxy: Any, true_reward: TrueReward | None) -> Any:
     """The proxy; where the truth is known it rides along with weight 0, for the log."""
     if true_reward is None:
         return proxy
@@ -237,7 +237,7 @@ def _followed(proxy: Any, true_reward: Judge | None) -> Any:
 
 
 def _comparison(
-    plan: PipelineConfig, supervised: Any, proxy: Any, tokenizer: Any, true_reward: Judge | None
+    plan: PipelineConfig, supervised: Any, proxy: Any, tokenizer: Any, true_reward: TrueReward | None
 ) -> Comparison:
     settings = plan.evaluation
     asked = load_dataset(plan.ppo.data, "prompt", tokenizer, seed=plan.seed).validation[: settings.prompts]

@@ -35,7 +35,7 @@ class Verdicts:
     metrics: Mapping[str, float]
 
 
-class Judge(Protocol):
+class PairwiseJudge(Protocol):
     """See the module's docstring."""
 
     def __call__(

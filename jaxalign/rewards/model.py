@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from jaxalign import models
-from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, end_to_end, rung, segments
+from jaxalign.buckets import bucket
+from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, end_to_end, segments
 from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device, to_host
 from jaxalign.rewards.base import Rewards
@@ -149,10 +150,10 @@ def token_scores(
     asked = [tuple(row) or (0,) for row in rows]
     rows = list(dict.fromkeys(asked))
     lengths = [len(row) for row in rows]
-    width = pad_multiple * rung(-(-max(lengths, default=1) // pad_multiple), steps=4)
+    width = pad_multiple * bucket(-(-max(lengths, default=1) // pad_multiple), per_octave=4)
     bins = best_fit_decreasing(lengths, width)
     batches = max(-(-len(bins) // batch_size), 1)
-    height = max(min(rung(-(-len(bins) // batches), steps=4), batch_size), 1)
+    height = max(min(bucket(-(-len(bins) // batches), per_octave=4), batch_size), 1)
     size, forward = len(rows) * width, program.loaded()
     tokens = np.zeros(size + 1, np.int32)  # the last one stands in padding
     for index, row in enumerate(rows):

@@ -16,12 +16,12 @@ from jaxtyping import Array, Bool, Int
 from jaxalign import models
 from jaxalign.models import kv_cache
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.rollout.sampling import Branches, next_token, row_uniforms
+from jaxalign.rollout.sampling import SamplerFeatures, next_token, row_uniforms
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Draws:
+class RowSampling:
     """How each of B rows is drawn.
 
     Attributes:
@@ -36,13 +36,13 @@ class Draws:
     top_p: Any
     min_p: Any
 
-    def take(self, rows: np.ndarray) -> "Draws":
+    def take(self, rows: np.ndarray) -> "RowSampling":
         """The given rows."""
         return jax.tree.map(lambda x: x[rows], self)
 
 
 def _drawn(
-    logits: jax.Array, uniforms: jax.Array, draws: Draws, stops: jax.Array, branches: Branches
+    logits: jax.Array, uniforms: jax.Array, draws: RowSampling, stops: jax.Array, features: SamplerFeatures
 ) -> dict[str, jax.Array]:
     """A token a row, its log-probs, and whether it is a stop token."""
     token, logp, sampling_logp = next_token(
@@ -52,7 +52,7 @@ def _drawn(
         draws.top_k,
         draws.top_p,
         draws.min_p,
-        branches=branches,
+        features=features,
     )
     stop = (token[:, None] == stops[None, :]).any(-1)
     return {"tokens": token, "logps": logp, "sampling_logps": sampling_logp, "stop": stop}
@@ -74,19 +74,19 @@ def _adapted(definition: Any, params: Any, adapter: Any) -> Any:
     return models.quantize_params(models.merge_adapter(models.merge(definition, params), adapter).params)
 
 
-@partial(jax.jit, static_argnames=("definition", "copies", "branches", "int8_cache"))
+@partial(jax.jit, static_argnames=("definition", "copies", "features", "int8_cache"))
 def read_prompts(
     definition: Any,
     params: Any,
     adapter: Any,
     tokens: Int[Array, "n P"],
     lengths: Int[Array, " n"],
-    draws: Draws,
+    draws: RowSampling,
     stops: Int[Array, " Z"],
     key: jax.Array,
     *,
     copies: int,
-    branches: Branches,
+    features: SamplerFeatures,
     int8_cache: bool,
 ) -> tuple[KVCache, dict[str, jax.Array]]:
     """Reads n prompts, each once, and draws the first token of the n * `copies` completions."""
@@ -96,7 +96,7 @@ def read_prompts(
     )
     logits = jnp.repeat(model.logits(hidden), copies, axis=0)
     uniforms = row_uniforms(key, draws.ids, jnp.zeros_like(draws.ids))
-    return cache, _drawn(logits, uniforms, draws, stops, branches)
+    return cache, _drawn(logits, uniforms, draws, stops, features)
 
 
 @partial(jax.jit, static_argnames=("length",))
@@ -126,7 +126,7 @@ def rearranged(cache: KVCache, rows: Int[Array, " R"], shift: Int[Array, ""], *,
     return kv_cache.moved(kv_cache.take_rows(cache, rows), shift, length)
 
 
-@partial(jax.jit, static_argnames=("definition", "branches", "block"), donate_argnames=("cache",))
+@partial(jax.jit, static_argnames=("definition", "features", "block"), donate_argnames=("cache",))
 def decode_block(
     definition: Any,
     weights: Any,
@@ -136,14 +136,14 @@ def decode_block(
     drawn: Int[Array, " B"],
     limit: Int[Array, ""],
     steps: Int[Array, ""],
-    draws: Draws,
+    draws: RowSampling,
     stops: Int[Array, " Z"],
     key: jax.Array,
     *,
-    branches: Branches,
+    features: SamplerFeatures,
     block: int,
 ) -> tuple[KVCache, dict[str, jax.Array]]:
-    """Draws up to `steps` (at most `block`) tokens a row, fewer where all rows end before.
+    """RowSampling up to `steps` (at most `block`) tokens a row, fewer where all rows end before.
 
     Args:
       definition: static part of the model.
@@ -154,8 +154,8 @@ def decode_block(
       drawn: tokens of each completion so far, `token` included.
       limit: longest completion.
       steps: tokens to draw, at most.
-      draws, stops, key: see `Draws`; ids that end a row; source of all randomness.
-      branches: what sampling must provide for.
+      draws, stops, key: see `RowSampling`; ids that end a row; source of all randomness.
+      features: what sampling must provide for.
       block: columns of the result.
 
     Returns:
@@ -177,7 +177,7 @@ def decode_block(
         at, alive = carry["step"], carry["alive"]
         hidden, cache = model.decode(weights, carry["token"], carry["cache"])
         here = jax.lax.dynamic_index_in_dim(uniforms, at, axis=1, keepdims=False)
-        new = _drawn(model.logits(hidden), here, draws, stops, branches)
+        new = _drawn(model.logits(hidden), here, draws, stops, features)
         written = {
             name: jax.lax.dynamic_update_slice_in_dim(
                 carry[name], jnp.where(alive, new[name], 0)[:, None], at, 1

@@ -1,6 +1,6 @@
 """Generation: completions of prompts, sampled with one model.
 
-Prompts are read, then decoded in blocks of tokens by rows that come and go (`slots`). A
+Prompts are read, then decoded in blocks of tokens by rows that come and go (`continuous_batching`). A
 row's randomness depends on the key, its row id and the position alone, so the samples are
 the same however rows are batched.
 """
@@ -17,10 +17,10 @@ import numpy as np
 from jaxalign import models
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
-from jaxalign.rollout import decode, slots
+from jaxalign.rollout import continuous_batching, decode
 from jaxalign.rollout.config import Storage, check_sampling
-from jaxalign.rollout.decode import Draws
-from jaxalign.rollout.sampling import Branches
+from jaxalign.rollout.decode import RowSampling
+from jaxalign.rollout.sampling import SamplerFeatures
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ class Sampler:
         total = count * num_samples
         ids = np.arange(total) if row_ids is None else np.asarray(row_ids)
         heat, k, p, least = (np.repeat(values, num_samples) for values in settings)
-        out = slots.run(
-            slots.Job(
+        out = continuous_batching.run(
+            continuous_batching.Job(
                 definition=self.definition,
                 params=self.params,
                 # It is in the integers already.
@@ -153,7 +153,7 @@ class Sampler:
                 prompts=prompts,
                 copies=num_samples,
                 new_tokens=max_new_tokens,
-                draws=Draws(
+                draws=RowSampling(
                     ids=ids.astype(np.int32),
                     temperature=heat.astype(np.float32),
                     top_k=k.astype(np.int32),
@@ -161,9 +161,11 @@ class Sampler:
                     min_p=least.astype(np.float32),
                 ),
                 # Few programs, however many stop tokens there are; -1 is no token.
-                stops=np.pad(stops, (0, slots.power_of_two(len(stops)) - len(stops)), constant_values=-1),
+                stops=np.pad(
+                    stops, (0, continuous_batching.power_of_two(len(stops)) - len(stops)), constant_values=-1
+                ),
                 key=key,
-                branches=Branches(
+                features=SamplerFeatures(
                     sampled=bool((heat > 0).any()),
                     greedy=bool((heat == 0).any()),
                     top_k=bool((k > 0).any()),
@@ -195,8 +197,10 @@ class Sampler:
           Those of keys and values, at most, and those of the weights as decoding reads them, where that is a copy.
         """
         mesh, limit = self.config.mesh, self.config.max_positions
-        count = slots.slots_of(rows, num_samples, self.max_rows, 1 if mesh is None else row_shards(mesh))
-        columns = slots.most_columns(longest, max_new_tokens, self.block, limit)
+        count = continuous_batching.slots_of(
+            rows, num_samples, self.max_rows, 1 if mesh is None else row_shards(mesh)
+        )
+        columns = continuous_batching.most_columns(longest, max_new_tokens, self.block, limit)
         adapter = None if self.weights == "int8" else self.adapter
         model = partial(models.merge, self.definition)
         weights = jax.eval_shape(lambda p: model(p).decode_weights(adapter), self.params)

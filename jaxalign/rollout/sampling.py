@@ -15,7 +15,7 @@ _BISECTIONS = 32
 
 
 @dataclass(frozen=True)
-class Branches:
+class SamplerFeatures:
     """What a program of sampling must provide for; what no row needs is left out of it.
 
     Attributes:
@@ -88,25 +88,25 @@ def kept_tokens(
     top_k: Int[Array, " B"],
     top_p: Float[Array, " B"],
     min_p: Float[Array, " B"],
-    branches: Branches = Branches(),
+    features: SamplerFeatures = SamplerFeatures(),
 ) -> Bool[Array, "B V"]:
     """Which tokens are left after top-k, then top-p among those, then min-p; one at least.
 
-    top_k 0, top_p 1 and min_p 0 leave all; `branches` says which of them any row has. Ties at a threshold
+    top_k 0, top_p 1 and min_p 0 leave all; `features` says which of them any row has. Ties at a threshold
     are all kept. Thresholds are found by bisection over logits, so nothing is sorted.
     """
     vocabulary = logits.shape[-1]
     top = logits.max(-1)
     keep = jnp.ones(logits.shape, bool)
-    if branches.top_k:
+    if features.top_k:
         k = jnp.where(top_k > 0, jnp.minimum(top_k, vocabulary), vocabulary)
         keep = _fewest(lambda kept: kept.sum(-1) >= k, logits, top) | (k >= vocabulary)[:, None]
-    if branches.top_p:
+    if features.top_p:
         probabilities = jnp.where(keep, jnp.exp(logits - top[:, None]), 0.0)
         wanted = top_p * probabilities.sum(-1)
         enough = _fewest(lambda kept: jnp.where(kept, probabilities, 0.0).sum(-1) >= wanted, logits, top)
         keep &= enough | (top_p >= 1.0)[:, None]
-    if branches.min_p:
+    if features.min_p:
         least = top + jnp.log(jnp.maximum(min_p, 1e-30))
         keep &= (logits >= least[:, None]) | (min_p <= 0)[:, None]
     return keep
@@ -163,36 +163,36 @@ def next_token(
     top_p: Float[Array, " B"],
     min_p: Float[Array, " B"],
     *,
-    branches: Branches,
+    features: SamplerFeatures,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """Draws one token a row.
+    """RowSampling one token a row.
 
     Args:
       logits: float32.
       uniforms: one number in [0, 1) a row.
       temperature: 0 is greedy (log-probs are then those of temperature 1).
-      top_k, top_p, min_p: per row; each is read only where `branches` has it.
-      branches: static.
+      top_k, top_p, min_p: per row; each is read only where `features` has it.
+      features: static.
 
     Returns:
       (tokens, logps under the temperature-scaled policy, logps under the distribution
       really sampled from; 0 where greedy).
     """
     greedy = temperature <= 0
-    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None] if branches.sampled else logits
+    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None] if features.sampled else logits
     top = scaled.max(-1)
     weights = jnp.exp(scaled - top[:, None])
     normalizer = top + jnp.log(weights.sum(-1))
-    if branches.truncated and branches.sampled:
-        kept = kept_tokens(scaled, top_k, top_p, min_p, branches)
+    if features.truncated and features.sampled:
+        kept = kept_tokens(scaled, top_k, top_p, min_p, features)
         weights = jnp.where(kept, weights, 0.0)
-    tokens = sample(weights, uniforms) if branches.sampled else jnp.zeros(top.shape, jnp.int32)
-    if branches.greedy:
+    tokens = sample(weights, uniforms) if features.sampled else jnp.zeros(top.shape, jnp.int32)
+    if features.greedy:
         tokens = jnp.where(greedy, _first_top(scaled), tokens)
     raw = jnp.take_along_axis(scaled, tokens[:, None], axis=1)[:, 0]
     logps = raw - normalizer
     sampled = logps
-    if branches.truncated:  # of fewer tokens: not less likely, whatever rounding says
+    if features.truncated:  # of fewer tokens: not less likely, whatever rounding says
         sampled = jnp.maximum(raw - (top + jnp.log(weights.sum(-1))), logps)
     return tokens, logps, jnp.where(greedy, 0.0, sampled)
 

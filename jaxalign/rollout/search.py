@@ -39,7 +39,7 @@ def best_of_n(
     key: jax.Array,
     **sampling: Any,
 ) -> Completions:
-    """Draws n completions a prompt and keeps the one with the highest score: naive rejection sampling.
+    """RowSampling n completions a prompt and keeps the one with the highest score: naive rejection sampling.
 
     Against the sampler's own distribution the completion kept diverges by log n - (n - 1) / n nats at most.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxalign.data.packing import rung
+from jaxalign.buckets import bucket
 from jaxalign.rollout.generate import Completions
 
 
@@ -54,12 +54,12 @@ def join_rows(prompts: Sequence[Sequence[int]], completions: Completions, *, mul
     Args:
       prompts: N prompts (repeat a prompt for each of its samples).
       completions: N completions.
-      multiple: T is a multiple of it that depends on C and the longest prompt only, whose length goes up a ladder
-        of four steps an octave, so that few programs serve all updates.
+      multiple: T is a multiple of it that depends on C and the longest prompt only, whose length is
+        rounded up to one of four buckets an octave, so that few programs serve all updates.
     """
     width = completions.tokens.shape[1]
     longest = max(len(p) for p in prompts)
-    total = -(-(rung(-(-longest // multiple), steps=4) * multiple + width) // multiple) * multiple
+    total = -(-(bucket(-(-longest // multiple), per_octave=4) * multiple + width) // multiple) * multiple
     count = len(prompts)
     tokens = np.zeros((count, total), np.int32)
     mask = np.zeros((count, total), bool)

@@ -14,14 +14,13 @@ from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Given, Live, RunConfig
-from jaxalign.training.core import setup
 from jaxalign.training.core.loop import TrainConfig
-from jaxalign.training.core.offline import OfflineRun, Task, fit
+from jaxalign.training.core.offline import OfflineRun, Task, TrainResult, fit
 from jaxalign.training.core.optimizer import OptimizerConfig
 from jaxalign.training.core.own_loss import check_own_loss
 from jaxalign.training.core.packing import packing_of
 from jaxalign.training.core.scoring import CausalPolicy
-from jaxalign.training.core.setup import ModelSource, TrainResult
+from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.core.step import make_evaluation, mean_of
 
 
@@ -131,7 +130,6 @@ def train_sft(
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.
     """
-    setup.check_live(model, tokenizer)
     unread = ("label_smoothing", "z_loss")
     arrays = {"logps": ("B", "T"), "mask": ("B", "T")}
     loss = check_own_loss(loss, arrays, ("B", "T"), config=config.loss, unread=unread)
@@ -140,7 +138,7 @@ def train_sft(
     def begin(run: OfflineRun) -> Task[TrainResult]:
         start, words = run.load_policy(model, tokenizer)
         data = run.load_data("demonstration", words, start.config)
-        policy, trained, frozen = setup.policy_of(start, config.lora, run.mesh, key=run.fold(1))
+        policy, trained, frozen = run.trained_parts(start)
         function = make_sft_loss(policy, config.loss, loss)
         feed = run.feed(data, run.collate(collate_demonstrations, data))
         return Task(

@@ -9,7 +9,7 @@ import pytest
 
 from jaxalign import models
 from jaxalign.models import LoraConfig
-from jaxalign.rollout import decode, slots
+from jaxalign.rollout import decode
 
 
 def test_packed_rows_are_as_many_as_asked_for_and_nearly_full(benchmark):

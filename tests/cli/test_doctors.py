@@ -65,8 +65,8 @@ def test_the_model_is_the_patient(make_doctor, tiny_model_folder):
 @pytest.mark.slow
 def test_an_adapter_is_merged_into_the_patient_alone(make_doctor, tiny_model_folder):
     run = make_doctor("kind", adapter=True)
-    speaker = load_speaker("", adapter=str(run / "adapter"), guide=GuideConfig(doctor=(str(run),)))
-    params, merged = speaker.sampler.params, models.load_pretrained(run / "export").params
+    chat_model = load_speaker("", adapter=str(run / "adapter"), guide=GuideConfig(doctor=(str(run),)))
+    params, merged = chat_model.sampler.params, models.load_pretrained(run / "export").params
     np.testing.assert_allclose(params["patient"]["layers"]["q_proj"], merged["layers"]["q_proj"], atol=1e-6)
     # Not the adapted patient under the doctor's adapter.
     assert "adapters" not in params["experts"][0]
@@ -100,8 +100,8 @@ def test_prompts_are_written_as_in_the_run_of_the_doctor(make_doctor):
         yaml.safe_dump({"data": {"template": "markers", "human": "Q:", "assistant": "A:"}})
     )
     for folder in (run, run / "export"):
-        speaker = load_speaker("", guide=GuideConfig(doctor=(str(folder),)))
-        assert speaker.tokenizer.decode(speaker.encode("hi")) == "Q: hiA:"
+        chat_model = load_speaker("", guide=GuideConfig(doctor=(str(folder),)))
+        assert chat_model.tokenizer.decode(chat_model.encode("hi")) == "Q: hiA:"
 
 
 def test_a_conversation_with_a_doctor(make_doctor):

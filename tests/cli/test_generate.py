@@ -11,7 +11,7 @@ from jaxalign.cli import loading
 from jaxalign.cli import main as cli
 from jaxalign.cli.chat import ChatConfig, Conversation, chat
 from jaxalign.cli.generate import GenerateConfig, complete, generate
-from jaxalign.cli.loading import Speaker, Stream, load_speaker, model_folder, run_data
+from jaxalign.cli.loading import ChatModel, Stream, load_speaker, model_folder, run_data
 from jaxalign.errors import ConfigError, DataError, ModelError, UserError
 from jaxalign.models.memory import bytes_of, sized
 from jaxalign.models.tensor_dtypes import frozen_dtype
@@ -21,7 +21,7 @@ SHORT = SamplingConfig(max_new_tokens=6)
 
 
 @pytest.fixture(scope="module")
-def speaker(tiny_model_folder):
+def chat_model(tiny_model_folder):
     return load_speaker(str(tiny_model_folder))
 
 
@@ -57,22 +57,22 @@ def test_batch_size_does_not_change_what_is_drawn(tiny_model_folder):
     assert [row["completion"] for row in one] == [row["completion"] for row in all_]
 
 
-def test_seed_changes_what_is_drawn(speaker):
+def test_seed_changes_what_is_drawn(chat_model):
     config = GenerateConfig(sampling=SHORT)
-    assert complete(speaker, ["one"], config) == complete(speaker, ["one"], config)
-    assert complete(speaker, ["one"], config) != complete(speaker, ["one"], replace(config, seed=1))
+    assert complete(chat_model, ["one"], config) == complete(chat_model, ["one"], config)
+    assert complete(chat_model, ["one"], config) != complete(chat_model, ["one"], replace(config, seed=1))
 
 
-def test_logp_is_that_of_the_completion_under_the_model(speaker):
-    row = complete(speaker, ["one"], GenerateConfig(sampling=SHORT))[0]
-    prompt = speaker.encode("one")
+def test_logp_is_that_of_the_completion_under_the_model(chat_model):
+    row = complete(chat_model, ["one"], GenerateConfig(sampling=SHORT))[0]
+    prompt = chat_model.encode("one")
     from jaxalign import models
 
-    done = speaker.sampler.generate(
+    done = chat_model.sampler.generate(
         [prompt], key=__import__("jax").random.key(0), **SHORT.arguments(), row_ids=[0]
     )
     tokens = prompt + done.token_lists()[0]
-    model = models.merge(speaker.sampler.definition, speaker.sampler.params)
+    model = models.merge(chat_model.sampler.definition, chat_model.sampler.params)
     logits = np.asarray(model(np.asarray([tokens]), lengths=np.asarray([len(tokens)])))[0]
     logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = sum(logps[i - 1, tokens[i]] for i in range(len(prompt), len(tokens)))
@@ -91,7 +91,7 @@ def test_file_of_prompts_is_read_and_results_are_written_whole(tiny_model_folder
     assert "2 completions" in capsys.readouterr().out
 
 
-def test_chat_rows_are_asked_up_to_the_last_answer(speaker):
+def test_chat_rows_are_asked_up_to_the_last_answer(chat_model):
     from jaxalign.cli.generate import prompt_of
     from jaxalign.data import Demonstration, Message
 
@@ -129,16 +129,16 @@ def test_template_of_the_tokenizer_is_used_where_there_is_one(tiny_model_folder,
 
 
 def test_system_message_comes_first(tiny_model_folder):
-    speaker = load_speaker(str(tiny_model_folder), template="markers")
-    assert speaker.tokenizer.decode(speaker.encode("hi", "Be kind.")).startswith("Be kind.")
+    chat_model = load_speaker(str(tiny_model_folder), template="markers")
+    assert chat_model.tokenizer.decode(chat_model.encode("hi", "Be kind.")).startswith("Be kind.")
 
 
-def test_continuation_keeps_the_space_between_prompt_and_completion(speaker):
+def test_continuation_keeps_the_space_between_prompt_and_completion(chat_model):
     prompt, completion = (
-        speaker.encode("one"),
-        speaker.tokenizer(" two", add_special_tokens=False)["input_ids"],
+        chat_model.encode("one"),
+        chat_model.tokenizer(" two", add_special_tokens=False)["input_ids"],
     )
-    assert speaker.continuation(prompt, completion) == " two"
+    assert chat_model.continuation(prompt, completion) == " two"
 
 
 def test_run_folder_stands_for_its_export(run_folder, tmp_path):
@@ -194,8 +194,8 @@ def test_chat_answers_each_turn_and_obeys_its_commands(tiny_model_folder):
     assert said[1].startswith("/reset")
 
 
-def test_undone_turn_is_gone_and_reset_forgets_all(speaker):
-    talk = Conversation(speaker, ChatConfig(sampling=SHORT))
+def test_undone_turn_is_gone_and_reset_forgets_all(chat_model):
+    talk = Conversation(chat_model, ChatConfig(sampling=SHORT))
     talk.answer("one")
     talk.answer("two")
     talk.undo()
@@ -205,20 +205,20 @@ def test_undone_turn_is_gone_and_reset_forgets_all(speaker):
     assert talk.turns == []
 
 
-def test_plain_conversation_continues_its_own_text(speaker):
-    talk = Conversation(speaker, ChatConfig(sampling=SHORT))
+def test_plain_conversation_continues_its_own_text(chat_model):
+    talk = Conversation(chat_model, ChatConfig(sampling=SHORT))
     reply = talk.answer("one")
     assert talk._said([*talk.turns, {"role": "user", "content": "two"}]) == "one" + reply + "two"
 
 
-def test_oldest_turns_leave_a_full_context(speaker):
-    talk = Conversation(speaker, ChatConfig(sampling=SHORT))
+def test_oldest_turns_leave_a_full_context(chat_model):
+    talk = Conversation(chat_model, ChatConfig(sampling=SHORT))
     talk.turns = [
         {"role": "user", "content": "x" * 50},
         {"role": "assistant", "content": "y" * 10},
     ]
     ids = talk._ids([*talk.turns, {"role": "user", "content": "last"}])
-    assert speaker.tokenizer.decode(ids) == "last"
+    assert chat_model.tokenizer.decode(ids) == "last"
 
 
 def test_turn_longer_than_the_context_is_said_and_not_kept(tiny_model_folder):
@@ -233,9 +233,9 @@ def test_a_completion_is_written_while_it_is_made_and_is_the_same(tiny_model_fol
     config = GenerateConfig(
         model=str(tiny_model_folder), prompt=("one",), sampling=SamplingConfig(max_new_tokens=30)
     )
-    speaker = load_speaker(str(tiny_model_folder))
-    whole, pieces = complete(speaker, ["one"], config)[0], []
-    assert complete(speaker, ["one"], config, write=pieces.append) == [whole]
+    chat_model = load_speaker(str(tiny_model_folder))
+    whole, pieces = complete(chat_model, ["one"], config)[0], []
+    assert complete(chat_model, ["one"], config, write=pieces.append) == [whole]
     assert "".join(pieces) == whole["completion"].strip()
     assert sum(map(bool, pieces)) > 2
     assert generate(config) == [whole]
@@ -251,9 +251,9 @@ def test_a_stream_holds_back_what_is_no_character_yet_and_says_all_of_a_text_tha
         block = 64
 
     ids = byte_tokenizer.encode("né tu", add_special_tokens=False)
-    speaker = Speaker(Sampler(), byte_tokenizer, None, 64)
+    chat_model = ChatModel(Sampler(), byte_tokenizer, None, 64)
     pieces = []
-    stream = Stream(speaker, [], pieces.append)
+    stream = Stream(chat_model, [], pieces.append)
     for count in range(1, len(ids) + 1):
         stream(np.asarray([ids]), [count])
     assert "".join(pieces) == "né tu" and pieces[:3] == ["n", "", "é"]
@@ -261,7 +261,7 @@ def test_a_stream_holds_back_what_is_no_character_yet_and_says_all_of_a_text_tha
     assert pieces[-1] == "a"
     stream.end("other")
     assert pieces[-1] == "\nother"
-    assert speaker.sampler.block < 64
+    assert chat_model.sampler.block < 64
     # What is said of an interruption does not stand behind half an answer.
     with pytest.raises(KeyboardInterrupt), stream:
         raise KeyboardInterrupt
@@ -310,9 +310,9 @@ def test_the_start_says_the_bytes_that_are_then_taken(cache, tiny_model_folder, 
 
 def test_of_8_bit_weights_no_floats_stay(tiny_model_folder, live_bytes):
     begun = live_bytes(collected=True)
-    speaker = load_speaker(str(tiny_model_folder), weights="int8")
+    chat_model = load_speaker(str(tiny_model_folder), weights="int8")
     rounded = bytes_of(models.load_pretrained(tiny_model_folder, weights="int8").params)
-    assert bytes_of(speaker.sampler.params) == rounded
+    assert bytes_of(chat_model.sampler.params) == rounded
     assert live_bytes(collected=True) - begun < 1.1 * rounded
 
 
@@ -323,7 +323,7 @@ def test_weights_are_bfloat16_where_the_device_likes_it_and_nothing_else_is_said
     monkeypatch.setattr(loading, "frozen_dtype", lambda asked, device: frozen_dtype(asked, gpu))
     lines = []
     for options in ({}, {"param_dtype": "float32"}):
-        speaker = load_speaker(str(tiny_model_folder), tell=lines.append, **options)
-        assert speaker.sampler.config.param_dtype == options.get("param_dtype", "bfloat16")
+        chat_model = load_speaker(str(tiny_model_folder), tell=lines.append, **options)
+        assert chat_model.sampler.config.param_dtype == options.get("param_dtype", "bfloat16")
     assert "rounded from float32, which --param_dtype=float32 would not do)" in lines[0]
     assert lines[2].endswith("in float32)")

@@ -43,8 +43,8 @@ def test_a_run_of_older_exports_stops_where_it_taught_to(base, tmp_path):
     base.rename(run / "export")
     (run / "metadata.json").write_text("{}")
     (run / "config.yaml").write_text("data: {template: markers, end_token: 'A'}")
-    speaker = load_speaker(str(run))
-    assert speaker.sampler.config.eos_ids == (5, EOS, speaker.tokenizer.get_vocab()["A"])
+    chat_model = load_speaker(str(run))
+    assert chat_model.sampler.config.eos_ids == (5, EOS, chat_model.tokenizer.get_vocab()["A"])
 
 
 def test_a_tokenizer_without_an_end_of_sequence_token_stops_by_the_rest(base):
@@ -58,5 +58,5 @@ def test_what_ends_a_doctors_run_ends_its_patient(base, make_doctor):
     run = make_doctor("kind", patient=str(base))
     (run / "metadata.json").write_text("{}")
     (run / "config.yaml").write_text("data: {template: markers, end_token: 'A'}")
-    speaker = load_speaker("", guide=llmdoctor.GuideConfig(doctor=(str(run),)))
-    assert speaker.sampler.config.eos_ids == (5, EOS, speaker.tokenizer.get_vocab()["A"])
+    chat_model = load_speaker("", guide=llmdoctor.GuideConfig(doctor=(str(run),)))
+    assert chat_model.sampler.config.eos_ids == (5, EOS, chat_model.tokenizer.get_vocab()["A"])

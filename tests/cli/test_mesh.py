@@ -70,14 +70,14 @@ def test_rows_are_split_over_the_devices_that_share_them(tiny_model_folder, monk
 @pytest.mark.parametrize("weights", ["same", "int8"])
 def test_no_device_holds_all_of_patient_or_doctors(weights, doctors):
     lines = []
-    speaker = load_speaker(
+    chat_model = load_speaker(
         "",
         guide=GuideConfig(doctor=doctors),
         weights=weights,
         mesh=MeshConfig(fsdp=4, tensor=2),
         tell=lines.append,
     )
-    params = speaker.sampler.params
+    params = chat_model.sampler.params
     parts = {"patient": params["patient"]} | {
         f"doctor {i}": p["base"] for i, p in enumerate(params["experts"])
     }

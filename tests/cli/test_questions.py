@@ -75,14 +75,14 @@ def test_mt_benchs_second_question_follows_the_first_answer(mt_bench, config, tm
     assert [len(row["choices"][0]["turns"]) for row in rows] == [2, 2, 1]
     assert {row["model_id"] for row in rows} == {"model"}
     assert "3 answers" in capsys.readouterr().out
-    speaker = load_speaker(config.model, template="markers")
-    first = complete(speaker, [MT[1]["turns"][0]], settings, row_ids=[1])[0]["completion"]
+    chat_model = load_speaker(config.model, template="markers")
+    first = complete(chat_model, [MT[1]["turns"][0]], settings, row_ids=[1])[0]["completion"]
     said = [
         {"role": "user", "content": "A"},
         {"role": "assistant", "content": first},
         {"role": "user", "content": "B"},
     ]
-    second = complete(speaker, [said], settings, row_ids=[len(MT) + 1])[0]
+    second = complete(chat_model, [said], settings, row_ids=[len(MT) + 1])[0]
     assert rows[1]["choices"][0]["turns"] == [first.strip(), second["completion"].strip()]
     assert rows[1]["choices"][0]["logp"][1] == second["logp"]
     # Whatever the batches.
@@ -110,9 +110,9 @@ def test_without_a_chat_template_the_next_question_is_a_paragraph_of_its_own():
 
 
 def test_a_plain_model_answers_both_turns_on_the_terminal(mt_bench, config, capsys):
-    speaker = load_speaker(config.model)
-    first = complete(speaker, ["W"], config)[0]
-    second = complete(speaker, [f"W{first['completion']}\n\nV"], config, row_ids=[1])[0]
+    chat_model = load_speaker(config.model)
+    first = complete(chat_model, ["W"], config)[0]
+    second = complete(chat_model, [f"W{first['completion']}\n\nV"], config, row_ids=[1])[0]
     generate(replace(config, file=mt_bench, limit=1))
     texts = [f"> {row['prompt']}\n{row['completion']}\n[{row['finish_reason']}" for row in (first, second)]
     shown = capsys.readouterr().out

@@ -1,22 +1,20 @@
 """Where packing puts rows of tokens, and in how many shapes."""
 
-import itertools
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxalign.data import packed, packed_alike, with_heads
-from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, end_to_end, rung, segments
+from jaxalign.data import packed, packed_alike, with_loss_positions
+from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, end_to_end, segments
 from jaxalign.training.core.step import split_rows
 
 WIDTH = 16
 
 
 def batch(lengths, *, seed=0, **more):
-    """Rows of different tokens, the first one of a row not counted, the others by chance."""
+    """Rows of different tokens, the first one of a row not loss_positions, the others by chance."""
     lengths = np.asarray(lengths, np.int32)
     rng, columns = np.random.default_rng(seed), np.arange(WIDTH)
     inside = columns < lengths[..., None]
@@ -88,14 +86,14 @@ def test_each_token_lies_once_in_one_piece_and_each_counted_one_has_its_head(len
     # Column t > 0 of a row follows its column t - 1, and column 0 follows another row's last one.
     np.testing.assert_array_equal((places[:, 1:] - places[:, :-1])[follows], 1)
     heads = places.reshape(shards, -1)
-    predicted = [heads[s, c] + 1 for s in range(shards) for c in found["counted"][s] if c >= 0]
+    predicted = [heads[s, c] + 1 for s in range(shards) for c in found["loss_positions"][s] if c >= 0]
     np.testing.assert_array_equal(np.sort(predicted), np.flatnonzero(rows["mask"]))
 
 
 def test_a_micro_batch_of_a_packed_batch_is_the_packed_micro_batch():
     rng = np.random.default_rng(1)
     rows = batch(rng.integers(1, WIDTH + 1, (8, 2)))
-    whole, cut = packed(rows, parts=4, shards=2), split_rows(4)
+    whole, cut = packed(rows, num_microbatches=4, shards=2), split_rows(4)
     for part in range(4):
         piece = {name: np.asarray(cut(value)[part]) for name, value in whole.items()}
         alone = packed({name: piece[name] for name in rows}, shards=2)
@@ -122,15 +120,15 @@ def test_filler_rows_are_left_out():
     assert set(np.unique(found["packed"] // WIDTH)) == {0, 2, 4}
     nothing = packed(batch(lengths, valid=np.zeros(4, bool)))
     assert (nothing["packed"] == 4 * WIDTH).all()
-    assert (nothing["counted"] == -1).all()
+    assert (nothing["loss_positions"] == -1).all()
 
 
 def test_mismatched_rows_are_packed_too_and_heads_only_where_asked():
     rows = batch([4, 5])
     more = rows | {f"kl_{name}": value for name, value in batch([9, 16]).items()}
     added = set(packed(more)) - set(more)
-    assert added == {"packed", "counted", "kl_packed", "kl_counted"}
-    assert set(packed(more, counted=False)) - set(more) == {"packed", "kl_packed"}
+    assert added == {"packed", "loss_positions", "kl_packed", "kl_loss_positions"}
+    assert set(packed(more, loss_positions=False)) - set(more) == {"packed", "kl_packed"}
 
 
 @pytest.mark.parametrize(
@@ -140,11 +138,11 @@ def test_heads_of_padded_rows_stand_before_the_counted_tokens(examples, parts, s
     lengths = np.random.default_rng(0).integers(1, WIDTH + 1, (examples, 2))
     valid = np.arange(examples) != 1
     rows = batch(lengths, valid=valid)
-    found = with_heads(rows, parts=parts, shards=shards)
-    assert set(found) - set(rows) == {"counted"}
+    found = with_loss_positions(rows, num_microbatches=parts, shards=shards)
+    assert set(found) - set(rows) == {"loss_positions"}
     # Three examples a micro-batch do not go onto two devices, so their heads are not cut up.
-    assert len(found["counted"]) == parts * pieces
-    heads = split_rows(parts)(found["counted"])
+    assert len(found["loss_positions"]) == parts * pieces
+    heads = split_rows(parts)(found["loss_positions"])
     for part in range(parts):
         mask = (rows["mask"] & valid[:, None, None])[part::parts].reshape(-1, WIDTH)
         size = mask.size // pieces
@@ -155,9 +153,9 @@ def test_heads_of_padded_rows_stand_before_the_counted_tokens(examples, parts, s
 def test_where_nearly_all_columns_count_the_head_is_applied_to_all():
     rows = batch([WIDTH] * 4)
     rows["mask"] = np.arange(WIDTH) > 2 + np.zeros((4, 1))  # 13 of 16
-    assert set(with_heads(rows)) == set(rows)
+    assert set(with_loss_positions(rows)) == set(rows)
     rows["mask"] = np.arange(WIDTH) > 3 + np.zeros((4, 1))  # 12 of 16, three quarters
-    assert with_heads(rows)["counted"].shape == (1, 48)
+    assert with_loss_positions(rows)["loss_positions"].shape == (1, 48)
 
 
 def test_by_their_moments_batches_have_one_number_of_heads():
@@ -165,22 +163,28 @@ def test_by_their_moments_batches_have_one_number_of_heads():
     plain, alike = set(), []
     for seed in range(200):
         rows = batch(rng.integers(4, WIDTH + 1, 16), seed=seed)  # 4.5 tokens count on average
-        plain.add(with_heads(rows)["counted"].shape)
-        alike.append(with_heads(rows | {"counted_moments": (4.5, 2.4)})["counted"].shape[1])
+        plain.add(with_loss_positions(rows)["loss_positions"].shape)
+        alike.append(
+            with_loss_positions(rows | {"loss_token_moments": (4.5, 2.4)})["loss_positions"].shape[1]
+        )
     assert len(plain) > 1
     assert alike.count(max(alike)) >= 199
     assert max(alike) <= 128  # half of the columns
 
 
-@pytest.mark.parametrize("counted", [True, False])
-def test_batches_packed_alike_have_as_many_rows_and_heads_and_each_its_own_tokens(counted):
+@pytest.mark.parametrize("loss_positions", [True, False])
+def test_batches_packed_alike_have_as_many_rows_and_heads_and_each_its_own_tokens(loss_positions):
     batches = [batch(lengths) for lengths in ([16] * 8, [3] * 8, [9, 8] * 4)]
-    found = packed_alike(batches, parts=2, shards=2, counted=counted)
+    found = packed_alike(batches, num_microbatches=2, shards=2, loss_positions=loss_positions)
     assert {len(one["packed"]) for one in found} == {8}
-    assert len({one["counted"].shape for one in found}) == 1 if counted else "counted" not in found[0]
+    assert (
+        len({one["loss_positions"].shape for one in found}) == 1
+        if loss_positions
+        else "loss_positions" not in found[0]
+    )
     for one, rows in zip(found, batches, strict=True):
-        if counted:
-            assert (one["counted"] >= 0).sum() == rows["mask"].sum()
+        if loss_positions:
+            assert (one["loss_positions"] >= 0).sum() == rows["mask"].sum()
         for part, places in enumerate(split_rows(2)(one["packed"])):
             tokens = rows["tokens"][part::2]
             there = np.append(tokens.ravel(), -1)[places]
@@ -195,14 +199,7 @@ def test_hundreds_of_batches_have_few_shapes_and_little_padding():
         lengths = np.clip(rng.lognormal(1.5, 0.6, 32), 2, WIDTH).astype(int)
         rows = batch(lengths, seed=seed)
         found = packed(rows)
-        shapes.add((found["packed"].shape, found["counted"].shape))
+        shapes.add((found["packed"].shape, found["loss_positions"].shape))
         tokens, slots = tokens + lengths.sum(), slots + found["packed"].size
     assert len(shapes) <= 20
     assert tokens / slots > 0.85
-
-
-def test_the_ladder_of_sizes_has_no_gap_above_a_quarter():
-    found = sorted({rung(n, steps=4) for n in range(1, 1000)})
-    assert found[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
-    assert all(rung(n, steps=4) >= n for n in range(1, 1000))
-    assert all(b <= 1.25 * a for a, b in itertools.pairwise(found[3:]))

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxalign.data import Example, TokenBatches, collate_comparisons, collate_demonstrations, with_heads
+from jaxalign.data import (
+    Example,
+    TokenBatches,
+    collate_comparisons,
+    collate_demonstrations,
+    with_loss_positions,
+)
 from jaxalign.data.token_batches import bucket_widths
 from jaxalign.errors import ConfigError, DataError
 
@@ -98,8 +104,8 @@ def test_the_first_epoch_begins_with_each_width_the_widest_first():
 def test_after_them_nearly_no_batch_has_another_shape_with_its_heads():
     found, seen = batches(), []
     for batch in epoch(found) + epoch(found) + epoch(found):
-        heads = with_heads(batch)
-        seen.append((heads["tokens"].shape, heads.get("counted", heads["tokens"]).size))
+        heads = with_loss_positions(batch)
+        seen.append((heads["tokens"].shape, heads.get("loss_positions", heads["tokens"]).size))
     begun = set(seen[: len(found.shapes)])
     assert sum(shape not in begun for shape in seen) <= 0.02 * len(seen)
     # Not by applying the head to everything: a third of the tokens count.

@@ -166,7 +166,7 @@ def save_and_load_process(model, score: np.ndarray, folder: Path, tokens: np.nda
 
     from jaxalign import models
 
-    scalar = scalar_model(model, score, bias=0.5, steps=models.StepMarks(separator="\n"))
+    scalar = scalar_model(model, score, bias=0.5, steps=models.StepConfig(separator="\n"))
     with tempfile.TemporaryDirectory() as temporary:
         saved = models.save_reward_model(scalar, Path(temporary) / "saved")
         keep_json(saved, folder / "process.json")

@@ -7,7 +7,7 @@ import pytest
 from jaxalign.data import Comparison, Message, chat_format
 from jaxalign.data.examples import Limits, make_example
 from jaxalign.errors import ConfigError, DataError
-from jaxalign.llmdoctor import FACES, FaceFormat, FaceRows, InstructionPair
+from jaxalign.llmdoctor import INSTRUCTION_PAIRS, ContrastiveFormat, ContrastiveRows, InstructionPair
 from tests.data.conftest import byte_tokenizer
 
 PAIR = InstructionPair("be good", "be bad at it")
@@ -23,7 +23,7 @@ DROPS = (
 
 
 def faces(tokenizer, template="auto", pair=PAIR):
-    return FaceFormat(chat_format(tokenizer, template, "", "\n\nHuman:", "\n\nAssistant:"), pair)
+    return ContrastiveFormat(chat_format(tokenizer, template, "", "\n\nHuman:", "\n\nAssistant:"), pair)
 
 
 def text(form, prompt, instruction="be good"):
@@ -42,7 +42,7 @@ def test_empty_or_identical_instructions_are_refused(positive, negative):
 
 
 def test_instructions_are_shipped_for_three_dimensions():
-    assert set(FACES) == {"helpfulness", "safety", "truthfulness"}
+    assert set(INSTRUCTION_PAIRS) == {"helpfulness", "safety", "truthfulness"}
 
 
 def test_the_instruction_is_a_system_turn_of_the_template(chatml):
@@ -98,7 +98,7 @@ def test_faces_count_the_same_ids_as_the_plain_row(request, kind, template, trun
     short = len(whole.rows[0]) - (3 if truncation != "filter" else 0)
     example = comparison(form, TURNS, limits=Limits(short, 0, truncation))
     assert example.truncated == (truncation != "filter")
-    [under] = FaceRows([example], form, 10_000)[:]
+    [under] = ContrastiveRows([example], form, 10_000)[:]
     start = example.masks[0].index(True)
     for number, (row, mask) in enumerate(zip(under.rows, under.masks, strict=True)):
         side, instruction = divmod(number, 2)
@@ -121,7 +121,7 @@ def test_a_face_too_long_for_the_context_loses_the_prompts_beginning_alone(plain
     example = comparison(form, "0123456789", chosen="abc", rejected="x")
     # "be bad at it" (" a" is one token), an empty line (one too), the prompt, "abc" and the end.
     longest = 11 + 1 + 10 + 4
-    fits, cut = FaceRows([example], form, longest), FaceRows([example], form, longest - 6)
+    fits, cut = ContrastiveRows([example], form, longest), ContrastiveRows([example], form, longest - 6)
     assert not fits.cut[0]
     assert cut.cut[0]
     assert [plain_bytes.decode(row) for row in cut[0].rows] == [
@@ -130,16 +130,16 @@ def test_a_face_too_long_for_the_context_loses_the_prompts_beginning_alone(plain
         "be good\n\n6789x<eos>",
         "be bad at it\n\n6789x<eos>",
     ]
-    none = FaceRows([example], form, longest - 10)
+    none = ContrastiveRows([example], form, longest - 10)
     assert plain_bytes.decode(none[0].rows[0]) == "be good\n\nabc<eos>"
     with pytest.raises(DataError, match=r"^rows.jsonl:1: the completion has 4 tokens and the instruction 12"):
-        FaceRows([example], form, longest - 11)
+        ContrastiveRows([example], form, longest - 11)
 
 
 def test_a_completion_without_a_prompt_keeps_its_first_token_uncounted(plain_bytes):
     form = faces(plain_bytes, "plain", InstructionPair("+ ", "- "))
     example = comparison(form, "", chosen="abc", rejected="x")
-    [under] = FaceRows([example], form, 100)[:]
+    [under] = ContrastiveRows([example], form, 100)[:]
     assert [plain_bytes.decode(row) for row in under.rows[:2]] == ["+ abc<eos>", "- abc<eos>"]
     assert sum(under.masks[0]) == sum(example.masks[0]) == 3
 
@@ -147,11 +147,11 @@ def test_a_completion_without_a_prompt_keeps_its_first_token_uncounted(plain_byt
 def test_an_instruction_like_the_prompts_end_is_not_taken_for_it(plain_bytes):
     form = faces(plain_bytes, "plain", InstructionPair("a same same", "b same same"))
     example = comparison(form, "same same", chosen="y", rejected="n")
-    [under] = FaceRows([example], form, 100)[:]
+    [under] = ContrastiveRows([example], form, 100)[:]
     assert plain_bytes.decode(under.rows[0]) == "a same same\n\nsame samey<eos>"
 
 
 def test_examples_without_their_prompt_are_refused(plain_bytes):
     form = faces(plain_bytes)
     with pytest.raises(ValueError, match="do not begin with its prompt"):
-        FaceRows([replace(comparison(form, "hi"), prompt="ho")], form, 100)
+        ContrastiveRows([replace(comparison(form, "hi"), prompt="ho")], form, 100)

@@ -23,7 +23,7 @@ from jaxalign.errors import ConfigError, DataError, ModelError
 from jaxalign.llmdoctor import tfpo_dimension
 from jaxalign.llmdoctor.tfpo import train_tfpo
 from jaxalign.llmdoctor.tfpo_config import PatientSource, TFPOConfig, TFPOLossConfig
-from jaxalign.llmdoctor.tfpo_parts import Treatment, check_identical, completion_end, terminated
+from jaxalign.llmdoctor.tfpo_parts import DoctorPatientPair, check_identical, completion_end, terminated
 from jaxalign.llmdoctor.token_reward_scores import FaceScorer
 from jaxalign.llmdoctor.token_rewards import token_reward_tables
 from jaxalign.mesh import MeshConfig, make_mesh
@@ -380,7 +380,9 @@ def test_a_doctor_may_have_been_given_tokens_that_the_patient_has_not_but_not_th
     def opened(doctor, patient, tokenizer):
         config = configs.tfpo(tmp_path / "run", model=ModelSource(path=str(doctor)))
         run: Any = SimpleNamespace(tell=lambda *_: None, add_metadata=lambda **_: None, metadata=dict)
-        return Treatment.open(config, make_mesh(), run, patient=patient, doctor=None, tokenizer=tokenizer)
+        return DoctorPatientPair.open(
+            config, make_mesh(), run, patient=patient, doctor=None, tokenizer=tokenizer
+        )
 
     assert opened(tmp_path / "chat", *live).tokenizer is live[1]
     shutil.copytree(configs.model.path, tmp_path / "base")

@@ -152,7 +152,7 @@ def test_micro_batches_add_up_to_the_batch(devices):
     found = []
     for parts in (1, 4):
         update = make_update(loss, counts, sgd, accumulation_steps=parts)
-        placed = setup.on_mesh(batch, mesh, packing=True, parts=parts)
+        placed = setup.on_mesh(batch, mesh, packing=True, num_microbatches=parts)
         state, metrics = update(create_state(trained, sgd), frozen, placed, KEY)
         found.append((metrics, state.params))
     assert found[0][0].keys() == found[1][0].keys()

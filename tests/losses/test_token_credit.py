@@ -10,23 +10,23 @@ def f(*values):
 
 
 # Differences 1, 0 and 2 nats: 1, 0 and 2 times their mean.
-FACES = f([-1, -3, -2]), f([-2, -3, -4])
+INSTRUCTION_PAIRS = f([-1, -3, -2]), f([-2, -3, -4])
 ALL = jnp.ones((1, 3), bool)
 
 
 def test_importance_by_hand():
-    importance = losses.token_importance(*FACES, ALL, temperature=2.0, epsilon=0.0)
+    importance = losses.token_importance(*INSTRUCTION_PAIRS, ALL, temperature=2.0, epsilon=0.0)
     np.testing.assert_allclose(importance, [np.tanh([0.5, 0, 1])], rtol=1e-6)
 
 
 def test_epsilon_is_added_to_the_mean():
-    importance = losses.token_importance(*FACES, ALL, epsilon=1.0)
+    importance = losses.token_importance(*INSTRUCTION_PAIRS, ALL, epsilon=1.0)
     np.testing.assert_allclose(importance, [np.tanh([0.5, 0, 1])], rtol=1e-6)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6])
 def test_identical_faces_give_no_reward(epsilon):
-    importance = losses.token_importance(FACES[0], FACES[0], ALL, epsilon=epsilon)
+    importance = losses.token_importance(INSTRUCTION_PAIRS[0], INSTRUCTION_PAIRS[0], ALL, epsilon=epsilon)
     np.testing.assert_array_equal(importance, 0)
     np.testing.assert_array_equal(
         losses.token_rewards(importance, jnp.asarray([True]), ALL, threshold=0.0), 0
@@ -35,14 +35,17 @@ def test_identical_faces_give_no_reward(epsilon):
 
 def test_swapping_the_faces_changes_nothing():
     np.testing.assert_array_equal(
-        losses.token_importance(*FACES, ALL), losses.token_importance(*FACES[::-1], ALL)
+        losses.token_importance(*INSTRUCTION_PAIRS, ALL),
+        losses.token_importance(*INSTRUCTION_PAIRS[::-1], ALL),
     )
 
 
 @pytest.mark.parametrize("scale", [0.25, 1000.0])
 def test_only_differences_relative_to_their_mean_count(scale):
-    base = losses.token_importance(*FACES, ALL, epsilon=0.0)
-    scaled = losses.token_importance(scale * FACES[0], scale * FACES[1], ALL, epsilon=0.0)
+    base = losses.token_importance(*INSTRUCTION_PAIRS, ALL, epsilon=0.0)
+    scaled = losses.token_importance(
+        scale * INSTRUCTION_PAIRS[0], scale * INSTRUCTION_PAIRS[1], ALL, epsilon=0.0
+    )
     np.testing.assert_allclose(scaled, base, rtol=1e-6)
 
 
@@ -56,7 +59,7 @@ def test_prompt_tokens_have_no_reward_and_no_part_in_the_mean():
     prompt = f([-9, -1, -3, -2]), f([-1, -2, -3, -4])
     mask = jnp.asarray([[0, 1, 1, 1]])
     importance = losses.token_importance(*prompt, mask)
-    np.testing.assert_allclose(importance[:, 1:], losses.token_importance(*FACES, ALL), rtol=1e-6)
+    np.testing.assert_allclose(importance[:, 1:], losses.token_importance(*INSTRUCTION_PAIRS, ALL), rtol=1e-6)
     rewards = losses.token_rewards(jnp.ones((1, 4)), jnp.asarray([True]), mask, threshold=0.5)
     np.testing.assert_array_equal(rewards, [[0, 1, 1, 1]])
 

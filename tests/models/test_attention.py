@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jaxalign.kernels import cudnn_attention
+from jaxalign.kernels.config import Choice
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import attention
-from jaxalign.models.config import Choice
 from tests.models.attention_cases import config, inputs, layout
 
 

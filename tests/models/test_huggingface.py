@@ -93,7 +93,7 @@ TOKEN_CLASSIFIERS = [name for name in FAMILIES if (GOLDEN / name / "process.json
 def process_model(family: str) -> models.ScalarModel:
     scalar = reward_model(family)
     params = models.with_normalizer(scalar.params, gain=1.0, bias=0.5)
-    return models.ScalarModel(scalar.config, scalar.head_config, params, models.StepMarks(separator="\n"))
+    return models.ScalarModel(scalar.config, scalar.head_config, params, models.StepConfig(separator="\n"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -101,7 +101,7 @@ def test_a_saved_process_reward_folder_is_the_one_transformers_loaded(family, tm
     models.save_reward_model(process_model(family), tmp_path / "saved")
     if family not in TOKEN_CLASSIFIERS:
         assert family == "gemma3_text"  # transformers has no token classifier of this family
-        assert models.load_reward_model(tmp_path / "saved").steps == models.StepMarks(separator="\n")
+        assert models.load_reward_model(tmp_path / "saved").steps == models.StepConfig(separator="\n")
         return
     head = "classifier" if family.startswith("gpt") else "score"
     tensors = load_file(GOLDEN / family / "model.safetensors")
@@ -119,7 +119,7 @@ def test_step_logits_equal_the_token_classifiers_of_transformers(family, tmp_pat
     np.testing.assert_allclose(
         again.per_token(jnp.asarray(golden["tokens"])), golden["saved_token_scores"], atol=1e-4
     )
-    assert again.steps == models.StepMarks(separator="\n")
+    assert again.steps == models.StepConfig(separator="\n")
 
 
 def test_a_token_classifier_of_two_labels_is_read_as_the_difference(tmp_path):
@@ -136,7 +136,7 @@ def test_a_token_classifier_of_two_labels_is_read_as_the_difference(tmp_path):
     np.testing.assert_allclose(
         again.per_token(tokens), process_model("llama").per_token(tokens), rtol=1e-5, atol=1e-5
     )
-    assert again.steps == models.StepMarks(separator="")
+    assert again.steps == models.StepConfig(separator="")
     tensors["score.weight"] = np.concatenate([weight] * 3)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"shape \(3, 32\); expected .* a single label, or \[2, width\]"):

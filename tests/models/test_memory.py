@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.models.test_int8 import GOLDEN
 
 from jaxalign import models
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import memory, sharding
 from jaxalign.models.huggingface import load_config, read_tensors
 from jaxalign.models.tensor_dtypes import frozen_dtype
+from tests.kernels.test_int8 import GOLDEN
 
 FAMILIES = ("llama", "gpt2", "gemma2")
 

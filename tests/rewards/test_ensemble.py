@@ -111,7 +111,7 @@ def test_a_member_that_knows_fewer_tokens_than_the_policy_is_refused(tiny_model_
 
 def test_a_member_that_scores_steps_is_refused(tiny_model_folder):
     base = models.load_pretrained(tiny_model_folder)
-    steps = models.StepMarks(separator=";")
+    steps = models.StepConfig(separator=";")
     process = models.create_scalar_model(base, LINEAR, key=jax.random.key(1), steps=steps)
     with pytest.raises(UserError, match="it scores the steps of a completion, not the whole"):
         EnsembleReward([*heads(tiny_model_folder)[:1], process])

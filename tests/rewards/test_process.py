@@ -23,7 +23,7 @@ STOP = 257
 @pytest.fixture(scope="module")
 def process_model(tiny_model_folder):
     model = models.load_pretrained(tiny_model_folder)
-    steps = models.StepMarks(separator=";")
+    steps = models.StepConfig(separator=";")
     return models.create_scalar_model(model, HeadConfig(init_std=1.0), key=jax.random.key(1), steps=steps)
 
 
@@ -138,7 +138,7 @@ def test_a_row_beyond_the_context_loses_its_beginning(process_model, byte_tokeni
 
 def test_a_model_without_a_separator_and_one_of_another_vocabulary_are_refused(process_model, byte_tokenizer):
     bare = models.ScalarModel(
-        process_model.config, process_model.head_config, process_model.params, models.StepMarks()
+        process_model.config, process_model.head_config, process_model.params, models.StepConfig()
     )
     with pytest.raises(ConfigError, match=r"reward\.separator: .* does not say what ends a step"):
         ProcessReward(bare, byte_tokenizer)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign import llmdoctor, models
-from jaxalign.rollout.sampling import Branches, next_token
+from jaxalign.rollout.sampling import SamplerFeatures, next_token
 
 ROWS, WEIGHTS = 2048, (0.5, 0.3, 0.2, 0.15, 0.35)
 # Temperature, top_k, top_p, min_p.
@@ -78,7 +78,7 @@ def test_every_drawn_token_is_one_that_the_cuts_leave(guided, number, vocabulary
         return model.logits(hidden)
 
     def draws(params, *settings):
-        return next_token(logits_of(params), uniforms, *settings, branches=Branches())
+        return next_token(logits_of(params), uniforms, *settings, features=SamplerFeatures())
 
     program = jax.jit(draws, compiler_options=OPTIMIZED)
     logits = np.asarray(jax.jit(logits_of)(params), np.float64)

@@ -11,8 +11,8 @@ from jaxalign import models
 from jaxalign.errors import UserError
 from jaxalign.evaluation.policy import make_scorer, token_logps
 from jaxalign.rollout import Sampler, SamplingConfig, generate, join_rows
-from jaxalign.rollout.decode import Draws, read_prompts
-from jaxalign.rollout.sampling import Branches, kept_tokens, row_uniforms, sample
+from jaxalign.rollout.decode import RowSampling, read_prompts
+from jaxalign.rollout.sampling import SamplerFeatures, kept_tokens, row_uniforms, sample
 from jaxalign.training.core.scoring import score_tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
@@ -81,7 +81,7 @@ def test_a_stop_token_is_counted_and_ends_the_row(model):
 def test_prompts_are_read_without_logits_of_all_their_tokens(model):
     rows, width, vocabulary = 3, 16, model.config.vocab_size
     definition, params = models.split(model)
-    draws = Draws(np.arange(6), *(np.ones(6, np.float32) for _ in range(4)))
+    draws = RowSampling(np.arange(6), *(np.ones(6, np.float32) for _ in range(4)))
     program = jax.make_jaxpr(
         lambda p, t, n: read_prompts(
             definition,
@@ -93,7 +93,7 @@ def test_prompts_are_read_without_logits_of_all_their_tokens(model):
             np.asarray([1]),
             KEY,
             copies=2,
-            branches=Branches(),
+            features=SamplerFeatures(),
             int8_cache=False,
         )
     )(params, jnp.zeros((rows, width), jnp.int32), jnp.full(rows, 9))
@@ -212,12 +212,12 @@ def test_what_no_row_asks_for_is_not_computed_and_changes_nothing(name, loops):
     settings[name] = {"top_k": jnp.arange(1, 9) * 5, "top_p": jnp.full(8, 0.4), "min_p": jnp.full(8, 0.1)}[
         name
     ]
-    only = Branches(**{other: other == name for other in settings})
-    whole, part = kept_tokens(logits, **settings), kept_tokens(logits, **settings, branches=only)
+    only = SamplerFeatures(**{other: other == name for other in settings})
+    whole, part = kept_tokens(logits, **settings), kept_tokens(logits, **settings, features=only)
     np.testing.assert_array_equal(part, whole)
     assert 1 < int(whole.sum()) < whole.size
-    for branches, expected in ((only, loops), (Branches(), 4)):
-        program = jax.make_jaxpr(lambda x, b=branches: kept_tokens(x, **settings, branches=b))(logits)
+    for features, expected in ((only, loops), (SamplerFeatures(), 4)):
+        program = jax.make_jaxpr(lambda x, b=features: kept_tokens(x, **settings, features=b))(logits)
         assert sum("scan" in str(step.primitive) for step in program.eqns) == expected
 
 

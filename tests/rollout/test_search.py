@@ -10,7 +10,7 @@ import pytest
 
 from jaxalign import models
 from jaxalign.errors import UserError
-from jaxalign.models.heads import StepMarks
+from jaxalign.models.heads import StepConfig
 from jaxalign.rollout import Sampler
 from jaxalign.rollout.search import args_generate, best_of_n, states_after
 
@@ -159,7 +159,7 @@ def test_args_refuses_models_and_numbers_that_do_not_fit(patient, reward):
     with pytest.raises(UserError, match="47 tokens, the patient's 48"):
         args_generate(patient, small, PROMPTS, weight=1.0, top_k=4, **arguments)
     definition, params = models.split(reward)
-    steps = models.merge(replace(definition, steps=StepMarks()), params)
+    steps = models.merge(replace(definition, steps=StepConfig()), params)
     with pytest.raises(UserError, match="steps of a completion"):
         args_generate(patient, steps, PROMPTS, weight=1.0, top_k=4, **arguments)
     short = models.with_config(reward, max_positions=12)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxalign.data import packed_alike, with_heads_alike
+from jaxalign.data import packed_alike, with_loss_positions_alike
 from jaxalign.errors import DataError
 from jaxalign.training.core import setup
 from jaxalign.training.core.loop import Batches
@@ -55,17 +55,17 @@ def stack_batches(
     batches: Sequence[Mapping[str, Any]],
     *,
     packing: bool = False,
-    parts: int = 1,
+    num_microbatches: int = 1,
     shards: int = 1,
-    heads: bool = False,
+    loss_positions: bool = False,
 ) -> dict[str, np.ndarray]:
     """The numeric arrays of K batches as [K, ...]; rows of tokens are filled up to one width.
 
     Args:
       batches: one of each member.
       packing: lay out each member's rows in fewer ones, as many for all.
-      parts, shards: see `data.packed`.
-      heads: whether a vocabulary head reads them; it will read what predicts counted tokens, as many for all.
+      num_microbatches, shards: see `data.packed`.
+      loss_positions: whether a vocabulary head reads them; it will read what predicts counted tokens, as many for all.
 
     Raises:
       DataError: questions with different numbers of candidates.
@@ -86,10 +86,15 @@ def stack_batches(
 
     found = [{name: filled(array) for name, array in batch.items()} for batch in found]
     if packing:
-        found = packed_alike(found, parts=parts, shards=shards, counted=heads)
-    elif heads:
+        found = packed_alike(
+            found, num_microbatches=num_microbatches, shards=shards, loss_positions=loss_positions
+        )
+    elif loss_positions:
         whole = [{**batch, **arrays} for batch, arrays in zip(batches, found, strict=True)]
-        found = [setup.device_part(batch) for batch in with_heads_alike(whole, parts=parts, shards=shards)]
+        found = [
+            setup.device_part(batch)
+            for batch in with_loss_positions_alike(whole, num_microbatches=num_microbatches, shards=shards)
+        ]
     return {name: np.stack([batch[name] for batch in found]) for name in found[0]}
 
 

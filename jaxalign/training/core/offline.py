@@ -90,8 +90,11 @@ def fit(command: str, config: Any, given: Given, begin: Callable[["OfflineRun"],
       What the task's `finish` returns.
 
     Raises:
-      UserError: anything wrong with configuration, files or rows, in one line.
+      UserError: anything wrong with arguments, configuration, files or rows, in one line.
     """
+    for name in ("model", "policy"):
+        if name in given.others:
+            setup.check_live(given.others[name], given.others["tokenizer"], name)
     mesh, train = setup.start(config.run, config.mesh), config.train
     key = jax.random.key(config.run.seed)
     with Run.open(config.run, config, command, given) as run:
@@ -164,7 +167,9 @@ class DatasetFeed:
         if self.attach is not None:
             batch = self.attach(batch, training=training)
         parts = self.train.accumulation_steps if training else 1
-        return setup.on_mesh(batch, self.mesh, packing=self.train.packing, parts=parts, head=self.head)
+        return setup.on_mesh(
+            batch, self.mesh, packing=self.train.packing, num_microbatches=parts, head=self.head
+        )
 
     @property
     def eval_size(self) -> int:

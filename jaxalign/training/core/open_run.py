@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxalign.runs import Run
 from jaxalign.training.core import setup
+from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.stops import with_stops
 
 
@@ -44,6 +45,14 @@ class OpenRun:
             packing=config.train.packing,
             mapped=mapped,
         )
+
+    def load_reference(self, policy: Any, *, read: bool = True) -> Any:
+        """See `setup.load_reference`."""
+        return setup.load_reference(self.config, policy, self.mesh, self.run, read=read)
+
+    def trained_parts(self, policy: Any) -> tuple[CausalPolicy, Any, Any]:
+        """How to score with the policy, its trained leaves, and its frozen leaves; see `setup.policy_of`."""
+        return setup.policy_of(policy, self.config.lora, self.mesh, key=self.fold(1))
 
     def load_policy(self, live: Any, tokenizer: Any) -> tuple[Any, Any]:
         """As `load_model`; it stops where the data teach it to."""

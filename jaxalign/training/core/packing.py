@@ -15,17 +15,17 @@ from jaxalign.data.packing import MAX_SEGMENTS, segments
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packing:
-    """The layout that `data.packed` or `data.with_heads` adds to a batch of N rows of T tokens.
+    """The layout that `data.packed` or `data.with_loss_positions` adds to a batch of N rows of T tokens.
 
     Attributes:
-      places: row * T + column of the token in each column of the packed rows; N * T in padding. None where the
+      flat_indices: row * T + column of the token in each column of the packed rows; N * T in padding. None where the
         rows are not packed: then they are the R = N rows below.
-      counted: for each shard of the R rows, flattened, the columns whose hidden state predicts a counted token;
+      loss_positions: for each shard of the R rows, flattened, the columns whose hidden state predicts a counted token;
         -1 fills. None where no vocabulary head is applied, or (to rows that are not packed) to all columns.
     """
 
-    places: Int[Array, "R T"] | None = None
-    counted: Int[Array, "S C"] | None = None
+    flat_indices: Int[Array, "R T"] | None = None
+    loss_positions: Int[Array, "S C"] | None = None
 
     def rows(self, tokens: Int[Array, "N T"], lengths: Int[Array, " N"]) -> dict[str, Any]:
         """The arguments by which a model reads the rows.
@@ -33,33 +33,33 @@ class Packing:
         Returns:
           tokens with lengths, or with positions and segment_ids, int32 [R, T], and max_segments.
         """
-        if self.places is None:
+        if self.flat_indices is None:
             return {"tokens": tokens, "lengths": lengths}
         return {
-            "tokens": taken(tokens, self.places),
-            **segments(self.places, tokens.size, tokens.shape[1]),
+            "tokens": taken(tokens, self.flat_indices),
+            **segments(self.flat_indices, tokens.size, tokens.shape[1]),
             "max_segments": MAX_SEGMENTS,
         }
 
     def back(self, values: Float[Array, "R T *D"], shape: tuple[int, ...]) -> Float[Array, "N T *D"]:
         """What a model says of each column of the rows, at its token's place in rows of this shape."""
-        return values if self.places is None else spread(values, self.places, shape)
+        return values if self.flat_indices is None else spread(values, self.flat_indices, shape)
 
-    def heads(self, hidden: Float[Array, "R T D"]) -> Float[Array, "S C D"]:
+    def gather(self, hidden: Float[Array, "R T D"]) -> Float[Array, "S C D"]:
         """The hidden states that predict counted tokens; some state in filled slots."""
-        assert self.counted is not None
-        shards = hidden.reshape(self.counted.shape[0], -1, hidden.shape[-1])
-        return jnp.take_along_axis(shards, jnp.maximum(self.counted, 0)[..., None], axis=1)
+        assert self.loss_positions is not None
+        shards = hidden.reshape(self.loss_positions.shape[0], -1, hidden.shape[-1])
+        return jnp.take_along_axis(shards, jnp.maximum(self.loss_positions, 0)[..., None], axis=1)
 
     def targets(self, size: int) -> Int[Array, "S C"]:
-        """Where the token lies that each of `heads` predicts, row * T + column; `size` = N * T in filled slots."""
-        assert self.counted is not None
-        shards, columns = self.counted.shape[0], jnp.maximum(self.counted, 0)
-        if self.places is None:
+        """Where the token lies that each of `gather` predicts, row * T + column; `size` = N * T in filled slots."""
+        assert self.loss_positions is not None
+        shards, columns = self.loss_positions.shape[0], jnp.maximum(self.loss_positions, 0)
+        if self.flat_indices is None:
             before = columns + jnp.arange(shards)[:, None] * (size // shards)
         else:
-            before = jnp.take_along_axis(self.places.reshape(shards, -1), columns, axis=1)
-        return jnp.where(self.counted < 0, size, before + 1)
+            before = jnp.take_along_axis(self.flat_indices.reshape(shards, -1), columns, axis=1)
+        return jnp.where(self.loss_positions < 0, size, before + 1)
 
 
 def most_segments(packing: bool) -> int:
@@ -69,8 +69,8 @@ def most_segments(packing: bool) -> int:
 
 def packing_of(batch: Mapping[str, Any], prefix: str = "") -> Packing | None:
     """The layout of a batch's rows (of those of the prefix); None where it has none."""
-    places, counted = batch.get(prefix + "packed"), batch.get(prefix + "counted")
-    return None if places is None and counted is None else Packing(places, counted)
+    flat, positions = batch.get(prefix + "packed"), batch.get(prefix + "loss_positions")
+    return None if flat is None and positions is None else Packing(flat, positions)
 
 
 def taken(values: Shaped[Array, "N T"], places: Int[Array, "*P"]) -> Shaped[Array, "*P"]:

@@ -127,7 +127,7 @@ def score_tokens(
     if places is None:
         before, targets, counted = states[:, :-1], tokens[:, 1:], mask[:, 1:]
     else:
-        before, targets, counted = layout.heads(states), taken(tokens, places), taken(mask, places)
+        before, targets, counted = layout.gather(states), taken(tokens, places), taken(mask, places)
     vocabulary = model.head.shape[0]
     if (
         whole_logits

@@ -21,7 +21,7 @@ from jaxalign.data import (
     counted_tokens,
     packed,
     usual_width,
-    with_heads,
+    with_loss_positions,
 )
 from jaxalign.data.batches import Collate
 from jaxalign.data.stream import Stream, StreamBatches
@@ -217,7 +217,12 @@ def policy_of(model: Any, lora: LoraConfig, mesh: Mesh, *, key: jax.Array) -> tu
 
 
 def on_mesh(
-    batch: Mapping[str, Any], mesh: Mesh, *, packing: bool = False, parts: int = 1, head: bool = True
+    batch: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    packing: bool = False,
+    num_microbatches: int = 1,
+    head: bool = True,
 ) -> dict[str, jax.Array]:
     """A host batch on the mesh, rows split over its devices.
 
@@ -225,14 +230,14 @@ def on_mesh(
       batch: arrays; columns of text stay on the host.
       mesh: the devices.
       packing: lay out its rows of tokens in fewer, fuller ones (see `data.packed`), unless they have been.
-      parts: micro-batches it will be split into.
+      num_microbatches: micro-batches it will be split into.
       head: whether a vocabulary head reads them; it will read what predicts counted tokens.
     """
     shards = row_shards(mesh)
     if packing and "packed" not in batch:
-        batch = packed(batch, parts=parts, shards=shards, counted=head)
+        batch = packed(batch, num_microbatches=num_microbatches, shards=shards, loss_positions=head)
     elif head and not packing:
-        batch = with_heads(batch, parts=parts, shards=shards)
+        batch = with_loss_positions(batch, num_microbatches=num_microbatches, shards=shards)
     return shard_batch(device_part(batch), mesh)
 
 
@@ -288,13 +293,15 @@ def collate_of(collate: Collate, examples: Sequence[Example], *, packing: bool) 
     """`collate` with what makes batches of the examples share programs.
 
     Packed rows get one width for nearly all batches, as more columns cost nothing there; padded ones the moments by
-    which `with_heads` finds one number of heads for each width.
+    which `with_loss_positions` finds one number of heads for each width.
     """
     if packing:
         return partial(collate, width=usual_width(examples))
     counted = counted_tokens(examples)
     moments = (float(counted.mean()), float(counted.std()))
-    return lambda rows, numbers, **options: collate(rows, numbers, **options) | {"counted_moments": moments}
+    return lambda rows, numbers, **options: (
+        collate(rows, numbers, **options) | {"loss_token_moments": moments}
+    )
 
 
 def device_part(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -182,19 +182,19 @@ def _add(total, part):
     return (loss_a + loss_b, sums), jax.tree.map(jnp.add, grads_a, grads_b)
 
 
-def split_rows(parts: int):
-    """A function [B, ...] -> [parts, B / parts, ...], by which a batch becomes micro-batches."""
+def split_rows(num_microbatches: int):
+    """A function [B, ...] -> [M, B / M, ...], by which a batch becomes micro-batches."""
 
     def split(x):
-        rows, rest = divmod(x.shape[0], parts)
+        rows, rest = divmod(x.shape[0], num_microbatches)
         if rest:
-            raise ValueError(f"{x.shape[0]} rows do not divide by {parts} accumulation steps")
+            raise ValueError(f"{x.shape[0]} rows do not divide by {num_microbatches} accumulation steps")
         # Strided, so that each device keeps its own rows under a batch-sharded mesh.
-        return x.reshape(rows, parts, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(rows, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
 
     return split
 
 
 def joined_rows(x: jax.Array) -> jax.Array:
-    """The inverse of `split_rows`: [parts, B / parts, ...] -> [B, ...]."""
+    """The inverse of `split_rows`: [M, B / M, ...] -> [B, ...]."""
     return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxalign import losses, models
 from jaxalign.losses.preference import ScoredRows
+from jaxalign.training.core.own_loss import check_own_loss
 from jaxalign.training.core.packing import packing_of
 from jaxalign.training.core.pairs import flatten
 from jaxalign.training.core.scoring import CausalPolicy, TokenScores, score_tokens
@@ -202,3 +203,11 @@ def whole_batch_statistics(
         return {STATISTIC + n: jnp.broadcast_to(x, batch["valid"].shape) for n, x in found.items()}
 
     return lambda params, frozen, batch: batch | statistics(params, frozen, batch)
+
+
+def check_pair_loss(loss: Any, config: DPOLossConfig) -> Any:
+    """The user's loss (see `check_own_loss`), called as the one that `config` names is, without its options."""
+    spec = config.spec
+    arrays, keywords = dict.fromkeys(spec.arguments, ("B",)), spec.statistic.axes if spec.statistic else {}
+    unread = [option.name for option in spec.options]
+    return check_own_loss(loss, arrays, ("B",), config=config, unread=unread, keywords=keywords)

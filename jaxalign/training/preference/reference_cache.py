@@ -12,8 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxalign import models
 from jaxalign.data import Dataset, Example, eval_batches
 from jaxalign.errors import CheckpointError
+from jaxalign.training.core.loading import refuse_stream
+from jaxalign.training.core.offline import DatasetFeed, OfflineRun
+from jaxalign.training.core.packing import packing_of
+from jaxalign.training.core.pairs import flatten
+from jaxalign.training.core.scoring import score_tokens
+from jaxalign.training.preference.objectives import completion_sums
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,31 @@ class ReferenceTable:
         """The batch with `ref_logps` [B, G]."""
         rows = self.train if training else self.validation
         return {**batch, "ref_logps": rows[np.asarray(batch["row_ids"])]}
+
+
+def precomputed_reference(run: OfflineRun, feed: DatasetFeed, definition: Any, params: Any) -> ReferenceTable:
+    """The reference's log-probs of all completions, from the cache or computed; the run notes the file."""
+    config, alpha = run.config, run.config.loss.length_alpha
+    refuse_stream(feed.data, "reference_logps=precomputed")
+
+    @jax.jit
+    def score(params, batch):
+        tokens, mask, lengths = flatten(batch)
+        model = models.merge(definition, params)
+        logps = score_tokens(model, tokens, lengths, mask, packing=packing_of(batch)).logps
+        return completion_sums(logps, mask, batch["tokens"].shape[:2], alpha)
+
+    table, path = reference_table(
+        Path(config.reference_cache or run.run.folder / "reference"),
+        feed.data,
+        params,
+        {"length_alpha": alpha, "dtype": config.model.compute_dtype},
+        lambda batch: score(params, feed.place(batch, training=False)),
+        feed.collate,
+        batch_size=feed.eval_size,
+    )
+    run.run.add_metadata(reference_logps=str(path))
+    return table
 
 
 def reference_table(

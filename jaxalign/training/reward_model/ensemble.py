@@ -248,7 +248,7 @@ def ensemble_task(
             for seed in seeds(config)
         ],
         packing=train.packing,
-        parts=train.accumulation_steps,
+        num_microbatches=train.accumulation_steps,
         shards=row_shards(run.mesh),
     )
     evaluate = make_member_evaluation(policy, loss_of)

@@ -206,7 +206,6 @@ def train_reward(
     Raises:
       UserError: anything wrong with configuration, files or rows, in one line.
     """
-    setup.check_live(model, tokenizer)
     loss = check_reward_loss(loss, config)
     given = Given(loss=loss, others={"model": model, "tokenizer": tokenizer}, **live)
     kind, collate, arrange, count = LABELS[config.loss.labels]
@@ -221,7 +220,7 @@ def train_reward(
             return ensemble_task(
                 run, start, words, data, rows, lambda own: make_reward_loss(own, config.loss, loss)
             )
-        steps = models.StepMarks(separator=config.data.separator) if kind == "stepwise" else None
+        steps = models.StepConfig(separator=config.data.separator) if kind == "stepwise" else None
         scalar = models.create_scalar_model(start, config.head, key=run.fold(1), steps=steps)
         policy, trained, frozen = setup.scalar_of(scalar, config.lora, run.mesh, key=run.fold(2))
         function = make_reward_loss(policy, config.loss, loss)

@@ -255,13 +255,16 @@ class OnPolicyTrainer(Evaluated):
         return seen
 
     def _on_mesh(
-        self, batches: Sequence[Mapping[str, np.ndarray]], parts: int = 1
+        self, batches: Sequence[Mapping[str, np.ndarray]], num_microbatches: int = 1
     ) -> Iterator[dict[str, jax.Array]]:
         """Batches of one shape on the mesh, one after the other, with layouts of one shape where rows are packed."""
         packing = self.config.train.packing
         if packing:
-            batches = packed_alike(batches, parts=parts, shards=row_shards(self.mesh))
-        return (setup.on_mesh(batch, self.mesh, packing=packing, parts=parts) for batch in batches)
+            batches = packed_alike(batches, num_microbatches=num_microbatches, shards=row_shards(self.mesh))
+        return (
+            setup.on_mesh(batch, self.mesh, packing=packing, num_microbatches=num_microbatches)
+            for batch in batches
+        )
 
     def samples(self, request: RewardRequest, scores: np.ndarray) -> list[dict[str, Any]]:
         """The first completions as rows of samples.jsonl."""

@@ -31,8 +31,8 @@ from jaxalign.training.core.setup import TrainResult
 from jaxalign.training.core.step import make_update
 from jaxalign.training.core.stopwatch import Stopwatch
 from jaxalign.training.preference.config import DPOLossConfig
-from jaxalign.training.preference.dpo import check_pair_loss
 from jaxalign.training.preference.objectives import (
+    check_pair_loss,
     completion_sums,
     loss_of_rows,
     scored_rows,

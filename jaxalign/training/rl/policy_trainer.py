@@ -11,7 +11,6 @@ from jaxalign import models
 from jaxalign.host_memory import on_device
 from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
-from jaxalign.training.core import setup
 from jaxalign.training.core.optimizer import make_optimizer
 from jaxalign.training.core.packing import packing_of
 from jaxalign.training.core.scoring import score_tokens
@@ -102,9 +101,9 @@ def policy_trainer(
     """The trainer of an algorithm without a critic; `own` are its own fields, `reward` at least."""
     config, train = run.config, run.config.train
     read = trainer_class.reads_reference(config)
-    reference = setup.load_reference(config, policy, run.mesh, run.run, read=read)
+    reference = run.load_reference(policy, read=read)
     definition, params = models.split(reference)
-    scorer, trained, frozen = setup.policy_of(policy, config.lora, run.mesh, key=run.fold(1))
+    scorer, trained, frozen = run.trained_parts(policy)
     optimizer, schedule = make_optimizer(
         config.optimizer, train.updates * train.epochs * train.minibatches, run.run.given.optimizer
     )

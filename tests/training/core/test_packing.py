@@ -113,9 +113,9 @@ def placed_on(mesh, batch, layout, *, parts=1, head=True):
     """The batch on the mesh: padded, the same with its heads, or packed."""
     if layout == PLAIN:
         return shard_batch(setup.device_part(batch), mesh)
-    found = setup.on_mesh(batch, mesh, packing=layout == PACKED, parts=parts, head=head)
+    found = setup.on_mesh(batch, mesh, packing=layout == PACKED, num_microbatches=parts, head=head)
     assert ("packed" in found) == (layout == PACKED)
-    assert ("counted" in found) == head
+    assert ("loss_positions" in found) == head
     return found
 
 
@@ -250,7 +250,7 @@ def test_other_rows_of_a_packed_row_change_nothing_bit_for_bit(changes, devices)
     mesh = make_mesh(MeshConfig(), devices[:1])
     packing = packing_of(placed_on(mesh, batch, PACKED))
     assert packing is not None
-    assert packing.places.shape[0] == 3  # 12; 7 + 5; 4 + 3 + 1
+    assert packing.flat_indices.shape[0] == 3  # 12; 7 + 5; 4 + 3 + 1
     counts = (jnp.asarray(lengths), jnp.asarray(batch["mask"]))
     score = jax.jit(lambda tokens: score_tokens(model, tokens, *counts, packing=packing).logps)
     plain = score_tokens(model, jnp.asarray(batch["tokens"]), *counts).logps

@@ -163,7 +163,7 @@ def test_the_export_is_a_token_classifier_that_knows_its_separator(process_run):
     config = json.loads((process_run.folder / "export" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForTokenClassification"]
     model = models.load_reward_model(process_run.folder / "export")
-    assert model.steps == models.StepMarks(separator=" ;")
+    assert model.steps == models.StepConfig(separator=" ;")
     ids = [WORDS.index(word) for word in "q c d a c a ; b d ;".split()]
     right, wrong = np.asarray(model.per_token(jnp.asarray([ids])))[0, [6, 9]]
     assert right > 0 > wrong
@@ -176,7 +176,7 @@ def test_an_adapter_learns_steps_too_and_is_merged(configs, tmp_path):
     result = train_reward(replace(config, optimizer=OptimizerConfig(learning_rate=3e-2)))
     first = next(row for row in metrics_of(tmp_path / "run") if "eval/loss" in row)
     assert result.metrics["eval/loss"] < first["eval/loss"]
-    assert models.load_reward_model(result.folder / "export").steps == models.StepMarks(separator=";")
+    assert models.load_reward_model(result.folder / "export").steps == models.StepConfig(separator=";")
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxalign.buckets import width_bucket
 from jaxalign.mesh import DEFAULT_RULES, row_shards
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.rollout import decode
-from jaxalign.rollout.decode import Draws
-from jaxalign.rollout.sampling import Branches
+from jaxalign.rollout.decode import RowSampling
+from jaxalign.rollout.sampling import SamplerFeatures
 
-WIDTHS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 # Prompt tokens read by one program, padding included: bounds its memory.
 PREFILL_TOKENS = 16_384
 # The share of slots that must be free before prompts are read into them: reading few at a time is slow.
@@ -38,7 +38,7 @@ class Job:
       draws: how each completion is drawn; host arrays.
       stops: int32, ids that end a completion; -1 is none.
       key: source of all randomness.
-      branches: what sampling must provide for.
+      features: what sampling must provide for.
       max_rows: slots, at most; one prompt's completions always fit.
       block: tokens decoded between two looks at which rows have ended.
       int8_cache: keep keys and values as 8-bit integers.
@@ -51,10 +51,10 @@ class Job:
     prompts: Sequence[Sequence[int]]
     copies: int
     new_tokens: int
-    draws: Draws
+    draws: RowSampling
     stops: np.ndarray
     key: jax.Array
-    branches: Branches
+    features: SamplerFeatures
     max_rows: int
     block: int
     int8_cache: bool = False
@@ -145,7 +145,7 @@ class _Slots:
             self._by_rows(job.draws.take(self.row)),
             job.stops,
             job.key,
-            branches=job.branches,
+            features=job.features,
             block=job.block,
         )
         new = jax.device_get(new)
@@ -176,7 +176,7 @@ class _Slots:
             job.stops,
             job.key,
             copies=job.copies,
-            branches=job.branches,
+            features=job.features,
             int8_cache=job.int8_cache,
         )
         first = {name: value[: count * job.copies] for name, value in jax.device_get(first).items()}
@@ -257,8 +257,8 @@ class _Slots:
 
 
 def width_of(length: int, limit: int | None = None) -> int:
-    """`length` rounded up to the ladder of widths, but not beyond `limit` where that has room for it."""
-    width = next((w for w in WIDTHS if w >= length), -(-length // 2048) * 2048)
+    """`length` rounded up to a bucket, but not beyond `limit` where that has room for it."""
+    width = width_bucket(length)
     return width if limit is None else min(width, max(limit, length))
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from jaxalign import models
+from jaxalign.buckets import WIDTHS
 from jaxalign.mesh import MeshConfig, make_mesh, row_shards
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.rollout import Sampler, decode, slots
+from jaxalign.rollout import Sampler, continuous_batching, decode
 from tests.rollout.oracle import one_loop
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
@@ -174,7 +175,7 @@ class Machine:
         return None
 
     def read_prompts(
-        self, definition, params, adapter, tokens, lengths, draws, *_, copies, branches, int8_cache
+        self, definition, params, adapter, tokens, lengths, draws, *_, copies, features, int8_cache
     ):
         assert not int8_cache
         self.programs.add(("read", tokens.shape, copies))
@@ -198,7 +199,7 @@ class Machine:
         return self.cache(len(rows), length)
 
     def decode_block(
-        self, definition, weights, cache, token, alive, drawn, limit, steps, draws, *_, branches, block
+        self, definition, weights, cache, token, alive, drawn, limit, steps, draws, *_, features, block
     ):
         rows = len(token)
         self.programs.add(("block", rows, cache.length))
@@ -232,7 +233,7 @@ def test_random_lengths_take_a_bounded_number_of_programs(model, monkeypatch):
     blocks = {p[1:] for p in programs if p[0] == "block"}
     # Rows: 1 to 16. Columns: what is between one block and 149 + 100 tokens, rounded up.
     assert {rows for rows, _ in blocks} <= {1, 2, 4, 8, 16}
-    assert {columns for _, columns in blocks} <= set(slots.WIDTHS)
+    assert {columns for _, columns in blocks} <= set(WIDTHS)
     assert max(columns for _, columns in blocks) <= 384
     assert len(blocks) <= 40
     assert len({p for p in programs if p[0] == "read"}) <= 40
@@ -248,6 +249,13 @@ def test_a_prompt_finds_room_where_younger_rows_left_the_cache_narrow(model, mon
 
 
 def test_widths_end_in_steps_of_2048():
-    assert [slots.width_of(n) for n in (1, 8, 9, 8192, 8193, 10241)] == [8, 8, 16, 8192, 10240, 12288]
-    assert slots.width_of(90, limit=92) == 92
-    assert slots.width_of(95, limit=92) == 95
+    assert [continuous_batching.width_of(n) for n in (1, 8, 9, 8192, 8193, 10241)] == [
+        8,
+        8,
+        16,
+        8192,
+        10240,
+        12288,
+    ]
+    assert continuous_batching.width_of(90, limit=92) == 92
+    assert continuous_batching.width_of(95, limit=92) == 95

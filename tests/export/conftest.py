@@ -1,0 +1,3 @@
+"""The trainers' fixtures."""
+
+from tests.training.conftest import *  # noqa: F403
