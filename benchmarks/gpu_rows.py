@@ -30,6 +30,7 @@ from jaxalign.mesh import make_mesh
 from jaxalign.models import LoraConfig, ModelConfig, choose_matmul
 from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.rollout.continuous_batching import width_of
+from jaxalign.runs import Given
 from jaxalign.training.core import setup
 from jaxalign.training.core.generator import Generator
 from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
@@ -246,13 +247,18 @@ def grpo(config: ModelConfig, prompts: int, samples: int, prompt: int, new: int)
     optimizer, _ = make_optimizer(settings.optimizer, 1000)
     ids = np.random.default_rng(0).integers(4, config.vocab_size, (prompts, prompt)).tolist()
     tokenizer: Any = SimpleNamespace(batch_decode=lambda rows, **_: [""] * len(rows))
-    batch = {"prompts": ids, "prompt_texts": [""] * prompts, "columns": {}}
+    batch = {
+        "prompts": ids,
+        "prompt_texts": [""] * prompts,
+        "columns": {},
+        "messages": [None] * prompts,
+    }
     key, state = jax.random.key(1), create_state({"policy": setup.place_params(params, mesh)}, optimizer)
     # The state has a copy of its own.
     del params
     trainer = Trainer(
         config=settings,
-        run=SimpleNamespace(warn=print),  # type: ignore[arg-type]
+        run=SimpleNamespace(warn=print, given=Given()),  # type: ignore[arg-type]
         mesh=mesh,
         frozen={"policy": {}},
         reward=lambda prompts, completions, *, completion_ids, columns: [
@@ -260,6 +266,7 @@ def grpo(config: ModelConfig, prompts: int, samples: int, prompt: int, new: int)
         ],
         tokenizer=tokenizer,
         prompts=SimpleNamespace(next=lambda: batch),  # type: ignore[arg-type]
+        held_out=(),
         state=state,
         key=key,
         generator=Generator(policy, {}, settings.sampling, tokenizer, key),

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.rollout import decode
+from jaxalign.rollout import continuous_batching, decode
 from jaxalign.rollout.decode import RowSampling
 from jaxalign.rollout.sampling import SamplerFeatures
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxalign import models
 from jaxalign.models import LoraConfig
-from jaxalign.rollout import decode
+from jaxalign.rollout import continuous_batching, decode
 
 
 def test_packed_rows_are_as_many_as_asked_for_and_nearly_full(benchmark):
@@ -91,7 +91,7 @@ def test_decoding_times_the_steps_it_says_and_moves_no_cache(benchmark, monkeypa
         raise AssertionError("the cache was moved")
 
     monkeypatch.setattr(decode, "decode_block", recorded)
-    monkeypatch.setattr(slots._Slots, "_rearrange", moved)
+    monkeypatch.setattr(continuous_batching._Slots, "_rearrange", moved)
     row = rows.decoding(rows.config_of("tiny"), 8, 48, 16)
     first, *_, short, whole, last = blocks
     assert first == short == [49, 50, 51] and whole == last == list(range(49, 64))
@@ -102,8 +102,8 @@ def test_all_rows_decode_without_moving_the_cache(benchmark):
     found = [row for name, (_, row) in benchmark("gpu").ROWS.items() if name.startswith("decode")]
     assert len(found) == 7
     for rows, prompt, new in found:
-        lengths = {slots.width_of(prompt + min(64, tokens - 1)) for tokens in (new // 4, new)}
-        assert slots.width_of(prompt) == prompt and lengths == {prompt + new}
+        lengths = {continuous_batching.width_of(prompt + min(64, tokens - 1)) for tokens in (new // 4, new)}
+        assert continuous_batching.width_of(prompt) == prompt and lengths == {prompt + new}
         assert rows % benchmark("gpu_rows").COPIES == 0
 
 

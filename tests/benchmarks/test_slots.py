@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "slots.py"
 
 
 def test_rows_of_one_length_waste_no_step_and_the_programs_come_back():
-    counted, before = runpy.run_path(str(SCRIPT))["loss_positions"], decode.decode_block
+    counted, before = runpy.run_path(str(SCRIPT))["counted"], decode.decode_block
     done = counted(np.full(16, 40), 16, 64)
     # The first token comes with the prompt.
     assert done.row_steps == 16 * 39
@@ -20,7 +20,7 @@ def test_rows_of_one_length_waste_no_step_and_the_programs_come_back():
 
 
 def test_a_long_row_costs_all_slots_without_looks_and_one_with_them():
-    counted = runpy.run_path(str(SCRIPT))["loss_positions"]
+    counted = runpy.run_path(str(SCRIPT))["counted"]
     lengths = np.asarray([10] * 15 + [512])
     assert counted(lengths, 16, 512).row_steps == 16 * 511
     # One block of all rows, then one row alone.
