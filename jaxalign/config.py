@@ -31,7 +31,7 @@ from jaxalign.config_values import (
     type_name,
     typed_items,
 )
-from jaxalign.config_words import our_key
+from jaxalign.config_words import RENAMED_VALUES, our_key
 from jaxalign.errors import ConfigError, UserError
 
 T = TypeVar("T")
@@ -392,6 +392,9 @@ def _convert(value: Any, hint: Any, key: str, sources: _Sources) -> Any:
         return coerce(value, hint)
     except Mismatch as error:
         detail = f" ({error})" if str(error) else ""
+        now = RENAMED_VALUES.get(str(value), "")
+        if now and now in type_name(hint):
+            detail = f", which is named {now} now"
         raise ConfigError(
             f"{sources.of(key)}: expected {type_name(hint)}, got {_shown(value)}{detail}"
         ) from None

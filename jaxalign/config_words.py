@@ -106,6 +106,9 @@ WORDS: dict[str, tuple[str, ...]] = {
     "warmup_ratio": ("optimizer.warmup_ratio",),
 }
 
+# Values that released versions took under another name.
+RENAMED_VALUES = {"natural": "compute_dtype"}
+
 
 def our_key(name: str, keys: Collection[str], near: str = "") -> str | None:
     """The key, of those that there are, that somebody who wrote `name` means; None where that is not known.

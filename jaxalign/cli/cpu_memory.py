@@ -36,6 +36,12 @@ def set_cpu_memory(environment: Mapping[str, str] = os.environ) -> None:
     changed = changed_environment(environment)
     if changed is not None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], changed)
+    # Said once, by the process that stays.
+    if "JAXALIGN_KEEP_MEMORY" in environment:
+        print(
+            "warning: JAXALIGN_KEEP_MEMORY is not read any more; JAXALIGN_HUGE_PAGES=0 gives freed memory back",
+            file=sys.stderr,
+        )
 
 
 def changed_environment(

@@ -65,7 +65,7 @@ def quantized(x: Float[Array, "..."], *, axis: int) -> Int8:
 def scaled_product(x: Float[Array, "*B K"], w: Int8, *, dtype: Any) -> Float[Array, "*B M"]:
     """x @ w in the dtype of x, for w [K, M] with a scale a column: it is applied to the sum, which is float32.
 
-    `dtype` is that of the operands (`products.operand_dtype`): all integers of w are numbers of bfloat16 too.
+    `dtype` is that of the operands (`matmul.operand_dtype`): all integers of w are numbers of bfloat16 too.
     """
     operand, values = _beside(x.astype(dtype), w.values)
     out = _product("...k,km->...m", operand, values)
@@ -98,7 +98,7 @@ def int8_axis(names: Sequence[str]) -> int | None:
     """The axis whose numbers share a scale: -2 of a projection (a scale an output), -1 of embedding and head (a token).
 
     Args:
-      names: the keys on the path of a leaf; None for norms, biases, learned positions and all of a patient's doctors.
+      names: the keys on the path of a leaf; None for norms, biases, learned positions and all under "experts".
     """
     if "experts" in names:
         return None
@@ -115,8 +115,8 @@ def keys_of(path: Sequence[Any]) -> list[str]:
 def quantize_params(params: dict[str, Any]) -> dict[str, Any]:
     """The tree with `Int8` for each projection (a scale an output), the embedding and the head (a scale a token).
 
-    Norms, biases, learned positions and the head of a scalar model stay; so does what is an `Int8` already. Of a
-    guided model the patient is changed, its doctors stay.
+    Norms, biases, learned positions and the head of a scalar model stay; so does what is an `Int8` already, and what
+    lies under "experts": models that guide the one to be decoded.
     """
 
     def changed(path: Sequence[Any], leaf: Any) -> Any:

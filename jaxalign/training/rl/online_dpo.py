@@ -99,7 +99,7 @@ def make_pair_loss(
     """Builds the loss function of `make_update` for minibatches of pairs.
 
     Batches hold tokens, mask, old_logps [B, 2, T] (chosen, rejected), lengths [B, 2], valid [B], and, for a loss
-    with a reference, its ref_logps [B, 2]. For `own` see `preference_step.row_terms`.
+    with a reference, its ref_logps [B, 2]. For `own` see `objectives.row_terms`.
     """
 
     def loss(params, frozen, batch, key, counts):

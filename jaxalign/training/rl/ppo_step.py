@@ -17,7 +17,7 @@ from jaxalign.training.rl.rollout_metrics import sampler_gaps, step_metrics
 
 __all__ = ["ppo_counts", "make_ppo_loss"]
 
-# `experience.advantages_of` with a run's settings.
+# `gae_inputs.advantages_of` with a run's settings.
 AdvantageFn = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
 

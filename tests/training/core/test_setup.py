@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxalign import models
+from jaxalign.config import from_dict
 from jaxalign.errors import ConfigError
 from jaxalign.kernels import matmul as products
 from jaxalign.llmdoctor.tfpo_config import PatientSource, TFPOConfig
@@ -17,6 +18,7 @@ from jaxalign.models import attention
 from jaxalign.models.tensor_dtypes import frozen_dtype
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.core import exports, setup
+from jaxalign.training.core.implementations import recorded_implementations
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.sft import SFTConfig
 
@@ -157,3 +159,16 @@ def test_a_placed_model_knows_its_devices(tiny_model_folder, devices):
     mesh = make_mesh(MeshConfig(data=2), devices)
     assert setup.load_model(source, mesh, seed=0)[0].config.mesh is mesh
     assert setup.load_model(source, make_mesh(MeshConfig()), seed=0)[0].config.mesh is None
+
+
+def test_a_value_of_earlier_versions_is_answered_with_its_name_now():
+    with pytest.raises(
+        ConfigError, match=r"model\.products.*got 'natural', which is named compute_dtype now"
+    ):
+        from_dict(SFTConfig, {"model": {"products": "natural"}})
+
+
+def test_what_an_earlier_version_recorded_is_read_by_its_name_now():
+    recorded = {"forms": {"model": {"attention": "blockwise", "products": "natural"}}}
+    expected = {"model": {"attention": "blockwise", "products": "compute_dtype"}}
+    assert recorded_implementations(recorded) == expected
