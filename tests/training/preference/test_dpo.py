@@ -63,6 +63,19 @@ def test_a_reference_of_its_own_is_read_and_not_the_policys_start(configs, tmp_p
     assert first_metrics(tmp_path / "run")["train/margin"] != pytest.approx(0.0, abs=1e-3)
 
 
+def test_a_run_in_packed_micro_batches_couples_the_rows_of_the_whole_batch(configs, tmp_path):
+    start = models.load_pretrained(configs.model.path)
+    other = models.create(start.config, key=jax.random.key(9))
+    found = []
+    for name, changes in {"whole": {}, "parts": {"accumulation_steps": 2, "packing": True}}.items():
+        train = TrainConfig(batch_size=8, steps=1, **changes)
+        loss = DPOLossConfig(name="aot", beta=20.0)
+        train_dpo(configs.dpo(tmp_path / name, loss=loss, train=train), reference=other)
+        found.append(first_metrics(tmp_path / name))
+    for name in ("train/loss", "train/margin", "train/grad_norm"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4)
+
+
 def test_with_an_adapter_the_reference_is_the_base_and_stays_as_it_was(configs, tmp_path):
     before = load_file(f"{configs.model.path}/model.safetensors")
     lora = LoraConfig(enabled=True, rank=2)
