@@ -38,6 +38,7 @@ from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.state import create_state
 from jaxalign.training.rl.grpo import Trainer
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOTrainConfig
+from jaxalign.training.sft import DemonstrationBatch
 
 # Counted steps of a training row.
 STEPS = 8
@@ -125,7 +126,7 @@ def forms(config: ModelConfig, rows: int, length: int, most: int) -> dict[str, s
     }
 
 
-def packed_batch(vocabulary: int, rows: int, length: int) -> dict[str, Any]:
+def packed_batch(vocabulary: int, rows: int, length: int) -> DemonstrationBatch:
     """`rows` packed rows of `length` tokens: half of them one long text each, half as many dialogues as fit."""
     random = np.random.default_rng(0)
     lengths = [length] * (rows // 2)
@@ -140,8 +141,9 @@ def packed_batch(vocabulary: int, rows: int, length: int) -> dict[str, Any]:
         "mask": (columns > 0) & (columns < counts[:, None]),
         "lengths": counts,
         "valid": np.ones(len(counts), bool),
+        "weights": np.ones((len(counts), length), np.float32),
     }
-    return packed(batch)
+    return DemonstrationBatch.of(packed(batch))
 
 
 def operations(config: ModelConfig, count: int, lengths: Any, *, lora: bool = False) -> float:
@@ -173,7 +175,7 @@ def training(config: ModelConfig, rows: int, length: int, *, lora: bool = False)
         frozen, params = params, models.create_adapter(config, settings, key=jax.random.key(1))
     optimizer, _ = make_optimizer(OptimizerConfig(), 1000)
     batch = packed_batch(config.vocab_size, rows, length)
-    lengths, tokens = batch["lengths"], int(batch["lengths"].sum())
+    lengths, tokens = batch.lengths, int(batch.lengths.sum())
     state, batch = create_state(params, optimizer), jax.device_put(batch)
     # The state has a copy of its own.
     del params

@@ -32,6 +32,7 @@ from jaxalign.rollout import Sampler
 from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.state import create_state
+from jaxalign.training.sft import DemonstrationBatch
 
 BASE = {"length": 256, "rows": 4, "vocabulary": 4096, "layers": 4}
 CURVES = {
@@ -74,12 +75,13 @@ def training(length: int, rows: int, vocabulary: int, layers: int) -> dict[str, 
     random = np.random.default_rng(0)
     mask = np.ones((rows, length), bool)
     mask[:, 0] = False
-    batch = {
-        "tokens": random.integers(4, vocabulary, (rows, length)).astype(np.int32),
-        "mask": mask,
-        "lengths": np.full(rows, length, np.int32),
-        "valid": np.ones(rows, bool),
-    }
+    batch = DemonstrationBatch(
+        tokens=random.integers(4, vocabulary, (rows, length)).astype(np.int32),
+        mask=mask,
+        lengths=np.full(rows, length, np.int32),
+        valid=np.ones(rows, bool),
+        weights=np.ones((rows, length), np.float32),
+    )
     policy, state = CausalPolicy(definition), create_state(params, optimizer)
     times, (update, *arguments) = sft_steps(policy, optimizer, state, {}, batch, count=REPEATS, clock=clock)
     # The program that ran, compiled already.

@@ -20,6 +20,7 @@ import jaxalign
 from jaxalign.cli.main import COMMANDS, load, read_settings, use_device
 from jaxalign.data import BatchIterator
 from jaxalign.runs import Run
+from jaxalign.training.core.batch import TokenRows
 
 
 class Compilations:
@@ -164,9 +165,9 @@ def watch_updates(case: Case, gate: Gate) -> None:
         gate.between()
         return update(self, number)
 
-    def counted(self: Any, number: int, data: dict[str, np.ndarray], *args: Any, **more: Any) -> Any:
-        gate.count(data["mask"].sum())
-        return passes(self, number, data, *args, **more)
+    def counted(self: Any, number: int, rollout: TokenRows, *args: Any, **more: Any) -> Any:
+        gate.count(rollout.mask.sum())
+        return passes(self, number, rollout, *args, **more)
 
     trainer.update, trainer.passes = gated, counted
 

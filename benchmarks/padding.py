@@ -22,7 +22,7 @@ from jaxalign.data import (
     with_loss_positions,
 )
 from jaxalign.errors import UserError
-from jaxalign.training.core.pairs import pair_axis
+from jaxalign.training.core.batch import pair_axis
 from jaxalign.training.core.setup import collate_of
 
 LONGEST, HEADER = (

@@ -23,7 +23,7 @@ from jaxalign.logprobs import linear_logprobs, token_logprobs
 from jaxalign.models import attention
 from jaxalign.rollout import Sampler
 from jaxalign.training.core.scoring import CausalPolicy
-from jaxalign.training.sft import SFTLossConfig, make_sft_loss, sft_counts
+from jaxalign.training.sft import DemonstrationBatch, SFTLossConfig, make_sft_loss, sft_counts
 
 REPEATS = 7
 
@@ -117,11 +117,12 @@ def rows() -> list[tuple[str, float, float]]:
         "mask": (columns > 0) & (columns < lengths[:, None]),
         "lengths": lengths.astype(np.int32),
         "valid": np.ones(16, bool),
+        "weights": np.ones((16, 256), np.float32),
     }
     loss = make_sft_loss(CausalPolicy(definition), SFTLossConfig())
     gradient = jax.jit(jax.grad(lambda p, b: loss(p, {}, b, None, sft_counts(b))[0]))
-    whole = packed(batch)
-    value = ratio(lambda: gradient(params, batch), lambda: gradient(params, whole))
+    padded, whole = DemonstrationBatch.of(batch), DemonstrationBatch.of(packed(batch))
+    value = ratio(lambda: gradient(params, padded), lambda: gradient(params, whole))
     return [("padded rows / packed", value, 1.2)]
 
 
@@ -132,12 +133,13 @@ def length() -> list[tuple[str, float, float]]:
     loss = make_sft_loss(CausalPolicy(definition), SFTLossConfig())
 
     def bytes_a_token(tokens: int) -> float:
-        batch = {
-            "tokens": jnp.zeros((1, tokens), jnp.int32),
-            "mask": jnp.ones((1, tokens), bool),
-            "lengths": jnp.full(1, tokens),
-            "valid": jnp.ones(1, bool),
-        }
+        batch = DemonstrationBatch(
+            tokens=jnp.zeros((1, tokens), jnp.int32),
+            mask=jnp.ones((1, tokens), bool),
+            lengths=jnp.full(1, tokens),
+            valid=jnp.ones(1, bool),
+            weights=jnp.ones((1, tokens)),
+        )
         gradient = jax.jit(jax.grad(lambda p: loss(p, {}, batch, None, sft_counts(batch))[0]))
         analysis = gradient.lower(params).compile().memory_analysis()
         return getattr(analysis, "temp_size_in_bytes", 0) / tokens

@@ -29,9 +29,9 @@ from jaxalign.mesh import shard_batch
 from jaxalign.rewards import EnsembleReward
 from jaxalign.runs import RunConfig
 from jaxalign.training.core import setup
+from jaxalign.training.core.batch import pair_axis, valid_count
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.core.pairs import pair_axis, valid_rows
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.core.state import create_state
 from jaxalign.training.core.step import make_update
@@ -43,7 +43,7 @@ from jaxalign.training.reward_model.ensemble import (
     over_members,
     seeds,
 )
-from jaxalign.training.reward_model.trainer import RewardConfig, make_reward_loss, train_reward
+from jaxalign.training.reward_model.trainer import PairBatch, RewardConfig, make_reward_loss, train_reward
 
 SIZE = 4
 # A head alone needs larger steps than a model.
@@ -162,13 +162,13 @@ def single(config: RewardConfig, model: Any, mesh: Any, data: list[Any]):
     scalar = models.create_scalar_model(model, config.head, key=key)
     policy, trained, frozen = setup.scalar_of(scalar, config.lora, mesh, key=key)
     optimizer, _ = make_optimizer(config.optimizer, 100)
-    update = make_update(make_reward_loss(policy, config.loss), valid_rows, optimizer)
+    update = make_update(make_reward_loss(policy, config.loss), valid_count, optimizer)
     batches = BatchIterator(data, batch_size=config.train.batch_size, seed=0, collate=collate)
     state = create_state(trained, optimizer)
 
     def step():
         nonlocal state
-        state, metrics = update(state, frozen, shard_batch(setup.device_part(batches.next()), mesh), key)
+        state, metrics = update(state, frozen, shard_batch(PairBatch.of(batches.next()), mesh), key)
         return metrics
 
     return step
@@ -177,7 +177,7 @@ def single(config: RewardConfig, model: Any, mesh: Any, data: list[Any]):
 def together(config: RewardConfig, model: Any, mesh: Any, data: list[Any]):
     policy, trained, frozen = create_members(config, model, mesh)
     optimizer, _ = make_optimizer(config.optimizer, 100)
-    update = make_update(make_reward_loss(policy, config.loss), valid_rows, optimizer, lift=over_members)
+    update = make_update(make_reward_loss(policy, config.loss), valid_count, optimizer, lift=over_members)
     batches = MemberBatches(
         [
             BatchIterator(data, batch_size=config.train.batch_size, seed=seed, collate=collate)
@@ -189,7 +189,7 @@ def together(config: RewardConfig, model: Any, mesh: Any, data: list[Any]):
 
     def step():
         nonlocal state
-        state, metrics = update(state, frozen, shard_batch(batches.next(), mesh, axis=1), keys)
+        state, metrics = update(state, frozen, shard_batch(PairBatch.of(batches.next()), mesh, axis=1), keys)
         return metrics
 
     return step

@@ -14,19 +14,19 @@ from jaxalign import llmdoctor, models
 from jaxalign.data import BatchIterator, DataConfig, collate_comparisons, eval_batches, load_dataset
 from jaxalign.evaluation.policy import make_scorer, summed_logps
 from jaxalign.llmdoctor.tfpo_config import TFPOConfig, TFPOLossConfig
-from jaxalign.llmdoctor.tfpo_step import make_tfpo_loss, tfpo_counts
+from jaxalign.llmdoctor.tfpo_step import TFPOBatch, make_tfpo_loss, tfpo_counts
 from jaxalign.mesh import MeshConfig
 from jaxalign.models import LoraConfig
 from jaxalign.rollout import Completions, Sampler, join_rows
 from jaxalign.runs import RunConfig
 from jaxalign.training.core import setup
+from jaxalign.training.core.batch import CompletionBatch, pair_axis, valid_count
 from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.core.pairs import flatten, pair_axis, valid_rows
 from jaxalign.training.core.scoring import score_tokens
 from jaxalign.training.core.state import create_state
 from jaxalign.training.core.step import make_update
 from jaxalign.training.preference.config import DPOLossConfig
-from jaxalign.training.preference.objectives import make_preference_loss
+from jaxalign.training.preference.objectives import PreferenceBatch, make_preference_loss
 from jaxalign.uncertainty import wilson_interval
 
 
@@ -114,13 +114,15 @@ def pair_accuracy(model: Any, start: Any, config: DataConfig, tokenizer: Any) ->
 
         @jax.jit
         def score(params: Any, batch: Any) -> jax.Array:
-            tokens, mask, lengths = flatten(batch)
-            scores = score_tokens(models.merge(definition, params), tokens, lengths, mask)
+            scores = score_tokens(models.merge(definition, params), batch.rows())
             return scores.logps.sum(1).reshape(-1, 2)
 
         batches = eval_batches(rows, 64, collate_comparisons)
-        found = [np.asarray(score(params, pair_axis(batch)))[batch["valid"]] for batch in batches]
-        return np.concatenate(found).astype(np.float64)
+        logps = [
+            np.asarray(score(params, CompletionBatch.of(pair_axis(batch))))[batch["valid"]]
+            for batch in batches
+        ]
+        return np.concatenate(logps).astype(np.float64)
 
     ratios = sums(model) - sums(start)
     right = 0.5 * (1 + np.sign(ratios[:, 0] - ratios[:, 1]))
@@ -196,10 +198,10 @@ def steps(
     batch = pair_axis(batches.next())
     sign = np.asarray([1.0, -1.0], np.float32)[:, None]
     batch |= {"rewards": batch["mask"] * sign, "terminated": np.ones(batch["mask"].shape[:2], bool)}
-    placed = setup.on_mesh(batch, mesh)
+    pairs, rewarded = (setup.on_mesh(batch, kind, mesh) for kind in (PreferenceBatch, TFPOBatch))
     optimizer, _ = make_optimizer(OptimizerConfig(), 1000)
 
-    def stepping(loss: Any, counts: Any, trained: Any, frozen: Any) -> Callable[[], Any]:
+    def stepping(loss: Any, counts: Any, trained: Any, frozen: Any, placed: Any) -> Callable[[], Any]:
         update, state = make_update(loss, counts, optimizer), create_state(trained, optimizer)
 
         def step() -> Any:
@@ -211,7 +213,7 @@ def steps(
 
     ways = {
         "DPO": stepping(
-            make_preference_loss(policy, definition, DPOLossConfig()), valid_rows, trained, frozen
+            make_preference_loss(policy, definition, DPOLossConfig()), valid_count, trained, frozen, pairs
         )
     }
     for preset in ("paper", "tilted"):
@@ -222,5 +224,6 @@ def steps(
             tfpo_counts(numbers),
             {"policy": trained, "value": {name: value[name] for name in ("head", "ramp")}},
             frozen | {"horizon": value["horizon"]},
+            rewarded,
         )
     return in_turns(ways, rounds=rounds, repeats=repeats)

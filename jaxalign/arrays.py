@@ -16,6 +16,9 @@ from jaxtyping import Array, Float
 Scalar = float | int | Float[Array, ""]
 """A hyper-parameter: a Python number or a traced scalar."""
 
+AnyArray = Any
+"""In annotations of batches: a `jax.Array` on the device, a `np.ndarray` on the host."""
+
 
 def product_precision(dtype: Any) -> jax.lax.Precision | None:
     """The precision to ask of products with operands of this dtype, so that float32 means float32.

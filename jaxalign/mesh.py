@@ -7,7 +7,7 @@ pod run the same program. Layers name their axes logically (`embed`, `heads`,
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import ConfigError, DeviceError
 
+Tree = TypeVar("Tree")
 AXES = ("data", "fsdp", "tensor")
 
 # None: replicated. A tuple: the product of several mesh axes.
@@ -124,14 +125,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shard_batch(batch: Mapping[str, Any], mesh: Mesh, *, axis: int = 0) -> dict[str, jax.Array]:
-    """Host arrays onto the mesh, rows (along `axis`) split over `data` and `fsdp` where they divide."""
-    placed = {}
-    for name, value in batch.items():
+def shard_batch(batch: Tree, mesh: Mesh, *, axis: int = 0) -> Tree:
+    """A tree of host arrays on the mesh, rows (along `axis`) split over `data` and `fsdp` where they divide."""
+
+    def place(value: Any) -> jax.Array:
         array = np.asarray(value)
         names = tuple("batch" if index == axis else None for index in range(array.ndim))
-        placed[name] = jax.device_put(array, NamedSharding(mesh, partition_spec(names, array.shape, mesh)))
-    return placed
+        return jax.device_put(array, NamedSharding(mesh, partition_spec(names, array.shape, mesh)))
+
+    return jax.tree.map(place, batch)
 
 
 def row_shards(mesh: Mesh) -> int:

@@ -113,14 +113,13 @@ def eval_batches(examples: Sequence[Example], batch_size: int, collate: Collate)
 def collate_demonstrations(examples: Sequence[Example], numbers: Sequence[int], *, width: int = 0) -> Batch:
     """tokens, mask [B, T]; lengths, row_ids, valid [B].
 
-    Where tokens of an example count more or less than 1, also weights, float32 [B, T], 0 where `mask` is False.
+    And weights, float32 [B, T]: how much each token counts, 1 where the example says nothing; 0 where `mask` is False.
     """
     batch = _rows([e.rows[0] for e in examples], [e.masks[0] for e in examples], width) | _common(numbers)
-    if any(e.weights for e in examples):
-        batch["weights"] = batch["mask"].astype(np.float32)
-        for row, example in enumerate(examples):
-            if example.weights:
-                batch["weights"][row, : len(example.weights[0])] = example.weights[0]
+    batch["weights"] = batch["mask"].astype(np.float32)
+    for row, example in enumerate(examples):
+        if example.weights:
+            batch["weights"][row, : len(example.weights[0])] = example.weights[0]
     return batch
 
 

@@ -11,7 +11,7 @@ from jaxalign.data import Example, collate_demonstrations, eval_batches, packed
 from jaxalign.evaluation.perplexity import perplexity as perplexity_of
 from jaxalign.rollout import Completions, join_rows
 from jaxalign.rollout.trajectory import Rows
-from jaxalign.training.core.packing import packing_of
+from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.scoring import score_tokens
 
 # (parameters, batch of rows) -> log-probs [B, T] of its counted tokens, nats.
@@ -25,13 +25,13 @@ def make_scorer(definition: Any, *, temperature: float = 1.0) -> Scorer:
     """
 
     @jax.jit
-    def score(params, batch):
-        model, arrays = models.merge(definition, params), [batch[n] for n in ("tokens", "lengths", "mask")]
-        return score_tokens(model, *arrays, temperature=temperature, packing=packing_of(batch)).logps
+    def score(params: Any, rows: TokenRows) -> jax.Array:
+        return score_tokens(models.merge(definition, params), rows, temperature=temperature).logps
 
     def scored(params: Any, batch: Mapping[str, Any]) -> np.ndarray:
         names = [name for name in ("tokens", "lengths", "mask", "valid") if name in batch]
-        return np.asarray(score(params, packed({name: np.asarray(batch[name]) for name in names})))
+        columns = packed({name: np.asarray(batch[name]) for name in names})
+        return np.asarray(score(params, TokenRows.of(columns)))
 
     return scored
 

@@ -1,33 +1,15 @@
 """How far a sampler is from the model that it stands for: what 8-bit weights or another engine change."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxalign import models
 from jaxalign.evaluation.policy import make_scorer, token_logps
 from jaxalign.rollout import Engine, join_rows
-
-
-@dataclass(frozen=True)
-class SamplerGap:
-    """Differences of log-probs over the sampler's own completions, in nats.
-
-    Attributes:
-      tokens: completion tokens compared.
-      mean: mean absolute difference a token.
-      largest: of any token.
-      kl: KL(sampler || model) a token, by the estimator r - 1 - log r with r = p_model / p_sampler: unbiased
-        over the sampler's own samples, and never negative.
-    """
-
-    tokens: int
-    mean: float
-    largest: float
-    kl: float
+from jaxalign.rollout.logp_gap import LogpGap as SamplerGap
+from jaxalign.rollout.logp_gap import logp_gap
 
 
 def sampler_gap(
@@ -56,10 +38,4 @@ def sampler_gap(
     rows = join_rows([p for p in prompts for _ in range(num_samples)], done)
     definition, params = models.split(model)
     scored = rows.to_completion(token_logps(make_scorer(definition), params, rows), max_new_tokens)
-    difference = (scored.astype(np.float64) - done.sampling_logps)[done.mask]
-    return SamplerGap(
-        tokens=difference.size,
-        mean=float(np.abs(difference).mean()),
-        largest=float(np.abs(difference).max()),
-        kl=float((np.expm1(difference) - difference).mean()),
-    )
+    return logp_gap(scored, done.sampling_logps, done.mask)

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign.errors import ConfigError
+from jaxalign.llmdoctor.tfpo_step import TFPOBatch
 from jaxalign.runs import Run
 from jaxalign.training.core.step import Batch, CountFunction, LossFunction, accumulated
 
@@ -110,9 +111,9 @@ def make_reward_gradients(
         return jax.tree.map(lambda x: x.astype(jnp.float32), grads)
 
     @jax.jit
-    def gaps(batch):
-        sums = batch["rewards"].sum(2) * batch["valid"][:, None]
-        return jnp.sum(jnp.abs(sums[:, 0] - sums[:, 1])), jnp.sum(batch["valid"])
+    def gaps(batch: TFPOBatch):
+        sums = batch.rewards.sum(2) * batch.valid[:, None]
+        return jnp.sum(jnp.abs(sums[:, 0] - sums[:, 1])), jnp.sum(batch.valid)
 
     add = jax.jit(lambda total, part: jax.tree.map(jnp.add, total, part), donate_argnums=0)
 

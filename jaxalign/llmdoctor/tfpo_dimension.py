@@ -22,13 +22,14 @@ from jaxalign.llmdoctor.tfpo_parts import (
     terminated,
     value_head,
 )
+from jaxalign.llmdoctor.tfpo_step import TFPOBatch
 from jaxalign.llmdoctor.token_rewards import TokenRewardTable, Wanted, token_reward_tables
 from jaxalign.runs import Run, RunPart
 from jaxalign.training.core import setup
+from jaxalign.training.core.batch import pair_axis
 from jaxalign.training.core.loading import dated, load_data, refuse_stream
 from jaxalign.training.core.loop import Batches
 from jaxalign.training.core.opening import tell_devices
-from jaxalign.training.core.pairs import pair_axis
 
 
 @dataclass(frozen=True)
@@ -104,20 +105,24 @@ class Dimension:
         """Goes to a saved position."""
         self._batches.restore(state)
 
-    def rewarded(self, batch: Mapping[str, Any], *, training: bool) -> dict[str, Any]:
-        """A batch as `make_tfpo_loss` reads it; of held-out pairs with `start_logps`."""
-        batch = self.table.attached(pair_axis(batch), training=training)
-        batch = batch | {"terminated": terminated(batch, self.end)}
+    def rewarded(self, columns: Mapping[str, Any], *, training: bool) -> dict[str, Any]:
+        """The columns of a `TFPOBatch`; of held-out pairs with `start_logps`."""
+        columns = self.table.attached(pair_axis(columns), training=training)
+        columns["terminated"] = terminated(columns, self.end)
         if not training:
-            batch["start_logps"] = self.begun.started[np.asarray(batch["row_ids"])].astype(np.float32)
-        return batch
+            columns["start_logps"] = self.begun.started[np.asarray(columns["row_ids"])].astype(np.float32)
+        return columns
 
-    def placed(self, batch: Mapping[str, Any], *, training: bool = False) -> dict[str, jax.Array]:
+    def placed(self, columns: Mapping[str, Any], *, training: bool = False) -> TFPOBatch:
         """A batch of comparisons with rewards on the mesh."""
         train = self.config.train
-        parts = train.accumulation_steps if training else 1
-        rewarded = self.rewarded(batch, training=training)
-        return setup.on_mesh(rewarded, self.mesh, packing=train.packing, num_microbatches=parts)
+        return setup.on_mesh(
+            self.rewarded(columns, training=training),
+            TFPOBatch,
+            self.mesh,
+            packing=train.packing,
+            num_microbatches=train.accumulation_steps if training else 1,
+        )
 
     def held_out(self) -> Any:
         """The batches of an evaluation, without rewards."""

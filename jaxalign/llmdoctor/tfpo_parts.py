@@ -25,9 +25,9 @@ from jaxalign.models.folders import checkpoint_named
 from jaxalign.models.memory import weights_text
 from jaxalign.runs import Run
 from jaxalign.training.core import setup
+from jaxalign.training.core.batch import CompletionBatch, pair_axis
 from jaxalign.training.core.optimizer import make_optimizer
-from jaxalign.training.core.packing import most_segments, packing_of
-from jaxalign.training.core.pairs import flatten, pair_axis
+from jaxalign.training.core.packing import most_segments
 from jaxalign.training.core.scoring import score_tokens
 from jaxalign.training.core.setup import ModelSource
 
@@ -257,7 +257,7 @@ def start_sums(
     size = config.train.eval_batch_size or config.train.batch_size
     parts = [np.zeros((2, 0, 2))]
     for batch in eval_batches(examples, size, collate):
-        placed = setup.on_mesh(pair_axis(batch), mesh, packing=config.train.packing)
+        placed = setup.on_mesh(pair_axis(batch), CompletionBatch, mesh, packing=config.train.packing)
         valid = np.asarray(batch["valid"])
         parts.append(
             np.stack([np.asarray(x)[: len(valid)][valid] for x in _sums(definition, params, placed)])
@@ -267,11 +267,10 @@ def start_sums(
 
 
 @partial(jax.jit, static_argnums=0)
-def _sums(definition: Any, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    tokens, mask, lengths = flatten(batch)
-    model = models.merge(definition, params)
-    scores = score_tokens(model, tokens, lengths, mask, packing=packing_of(batch))
-    return scores.logps.sum(1).reshape(-1, 2), mask.sum(1).reshape(-1, 2)
+def _sums(definition: Any, params: Any, batch: CompletionBatch) -> tuple[jax.Array, jax.Array]:
+    rows = batch.rows()
+    scores = score_tokens(models.merge(definition, params), rows)
+    return scores.logps.sum(1).reshape(-1, 2), rows.mask.sum(1).reshape(-1, 2)
 
 
 def optimizers(

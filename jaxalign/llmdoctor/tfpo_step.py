@@ -1,27 +1,44 @@
-"""What one optimizer step of TFPO minimises: sub-trajectory balance and value discrimination on scored pairs.
+"""What one optimizer step of TFPO minimizes: sub-trajectory balance and value discrimination on scored pairs.
 
-Batches are those of `pairs.pair_axis` with `rewards` float32 [B, 2, T] and `terminated` bool [B, 2]: whether a response
-ends by itself; those of evaluations also with `start_logps` float32 [B, 2], see `pair_metrics`. State i of a response
-lies before its token i + 1; the hidden state before that token gives its value.
+State i of a response lies before its token i + 1; the hidden state before that token gives its value.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxalign import models
+from jaxalign.arrays import AnyArray
 from jaxalign.llmdoctor.doctor import log_values_before
 from jaxalign.llmdoctor.tfpo_config import TFPONumbers
 from jaxalign.losses import subtrajectory_balance_loss, value_discrimination_loss
 from jaxalign.models.heads import HeadConfig
-from jaxalign.training.core.packing import packing_of
-from jaxalign.training.core.pairs import flatten, valid_rows
+from jaxalign.training.core.batch import CompletionBatch, valid_count
 from jaxalign.training.core.scoring import CausalPolicy, score_tokens
 from jaxalign.training.core.step import Metrics, mean_of
 
 QUARTERS = (25, 50, 75, 100)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class TFPOBatch(CompletionBatch):
+    """Chosen and rejected responses with token rewards.
+
+    Attributes:
+      rewards: of each token, 0 outside the responses.
+      terminated: whether a response ends by itself.
+      start_logps: summed log-probs under what the doctor began as, nats, in evaluations (see `pair_metrics`); else
+        None.
+    """
+
+    rewards: Float[AnyArray, "B 2 T"]
+    terminated: Bool[AnyArray, "B 2"]
+    start_logps: Float[AnyArray, "B 2"] | None = None
 
 
 def make_tfpo_loss(
@@ -35,21 +52,19 @@ def make_tfpo_loss(
     count alike.
     """
 
-    def loss(params, frozen, batch, key, counts):
-        tokens, mask, lengths = flatten(batch)
-        shape, packing = batch["tokens"].shape, packing_of(batch)
-        scores = policy.score(
-            params["policy"], frozen["base"], tokens, lengths, mask, key=key, packing=packing
-        )
+    def loss(params: Any, frozen: Any, batch: TFPOBatch, key: Any, counts: dict[str, jax.Array]):
+        rows, shape = batch.rows(), batch.shape
+        mask = rows.mask
+        scores = policy.score(params["policy"], frozen["base"], rows, key=key)
         ref_logps = None
         if numbers.reference_weight:
             reference = models.merge(policy.definition, frozen["reference"])
-            ref_logps = score_tokens(reference, tokens, lengths, mask, packing=packing).logps
+            ref_logps = score_tokens(reference, rows).logps
         depth = jnp.pad(jnp.cumsum(mask, axis=1), ((0, 0), (1, 0)))
         value = {**params["value"], "horizon": frozen["horizon"]}
         log_values = log_values_before(value, scores.hidden, depth, head, dropout_key=key)
-        arrays = (scores.logps, batch["rewards"].reshape(mask.shape), log_values, mask)
-        ended = batch["terminated"].reshape(-1)
+        arrays = (scores.logps, batch.rewards.reshape(mask.shape), log_values, mask)
+        ended = batch.terminated.reshape(-1)
         totals = subtrajectory_balance_loss(
             *arrays,
             terminated=ended,
@@ -72,27 +87,23 @@ def make_tfpo_loss(
             per_row = totals if numbers.reduction == "sum" else means
             balance = jnp.sum(per_row) / jnp.maximum(2.0 * counts["pairs"], 1.0)
         first, more = rival_tokens(batch, numbers.equal_depth_pairs)
-        around = log_values.reshape(*shape[:2], -1)
+        around = log_values.reshape(*shape, -1)
         after = around[..., 1:]
         hinge = value_discrimination_loss(after[:, 0], after[:, 1], margin=numbers.margin)
         rivals = first | more
         discrimination = jnp.sum(jnp.where(rivals, hinge, 0.0)) / jnp.maximum(counts["rivals"], 1.0)
-        start = batch.get("start_logps")
-        if ref_logps is not None:
-            start = ref_logps.sum(1).reshape(shape[:2])
+        start = batch.start_logps if ref_logps is None else ref_logps.sum(1).reshape(shape)
         metrics = {
-            "balance": mean_of(means.reshape(shape[:2]), batch["valid"][:, None]),
+            "balance": mean_of(means.reshape(shape), batch.valid[:, None]),
             "discrimination": mean_of(hinge, rivals),
-            "discriminated": mean_of(first.any(1).astype(jnp.float32), batch["valid"]),
-            "kept_fraction": mean_of((batch["rewards"] != 0).astype(jnp.float32), mask.reshape(shape)),
+            "discriminated": mean_of(first.any(1).astype(jnp.float32), batch.valid),
+            "kept_fraction": mean_of((arrays[1] != 0).astype(jnp.float32), mask),
             "value_gap": mean_of(after[:, 0] - after[:, 1], first),
             "nll": mean_of(-scores.logps, mask),
             "entropy": mean_of(scores.entropy, mask),
             "value_ramp": (params["value"]["ramp"], jnp.ones(())),
         }
-        metrics |= value_gaps(around, batch) | pair_metrics(
-            scores.logps.sum(1).reshape(shape[:2]), start, batch
-        )
+        metrics |= value_gaps(around, batch) | pair_metrics(scores.logps.sum(1).reshape(shape), start, batch)
         return balance + numbers.value_weight * discrimination, metrics
 
     return loss
@@ -101,12 +112,12 @@ def make_tfpo_loss(
 def tfpo_counts(numbers: TFPONumbers):
     """Builds the count function of `make_update`: pairs, tokens where values are compared, weight of state pairs."""
 
-    def counts(batch):
+    def counts(batch: TFPOBatch) -> dict[str, jax.Array]:
         first, more = rival_tokens(batch, numbers.equal_depth_pairs)
         return {  # evaluations weigh a batch by the first: by its pairs
-            "pairs": valid_rows(batch),
+            "pairs": valid_count(batch),
             "rivals": jnp.sum(first | more, dtype=jnp.float32),
-            "weight": jnp.sum(pair_weights(flatten(batch)[1], numbers)),
+            "weight": jnp.sum(pair_weights(batch.rows().mask, numbers)),
         }
 
     return counts
@@ -121,14 +132,14 @@ def pair_weights(mask: Bool[Array, "N T"], numbers: TFPONumbers) -> Float[Array,
     return jnp.sum(pairs * jnp.float32(numbers.decay) ** apart, axis=1)
 
 
-def last_tokens(batch: Mapping[str, Any]) -> Bool[Array, "B G T"]:
+def last_tokens(batch: TFPOBatch) -> Bool[Array, "B G T"]:
     """The last token of each response that ends by itself: the state after it is terminal."""
-    mask = batch["mask"]
+    mask = batch.mask
     following = jnp.pad(mask[..., 1:], ((0, 0), (0, 0), (0, 1)))
-    return mask & ~following & batch["terminated"][..., None]
+    return mask & ~following & batch.terminated[..., None]
 
 
-def rival_tokens(batch: Mapping[str, Any], equal_depth: int) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
+def rival_tokens(batch: TFPOBatch, equal_depth: int) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
     """The tokens of a pair after which the values of its two responses are compared.
 
     Args:
@@ -140,31 +151,31 @@ def rival_tokens(batch: Mapping[str, Any], equal_depth: int) -> tuple[Bool[Array
       that, the chosen one of positive and the rejected one of negative reward. Of neither may the state after it be
       terminal: a value that is pinned says nothing.
     """
-    tokens = batch["tokens"]
-    inside = jnp.arange(tokens.shape[2]) < batch["lengths"][..., None]
+    tokens = batch.tokens
+    inside = jnp.arange(tokens.shape[2]) < batch.lengths[..., None]
     differ = ((tokens[:, 0] != tokens[:, 1]) & inside.all(1)) | (inside[:, 0] != inside[:, 1])
     parted = jnp.cumsum(differ, axis=1)
-    counted = batch["mask"].all(1) & batch["valid"][:, None]
+    counted = batch.mask.all(1) & batch.valid[:, None]
     open_after = counted & ~last_tokens(batch).any(1)
     first = differ & (parted == 1)
     # Rows that part before both responses have begun are not two answers to one prompt.
     answers = jnp.any(first & counted, axis=1, keepdims=True)
-    signs = (batch["rewards"][:, 0] > 0) & (batch["rewards"][:, 1] < 0)
+    signs = (batch.rewards[:, 0] > 0) & (batch.rewards[:, 1] < 0)
     more = answers & (parted > 0) & ~first & open_after & signs
     more &= jnp.cumsum(more, axis=1) <= equal_depth
     return first & open_after, more
 
 
-def value_gaps(log_values: Float[Array, "B 2 T1"], batch: Mapping[str, Any]) -> Metrics:
+def value_gaps(log_values: Float[Array, "B 2 T1"], batch: TFPOBatch) -> Metrics:
     """log V of chosen minus rejected at a quarter, a half, ... of the shorter response, the same depth in both.
 
     Depths, and not parts of each response: log V falls with every token, so that at other depths the longer response
     would seem to be worth more. 100 is the last depth before a terminal state of either.
     """
-    mask = batch["mask"]
+    mask = batch.mask
     depths = jnp.min(mask.sum(2) - last_tokens(batch).any(2), axis=1)
     starts = jnp.argmax(mask, axis=2)
-    counted = batch["valid"] & (depths > 0)
+    counted = batch.valid & (depths > 0)
     gaps = {}
     for share in QUARTERS:
         columns = starts + jnp.ceil(share / 100 * depths).astype(jnp.int32)[:, None]
@@ -173,17 +184,15 @@ def value_gaps(log_values: Float[Array, "B 2 T1"], batch: Mapping[str, Any]) -> 
     return gaps
 
 
-def pair_metrics(
-    logps: Float[Array, "B 2"], start: Float[Array, "B 2"] | None, batch: Mapping[str, Any]
-) -> Metrics:
+def pair_metrics(logps: Float[Array, "B 2"], start: Float[Array, "B 2"] | None, batch: TFPOBatch) -> Metrics:
     """How well the doctor agrees with the labels, and the rewards' own gap.
 
     `accuracy` and `margin` (nats) are of log-ratios to what the doctor began as (`start`, its summed log-probs): what
     it has learned. `accuracy_raw` and `margin_raw` are of summed log-probs alone, in which a response's length drowns
     that. Without `start` there are only these.
     """
-    valid = batch["valid"]
-    rewards = batch["rewards"].sum(2)
+    valid = batch.valid
+    rewards = batch.rewards.sum(2)
     metrics = {"reward_gap": mean_of(rewards[:, 0] - rewards[:, 1], valid)}
     found = {"_raw": logps} if start is None else {"": logps - start, "_raw": logps}
     for suffix, values in found.items():

@@ -15,6 +15,7 @@ import optax
 
 from jaxalign.errors import ConfigError
 from jaxalign.llmdoctor.tfpo_dimension import Dimension
+from jaxalign.llmdoctor.tfpo_step import TFPOBatch
 from jaxalign.mesh import row_shards, shard_batch
 from jaxalign.training.core import setup
 from jaxalign.training.core.loop import Batches
@@ -41,12 +42,12 @@ class Alone:
         """The training batches, on the host."""
         return self.dimensions[0]
 
-    def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def place(self, columns: Mapping[str, Any]) -> TFPOBatch:
         """Such a batch on the mesh."""
         one = self.dimensions[0]
         train = one.config.train
         return setup.on_mesh(
-            batch, one.mesh, packing=train.packing, num_microbatches=train.accumulation_steps
+            columns, TFPOBatch, one.mesh, packing=train.packing, num_microbatches=train.accumulation_steps
         )
 
     def state(self, params: Sequence[Any], rule: optax.GradientTransformation) -> TrainState:
@@ -111,8 +112,8 @@ class Together:
             loss_positions=True,
         )
 
-    def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        return shard_batch(batch, self.dimensions[0].mesh, axis=1)
+    def place(self, columns: Mapping[str, Any]) -> TFPOBatch:
+        return shard_batch(TFPOBatch.of(columns), self.dimensions[0].mesh, axis=1)
 
     def state(self, params: Sequence[Any], rule: optax.GradientTransformation) -> TrainState:
         return create_member_states(stacked(params), rule, len(params))

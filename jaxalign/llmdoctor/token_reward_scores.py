@@ -22,8 +22,7 @@ from jaxalign.llmdoctor.token_reward_store import FaceScores
 from jaxalign.runs import Run
 from jaxalign.runs.progress import Progress
 from jaxalign.training.core import setup
-from jaxalign.training.core.packing import packing_of
-from jaxalign.training.core.pairs import flatten, question_axis
+from jaxalign.training.core.batch import CompletionBatch, question_axis
 from jaxalign.training.core.scoring import score_tokens
 
 
@@ -169,14 +168,14 @@ class FaceScorer:
         """Log-probs of the counted tokens under each instruction: pair after pair, chosen before rejected."""
         batch = question_axis(batch)
         began = time.perf_counter()
-        placed = setup.on_mesh(batch, self._mesh, packing=self._packing)
+        placed = setup.on_mesh(batch, CompletionBatch, self._mesh, packing=self._packing)
         logps = np.asarray(_logps(self._definition, self._params, placed))
         seconds = time.perf_counter() - began
         valid = batch["valid"]
         tokens = int(batch["lengths"][valid].sum())
         task.tokens += tokens
         task.seconds += seconds
-        shapes = tuple(sorted((name, array.shape) for name, array in placed.items()))
+        shapes = tuple(array.shape for array in jax.tree.leaves(placed))
         if shapes in self._shapes:
             task.timed_tokens += tokens
             task.timed_seconds += seconds
@@ -195,12 +194,10 @@ class FaceScorer:
 
 
 @partial(jax.jit, static_argnums=0)
-def _logps(definition: Any, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+def _logps(definition: Any, params: Any, batch: CompletionBatch) -> jax.Array:
     """Log-probs of the counted tokens [B, 4, T], float32, nats."""
-    tokens, mask, lengths = flatten(batch)
-    model = models.merge(definition, params)
-    found = score_tokens(model, tokens, lengths, mask, packing=packing_of(batch)).logps
-    return found.reshape(batch["tokens"].shape)
+    logps = score_tokens(models.merge(definition, params), batch.rows()).logps
+    return logps.reshape(batch.tokens.shape)
 
 
 def _fill(scores: FaceScores, found: FaceScores) -> None:

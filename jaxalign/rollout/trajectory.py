@@ -70,3 +70,8 @@ def join_rows(prompts: Sequence[Sequence[int]], completions: Completions, *, mul
         tokens[i, start:end] = completions.tokens[i, : end - start]
         mask[i, start:end] = True
     return Rows(tokens, prompt_lengths + completions.lengths.astype(np.int32), mask, prompt_lengths)
+
+
+def sampler_logps(rows: Rows, completions: Completions) -> np.ndarray:
+    """The sampler's log-probs of the rows' completions, float32 [N, T], nats; 0 outside the mask."""
+    return rows.from_completion(np.where(completions.mask, completions.logps, 0.0))

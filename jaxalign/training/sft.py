@@ -6,7 +6,9 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from jaxalign.arrays import AnyArray
 from jaxalign.data import DataConfig, collate_demonstrations
 from jaxalign.losses import token_mean
 from jaxalign.losses.cross_entropy import token_cross_entropy
@@ -14,11 +16,11 @@ from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Given, Live, RunConfig
+from jaxalign.training.core.batch import TokenBatch
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.offline import OfflineRun, Task, TrainResult, fit
 from jaxalign.training.core.optimizer import OptimizerConfig
 from jaxalign.training.core.own_loss import check_own_loss
-from jaxalign.training.core.packing import packing_of
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.core.step import make_evaluation, mean_of
@@ -73,17 +75,28 @@ class SFTConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationBatch(TokenBatch):
+    """Demonstrations.
+
+    Attributes:
+      weights: of each token in the loss; 1 where the data sets none.
+    """
+
+    weights: Float[AnyArray, "B T"]
+
+
 def make_sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[..., Any] | None = None):
     """Builds the loss function of `make_update`: the token mean over the whole batch, by the tokens' weights.
 
     `own(logps[B, T], mask[B, T]) -> [B, T]` takes the place of the cross-entropy.
     """
 
-    def loss(params, frozen, batch, key, counts):
-        mask = batch["mask"] & batch["valid"][:, None]
-        scores = policy.score(
-            params, frozen, batch["tokens"], batch["lengths"], mask, key=key, packing=packing_of(batch)
-        )
+    def loss(params: Any, frozen: Any, batch: DemonstrationBatch, key: Any, counts: jax.Array):
+        rows = batch.rows()
+        mask = rows.mask
+        scores = policy.score(params, frozen, rows, key=key)
         if own is not None:
             per_token = own(scores.logps, mask)
         else:
@@ -94,8 +107,7 @@ def make_sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[...
                 label_smoothing=config.label_smoothing,
                 z_loss=config.z_loss,
             )
-        if "weights" in batch:
-            per_token *= batch["weights"]
+        per_token *= batch.weights
         metrics = {
             "nll": mean_of(-scores.logps, mask),
             "entropy": mean_of(scores.entropy, mask),
@@ -106,10 +118,9 @@ def make_sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[...
     return loss
 
 
-def sft_counts(batch) -> jax.Array:
+def sft_counts(batch: DemonstrationBatch) -> jax.Array:
     """Counted tokens of the whole batch, by their weights."""
-    mask = batch["mask"] & batch["valid"][:, None]
-    return jnp.sum(jnp.where(mask, batch.get("weights", 1.0), 0.0), dtype=jnp.float32)
+    return jnp.sum(jnp.where(batch.rows().mask, batch.weights, 0.0), dtype=jnp.float32)
 
 
 def train_sft(
@@ -140,7 +151,7 @@ def train_sft(
         data = run.load_data("demonstration", words, start.config)
         policy, trained, frozen = run.trained_parts(start)
         function = make_sft_loss(policy, config.loss, loss)
-        feed = run.feed(data, run.collate(collate_demonstrations, data))
+        feed = run.feed(data, run.collate(collate_demonstrations, data), DemonstrationBatch)
         return Task(
             trained=trained,
             frozen=frozen,

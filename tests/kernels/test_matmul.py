@@ -11,7 +11,7 @@ from jaxalign import models
 from jaxalign.kernels import matmul as products
 from jaxalign.models import layers
 from jaxalign.training.core.scoring import CausalPolicy
-from jaxalign.training.sft import SFTLossConfig, make_sft_loss, sft_counts
+from jaxalign.training.sft import DemonstrationBatch, SFTLossConfig, make_sft_loss, sft_counts
 from tests.models.attention_cases import config
 
 FORMS = ("compute_dtype", "bfloat16_float32", "float32")
@@ -95,12 +95,13 @@ def lowered(**changes):
     model = models.create(models.ModelConfig(**(SHAPE | changes)), key=jax.random.key(0))
     definition, params = models.split(model)
     loss = make_sft_loss(CausalPolicy(definition), SFTLossConfig())
-    batch = {
-        "tokens": jnp.zeros((ROWS, LENGTH), jnp.int32),
-        "mask": jnp.ones((ROWS, LENGTH), bool),
-        "lengths": jnp.full(ROWS, LENGTH, jnp.int32),
-        "valid": jnp.ones(ROWS, bool),
-    }
+    batch = DemonstrationBatch(
+        tokens=jnp.zeros((ROWS, LENGTH), jnp.int32),
+        mask=jnp.ones((ROWS, LENGTH), bool),
+        lengths=jnp.full(ROWS, LENGTH, jnp.int32),
+        valid=jnp.ones(ROWS, bool),
+        weights=jnp.ones((ROWS, LENGTH)),
+    )
 
     def whole(params):
         return loss(params, {}, batch, None, sft_counts(batch))
@@ -293,12 +294,13 @@ def test_float32_is_float32_on_gpus_and_tpus_unless_jax_is_told_otherwise(form, 
         definition, params = models.split(model)
         policy = CausalPolicy(definition)
         tokens = jnp.arange(16).reshape(2, 8) % 7
-        batch = {
-            "tokens": tokens,
-            "mask": jnp.ones((2, 8), bool),
-            "lengths": jnp.full(2, 8),
-            "valid": jnp.ones(2, bool),
-        }
+        batch = DemonstrationBatch(
+            tokens=tokens,
+            mask=jnp.ones((2, 8), bool),
+            lengths=jnp.full(2, 8),
+            valid=jnp.ones(2, bool),
+            weights=jnp.ones((2, 8)),
+        )
         loss = jax.grad(
             lambda p: make_sft_loss(policy, SFTLossConfig())(p, {}, batch, None, sft_counts(batch))[0]
         )

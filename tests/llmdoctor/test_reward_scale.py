@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,6 +48,14 @@ def test_rewards_without_a_gradient_ask_for_a_number(wrong):
         replace(RewardGradients(base_norm=1.0, label_norm=1.0, product=0.0, gap=1.0), **wrong).scale()
 
 
+@jax.tree_util.register_dataclass
+@dataclass
+class Batch:
+    features: Any
+    rewards: Any
+    valid: Any
+
+
 def test_gradients_are_the_parts_of_an_affine_function_over_micro_batches_too():
     """A loss of the form of balance: squares of residuals that are affine in eta."""
     rng = np.random.default_rng(0)
@@ -59,16 +67,16 @@ def test_gradients_are_the_parts_of_an_affine_function_over_micro_batches_too():
 
     def loss_at(eta):
         def loss(params, frozen, batch, key, counts):
-            residual = eta * batch["rewards"].sum(2) + batch["features"] @ params["policy"] - frozen
-            squares = jnp.where(batch["valid"][:, None], residual**2, 0)
+            residual = eta * batch.rewards.sum(2) + batch.features @ params["policy"] - frozen
+            squares = jnp.where(batch.valid[:, None], residual**2, 0)
             return params["value"] * jnp.sum(squares) / counts, {}
 
         return loss
 
-    batches = [{"features": features[i], "rewards": rewards[i], "valid": valid[i]} for i in range(3)]
+    batches = [Batch(features[i], rewards[i], valid[i]) for i in range(3)]
     parts = {"policy": jnp.asarray(weights), "value": jnp.float32(2.0)}
     found = [
-        make_reward_gradients(loss_at, lambda batch: jnp.sum(batch["valid"]), accumulation_steps=steps)(
+        make_reward_gradients(loss_at, lambda batch: jnp.sum(batch.valid), accumulation_steps=steps)(
             parts, 1.5, [jax.tree.map(jnp.asarray, batch) for batch in batches]
         )
         for steps in (1, 2)

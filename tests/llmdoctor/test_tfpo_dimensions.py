@@ -18,6 +18,7 @@ from jaxalign.export.checkpoint_export import export_checkpoint
 from jaxalign.llmdoctor.guided_folders import read_doctors
 from jaxalign.llmdoctor.tfpo import train_tfpo
 from jaxalign.llmdoctor.tfpo_config import PatientSource, TFPOConfig, TFPOLossConfig
+from jaxalign.llmdoctor.tfpo_step import TFPOBatch
 from jaxalign.llmdoctor.tfpo_together import Together
 from jaxalign.llmdoctor.token_rewards import TokenRewardConfig
 from jaxalign.mesh import MeshConfig, make_mesh, replicated
@@ -163,13 +164,13 @@ def case():
     mesh = make_mesh(MeshConfig(), jax.devices("cpu"))
     loss, counts, params, frozen, batch = tfpo_case(mesh, lora=LoraConfig(enabled=True, rank=2))
     params = jax.device_put(params, replicated(mesh))
-    batches = [batch | {"rewards": (1 + k) * batch["rewards"]} for k in range(3)]
+    batches = [replace(batch, rewards=(1 + k) * batch.rewards) for k in range(3)]
     each = [frozen | {"reward_scale": jnp.float32(1 + k)} for k in range(3)]
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=RATE, epsilon=1e-2, max_grad_norm=1.0), 10)
     doctors, key, lifted = Together([SimpleNamespace(name=name) for name in NAMES]), jax.random.key(0), []
 
     def loss_at(params, frozen, batch, key, counts):
-        batch = {**batch, "rewards": frozen["reward_scale"] * batch["rewards"]}
+        batch = replace(batch, rewards=frozen["reward_scale"] * batch.rewards)
         return loss(params, frozen, batch, key, counts)
 
     def lift(update):
@@ -180,11 +181,11 @@ def case():
     single = make_update(loss_at, counts, optimizer)
 
     def inputs(poisoned):
-        stacked_batch = jax.tree.map(jnp.asarray, stack_batches(batches))
+        columns = jax.tree.map(jnp.asarray, stack_batches([each.columns() for each in batches]))
         if poisoned is not None:
-            stacked_batch["rewards"] = stacked_batch["rewards"].at[poisoned, 0, 0].set(jnp.nan)
+            columns["rewards"] = columns["rewards"].at[poisoned, 0, 0].set(jnp.nan)
         state = create_member_states(stacked([params] * 3), optimizer, 3)
-        return state, doctors.frozen(each), stacked_batch, key
+        return state, doctors.frozen(each), TFPOBatch.of(columns), key
 
     def alone(index):
         placed = jax.tree.map(jnp.asarray, batches[index])

@@ -1,5 +1,7 @@
 """The loss of a TFPO step, against its definition in float64; what is compared, what is pinned, what is counted."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from jaxalign import models
 from jaxalign.llmdoctor import tfpo_step
 from jaxalign.llmdoctor.tfpo_config import PRESETS, GuidanceDefaults, TFPOConfig, TFPOLossConfig
-from jaxalign.llmdoctor.tfpo_step import last_tokens, pair_weights, rival_tokens, value_gaps
+from jaxalign.llmdoctor.tfpo_step import TFPOBatch, last_tokens, pair_weights, rival_tokens, value_gaps
 from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.models.lora import LoraConfig
 from jaxalign.training.core import setup
@@ -132,14 +134,15 @@ def hinges_of(batch, b, start, values, numbers):
 def test_the_loss_is_its_definition_in_float64(name, lora, packing, devices):
     config, mesh = LOSSES[name], make_mesh(MeshConfig(), devices[:1])
     loss, counts, trained, frozen, batch = tfpo_case(mesh, config, lora)
-    numbers, placed = config.resolved(), setup.on_mesh(batch, mesh, packing=packing)
-    assert ("packed" in placed) == packing
+    numbers, columns = config.resolved(), batch.columns()
+    placed = setup.on_mesh(columns, TFPOBatch, mesh, packing=packing)
+    assert (placed.packing.flat_indices is not None) == packing
     function = jax.jit(
         jax.value_and_grad(lambda params: loss(params, frozen, placed, None, counts(placed))[0])
     )
     value, gradient = function(trained)
     ramp = float(trained["value"]["ramp"])
-    at = [definition(trained, frozen, batch, numbers, lora, ramp + step) for step in (-1e-4, 0, 1e-4)]
+    at = [definition(trained, frozen, columns, numbers, lora, ramp + step) for step in (-1e-4, 0, 1e-4)]
     np.testing.assert_allclose(value, at[1], rtol=1e-4)
     np.testing.assert_allclose(gradient["value"]["ramp"], (at[2] - at[0]) / 2e-4, rtol=1e-3)
     assert at[1] > 0.1
@@ -152,7 +155,7 @@ def test_micro_batches_add_up_to_the_batch(devices):
     found = []
     for parts in (1, 4):
         update = make_update(loss, counts, sgd, accumulation_steps=parts)
-        placed = setup.on_mesh(batch, mesh, packing=True, num_microbatches=parts)
+        placed = setup.on_mesh(batch.columns(), TFPOBatch, mesh, packing=True, num_microbatches=parts)
         state, metrics = update(create_state(trained, sgd), frozen, placed, KEY)
         found.append((metrics, state.params))
     assert found[0][0].keys() == found[1][0].keys()
@@ -169,7 +172,7 @@ def test_the_reference_is_run_only_where_the_target_holds_it(kappa, passes, devi
     loss, counts, trained, frozen, batch = tfpo_case(mesh, TFPOLossConfig(reference_weight=kappa))
     if not kappa:
         frozen = frozen | {"reference": {}}
-    placed = setup.on_mesh(batch, mesh)
+    placed = setup.on_mesh(batch.columns(), TFPOBatch, mesh)
     jax.eval_shape(lambda params: loss(params, frozen, placed, None, counts(placed)), trained)
     assert len(seen) == passes
 
@@ -208,7 +211,7 @@ def pair(chosen, rejected, *, prompt="pp", ends=(True, True), rewards=None):
         "rewards": given,
         "valid": np.asarray(True),
     }
-    return {name: jnp.asarray(x)[None] for name, x in batch.items()}
+    return TFPOBatch.of({name: jnp.asarray(x)[None] for name, x in batch.items()})
 
 
 def columns(flags):
@@ -252,7 +255,7 @@ def test_equal_depths_are_compared_behind_the_parting_where_signs_differ_and_no_
 
 
 def test_pairs_that_do_not_count_are_not_compared():
-    batch = pair("abc.", "abd.") | {"valid": jnp.asarray([False])}
+    batch = replace(pair("abc.", "abd."), valid=jnp.asarray([False]))
     assert not rival_tokens(batch, 9)[0].any()
 
 
@@ -313,11 +316,11 @@ def test_numbers_out_of_range_name_their_key(make, key):
 def test_a_filler_row_changes_nothing(devices):
     mesh = make_mesh(MeshConfig(), devices[:1])
     loss, counts, trained, frozen, batch = tfpo_case(mesh, EVERYTHING)
-    changed = {name: np.array(x) for name, x in batch.items()}
-    filler = int(np.flatnonzero(~batch["valid"])[0])
-    changed["tokens"][filler] = 7
-    changed["rewards"][filler] = 1e6
+    changed = jax.tree.map(np.array, batch)
+    filler = int(np.flatnonzero(~batch.valid)[0])
+    changed.tokens[filler] = 7
+    changed.rewards[filler] = 1e6
     run = jax.jit(lambda placed: loss(trained, frozen, placed, None, counts(placed)))
-    values = [run(placed) for placed in (shard_batch(setup.device_part(x), mesh) for x in (batch, changed))]
+    values = [run(placed) for placed in (shard_batch(x, mesh) for x in (batch, changed))]
     np.testing.assert_array_equal(values[0][0], values[1][0])
     jax.tree.map(np.testing.assert_array_equal, values[0][1], values[1][1])

@@ -21,7 +21,7 @@ from jaxalign.llmdoctor.token_rewards import (
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.core import setup
-from jaxalign.training.core.pairs import pair_axis
+from jaxalign.training.core.batch import pair_axis
 
 ON_MESH = setup.on_mesh
 CONFIG = TokenRewardConfig(positive="vowels ", negative="others: ", batch_size=4)

@@ -13,6 +13,7 @@ from jaxalign.evaluation.policy import make_scorer, token_logps
 from jaxalign.rollout import Sampler, SamplingConfig, generate, join_rows
 from jaxalign.rollout.decode import RowSampling, read_prompts
 from jaxalign.rollout.sampling import SamplerFeatures, kept_tokens, row_uniforms, sample
+from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.scoring import score_tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
@@ -50,9 +51,8 @@ def test_greedy_tokens_are_those_of_the_uncached_forward(model, sampler):
 def test_log_probs_are_those_that_training_scores(model, sampler):
     done = sampler.generate(PROMPTS, max_new_tokens=6, key=KEY, temperature=0.7, stop_tokens=())
     rows = join_rows(PROMPTS, done)
-    scores = score_tokens(
-        model, jnp.asarray(rows.tokens), jnp.asarray(rows.lengths), jnp.asarray(rows.mask), temperature=0.7
-    )
+    arrays = {name: jnp.asarray(getattr(rows, name)) for name in ("tokens", "lengths", "mask")}
+    scores = score_tokens(model, TokenRows(**arrays), temperature=0.7)
     np.testing.assert_allclose(rows.to_completion(scores.logps, 6), done.logps, atol=1e-4)
     np.testing.assert_array_equal(done.sampling_logps, done.logps)
 

@@ -7,20 +7,21 @@ import numpy as np
 
 from jaxalign import llmdoctor, models
 from jaxalign.llmdoctor.tfpo_config import TFPOLossConfig
-from jaxalign.llmdoctor.tfpo_step import make_tfpo_loss, tfpo_counts
+from jaxalign.llmdoctor.tfpo_step import TFPOBatch, make_tfpo_loss, tfpo_counts
 from jaxalign.models.lora import LoraConfig
 from jaxalign.training.core import setup
-from jaxalign.training.core.pairs import valid_rows
+from jaxalign.training.core.batch import valid_count
 from jaxalign.training.preference.dpo import DPOLossConfig
-from jaxalign.training.preference.objectives import make_preference_loss
-from jaxalign.training.reward_model.process import process_loss, step_count
+from jaxalign.training.preference.objectives import PreferenceBatch, make_preference_loss
+from jaxalign.training.reward_model.process import StepBatch, process_loss, step_count
 from jaxalign.training.rl.actor_critic import build
-from jaxalign.training.rl.gae_inputs import advantages_of
+from jaxalign.training.rl.gae_inputs import Outcome, advantages_of
 from jaxalign.training.rl.kl_controller import KLConfig
-from jaxalign.training.rl.online_dpo import make_pair_loss
+from jaxalign.training.rl.online_dpo import SampledPairs, make_pair_loss
 from jaxalign.training.rl.ppo_config import PPOConfig, PPOLossConfig
-from jaxalign.training.rl.ppo_step import make_ppo_loss, ppo_counts
-from jaxalign.training.sft import SFTLossConfig, make_sft_loss, sft_counts
+from jaxalign.training.rl.ppo_step import PPOBatch, PPORollout, make_ppo_loss, make_single_step_ppo_loss
+from jaxalign.training.rl.rollout_metrics import rollout_counts
+from jaxalign.training.sft import DemonstrationBatch, SFTLossConfig, make_sft_loss, sft_counts
 
 KEY = jax.random.key(0)
 
@@ -47,7 +48,9 @@ def rows(*lead: int, seed: int = 0) -> dict:
 def sft_case(mesh):
     policy, trained, frozen = setup.policy_of(models.create(shape(), key=KEY), LoraConfig(), mesh, key=KEY)
     loss = make_sft_loss(policy, SFTLossConfig(label_smoothing=0.1, z_loss=0.01))
-    return loss, sft_counts, setup.place_params(trained, mesh), frozen, rows(8)
+    columns = rows(8)
+    batch = DemonstrationBatch.of({**columns, "weights": columns["mask"].astype(np.float32)})
+    return loss, sft_counts, setup.place_params(trained, mesh), frozen, batch
 
 
 SUPERVISED_DPO = DPOLossConfig(sft_weight=0.1)
@@ -64,12 +67,13 @@ def preference_parts(mesh, config):
     if config.spec.unpaired:
         batch["desirable"] = np.tile([True, False], (8, 1))
         batch |= {f"kl_{name}": rows(8, 2, seed=1)[name] for name in ("tokens", "mask", "lengths")}
-    return policy, definition, setup.place_params(trained, mesh), {"base": base, "reference": params}, batch
+    frozen = {"base": base, "reference": params}
+    return policy, definition, setup.place_params(trained, mesh), frozen, PreferenceBatch.of(batch)
 
 
 def dpo_case(mesh, config=SUPERVISED_DPO):
     policy, definition, trained, frozen, batch = preference_parts(mesh, config)
-    return make_preference_loss(policy, definition, config), valid_rows, trained, frozen, batch
+    return make_preference_loss(policy, definition, config), valid_count, trained, frozen, batch
 
 
 def step_case(mesh):
@@ -80,59 +84,63 @@ def step_case(mesh):
     batch["mask"] &= rng.random((8, 12)) < 0.5
     batch["mask"][:, 4] = True
     batch["labels"] = rng.random((8, 12)).astype(np.float32)
-    return process_loss(policy), step_count, trained, frozen, batch
+    return process_loss(policy), step_count, trained, frozen, StepBatch.of(batch)
 
 
 def online_dpo_case(mesh):
     """Pairs of a policy that has moved since it sampled them."""
-    policy, _, trained, frozen, batch = preference_parts(mesh, DPOLossConfig())
-    rng = np.random.default_rng(1)
+    policy, _, trained, frozen, pairs = preference_parts(mesh, DPOLossConfig())
+    batch, rng = pairs.columns(), np.random.default_rng(1)
     batch["old_logps"] = np.where(batch["mask"], -4 - rng.random(batch["mask"].shape), 0).astype(np.float32)
     batch["ref_logps"] = (-35 - rng.random((8, 2))).astype(np.float32)
     loss = make_pair_loss(policy, DPOLossConfig(), 0.7)
-    return loss, valid_rows, {"policy": trained}, {"policy": frozen["base"]}, batch
+    return loss, valid_count, {"policy": trained}, {"policy": frozen["base"]}, SampledPairs.of(batch)
 
 
-def ppo_case(mesh, config=PLAIN_PPO, make_advantages=None):
+def ppo_models(mesh):
     def reward(*_, **__):
         return []
 
-    parts = build(
-        PPOConfig(), setup.place_model(models.create(shape(), key=KEY), mesh), reward, mesh, key=KEY
-    )
-    batch = rows(8)
+    return build(PPOConfig(), setup.place_model(models.create(shape(), key=KEY), mesh), reward, mesh, key=KEY)
+
+
+def ppo_case(mesh, config=PLAIN_PPO):
+    parts, batch = ppo_models(mesh), rows(8)
     rng = np.random.default_rng(1)
     for name in ("old_logps", "old_values", "advantages", "returns"):
         batch[name] = np.where(batch["mask"], rng.standard_normal((8, 12)), 0).astype(np.float32)
     batch["old_logps"] -= 4 * batch["mask"]
-    batch["policy_weight"] = np.ones(8, np.float32)
-    return (
-        make_ppo_loss(parts.models, config, 0.7, make_advantages),
-        ppo_counts,
-        parts.trained,
-        parts.frozen,
-        batch,
-    )
+    batch |= {"policy_weight": np.ones(8, np.float32), "weights": np.ones((8, 12), np.float32)}
+    loss = make_ppo_loss(parts.models, config, 0.7)
+    return loss, rollout_counts, parts.trained, parts.frozen, PPOBatch.of(batch)
 
 
 def ppo_alone_case(mesh):
     """The same where this is the only step on a rollout: it judges the rows itself. One of them has no reward."""
     config = PPOLossConfig(bootstrap_truncated=True)
     make_advantages = functools.partial(advantages_of, kl=KLConfig(), loss=config, whiten_rewards=True)
-    *case, batch = ppo_case(mesh, config, make_advantages)
+    parts, columns = ppo_models(mesh), rows(8)
     rng = np.random.default_rng(2)
-    mask = batch["mask"] & (np.arange(8) != 3)[:, None]
-    drawn = {
-        name: np.where(mask, rng.standard_normal((8, 12)), 0).astype(np.float32)
-        for name in ("ref_logps", "sampler_logps", "token_rewards")
-    }
-    outcome = {
-        "scores": rng.standard_normal(8).astype(np.float32),
-        "truncated": rng.random(8) < 0.5,
-        "coefficient": np.full(8, 0.1, np.float32),
-    }
-    kept = {name: batch[name] for name in ("tokens", "lengths", "policy_weight")}
-    return *case, kept | drawn | outcome | {"mask": mask}
+    mask = columns["mask"] & (np.arange(8) != 3)[:, None]
+    ref_logps, sampler_logps, token_rewards = (
+        np.where(mask, rng.standard_normal((8, 12)), 0).astype(np.float32) for _ in range(3)
+    )
+    batch = PPORollout(
+        tokens=columns["tokens"],
+        lengths=columns["lengths"],
+        mask=mask,
+        outcome=Outcome(
+            scores=rng.standard_normal(8).astype(np.float32),
+            token_rewards=token_rewards,
+            truncated=rng.random(8) < 0.5,
+        ),
+        sampler_logps=sampler_logps,
+        ref_logps=ref_logps,
+        coefficient=np.full(8, 0.1, np.float32),
+        policy_weight=np.ones(8, np.float32),
+    )
+    loss = make_single_step_ppo_loss(parts.models, config, 0.7, make_advantages)
+    return loss, rollout_counts, parts.trained, parts.frozen, batch
 
 
 TILTED = TFPOLossConfig(preset="tilted")
@@ -158,4 +166,4 @@ def tfpo_case(mesh, config=TILTED, lora=PLAIN_LORA):
     frozen = {"base": base, "reference": reference, "horizon": horizon}
     numbers = config.resolved()
     loss = make_tfpo_loss(policy, models.HeadConfig(), numbers)
-    return loss, tfpo_counts(numbers), {"policy": trained, "value": value}, frozen, batch
+    return loss, tfpo_counts(numbers), {"policy": trained, "value": value}, frozen, TFPOBatch.of(batch)

@@ -46,24 +46,21 @@ def test_held_out_loss_falls_and_is_the_log_of_the_exported_models_perplexity(
 def test_a_token_counts_by_its_weight_and_whole_weights_change_nothing():
     mesh = make_mesh(devices=jax.devices()[:1])
     loss, counts, params, frozen, batch = cases.sft_case(mesh)
-    halves = {"weights": 0.5 * batch["mask"].astype(np.float32)}
     first = np.arange(12) < 6
-    uneven = {"weights": (batch["mask"] * np.where(first, 1.0, 0.25)).astype(np.float32)}
 
-    def value(extra):
-        told = jax.tree.map(jnp.asarray, batch | extra)
-        return float(loss(params, frozen, told, cases.KEY, counts(told))[0]), float(counts(told))
+    def value(**changes):
+        weighed = jax.tree.map(jnp.asarray, replace(batch, **changes))
+        return float(loss(params, frozen, weighed, cases.KEY, counts(weighed))[0]), float(counts(weighed))
 
-    whole, number = value({})
-    assert value({"weights": batch["mask"].astype(np.float32)}) == (whole, number)
+    whole, number = value()
+    assert value(weights=np.ones((8, 12), np.float32)) == (whole, number)
     # A mean: what all tokens share cancels.
-    assert value(halves) == (pytest.approx(whole, rel=1e-6), number / 2)
-    parts = []
-    for mask in (first, ~first):
-        told = jax.tree.map(jnp.asarray, batch | {"mask": batch["mask"] & mask})
-        parts.append((float(loss(params, frozen, told, cases.KEY, counts(told))[0]), float(counts(told))))
-    (early, n), (late, m) = parts
-    assert value(uneven)[0] == pytest.approx((early * n + 0.25 * late * m) / (n + 0.25 * m), rel=1e-5)
+    halves = 0.5 * batch.mask.astype(np.float32)
+    assert value(weights=halves) == (pytest.approx(whole, rel=1e-6), number / 2)
+    (early, n), (late, m) = (value(mask=batch.mask & part) for part in (first, ~first))
+    uneven = (batch.mask * np.where(first, 1.0, 0.25)).astype(np.float32)
+    expected = (early * n + 0.25 * late * m) / (n + 0.25 * m)
+    assert value(weights=uneven)[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_weights_of_turns_reach_the_batch(tmp_path):

@@ -7,7 +7,7 @@ hands it an update, an evaluation and an iterator.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -350,10 +350,10 @@ def restore_callbacks(run: Run, extra: Mapping[str, Any]) -> None:
 
 
 def evaluation(
-    evaluate_batch: Callable[[Any, Any, Mapping], dict[str, tuple[Any, Any]]],
-    batches: Callable[[], Any],
+    evaluate_batch: Callable[[Any, Any, Any], dict[str, tuple[Any, Any]]],
+    batches: Callable[[], Iterable[Mapping[str, Any]]],
     frozen: Any,
-    place: Callable[[Mapping], Mapping],
+    place: Callable[[Mapping[str, Any]], Any],
     limit: int = 0,
 ) -> Callable[[TrainState], dict[str, float]]:
     """An evaluation over held-out batches: sums and counts are added, then divided once; see `summary`."""

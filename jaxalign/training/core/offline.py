@@ -19,6 +19,7 @@ from jaxalign.data.batches import Collate
 from jaxalign.data.config import Kind
 from jaxalign.runs import Given, Run
 from jaxalign.training.core import setup
+from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.generator import Generator, samples_of
 from jaxalign.training.core.loading import load_data
 from jaxalign.training.core.loop import Batches, Loop, TrainConfig, evaluation
@@ -40,7 +41,7 @@ class Feed(Protocol):
 
     @property
     def batches(self) -> Batches: ...
-    def place(self, batch: Batch) -> dict[str, jax.Array]: ...
+    def place(self, columns: Mapping[str, Any]) -> Batch: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Task(Generic[Result]):
     finish: Callable[[TrainState, dict[str, float]], Result]
     evaluate: Evaluation | None = None
     sample: Samples | None = None
-    prepare: Callable[[Any, Any, dict[str, jax.Array]], dict[str, jax.Array]] | None = None
+    prepare: Callable[[Any, Any, Batch], Batch] | None = None
     lift: Callable[[Callable], Callable] | None = None
     optimizer: Callable[[int], tuple[optax.GradientTransformation, optax.Schedule | None]] | None = None
     create_state: Callable[[Any, optax.GradientTransformation], TrainState] = create_state
@@ -108,11 +109,11 @@ def fit(command: str, config: Any, given: Given, begin: Callable[["OfflineRun"],
         feed, frozen, prepare = task.feed, task.frozen, task.prepare
         step_key = jax.random.fold_in(key, 3) if task.key is None else task.key
 
-        def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-            placed = feed.place(batch)
+        def update(state: TrainState, columns: Mapping[str, Any]) -> tuple[TrainState, dict[str, jax.Array]]:
+            batch = feed.place(columns)
             if prepare is not None:
-                placed = prepare(state.params, frozen, placed)
-            return step(state, frozen, placed, step_key)
+                batch = prepare(state.params, frozen, batch)
+            return step(state, frozen, batch, step_key)
 
         loop = Loop(
             run=run,
@@ -143,32 +144,38 @@ class DatasetFeed:
 
     Attributes:
       data: its examples.
-      collate: examples and their numbers -> batch.
+      collate: examples and their numbers -> columns of a batch, on the host.
+      kind: what the loss reads.
       batches: training batches, on the host.
       mesh: the devices.
       train: sizes.
-      arrange: how a batch is laid out for the loss.
-      attach: (batch, training=...) -> batch with more columns, of training or held-out rows; None adds none.
+      arrange: how the columns are laid out for the loss.
+      attach: (columns, training=...) -> more columns, of training or held-out rows; None adds none.
       head: whether a vocabulary head reads the rows.
     """
 
     data: Dataset
     collate: Collate
+    kind: type[TokenRows]
     batches: Batches
     mesh: Mesh
     train: TrainConfig
-    arrange: Callable[[Batch], dict[str, Any]] = dict
+    arrange: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     attach: Callable[..., dict[str, Any]] | None = None
     head: bool = True
 
-    def place(self, batch: Batch, *, training: bool = True) -> dict[str, jax.Array]:
+    def place(self, columns: Mapping[str, Any], *, training: bool = True) -> Batch:
         """A batch on the mesh."""
-        batch = self.arrange(batch)
+        columns = self.arrange(columns)
         if self.attach is not None:
-            batch = self.attach(batch, training=training)
-        parts = self.train.accumulation_steps if training else 1
+            columns = self.attach(columns, training=training)
         return setup.on_mesh(
-            batch, self.mesh, packing=self.train.packing, num_microbatches=parts, head=self.head
+            columns,
+            self.kind,
+            self.mesh,
+            packing=self.train.packing,
+            num_microbatches=self.train.accumulation_steps if training else 1,
+            head=self.head,
         )
 
     @property
@@ -203,13 +210,21 @@ class OfflineRun(OpenRun):
         return setup.collate_of(collate, data.train, packing=self.config.train.packing)
 
     def feed(
-        self, data: Dataset, collate: Collate, *, least: int = 1, copies: int = 1, **options: Any
+        self,
+        data: Dataset,
+        collate: Collate,
+        kind: type[TokenRows],
+        *,
+        least: int = 1,
+        copies: int = 1,
+        **options: Any,
     ) -> DatasetFeed:
         """The batches of a data set.
 
         Args:
           data: its examples.
           collate: as `OfflineRun.collate` returns it.
+          kind: what the loss reads.
           least, copies: see `setup.training_batches`.
           options: fields of `DatasetFeed`.
         """
@@ -218,7 +233,7 @@ class OfflineRun(OpenRun):
             train, data.train, seed=seed, collate=collate, mesh=self.mesh, least=least, copies=copies
         )
         return DatasetFeed(
-            data=data, collate=collate, batches=batches, mesh=self.mesh, train=train, **options
+            data=data, collate=collate, kind=kind, batches=batches, mesh=self.mesh, train=train, **options
         )
 
     def samples(self, policy: CausalPolicy, frozen: Any, tokenizer: Any, data: Dataset) -> Samples:

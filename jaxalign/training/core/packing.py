@@ -27,6 +27,12 @@ class Packing:
     flat_indices: Int[Array, "R T"] | None = None
     loss_positions: Int[Array, "S C"] | None = None
 
+    @classmethod
+    def of(cls, columns: Mapping[str, Any], prefix: str = "") -> "Packing | None":
+        """The layout among a batch's columns (of its rows with this prefix); None where there is none."""
+        flat, positions = columns.get(prefix + "packed"), columns.get(prefix + "loss_positions")
+        return None if flat is None and positions is None else cls(flat, positions)
+
     def rows(self, tokens: Int[Array, "N T"], lengths: Int[Array, " N"]) -> dict[str, Any]:
         """The arguments by which a model reads the rows.
 
@@ -65,12 +71,6 @@ class Packing:
 def most_segments(packing: bool) -> int:
     """How many segments a row of a batch holds at most, packed or not."""
     return MAX_SEGMENTS if packing else 1
-
-
-def packing_of(batch: Mapping[str, Any], prefix: str = "") -> Packing | None:
-    """The layout of a batch's rows (of those of the prefix); None where it has none."""
-    flat, positions = batch.get(prefix + "packed"), batch.get(prefix + "loss_positions")
-    return None if flat is None and positions is None else Packing(flat, positions)
 
 
 def taken(values: Shaped[Array, "N T"], places: Int[Array, "*P"]) -> Shaped[Array, "*P"]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxalign.logprobs import linear_logprobs
 from jaxalign.models import LoraConfig, attach, merge
+from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.packing import Packing, spread, taken
 
 # Bytes of logits that are not split into chunks: XLA keeps them for the backward pass, where chunks are computed again.
@@ -46,26 +47,15 @@ class CausalPolicy:
         self,
         trained: Any,
         frozen: Any,
-        tokens: Int[Array, "B T"],
-        lengths: Int[Array, " B"],
-        mask: Bool[Array, "B T"],
+        rows: TokenRows,
         *,
         temperature: float | jax.Array = 1.0,
         key: jax.Array | None = None,
-        packing: Packing | None = None,
     ) -> "TokenScores":
         """Log-probs of the counted tokens under the model (with its adapter)."""
         model, adapter = self.parts(trained, frozen)
         return score_tokens(
-            model,
-            tokens,
-            lengths,
-            mask,
-            adapter=adapter,
-            temperature=temperature,
-            dropout_key=key,
-            packing=packing,
-            whole_logits=True,
+            model, rows, adapter=adapter, temperature=temperature, dropout_key=key, whole_logits=True
         )
 
 
@@ -92,28 +82,22 @@ def whole_logits_limit() -> int:
 
 def score_tokens(
     model: Any,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
-    mask: Bool[Array, "B T"],
+    rows: TokenRows,
     *,
     adapter: Any = None,
     temperature: float | jax.Array = 1.0,
     dropout_key: jax.Array | None = None,
-    packing: Packing | None = None,
     whole_logits: bool = False,
 ) -> TokenScores:
-    """Scores right-padded rows by any layout, with the same result.
+    """Scores right-padded rows in any layout, with the same result.
 
     Args:
       model: a `Transformer`.
-      tokens: token ids.
-      lengths: valid tokens a row.
-      mask: True where token t counts.
+      rows: token ids [B, T], their lengths and mask. With a layout (`rows.packing`), padding of packed rows and, in
+        the head, tokens outside the mask cost nothing; the mask must lie within the one that it was made for.
       adapter: LoRA adapter, or None.
       temperature: the sampling temperature; logits are divided by it.
       dropout_key: for LoRA dropout; None turns it off.
-      packing: a layout by which padding (of packed rows) and, in the head, what does not count cost nothing. All
-        counted tokens must be among those it was made for. None where there is none.
       whole_logits: for passes with a gradient: where the model rematerializes nothing, logits of up to
         `whole_logits_limit()` bytes (float32, of all devices together) are not split into chunks.
     """
@@ -121,9 +105,9 @@ def score_tokens(
     if dropout_key is not None:
         options["dropout_key"] = dropout_key
     head = {"embedding": model.head, "temperature": temperature, **model.head_options}
-    layout = packing or Packing()
-    states = model.hidden(**layout.rows(tokens, lengths), **options)
-    places = None if packing is None else layout.targets(tokens.size)
+    tokens, mask, layout = rows.tokens, rows.mask, rows.packing or Packing()
+    states = model.hidden(**layout.rows(tokens, rows.lengths), **options)
+    places = None if rows.packing is None else layout.targets(tokens.size)
     if places is None:
         before, targets, counted = states[:, :-1], tokens[:, 1:], mask[:, 1:]
     else:
@@ -182,28 +166,24 @@ class ScalarPolicy:
         self,
         trained: Any,
         frozen: Any,
-        tokens: Int[Array, "B T"],
-        lengths: Int[Array, " B"],
+        rows: TokenRows,
         *,
         key: jax.Array | None = None,
-        packing: Packing | None = None,
     ) -> Float[Array, "B T"]:
         """The score after each token; the rows may be packed, with the same result."""
         model, adapter = self.parts(trained, frozen)
-        layout = packing or Packing()
-        scores = model.per_token(**layout.rows(tokens, lengths), adapter=adapter, dropout_key=key)
-        return layout.back(scores, tokens.shape)
+        layout = rows.packing or Packing()
+        scores = model.per_token(**layout.rows(rows.tokens, rows.lengths), adapter=adapter, dropout_key=key)
+        return layout.back(scores, rows.tokens.shape)
 
     def last(
         self,
         trained: Any,
         frozen: Any,
-        tokens: Int[Array, "B T"],
-        lengths: Int[Array, " B"],
+        rows: TokenRows,
         *,
         key: jax.Array | None = None,
-        packing: Packing | None = None,
     ) -> Float[Array, " B"]:
         """The score at each row's last valid token."""
-        scores = self.per_token(trained, frozen, tokens, lengths, key=key, packing=packing)
-        return jnp.take_along_axis(scores, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
+        scores = self.per_token(trained, frozen, rows, key=key)
+        return jnp.take_along_axis(scores, jnp.maximum(rows.lengths - 1, 0)[:, None], axis=1)[:, 0]

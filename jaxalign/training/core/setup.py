@@ -39,6 +39,7 @@ from jaxalign.models.lora import LoraConfig, create_adapter
 from jaxalign.models.sharding import on_mesh as on_mesh_params
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.core import exports
+from jaxalign.training.core.batch import Kind
 from jaxalign.training.core.implementations import with_implementations
 from jaxalign.training.core.loading import row_batches
 from jaxalign.training.core.loop import TrainConfig
@@ -217,28 +218,30 @@ def policy_of(model: Any, lora: LoraConfig, mesh: Mesh, *, key: jax.Array) -> tu
 
 
 def on_mesh(
-    batch: Mapping[str, Any],
+    columns: Mapping[str, Any],
+    kind: type[Kind],
     mesh: Mesh,
     *,
     packing: bool = False,
     num_microbatches: int = 1,
     head: bool = True,
-) -> dict[str, jax.Array]:
+) -> Kind:
     """A host batch on the mesh, rows split over its devices.
 
     Args:
-      batch: arrays; columns of text stay on the host.
+      columns: of the batch, arrays by name.
+      kind: what it becomes; it takes the columns that it has fields for.
       mesh: the devices.
       packing: lay out its rows of tokens in fewer, fuller ones (see `data.packed`), unless they have been.
       num_microbatches: micro-batches it will be split into.
       head: whether a vocabulary head reads them; it will read what predicts counted tokens.
     """
     shards = row_shards(mesh)
-    if packing and "packed" not in batch:
-        batch = packed(batch, num_microbatches=num_microbatches, shards=shards, loss_positions=head)
+    if packing and "packed" not in columns:
+        columns = packed(columns, num_microbatches=num_microbatches, shards=shards, loss_positions=head)
     elif head and not packing:
-        batch = with_loss_positions(batch, num_microbatches=num_microbatches, shards=shards)
-    return shard_batch(device_part(batch), mesh)
+        columns = with_loss_positions(columns, num_microbatches=num_microbatches, shards=shards)
+    return shard_batch(kind.of(columns), mesh)
 
 
 def training_batches(

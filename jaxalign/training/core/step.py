@@ -21,7 +21,8 @@ import optax
 from jaxalign.training.core.optimizer import with_other_parts
 from jaxalign.training.core.state import TrainState
 
-Batch = Mapping[str, Any]
+# A pytree of arrays whose axis 0 is rows: one of the dataclasses of `batch` and of the trainers.
+Batch = Any
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 LossFunction = Callable[[Any, Any, Batch, jax.Array, Any], tuple[jax.Array, Metrics]]
 CountFunction = Callable[[Batch], Any]
@@ -127,7 +128,7 @@ def accumulated(gradient: Callable, steps: int) -> Callable:
         return gradient
 
     def whole(params, frozen, batch, key, counts):
-        micro = jax.tree.map(split_rows(steps), dict(batch))
+        micro = jax.tree.map(split_rows(steps), batch)
 
         def body(total, inputs):
             index, rows = inputs

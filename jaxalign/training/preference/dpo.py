@@ -8,11 +8,12 @@ from jaxalign import models
 from jaxalign.data import Dataset, collate_comparisons, collate_labels
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Given, Live
+from jaxalign.training.core.batch import pair_axis, question_axis, valid_count
 from jaxalign.training.core.offline import DatasetFeed, OfflineRun, Task, TrainResult, fit
-from jaxalign.training.core.pairs import pair_axis, question_axis, valid_rows
 from jaxalign.training.core.step import make_evaluation
 from jaxalign.training.preference.config import DPOConfig, DPOLossConfig
 from jaxalign.training.preference.objectives import (
+    PreferenceBatch,
     check_pair_loss,
     make_preference_loss,
     whole_batch_statistics,
@@ -41,6 +42,7 @@ def _feed(run: OfflineRun, data: Dataset) -> DatasetFeed:
     return run.feed(
         data,
         run.collate(collate, data),
+        PreferenceBatch,
         least=2 if spec.statistic else 1,
         copies=2 if mismatched else 1,
         arrange=arrange,
@@ -97,16 +99,16 @@ def train_dpo(
             table = precomputed_reference(run, feed, definition, params)
             feed, frozen["reference"] = replace(feed, attach=table.attached), {}
         function = make_preference_loss(scorer, definition, config.loss, loss)
-        parts = config.train.accumulation_steps
-        coupled = whole_batch_statistics(scorer, definition, config.loss, parts)
+        num_microbatches = config.train.accumulation_steps
+        coupled = whole_batch_statistics(scorer, definition, config.loss, num_microbatches)
         return Task(
             trained=trained,
             frozen=frozen,
             feed=feed,
             loss=function,
-            counts=valid_rows,
-            prepare=coupled if parts > 1 and spec.statistic else None,
-            evaluate=feed.evaluation(make_evaluation(function, valid_rows), frozen),
+            counts=valid_count,
+            prepare=coupled if num_microbatches > 1 and spec.statistic else None,
+            evaluate=feed.evaluation(make_evaluation(function, valid_count), frozen),
             sample=run.samples(scorer, base, words, data),
             finish=run.export_policy(scorer, base, words),
         )

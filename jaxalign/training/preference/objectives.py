@@ -1,22 +1,58 @@
 """What one optimizer step of preference training minimises: any loss of the family, on scored completions."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
 
 from jaxalign import losses, models
+from jaxalign.arrays import AnyArray
 from jaxalign.losses.preference import ScoredRows
+from jaxalign.training.core.batch import CompletionBatch, TokenRows
 from jaxalign.training.core.own_loss import check_own_loss
-from jaxalign.training.core.packing import packing_of
-from jaxalign.training.core.pairs import flatten
 from jaxalign.training.core.scoring import CausalPolicy, TokenScores, score_tokens
-from jaxalign.training.core.step import Metrics, joined_rows, mean_of, split_rows
+from jaxalign.training.core.step import Batch, Metrics, joined_rows, mean_of, split_rows
 from jaxalign.training.preference.config import DPOLossConfig
 
-# Statistics of a whole batch, in its micro-batches: [B], a scalar repeated.
-STATISTIC = "statistic_"
+PAIR = (True, False)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class PreferenceBatch(CompletionBatch):
+    """Completions and what a preference loss reads beside them.
+
+    Attributes:
+      desirable: whether a completion is to be imitated; of a pair the first.
+      ref_logps: summed log-probs under the reference, nats, where they were computed before; else None.
+      mismatched: each prompt with another one's completion, for a loss that estimates the KL by them; else None.
+      statistics: of the whole batch, where this is a part of one: [B], a scalar repeated. Empty in a whole batch.
+    """
+
+    desirable: Bool[AnyArray, "B G"]
+    ref_logps: Float[AnyArray, "B G"] | None = None
+    mismatched: CompletionBatch | None = None
+    statistics: Mapping[str, AnyArray] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Any], prefix: str = "") -> Self:
+        """See `TokenRows.of`; the columns of `mismatched` begin with kl_."""
+        if "kl_tokens" in columns:
+            others = CompletionBatch.of({**columns, "kl_valid": columns["valid"]}, "kl_")
+            columns = {**columns, "mismatched": others}
+        if "desirable" not in columns:
+            columns = {**columns, "desirable": np.tile(PAIR, (len(columns["valid"]), 1))}
+        return super().of(columns, prefix)
+
+    def columns(self) -> dict[str, Any]:
+        """See `TokenRows.columns`."""
+        columns = super().columns()
+        others = columns.pop("mismatched", None)
+        return columns | ({f"kl_{name}": x for name, x in others.columns().items()} if others else {})
 
 
 def make_preference_loss(
@@ -27,12 +63,10 @@ def make_preference_loss(
 ):
     """Builds the loss function of `make_update`: the mean over the examples of the whole batch.
 
-    `frozen` is {"base": frozen leaves of the policy, "reference": the reference's leaves}. A batch may hold
-    `ref_logps` [B, G] computed before, and the statistics of the whole batch that it is a part of. For `own` see
-    `row_terms`.
+    `frozen` is {"base": frozen leaves of the policy, "reference": the reference's leaves}. For `own` see `row_terms`.
     """
 
-    def loss(params, frozen, batch, key, counts):
+    def loss(params: Any, frozen: Any, batch: PreferenceBatch, key: Any, counts: jax.Array):
         rows, scores, mask = scored_rows(policy, reference_definition, config, params, frozen, batch, key)
         total, metrics = loss_of_rows(config, rows, scores, mask, batch, counts, own)
         return total, metrics | {"entropy": mean_of(scores.entropy, mask)}
@@ -45,7 +79,7 @@ def loss_of_rows(
     rows: ScoredRows,
     scores: TokenScores,
     mask: jax.Array,
-    batch: Any,
+    batch: PreferenceBatch,
     counts: jax.Array,
     own: Callable[..., Any] | None = None,
 ) -> tuple[jax.Array, Metrics]:
@@ -60,9 +94,9 @@ def loss_of_rows(
       counts: examples of the whole batch.
       own: see `row_terms`.
     """
-    given = {n.removeprefix(STATISTIC): x for n, x in batch.items() if n.startswith(STATISTIC)}
     axes = config.spec.statistic.axes if config.spec.statistic else {}
-    statistics = {n: x if axes[n] else x[0] for n, x in given.items()} or batch_statistics(rows, config)
+    whole = {name: x if axes[name] else x[0] for name, x in batch.statistics.items()}
+    statistics = whole or batch_statistics(rows, config)
     per_row = row_terms(rows, config, statistics, own)
     if config.weighted:
         weights = losses.wpo_weights(scores.logps, scores.sum_squared_probs, mask)
@@ -104,7 +138,7 @@ def scored_rows(
     config: DPOLossConfig,
     params: Any,
     frozen: Any,
-    batch: Any,
+    batch: PreferenceBatch,
     key: jax.Array | None,
     *,
     temperature: float = 1.0,
@@ -113,37 +147,31 @@ def scored_rows(
 
     The arguments are those of `make_preference_loss` and of what it builds; logits are divided by the temperature.
     """
-    spec, shape = config.spec, batch["tokens"].shape[:2]
-    tokens, mask, lengths = flatten(batch)
-    counted = jnp.maximum(mask.sum(1), 1).reshape(shape).astype(jnp.float32)
-    scale = counted if spec.means or config.length_normalize else 1.0
-    packing = packing_of(batch)
-    scores = policy.score(
-        params, frozen["base"], tokens, lengths, mask, temperature=temperature, key=key, packing=packing
-    )
-    logps = completion_sums(scores.logps, mask, shape, config.length_alpha) / scale
+    spec, shape, completions = config.spec, batch.shape, batch.rows()
+    mask = completions.mask
+    lengths = jnp.maximum(mask.sum(1), 1).reshape(shape).astype(jnp.float32)
+    scale = lengths if spec.means or config.length_normalize else 1.0
 
-    def reference(tokens, lengths, mask, packing):
+    def reference(rows: TokenRows) -> jax.Array:
         model = models.merge(reference_definition, frozen["reference"])
-        found = score_tokens(model, tokens, lengths, mask, temperature=temperature, packing=packing)
-        return jax.lax.stop_gradient(found.logps)
+        return jax.lax.stop_gradient(score_tokens(model, rows, temperature=temperature).logps)
 
+    def sums(logps: jax.Array) -> jax.Array:
+        return completion_sums(logps, mask, shape, config.length_alpha)
+
+    scores = policy.score(params, frozen["base"], completions, temperature=temperature, key=key)
     ref_logps, kl_ratio = jnp.zeros(shape), jnp.zeros(shape)
-    if "ref_logps" in batch:
-        ref_logps = batch["ref_logps"] / scale
+    if batch.ref_logps is not None:
+        ref_logps = batch.ref_logps
     elif spec.reference:
-        ref_tokens = reference(tokens, lengths, mask, packing)
-        ref_logps = completion_sums(ref_tokens, mask, shape, config.length_alpha) / scale
-    if "kl_tokens" in batch:
-        tokens, kl_mask, lengths = flatten(batch, "kl_")
-        packing = packing_of(batch, "kl_")
-        live = jax.lax.stop_gradient(params)
-        mismatched = policy.score(
-            live, frozen["base"], tokens, lengths, kl_mask, temperature=temperature, packing=packing
-        ).logps
-        kl_ratio = (mismatched - reference(tokens, lengths, kl_mask, packing)).sum(1).reshape(shape)
-    desirable = batch["desirable"] if spec.unpaired else jnp.broadcast_to(jnp.asarray([True, False]), shape)
-    return ScoredRows(logps, ref_logps, desirable, batch["valid"], kl_ratio), scores, mask
+        ref_logps = sums(reference(completions))
+    if batch.mismatched is not None:
+        others = batch.mismatched.rows()
+        fixed = jax.lax.stop_gradient(params)
+        logps = policy.score(fixed, frozen["base"], others, temperature=temperature).logps
+        kl_ratio = (logps - reference(others)).sum(1).reshape(shape)
+    rows = ScoredRows(sums(scores.logps) / scale, ref_logps / scale, batch.desirable, batch.valid, kl_ratio)
+    return rows, scores, mask
 
 
 def completion_sums(logps: jax.Array, mask: jax.Array, shape: tuple[int, int], alpha: float) -> jax.Array:
@@ -182,11 +210,11 @@ def whole_batch_statistics(
     policy: CausalPolicy,
     reference_definition: Any,
     config: DPOLossConfig,
-    parts: int,
+    num_microbatches: int,
     *,
     temperature: float = 1.0,
-):
-    """Builds `(params, frozen, batch) -> batch` with the statistics that couple its rows, in `parts` micro-batches.
+) -> Callable[[Any, Any, Batch], Batch]:
+    """Builds `(params, frozen, batch) -> batch` with the statistics that couple its rows, one micro-batch at a time.
 
     Without it each micro-batch would be sorted, or averaged, by itself, and accumulation would change the loss.
     """
@@ -198,11 +226,11 @@ def whole_batch_statistics(
                 policy, reference_definition, config, params, frozen, part, None, temperature=temperature
             )[0]
 
-        rows = jax.lax.map(rows_of, jax.tree.map(split_rows(parts), dict(batch)))
-        found = batch_statistics(jax.tree.map(joined_rows, rows), config)
-        return {STATISTIC + n: jnp.broadcast_to(x, batch["valid"].shape) for n, x in found.items()}
+        rows = jax.lax.map(rows_of, jax.tree.map(split_rows(num_microbatches), batch))
+        values = batch_statistics(jax.tree.map(joined_rows, rows), config)
+        return {name: jnp.broadcast_to(x, batch.valid.shape) for name, x in values.items()}
 
-    return lambda params, frozen, batch: batch | statistics(params, frozen, batch)
+    return lambda params, frozen, batch: replace(batch, statistics=statistics(params, frozen, batch))
 
 
 def check_pair_loss(loss: Any, config: DPOLossConfig) -> Any:

@@ -17,10 +17,8 @@ from jaxalign.data import Dataset, Example, eval_batches
 from jaxalign.errors import CheckpointError
 from jaxalign.training.core.loading import refuse_stream
 from jaxalign.training.core.offline import DatasetFeed, OfflineRun
-from jaxalign.training.core.packing import packing_of
-from jaxalign.training.core.pairs import flatten
 from jaxalign.training.core.scoring import score_tokens
-from jaxalign.training.preference.objectives import completion_sums
+from jaxalign.training.preference.objectives import PreferenceBatch, completion_sums
 
 
 @dataclass(frozen=True)
@@ -35,10 +33,10 @@ class ReferenceTable:
     train: np.ndarray
     validation: np.ndarray
 
-    def attached(self, batch: Mapping[str, Any], *, training: bool) -> dict[str, Any]:
-        """The batch with `ref_logps` [B, G]."""
+    def attached(self, columns: Mapping[str, Any], *, training: bool) -> dict[str, Any]:
+        """The columns of a batch with `ref_logps` [B, G]."""
         rows = self.train if training else self.validation
-        return {**batch, "ref_logps": rows[np.asarray(batch["row_ids"])]}
+        return {**columns, "ref_logps": rows[np.asarray(columns["row_ids"])]}
 
 
 def precomputed_reference(run: OfflineRun, feed: DatasetFeed, definition: Any, params: Any) -> ReferenceTable:
@@ -47,11 +45,10 @@ def precomputed_reference(run: OfflineRun, feed: DatasetFeed, definition: Any, p
     refuse_stream(feed.data, "reference_logps=precomputed")
 
     @jax.jit
-    def score(params, batch):
-        tokens, mask, lengths = flatten(batch)
-        model = models.merge(definition, params)
-        logps = score_tokens(model, tokens, lengths, mask, packing=packing_of(batch)).logps
-        return completion_sums(logps, mask, batch["tokens"].shape[:2], alpha)
+    def score(params: Any, batch: PreferenceBatch) -> jax.Array:
+        rows = batch.rows()
+        logps = score_tokens(models.merge(definition, params), rows).logps
+        return completion_sums(logps, rows.mask, batch.shape, alpha)
 
     table, path = reference_table(
         Path(config.reference_cache or run.run.folder / "reference"),

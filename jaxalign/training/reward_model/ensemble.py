@@ -21,11 +21,11 @@ from jaxalign.data import BatchIterator, Dataset, eval_batches
 from jaxalign.losses import ensemble_disagreement
 from jaxalign.mesh import row_shards, shard_batch
 from jaxalign.training.core import exports, setup
+from jaxalign.training.core.batch import CompletionBatch, valid_count
 from jaxalign.training.core.loop import summary
 from jaxalign.training.core.members import MemberBatches, create_member_states, member_of, stacked
 from jaxalign.training.core.offline import OfflineRun, Task
-from jaxalign.training.core.packing import most_segments, packing_of
-from jaxalign.training.core.pairs import flatten, valid_rows
+from jaxalign.training.core.packing import most_segments
 from jaxalign.training.core.scoring import ScalarPolicy
 from jaxalign.training.core.setup import TrainResult
 from jaxalign.training.core.state import TrainState
@@ -179,29 +179,28 @@ def make_member_evaluation(policy: ScalarPolicy, loss_of: Callable[[Any], LossFu
 
     All members score the same rows; what they share (a frozen trunk) runs once.
     """
-    of_scores = make_evaluation(loss_of(_Known()), valid_rows)
+    of_scores = make_evaluation(loss_of(_Known()), valid_count)
 
-    def member(params: Any, frozen: Any, batch: Mapping[str, jax.Array]):
-        tokens, _, lengths = flatten(batch)
-        scores = policy.last(params, frozen, tokens, lengths, packing=packing_of(batch))
-        return scores.reshape(batch["lengths"].shape), of_scores(scores, {}, batch)
+    def member(params: Any, frozen: Any, batch: CompletionBatch):
+        scores = policy.last(params, frozen, batch.rows())
+        return scores.reshape(batch.shape), of_scores(scores, {}, batch)
 
     return jax.jit(jax.vmap(member, in_axes=(0, None, None)))
 
 
 def score_held_out(
-    evaluate: Callable, params: Any, frozen: Any, batches: Iterable[Mapping[str, Any]], limit: int = 0
+    evaluate: Callable, params: Any, frozen: Any, batches: Iterable[CompletionBatch], limit: int = 0
 ) -> HeldOut:
-    """Scores batches (as `eval_batches` gives them, on the mesh) with all members; at most `limit` where not 0."""
+    """Scores batches with all members; at most `limit` where not 0."""
     scores, best, sums = [], [], {}
     for index, batch in enumerate(batches):
         if limit and index >= limit:
             break
         found, parts = jax.device_get(evaluate(params, frozen, batch))
-        valid = np.asarray(batch["valid"])
+        valid = np.asarray(batch.valid)
         scores.append(found[:, valid])
         # A pair's first completion is the chosen one.
-        best.append(np.asarray(batch.get("best", np.zeros(len(valid), np.int32)))[valid])
+        best.append(np.asarray(getattr(batch, "best", np.zeros(len(valid), np.int32)))[valid])
         for name, pair in parts.items():
             sums[name] = sums.get(name, 0.0) + np.asarray(pair, np.float64)
     return HeldOut(np.concatenate(scores, axis=1), np.concatenate(best), sums)
@@ -215,10 +214,11 @@ class _Feed:
     """Batches of all members, stacked [K, ...], on the host and on the mesh; an `offline.Feed`."""
 
     batches: MemberBatches
+    kind: type[CompletionBatch]
     mesh: Mesh
 
-    def place(self, batch: Batch) -> dict[str, jax.Array]:
-        return shard_batch(batch, self.mesh, axis=1)
+    def place(self, columns: Mapping[str, Any]) -> Batch:
+        return shard_batch(self.kind.of(columns), self.mesh, axis=1)
 
 
 def ensemble_task(
@@ -227,6 +227,7 @@ def ensemble_task(
     tokenizer: Any,
     data: Dataset,
     collate: Callable,
+    kind: type[CompletionBatch],
     loss_of: Callable[[Any], LossFunction],
 ) -> Task[TrainResult]:
     """The task of training all members; the model that the call returns is a list of `ScalarModel`s.
@@ -236,7 +237,8 @@ def ensemble_task(
       model: the causal model whose trunk is taken.
       tokenizer: its tokenizer.
       data: tokenized rows.
-      collate: examples and their numbers -> a batch with rows of tokens as [B, G, T].
+      collate: examples and their numbers -> columns of a batch, with rows of tokens as [B, G, T].
+      kind: what the loss reads.
       loss_of: a policy -> the loss function of `make_update`.
     """
     config, train = run.config, run.config.train
@@ -255,7 +257,9 @@ def ensemble_task(
 
     def held_out(params: Any, limit: int = 0) -> HeldOut:
         rows = eval_batches(data.validation or data.train, train.eval_batch_size or train.batch_size, collate)
-        placed = (setup.on_mesh(batch, run.mesh, packing=train.packing, head=False) for batch in rows)
+        placed = (
+            setup.on_mesh(columns, kind, run.mesh, packing=train.packing, head=False) for columns in rows
+        )
         return score_held_out(evaluate, params, frozen, placed, limit)
 
     def evaluated(state: TrainState) -> dict[str, float]:
@@ -287,9 +291,9 @@ def ensemble_task(
     return Task(
         trained=trained,
         frozen=frozen,
-        feed=_Feed(batches, run.mesh),
+        feed=_Feed(batches, kind, run.mesh),
         loss=loss_of(policy),
-        counts=valid_rows,
+        counts=valid_count,
         lift=over_members,
         create_state=states,
         key=jnp.stack([jax.random.fold_in(jax.random.key(seed), 3) for seed in seeds(config)]),

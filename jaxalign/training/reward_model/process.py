@@ -4,38 +4,51 @@ Sources: arXiv:2305.20050 (labels by people), arXiv:2312.08935 (by the share of 
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
+from jaxalign.arrays import AnyArray
 from jaxalign.losses import process_reward_loss, token_mean
+from jaxalign.training.core.batch import TokenBatch
 from jaxalign.training.core.offline import DatasetFeed, Evaluation
-from jaxalign.training.core.packing import packing_of
 from jaxalign.training.core.scoring import ScalarPolicy
 from jaxalign.training.core.state import TrainState
 from jaxalign.training.core.step import mean_of
 from jaxalign.uncertainty import clustered_interval
 
 
-def step_count(batch: Mapping[str, Any]) -> jax.Array:
-    """The number of steps that count."""
-    return jnp.sum(_ends(batch), dtype=jnp.float32)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class StepBatch(TokenBatch):
+    """Solutions in steps; `mask` is True where a step ends.
+
+    Attributes:
+      labels: the probability that the step is right, 0 where none ends.
+    """
+
+    labels: Float[AnyArray, "B T"]
+
+
+def step_count(batch: StepBatch) -> jax.Array:
+    """The number of steps that count, float32."""
+    return jnp.sum(batch.rows().mask, dtype=jnp.float32)
 
 
 def process_loss(policy: ScalarPolicy):
     """Builds the loss function of `make_update`: the mean over the steps of the whole batch."""
 
-    def loss(params, frozen, batch, key, counts):
-        logits = policy.per_token(
-            params, frozen, batch["tokens"], batch["lengths"], key=key, packing=packing_of(batch)
-        )
-        ends, labels = _ends(batch), batch["labels"]
-        terms = process_reward_loss(logits, labels, ends)
-        metrics = {"step_accuracy": mean_of((logits > 0) == (labels >= 0.5), ends)}
-        return token_mean(terms, ends, count=counts), metrics
+    def loss(params: Any, frozen: Any, batch: StepBatch, key: Any, counts: jax.Array):
+        rows = batch.rows()
+        logits = policy.per_token(params, frozen, rows, key=key)
+        terms = process_reward_loss(logits, batch.labels, rows.mask)
+        metrics = {"step_accuracy": mean_of((logits > 0) == (batch.labels >= 0.5), rows.mask)}
+        return token_mean(terms, rows.mask, count=counts), metrics
 
     return loss
 
@@ -45,11 +58,10 @@ def held_out_steps(policy: ScalarPolicy, feed: DatasetFeed, frozen: Any) -> Eval
     examples, limit = feed.data.validation, feed.train.eval_batches
 
     @jax.jit
-    def forward(params, frozen, batch):
-        logits = policy.per_token(
-            params, frozen, batch["tokens"], batch["lengths"], packing=packing_of(batch)
-        )
-        return logits, process_reward_loss(logits, batch["labels"], _ends(batch))
+    def forward(params: Any, frozen: Any, batch: StepBatch):
+        rows = batch.rows()
+        logits = policy.per_token(params, frozen, rows)
+        return logits, process_reward_loss(logits, batch.labels, rows.mask)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         solutions, clusters, total = [], [], 0.0
@@ -116,8 +128,3 @@ def step_measures(
 def _first_wrong(right: np.ndarray) -> int:
     """The index of the first step that is not right; -1 where all are."""
     return -1 if right.all() else int(np.argmin(right))
-
-
-def _ends(batch: Mapping[str, Any]) -> jax.Array:
-    """bool [B, T]: where the steps of rows that count end."""
-    return batch["mask"] & batch["valid"][:, None]

@@ -8,8 +8,10 @@ from typing import Any, Literal, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from jaxalign import models
+from jaxalign.arrays import AnyArray
 from jaxalign.data import DataConfig, collate_comparisons, collate_rankings, collate_steps
 from jaxalign.data.batches import Collate
 from jaxalign.errors import ConfigError
@@ -19,19 +21,18 @@ from jaxalign.models.heads import HeadConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import Given, Live, RunConfig
 from jaxalign.training.core import setup
+from jaxalign.training.core.batch import CompletionBatch, pair_axis, question_axis, valid_count
 from jaxalign.training.core.loading import refuse_stream
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.offline import DatasetFeed, OfflineRun, Task, fit
 from jaxalign.training.core.optimizer import OptimizerConfig
 from jaxalign.training.core.own_loss import check_own_loss
-from jaxalign.training.core.packing import packing_of
-from jaxalign.training.core.pairs import flatten, pair_axis, question_axis, valid_rows
 from jaxalign.training.core.scoring import ScalarPolicy
 from jaxalign.training.core.setup import ModelSource, TrainResult
 from jaxalign.training.core.state import TrainState
 from jaxalign.training.core.step import make_evaluation, mean_of
 from jaxalign.training.reward_model.ensemble import EnsembleConfig, ensemble_task
-from jaxalign.training.reward_model.process import held_out_steps, process_loss, step_count
+from jaxalign.training.reward_model.process import StepBatch, held_out_steps, process_loss, step_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,30 @@ class RewardConfig:
         return self.loss.labels != "steps" if self.normalize is None else self.normalize
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class PairBatch(CompletionBatch):
+    """Chosen and rejected completions, G = 2.
+
+    Attributes:
+      margin: by which the labels say that the chosen one is better; 0 where they do not.
+    """
+
+    margin: Float[AnyArray, " B"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class RankingBatch(CompletionBatch):
+    """G candidates of each question.
+
+    Attributes:
+      best: the index of the best one.
+    """
+
+    best: Int[AnyArray, " B"]
+
+
 def make_reward_loss(policy: ScalarPolicy, config: RewardLossConfig, own: Callable[..., Any] | None = None):
     """Builds the loss function of `make_update`: the mean over pairs (questions, steps) of the whole batch.
 
@@ -128,10 +153,10 @@ def make_reward_loss(policy: ScalarPolicy, config: RewardLossConfig, own: Callab
     if config.labels == "steps":
         return process_loss(policy)
 
-    def pair_terms(rewards, batch):
+    def pair_terms(rewards: jax.Array, batch: PairBatch):
         chosen, rejected = rewards[:, 0], rewards[:, 1]
         options = {
-            "margin": batch["margin"] if config.use_margin else 0.0,
+            "margin": batch.margin if config.use_margin else 0.0,
             "label_smoothing": config.label_smoothing,
             "center_coefficient": config.center_coefficient,
         }
@@ -139,19 +164,18 @@ def make_reward_loss(policy: ScalarPolicy, config: RewardLossConfig, own: Callab
         right = (chosen > rejected) + 0.5 * (chosen == rejected)
         return per_pair, right, chosen - rejected
 
-    def ranking_terms(rewards, batch):
-        per_question = (own or best_of_n_loss)(rewards, batch["best"])
-        best = jnp.take_along_axis(rewards, batch["best"][:, None], axis=1)[:, 0]
-        others = jnp.where(jnp.arange(rewards.shape[1]) == batch["best"][:, None], -jnp.inf, rewards).max(1)
+    def ranking_terms(rewards: jax.Array, batch: RankingBatch):
+        per_question = (own or best_of_n_loss)(rewards, batch.best)
+        best = jnp.take_along_axis(rewards, batch.best[:, None], axis=1)[:, 0]
+        others = jnp.where(jnp.arange(rewards.shape[1]) == batch.best[:, None], -jnp.inf, rewards).max(1)
         return per_question, best > others, best - others
 
-    def loss(params, frozen, batch, key, counts):
-        tokens, _, lengths = flatten(batch)
-        flat = policy.last(params, frozen, tokens, lengths, key=key, packing=packing_of(batch))
-        rewards = flat.reshape(batch["tokens"].shape[:2])
-        terms = pair_terms if config.labels == "pairs" else ranking_terms
+    terms = pair_terms if config.labels == "pairs" else ranking_terms
+
+    def loss(params: Any, frozen: Any, batch: Any, key: Any, counts: jax.Array):
+        rewards = policy.last(params, frozen, batch.rows(), key=key).reshape(batch.shape)
         per_row, right, margin = terms(rewards, batch)
-        valid = batch["valid"]
+        valid = batch.valid
         metrics = {
             "accuracy": mean_of(right.astype(jnp.float32), valid),
             "margin": mean_of(margin, valid),
@@ -164,11 +188,11 @@ def make_reward_loss(policy: ScalarPolicy, config: RewardLossConfig, own: Callab
     return loss
 
 
-# Kind of data, how a batch is made and laid out for micro-batches, and what the loss is a mean over.
+# Kind of data, how its columns are made and laid out for micro-batches, the batch, and what the loss is a mean over.
 LABELS = {
-    "pairs": ("comparison", collate_comparisons, pair_axis, valid_rows),
-    "best_of_n": ("ranking", collate_rankings, question_axis, valid_rows),
-    "steps": ("stepwise", collate_steps, dict, step_count),
+    "pairs": ("comparison", collate_comparisons, pair_axis, PairBatch, valid_count),
+    "best_of_n": ("ranking", collate_rankings, question_axis, RankingBatch, valid_count),
+    "steps": ("stepwise", collate_steps, dict, StepBatch, step_count),
 }
 
 
@@ -208,7 +232,7 @@ def train_reward(
     """
     loss = check_reward_loss(loss, config)
     given = Given(loss=loss, others={"model": model, "tokenizer": tokenizer}, **live)
-    kind, collate, arrange, count = LABELS[config.loss.labels]
+    kind, collate, arrange, batch, count = LABELS[config.loss.labels]
 
     def begin(run: OfflineRun) -> Task[TrainResult]:
         several = config.ensemble.size > 1
@@ -218,13 +242,13 @@ def train_reward(
             refuse_stream(data, "ensemble.size")
             rows = partial(_arranged, run.collate(collate, data), arrange)
             return ensemble_task(
-                run, start, words, data, rows, lambda own: make_reward_loss(own, config.loss, loss)
+                run, start, words, data, rows, batch, lambda own: make_reward_loss(own, config.loss, loss)
             )
         steps = models.StepConfig(separator=config.data.separator) if kind == "stepwise" else None
         scalar = models.create_scalar_model(start, config.head, key=run.fold(1), steps=steps)
         policy, trained, frozen = setup.scalar_of(scalar, config.lora, run.mesh, key=run.fold(2))
         function = make_reward_loss(policy, config.loss, loss)
-        feed = run.feed(data, run.collate(collate, data), arrange=arrange, head=False)
+        feed = run.feed(data, run.collate(collate, data), batch, arrange=arrange, head=False)
         evaluate_batch = make_evaluation(function, count)
         evaluate = feed.evaluation(evaluate_batch, frozen)
         if steps and evaluate:

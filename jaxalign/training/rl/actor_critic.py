@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from jaxalign import models
 from jaxalign.errors import ConfigError
 from jaxalign.runs import Run
 from jaxalign.training.core import setup
+from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.implementations import with_implementations
 from jaxalign.training.core.optimizer import clipping, in_parts, make_optimizer, make_schedule, update_rule
 from jaxalign.training.core.scoring import (
@@ -45,34 +47,22 @@ class ActorCritic:
     head: Any = None
 
     def score(
-        self, params, frozen, tokens, lengths, mask, *, temperature, packing=None
-    ) -> tuple[TokenScores, jax.Array, jax.Array]:
-        """Token scores, the value before each counted token [B, T], and that after each row's last token [B]."""
-        scores, per_token = self._both(params, frozen, tokens, lengths, mask, temperature, packing)
-        after = jnp.take_along_axis(per_token, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
-        return scores, values_before(per_token, mask), after
-
-    def _both(
-        self, params, frozen, tokens, lengths, mask, temperature, packing
-    ) -> tuple[TokenScores, jax.Array]:
-        scores = self.policy.score(
-            params["policy"],
-            frozen["policy"],
-            tokens,
-            lengths,
-            mask,
-            temperature=temperature,
-            packing=packing,
-        )
+        self, params: Any, frozen: Any, rows: TokenRows, *, temperature: float
+    ) -> tuple[TokenScores, Float[Array, "B T"], Float[Array, " B"]]:
+        """Token scores, the value before each counted token, and the value after each row's last token."""
+        scores = self.policy.score(params["policy"], frozen["policy"], rows, temperature=temperature)
         if self.critic is None:
-            return scores, self.head(params["critic"], scores.hidden)
-        values = self.critic.per_token(params["critic"], frozen["critic"], tokens, lengths, packing=packing)
-        return scores, values
+            per_token = self.head(params["critic"], scores.hidden)
+        else:
+            per_token = self.critic.per_token(params["critic"], frozen["critic"], rows)
+        after = jnp.take_along_axis(per_token, jnp.maximum(rows.lengths - 1, 0)[:, None], axis=1)[:, 0]
+        return scores, values_before(per_token, rows.mask), after
 
-    def reference_logps(self, reference, tokens, lengths, mask, *, temperature, packing=None):
-        """Log-probs [B, T] under the frozen reference, at the sampling temperature."""
-        model = models.merge(self.reference_definition, reference)
-        return score_tokens(model, tokens, lengths, mask, temperature=temperature, packing=packing).logps
+    def reference_logps(self, reference: Any, rows: TokenRows, *, temperature: float) -> Float[Array, "B T"]:
+        """Log-probs under the frozen reference, at the sampling temperature."""
+        return score_tokens(
+            models.merge(self.reference_definition, reference), rows, temperature=temperature
+        ).logps
 
 
 @dataclass(frozen=True)

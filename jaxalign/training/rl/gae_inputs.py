@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
+from jaxalign.arrays import AnyArray
 from jaxalign.losses import generalized_advantage_estimation, kl_penalty, whiten
 from jaxalign.rewards import RewardRequest, Rewards, evaluate_reward
 from jaxalign.rollout import Completions
@@ -78,80 +80,92 @@ def final_scores(
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Scored:
-    """Rows and what the models say of them, all [N, T] float32 where masked (0 elsewhere)."""
+@dataclass(frozen=True, kw_only=True)
+class RolloutScores:
+    """What the models say of a rollout, 0 outside its mask.
 
-    tokens: Any
-    lengths: Any
-    mask: Any
-    logps: Any
-    ref_logps: Any
-    values: Any
-    entropy: Any
-    next_values: Any  # [N]: value after the last token, for rows cut by length
+    Attributes:
+      logps, ref_logps: log-probs under policy and reference, nats; without a reference both are the policy's.
+      values: of the state before each token.
+      entropy: of the policy, nats.
+      next_values: of the state after the last token, for rows cut by length.
+    """
+
+    logps: Float[AnyArray, "N T"]
+    ref_logps: Float[AnyArray, "N T"]
+    values: Float[AnyArray, "N T"]
+    entropy: Float[AnyArray, "N T"]
+    next_values: Float[AnyArray, " N"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a rollout earned.
+
+    Attributes:
+      scores: added at the last counted token.
+      token_rewards: added at each token, 0 outside the mask.
+      truncated: rows that ended by length.
+    """
+
+    scores: Float[AnyArray, " N"]
+    token_rewards: Float[AnyArray, "N T"]
+    truncated: Bool[AnyArray, " N"]
 
 
 def advantages_of(
-    scored: Scored,
-    scores: jax.Array,
-    token_rewards: jax.Array,
-    truncated: jax.Array,
+    scored: RolloutScores,
+    mask: Bool[Array, "N T"],
+    outcome: Outcome,
     coefficient: jax.Array,
     *,
     kl: KLConfig,
     loss: PPOLossConfig,
     whiten_rewards: bool,
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Per-token rewards, advantages and returns.
 
     Args:
-      scored: rows and their scores.
-      scores: float32 [N], added at the last counted token.
-      token_rewards: float32 [N, T].
-      truncated: bool [N], rows that ended by length.
+      scored: what the models say of the rollout.
+      mask: completion tokens.
+      outcome: its rewards.
       coefficient: KL coefficient, scalar.
       kl: the estimator.
       loss: gamma, lambda and whitening.
       whiten_rewards: scale rewards to variance 1, the mean kept.
 
     Returns:
-      Arrays [N, T] for the update, and metrics as scalars.
+      Advantages and returns, float32 [N, T], and metrics as scalars.
     """
-    mask = scored.mask
     per_token_kl = kl_penalty(scored.logps, scored.ref_logps, mask, estimator=kl.estimator)
     non_score = -coefficient * per_token_kl
     last = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] == 1
-    rewards = non_score + token_rewards + jnp.where(last & mask, scores[:, None], 0.0)
+    rewards = non_score + outcome.token_rewards + jnp.where(last & mask, outcome.scores[:, None], 0.0)
     if whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False, unbiased=loss.unbiased_variance)
-    bootstrap = jnp.where(truncated, scored.next_values, 0.0) if loss.bootstrap_truncated else None
+    bootstrap = jnp.where(outcome.truncated, scored.next_values, 0.0) if loss.bootstrap_truncated else None
     advantages, returns = generalized_advantage_estimation(
         rewards, scored.values, mask, gamma=loss.gamma, lam=loss.lam, bootstrap_values=bootstrap
     )
     if loss.whiten_advantages:
         advantages = whiten(advantages, mask, unbiased=loss.unbiased_variance)
-    rows = {
-        "tokens": scored.tokens,
-        "lengths": scored.lengths,
-        "mask": mask,
-        "old_logps": scored.logps,
-        "old_values": scored.values,
-        "advantages": advantages,
-        "returns": returns,
-    }
-    counted = jnp.maximum(mask.any(1).sum(), 1)
+    rows = jnp.maximum(mask.any(1).sum(), 1)
     tokens = jnp.maximum(mask.sum(), 1)
     error = jnp.where(mask, returns - scored.values, 0.0)
-    spread = jnp.where(mask, returns - returns.sum() / tokens, 0.0)
-    metrics = {
-        "objective/kl": (scored.logps - scored.ref_logps).sum() / counted,
-        "objective/kl_per_token": (scored.logps - scored.ref_logps).sum() / tokens,
-        "objective/non_score_reward": non_score.sum() / counted,
-        "objective/rlhf_reward": (non_score.sum() + token_rewards.sum() + scores.sum()) / counted,
-        "objective/entropy": scored.entropy.sum() / tokens,
-        "value/explained_variance": 1.0
-        - jnp.square(error).sum() / jnp.maximum(jnp.square(spread).sum(), 1e-8),
-        "value/mean": scored.values.sum() / tokens,
-    }
-    return rows, metrics
+    deviation = jnp.where(mask, returns - returns.sum() / tokens, 0.0)
+    earned = non_score.sum() + outcome.token_rewards.sum() + outcome.scores.sum()
+    return (
+        advantages,
+        returns,
+        {
+            "objective/kl": (scored.logps - scored.ref_logps).sum() / rows,
+            "objective/kl_per_token": (scored.logps - scored.ref_logps).sum() / tokens,
+            "objective/non_score_reward": non_score.sum() / rows,
+            "objective/rlhf_reward": earned / rows,
+            "objective/entropy": scored.entropy.sum() / tokens,
+            "value/explained_variance": 1.0
+            - jnp.square(error).sum() / jnp.maximum(jnp.square(deviation).sum(), 1e-8),
+            "value/mean": scored.values.sum() / tokens,
+        },
+    )

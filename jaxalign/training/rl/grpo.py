@@ -24,23 +24,27 @@ from jaxalign import losses
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import Rewards
 from jaxalign.rollout import Completions, Engine, join_rows
-from jaxalign.rollout.trajectory import Rows
+from jaxalign.rollout.trajectory import Rows, sampler_logps
 from jaxalign.runs import Given, Live
-from jaxalign.training.core.setup import TrainResult
 from jaxalign.training.core.step import make_update
 from jaxalign.training.core.stopwatch import Stopwatch
 from jaxalign.training.rl.gae_inputs import final_scores, judged
 from jaxalign.training.rl.group_rollout import Rollout, ending_at_last, informative, replaced
 from jaxalign.training.rl.grpo_advantages import RewardedRows, of_rows
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig
-from jaxalign.training.rl.grpo_step import check_advantages, check_policy_loss, make_grpo_loss
-from jaxalign.training.rl.on_policy_run import OnPolicyRun, fit_on_policy
-from jaxalign.training.rl.policy_trainer import PolicyTrainer, policy_trainer
-from jaxalign.training.rl.ppo_step import ppo_counts
+from jaxalign.training.rl.grpo_step import (
+    GRPOBatch,
+    GRPORollout,
+    check_advantages,
+    check_policy_loss,
+    make_grpo_loss,
+    make_single_step_grpo_loss,
+)
+from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_policy
+from jaxalign.training.rl.policy_trainer import PolicyScores, PolicyTrainer, policy_trainer
 from jaxalign.training.rl.required_steps import StepsRequired
 from jaxalign.training.rl.reward_source import build_reward
-from jaxalign.training.rl.rollout_engine import sampler_logps
-from jaxalign.training.rl.rollout_metrics import rollout_metrics
+from jaxalign.training.rl.rollout_metrics import rollout_counts, rollout_metrics
 
 __all__ = ["GRPOConfig", "train_grpo"]
 
@@ -65,9 +69,15 @@ class Trainer(PolicyTrainer):
         config, temperature = self.config, self.config.sampling.temperature
         length, own = config.sampling.max_new_tokens, self.run.given.loss
         own_advantages = self.run.given.others.get("advantages")
-        loss = make_grpo_loss(self.policy, config.loss, temperature, length, own)
+        if self.one_step:
+            self._learn, make_loss = self._learn_in_one_step, make_single_step_grpo_loss
+        else:
+            self._learn, make_loss = self._learn_in_several_steps, make_grpo_loss
         self._update = make_update(
-            loss, ppo_counts, self.optimizer, accumulation_steps=config.train.accumulation_steps
+            make_loss(self.policy, config.loss, temperature, length, own),
+            rollout_counts,
+            self.optimizer,
+            accumulation_steps=config.train.accumulation_steps,
         )
         self._advantages = jax.jit(lambda rows: advantages_of(config.loss, rows, own_advantages))
 
@@ -78,19 +88,7 @@ class Trainer(PolicyTrainer):
         completions, rewards = rollout.completions, rollout.rewards
         watch.sampled = time.perf_counter()
         rows, counts = self._counted(rollout)
-        asked = not self.one_step or self.must_check(number)
-        found, gaps = self.score_completions(number, rows, completions, policy=asked)
-        data = self._learnt_from(rollout, rows, counts, found)
-        watch.scored = time.perf_counter()
-        metrics = self.passes(number, data, self._update)
-        if self.one_step and metrics["policy/steps"]:
-            # The step has measured what is measured below, before it moved the policy.
-            metrics["rollout/logp_gap"] = metrics.pop("rollout/logp_gap_max")
-            metrics["objective/entropy"] = metrics["policy/entropy"]
-            if not asked:
-                self.check_gaps(number, metrics)
-        elif not self.one_step:
-            metrics |= gaps | self._objective(found, data["mask"])
+        metrics = self._learn(number, rollout, rows, counts, watch)
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
         metrics |= rollout_metrics(completions, rewards, raw) | sampling_metrics
         metrics |= {
@@ -98,6 +96,72 @@ class Trainer(PolicyTrainer):
             **watch.metrics(int(completions.lengths.sum())),
         }
         return metrics, self.samples(rollout.request, raw)
+
+    def _learn_in_several_steps(
+        self, number: int, rollout: Rollout, rows: Rows, counts: np.ndarray, watch: Stopwatch
+    ) -> dict[str, float]:
+        """Scores the rollout, then takes epochs x minibatches of steps on it."""
+        completions, cap = rollout.completions, self.config.importance_cap
+        scores, gaps = self.score_completions(number, rows, completions)
+        assert scores.logps is not None
+        mask = rows.mask & counts[:, None]
+        weights = np.ones(mask.shape, np.float32)
+        if cap:
+            weights = self.weights(cap, rows, scores.logps, mask, completions)
+        batch = GRPOBatch(
+            tokens=rows.tokens,
+            lengths=rows.lengths,
+            mask=mask,
+            old_logps=scores.logps,
+            advantages=self._advantages_of(rollout, rows, mask, scores),
+            weights=weights,
+            ref_logps=scores.ref_logps,
+        )
+        watch.scored = time.perf_counter()
+        return self.passes(number, batch, self._update) | gaps | _objective(scores, mask)
+
+    def _learn_in_one_step(
+        self, number: int, rollout: Rollout, rows: Rows, counts: np.ndarray, watch: Stopwatch
+    ) -> dict[str, float]:
+        """Takes one step on the rollout, whose own forward pass scores it before it moves the policy."""
+        completions, mask = rollout.completions, rows.mask & counts[:, None]
+        if checked := self.must_check(number):
+            ref_logps = self.score_completions(number, rows, completions)[0].ref_logps
+        else:
+            ref_logps = self.reference_logps(rows)
+        batch = GRPORollout(
+            tokens=rows.tokens,
+            lengths=rows.lengths,
+            mask=mask,
+            sampler_logps=sampler_logps(rows, completions),
+            advantages=self._advantages_of(rollout, rows, mask, PolicyScores(ref_logps=ref_logps)),
+            ref_logps=ref_logps,
+        )
+        watch.scored = time.perf_counter()
+        metrics = self.single_step(number, batch, self._update, checked=checked)
+        if metrics["policy/steps"]:
+            metrics["objective/entropy"] = metrics["policy/entropy"]
+        return metrics
+
+    def _advantages_of(
+        self, rollout: Rollout, rows: Rows, mask: np.ndarray, scores: PolicyScores
+    ) -> np.ndarray:
+        """Advantages [N, T] of the rows, 0 outside the mask.
+
+        A group without differences has advantage 0 already; its KL and entropy terms stay.
+        """
+        step_rewards, steps = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
+        arrays: dict[str, Any] = {
+            "scores": rollout.scores,
+            "valid": np.asarray(rollout.rewards.valid),
+            "mask": rows.mask,
+            "logps": scores.logps,
+            "ref_logps": scores.ref_logps,
+            "step_rewards": step_rewards,
+            "steps": steps,
+        }
+        rewarded = RewardedRows(**arrays, group=self.group, beta=self.config.loss.beta)
+        return np.where(mask, np.asarray(self._advantages(rewarded)), 0.0)
 
     def _counted(self, rollout: Rollout) -> tuple[Rows, np.ndarray]:
         """Prompts with completions, whose tokens count where a reward applies; and bool [N], rows that are learnt."""
@@ -111,52 +175,6 @@ class Trainer(PolicyTrainer):
         if not self.config.loss.mask_truncated:
             return valid
         return valid & np.array([reason != "length" for reason in completions.finish_reason])
-
-    def _learnt_from(
-        self, rollout: Rollout, rows: Rows, counts: np.ndarray, found: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """What the minibatches of `make_grpo_loss` are taken from; `found` is what `score_completions` gave."""
-        completions, cap = rollout.completions, self.config.importance_cap
-        logps, ref_logps = (None if self.one_step else found["logps"]), found.get("ref_logps")
-        mask = rows.mask & counts[:, None]
-        weights = np.ones(mask.shape, np.float32)
-        if cap:
-            weights = self.weights(cap, rows, found["logps"], mask, completions)
-        step_rewards, steps = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
-        # A group without differences has advantage 0 already; its KL and entropy terms stay.
-        valid = np.asarray(rollout.rewards.valid)
-        arrays: dict[str, Any] = {
-            "scores": rollout.scores,
-            "valid": valid,
-            "mask": rows.mask,
-            "logps": logps,
-            "ref_logps": ref_logps,
-            "step_rewards": step_rewards,
-            "steps": steps,
-        }
-        rewarded = RewardedRows(**arrays, group=self.group, beta=self.config.loss.beta)
-        advantages = self._advantages(rewarded)
-        data = {
-            "tokens": rows.tokens,
-            "lengths": rows.lengths,
-            "mask": mask,
-            "weights": weights,
-            "advantages": np.where(mask, np.asarray(advantages), 0.0),
-        }
-        if ref_logps is not None:
-            data["ref_logps"] = ref_logps
-        if logps is not None:
-            return data | {"old_logps": logps}
-        # What the only step finds is what a forward pass before it would: the weights are the same.
-        return data | {"sampler_logps": sampler_logps(rows, completions)}
-
-    def _objective(self, found: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, float]:
-        """Entropy a counted token, and the KL a counted row where there is a reference."""
-        metrics = {"objective/entropy": float(found["entropy"].sum(where=mask) / max(mask.sum(), 1))}
-        if "ref_logps" in found:
-            kl = (found["logps"] - found["ref_logps"]).sum(where=mask)
-            metrics["objective/kl"] = float(kl / max(int(mask.any(1).sum()), 1))
-        return metrics
 
     # --- rollouts ---------------------------------------------------------------------------
 
@@ -245,6 +263,16 @@ class Trainer(PolicyTrainer):
             step_rewards,
             steps,
         )
+
+
+def _objective(scores: PolicyScores, mask: np.ndarray) -> dict[str, float]:
+    """Entropy a counted token, and the KL a counted row where there is a reference."""
+    assert scores.entropy is not None
+    metrics = {"objective/entropy": float(scores.entropy.sum(where=mask) / max(mask.sum(), 1))}
+    if scores.ref_logps is not None:
+        kl = (scores.logps - scores.ref_logps).sum(where=mask)
+        metrics["objective/kl"] = float(kl / max(int(mask.any(1).sum()), 1))
+    return metrics
 
 
 def _scored(rollout: Rollout) -> np.ndarray:

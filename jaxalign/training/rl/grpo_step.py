@@ -1,20 +1,59 @@
 """What one optimizer step of GRPO or one of its relatives minimises, on a minibatch of scored completions."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jaxalign import losses
+from jaxalign.arrays import AnyArray
 from jaxalign.errors import ConfigError
+from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.own_loss import SIZES, check_own_loss, own_function
-from jaxalign.training.core.packing import packing_of
-from jaxalign.training.core.scoring import CausalPolicy
-from jaxalign.training.core.step import mean_of
+from jaxalign.training.core.scoring import CausalPolicy, TokenScores
+from jaxalign.training.core.step import Metrics, mean_of
 from jaxalign.training.rl.clip_fraction import clipped_of
 from jaxalign.training.rl.grpo_config import GRPOLossConfig
 from jaxalign.training.rl.rollout_metrics import sampler_gaps, step_metrics
+
+# loss(logps, old_logps, advantages, mask), in place of the algorithm's; see `check_policy_loss`.
+PolicyLoss = Callable[..., jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class GRPOBatch(TokenRows):
+    """A minibatch of a scored rollout.
+
+    Attributes:
+      old_logps: log-probs under the policy that sampled, nats.
+      advantages: equal along a row but for REINFORCE++ and process supervision.
+      weights: importance weights of the policy loss; 1 without an importance cap.
+      ref_logps: log-probs under the reference, nats, for the KL term; None without a reference.
+    """
+
+    old_logps: Float[AnyArray, "B T"]
+    advantages: Float[AnyArray, "B T"]
+    weights: Float[AnyArray, "B T"]
+    ref_logps: Float[AnyArray, "B T"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class GRPORollout(TokenRows):
+    """A whole rollout with one optimizer step on it: the policy that sampled is the one that the step begins with.
+
+    Attributes:
+      sampler_logps: log-probs that the sampler reported, nats.
+      advantages, ref_logps: see `GRPOBatch`.
+    """
+
+    sampler_logps: Float[AnyArray, "B T"]
+    advantages: Float[AnyArray, "B T"]
+    ref_logps: Float[AnyArray, "B T"] | None = None
 
 
 def make_grpo_loss(
@@ -22,65 +61,88 @@ def make_grpo_loss(
     config: GRPOLossConfig,
     temperature: float,
     length: int,
-    own: Callable[..., Any] | None = None,
+    own: PolicyLoss | None = None,
 ):
-    """Builds the loss function of `make_update` for minibatches of scored completions.
+    """Builds the loss function of `make_update` for a `GRPOBatch`; for `own` see `policy_terms`."""
 
-    Batches hold tokens, lengths, mask [B, T]; weights [B, T] (importance weights of the tokens); advantages [B, T],
-    equal along a row but for REINFORCE++ and process supervision; ref_logps [B, T] where the loss has a KL term; and
-    old_logps [B, T], or sampler_logps [B, T] where this is the only step on the rollout: the policy that sampled is
-    then the one that the step begins with. For `own` see `policy_terms`.
-    """
-    with_kl, recipe = config.beta and not config.kl_in_reward, config.recipe
-
-    def loss(params, frozen, batch, key, counts):
+    def loss(params: Any, frozen: Any, batch: GRPOBatch, key: Any, counts: dict[str, jax.Array]):
         del key
-        mask = batch["mask"]
-        scores = policy.score(
-            params["policy"],
-            frozen["policy"],
-            batch["tokens"],
-            batch["lengths"],
-            mask,
-            temperature=temperature,
-            packing=packing_of(batch),
+        scores = policy.score(params["policy"], frozen["policy"], batch, temperature=temperature)
+        return _loss_of_scores(config, scores, batch, counts, length, own)
+
+    return loss
+
+
+def make_single_step_grpo_loss(
+    policy: CausalPolicy,
+    config: GRPOLossConfig,
+    temperature: float,
+    length: int,
+    own: PolicyLoss | None = None,
+):
+    """The same loss for a `GRPORollout`; its metrics are those of `sampler_gaps`, and the KL to a reference, too."""
+
+    def loss(params: Any, frozen: Any, batch: GRPORollout, key: Any, counts: dict[str, jax.Array]):
+        del key
+        mask = batch.mask
+        scores = policy.score(params["policy"], frozen["policy"], batch, temperature=temperature)
+        scored = GRPOBatch(
+            tokens=batch.tokens,
+            lengths=batch.lengths,
+            mask=mask,
+            old_logps=jax.lax.stop_gradient(scores.logps),
+            advantages=batch.advantages,
+            weights=jnp.ones_like(batch.advantages),
+            ref_logps=batch.ref_logps,
         )
-        alone = "old_logps" not in batch
-        old = jax.lax.stop_gradient(scores.logps) if alone else batch["old_logps"]
-        terms = policy_terms(config, scores.logps, {**batch, "old_logps": old}, own)
-        per_token = -config.entropy_weight * scores.entropy
-        if with_kl:
-            kl = losses.kl_penalty(scores.logps, batch["ref_logps"], mask, estimator="k3")
-            per_token += config.beta * kl
-        if terms.ndim == 1:  # one loss a row, and a mean over rows
-            # Weights of a row's tokens are equal.
-            total = jnp.sum(terms * jnp.max(batch["weights"], axis=1)) / jnp.maximum(counts["rows"], 1.0)
-        else:
-            per_token += terms * batch["weights"]
-            total = jnp.zeros(())
-        total += recipe.reduction(per_token, mask, counts, length)
-        metrics = step_metrics(scores, old, mask)
-        if own is None and recipe.clipped:
-            clipped = clipped_of(recipe.clipped, scores.logps, old, batch["advantages"], mask, recipe.clip)
-            metrics["policy/clip_fraction"] = mean_of(*clipped)
-        if alone:
-            metrics |= sampler_gaps(scores, batch["sampler_logps"], mask)
-        if alone and with_kl:
-            kl = jnp.where(mask, scores.logps - batch["ref_logps"], 0.0).sum()
+        total, metrics = _loss_of_scores(config, scores, scored, counts, length, own)
+        metrics |= sampler_gaps(scores, batch.sampler_logps, mask)
+        if batch.ref_logps is not None:
+            kl = jnp.where(mask, scores.logps - batch.ref_logps, 0.0).sum()
             metrics["objective/kl"] = (kl, jnp.sum(mask.any(1), dtype=jnp.float32))
         return total, metrics
 
     return loss
 
 
+def _loss_of_scores(
+    config: GRPOLossConfig,
+    scores: TokenScores,
+    batch: GRPOBatch,
+    counts: dict[str, jax.Array],
+    length: int,
+    own: PolicyLoss | None,
+) -> tuple[jax.Array, Metrics]:
+    mask, recipe = batch.mask, config.recipe
+    terms = policy_terms(config, scores.logps, batch, own)
+    per_token = -config.entropy_weight * scores.entropy
+    if config.beta and not config.kl_in_reward:
+        assert batch.ref_logps is not None
+        per_token += config.beta * losses.kl_penalty(scores.logps, batch.ref_logps, mask, estimator="k3")
+    if terms.ndim == 1:  # one loss a row, and a mean over rows
+        # Weights of a row's tokens are equal.
+        total = jnp.sum(terms * jnp.max(batch.weights, axis=1)) / jnp.maximum(counts["rows"], 1.0)
+    else:
+        per_token += terms * batch.weights
+        total = jnp.zeros(())
+    total += recipe.reduction(per_token, mask, counts, length)
+    metrics = step_metrics(scores, batch.old_logps, mask)
+    if own is None and recipe.clipped:
+        clipped = clipped_of(
+            recipe.clipped, scores.logps, batch.old_logps, batch.advantages, mask, recipe.clip
+        )
+        metrics["policy/clip_fraction"] = mean_of(*clipped)
+    return total, metrics
+
+
 def policy_terms(
-    config: GRPOLossConfig, logps: jax.Array, batch: Any, own: Callable[..., Any] | None = None
+    config: GRPOLossConfig, logps: jax.Array, batch: GRPOBatch, own: PolicyLoss | None = None
 ) -> jax.Array:
     """The algorithm's loss, a token [B, T] or a row [B]; `own` is called in its place, without its options."""
-    recipe, mask, advantages = config.recipe, batch["mask"], batch["advantages"]
+    recipe, mask, advantages = config.recipe, batch.mask, batch.advantages
     if recipe.of_rows:
         advantages = jnp.sum(advantages, axis=1) / jnp.maximum(mask.sum(1), 1)
-    arrays = (logps, batch["old_logps"], advantages, mask) if recipe.reads_old else (logps, advantages, mask)
+    arrays = (logps, batch.old_logps, advantages, mask) if recipe.reads_old else (logps, advantages, mask)
     if own is not None:
         return own(*arrays)
     options = recipe.clip_arguments(*recipe.clip)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxalign.checkpoints import CheckpointStore
-from jaxalign.data import Example, collate_prompts, packed_alike
+from jaxalign.data import Example, packed_alike
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
 from jaxalign.rewards import RewardRequest
@@ -23,17 +23,16 @@ from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run, StopFlag
 from jaxalign.training.core import setup
+from jaxalign.training.core.batch import Kind, TokenBatch, TokenRows
 from jaxalign.training.core.exports import chosen_state
 from jaxalign.training.core.generator import Generator
-from jaxalign.training.core.loading import load_data, row_batches
 from jaxalign.training.core.loop import Batches, Interrupted, Interval, restore_callbacks, tell_saved
-from jaxalign.training.core.opening import tell_devices, tell_updates
+from jaxalign.training.core.opening import tell_updates
 from jaxalign.training.core.optimizer import steps_taken
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.state import TrainState
 from jaxalign.training.rl.collapse import collapse_signs
 from jaxalign.training.rl.gae_inputs import RunningMoments
-from jaxalign.training.rl.on_policy_config import OnPolicyConfig
 from jaxalign.training.rl.policy_evaluation import Evaluated, evaluate_policy
 from jaxalign.training.rl.rollout_engine import importance, logp_gaps, server_gap
 from jaxalign.training.rl.truncation import truncated_mass, truncation_of, truncation_warning
@@ -109,13 +108,12 @@ class OnPolicyTrainer(Evaluated):
             self.noted["rollout/truncated_mass"] = truncated_mass(completions)
         return completions, self.request_of(batch, completions, number, sampling.num_samples)
 
-    def score_rows(self, rows: Rows, score: Callable[[Mapping[str, jax.Array]], Any]) -> Any:
+    def score_rows(self, rows: Rows, score: Callable[[TokenBatch], Any]) -> Any:
         """`score` over all rows, in batches of one shape.
 
         Args:
           rows: N rows.
-          score: {"tokens", "lengths", "mask", "valid"} and perhaps their packing, on the mesh -> a tree of arrays,
-            one row each.
+          score: batch on the mesh -> a tree of arrays, one row each.
 
         Returns:
           The tree on the host, with N rows.
@@ -124,7 +122,7 @@ class OnPolicyTrainer(Evaluated):
         # Few rows are filled up to what the devices share evenly.
         shards = row_shards(self.mesh)
         size = min(self.config.train.score_batch_size, -(-count // shards) * shards)
-        batches = self._on_mesh([rows.batch(start, size) for start in range(0, count, size)])
+        batches = self._on_mesh([rows.batch(start, size) for start in range(0, count, size)], TokenBatch)
         parts = [score(batch) for batch in batches]
         # Fetched when all are under way, so that the device does not wait for the host in between.
         return jax.tree.map(lambda *x: np.concatenate(x)[:count], *jax.device_get(parts))
@@ -185,7 +183,7 @@ class OnPolicyTrainer(Evaluated):
     def passes(
         self,
         number: int,
-        data: dict[str, np.ndarray],
+        rollout: TokenRows,
         step: Callable,
         *,
         counted: np.ndarray | None = None,
@@ -194,10 +192,10 @@ class OnPolicyTrainer(Evaluated):
 
         Args:
           number: of the update, which the order depends on.
-          data: arrays with one row a completion (or a pair of them).
+          rollout: arrays on the host, with one row a completion (or a pair of them).
           step: `step(state, frozen, batch, key) -> (state, metrics)`, with `step_metrics`.
           counted: bool, rows that count, to be dealt out evenly over the minibatches. None leaves them as they
-            come; those count whose `data["mask"]` holds a token.
+            come; those count whose mask holds a token.
 
         Returns:
           Means of the metrics over all optimizer steps. A minibatch in which no row counts is none; where there are
@@ -206,7 +204,7 @@ class OnPolicyTrainer(Evaluated):
         Raises:
           UserError: a loss or gradient that is not finite.
         """
-        fetched = jax.device_get(self._steps(number, data, step, counted))
+        fetched = jax.device_get(self._steps(number, rollout, step, counted))
         if not all(m["finite"] for m in fetched):
             raise UserError(
                 f"update {number}: the loss or the gradient norm is not finite; the last saved checkpoint is good "
@@ -224,15 +222,33 @@ class OnPolicyTrainer(Evaluated):
         metrics["policy/steps"] = float(len(fetched))
         return metrics
 
+    def single_step(
+        self, number: int, rollout: TokenRows, step: Callable, *, checked: bool
+    ) -> dict[str, float]:
+        """`passes` of one optimizer step on the whole rollout, whose metrics include `sampler_gaps`.
+
+        Args:
+          number: of the update.
+          rollout: see `passes`.
+          step: see `passes`.
+          checked: whether `check_logps` has seen this rollout; else the gap is checked now.
+        """
+        metrics = self.passes(number, rollout, step)
+        if metrics["policy/steps"]:
+            metrics["rollout/logp_gap"] = metrics.pop("rollout/logp_gap_max")
+            if not checked:
+                self.check_gaps(number, metrics)
+        return metrics
+
     def _steps(
-        self, number: int, data: dict[str, np.ndarray], step: Callable, counted: np.ndarray | None
+        self, number: int, rollout: TokenRows, step: Callable, counted: np.ndarray | None
     ) -> list[dict[str, jax.Array]]:
         """The optimizer steps of `passes`, and the metrics of each."""
         train = self.config.train
-        rows = len(data["lengths"])
+        rows = len(rollout.lengths)
         size = rows // train.minibatches
         seen: list[dict[str, jax.Array]] = []
-        known = np.asarray(data["mask"].any(axis=1) if counted is None else counted)
+        known = np.asarray(rollout.mask.any(axis=1) if counted is None else counted)
         if not known.any():
             return seen
         for epoch in range(train.epochs):
@@ -244,8 +260,8 @@ class OnPolicyTrainer(Evaluated):
             before = len(seen)
             picks = [order[start : start + size] for start in range(0, rows, size)]
             picks = [pick for pick in picks if known[pick].any()]
-            minibatches = [{name: value[pick] for name, value in data.items()} for pick in picks]
-            for batch in self._on_mesh(minibatches, train.accumulation_steps):
+            minibatches = [jax.tree.map(lambda x, p=pick: x[p], rollout).columns() for pick in picks]
+            for batch in self._on_mesh(minibatches, type(rollout), train.accumulation_steps):
                 self.state, metrics = step(self.state, self.frozen, batch, self.key)
                 seen.append(metrics)
             if train.target_kl and epoch + 1 < train.epochs:
@@ -255,14 +271,14 @@ class OnPolicyTrainer(Evaluated):
         return seen
 
     def _on_mesh(
-        self, batches: Sequence[Mapping[str, np.ndarray]], num_microbatches: int = 1
-    ) -> Iterator[dict[str, jax.Array]]:
+        self, batches: Sequence[Mapping[str, Any]], kind: type[Kind], num_microbatches: int = 1
+    ) -> Iterator[Kind]:
         """Batches of one shape on the mesh, one after the other, with layouts of one shape where rows are packed."""
         packing = self.config.train.packing
         if packing:
             batches = packed_alike(batches, num_microbatches=num_microbatches, shards=row_shards(self.mesh))
         return (
-            setup.on_mesh(batch, self.mesh, packing=packing, num_microbatches=num_microbatches)
+            setup.on_mesh(batch, kind, self.mesh, packing=packing, num_microbatches=num_microbatches)
             for batch in batches
         )
 
@@ -304,21 +320,6 @@ class OnPolicyTrainer(Evaluated):
         self.state = state
         self.prompts.restore(extra["prompts"])
         self.moments = RunningMoments(*extra["moments"])
-
-
-def load_prompts(
-    config: OnPolicyConfig, model_config: Any, tokenizer: Any, run: Run, mesh: Any
-) -> dict[str, Any]:
-    """`prompts` of a run, in the order of its seed, and those `held_out`; what they are goes into its metadata.
-
-    Raises:
-      UserError: anything wrong with files or rows, or a prompt that leaves no room for its completion.
-    """
-    seed, room = config.run.seed, config.sampling.max_new_tokens
-    data = load_data(run, config.data, "prompt", tokenizer, model_config, seed=seed, new_tokens=room)
-    tell_devices(run, mesh)
-    prompts = row_batches(data.train, batch_size=config.train.prompts, seed=seed, collate=collate_prompts)
-    return {"prompts": prompts, "held_out": data.validation}
 
 
 def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:

@@ -6,16 +6,20 @@ from typing import Any
 import jax
 import optax
 
+from jaxalign.data import collate_prompts
 from jaxalign.rollout import Engine
 from jaxalign.runs import Given, Run
 from jaxalign.training.core import setup
+from jaxalign.training.core.loading import load_data, row_batches
 from jaxalign.training.core.open_run import OpenRun
+from jaxalign.training.core.opening import tell_devices
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.setup import TrainResult
 from jaxalign.training.core.state import create_state
 from jaxalign.training.core.update_rules import refuse_schedule_free
 from jaxalign.training.rl.offload import offloaded
-from jaxalign.training.rl.on_policy import OnPolicyTrainer, load_prompts, run_updates
+from jaxalign.training.rl.on_policy import OnPolicyTrainer, run_updates
+from jaxalign.training.rl.on_policy_config import OnPolicyConfig
 from jaxalign.training.rl.rollout_engine import make_generator
 
 
@@ -101,3 +105,18 @@ def fit_on_policy(
         model = setup.export_policy(run, policy, trained, frozen, tokenizer, config.lora)
         run.finish(metrics)
         return TrainResult(run.folder, metrics, model, tokenizer)
+
+
+def load_prompts(
+    config: OnPolicyConfig, model_config: Any, tokenizer: Any, run: Run, mesh: Any
+) -> dict[str, Any]:
+    """`prompts` of a run, in the order of its seed, and those `held_out`; what they are goes into its metadata.
+
+    Raises:
+      UserError: anything wrong with files or rows, or a prompt that leaves no room for its completion.
+    """
+    seed, room = config.run.seed, config.sampling.max_new_tokens
+    data = load_data(run, config.data, "prompt", tokenizer, model_config, seed=seed, new_tokens=room)
+    tell_devices(run, mesh)
+    prompts = row_batches(data.train, batch_size=config.train.prompts, seed=seed, collate=collate_prompts)
+    return {"prompts": prompts, "held_out": data.validation}

@@ -18,20 +18,23 @@ from typing import Any, Unpack
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from jaxalign import models
+from jaxalign.arrays import AnyArray
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.host_memory import on_device
 from jaxalign.rewards import RewardRequest, evaluate_judge, load_function
 from jaxalign.rollout import Completions, Engine, Sampler, join_rows
 from jaxalign.runs import Given, Live
-from jaxalign.training.core.pairs import valid_rows
+from jaxalign.training.core.batch import valid_count
 from jaxalign.training.core.scoring import CausalPolicy
-from jaxalign.training.core.setup import TrainResult
 from jaxalign.training.core.step import make_update
 from jaxalign.training.core.stopwatch import Stopwatch
 from jaxalign.training.preference.config import DPOLossConfig
 from jaxalign.training.preference.objectives import (
+    PAIR,
+    PreferenceBatch,
     check_pair_loss,
     completion_sums,
     loss_of_rows,
@@ -39,7 +42,7 @@ from jaxalign.training.preference.objectives import (
     whole_batch_statistics,
 )
 from jaxalign.training.rl.gae_inputs import final_scores, judged
-from jaxalign.training.rl.on_policy_run import OnPolicyRun, fit_on_policy
+from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_policy
 from jaxalign.training.rl.online_dpo_config import JudgeSource, OnlineDPOConfig
 from jaxalign.training.rl.policy_trainer import PolicyTrainer, policy_trainer
 from jaxalign.training.rl.reward_source import RewardSource, build_reward
@@ -90,26 +93,34 @@ def preferred(preference: np.ndarray) -> Pairs:
     return Pairs(chosen, np.where(differ, 2 * start + 1 - chosen, chosen), differ)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class SampledPairs(PreferenceBatch):
+    """Pairs of the policy's own samples; `ref_logps` is there for a loss with a reference.
+
+    Attributes:
+      old_logps: log-probs of the tokens under the policy that sampled, nats.
+    """
+
+    old_logps: Float[AnyArray, "B 2 T"]
+
+
 def make_pair_loss(
     policy: CausalPolicy,
     config: DPOLossConfig,
     temperature: float,
     own: Callable[..., Any] | None = None,
 ):
-    """Builds the loss function of `make_update` for minibatches of pairs.
+    """Builds the loss function of `make_update` for `SampledPairs`. For `own` see `objectives.row_terms`."""
 
-    Batches hold tokens, mask, old_logps [B, 2, T] (chosen, rejected), lengths [B, 2], valid [B], and, for a loss
-    with a reference, its ref_logps [B, 2]. For `own` see `objectives.row_terms`.
-    """
-
-    def loss(params, frozen, batch, key, counts):
+    def loss(params: Any, frozen: Any, batch: SampledPairs, key: Any, counts: jax.Array):
         del key  # dropout is off: the policy is the one that sampled
         base = {"base": frozen["policy"]}
         rows, scores, mask = scored_rows(
             policy, None, config, params["policy"], base, batch, None, temperature=temperature
         )
         total, metrics = loss_of_rows(config, rows, scores, mask, batch, counts, own)
-        old = batch["old_logps"].reshape(mask.shape)
+        old = batch.old_logps.reshape(mask.shape)
         return total, {f"pairs/{n}": x for n, x in metrics.items()} | step_metrics(scores, old, mask)
 
     return loss
@@ -124,16 +135,16 @@ class Trainer(PolicyTrainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         config, temperature = self.config, self.config.sampling.temperature
-        parts, spec = config.train.accumulation_steps, config.loss.spec
+        num_microbatches, spec = config.train.accumulation_steps, config.loss.spec
         self._step = make_update(
             make_pair_loss(self.policy, config.loss, temperature, self.run.given.loss),
-            valid_rows,
+            valid_count,
             self.optimizer,
-            accumulation_steps=parts,
+            accumulation_steps=num_microbatches,
         )
-        self._coupled = parts > 1 and bool(spec.statistic)
+        self._coupled = num_microbatches > 1 and bool(spec.statistic)
         self._with_statistics = whole_batch_statistics(
-            self.policy, None, config.loss, parts, temperature=temperature
+            self.policy, None, config.loss, num_microbatches, temperature=temperature
         )
         self._sums = jax.jit(
             lambda logps, mask: completion_sums(logps, mask, (len(mask) // 2, 2), config.loss.length_alpha)
@@ -147,8 +158,9 @@ class Trainer(PolicyTrainer):
         answers = self._reference_answers(number, request)
         watch.sampled = time.perf_counter()
         rows = join_rows(request.prompt_ids, completions, multiple=16)
-        found, gaps = self.score_completions(number, rows, completions)
-        logps, ref_logps, entropy = (found[name] for name in ("logps", "ref_logps", "entropy"))
+        scored, gaps = self.score_completions(number, rows, completions)
+        logps, ref_logps, entropy = scored.logps, scored.ref_logps, scored.entropy
+        assert logps is not None and ref_logps is not None and entropy is not None
         scores = None
         if self.judge is None:
             pairs, metrics, scores = self._rewarded(number, completions, request)
@@ -158,20 +170,22 @@ class Trainer(PolicyTrainer):
         pairs = _without_equal(pairs, request)
         counted = int(pairs.valid.sum())
         order = np.stack([pairs.chosen, pairs.rejected], axis=1)  # [P, 2]
-        data = {
-            "tokens": rows.tokens[order],
-            "lengths": rows.lengths[order],
-            "mask": rows.mask[order],
-            "old_logps": logps[order],
-            "valid": pairs.valid,
-        }
+        sums = None
         if self.config.loss.spec.reference:
-            data["ref_logps"] = np.asarray(
-                self._sums(ref_logps[order].reshape(2 * len(order), -1), rows.mask[order.ravel()])
-            )
+            of_rows = ref_logps[order].reshape(2 * len(order), -1)
+            sums = np.asarray(self._sums(of_rows, rows.mask[order.ravel()]))
+        batch = SampledPairs(
+            tokens=rows.tokens[order],
+            lengths=rows.lengths[order],
+            mask=rows.mask[order],
+            old_logps=logps[order],
+            ref_logps=sums,
+            desirable=np.tile(PAIR, (len(order), 1)),
+            valid=pairs.valid,
+        )
         watch.scored = time.perf_counter()
         if counted:
-            metrics |= self.passes(number, data, self._update, counted=pairs.valid)
+            metrics |= self.passes(number, batch, self._update, counted=pairs.valid)
         else:
             self.run.warn(
                 f"update {number}: no pair is left, the completions of all {len(order)} prompts tie; it is skipped"
@@ -189,7 +203,7 @@ class Trainer(PolicyTrainer):
             metrics["objective/score_rejected"] = float(scores[pairs.rejected[pairs.valid]].mean())
         return metrics, self._pair_samples(request, pairs, scores)
 
-    def _update(self, state: Any, frozen: Any, batch: Any, key: jax.Array):
+    def _update(self, state: Any, frozen: Any, batch: SampledPairs, key: jax.Array):
         if self._coupled:
             base = {"base": frozen["policy"]}
             batch = self._with_statistics(state.params["policy"], base, batch)

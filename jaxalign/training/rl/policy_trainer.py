@@ -1,21 +1,39 @@
 """What the trainers without a critic share: a policy and its reference, scored side by side."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from jaxalign import models
+from jaxalign.arrays import AnyArray
 from jaxalign.host_memory import on_device
 from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
+from jaxalign.training.core.batch import TokenBatch
 from jaxalign.training.core.optimizer import make_optimizer
-from jaxalign.training.core.packing import packing_of
 from jaxalign.training.core.scoring import score_tokens
 from jaxalign.training.rl.on_policy import OnPolicyTrainer
 from jaxalign.training.rl.on_policy_run import OnPolicyRun
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class PolicyScores:
+    """What policy and reference say of rows, 0 outside their mask; None of whom was not asked.
+
+    Attributes:
+      logps: log-probs under the policy, nats.
+      entropy: of the policy, nats.
+      ref_logps: log-probs under the reference, nats.
+    """
+
+    logps: Float[AnyArray, "N T"] | None = None
+    entropy: Float[AnyArray, "N T"] | None = None
+    ref_logps: Float[AnyArray, "N T"] | None = None
+
 
 Trainer = TypeVar("Trainer", bound="PolicyTrainer")
 
@@ -33,7 +51,7 @@ class PolicyTrainer(OnPolicyTrainer):
     reference: Any
 
     def __post_init__(self) -> None:
-        self._score = jax.jit(self._score_rows, static_argnames="policy")
+        self._score = jax.jit(self._scores_of, static_argnames="policy")
 
     @classmethod
     def reads_reference(cls, config: Any) -> bool:
@@ -42,57 +60,51 @@ class PolicyTrainer(OnPolicyTrainer):
         return True
 
     def score_completions(
-        self, number: int, rows: Rows, completions: Completions, *, policy: bool = True
-    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """What policy and reference say of N rows of prompts with their completions; no forward pass is run in vain.
+        self, number: int, rows: Rows, completions: Completions
+    ) -> tuple[PolicyScores, dict[str, float]]:
+        """What the policy, and the reference where it is read, say of N rows of prompts with their completions.
 
         Args:
           number: of the update.
           rows: prompts with completions.
           completions: what was sampled.
-          policy: whether the policy is asked.
 
         Returns:
-          Float32 [N, T]: `logps` and `entropy` of the policy where it is asked, `ref_logps` where the reference is
-          read. And how far the policy's are from the sampler's (see `check_logps`, also for errors).
+          The scores, and how far the policy's log-probs are from the sampler's (see `check_logps`, also for errors).
         """
-        if not policy and not self.reads_reference(self.config):
-            return {}, {}
+        scores = self._scored(rows)
+        assert scores.logps is not None
+        return scores, self.check_logps(number, rows, scores.logps, completions)
 
-        reference = on_device(self.reference)
-
-        def score(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-            return self._score(self.state.params, self.frozen, reference, batch, policy=policy)
-
-        found = self.score_rows(rows, score)
-        gaps = self.check_logps(number, rows, found["logps"], completions) if policy else {}
-        return found, gaps
+    def reference_logps(self, rows: Rows) -> np.ndarray | None:
+        """Log-probs [N, T] under the reference; None where it is not read."""
+        return self._scored(rows, policy=False).ref_logps if self.reads_reference(self.config) else None
 
     def held_out_kl(self, rows: Rows) -> np.ndarray | None:
         """See `OnPolicyTrainer`."""
-        if not self.reads_reference(self.config):
-            return None
+        scores = self._scored(rows) if self.reads_reference(self.config) else PolicyScores()
+        return None if scores.ref_logps is None else (scores.logps - scores.ref_logps).sum(1)
+
+    def _scored(self, rows: Rows, *, policy: bool = True) -> PolicyScores:
+        """Scores on the host, of the reference alone where the policy is not asked."""
         reference = on_device(self.reference)
+        params, frozen = self.state.params, self.frozen
+        return self.score_rows(
+            rows, lambda batch: self._score(params, frozen, reference, batch, policy=policy)
+        )
 
-        def score(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-            return self._score(self.state.params, self.frozen, reference, batch, policy=True)
-
-        found = self.score_rows(rows, score)
-        return (found["logps"] - found["ref_logps"]).sum(1)
-
-    def _score_rows(
-        self, params: Any, frozen: Any, reference: Any, batch: Mapping[str, jax.Array], *, policy: bool
-    ) -> dict[str, jax.Array]:
-        tokens, lengths, mask = batch["tokens"], batch["lengths"], batch["mask"]
-        options = {"temperature": self.config.sampling.temperature, "packing": packing_of(batch)}
-        found = {}
+    def _scores_of(
+        self, params: Any, frozen: Any, reference: Any, batch: TokenBatch, *, policy: bool
+    ) -> PolicyScores:
+        temperature = self.config.sampling.temperature
+        logps = entropy = ref_logps = None
         if policy:
-            scores = self.policy.score(params["policy"], frozen["policy"], tokens, lengths, mask, **options)
-            found |= {"logps": scores.logps, "entropy": scores.entropy}
+            scores = self.policy.score(params["policy"], frozen["policy"], batch, temperature=temperature)
+            logps, entropy = scores.logps, scores.entropy
         if self.reads_reference(self.config):
             model = models.merge(self.reference_definition, reference)
-            found["ref_logps"] = score_tokens(model, tokens, lengths, mask, **options).logps
-        return found
+            ref_logps = score_tokens(model, batch, temperature=temperature).logps
+        return PolicyScores(logps=logps, entropy=entropy, ref_logps=ref_logps)
 
 
 def policy_trainer(

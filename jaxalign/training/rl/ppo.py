@@ -23,26 +23,47 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device
+from jaxalign.rewards import RewardRequest, Rewards
 from jaxalign.rollout import Completions, Engine, join_rows
-from jaxalign.rollout.trajectory import Rows
+from jaxalign.rollout.trajectory import Rows, sampler_logps
 from jaxalign.runs import Given, Live
-from jaxalign.training.core.own_loss import check_own_loss
-from jaxalign.training.core.packing import packing_of
-from jaxalign.training.core.setup import TrainResult
+from jaxalign.training.core.batch import TokenBatch
 from jaxalign.training.core.state import TrainState
 from jaxalign.training.core.step import make_update
 from jaxalign.training.core.stopwatch import Stopwatch
 from jaxalign.training.rl.actor_critic import ActorCritic, build
-from jaxalign.training.rl.gae_inputs import Scored, advantages_of, final_scores, judged
+from jaxalign.training.rl.gae_inputs import Outcome, RolloutScores, advantages_of, final_scores, judged
 from jaxalign.training.rl.kl_controller import negative_streak, next_coefficient
 from jaxalign.training.rl.on_policy import OnPolicyTrainer
-from jaxalign.training.rl.on_policy_run import OnPolicyRun, fit_on_policy
+from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_policy
 from jaxalign.training.rl.ppo_config import PPOConfig
-from jaxalign.training.rl.ppo_step import make_ppo_loss, ppo_counts
-from jaxalign.training.rl.rollout_engine import sampler_logps
-from jaxalign.training.rl.rollout_metrics import rollout_metrics
+from jaxalign.training.rl.ppo_step import (
+    PPOBatch,
+    PPORollout,
+    check_policy_loss,
+    make_ppo_loss,
+    make_single_step_ppo_loss,
+)
+from jaxalign.training.rl.rollout_metrics import rollout_counts, rollout_metrics
 
 __all__ = ["PPOConfig", "train_ppo"]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Completions and what they earned, on the host.
+
+    Attributes:
+      completions: what was sampled.
+      rows: prompts with completions; rows to which no reward applies count nowhere.
+      outcome: rewards as the algorithm reads them.
+      policy_weight: float32 [N], 0 while only the critic learns.
+    """
+
+    completions: Completions
+    rows: Rows
+    outcome: Outcome
+    policy_weight: np.ndarray
 
 
 @dataclass(kw_only=True)
@@ -57,22 +78,27 @@ class Trainer(OnPolicyTrainer):
     def __post_init__(self) -> None:
         config = self.config
         self.coefficient = config.kl.coefficient
-        make_advantages = functools.partial(
+        advantages = functools.partial(
             advantages_of, kl=config.kl, loss=config.loss, whiten_rewards=config.reward.whiten
         )
+        own, temperature = self.run.given.loss, config.sampling.temperature
+        if self.one_step:
+            self._learn = self._learn_in_one_step
+            loss = make_single_step_ppo_loss(self.models, config.loss, temperature, advantages, own)
+        else:
+            self._learn = self._learn_in_several_steps
+            loss = make_ppo_loss(self.models, config.loss, temperature, own)
         update = functools.partial(
             make_update,
-            make_ppo_loss(
-                self.models, config.loss, config.sampling.temperature, make_advantages, self.run.given.loss
-            ),
-            ppo_counts,
+            loss,
+            rollout_counts,
             self.optimizer,
             accumulation_steps=config.train.accumulation_steps,
             accept=self._within_limit if config.loss.ratio_limit else None,
         )
         self._update, self._warm_up = update(), update(learning="critic")
-        self._score = jax.jit(self._score_rows, static_argnames="learners")
-        self._advantages = jax.jit(make_advantages)
+        self._score, self._score_reference = jax.jit(self._scores_of), jax.jit(self._reference_logps_of)
+        self._advantages = jax.jit(advantages)
 
     @property
     def one_step(self) -> bool:
@@ -89,41 +115,12 @@ class Trainer(OnPolicyTrainer):
         watch.sampled = time.perf_counter()
         rewards = judged(self.reward, request, completions)
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
-        assert rewards.valid is not None and rewards.token_rewards is not None
-        if not rewards.valid.any():
-            raise UserError(f"update {number}: no reward applies to any of the {len(raw)} completions")
-        rows = join_rows(request.prompt_ids, completions, multiple=16)
-        token_rewards = rows.from_completion(rewards.token_rewards)
-        # Rows to which no reward applies count nowhere.
-        rows = replace(rows, mask=rows.mask & rewards.valid[:, None])
-        asked = not self.one_step or self.must_check(number)
-        found = self._scored(rows, learners=asked)
-        gaps = self.check_logps(number, rows, found["logps"], completions) if asked else {}
-        outcome = {
-            "scores": final_scores(self.config.reward, rewards, completions, self.moments),
-            "token_rewards": np.where(rows.mask, token_rewards, 0.0),
-            "truncated": np.array([reason == "length" for reason in completions.finish_reason]),
-        }
-        metrics: dict[str, float] = {}
-        if self.one_step:
-            data = self._unjudged(rows, found, outcome, completions)
-        else:
-            data, metrics = self._judged(rows, found, outcome)
-        watch.scored = time.perf_counter()
-        warming = number <= self.config.critic.warmup_updates
-        data["policy_weight"] = np.full(len(raw), 0.0 if warming else 1.0, np.float32)
-        if cap := self.config.importance_cap:
-            weights = self.weights(cap, rows, data["old_logps"], data["mask"], completions)
-            data["weights"] = weights
-        metrics |= self.passes(number, data, self._warm_up if warming else self._update)
-        if self.one_step:
-            metrics["rollout/logp_gap"] = metrics.pop("rollout/logp_gap_max")
-            if not asked:
-                self.check_gaps(number, metrics)
+        rollout = self._rollout(number, request, completions, rewards)
+        step = self._warm_up if number <= self.config.critic.warmup_updates else self._update
+        metrics = self._learn(number, rollout, step, watch)
         metrics |= rollout_metrics(completions, rewards, raw)
         metrics |= {
             "objective/kl_coefficient": self.coefficient,
-            **gaps,
             **watch.metrics(int(completions.lengths.sum())),
         }
         if not self.config.kl.measured:
@@ -137,69 +134,108 @@ class Trainer(OnPolicyTrainer):
         self.coefficient = next_coefficient(self.config.kl, self.coefficient, kl, len(raw))
         return metrics, self.samples(request, raw)
 
+    def _rollout(
+        self, number: int, request: RewardRequest, completions: Completions, rewards: Rewards
+    ) -> Rollout:
+        valid = np.asarray(rewards.valid)
+        if not valid.any():
+            raise UserError(f"update {number}: no reward applies to any of the {len(valid)} completions")
+        rows = join_rows(request.prompt_ids, completions, multiple=16)
+        rows = replace(rows, mask=rows.mask & valid[:, None])
+        token_rewards = rows.from_completion(np.asarray(rewards.token_rewards))
+        outcome = Outcome(
+            scores=final_scores(self.config.reward, rewards, completions, self.moments),
+            token_rewards=np.where(rows.mask, token_rewards, 0.0),
+            truncated=np.array([reason == "length" for reason in completions.finish_reason]),
+        )
+        warming = number <= self.config.critic.warmup_updates
+        return Rollout(completions, rows, outcome, np.full(len(valid), 0.0 if warming else 1.0, np.float32))
+
+    def _learn_in_several_steps(
+        self, number: int, rollout: Rollout, step: Any, watch: Stopwatch
+    ) -> dict[str, float]:
+        """Scores the rollout, then takes epochs x minibatches of steps on it."""
+        rows, completions = rollout.rows, rollout.completions
+        scores = self._scored(rows)
+        gaps = self.check_logps(number, rows, scores.logps, completions)
+        advantages, returns, objective = jax.device_get(
+            self._advantages(scores, rows.mask, rollout.outcome, np.float32(self.coefficient))
+        )
+        weights = np.ones(rows.mask.shape, np.float32)
+        if cap := self.config.importance_cap:
+            weights = self.weights(cap, rows, scores.logps, rows.mask, completions)
+        watch.scored = time.perf_counter()
+        batch = PPOBatch(
+            tokens=rows.tokens,
+            lengths=rows.lengths,
+            mask=rows.mask,
+            old_logps=scores.logps,
+            old_values=scores.values,
+            advantages=advantages,
+            returns=returns,
+            weights=weights,
+            policy_weight=rollout.policy_weight,
+        )
+        objective = {name: float(value) for name, value in objective.items()}
+        return objective | self.passes(number, batch, step) | gaps
+
+    def _learn_in_one_step(
+        self, number: int, rollout: Rollout, step: Any, watch: Stopwatch
+    ) -> dict[str, float]:
+        """Takes one step on the rollout, which scores it by itself."""
+        rows, completions = rollout.rows, rollout.completions
+        gaps, ref_logps = {}, None
+        if checked := self.must_check(number):
+            scores = self._scored(rows)
+            gaps = self.check_logps(number, rows, scores.logps, completions)
+            ref_logps = scores.ref_logps if self.config.kl.measured else None
+        elif self.config.kl.measured:
+            ref_logps = self._reference_logps(rows)
+        watch.scored = time.perf_counter()
+        batch = PPORollout(
+            tokens=rows.tokens,
+            lengths=rows.lengths,
+            mask=rows.mask,
+            outcome=rollout.outcome,
+            sampler_logps=sampler_logps(rows, completions),
+            ref_logps=ref_logps,
+            coefficient=np.full(len(rows.lengths), self.coefficient, np.float32),
+            policy_weight=rollout.policy_weight,
+        )
+        return self.single_step(number, batch, step, checked=checked) | gaps
+
     def held_out_kl(self, rows: Rows) -> np.ndarray | None:
         """See `OnPolicyTrainer`."""
         if not self.config.kl.measured:
             return None
-        found = self._scored(rows, learners=True)
-        return (found["logps"] - found["ref_logps"]).sum(1)
+        scores = self._scored(rows)
+        return (scores.logps - scores.ref_logps).sum(1)
 
-    def _scored(self, rows: Rows, *, learners: bool) -> dict[str, np.ndarray]:
-        """What policy and critic (`learners`) and the reference say of the rows: fields of `Scored`."""
-        if not learners and not self.config.kl.measured:
-            return {}
+    def _scored(self, rows: Rows) -> RolloutScores:
+        """What policy, critic and reference say of the rows, on the host."""
         # On the device for as long as this takes.
         reference = on_device(self.reference)
+        params, frozen = self.state.params, self.frozen
+        return self.score_rows(rows, lambda batch: self._score(params, frozen, reference, batch))
 
-        def score(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-            return self._score(self.state.params, self.frozen, reference, batch, learners=learners)
+    def _reference_logps(self, rows: Rows) -> np.ndarray:
+        reference = on_device(self.reference)
+        return self.score_rows(rows, lambda batch: self._score_reference(reference, batch))
 
-        return self.score_rows(rows, score)
+    def _scores_of(self, params: Any, frozen: Any, reference: Any, batch: TokenBatch) -> RolloutScores:
+        temperature = self.config.sampling.temperature
+        scores, values, after = self.models.score(params, frozen, batch, temperature=temperature)
+        measured = self.config.kl.measured
+        return RolloutScores(
+            logps=scores.logps,
+            ref_logps=self._reference_logps_of(reference, batch) if measured else scores.logps,
+            values=values,
+            entropy=scores.entropy,
+            next_values=after,
+        )
 
-    def _score_rows(self, params, frozen, reference, batch, *, learners: bool) -> dict[str, jax.Array]:
-        tokens, lengths, mask = batch["tokens"], batch["lengths"], batch["mask"]
-        options = {"temperature": self.config.sampling.temperature, "packing": packing_of(batch)}
-        found = {}
-        if learners:
-            scores, values, after = self.models.score(params, frozen, tokens, lengths, mask, **options)
-            found |= {
-                "logps": scores.logps,
-                "entropy": scores.entropy,
-                "values": values,
-                "next_values": after,
-            }
-        if self.config.kl.measured:
-            found["ref_logps"] = self.models.reference_logps(reference, tokens, lengths, mask, **options)
-        return found
-
-    def _judged(
-        self, rows: Rows, found: dict[str, np.ndarray], outcome: dict[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """The rollout as several steps read it, and its metrics; `outcome` is what rewards made of it."""
-        found = {"ref_logps": found["logps"]} | found
-        scored = Scored(tokens=rows.tokens, lengths=rows.lengths, mask=rows.mask, **found)
-        judged = self._advantages(scored, **outcome, coefficient=np.float32(self.coefficient))
-        data, metrics = jax.device_get(judged)
-        return dict(data), {name: float(value) for name, value in metrics.items()}
-
-    def _unjudged(
-        self,
-        rows: Rows,
-        found: dict[str, np.ndarray],
-        outcome: dict[str, np.ndarray],
-        completions: Completions,
-    ) -> dict[str, np.ndarray]:
-        """The rollout as its only step reads it, which finds the rest by itself (see `make_ppo_loss`)."""
-        data = {
-            "tokens": rows.tokens,
-            "lengths": rows.lengths,
-            "mask": rows.mask,
-            "sampler_logps": sampler_logps(rows, completions),
-            "coefficient": np.full(len(rows.lengths), self.coefficient, np.float32),
-        }
-        if self.config.kl.measured:
-            data["ref_logps"] = found["ref_logps"]
-        return data | outcome
+    def _reference_logps_of(self, reference: Any, batch: TokenBatch) -> jax.Array:
+        return self.models.reference_logps(reference, batch, temperature=self.config.sampling.temperature)
 
     def _within_limit(self, metrics: Mapping[str, jax.Array]) -> jax.Array:
         return metrics["policy/ratio_mean"] <= self.config.loss.ratio_limit
@@ -244,12 +280,8 @@ def train_ppo(
     Raises:
       UserError: anything wrong with configuration, files, rows or rewards, in one line.
     """
-    tokens = ("B", "T")
-    arrays = {"logps": tokens, "old_logps": tokens, "advantages": tokens, "mask": tokens}
-    unread = ("clip_low", "clip_high", "dual_clip")
-    loss = check_own_loss(loss, arrays, tokens, config=config.loss, unread=unread)
     given = Given(
-        loss=loss,
+        loss=check_policy_loss(loss, config.loss),
         others={"policy": policy, "reward": reward, "tokenizer": tokenizer, "engine": engine},
         **live,
     )

@@ -1,4 +1,4 @@
-"""Rollouts by another engine than the trainer's own sampler: making it, and holding its log-probs against ours."""
+"""Rollouts by another engine than the trainer's own sampler and how far its log-probs lie from ours."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,8 @@ import numpy as np
 from jaxalign.errors import ConfigError
 from jaxalign.losses import importance_weights
 from jaxalign.rollout import Completions, Engine, EngineConfig, ServerEngine
-from jaxalign.rollout.trajectory import Rows
+from jaxalign.rollout.logp_gap import logp_gap
+from jaxalign.rollout.trajectory import Rows, sampler_logps
 from jaxalign.runs import Run
 from jaxalign.training.core.generator import Generator
 from jaxalign.training.core.scoring import CausalPolicy
@@ -55,21 +56,13 @@ def make_generator(
     )
 
 
-def sampler_logps(rows: Rows, completions: Completions) -> np.ndarray:
-    """The sampler's log-probs of the rows' completions, float32 [N, T], 0 outside the mask."""
-    return rows.from_completion(np.where(completions.mask, completions.logps, 0.0))
-
-
 def logp_gaps(rows: Rows, logps: np.ndarray, completions: Completions) -> dict[str, float]:
     """Largest and mean difference of the sampler's log-probs and those of the training forward [N, T], in nats.
 
     Over the tokens in the rows' mask; 0 where there is none.
     """
-    gaps = np.abs(sampler_logps(rows, completions) - logps)[rows.mask]
-    return {
-        "rollout/logp_gap": float(np.max(gaps, initial=0.0)),
-        "rollout/logp_gap_mean": float(gaps.mean()) if gaps.size else 0.0,
-    }
+    gap = logp_gap(logps, sampler_logps(rows, completions), rows.mask)
+    return {"rollout/logp_gap": gap.largest, "rollout/logp_gap_mean": gap.mean}
 
 
 def server_gap(engine: EngineConfig, gaps: Mapping[str, float]) -> str:

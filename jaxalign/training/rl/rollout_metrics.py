@@ -6,9 +6,16 @@ import numpy as np
 
 from jaxalign.rewards import Rewards
 from jaxalign.rollout import Completions
+from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.scoring import TokenScores
 from jaxalign.training.core.step import Metrics, mean_of
 from jaxalign.training.rl.collapse import repetition
+
+
+def rollout_counts(batch: TokenRows) -> dict[str, jax.Array]:
+    """Counted tokens and counted rows of the whole minibatch, float32: the count function of `make_update`."""
+    mask = batch.mask
+    return {"tokens": jnp.sum(mask, dtype=jnp.float32), "rows": jnp.sum(mask.any(1), dtype=jnp.float32)}
 
 
 def step_metrics(scores: TokenScores, old_logps: jax.Array, mask: jax.Array) -> Metrics:

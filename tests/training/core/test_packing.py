@@ -14,21 +14,20 @@ from jaxalign.data import Example, collate_demonstrations, eval_batches
 from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.models.lora import LoraConfig
 from jaxalign.training.core import setup
-from jaxalign.training.core.packing import packing_of
-from jaxalign.training.core.pairs import valid_rows
+from jaxalign.training.core.batch import TokenBatch, TokenRows, valid_count
 from jaxalign.training.core.scoring import score_tokens
 from jaxalign.training.core.state import create_state
 from jaxalign.training.core.step import make_evaluation, make_update
 from jaxalign.training.preference.dpo import DPOLossConfig, train_dpo
-from jaxalign.training.preference.objectives import scored_rows
+from jaxalign.training.preference.objectives import PreferenceBatch, scored_rows
 from jaxalign.training.reward_model.ensemble import EnsembleConfig
-from jaxalign.training.reward_model.trainer import RewardLossConfig, make_reward_loss, train_reward
-from jaxalign.training.rl.grpo import make_grpo_loss
+from jaxalign.training.reward_model.trainer import PairBatch, RewardLossConfig, make_reward_loss, train_reward
 from jaxalign.training.rl.grpo_config import GRPOLossConfig
+from jaxalign.training.rl.grpo_step import GRPOBatch, make_grpo_loss
 from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.rl.ppo_config import CriticConfig
-from jaxalign.training.rl.ppo_step import ppo_counts
-from jaxalign.training.sft import train_sft
+from jaxalign.training.rl.rollout_metrics import rollout_counts
+from jaxalign.training.sft import DemonstrationBatch, train_sft
 from tests.training.cases import (
     KEY,
     dpo_case,
@@ -50,7 +49,7 @@ def reward_case(mesh):
     scalar = models.create_scalar_model(models.create(shape(), key=KEY), key=KEY)
     policy, trained, frozen = setup.scalar_of(scalar, None, mesh, key=KEY)
     batch = rows(8, 2) | {"margin": np.zeros(8, np.float32)}
-    return make_reward_loss(policy, RewardLossConfig()), valid_rows, trained, frozen, batch
+    return make_reward_loss(policy, RewardLossConfig()), valid_count, trained, frozen, PairBatch.of(batch)
 
 
 def grpo_case(mesh):
@@ -62,10 +61,10 @@ def grpo_case(mesh):
     batch |= {"old_logps": batch["old_logps"] - 4, "weights": np.ones((8, WIDTH), np.float32)}
     return (
         make_grpo_loss(policy, config, 0.7, WIDTH),
-        ppo_counts,
+        rollout_counts,
         {"policy": trained},
         {"policy": frozen},
-        batch,
+        GRPOBatch.of(batch),
     )
 
 
@@ -88,8 +87,6 @@ NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name fo
 def with_lengths(batch, seed=3):
     """Other lengths: of one token, of all columns, and between; some tokens counted at random."""
     rng, result = np.random.default_rng(seed), dict(batch)
-    if "advantages" in batch:
-        del result["valid"]  # rollouts have no filler rows
     for prefix in ("", "kl_"):
         if prefix + "tokens" not in batch:
             continue
@@ -109,24 +106,24 @@ def with_lengths(batch, seed=3):
 PLAIN, HEADS, PACKED = "plain", "heads", "packed"
 
 
-def placed_on(mesh, batch, layout, *, parts=1, head=True):
+def placed_on(mesh, kind, columns, layout, *, parts=1, head=True):
     """The batch on the mesh: padded, the same with its heads, or packed."""
     if layout == PLAIN:
-        return shard_batch(setup.device_part(batch), mesh)
-    found = setup.on_mesh(batch, mesh, packing=layout == PACKED, num_microbatches=parts, head=head)
-    assert ("packed" in found) == (layout == PACKED)
-    assert ("loss_positions" in found) == head
-    return found
+        return shard_batch(kind.of(columns), mesh)
+    batch = setup.on_mesh(columns, kind, mesh, packing=layout == PACKED, num_microbatches=parts, head=head)
+    assert (batch.packing.flat_indices is not None) == (layout == PACKED)
+    assert (batch.packing.loss_positions is not None) == head
+    return batch
 
 
 def results(name, mesh, layout, *, parts=1):
     """Loss, metrics and gradient of a step (read off its plain gradient descent)."""
     loss, counts, trained, frozen, batch = CASES[name](mesh)
-    batch = with_lengths(batch)
+    columns = with_lengths(batch.columns())
     sgd = optax.sgd(1.0)
     before = jax.tree.map(np.asarray, trained)
     update = make_update(loss, counts, sgd, accumulation_steps=parts)
-    placed = placed_on(mesh, batch, layout, parts=parts, head=name not in SCALAR)
+    placed = placed_on(mesh, type(batch), columns, layout, parts=parts, head=name not in SCALAR)
     state, metrics = update(create_state(jax.tree.map(jnp.copy, trained), sgd), frozen, placed, KEY)
     gradient = jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params)
     return jax.device_get(metrics), gradient
@@ -179,12 +176,10 @@ def test_heads_on_counted_tokens_give_the_loss_metrics_and_gradient_of_heads_on_
 def test_mismatched_rows_have_a_packing_of_their_own(devices):
     mesh, config = make_mesh(MeshConfig(), devices[:1]), DPOLossConfig(name="kto")
     policy, definition, trained, frozen, batch = preference_parts(mesh, config)
-    batch = with_lengths(batch)
+    columns = with_lengths(batch.columns())
+    placed = [placed_on(mesh, PreferenceBatch, columns, layout) for layout in (PLAIN, HEADS, PACKED)]
     ratios = [
-        scored_rows(policy, definition, config, trained, frozen, placed_on(mesh, batch, layout), None)[
-            0
-        ].kl_ratio
-        for layout in (PLAIN, HEADS, PACKED)
+        scored_rows(policy, definition, config, trained, frozen, each, None)[0].kl_ratio for each in placed
     ]
     assert np.abs(ratios[0]).max() > 0.01
     for found in ratios[1:]:
@@ -218,12 +213,11 @@ def test_a_value_head_on_the_policys_trunk_reads_packed_rows_too(devices):
     """The hidden states of packed rows are those of the padded ones, at every token."""
     model = models.create(shape(), key=KEY)
     batch = with_lengths(rows(8))
-    arrays = tuple(jnp.asarray(batch[name]) for name in ("tokens", "lengths", "mask"))
     mesh = make_mesh(MeshConfig(), devices[:1])
     inside = (np.arange(WIDTH) < batch["lengths"][:, None]) & batch["valid"][:, None]
-    padded = score_tokens(model, *arrays)
+    padded = score_tokens(model, placed_on(mesh, TokenBatch, batch, PLAIN))
     for layout in (HEADS, PACKED):
-        found = score_tokens(model, *arrays, packing=packing_of(placed_on(mesh, batch, layout)))
+        found = score_tokens(model, placed_on(mesh, TokenBatch, batch, layout))
         np.testing.assert_allclose(found.hidden[inside], padded.hidden[inside], atol=1e-5)
 
 
@@ -248,12 +242,10 @@ def test_other_rows_of_a_packed_row_change_nothing_bit_for_bit(changes, devices)
         "mask": (columns > 0) & (columns < lengths[:, None]),
     }
     mesh = make_mesh(MeshConfig(), devices[:1])
-    packing = packing_of(placed_on(mesh, batch, PACKED))
-    assert packing is not None
-    assert packing.flat_indices.shape[0] == 3  # 12; 7 + 5; 4 + 3 + 1
-    counts = (jnp.asarray(lengths), jnp.asarray(batch["mask"]))
-    score = jax.jit(lambda tokens: score_tokens(model, tokens, *counts, packing=packing).logps)
-    plain = score_tokens(model, jnp.asarray(batch["tokens"]), *counts).logps
+    packed, padded = (placed_on(mesh, TokenRows, batch, layout) for layout in (PACKED, PLAIN))
+    assert packed.packing.flat_indices.shape[0] == 3  # 12; 7 + 5; 4 + 3 + 1
+    score = jax.jit(lambda tokens: score_tokens(model, replace(packed, tokens=tokens)).logps)
+    plain = score_tokens(model, padded).logps
     before = np.asarray(score(jnp.asarray(batch["tokens"])))
     np.testing.assert_allclose(before, plain, atol=2e-5)
     for changed in range(6):
@@ -281,8 +273,8 @@ def test_each_shape_is_compiled_once(devices, compiled):
         shapes: set[tuple] = set()
         for _ in range(2):
             for batch in eval_batches(examples, 8, collate):
-                placed = setup.on_mesh(batch, mesh, packing=packing)
-                shape_of = tuple(sorted((name, x.shape) for name, x in placed.items()))
+                placed = setup.on_mesh(batch, DemonstrationBatch, mesh, packing=packing)
+                shape_of = tuple(x.shape for x in jax.tree.leaves(placed))
                 compiled.clear()
                 jax.block_until_ready(evaluate(trained, frozen, placed))
                 assert bool(compiled) == (shape_of not in shapes)

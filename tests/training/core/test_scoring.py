@@ -9,10 +9,13 @@ import pytest
 
 from jaxalign import models
 from jaxalign.training.core import scoring
+from jaxalign.training.core.batch import TokenRows
 from tests.training.cases import shape
 
 TOKENS = jnp.arange(24, dtype=jnp.int32).reshape(2, 12) % 7
-LENGTHS, MASK = jnp.array([12, 9]), jnp.arange(12)[None, :] < jnp.array([[12], [9]])
+ROWS = TokenRows(
+    tokens=TOKENS, lengths=jnp.array([12, 9]), mask=jnp.arange(12)[None, :] < jnp.array([[12], [9]])
+)
 
 
 @pytest.mark.parametrize(
@@ -30,9 +33,9 @@ def test_logits_are_computed_at_once_where_they_are_small_and_nothing_is_compute
     monkeypatch.setattr(
         scoring, "linear_logprobs", lambda *a, **k: seen.append(k.get("chunk_size")) or plain(*a, **k)
     )
-    scoring.score_tokens(model, TOKENS, LENGTHS, MASK)
+    scoring.score_tokens(model, ROWS)
     definition, params = models.split(model)
-    scoring.CausalPolicy(definition).score(params, {}, TOKENS, LENGTHS, MASK)
+    scoring.CausalPolicy(definition).score(params, {}, ROWS)
     # What has no gradient, a reference's scores, is in chunks always.
     assert seen == [None, expected and config.vocab_size]
 
@@ -46,9 +49,7 @@ def test_on_a_cpu_the_gradient_of_the_head_is_not_rounded_to_bfloat16(tied):
     def loss(head):
         part = {"embed": {"tokens": head}} if tied else {"head": {"weight": head}}
         own = {name: {**params[name], **values} for name, values in part.items()}
-        return -scoring.score_tokens(
-            models.merge(definition, {**params, **own}), TOKENS, LENGTHS, MASK
-        ).logps.sum()
+        return -scoring.score_tokens(models.merge(definition, {**params, **own}), ROWS).logps.sum()
 
     gradient = jax.grad(loss)(params["embed"]["tokens"] if tied else params["head"]["weight"])
     rounded = gradient.astype(jnp.bfloat16).astype(jnp.float32)

@@ -1,6 +1,7 @@
 """One update: micro-batches add up, eight devices equal one, bad numbers change nothing."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -104,15 +105,13 @@ def test_micro_batches_equal_the_whole(name, devices):
 def test_filler_rows_count_nowhere(devices):
     mesh = make_mesh(MeshConfig(), devices)
     loss, counts, trained, frozen, batch = sft_case(mesh)
-    other = {k: v.copy() for k, v in batch.items()}
-    other["tokens"][5] = 1
+    other = replace(batch, tokens=np.where(np.arange(8)[:, None] == 5, 1, batch.tokens))
 
     def value(b):
         return loss(trained, frozen, b, None, counts(b))[0]
 
-    assert value({k: jnp.asarray(v) for k, v in batch.items()}) == value(
-        {k: jnp.asarray(v) for k, v in other.items()}
-    )
+    assert not np.array_equal(other.tokens, batch.tokens)
+    assert value(shard_batch(batch, mesh)) == value(shard_batch(other, mesh))
 
 
 def test_a_bad_batch_leaves_the_state_as_it_was(devices):
@@ -177,11 +176,11 @@ def test_the_smoothed_loss_is_the_public_one(devices):
 
     mesh = make_mesh(MeshConfig(), devices)
     loss, counts, trained, frozen, batch = sft_case(mesh)
-    batch = {k: jnp.asarray(v) for k, v in batch.items()}
-    mask = batch["mask"] & batch["valid"][:, None]
-    logits = models.merge(models.Definition(shape()), trained)(batch["tokens"], lengths=batch["lengths"])
+    batch = shard_batch(batch, mesh)
+    mask = batch.rows().mask
+    logits = models.merge(models.Definition(shape()), trained)(batch.tokens, lengths=batch.lengths)
     terms = losses.cross_entropy_loss(
-        logits[:, :-1], batch["tokens"][:, 1:], mask[:, 1:], label_smoothing=0.1, z_loss=0.01
+        logits[:, :-1], batch.tokens[:, 1:], mask[:, 1:], label_smoothing=0.1, z_loss=0.01
     )
     expected = losses.token_mean(terms, mask[:, 1:])
     np.testing.assert_allclose(loss(trained, frozen, batch, None, counts(batch))[0], expected, rtol=1e-5)

@@ -14,9 +14,9 @@ from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import records
+from jaxalign.training.core.batch import valid_count
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.core.pairs import valid_rows
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.core.state import create_state
 from jaxalign.training.core.step import make_update
@@ -90,10 +90,9 @@ def test_with_an_adapter_the_reference_is_the_base_and_stays_as_it_was(configs, 
 
 def first_loss(devices, **changes):
     """(loss, metrics as means) on the tiny model, whose reference is another."""
-    loss, counts, trained, frozen, batch = dpo_case(
-        make_mesh(MeshConfig(), devices[:1]), DPOLossConfig(**changes)
-    )
-    value, sums = loss(trained, frozen, {k: jnp.asarray(v) for k, v in batch.items()}, None, counts(batch))
+    mesh = make_mesh(MeshConfig(), devices[:1])
+    loss, counts, trained, frozen, batch = dpo_case(mesh, DPOLossConfig(**changes))
+    value, sums = loss(trained, frozen, shard_batch(batch, mesh), None, counts(batch))
     return float(value), {name: float(a / b) for name, (a, b) in sums.items()}, batch
 
 
@@ -102,7 +101,7 @@ def test_the_supervised_term_is_the_chosen_completions_mean_loss_a_token(devices
     more, _, _ = first_loss(devices, sft_weight=0.5)
     # A random model of 64 tokens: about log 64 = 4.2 nats a token.
     assert more - plain == pytest.approx(0.5 * np.log(64), rel=0.2)
-    tokens = batch["mask"][:, 0][batch["valid"]].sum(1).mean()
+    tokens = batch.mask[:, 0][batch.valid].sum(1).mean()
     assert -metrics["logps_chosen"] / tokens == pytest.approx((more - plain) / 0.5, rel=0.1)
 
 
@@ -110,7 +109,7 @@ def test_length_normalised_margins_are_those_a_token(devices):
     summed, _, batch = first_loss(devices, beta=1.0)
     normalised, _, _ = first_loss(devices, beta=1.0, length_normalize=True)
     # Margins shrink by the number of tokens, so the loss comes nearer to log 2.
-    assert batch["mask"].sum(2).min() > 2
+    assert batch.mask.sum(2).min() > 2
     assert abs(normalised - np.log(2)) < 0.5 * abs(summed - np.log(2))
 
 
@@ -123,7 +122,7 @@ def test_micro_batches_share_the_whole_batchs_statistics(name, devices):
     loss = make_preference_loss(policy, definition, config)
 
     def metrics_of(batch, parts):
-        update = make_update(loss, valid_rows, optimizer, accumulation_steps=parts)
+        update = make_update(loss, valid_count, optimizer, accumulation_steps=parts)
         start = jax.tree.map(jnp.copy, trained)  # the update donates its state
         return update(create_state(start, optimizer), frozen, batch, KEY)[1]
 
@@ -145,7 +144,7 @@ def test_likely_pairs_weigh_more(devices):
 def test_tokens_beyond_the_shorter_completion_can_be_left_out(devices):
     _, metrics, batch = first_loss(devices)
     _, shared, _ = first_loss(devices, length_alpha=0.0)
-    chosen, rejected = batch["mask"].sum(2).T
+    chosen, rejected = batch.mask.sum(2).T
     assert (chosen != rejected).any()
     assert shared["logps_chosen"] > metrics["logps_chosen"]
     assert shared["logps_rejected"] > metrics["logps_rejected"]

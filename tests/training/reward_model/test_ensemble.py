@@ -19,11 +19,10 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.rewards import ModelReward
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import records
-from jaxalign.training.core import setup
+from jaxalign.training.core.batch import pair_axis, valid_count
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.members import MemberBatches, create_member_states, member_of, stack_batches
 from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
-from jaxalign.training.core.pairs import pair_axis, valid_rows
 from jaxalign.training.core.state import create_state
 from jaxalign.training.core.step import make_update
 from jaxalign.training.reward_model.ensemble import (
@@ -33,7 +32,7 @@ from jaxalign.training.reward_model.ensemble import (
     over_members,
     seeds,
 )
-from jaxalign.training.reward_model.trainer import RewardLossConfig, make_reward_loss, train_reward
+from jaxalign.training.reward_model.trainer import PairBatch, RewardLossConfig, make_reward_loss, train_reward
 from jaxalign.training.rl.grpo import train_grpo
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
 from jaxalign.training.rl.ppo import train_ppo
@@ -142,10 +141,10 @@ KEYS = [0, 1, 2]
 def step_together(policy, trained, frozen, batches, mesh, optimizer, **loss):
     """The state and metrics after one step of all members."""
     update = make_update(
-        make_reward_loss(policy, RewardLossConfig(**loss)), valid_rows, optimizer, lift=over_members
+        make_reward_loss(policy, RewardLossConfig(**loss)), valid_count, optimizer, lift=over_members
     )
     keys = jnp.stack([jax.random.key(k) for k in KEYS])
-    placed = shard_batch(stack_batches(batches), mesh, axis=1)
+    placed = shard_batch(PairBatch.of(stack_batches(batches)), mesh, axis=1)
     return update(create_member_states(trained, optimizer, 3), frozen, placed, keys)
 
 
@@ -157,10 +156,10 @@ def test_each_head_takes_its_own_step_on_the_shared_trunk(clip, configs, tmp_pat
     # Clipped so low, and epsilon so high, that one norm over all members would show.
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=RATE, epsilon=1e-2, max_grad_norm=clip), 10)
     state, _ = step_together(policy, trained, frozen, batches, mesh, optimizer)
-    single = make_update(make_reward_loss(policy, RewardLossConfig()), valid_rows, optimizer)
+    single = make_update(make_reward_loss(policy, RewardLossConfig()), valid_count, optimizer)
     for k in range(3):
         fresh = create_state(member_of(trained, k), optimizer)
-        placed = shard_batch(setup.device_part(batches[k]), mesh)
+        placed = shard_batch(PairBatch.of(batches[k]), mesh)
         alone, _ = single(fresh, frozen, placed, jax.random.key(KEYS[k]))
         ours, theirs = member_of(state.params, k)["head"]["score"], alone.params["head"]["score"]
         moved = np.abs(theirs - trained["head"]["score"][k]).max()
@@ -211,7 +210,7 @@ def test_eight_devices_equal_one(configs, tmp_path, devices):
 
 def placed_rows(batches, mesh):
     """The shape of the tokens that one device holds."""
-    tokens = shard_batch(stack_batches(batches), mesh, axis=1)["tokens"]
+    tokens = shard_batch(PairBatch.of(stack_batches(batches)), mesh, axis=1).tokens
     return tokens.sharding.shard_shape(tokens.shape)
 
 

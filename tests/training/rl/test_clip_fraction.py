@@ -1,5 +1,7 @@
 """`policy/clip_fraction` is of what a loss clips, and only of losses that do."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.training.core import setup
+from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.rl.grpo_config import GRPOLossConfig
-from jaxalign.training.rl.grpo_step import make_grpo_loss, policy_terms
+from jaxalign.training.rl.grpo_step import GRPOBatch, make_grpo_loss, policy_terms
 from jaxalign.training.rl.recipes import RL_RECIPES
 from tests.training.cases import rows, shape
 
@@ -30,14 +33,15 @@ def policy(devices):
 def measured(policy, config, log_ratio, advantages):
     """(metrics, batch) of a step whose policy is `log_ratio` [8, 12] away from the one that sampled."""
     scorer, trained, frozen = policy
-    batch = {name: jnp.asarray(x) for name, x in rows(8).items()}
-    mask = batch["mask"]
-    logps = scorer.score(trained, frozen, batch["tokens"], batch["lengths"], mask, temperature=1.0).logps
-    batch |= {
+    columns = {name: jnp.asarray(x) for name, x in rows(8).items()}
+    mask = columns["mask"]
+    logps = scorer.score(trained, frozen, TokenRows.of(columns), temperature=1.0).logps
+    columns |= {
         "old_logps": logps - log_ratio,
         "advantages": jnp.where(mask, advantages[:, None], 0.0),
         "weights": jnp.ones(mask.shape),
     }
+    batch = GRPOBatch.of(columns)
     counts = {"tokens": mask.sum().astype(jnp.float32), "rows": jnp.float32(8)}
     loss = make_grpo_loss(scorer, config, 1.0, COLUMNS)
     _, sums = loss({"policy": trained}, {"policy": frozen}, batch, None, counts)
@@ -54,7 +58,7 @@ def test_what_counts_as_clipped_is_what_the_loss_gives_no_gradient_on_one_side(n
     advantages = jnp.float32([1.0, -1.0] * 4)
     config = GRPOLossConfig(name=name)
     found, batch, logps = measured(policy, config, log_ratio, advantages)
-    mask = batch["mask"]
+    mask = batch.mask
     if name == "cispo":
         clipped = np.asarray((jnp.exp(log_ratio) > 5.0) & mask)
         assert found["policy/clip_fraction"] == pytest.approx(float(clipped.sum() / mask.sum()), abs=1e-6)
@@ -62,7 +66,7 @@ def test_what_counts_as_clipped_is_what_the_loss_gives_no_gradient_on_one_side(n
 
     def dead(sign):
         """Tokens without a gradient for advantages of this sign."""
-        data = {**batch, "advantages": jnp.where(mask, sign, 0.0)}
+        data = replace(batch, advantages=jnp.where(mask, sign, 0.0))
         return jax.grad(lambda x: jnp.sum(policy_terms(config, x, data)))(logps) == 0
 
     # GMPO's clip has one side, by the sign of the advantage; the others have two.

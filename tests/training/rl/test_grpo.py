@@ -22,7 +22,7 @@ from jaxalign.training.rl.group_rollout import informative
 from jaxalign.training.rl.grpo import Trainer, advantages_of, train_grpo
 from jaxalign.training.rl.grpo_advantages import ADVANTAGES, RewardedRows
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
-from jaxalign.training.rl.grpo_step import policy_terms
+from jaxalign.training.rl.grpo_step import GRPOBatch, policy_terms
 from jaxalign.training.rl.recipes import RL_RECIPES
 
 MASK = jnp.asarray([[0, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 0, 0]], bool)
@@ -37,7 +37,15 @@ def batch(seed=0):
     old = jnp.where(MASK, -rng.exponential(size=MASK.shape), 0.0).astype(jnp.float32)
     advantages = jnp.where(MASK, jnp.asarray([[1.0], [-0.5], [2.0], [-2.0]]), 0.0)
     moved = jnp.where(MASK, old + 0.1 * rng.standard_normal(MASK.shape), 0.0).astype(jnp.float32)
-    return moved, {"old_logps": old, "mask": MASK, "advantages": advantages}
+    zeros = jnp.zeros(MASK.shape, jnp.int32)
+    return moved, GRPOBatch(
+        tokens=zeros,
+        lengths=MASK.sum(1),
+        mask=MASK,
+        old_logps=old,
+        advantages=advantages,
+        weights=jnp.ones(MASK.shape),
+    )
 
 
 @pytest.mark.parametrize("name", RL_RECIPES)
@@ -79,15 +87,15 @@ def test_the_terms_are_the_public_loss_with_the_papers_clip(name):
     logps, data = batch()
     row = jnp.asarray([1.0, -0.5, 2.0, -2.0])
     expected = {
-        "grpo": lambda: losses.grpo_loss(logps, data["old_logps"], row, MASK),
-        "dr_grpo": lambda: losses.grpo_loss(logps, data["old_logps"], row, MASK),
-        "dapo": lambda: losses.grpo_loss(logps, data["old_logps"], row, MASK, clip_high=0.28),
-        "gspo": lambda: losses.gspo_loss(logps, data["old_logps"], row, MASK),
-        "cispo": lambda: losses.cispo_loss(logps, data["old_logps"], row, MASK),
-        "gmpo": lambda: losses.gmpo_loss(logps, data["old_logps"], row, MASK),
-        "rloo": lambda: losses.rloo_loss(logps, data["old_logps"], row, MASK),
+        "grpo": lambda: losses.grpo_loss(logps, data.old_logps, row, MASK),
+        "dr_grpo": lambda: losses.grpo_loss(logps, data.old_logps, row, MASK),
+        "dapo": lambda: losses.grpo_loss(logps, data.old_logps, row, MASK, clip_high=0.28),
+        "gspo": lambda: losses.gspo_loss(logps, data.old_logps, row, MASK),
+        "cispo": lambda: losses.cispo_loss(logps, data.old_logps, row, MASK),
+        "gmpo": lambda: losses.gmpo_loss(logps, data.old_logps, row, MASK),
+        "rloo": lambda: losses.rloo_loss(logps, data.old_logps, row, MASK),
         "reinforce": lambda: losses.reinforce_loss(logps, row, MASK),
-        "reinforce++": lambda: losses.grpo_loss(logps, data["old_logps"], row, MASK),
+        "reinforce++": lambda: losses.grpo_loss(logps, data.old_logps, row, MASK),
     }[name]()
     np.testing.assert_allclose(policy_terms(GRPOLossConfig(name=name), logps, data), expected, rtol=1e-6)
 
@@ -143,7 +151,7 @@ def forwards(monkeypatch):
 
     def score_rows(self, rows, score):
         found = plain(self, rows, score)
-        asked.append(("logps" in found, "ref_logps" in found))
+        asked.append((found.logps is not None, found.ref_logps is not None))
         return found
 
     monkeypatch.setattr(Trainer, "score_rows", score_rows)
@@ -432,8 +440,8 @@ def test_a_masked_completion_counts_in_its_groups_statistics_and_not_in_the_loss
     rewards = lambda p, c, **_: [0.0 if i % 4 == 0 else 1.0 for i in range(len(p))]  # noqa: E731
     row = train_grpo(grpo(tmp_path / "run", loss=loss, train=train), reward=rewards).metrics
     (data,) = seen
-    np.testing.assert_array_equal(data["mask"].any(1), ~cut)
-    np.testing.assert_allclose(data["advantages"][data["mask"]], 0.25)
+    np.testing.assert_array_equal(data.mask.any(1), ~cut)
+    np.testing.assert_allclose(data.advantages[data.mask], 0.25)
     assert row["rollout/groups_alike"] == 0 and row["rollout/groups_sampled"] == 4
     assert row["rollout/counted_rows"] == 0.75 and row["grad_norm"] > 1e-4
 

@@ -21,7 +21,13 @@ from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.reward_model.trainer import train_reward
 from jaxalign.training.rl import actor_critic
 from jaxalign.training.rl.actor_critic import build
-from jaxalign.training.rl.gae_inputs import RunningMoments, Scored, advantages_of, final_scores
+from jaxalign.training.rl.gae_inputs import (
+    Outcome,
+    RolloutScores,
+    RunningMoments,
+    advantages_of,
+    final_scores,
+)
 from jaxalign.training.rl.kl_controller import NEGATIVE_UPDATES, KLConfig, negative_streak, next_coefficient
 from jaxalign.training.rl.ppo import Trainer, train_ppo
 from jaxalign.training.rl.ppo_config import CriticConfig, PPOLossConfig, PPOTrainConfig
@@ -39,27 +45,30 @@ def completions(*reasons: str) -> Completions:
     )
 
 
-def scored(mask, logps=0.0, ref=0.0, values=0.0) -> Scored:
+def scored(mask, logps=0.0, ref=0.0, values=0.0):
+    """(mask, scores of rows)."""
     mask = jnp.asarray(mask, bool)
-    full = [jnp.where(mask, x, 0.0) for x in (logps, ref, values)]
-    return Scored(
-        jnp.zeros(mask.shape, int), mask.sum(1), mask, *full, jnp.zeros(mask.shape), jnp.full(len(mask), 9.0)
+    logps, ref, values = (jnp.where(mask, x, 0.0) for x in (logps, ref, values))
+    return mask, RolloutScores(
+        logps=logps,
+        ref_logps=ref,
+        values=values,
+        entropy=jnp.zeros(mask.shape),
+        next_values=jnp.full(len(mask), 9.0),
     )
 
 
 def compute(rows, scores, *, coefficient=0.0, truncated=None, whiten_rewards=False, **loss):
     settings = PPOLossConfig(**({"whiten_advantages": False, "lam": 1.0} | loss))
-    count = len(rows.mask)
-    return advantages_of(
-        rows,
-        jnp.asarray(scores, jnp.float32),
-        jnp.zeros(rows.mask.shape),
-        jnp.zeros(count, bool) if truncated is None else jnp.asarray(truncated),
-        jnp.float32(coefficient),
-        kl=KLConfig(),
-        loss=settings,
-        whiten_rewards=whiten_rewards,
+    mask, known = rows
+    outcome = Outcome(
+        scores=jnp.asarray(scores, jnp.float32),
+        token_rewards=jnp.zeros(mask.shape),
+        truncated=jnp.zeros(len(mask), bool) if truncated is None else jnp.asarray(truncated),
     )
+    options = {"kl": KLConfig(), "loss": settings, "whiten_rewards": whiten_rewards}
+    advantages, returns, metrics = advantages_of(known, mask, outcome, jnp.float32(coefficient), **options)
+    return {"advantages": advantages, "returns": returns}, metrics
 
 
 def test_the_score_lands_on_the_last_token_and_kl_on_every_token():
@@ -302,7 +311,7 @@ def test_one_step_a_rollout_judges_it_itself_and_learns_the_same(changes, config
 
     def score_rows(self, rows, score):
         found = plain(self, rows, score)
-        asked.append(("values" in found, "ref_logps" in found))
+        asked.append("all" if isinstance(found, RolloutScores) else "reference")
         return found
 
     monkeypatch.setattr(Trainer, "score_rows", score_rows)
@@ -311,10 +320,10 @@ def test_one_step_a_rollout_judges_it_itself_and_learns_the_same(changes, config
     source = RewardSource(functions=("x.py:f",), whiten=True)
     train_ppo(configs.ppo(tmp_path / "once", reward=source, **settings), reward=some_rewards)
     # Policy and critic only before the first update, to hold the sampler's log-probs against the policy's.
-    assert asked == [(True, reads), *([(False, True)] * 2 if reads else [])]
+    assert asked == ["all", *(["reference"] * 2 if reads else [])]
     monkeypatch.setattr(Trainer, "one_step", False)
     train_ppo(configs.ppo(tmp_path / "twice", reward=source, **settings), reward=some_rewards)
-    assert asked[-3:] == [(True, reads)] * 3
+    assert asked[-3:] == ["all"] * 3
     once, twice = (metrics_of(tmp_path / name) for name in ("once", "twice"))
     assert [row.keys() for row in once] == [row.keys() for row in twice]
     for ours, theirs in zip(once, twice, strict=True):

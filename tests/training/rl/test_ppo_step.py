@@ -1,19 +1,20 @@
 """What PPO's step minimises is the sum of its parts, with the signs and weights it was given."""
 
-import jax.numpy as jnp
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from jaxalign.mesh import MeshConfig, make_mesh
+from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.training.rl.ppo_config import PPOLossConfig
 from tests.training.cases import ppo_case
 
 
-def total(devices, more=None, **changes):
-    """(loss, metrics as means, batch) of the tiny model, whose batch also holds `more`."""
+def total(devices, weights=None, **changes):
+    """(loss, metrics as means, batch) of the tiny model."""
     mesh = make_mesh(MeshConfig(), devices[:1])
     loss, counts, trained, frozen, batch = ppo_case(mesh, PPOLossConfig(**changes))
-    batch = {name: jnp.asarray(x) for name, x in (batch | (more or {})).items()}
+    batch = shard_batch(batch if weights is None else replace(batch, weights=weights), mesh)
     value, sums = loss(trained, frozen, batch, None, counts(batch))
     return float(value), {name: float(a / b) for name, (a, b) in sums.items()}, batch
 
@@ -34,14 +35,14 @@ def test_entropy_is_rewarded(devices):
 
 def test_importance_weights_scale_the_policy_loss_and_nothing_else(devices):
     plain, metrics, batch = total(devices, entropy_weight=0.1)
-    halves = np.full(batch["mask"].shape, 0.5, np.float32)
-    weighed, _, _ = total(devices, {"weights": halves}, entropy_weight=0.1, importance_cap=2.0)
+    halves = np.full(batch.mask.shape, 0.5, np.float32)
+    weighed, _, _ = total(devices, halves, entropy_weight=0.1, importance_cap=2.0)
     clipped = metrics["policy/loss"] + 0.1 * metrics["policy/entropy"]
     assert abs(clipped) > 1e-3
     assert weighed == pytest.approx(plain - 0.5 * clipped, rel=1e-5)
     # One weight belongs to one token.
     halves[0] = 1.0
-    other, _, _ = total(devices, {"weights": halves}, entropy_weight=0.1, importance_cap=2.0)
+    other, _, _ = total(devices, halves, entropy_weight=0.1, importance_cap=2.0)
     assert abs(other - weighed) > 1e-5
 
 
@@ -50,4 +51,4 @@ def test_rows_weigh_alike_under_the_sequence_reduction(devices):
     rows, _, _ = total(devices, value_clip=0.0, reduction="sequence")
     assert rows != pytest.approx(tokens, rel=1e-3)
     # Where every row has as many tokens, the two are one: the difference comes from the lengths alone.
-    assert len(np.unique(batch["mask"].sum(1))) > 1
+    assert len(np.unique(batch.mask.sum(1))) > 1

@@ -91,6 +91,6 @@ def test_process_advantages_refuse_zeros_and_ones_without_steps_and_count_them_w
     train_grpo(said, reward=with_steps)
     # Steps 1, 0 and (at the end) 0; 1, 1 and 0: mean 1/2, deviation sqrt(6/4/5).
     one = 0.5 / (np.sqrt(0.3) + 1e-4)
-    first, second = (a[m] for a, m in zip(seen[0]["advantages"], seen[0]["mask"], strict=True))
+    first, second = (a[m] for a, m in zip(seen[0].advantages, seen[0].mask, strict=True))
     np.testing.assert_allclose(first, [-one, -2 * one, -one], rtol=1e-5)
     np.testing.assert_allclose(second, [one, 0, -one], rtol=1e-5, atol=1e-6)
