@@ -32,12 +32,12 @@ DEFAULT_RULES: Mapping[str, str | tuple[str, ...] | None] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many devices each mesh axis takes.
+    """Number of devices along each mesh axis.
 
     Attributes:
-      data: copies of the model, each on its share of the rows; -1 takes the devices that are left.
-      fsdp: devices that share parameters, gradients and optimizer state, and rows.
-      tensor: devices that split each matrix product.
+      data: number of model replicas, each with a share of the rows; -1 uses all remaining devices.
+      fsdp: number of devices to shard parameters, gradients, optimizer state and rows over.
+      tensor: number of devices to split each matrix product over.
     """
 
     data: int = 1

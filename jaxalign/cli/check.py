@@ -1,4 +1,4 @@
-"""`jaxalign check`: the environment, the devices, hub access, and a look at a model or a data file."""
+"""`jaxalign check`: the environment, devices and hub access, and a description of a model or data files."""
 
 import importlib.metadata
 import itertools
@@ -30,18 +30,18 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig:
-    """What to look at; with nothing set, the environment only.
+    """What to check; by default only the environment.
 
     Attributes:
-      model: a Hugging Face folder, a run folder or a hub id: is it there, may it be read, what is it; with doctors,
-        their patient, and empty takes the one that their cards name.
-      doctor: folders of doctors (runs of tfpo, or their export/), whose cards and sizes are shown.
-      tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
-      revision: revision of a hub id.
-      data: data files and how they become tokens, with the same keys as for training.
-      kind: what the rows are taken for; auto takes what the first row is.
-      rows: rows shown as tokens with their mask.
-      device: auto, cpu, gpu or tpu.
+      model: a Hugging Face folder, a run folder or a hub id to look up, check for access and describe; with doctors,
+        their patient (empty uses the one that their cards name).
+      doctor: folders of doctors (tfpo runs, or their export/) whose cards and sizes to show.
+      tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
+      revision: revision of a hub id; empty uses the newest.
+      data: data files and how they become tokens, with the same keys as in training.
+      kind: what to read each row as; auto uses what the first row is.
+      rows: number of rows to show as tokens with their loss mask.
+      device: device to use: cpu, gpu or tpu; auto uses JAX's default.
     """
 
     model: str = ""
@@ -59,7 +59,7 @@ class CheckConfig:
 
 
 def check(config: CheckConfig) -> None:
-    """Prints versions, devices, memory, hub access, and what is in a model and in data files.
+    """Checks the environment: versions, devices, memory and hub access; also describes a model or data files.
 
     Args:
       config: see `CheckConfig`.

@@ -35,31 +35,33 @@ class GenerateConfig(GuideConfig):
     """Completions of prompts.
 
     Attributes:
-      model: a Hugging Face folder, a run folder (its export/ is taken) or a hub id; with doctors, their patient.
-      tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
+      model: a Hugging Face folder, a run folder (its export/ is used) or a hub id; with doctors, their patient.
+      tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       adapter: a PEFT folder to merge into the model.
-      revision: revision of a hub id.
-      prompt: prompts as text; more than one as [first, second].
-      file: a file of prompts in any format that the trainers read, each of whose rows is a prompt, or of questions as
-        AlpacaEval and MT-bench publish them (of MT-bench every turn is answered, one after the other).
-      limit: prompts taken from file at most; 0 takes all.
-      template: how a prompt is written: by the tokenizer's chat template, by markers (Human:, Assistant:), or
-        plain; auto does as the run that made the model, else by the tokenizer's template where it has one.
-      system: a system message put before each prompt.
-      sampling: length and randomness.
-      batch_size: prompts decoded together.
-      output: a jsonl file (named .json: one JSON list) for prompt, completion, finish_reason and logp;
-        empty prints to the terminal. For questions of AlpacaEval and MT-bench its rows are what their tools read.
-      name: what those rows call the model; empty takes the name of its folder.
-      seed: seed of the sampling.
-      device: auto, cpu, gpu or tpu.
-      param_dtype: dtype the parameters are kept in; auto takes bfloat16 on a GPU or TPU, whatever the files have, and
-        float32 on a CPU.
-      compute_dtype: dtype of the matrix products.
-      weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers: less memory, slightly
-        other answers; same keeps them.
-      cache: int8 does so with the keys and values of the tokens seen; same keeps them.
-      mesh: devices by axis, which the weights of all models are split over; prompts are so over data and fsdp.
+      revision: revision of a hub id; empty uses the newest.
+      prompt: prompts as text; list several as [first, second].
+      file: a file of prompts in any layout that training reads, one prompt per row, or of questions as published by
+        AlpacaEval and MT-bench (every MT-bench turn is answered, in order).
+      limit: maximum number of prompts to read from `file`; 0 reads all.
+      template: how to format a prompt: tokenizer (its chat template), markers (Human:, Assistant:) or plain; auto
+        uses the format of the run that trained the model, else the chat template if the tokenizer has one.
+      system: system message to put before each prompt.
+      sampling: length of completions, and how tokens are sampled.
+      batch_size: prompts to decode at once.
+      output: a .jsonl file for prompt, completion, finish_reason and logp (one JSON list if it ends in .json); empty
+        prints to the terminal. For AlpacaEval and MT-bench questions, its rows have the columns that their tools
+        read.
+      name: name of the model in those rows; empty uses the model folder's name.
+      seed: seed for sampling.
+      device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
+      param_dtype: dtype in which parameters are stored; auto uses bfloat16 on a GPU or TPU, regardless of the files'
+        dtype, and float32 on a CPU.
+      compute_dtype: dtype of matrix products.
+      weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers, which saves memory and
+        changes completions slightly; same keeps their dtype.
+      cache: int8 stores the cached keys and values as 8-bit integers; same keeps their dtype.
+      mesh: number of devices along each mesh axis; the weights of all models are sharded over it, prompts over data
+        and fsdp.
     """
 
     model: str = ""
@@ -92,7 +94,7 @@ class GenerateConfig(GuideConfig):
 
 
 def generate(config: GenerateConfig) -> list[dict[str, Any]]:
-    """Writes completions of prompts, to the terminal or to a jsonl file.
+    """Generates completions of prompts, and prints them or writes them to a .jsonl file.
 
     Args:
       config: see `GenerateConfig`.

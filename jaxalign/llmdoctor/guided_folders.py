@@ -38,24 +38,24 @@ OtherVocabulary = Literal["refuse", "map"]
 
 @dataclass(frozen=True, kw_only=True)
 class GuideConfig:
-    """Doctors that steer a patient.
+    """Doctors that guide a patient.
 
     Attributes:
-      doctor: folders of doctors (runs of tfpo, or their export/) that steer the model, their patient; more than one
-        as [first, second]. A run of several dimensions brings all of its doctors; one is RUN/export/NAME. All else that
-        is needed stands in their cards, doctor.json.
-      patient: the model that is steered, in place of the one that the cards name.
-      alpha: exponent of the patient's probabilities; null takes the cards'.
-      beta: exponent of each doctor's; 0 leaves the doctors out; null takes the cards'.
-      preference_weights: a weight for the dimension of every doctor, which multiplies its beta, as in
-        '{"helpfulness": 0.8, "safety": 0.2}'; empty weighs each with 1.
-      plausibility: the part of its likeliest token's probability that the patient must give a token for it to be
-        written, which keeps strong doctors from nonsense; 0 leaves all tokens.
-      guidance: product multiplies by what a doctor says; ratio by that over what it said before its training; auto
-        takes the cards'.
-      vocabulary: what to do with a doctor whose tokenizer is not the patient's: refuse it, or map tokens by the text
-        that they write; what it has no token for is left to the patient. Where they differ in added and special
-        tokens alone, nothing is refused.
+      doctor: folders of doctors (tfpo runs, or their export/) that guide the patient; list several as [first,
+        second]. A run with several dimensions adds all its doctors; RUN/export/NAME selects one. Their cards
+        (doctor.json) hold every other setting.
+      patient: the model to guide, in place of the one that the cards name.
+      alpha: exponent of the patient's probabilities; null uses the cards'.
+      beta: exponent of each doctor's probabilities; 0 disables the doctors; null uses the cards'.
+      preference_weights: weight of each doctor's dimension, which multiplies its beta, as in '{"helpfulness": 0.8,
+        "safety": 0.2}'; empty weights each by 1.
+      plausibility: minimum probability of a token under the patient, as a fraction of its most probable token's,
+        which keeps strong doctors from producing nonsense; 0 allows all tokens.
+      guidance: product multiplies by the doctor's probabilities; ratio multiplies by those divided by its initial
+        model's; auto uses the cards'.
+      vocabulary: what to do with a doctor whose tokenizer differs from the patient's: refuse it, or map tokens by
+        their text; tokens that the doctor lacks are left to the patient. Tokenizers that differ only in added and
+        special tokens are always accepted.
     """
 
     doctor: tuple[str, ...] = ()

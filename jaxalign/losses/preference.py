@@ -205,28 +205,30 @@ class LossSpec:
 SMOOTHING = Option(
     name="label_smoothing",
     default=0.0,
-    meaning="chance that a label is flipped, in [0, 0.5)",
+    meaning="assumed probability that a label is flipped, in [0, 0.5)",
     low=0.0,
     high=0.5,
     open_high=True,
 )
-GAMMA = Option(name="gamma", default=0.5, meaning="the margin asked for", low=0.0)
+GAMMA = Option(name="gamma", default=0.5, meaning="target margin", low=0.0)
 ALPHA = Option(
     name="alpha",
     default=0.5,
-    meaning="bend of the reward (alphapo: 0 is simpo), or which divergence (f_divergence with loss.divergence=alpha)",
+    meaning="shape of alphapo's reward (0 is simpo), or order of f_divergence's alpha divergence",
 )
-TAU = Option(name="tau", default=0.05, meaning="width of the blend of two losses", low=0.0, open_low=True)
+TAU = Option(
+    name="tau", default=0.05, meaning="temperature of the blend of two losses", low=0.0, open_low=True
+)
 DIVERGENCE = Option(
     name="divergence",
     default="js",
-    meaning="which keeps the policy near the reference",
+    meaning="divergence that keeps the policy close to the reference",
     type=Literal["reverse_kl", "forward_kl", "js", "alpha"],
 )
-DESIRABLE = Option(
-    name="desirable_weight", default=1.0, meaning="weight of completions to be imitated", low=0.0
+DESIRABLE = Option(name="desirable_weight", default=1.0, meaning="weight of desirable completions", low=0.0)
+UNDESIRABLE = Option(
+    name="undesirable_weight", default=1.0, meaning="weight of undesirable completions", low=0.0
 )
-UNDESIRABLE = Option(name="undesirable_weight", default=1.0, meaning="weight of the others", low=0.0)
 
 PREFERENCE_LOSSES: Mapping[str, LossSpec] = {
     "dpo": LossSpec(dpo_loss, (SMOOTHING,)),

@@ -25,9 +25,9 @@ class HeadConfig:
 
     Attributes:
       kind: linear, or mlp (one hidden layer with GELU).
-      hidden_size: width of the hidden layer; 0 takes the model's.
-      dropout: chance that an input of the head is dropped in training.
-      init_std: standard deviation of the last layer; -1 takes 1 / sqrt(width + 1), 0 starts at zero.
+      hidden_size: width of the hidden layer; 0 uses the model's.
+      dropout: dropout rate on the head's input in training.
+      init_std: standard deviation of the last layer's initial weights; -1 uses 1 / sqrt(width + 1), 0 starts at zero.
     """
 
     kind: Literal["linear", "mlp"] = "linear"

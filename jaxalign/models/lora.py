@@ -19,11 +19,11 @@ class LoraConfig:
     """Low-rank adaptation (arXiv:2106.09685).
 
     Attributes:
-      enabled: train an adapter and leave the base as it is.
-      rank: r, columns of the first factor.
-      alpha: the update is scaled by alpha / rank.
-      dropout: chance that an input of the adapter is dropped in training.
-      targets: projections that get an adapter; `all` stands for every one.
+      enabled: train a LoRA adapter and freeze the base model.
+      rank: rank r of the adapter.
+      alpha: scale of the adapter: its output is multiplied by alpha / rank.
+      dropout: dropout rate on the adapter's input in training.
+      targets: projections that get an adapter; `all` selects every one.
     """
 
     enabled: bool = False

@@ -40,16 +40,16 @@ class DemoConfig:
     """The demonstration, or the same pipeline on a model and files of your own.
 
     Attributes:
-      output: folder of everything: one run folder a stage, report.html, comparison.json.
-      seed: of the world, the weights and the order of everything.
-      device: auto, cpu, gpu or tpu.
-      quick: the same stages with fewer steps.
-      resume: go on with what the output folder holds.
-      model: a model folder or hub id in place of the demo's own; needs demonstrations and comparisons.
-      demonstrations: files for supervised fine-tuning.
-      comparisons: files of preference pairs.
-      prompts: files of prompts for PPO; empty takes the comparisons'.
-      settings: a pipeline configuration (file or name) for a model of your own.
+      output: folder for all results: one run folder per stage, report.html and comparison.json.
+      seed: seed for the generated data, the weights and the data order.
+      device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
+      quick: run the same stages with fewer steps.
+      resume: continue from the results in `output`.
+      model: a model folder or hub id to use in place of the demo's own; needs demonstrations and comparisons.
+      demonstrations: files with demonstrations, for supervised fine-tuning.
+      comparisons: files with comparisons, for the reward model and DPO.
+      prompts: files with prompts for PPO; empty uses the prompts of the comparisons.
+      settings: pipeline configuration (a file or a shipped name) to use with your own model.
     """
 
     output: str = "runs/demo"
@@ -87,7 +87,7 @@ QUICK = Steps(base=120, sft=120, reward=80, ppo=10, dpo=60)
 
 
 def run_demo(config: DemoConfig) -> PipelineResult:
-    """SFT, reward model, PPO and DPO on a tiny model, then a comparison and a report.
+    """Runs SFT, reward model, PPO and DPO on a tiny model, then compares them and writes a report.
 
     Args:
       config: see `DemoConfig`.
@@ -96,7 +96,7 @@ def run_demo(config: DemoConfig) -> PipelineResult:
       The output folder, the comparison and the live models.
 
     Raises:
-      UserError: anything wrong with configuration, files or rows, in one line.
+      UserError: an invalid configuration, file or row; the message is one line.
     """
     if config.model:
         return run_pipeline(own_pipeline(config))

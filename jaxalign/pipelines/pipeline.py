@@ -38,10 +38,10 @@ class EvaluationConfig:
     """How the methods are compared.
 
     Attributes:
-      prompts: held-out prompts answered by each method, at most.
-      demonstrations: held-out demonstrations for perplexity, at most.
-      batch_size: rows scored at once.
-      samples: answers shown side by side in the report.
+      prompts: maximum number of held-out prompts that each method completes.
+      demonstrations: maximum number of held-out demonstrations for perplexity.
+      batch_size: rows to score at once.
+      samples: completions to show side by side in the report.
     """
 
     prompts: int = 200
@@ -57,18 +57,18 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """All stages. A stage's own run.output, run.seed, run.device and run.resume are set from here.
+    """All stages. The pipeline sets run.output, run.seed, run.device and run.resume of each.
 
     Attributes:
-      output: folder of everything; each stage gets a folder in it.
-      seed: of every stage.
-      device: auto, cpu, gpu or tpu.
-      resume: go on with what the folder holds.
-      sft: supervised fine-tuning; its model is where the pipeline begins.
-      reward: the reward model, on the supervised model's trunk.
-      ppo: PPO of the supervised model against the reward model.
-      dpo: DPO of the supervised model; without data of its own it takes the reward model's.
-      evaluation: the comparison.
+      output: folder for all results; each stage has a run folder in it.
+      seed: seed for every stage.
+      device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
+      resume: continue from the results in `output`.
+      sft: supervised fine-tuning; its model is the pipeline's initial model.
+      reward: the reward model, on the SFT model's trunk.
+      ppo: PPO of the SFT model against the reward model.
+      dpo: DPO of the SFT model; by default on the reward model's data.
+      evaluation: how the methods are compared.
     """
 
     output: str = ""

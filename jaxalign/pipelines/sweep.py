@@ -1,4 +1,4 @@
-"""A run for every point of a grid, one after another, and which of them is the best."""
+"""One run per point of a grid, one after another, ranked by a metric."""
 
 import hashlib
 import itertools
@@ -33,15 +33,16 @@ class SweepConfig:
     """A grid of runs.
 
     Attributes:
-      command: the command that trains (tfpo, dpo, sft, ...); all flags but those below are its own, and the same in
-        every run.
+      command: the training command (tfpo, dpo, sft, ...); it receives all flags except those below, the same in every
+        run.
       grid: dotted keys of that command, each with a list of values, as in '{"loss.beta": [0.05, 0.1]}'; every
-        combination is a run.
-      metric: a number that the runs end with, by its name in metrics.jsonl, for example eval/accuracy.
-      mode: whether the smallest or the largest is best; auto takes the smallest of a loss (eval/loss, eval/nll,
-        eval/perplexity, eval/balance, eval/discrimination, objective/kl) and the largest of anything else.
-      output: folder of the sweep, with a run folder for every point, sweep.json and sweep.md.
-      resume: go on with the sweep in output: points that have ended are read, others go on from their checkpoints.
+        combination is one run.
+      metric: metric to compare the runs by, as named in metrics.jsonl, for example eval/accuracy; each run's final
+        value is used.
+      mode: whether a smaller (min) or a larger (max) metric is better; auto minimizes losses (eval/loss, eval/nll,
+        eval/perplexity, eval/balance, eval/discrimination, objective/kl) and maximizes everything else.
+      output: folder of the sweep, with one run folder per point, sweep.json and sweep.md.
+      resume: continue the sweep in `output`: finished points are read, others resume from their checkpoints.
     """
 
     command: str
@@ -109,7 +110,7 @@ class SweepResult:
 
 
 def run_sweep(asked: Sweep) -> SweepResult:
-    """Trains a run for every point of a grid, one after another, and says which is the best.
+    """Trains one run per point of a grid, one after another, and ranks them by a metric.
 
     `jaxalign sweep tfpo --grid='{"loss.reward_scale": ["auto", 5]}' --metric=eval/accuracy --output=FOLDER` and then
     tfpo's own flags.

@@ -1,4 +1,4 @@
-"""How completions are drawn."""
+"""How completions are sampled: the keys of the section `sampling`."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,16 +8,16 @@ Storage = Literal["same", "int8"]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Sampling.
+    """Length of completions, and how tokens are sampled.
 
     Attributes:
-      max_new_tokens: longest completion, in tokens, its stop token included.
-      temperature: logits are divided by it; 0 is greedy.
-      top_k: sample from the k most probable tokens; 0 for all.
-      top_p: sample from the fewest tokens whose probabilities add up to p; 1 for all.
-      min_p: leave out tokens below min_p times the largest probability; 0 for none.
-      num_samples: completions a prompt.
-      stop_tokens: token ids that end a completion; null takes the model's own, [] none.
+      max_new_tokens: maximum length of a completion in tokens, including its stop token.
+      temperature: sampling temperature, which divides the logits; 0 decodes greedily.
+      top_k: sample from the k most probable tokens; 0 uses all.
+      top_p: sample from the smallest set of most probable tokens whose probabilities sum to at least p; 1 uses all.
+      min_p: exclude tokens less probable than min_p times the most probable one; 0 excludes none.
+      num_samples: completions per prompt.
+      stop_tokens: ids of the tokens that end a completion; null uses the model's own, [] uses none.
     """
 
     max_new_tokens: int = 64

@@ -38,24 +38,23 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Who samples.
+    """The engine that samples completions.
 
     Attributes:
-      kind: local (this process), vllm or sglang (a server that loads the policy's weights before each rollout), or
-        openai (a server of the OpenAI completions API, whose weights stay as they are).
-      url: the server, as http://host:port.
-      model: the model's name there; empty takes the only one it has.
-      api_key_env: environment variable with the server's API key; empty for none.
-      folder: where weights are written for the server, which must find them under the same path; empty takes the
-        run folder.
-      weights: what a LoRA run gives the server: merged (all weights) or adapter (a PEFT folder, which the server
-        must have been started for).
-      concurrency: requests under way at once.
-      timeout: seconds to wait for an answer.
-      retries: how often a request is sent again where the server cannot be reached, waiting longer each time.
-      logp_tolerance: largest mean difference of the server's and the training log-probs, nats a token: above it
-        the run stops before its first update, and warns later on.
-      allow_stale: train on samples of weights that are not the policy's (kind openai).
+      kind: local (this process), vllm or sglang (a server that loads the policy's weights before each rollout) or
+        openai (a server of the OpenAI completions API, whose weights never change).
+      url: address of the server, as http://host:port.
+      model: name of the model on the server; empty uses the only one it serves.
+      api_key_env: environment variable that holds the server's API key; empty sends none.
+      folder: folder to write weights to, which the server must see under the same path; empty uses the run folder.
+      weights: what a LoRA run sends to the server: merged (all weights) or adapter (a PEFT folder; the server must be
+        started with LoRA enabled).
+      concurrency: maximum number of simultaneous requests.
+      timeout: seconds to wait for a reply.
+      retries: number of times to resend a request to an unreachable server, waiting longer each time.
+      logp_tolerance: maximum mean difference, in nats per token, between the server's and the policy's log-probs:
+        above it the run stops before its first update, and warns after later ones.
+      allow_stale: train on samples from weights other than the policy's (kind=openai).
     """
 
     kind: Literal["local", "vllm", "sglang", "openai"] = "local"

@@ -203,7 +203,7 @@ def test_flag_of_a_command_without_run_is_its_own_key(fake):
         (["train", "--rate=1", "--rate=2"], "jaxalign train: error: --rate is given twice: 1 and 2"),
         (["train", "--seed=1", "--run.seed=2"], "jaxalign train: error: --seed is given twice: 1 and 2"),
         (["train", "--texts=[a", "--texts=[{]"], "jaxalign train: error: [{]: not valid YAML"),
-        (["write", "--seed=1"], "jaxalign write: error: --seed: this command has none"),
+        (["write", "--seed=1"], "jaxalign write: error: --seed: this command has no such flag"),
         (
             ["train", "--device=gpu"],
             "jaxalign train: error: --device gpu: there is no gpu here; devices: cpu",

@@ -326,15 +326,15 @@ def test_live_tilted_doctors_of_one_label_share_what_they_began_as(settings, tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora": LoraConfig()}, "dimensions: several doctors share one base, as adapters; set lora.enabled=true"),
+        ({"lora": LoraConfig()}, "dimensions: several doctors are adapters on one base model; set lora.enabled=true"),
         ({"dimensions": LABELS | {"safety": "kinder"}}, r"dimensions\.safety: no label 'kinder'; expected better"),
-        ({"dimensions": (*LABELS, "safety")}, "dimensions: a name is there twice in kindness, safety, safety"),
+        ({"dimensions": (*LABELS, "safety")}, "dimensions: a name occurs twice in kindness, safety, safety"),
         ({"dimensions": (*LABELS, "wit")}, "dimensions: no instructions are shipped for 'wit'"),
         ({"dimensions": LABELS | {"a/b": "better"}}, "dimensions: 'a/b' cannot name a doctor's folder"),
-        ({"dimensions": {"safety": "safer"}}, r"rewards\.instructions\.kindness: this run has no dimension"),
+        ({"dimensions": {"safety": "safer"}}, r"rewards\.instructions\.kindness: this run has no such dimension"),
         ({"rewards": TokenRewardConfig(positive="a", negative="b", instructions=INSTRUCTIONS)},
-         "rewards.positive is of one dimension"),
-        ({"train": TrainConfig(batch_tokens=64)}, "train.batch_tokens: the batches of several dimensions"),
+         "rewards.positive sets one dimension's instruction"),
+        ({"train": TrainConfig(batch_tokens=64)}, "train.batch_tokens cannot be combined with dimensions"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work_are_named(changes, message):

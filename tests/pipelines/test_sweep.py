@@ -268,6 +268,6 @@ def test_a_mistake_gets_one_line_and_status_2(arguments, message, tmp_path, monk
 def test_help_explains(capsys):
     assert main(["sweep", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "usage: jaxalign sweep [COMMAND]" in text and "every combination is a run" in " ".join(
+    assert "usage: jaxalign sweep [COMMAND]" in text and "every combination is one run" in " ".join(
         text.split()
     )

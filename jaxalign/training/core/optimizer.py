@@ -14,26 +14,29 @@ from jaxalign.training.core.update_rules import RULES, Name, Numbers
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The update rule, its schedule and its clipping.
+    """The optimizer, its learning-rate schedule and gradient clipping.
 
     Attributes:
-      name: adamw; adam; lion (arXiv:2302.06675); adafactor (arXiv:1804.04235, at this learning rate and not one
-        relative to the weights); muon for the layers' matrices, with updates as large as AdamW's (arXiv:2502.16982),
-        and adamw for the rest; sgd; or schedule_free_adamw (arXiv:2405.15682), which needs schedule=constant and is
-        for training on given data.
+      name: optimizer: adamw; adam; lion (arXiv:2302.06675); adafactor (arXiv:1804.04235; learning_rate is absolute,
+        not relative to the weights); muon for the layers' matrices, scaled to the size of AdamW's updates
+        (arXiv:2502.16982), with adamw for all other parameters; sgd; or schedule_free_adamw (arXiv:2405.15682), which
+        needs schedule=constant and supports only training on a fixed data set.
       learning_rate: peak learning rate.
-      schedule: shape after warm-up: constant, linear (to final_ratio), cosine (to final_ratio), or
-        cosine_restarts (cycles equal cosines, each from the peak).
-      warmup_steps: optimizer steps of linear warm-up from 0; 0 takes warmup_ratio.
-      warmup_ratio: warm-up as a fraction of all optimizer steps, where warmup_steps is 0.
-      cycles: number of cosines for cosine_restarts.
-      final_ratio: last learning rate divided by the peak, for linear and cosine.
-      beta1: decay of the first moment (muon, sgd: momentum); null takes the rule's own: 0.9, of muon 0.95, of sgd 0.
-      beta2: decay of the second moment; null takes 0.999, of lion 0.99, of adafactor 0.8 (by which it grows to 1).
-      epsilon: added to the root of the second moment; null takes 1e-8, of adafactor 1e-30 (added to the square).
-      moment_dtype: dtype of the first moment: that of the parameters, float32 or bfloat16.
-      weight_decay: decoupled weight decay, on matrices only (norms and biases are left alone).
-      max_grad_norm: global-norm clip; 0 turns it off.
+      schedule: learning-rate schedule after warm-up: constant, linear (down to final_ratio), cosine (down to
+        final_ratio) or cosine_restarts (`cycles` equal cosines, each from the peak).
+      warmup_steps: optimizer steps of linear warm-up; 0 uses warmup_ratio.
+      warmup_ratio: warm-up as a fraction of all optimizer steps, used when warmup_steps is 0.
+      cycles: number of cosine cycles for cosine_restarts.
+      final_ratio: final learning rate as a fraction of the peak.
+      beta1: decay rate of the first moment (momentum of muon and sgd); null uses the optimizer's default: 0.9, 0.95
+        for muon, 0 for sgd.
+      beta2: decay rate of the second moment; null uses 0.999, 0.99 for lion, 0.8 for adafactor (the exponent of its
+        rising decay rate).
+      epsilon: constant added to the root of the second moment; null uses 1e-8, or 1e-30 for adafactor (added to the
+        squared gradient).
+      moment_dtype: dtype of the first moment: the parameters' own, float32 or bfloat16.
+      weight_decay: decoupled weight decay, applied to matrices only (not to norms and biases).
+      max_grad_norm: maximum global norm of the gradient, which is clipped to it; 0 disables clipping.
     """
 
     name: Name = "adamw"

@@ -19,26 +19,26 @@ class RewardSource:
     """Where rewards come from: a reward model, Python functions, or a weighted mix of both.
 
     Attributes:
-      model: folder of a reward model, a process reward model or a reward ensemble (or its run folder); empty for none.
-      models: in place of model, folders of several reward models that make an ensemble.
-      aggregate: one score of an ensemble's: mean, mean_minus_std (mean - aggregate_coefficient * standard
-        deviation over the members) or worst (the smallest).
+      model: folder (or run folder) of a reward model, a process reward model or a reward ensemble; empty uses none.
+      models: folders of several reward models that form an ensemble, in place of `model`.
+      aggregate: how an ensemble's scores become one: mean, mean_minus_std (mean - aggregate_coefficient * standard
+        deviation over the members) or worst (the minimum).
       aggregate_coefficient: lambda of mean_minus_std.
-      step_score: what a step earns by a process reward model: minimum (change of its lowest probability so far),
-        difference (change of the probability), probability or logit; auto takes probability where
+      step_score: how a process reward model rewards a step: minimum (change of the lowest probability so far),
+        difference (change of the probability), probability or logit; auto uses probability with
         loss.advantages=process, else minimum.
-      separator: text that ends a step; empty takes what the process reward model was trained with.
-      functions: Python functions, as package.module:function or file.py:function.
-      model_weight: weight of the reward model (or ensemble) in the mix.
-      weights: weights of the functions, in their order; empty for 1 each.
-      texts: functions get the texts of prompts and completions also where prompts are messages; otherwise those that
-        do not ask for `columns` get messages there, as TRL's do.
-      missing_stop_penalty: taken from the score of a completion without a stop token.
-      missing_stop_score: score of a completion without a stop token, in place of its own; None keeps it.
-      clip: scores are clipped to +-clip (token rewards are not); 0 turns it off.
-      normalize: divide scores by their running standard deviation, after taking the running mean away (token
+      separator: text that ends a step; empty uses the one that the process reward model was trained with.
+      functions: reward functions in Python, as package.module:function or file.py:function.
+      model_weight: weight of the reward model (or ensemble) in the sum.
+      weights: weights of the functions, in order; empty weights each by 1.
+      texts: always pass prompts and completions to functions as text. Otherwise, if prompts are messages, functions
+        without a `columns` parameter receive messages, as in TRL.
+      missing_stop_penalty: amount to subtract from the score of a completion without a stop token.
+      missing_stop_score: score that replaces the score of a completion without a stop token; null keeps it.
+      clip: clip scores to [-clip, clip] (token rewards are not clipped); 0 disables clipping.
+      normalize: subtract the running mean from scores and divide them by their running standard deviation (token
         rewards are left as they are).
-      whiten: scale token rewards to variance 1 over the rollout batch, the mean kept.
+      whiten: scale token rewards to variance 1 over the rollout without shifting their mean.
     """
 
     model: str = ""

@@ -195,7 +195,7 @@ def test_an_adapter_learns_steps_too_and_is_merged(configs, tmp_path):
         (lambda: RewardLossConfig(labels="steps", use_margin=True), r"loss\.use_margin is for pairs"),
         (
             lambda: GRPOLossConfig(name="gspo", advantages="process"),
-            "differs from token to token, and loss.name=gspo",
+            "gives one advantage per token, but loss.name=gspo",
         ),
     ],
 )

@@ -335,10 +335,13 @@ def test_with_an_adapter_the_reference_is_the_base(online, tmp_path):
     [
         (
             {"loss": DPOLossConfig(name="kto")},
-            "loss.name=kto learns from single completions.*use one of dpo, ",
+            "loss.name=kto needs labeled completions.*use one of dpo, ",
         ),
         ({"sampling": SamplingConfig(num_samples=1)}, "num_samples must be 2 or more, to make a pair; got 1"),
-        ({"train": RolloutTrainConfig(prompts=6, minibatches=4)}, "train.prompts = 6 pairs do not divide by"),
+        (
+            {"train": RolloutTrainConfig(prompts=6, minibatches=4)},
+            "train.prompts = 6 pairs must be divisible by",
+        ),
         ({"reward": RewardSource(whiten=True)}, "reward.whiten is for PPO"),
         ({"judge": JudgeSource(function="judge.py:f")}, "judge and reward: choose one"),
         (
