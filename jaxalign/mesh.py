@@ -69,14 +69,14 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
         data, rest = divmod(len(devices), config.fsdp * config.tensor)
         if rest or not data:
             raise ConfigError(
-                f"mesh.data=-1: {len(devices)} devices do not divide by "
-                f"fsdp x tensor = {config.fsdp * config.tensor}"
+                f"mesh.data=-1: {len(devices)} devices are not divisible by fsdp x tensor = "
+                f"{config.fsdp * config.tensor}"
             )
     shape = (data, config.fsdp, config.tensor)
     count = int(np.prod(shape))
     if count > len(devices):
         raise DeviceError(
-            f"the mesh data x fsdp x tensor = {shape} needs {count} devices; there are {len(devices)}: "
+            f"the mesh data x fsdp x tensor = {shape} needs {count} devices, but there are {len(devices)}: "
             + ", ".join(str(d) for d in devices[:8])
         )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
@@ -151,4 +151,4 @@ def devices_of(kind: str) -> list[Any]:
         return list(jax.devices(kind))
     except RuntimeError:
         there = ", ".join(sorted({d.platform for d in jax.devices()}))
-        raise DeviceError(f"--device {kind}: there is no {kind} here; devices: {there}") from None
+        raise DeviceError(f"--device {kind}: no {kind} found; available: {there}") from None

@@ -57,7 +57,7 @@ def saved_tree(folder: str | Path, step: int) -> Any:
     where = Path(folder).absolute() / str(step)
     if step not in saved_steps(folder):
         raise CheckpointError(
-            f"{folder}: there is no checkpoint of step {step}; steps: {saved_steps(folder) or 'none'}"
+            f"{folder}: no checkpoint at step {step}; saved steps: {saved_steps(folder) or 'none'}"
         )
     try:
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
@@ -84,7 +84,7 @@ def read_part(folder: str | Path, step: int, path: Sequence[str]) -> Any:
     tree = saved_tree(folder, step)
     for name in path:
         if not isinstance(tree, Mapping) or name not in tree:
-            raise CheckpointError(f"{where}: it has no {'/'.join(path)}")
+            raise CheckpointError(f"{where}: the checkpoint has no {'/'.join(path)}")
         tree = tree[name]
     item = tree
     for name in reversed(path):

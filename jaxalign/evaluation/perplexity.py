@@ -41,6 +41,6 @@ def perplexity(score: Callable[[Mapping[str, Any]], Any], batches: Iterable[Mapp
         total -= float(np.asarray(score(batch), np.float64)[mask].sum())
         tokens += int(mask.sum())
     if not tokens:
-        raise ValueError("expected at least one counted token")
+        raise ValueError("expected at least one token with a True mask")
     mean = total / tokens
     return Perplexity(math.exp(min(mean, 700.0)), mean, tokens)

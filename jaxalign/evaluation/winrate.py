@@ -48,9 +48,9 @@ def win_rate(
     """
     ours, theirs = np.asarray(scores, np.float64), np.asarray(baseline_scores, np.float64)
     if ours.shape != theirs.shape or ours.ndim != 1 or ours.size == 0:
-        raise ValueError(f"expected two equally long rows of scores, got {ours.shape} and {theirs.shape}")
+        raise ValueError(f"expected two score arrays of equal length, got {ours.shape} and {theirs.shape}")
     if np.isnan(ours).any() or np.isnan(theirs).any():
-        raise ValueError("a score is not a number")
+        raise ValueError("a score is NaN")
     points = np.where(ours > theirs, 1.0, np.where(ours == theirs, 0.5, 0.0))
     if interval == "wilson":
         low, high = wilson_interval(float(points.sum()), points.size, confidence=confidence)

@@ -121,7 +121,9 @@ class Checkpoint:
         metadata = read_metadata(run)
         command = str(metadata.get("command"))
         if command not in CONFIGS:
-            raise ConfigError(f"{run}: a run of `{command}`; expected one of {', '.join(CONFIGS)}")
+            raise ConfigError(
+                f"{run}: a run of `{command}` cannot be exported; expected a run of {', '.join(CONFIGS)}"
+            )
         config = from_dict(config_class(command), metadata["config"])
         step = find_step(run, name, config.run)
         found = origin(run, metadata, step, say, dtype or config.run.export_dtype)
@@ -133,13 +135,13 @@ class Checkpoint:
             source = noted
         if not source:
             raise ConfigError(
-                f"{run}: its model was given live (or by an earlier version), so that nothing says where its "
-                f"config.json and tokenizer are; name a folder that has them: jaxalign export {run} "
+                f"{run}: the initial model was passed live (or the run is from an earlier version), so its "
+                f"config.json and tokenizer are unknown; name a folder that has them: jaxalign export {run} "
                 f"--checkpoint={step} --base=FOLDER"
             )
         if not merge and command == "tfpo" and config.dimensions:
             raise ConfigError(
-                f"--merge=false: {run}: of several doctors each has its adapter/ anyway; leave it out"
+                f"--merge=false: {run}: a run with several doctors always exports each adapter/; remove the flag"
             )
         if not merge and (command == "reward" or not config.lora.enabled):
             why = (
@@ -147,7 +149,7 @@ class Checkpoint:
                 if config.lora.enabled
                 else "it trained no adapter"
             )
-            raise ConfigError(f"--merge=false: {run}: {why}; leave it out")
+            raise ConfigError(f"--merge=false: {run}: {why}; remove the flag")
         one = Checkpoint(run.absolute(), config, found, source, merge, bool(base))
         if command == "reward":
             gains, note = one.normalizer()
@@ -237,7 +239,7 @@ class Checkpoint:
             return local_folder(path, revision, weights=weights)
         except ModelError as error:
             raise ModelError(
-                f"{self.run}: the model that it began with is not here; name it with --base ({error})"
+                f"{self.run}: the initial model was not found; name it with --base ({error})"
             ) from None
 
     @cached_property
@@ -348,9 +350,9 @@ class Checkpoint:
         for name in sorted(here.keys() | there.keys()):
             if here.get(name) != there.get(name):
                 raise ModelError(
-                    f"{self.run}: {name} of the checkpoint has shape {list(here.get(name, ())) or 'none'}, in "
-                    f"{self.base['path']} it has {list(there.get(name, ())) or 'none'}; name the model that the run "
-                    "began with by --base"
+                    f"{self.run}: {name} of the checkpoint has shape {list(here.get(name, ())) or 'none'}, but in "
+                    f"{self.base['path']} {list(there.get(name, ())) or 'none'}; name the run's initial model with "
+                    "--base"
                 )
 
 

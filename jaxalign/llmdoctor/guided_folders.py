@@ -71,9 +71,9 @@ class GuideConfig:
         weights = {f"preference_weights.{name}": value for name, value in self.preference_weights.items()}
         for name, value in {"alpha": self.alpha, "beta": self.beta, **weights}.items():
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number that is not negative, got {value}")
+                raise ValueError(f"{name} must be non-negative and finite, got {value}")
         if not 0 <= self.plausibility <= 1:
-            raise ValueError(f"plausibility must be a number from 0 to 1, got {self.plausibility}")
+            raise ValueError(f"plausibility must lie in [0, 1], got {self.plausibility}")
         given = {
             "patient": self.patient != "",
             "alpha": self.alpha is not None,
@@ -84,7 +84,7 @@ class GuideConfig:
             "vocabulary": self.vocabulary != "refuse",
         }
         for name in (name for name, there in given.items() if there and not self.doctor):
-            raise ValueError(f"{name} is for a patient with doctors; name them with --doctor=FOLDER")
+            raise ValueError(f"{name} needs doctors; name them with --doctor=FOLDER")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,16 +122,14 @@ class Doctors:
           ModelError: none is named, or it is not there.
         """
         if not self.patient:
-            raise ModelError(f"{self.named_by}: it names no patient; name it with --patient")
+            raise ModelError(f"{self.named_by}: the card names no patient; set --patient")
         try:
             folder = model_folder(self.patient)
             local_folder(folder, weights=False)
         except ModelError as error:
             if not self.named_by:
                 raise
-            raise ModelError(
-                f"{self.named_by}: its patient is not here; name it with --patient ({error})"
-            ) from None
+            raise ModelError(f"{self.named_by}: its patient was not found; set --patient ({error})") from None
         return folder
 
     def patient_tokenizer(self, folder: str) -> Any:
@@ -170,8 +168,8 @@ def read_doctors(config: GuideConfig) -> Doctors:
         first = dimensions.index(dimension)
         if first != index:
             raise ConfigError(
-                f"--doctor: {given[first]} and {given[index]} are both doctors of {dimension}; "
-                "expected one a dimension"
+                f"--doctor: {given[first]} and {given[index]} are both doctors of {dimension}; expected one per "
+                "dimension"
             )
     folders = tuple(Path(model_folder(folder)) for folder in given)
 
@@ -182,8 +180,8 @@ def read_doctors(config: GuideConfig) -> Doctors:
         for index, value in enumerate(same):
             if value != same[0]:
                 raise ConfigError(
-                    f"--doctor: {given[0]} has {name} {values[0]} in its card, {given[index]} has "
-                    f"{values[index]}; say which with --{name}"
+                    f"--doctor: {given[0]} has {name} {values[0]} in its card, {given[index]} has {values[index]}; "
+                    f"choose one with --{name}"
                 )
         return values[0]
 
@@ -217,11 +215,13 @@ def _betas(config: GuideConfig, cards: Sequence[DoctorCard]) -> tuple[float, ...
     for name in weights:
         if name not in dimensions:
             raise ConfigError(
-                f"preference_weights: no doctor of {name!r}; those given are of {', '.join(dimensions)}"
+                f"preference_weights: no doctor of {name!r}; the doctors given are of {', '.join(dimensions)}"
             )
     for name in dimensions:
         if weights and name not in weights:
-            raise ConfigError(f"preference_weights: no weight for {name}; 0 leaves its doctor out")
+            raise ConfigError(
+                f"preference_weights: no weight for {name}; set it to 0 to leave its doctor out"
+            )
     return tuple(
         (card.beta if config.beta is None else config.beta) * weights.get(card.dimension, 1.0)
         for card in cards
@@ -340,7 +340,7 @@ def _vocabulary_of(
         try:
             check_same_vocabulary(words, patient)
         except ModelError as error:
-            raise ModelError(f"{home}: {error} (--vocabulary=map goes by the text of tokens)") from None
+            raise ModelError(f"{home}: {error} (--vocabulary=map maps tokens by their text)") from None
     found = vocabulary_map(patient, words)
     if alike:
         said = f"but for added tokens its tokenizer is the patient's: {added_differences(patient, words)}"
@@ -370,8 +370,8 @@ def _check_beginning(home: Path, card: DoctorCard) -> None:
         return
     named = card.reference or card.base
     raise ModelError(
-        f"{home / 'doctor.json'}: guidance by ratio needs the model that the doctor began as, "
-        f"{f'and {named} is not here' if named else 'and names none'}; --guidance=product does without"
+        f"{home / 'doctor.json'}: guidance by ratio needs the doctor's initial model, "
+        f"{f'and {named} is not here' if named else 'and names none'}; --guidance=product does not need it"
     )
 
 

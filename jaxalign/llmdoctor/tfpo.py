@@ -92,7 +92,7 @@ class TFPOResult(TrainResult):
 
     def _only(self, name: str) -> TrainedDoctor:
         if len(self.doctors) > 1:
-            raise AttributeError(f"{name}: there are several doctors; take that of doctors[dimension]")
+            raise AttributeError(f"{name}: the run has several doctors; use doctors[dimension]")
         return next(iter(self.doctors.values()))
 
 

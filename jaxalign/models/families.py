@@ -239,7 +239,7 @@ def config_from_json(config: Json, where: str) -> ModelConfig:
         arguments = family.read(config)
         return ModelConfig(family=kind, **(arguments | special_tokens(config)))
     except KeyError as error:
-        raise ModelError(f"{where}: the field {error} is missing") from None
+        raise ModelError(f"{where}: missing field {error}") from None
     except (TypeError, ValueError) as error:
         raise ModelError(f"{where}: {error}") from None
 

@@ -92,7 +92,7 @@ def load_reward_model(
     if head_config.kind == "mlp":
         for ours, theirs in (("hidden", "score_hidden.weight"), ("hidden_bias", "score_hidden.bias")):
             if theirs not in tensors:
-                raise ModelError(f"{path}: the tensor {theirs} is missing")
+                raise ModelError(f"{path}: missing tensor {theirs}")
             head[ours] = tensors.pop(theirs).T
     params = {
         "trunk": from_tensors(tensors, config, str(path)),
@@ -129,16 +129,13 @@ def local_folder(folder: str | Path, revision: str | None = None, *, weights: bo
     path = Path(folder)
     if (path / ENSEMBLE_FILE).is_file():
         raise ModelError(
-            f"{path}: an ensemble of reward models, where one model is expected; name a member, such as "
-            f"{path / 'member-0'}"
+            f"{path}: expected one model, but this is a reward ensemble; name a member, such as {path / 'member-0'}"
         )
     if path.is_dir():
         return path
     text = str(folder)
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
-        raise ModelError(
-            f"{text}: there is no such folder; expected a Hugging Face folder or a hub id (owner/name)"
-        )
+        raise ModelError(f"{text}: no such folder; expected a Hugging Face folder or a hub id (owner/name)")
     try:
         from huggingface_hub import snapshot_download
 
@@ -151,7 +148,9 @@ def local_folder(folder: str | Path, revision: str | None = None, *, weights: bo
         return path
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{text}: there is no such folder, and the hub did not give it: {reason}") from None
+        raise ModelError(
+            f"{text}: no such folder, and it could not be loaded from the hub: {reason}"
+        ) from None
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -171,8 +170,9 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     else:
         if list(path.glob("*.bin")):
             raise ModelError(
-                f"{path}: only torch pickles (.bin) are there, and loading those runs code; convert them with "
-                "transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)"
+                f"{path}: the weights are torch pickles (.bin), which can run arbitrary code when loaded; convert "
+                "them with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR, "
+                "safe_serialization=True)"
             )
         raise ModelError(
             f"{path}: expected model.safetensors, model.safetensors.index.json or flax_model.msgpack"
@@ -182,7 +182,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     for name in files:
         file = path / name
         if not file.is_file():
-            raise ModelError(f"{file}: named in {index.name}, but there is no such file")
+            raise ModelError(f"{file}: named in {index.name}, but the file does not exist")
         try:
             with safe_open(file, framework="flax") as reader:
                 for key in reader.keys():  # noqa: SIM118 (not a dict)
@@ -219,7 +219,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
             return {}
         array = take(name)
         if array is None:
-            raise ModelError(f"{where}: the tensor {family.trunk}{name} is missing")
+            raise ModelError(f"{where}: missing tensor {family.trunk}{name}")
         expected = [wanted[leaf] for leaf in tensor.leaves]
         full = (*expected[0][:-1], sum(s[-1] for s in expected))
         full = full[::-1] if tensor.kind == "linear" else full
@@ -251,9 +251,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
     head = left.pop(f"{family.head}.weight", None)
     if not config.tied_head:
         if head is None:
-            raise ModelError(
-                f"{where}: the tensor {family.head}.weight is missing (tie_word_embeddings is false)"
-            )
+            raise ModelError(f"{where}: missing tensor {family.head}.weight (tie_word_embeddings is false)")
         if head.shape != shapes["head"]["weight"]:
             raise ModelError(
                 f"{where}: {family.head}.weight has shape {list(head.shape)}, expected {list(shapes['head']['weight'])}"
@@ -263,7 +261,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
         names = sorted(left)
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         raise ModelError(
-            f"{where}: tensors that a {config.family} model has not: {', '.join(names[:4])}{more}"
+            f"{where}: unexpected tensors for a {config.family} model: {', '.join(names[:4])}{more}"
         )
     return tree
 
@@ -271,9 +269,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
 def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
     """Tensors under Hugging Face names, the inverse of `from_tensors`; ValueError where weights are of 8 bits."""
     if isinstance(params["embed"]["tokens"], Int8):
-        raise ValueError(
-            "a model with 8-bit weights is not written; write the one that it was quantized from"
-        )
+        raise ValueError("a model with 8-bit weights cannot be saved; save the model it was quantized from")
     family = FAMILIES[config.family]
     host = jax.device_get(dict(params))
     tensors: dict[str, np.ndarray] = {}
@@ -433,14 +429,12 @@ def load_tokenizer(folder: str | Path, *, revision: str | None = None) -> Any:
     path = local_folder(folder, revision, weights=False)
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     if not any((path / name).is_file() for name in names):
-        raise ModelError(f"{path}: there is no tokenizer; expected tokenizer.json (or set model.tokenizer)")
+        raise ModelError(f"{path}: no tokenizer; expected tokenizer.json (or set model.tokenizer)")
     AutoTokenizer = transformers_module().AutoTokenizer
     try:
         return AutoTokenizer.from_pretrained(str(path))
     except Exception as error:
-        raise ModelError(
-            f"{path}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}"
-        ) from None
+        raise ModelError(f"{path}: cannot read the tokenizer: {str(error).strip().splitlines()[0]}") from None
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Any) -> None:
@@ -454,13 +448,14 @@ def check_vocabulary(config: ModelConfig, tokenizer: Any) -> None:
     size = max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
     if size > config.vocab_size:
         raise ModelError(
-            f"the tokenizer has {size} tokens, the model's vocabulary {config.vocab_size}; they do not belong together"
+            f"the tokenizer has {size} tokens, but the model's vocabulary has {config.vocab_size}; they do not "
+            "match"
         )
 
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ModelError(f"{path}: there is no such file; expected a Hugging Face folder with {path.name}")
+        raise ModelError(f"{path}: no such file; expected a Hugging Face folder with {path.name}")
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -124,7 +124,7 @@ def merge_adapter(model: Any, adapter: Any) -> Any:
     trunk = params["trunk"] if isinstance(model, ScalarModel) else params
     unknown = [name for name in adapter if name not in trunk["layers"]]
     if unknown:
-        raise ValueError(f"the adapter has targets that the model has not: {', '.join(unknown)}")
+        raise ValueError(f"the adapter has targets that the model lacks: {', '.join(unknown)}")
     if isinstance(model, ScalarModel):
         params = {**params, "trunk": folded(trunk, adapter)}
         return ScalarModel(model.config, model.head_config, params, model.steps)

@@ -114,7 +114,7 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any
     settings, weights = path / "adapter_config.json", path / "adapter_model.safetensors"
     for file in (settings, weights):
         if not file.is_file():
-            raise ModelError(f"{file}: there is no such file; expected a PEFT folder")
+            raise ModelError(f"{file}: no such file; expected a PEFT folder")
     body = json.loads(settings.read_text())
     if body.get("peft_type") != "LORA" or body.get("use_dora") or body.get("bias", "none") != "none":
         raise ModelError(
@@ -140,7 +140,7 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any
             for name in names:
                 key = f"{name}.{ending}"
                 if key not in tensors:
-                    raise ModelError(f"{weights}: the tensor {key} is missing")
+                    raise ModelError(f"{weights}: missing tensor {key}")
                 arrays.append(tensors.pop(key).T)
                 if arrays[-1].shape != expected:
                     raise ModelError(
@@ -149,8 +149,6 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any
             part[leaf] = jnp.asarray(np.stack(arrays), jnp.float32)
         adapter[target] = part
     if tensors:
-        raise ModelError(
-            f"{weights}: tensors that this model has no place for: {', '.join(sorted(tensors)[:4])}"
-        )
+        raise ModelError(f"{weights}: unexpected tensors for this model: {', '.join(sorted(tensors)[:4])}")
     dropout = float(body.get("lora_dropout", 0.0))
     return adapter, LoraConfig(enabled=True, rank=rank, alpha=alpha, dropout=dropout, targets=tuple(adapter))

@@ -42,8 +42,8 @@ def stopping(definition: Any, ids: Iterable[int]) -> Any:
     for token in new:
         if not 0 <= token < config.vocab_size:
             raise ModelError(
-                f"token {token} is to end completions, but the model's vocabulary has {config.vocab_size} tokens; "
-                "model and tokenizer do not belong together"
+                f"stop token {token} is outside the model's vocabulary of {config.vocab_size} tokens; model and "
+                "tokenizer do not match"
             )
     return replace(definition, config=replace(config, eos_ids=(*config.eos_ids, *new))) if new else definition
 

@@ -72,6 +72,6 @@ def in_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndar
         for name, array in tensors.items():
             if np.isfinite(np.asarray(array, np.float32)).all() and not np.isfinite(found[name]).all():
                 raise ModelError(
-                    f"{name}: a weight is beyond float16, whose largest number is 65504; export as bfloat16 or float32"
+                    f"{name}: a weight exceeds the largest float16, 65504; export as bfloat16 or float32"
                 )
     return found

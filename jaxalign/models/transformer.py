@@ -297,7 +297,7 @@ def written_out(config: ModelConfig, level: Remat, *, trained: bool) -> bool:
 def layout(tokens, positions, segment_ids, lengths) -> tuple[jax.Array, jax.Array]:
     """Positions and segment ids of rows that are packed, right-padded or full."""
     if segment_ids is not None and lengths is not None:
-        raise ValueError("give segment_ids (packed rows) or lengths (right-padded rows), not both")
+        raise ValueError("pass segment_ids (packed rows) or lengths (right-padded rows), not both")
     rows, length = tokens.shape
     columns = jnp.broadcast_to(jnp.arange(length), (rows, length))
     if segment_ids is None:

@@ -245,7 +245,7 @@ def _comparison(
     for name, rows in (("ppo", asked), ("sft", told)):
         if not rows:
             raise ConfigError(
-                f"{name}.data.validation: nothing is held out; raise {name}.data.validation_fraction"
+                f"{name}.data.validation: no held-out data; raise {name}.data.validation_fraction"
             )
     batches = eval_batches(told[: settings.demonstrations], settings.batch_size, collate_demonstrations)
     return Comparison(

@@ -165,7 +165,7 @@ def sweep(
     smaller = mode == "min" or (mode == "auto" and not SMALLER.isdisjoint(re.split(r"[/_-]", metric)))
     for number, (place, read) in enumerate(zip(points, done, strict=True), 1):
         values, settings = points[place]
-        say(f"[{number}/{len(points)}] {place.name}{' (had ended)' if read else ''}")
+        say(f"[{number}/{len(points)}] {place.name}{' (already finished)' if read else ''}")
         point = Point(values=values, folder=str(place))
         try:
             read = read or _trained(train, settings)
@@ -179,7 +179,7 @@ def sweep(
     if result.best.metric is None:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-        raise UserError(f"no point of the sweep came to an end; of the first: {found[0].error}")
+        raise UserError(f"every run of the sweep failed; the first with: {found[0].error}")
     say(f"\n{result.table}\n\n{_verdict(result, metric)}")
     return result
 
@@ -191,9 +191,9 @@ def _points(
     names = [key.name for key in describe(type(config))]
     for key, values in grid.items():
         if key in OWN:
-            raise ConfigError(f"--grid: {key}: the sweep sets it")
+            raise ConfigError(f"--grid: {key}: set by the sweep")
         if any(name.startswith(f"{key}.") for name in names):
-            raise ConfigError(f"--grid: {key}: expected one key, as in {key}.NAME, not a group of them")
+            raise ConfigError(f"--grid: {key}: expected a single key, such as {key}.NAME, not a section")
         if not isinstance(values, (list, tuple)) or not values:
             raise ConfigError(f"--grid: {key}: expected a list of values, got {values!r:.60}")
     if not grid:
@@ -212,7 +212,7 @@ def _points(
             raise ConfigError(f"--grid: {error}") from None
         same = next((other for other, (_, each) in points.items() if _alike(each, settings)), None)
         if same is not None or place in points:
-            raise ConfigError(f"--grid: {place.name}: the same run as {(same or place).name}")
+            raise ConfigError(f"--grid: {place.name}: same run as {(same or place).name}")
         if data := getattr(settings, "data", None):
             check_there([*data.train, *data.validation])
         points[place] = (chosen, settings)
@@ -250,7 +250,7 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
         raise ConfigError(f"--output: {folder} is a file; expected a folder for the sweep")
     if not resume and folder.is_dir() and any(path.name not in CACHES for path in folder.iterdir()):
         raise ConfigError(
-            f"--output: {folder} is not empty; choose another folder, or --resume to go on with the sweep in it"
+            f"--output: {folder} is not empty; choose another folder, or continue its sweep with --resume"
         )
 
 
@@ -268,7 +268,7 @@ def _measured(metadata: Mapping[str, Any], metric: str) -> dict[str, float | Non
         close = nearest(metric, list(metrics))
         hint = f"did you mean {close}?" if close else f"they have {', '.join(sorted(metrics))}"
         raise ConfigError(
-            f"--metric: the runs end without {metric!r}; {hint} (--resume keeps what is trained)"
+            f"--metric: the runs report no {metric!r}; {hint} (--resume keeps the trained runs)"
         )
     low, high = (metrics.get(f"{metric}_{end}") for end in ("low", "high"))
     return {"metric": metrics[metric], "low": low, "high": high, "seconds": metadata["seconds"]}

@@ -149,7 +149,8 @@ def _from_plain(result: Any, request: RewardRequest, label: str) -> Rewards:
         return Rewards(token_rewards=array)
     if not array.shape:
         raise UserError(
-            f"reward {label}: expected a list or array with a reward for each of {rows} completions, got {result!r:.60}"
+            f"reward {label}: expected a list or array with one reward for each of {rows} completions, got "
+            f"{result!r:.60}"
         )
     if array.ndim == 1:
         raise UserError(f"reward {label}: returned {len(array)} rewards for {rows} completions")
@@ -161,7 +162,8 @@ def _as_array(value: Any, label: str) -> np.ndarray:
         return np.asarray(value)
     except Exception as error:  # a tensor of another library may refuse in its own way
         raise UserError(
-            f"reward {label}: {type(value).__name__} makes no array ({error}); return a list of floats"
+            f"reward {label}: {type(value).__name__} cannot be converted to an array ({error}); return a list of "
+            "floats"
         ) from None
 
 

@@ -119,7 +119,7 @@ def _arguments(
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in offered:
             raise UserError(
-                f"reward {label}: it asks for {parameter.name!r}, which the data has no column of; its columns: "
+                f"reward {label}: parameter {parameter.name!r} is not a column of the data; columns: "
                 f"{', '.join(sorted(request.columns)) or 'none'}"
             )
     wanted = {p.name for p in named}

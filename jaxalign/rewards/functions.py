@@ -31,7 +31,7 @@ def load_function(name: str, *, kind: str = "reward function") -> Callable[..., 
     if where.endswith(".py"):
         path = Path(where)
         if not path.is_file():
-            raise ConfigError(f"{kind} {name!r}: there is no file {where}")
+            raise ConfigError(f"{kind} {name!r}: no such file {where}")
         with user_code(f"{kind} {name!r}"):
             module = _run_file(path.resolve())
     else:

@@ -92,7 +92,7 @@ def _checked(result: Any, shown: Sequence[tuple[str, str]], label: str) -> np.nd
     if hasattr(result, "tolist"):
         result = result.tolist()
     if not isinstance(result, (list, tuple)):
-        raise UserError(f"judge {label}: expected a list with a verdict for each pair, got {result!r:.60}")
+        raise UserError(f"judge {label}: expected a list with one verdict per pair, got {result!r:.60}")
     if len(result) != len(shown):
         raise UserError(f"judge {label}: returned {len(result)} verdicts for {len(shown)} pairs")
     said = np.full(len(shown), 0.5)

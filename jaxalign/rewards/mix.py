@@ -31,7 +31,7 @@ class WeightedMix:
         weights = weights or {}
         unknown = set(weights) - set(rewards)
         if unknown:
-            raise ValueError(f"weights for rewards that are not there: {sorted(unknown)}")
+            raise ValueError(f"weights for unknown rewards: {sorted(unknown)}")
         self.rewards = dict(rewards)
         self.texts = texts
         self.weights = {name: float(weights.get(name, 1.0)) for name in self.rewards}

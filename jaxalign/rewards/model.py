@@ -116,7 +116,9 @@ def check_scores_whole(model: Any) -> None:
       UserError: it is a process reward model.
     """
     if model.steps is not None:
-        raise UserError("reward model: it scores the steps of a completion, not the whole; see ProcessReward")
+        raise UserError(
+            "reward model: it scores the steps of a completion, not the whole completion; see ProcessReward"
+        )
 
 
 def request_rows(request: RewardRequest) -> list[list[int]]:

@@ -66,8 +66,8 @@ class ProcessReward:
         self.separator = separator or (model.steps.separator if model.steps else "")
         if not self.separator:
             raise ConfigError(
-                "reward.separator: the process reward model's folder does not say what ends a step; "
-                "set it to the text that its training data had there"
+                "reward.separator: the process reward model's folder does not name its separator; set the text "
+                "that ends a step in its training data"
             )
         self.config = model.config
         self.kind: StepScore = score
@@ -75,7 +75,7 @@ class ProcessReward:
         self._text = ChatFormat(tokenizer, "plain", ())
         self._end = self._text.continuation_ids(self.separator)
         if not self._end:
-            raise ConfigError(f"reward.separator: the tokenizer has no token for {self.separator!r}")
+            raise ConfigError(f"reward.separator: the tokenizer cannot encode {self.separator!r}")
         self._split = StepSplitter(tokenizer, self.separator)
         self._program = program_of(model)
 

@@ -32,7 +32,7 @@ def exact_answer(
     del prompts, completion_ids
     if "answer" not in columns:
         raise UserError(
-            f"reward exact_answer: the data has no column 'answer'; its columns: {sorted(columns) or 'none'}"
+            f"reward exact_answer: the data has no column 'answer'; columns: {sorted(columns) or 'none'}"
         )
     scores: list[float | None] = []
     for completion, reference in zip(completions, columns["answer"], strict=True):

@@ -88,8 +88,8 @@ class EngineConfig:
             raise ValueError(f"rollout.engine.retries must not be negative, got {self.retries}")
         if self.kind == "openai" and not self.allow_stale:
             raise ValueError(
-                "rollout.engine.kind=openai never loads the policy's new weights, so its samples grow stale; "
-                "take vllm or sglang, or accept it with rollout.engine.allow_stale=true"
+                "rollout.engine.kind=openai never loads the policy's new weights, so its samples grow stale; use "
+                "vllm or sglang, or allow it with rollout.engine.allow_stale=true"
             )
         if self.kind == "openai" and self.weights == "adapter":
             raise ValueError("rollout.engine.weights=adapter needs rollout.engine.kind vllm or sglang")

@@ -72,7 +72,7 @@ class JsonClient:
                 status, text = self._once(method, path, body)
             except TimeoutError:
                 raise UserError(
-                    f"{self.url}{path}: no answer within {self._timeout:g} seconds (rollout.engine.timeout)"
+                    f"{self.url}{path}: no reply within {self._timeout:g} seconds (rollout.engine.timeout)"
                 ) from None
             except (OSError, http.client.HTTPException) as error:
                 reason = str(error) or type(error).__name__
@@ -81,8 +81,8 @@ class JsonClient:
                 return self._answer(path, status, text)
             reason = f"HTTP {status}: {_message(text)}"
         raise UserError(
-            f"{self.url}: the server does not answer ({reason}; tries: {self._retries + 1}); "
-            "is rollout.engine.url right, and the server running?"
+            f"{self.url}: no reply from the server ({reason}; tries: {self._retries + 1}); check "
+            "rollout.engine.url, and that the server is running"
         )
 
     def _once(self, method: str, path: str, body: bytes | None) -> tuple[int, str]:

@@ -132,11 +132,11 @@ def reward_guided(
     (definition, params), (scalar, reward) = models.split(patient), models.split(scalar_model)
     vocabulary = definition.config.vocab_size
     if not (np.isfinite(weight) and weight >= 0):
-        raise ValueError(f"weight must be a number that is not negative, got {weight}")
+        raise ValueError(f"weight must be non-negative and finite, got {weight}")
     if not 1 <= top_k <= vocabulary:
-        raise ValueError(f"top_k must lie in 1..{vocabulary} (the patient's vocabulary), got {top_k}")
+        raise ValueError(f"top_k must lie in [1, {vocabulary}] (the patient's vocabulary), got {top_k}")
     if scalar.steps is not None:
-        raise UserError("reward model: it scores the steps of a completion, not the whole")
+        raise UserError("reward model: it scores the steps of a completion, not the whole completion")
     if scalar.config.vocab_size < vocabulary:
         raise UserError(
             f"reward model: its vocabulary has {scalar.config.vocab_size} tokens, the patient's {vocabulary}; "

@@ -255,9 +255,9 @@ class ServerEngine:
     def _choices(self, request: Request, answer: Any) -> list[dict[str, Any]]:
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-            raise UserError(f"{self._where}: asked for {request.samples} completions and got no list of them")
+            raise UserError(f"{self._where}: requested {request.samples} completions, got no list")
         if len(choices) != request.samples:
-            raise UserError(f"{self._where}: asked for {request.samples} completions and got {len(choices)}")
+            raise UserError(f"{self._where}: requested {request.samples} completions, got {len(choices)}")
         return sorted(choices, key=lambda choice: choice.get("index", 0))
 
     def _completion(
@@ -268,15 +268,16 @@ class ServerEngine:
         tokens, values = _token_ids(choice), _logprobs(choice).get("token_logprobs")
         if tokens is None:
             raise UserError(
-                f"{where}: the answer has no token ids; the server must know return_token_ids "
-                "(vLLM from 0.10.2, SGLang from mid-2026)"
+                f"{where}: the reply has no token ids; the server must support return_token_ids (vLLM from 0.10.2, "
+                "SGLang from mid-2026)"
             )
         if not values or len(values) != len(tokens):
             raise UserError(
-                f"{where}: the answer has {len(tokens)} token ids and {len(values or [])} log-probs; expected one each"
+                f"{where}: the reply has {len(tokens)} token ids and {len(values or [])} log-probs; expected one "
+                "each"
             )
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in values):
-            raise UserError(f"{where}: the answer has a log-prob that is no finite number")
+            raise UserError(f"{where}: the reply has a log-prob that is not finite")
         size = self._definition.config.vocab_size
         outside = [token for token in tokens if not 0 <= token < size]
         if outside:
@@ -288,7 +289,7 @@ class ServerEngine:
         ended = [place for place, token in enumerate(tokens) if token in stops]
         if ended and ended[0] != len(tokens) - 1:
             raise UserError(
-                f"{where}: the server went on after stop token {tokens[ended[0]]}; it must obey stop_token_ids"
+                f"{where}: the server continued after stop token {tokens[ended[0]]}; it must support stop_token_ids"
             )
         if reason == "stop" and not ended:
             raise UserError(

@@ -101,7 +101,7 @@ class EarlyStopping(Callback):
         """
         if self.metric not in event.metrics:
             raise ConfigError(
-                f"EarlyStopping: there is no metric {self.metric!r}; this run has {', '.join(sorted(event.metrics))}"
+                f"EarlyStopping: no metric {self.metric!r}; this run has {', '.join(sorted(event.metrics))}"
             )
         value = float(event.metrics[self.metric])
         sign = 1.0 if self.mode == "min" else -1.0

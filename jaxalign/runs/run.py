@@ -100,7 +100,9 @@ class Run:
             if "given" in old:  # earlier versions did not note it
                 check_given_again(old["given"], given.described())
         elif folder.is_dir() and any(path.name not in CACHES for path in folder.iterdir()):
-            raise ConfigError(f"run.output: {folder} is not empty and holds no run; choose another folder")
+            raise ConfigError(
+                f"run.output: {folder} is not empty and not a run folder; choose another folder"
+            )
         # Before anything is written: what they refuse leaves no folder behind.
         callbacks = Callbacks(given.callbacks, command, folder)
         trackers = [*make_trackers(config, folder, full), *given.trackers]
@@ -116,7 +118,8 @@ class Run:
         said = [k for k, v in _flat(full).items() if k.startswith("optimizer.") and v != own.get(k)]
         if said and hasattr(given.optimizer, "update"):
             run.warn(
-                f"optimizer: one was given in Python; {', '.join(said)} of the configuration are not used"
+                f"optimizer: an optimizer was passed in Python, so {', '.join(said)} of the configuration are not "
+                "used"
             )
         if raised:
             run.raised = True
@@ -124,7 +127,7 @@ class Run:
             told = [f"{key} is {now:g} where it was {old:g}" for key, (old, now) in raised.items()]
             longer = [*run.metadata().get("raised", []), *told]
             run.add_metadata(config=full, raised=longer, finished=False)
-            run.warn(f"resumed: {', '.join(told)}; the learning rate goes on by the longer schedule")
+            run.warn(f"resumed: {', '.join(told)}; the learning rate follows the longer schedule")
         return run
 
     def __enter__(self) -> "Run":
@@ -260,11 +263,11 @@ def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[st
     try:
         old = json.loads(path.read_text())
     except json.JSONDecodeError:
-        raise ConfigError(f"{path}: not valid JSON; the folder holds a damaged run") from None
+        raise ConfigError(f"{path}: not valid JSON; the run folder is damaged") from None
     if not resume:
         raise ConfigError(
-            f"run.output: {path.parent} already holds a run of `{old.get('command')}`; "
-            "choose another folder, or --resume to go on with it"
+            f"run.output: {path.parent} already holds a run of `{old.get('command')}`; choose another folder, or "
+            "continue it with --resume"
         )
     if command and old.get("command") != command:
         raise ConfigError(
@@ -298,8 +301,8 @@ def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[st
         flags = shlex.join(f"--{k}={_typed(before[k])}" for k in changed[:8] if k in now and k in before)
         began = f": {flags}" if flags and len(changed) <= 8 else ""
         raise ConfigError(
-            f"--resume: {first} was {before.get(first)!r} and is now {now.get(first)!r}{only}{more}; "
-            f"a resumed run must be configured as it began{began}"
+            f"--resume: {first} was {before.get(first)!r} and is now {now.get(first)!r}{only}{more}; a resumed run "
+            f"must keep its configuration{began}"
         )
     return raised
 

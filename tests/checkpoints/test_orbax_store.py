@@ -75,7 +75,7 @@ def test_a_tree_of_another_shape_is_named(tmp_path):
         store.restore(1, state(5))
     with pytest.raises(CheckpointError, match="no array params/other"):
         store.restore(1, create_state({"other": jnp.zeros(2)}, OPTIMIZER))
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; steps: \[1\]"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at step 9; saved steps: \[1\]"):
         store.restore(9, state())
 
 

@@ -120,7 +120,7 @@ def test_a_mistake_gets_one_line_and_status_2(make_doctor, tiny_model_folder, ca
         (["--doctor", doctor, "--preference-weights", '{"kind": -1}'], "preference_weights.kind must be"),
         (["--doctor", doctor, "--preference-weights", '{"safe": 1}'], "no doctor of 'safe'"),
         (["--doctor", str(tiny_model_folder)], "there is no doctor.json"),
-        (["--beta=1", "--model", str(tiny_model_folder)], "beta is for a patient with doctors"),
+        (["--beta=1", "--model", str(tiny_model_folder)], "beta needs doctors"),
     ):
         assert cli.main(["generate", "--prompt=one", *arguments]) == 2
         error = capsys.readouterr().err

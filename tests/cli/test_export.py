@@ -80,7 +80,7 @@ def test_an_export_elsewhere_is_asked_as_in_training(run, tmp_path):
     [
         ([], "expected the run: jaxalign export RUN"),
         (["nowhere"], "nowhere: expected a run folder"),
-        (["RUN@7"], "there is no checkpoint of step 7; steps: 1, 2"),
+        (["RUN@7"], "no checkpoint at step 7; saved steps: 1, 2"),
         (["RUN@1", "--checkpoint=2"], "name two checkpoints"),
         (["RUN", "--dtype=int8"], "--dtype: expected"),
         (["RUN", "--push-to-hub=me"], "--push-to-hub=me: expected OWNER/NAME"),

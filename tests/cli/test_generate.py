@@ -146,7 +146,7 @@ def test_run_folder_stands_for_its_export(run_folder, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "metadata.json").write_text("{}")
-    with pytest.raises(ModelError, match="no export/ folder yet"):
+    with pytest.raises(ModelError, match="no export/ yet"):
         model_folder(str(empty))
 
 

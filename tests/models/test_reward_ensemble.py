@@ -66,8 +66,8 @@ def test_an_ensemble_where_one_model_is_expected_is_named(load, members, tmp_pat
         ("{", r'expected \{"members"'),
         ('{"parts": []}', r'expected \{"members"'),
         ('{"members": 3}', r'expected \{"members"'),
-        ('{"members": []}', "it names no member"),
-        ('{"members": ["member-0", "member-7"]}', "there is no such folder: .*member-7$"),
+        ('{"members": []}', "no members"),
+        ('{"members": ["member-0", "member-7"]}', "no such folder: .*member-7$"),
     ],
 )
 def test_a_wrong_ensemble_file_is_named(body, expected, members, tmp_path):
@@ -79,7 +79,7 @@ def test_a_wrong_ensemble_file_is_named(body, expected, members, tmp_path):
 
 def test_a_folder_of_another_kind_is_neither_read_nor_replaced(members, tmp_path):
     models.save_reward_model(members[0], tmp_path / "one")
-    with pytest.raises(ModelError, match=r"one: there is no ensemble\.json; expected an ensemble"):
+    with pytest.raises(ModelError, match=r"one: no ensemble\.json; expected a reward ensemble"):
         models.load_reward_ensemble(tmp_path / "one")
     with pytest.raises(ModelError, match=r"holds no ensemble\.json; nothing was replaced"):
         models.save_reward_ensemble(members, tmp_path / "one")

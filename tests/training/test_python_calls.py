@@ -131,9 +131,9 @@ def test_a_run_goes_on_only_with_what_it_was_given(configs, tmp_path, pairs_file
         and watch.events[-1] == ("end", 3, 4, True)
     )
     again = replace(config, run=replace(config.run, resume=True))
-    with pytest.raises(ConfigError, match=r"give it again: callbacks \(Watch\), train_dataset \(list\)"):
+    with pytest.raises(ConfigError, match=r"pass them again: callbacks \(Watch\), train_dataset \(list\)"):
         train_sft(again)
-    with pytest.raises(ConfigError, match="the run began without optimizer; leave it out"):
+    with pytest.raises(ConfigError, match="the run started without optimizer; do not pass it"):
         train_sft(again, train_dataset=rows, callbacks=[watch], optimizer=optax.sgd(0.1))
     with pytest.raises(ConfigError, match="train_dataset has changed since the run began"):
         train_sft(again, train_dataset=rows[:20], callbacks=[watch])

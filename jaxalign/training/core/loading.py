@@ -63,9 +63,7 @@ def load_data(
     check_context(model_config, data, new_tokens=new_tokens)
     if isinstance(data.train, Stream):
         data.train.fits = partial(check_fits, model_config, new_tokens=new_tokens)
-        run.warn(
-            "data.streaming: repeated rows are not left out, and files are shuffled by data.window rows at a time"
-        )
+        run.warn("data.streaming: duplicate rows are kept, and only data.window rows at a time are shuffled")
     if run.resumed:
         check_unchanged(run, data)
     run.add_metadata(data=data.summary())
@@ -74,7 +72,7 @@ def load_data(
     taught = kind in ("demonstration", "comparison", "label") and config.end_token != "none"
     if taught and not chat_of(config, tokenizer).stop_ids:
         run.warn(
-            "data: the chat template ends no answer, so none is taught to stop; data.end_token names a token"
+            "data: the chat template has no end token, so the model does not learn to stop; set data.end_token"
         )
     return data
 
@@ -98,8 +96,9 @@ def check_fits(config: Any, example: Example, *, new_tokens: int = 0) -> None:
         more = f" with sampling.max_new_tokens = {new_tokens}" if new_tokens else ""
         name = "max_prompt_length" if new_tokens else "max_length"
         raise ConfigError(
-            f"{example.source}: the row has {longest} tokens{more}, the model's context {config.max_positions}; "
-            f"set data.{name} to {config.max_positions - new_tokens} or less (data.truncation says what happens)"
+            f"{example.source}: the row has {longest} tokens{more}, but the model's context is "
+            f"{config.max_positions}; set data.{name} to {config.max_positions - new_tokens} or less "
+            "(data.truncation sets how longer rows are handled)"
         )
 
 
@@ -113,10 +112,10 @@ def check_unchanged(run: Run, data: Dataset) -> None:
     began = run.metadata().get("data", {}).get("files", {})
     changed = [path for path, found in data.files.items() if path in began and began[path] != found]
     if changed:
-        more = f" (and so have {', '.join(changed[1:4])})" if len(changed) > 1 else ""
+        more = f" (also {', '.join(changed[1:4])})" if len(changed) > 1 else ""
         raise ConfigError(
-            f"--resume: {changed[0]} has changed since the run began, or the tokenizer has{more}; a resumed run must "
-            "read the rows that it began with"
+            f"--resume: {changed[0]} or the tokenizer has changed since the run started{more}; a resumed run must "
+            "read the same rows"
         )
 
 
@@ -125,13 +124,13 @@ def tell(run: Run, data: Dataset) -> None:
     counts = data.counts
     if counts.unread:
         columns = ", ".join(f"{name} ({rows} rows)" for name, rows in counts.unread.most_common())
-        run.warn(f"data: columns that nothing reads: {columns}")
+        run.warn(f"data: unused columns: {columns}")
     for note, number in counts.notes.most_common():
         run.warn(f"data: {note} ({number})")
     if data.shared_prompts:
         run.warn(
-            f"data: {data.shared_prompts} training rows begin as rows of data.validation do; what is measured there "
-            "is in part remembered"
+            f"data: {data.shared_prompts} training rows share a prompt with data.validation, so evaluation partly "
+            "measures memorization"
         )
 
 
@@ -151,7 +150,4 @@ def refuse_stream(data: Dataset, asked_by: str) -> None:
       ConfigError: naming the setting.
     """
     if isinstance(data.train, Stream):
-        raise ConfigError(
-            f"{asked_by} must know all rows beforehand, which data.streaming=true reads as they are drawn; set "
-            "data.streaming=false"
-        )
+        raise ConfigError(f"{asked_by} needs all rows in advance; set data.streaming=false")

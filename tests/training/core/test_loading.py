@@ -129,8 +129,8 @@ def test_what_training_does_not_use_is_warned_of_with_a_count(
     with Run.open(configs.run(tmp_path / "run"), configs.sft(tmp_path / "run"), "sft") as run:
         load_data(run, settings, "demonstration", byte_tokenizer, shape, seed=0)
     log = (tmp_path / "run" / "run.log").read_text()
-    assert "WARNING data: columns that nothing reads: colour (24 rows)" in log
-    assert "WARNING data: 4 training rows begin as rows of data.validation do" in log
+    assert "WARNING data: unused columns: colour (24 rows)" in log
+    assert "WARNING data: 4 training rows share a prompt with data.validation" in log
     found = metadata(tmp_path / "run")["data"]
     assert (found["unread_columns"], found["shared_prompts"]) == ({"colour": 24}, 4)
 

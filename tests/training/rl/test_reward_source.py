@@ -68,7 +68,7 @@ def test_a_rule_for_ensembles_needs_one(members, tmp_path):
 
 def test_an_ensemble_among_several_folders_is_one_line(members, tmp_path):
     folder = str(models.save_reward_ensemble(members, tmp_path / "saved"))
-    with pytest.raises(ModelError, match="an ensemble of reward models, where one model is expected"):
+    with pytest.raises(ModelError, match="expected one model, but this is a reward ensemble"):
         build(RewardSource(models=(folder, folder)))
 
 
