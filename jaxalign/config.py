@@ -302,7 +302,7 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
     for i, name in enumerate(groups):
         below = tree.setdefault(name, {})
         if not isinstance(below, dict):
-            raise ConfigError(f"--{key}: {'.'.join(groups[: i + 1])} holds a value, not keys")
+            raise ConfigError(f"--{key}: {'.'.join(groups[: i + 1])} is a value, not a section")
         # A copy: the tree of a shipped file must not change under another reader.
         tree[name] = dict(below)
         tree = tree[name]
@@ -367,7 +367,7 @@ def _build(cls: type[T], tree: Any, prefix: str, sources: _Sources, base: Any = 
             values[name] = _convert(tree[name], hint, key, sources)
         elif default is dataclasses.MISSING:
             raise ConfigError(
-                f"{sources.of_group(key)}{key} is required ({type_name(hint)}); give it as --{key}=VALUE"
+                f"{sources.of_group(key)}{key} is required ({type_name(hint)}); set it with --{key}=VALUE"
             )
         else:
             values[name] = default

@@ -134,8 +134,8 @@ class Conversation:
             if len(ids) <= room:
                 return ids
         raise UserError(
-            f"this turn is {len(ids)} tokens long; the context of {self.chat_model.context} tokens leaves "
-            f"{max(room, 0)} beside --sampling.max_new_tokens={self.config.sampling.max_new_tokens}"
+            f"this turn has {len(ids)} tokens, but the context of {self.chat_model.context} tokens leaves room for "
+            f"{max(room, 0)} with --sampling.max_new_tokens={self.config.sampling.max_new_tokens}"
         )
 
 

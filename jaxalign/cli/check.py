@@ -65,7 +65,7 @@ def check(config: CheckConfig) -> None:
       config: see `CheckConfig`.
 
     Raises:
-      UserError: the device, model or data is wrong; what was found before is printed already.
+      UserError: an invalid device, model or data; what was found before it is printed already.
     """
     for section in (environment(), devices(), hub()):
         _print(section)
@@ -116,16 +116,16 @@ def devices() -> Iterator[str]:
 
 
 def hub() -> Iterator[str]:
-    """Whether a hub token is set (never the token) and whether the hub may be asked."""
+    """Whether a hub token is set (never the token itself) and whether the hub is offline."""
     from huggingface_hub import constants, get_token
 
     yield f"hub token     {'present' if get_token() else 'none'}"
     if constants.HF_HUB_OFFLINE:
-        yield "hub           offline (HF_HUB_OFFLINE): only what is in the cache"
+        yield "hub           offline (HF_HUB_OFFLINE): only cached files can be used"
 
 
 def model(name: str, revision: str = "") -> Iterator[str]:
-    """What a folder or hub id is, and whether this user may read it.
+    """Describes a folder or hub id, and whether you can access it.
 
     Raises:
       ModelError: a folder that is no model.
@@ -138,20 +138,20 @@ def model(name: str, revision: str = "") -> Iterator[str]:
         size = sum(f.stat().st_size for f in folder.iterdir() if f.suffix in (".safetensors", ".msgpack"))
         yield (
             f"model         {folder}: {shape.family}, {shape.num_layers} layers, width {shape.hidden_size}, "
-            f"{shape.num_heads} heads ({shape.num_kv_heads} of keys)"
+            f"{shape.num_heads} heads, {shape.num_kv_heads} for keys and values"
         )
         yield (
             f"              vocabulary {shape.vocab_size}, context {shape.max_positions} tokens, "
             f"weights {size / 2**20:.1f} MiB"
         )
         yield f"memory        {number_of_weights(shape):,} parameters: {_sizes(weight_sizes(shape))}"
-        yield f"cache         of each token of a row: {_sizes(cache_sizes(shape))}"
+        yield f"cache         per token: {_sizes(cache_sizes(shape))}"
         return
     yield f"model         {name}: {hub_access(name, revision)}"
 
 
 def doctors(cards: Doctors) -> Iterator[str]:
-    """Each doctor, and what it takes beside its patient."""
+    """Each doctor, and the memory that it needs in addition to its patient."""
     from jaxalign import models
 
     shared = cards.start_as(cards.patient_folder())
@@ -161,9 +161,9 @@ def doctors(cards: Doctors) -> Iterator[str]:
         size = sum(f.stat().st_size for f in adapter.glob("*.safetensors")) if adapter else 0
         how = f"{number_of_weights(shape):,} parameters: {_sizes(weight_sizes(shape))}"
         if adapter and shared:
-            how = f"an adapter of {sized(size)} on its patient's weights, which then stay floats"
+            how = f"an adapter of {sized(size)} on its patient's weights, which cannot be int8 then"
         elif adapter:
-            how += f"; or, with others on its base, an adapter of {sized(size)}"
+            how += f"; or an adapter of {sized(size)} when it shares its base model with other doctors"
         yield f"doctor        {home} ({card.dimension}): {how}"
 
 
@@ -172,7 +172,7 @@ def _sizes(found: Mapping[str, int]) -> str:
 
 
 def hub_access(name: str, revision: str = "") -> str:
-    """Whether the hub lets this user read a model: one phrase, with no token in it.
+    """Whether you can access a hub model: one phrase, without the token.
 
     Raises:
       ModelError: there is no such model.
@@ -187,29 +187,29 @@ def hub_access(name: str, revision: str = "") -> str:
     )
 
     if constants.HF_HUB_OFFLINE:
-        return "not asked: the hub is offline (HF_HUB_OFFLINE)"
+        return "not checked: the hub is offline (HF_HUB_OFFLINE)"
     try:
         api = HfApi()
         info = api.model_info(name, revision=revision or None, timeout=20)
         api.auth_check(name)
     except GatedRepoError:
-        return "gated: this user has not been let in (ask on its page, and log in with a token)"
+        return "gated: you have no access (request it on the model's page, and log in with a token)"
     except RevisionNotFoundError:
-        return f"there, but has no revision {revision}"
+        return f"on the hub, but it has no revision {revision}"
     except RepositoryNotFoundError:
-        raise ModelError(f"{name}: neither a folder here nor a model on the hub that you may see") from None
+        raise ModelError(f"{name}: neither a folder nor a hub model that you can access") from None
     except HFValidationError:
-        raise ModelError(f"{name}: neither a folder here nor a hub id (owner/name)") from None
+        raise ModelError(f"{name}: neither a folder nor a hub id (owner/name)") from None
     except OfflineModeIsEnabled:
-        return "not asked: the hub is offline"
+        return "not checked: the hub is offline"
     except Exception as error:
         # A network's own words may hold anything; only their kind is safe to print.
         return f"the hub cannot be reached ({type(error).__name__})"
-    return f"on the hub, may be read (revision {str(info.sha)[:12]})"
+    return f"on the hub, accessible (revision {str(info.sha)[:12]})"
 
 
 def data(config: CheckConfig, tokenizer: Any = None) -> Iterator[str]:
-    """What is in data files: format, counts, lengths, and the first rows as training sees them.
+    """Describes data files: layout, counts, lengths, and the first rows as training reads them.
 
     Args:
       config: `data`, `kind` and `rows` are read.
@@ -233,7 +233,7 @@ def data(config: CheckConfig, tokenizer: Any = None) -> Iterator[str]:
         else:
             yield f"data          {path}: format {glance.format}"
     if tokenizer is None:
-        yield "              name --model or --tokenizer to see rows as tokens with their mask"
+        yield "              set --model or --tokenizer to see rows as tokens with their loss mask"
         return
     assert kind is not None
     # In a folder of its own, for training never asks for rows without limits.
@@ -269,7 +269,7 @@ def _tokens(found: Any, kind: Kind, config: CheckConfig, tokenizer: Any) -> Iter
     chat = chat_of(config.data, tokenizer)
     ends = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in chat.stop_ids) or "nothing"
     written = "the tokenizer's chat template" if chat.template == "tokenizer" else chat.template
-    yield f"  template: {written}; an answer ends with {ends}"
+    yield f"  template: {written}; a completion ends with {ends}"
     for index in range(min(config.rows, len(found.train))):
         yield from shown(found.train[index], tokenizer)
 
@@ -315,7 +315,7 @@ class Glance:
                 continue
             self._reader = reader_for(path, place, row, reading, self.kind)
             return
-        raise DataError(f"{path}: there is no row that can be used")
+        raise DataError(f"{path}: no usable row")
 
     def lines(self, rows: int, sample: Sample | None = None) -> Iterator[str]:
         """Counts, lengths in characters, and the first rows as text; of a sample, where one is named."""
@@ -402,18 +402,18 @@ def histogram(lengths: Sequence[int] | np.ndarray, unit: str, *, width: int = 40
 
 
 def shown(example: Any, tokenizer: Any, *, ids: int = 12, text: int = 160) -> Iterator[str]:
-    """An example's rows as runs of tokens that count for the loss, or do not."""
+    """An example's rows as runs of tokens that are in the loss or masked."""
     rows = list(zip(example.rows, example.masks, strict=True))
     rows = rows or [(example.prompt_tokens, (False,) * len(example.prompt_tokens))]
     for number, (tokens, mask) in enumerate(rows, 1):
-        yield f"  {example.source} row {number} of {len(rows)}: {len(tokens)} tokens, {sum(mask)} count"
+        yield f"  {example.source} row {number} of {len(rows)}: {len(tokens)} tokens, {sum(mask)} in the loss"
         start = 0
         for counts, run in itertools.groupby(mask):
             part = list(tokens[start : start + len(list(run))])
             start += len(part)
             numbers = " ".join(map(str, part[:ids])) + (" ..." if len(part) > ids else "")
             words = _short(tokenizer.decode(part), text)
-            yield f"    {'counts' if counts else 'given':6s} {len(part):5d}  {words}  [{numbers}]"
+            yield f"    {'loss' if counts else 'masked':6s} {len(part):5d}  {words}  [{numbers}]"
 
 
 def _counted(counts: Any) -> str:
@@ -425,7 +425,7 @@ def _remarks(counts: Any) -> Iterator[str]:
     """What the rows say that was not used, and how they were written, with the number of rows."""
     if counts.unread:
         columns = ", ".join(f"{name} ({count} rows)" for name, count in sorted(counts.unread.items()))
-        yield f"  nothing reads: {columns}"
+        yield f"  unused columns: {columns}"
     for note, count in sorted(counts.notes.items()):
         yield f"  {count} rows: {note}"
 

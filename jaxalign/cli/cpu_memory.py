@@ -39,7 +39,8 @@ def set_cpu_memory(environment: Mapping[str, str] = os.environ) -> None:
     # Said once, by the process that stays.
     if "JAXALIGN_KEEP_MEMORY" in environment:
         print(
-            "warning: JAXALIGN_KEEP_MEMORY is not read any more; JAXALIGN_HUGE_PAGES=0 gives freed memory back",
+            "warning: JAXALIGN_KEEP_MEMORY is no longer used; JAXALIGN_HUGE_PAGES=0 returns freed memory to the "
+            "system",
             file=sys.stderr,
         )
 

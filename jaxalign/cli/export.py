@@ -62,7 +62,7 @@ def export(config: ExportConfig) -> Path:
     run, checkpoint = config.run, config.checkpoint
     if named := checkpoint_named(run):
         if checkpoint and checkpoint != named[1]:
-            raise ConfigError(f"{run} and --checkpoint={checkpoint} name two checkpoints")
+            raise ConfigError(f"{run} and --checkpoint={checkpoint} name different checkpoints")
         run, checkpoint = named
     done = export_checkpoint(
         run,
@@ -72,7 +72,7 @@ def export(config: ExportConfig) -> Path:
         dtype=config.dtype,
         base=config.base,
     )
-    print(f"step {done.step}: {done.folder}{'' if done.new else ' (made before)'}")
+    print(f"step {done.step}: {done.folder}{'' if done.new else ' (exported before)'}")
     if config.push_to_hub:
         print(f"uploaded: {push(done.folder, config.push_to_hub, step=done.step, private=config.private)}")
     return done.folder
@@ -111,6 +111,6 @@ def push(folder: Path, repository: str, *, step: int, private: bool) -> str:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"--push-to-hub={repository}: the hub did not take it ({reason[:300]}); the folder is {folder}"
+            f"--push-to-hub={repository}: the hub rejected the upload ({reason[:300]}); the folder is {folder}"
         ) from None
     return str(found)

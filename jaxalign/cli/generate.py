@@ -111,9 +111,12 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     if not questions:
         raise ConfigError('expected --prompt="some text" or --file=PROMPTS')
     if config.prompt and questions[-1].layout == "mt_bench":
-        raise ConfigError("--prompt: rows of MT-bench have a layout of their own; give --prompt or --file")
+        raise ConfigError(
+            "--prompt: cannot be combined with MT-bench questions, whose output has another layout; "
+            "set --prompt or --file"
+        )
     if config.output and Path(config.output).is_dir():
-        raise ConfigError(f"--output {config.output}: is a folder; generate writes one jsonl file")
+        raise ConfigError(f"--output {config.output}: is a folder; expected a .jsonl file")
     chat_model = load_speaker(
         config.model,
         tokenizer=config.tokenizer,
@@ -153,8 +156,8 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
             left_out += sum("left_out" in turn for turns in samples for turn in turns)
     if left_out:
         print(
-            f"warning: {left_out} questions were asked without the turns before them, for which the context "
-            f"of {chat_model.context} tokens has no room beside "
+            f"warning: {left_out} questions were asked without their earlier turns, as the context of "
+            f"{chat_model.context} tokens has no room for them with "
             f"--sampling.max_new_tokens={config.sampling.max_new_tokens}",
             file=sys.stderr,
         )
@@ -270,7 +273,7 @@ def _questions_of_file(config: GenerateConfig) -> list[Question]:
         records, _ = read_records(config.file, kind="prompt")
         found = [Question((prompt_of(record),)) for record in records]
     if not found:
-        raise DataError(f"{config.file}: there is no prompt in it")
+        raise DataError(f"{config.file}: no prompts in the file")
     return found[: config.limit or None]
 
 

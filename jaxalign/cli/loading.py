@@ -141,7 +141,7 @@ def load_speaker(
     if guide is not None and guide.doctor:
         if model and guide.patient and model != guide.patient:
             raise ConfigError(
-                f"--model={model} and --patient={guide.patient}: with doctors both are the patient"
+                f"--model={model} and --patient={guide.patient}: both name the patient; set one"
             )
         doctors = read_doctors(replace(guide, patient=guide.patient or model))
         model = doctors.patient_folder()
@@ -203,7 +203,7 @@ def _tell(
     if doctors is not None:
         more = bytes_of(params) - bytes_of(patient)
         names = ", ".join(card.dimension for card in doctors.cards)
-        tell(f"doctors: {names} ({sized(more)} beside the patient)")
+        tell(f"doctors: {names} ({sized(more)} in addition to the patient)")
 
 
 def decoding_text(chat_model: ChatModel, prompts: int, longest: int, sampling: Mapping[str, Any]) -> str:

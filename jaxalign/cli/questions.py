@@ -43,7 +43,7 @@ def questions_of(path: str) -> list[Question] | None:
         if question is None and not found:
             return None
         if question is None or (found and question.layout != found[0].layout):
-            raise DataError(f"{place}: expected a question of {found[0].layout} as in the rows before it")
+            raise DataError(f"{place}: expected a question of {found[0].layout}, as in the rows before")
         found.append(question)
     return found
 

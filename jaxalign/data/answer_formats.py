@@ -114,7 +114,7 @@ def _chat(name: str) -> Read:
         trained = row.get("mask")
         if trained is not None and str(trained).lower() not in ("user", "human"):
             raise BadRow(
-                f"field 'mask': only the assistant's turns are trained, so expected 'User', got {str(trained)[:40]!r}"
+                f"field 'mask': expected 'User' (only the assistant's turns are trained), got {str(trained)[:40]!r}"
             )
         if not any(turn.role == "assistant" for turn in turns):
             raise Unusable("no assistant turn")
@@ -166,7 +166,7 @@ def _multiple_choice(row: Fields, options: Options) -> Record:
         answer = texts[letters.index(answer)]
     if not isinstance(answer, str):
         if not texts:
-            raise BadRow(f"field {name!r}: expected text, as there are no options to choose from")
+            raise BadRow(f"field {name!r}: expected text, as the row has no options to choose from")
         answer = texts[index_below(answer, name, len(texts))]
     return Demonstration(question, answer)
 

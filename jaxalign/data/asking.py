@@ -107,7 +107,7 @@ def add_shared(record: Record, row: Fields, human: str, assistant: str) -> None:
     if systems:
         given = {m.content for m in turns[:1] if m.role == "system"}
         if len(systems | given) > 1:
-            raise BadRow("two system prompts that differ; name the column to leave in data.ignore_columns")
+            raise BadRow("two different system prompts; name the one to ignore in data.ignore_columns")
         before += [] if given else [Message("system", systems.pop())]
     history: Turns = ()
     if "history" in names and not isinstance(row.peek("history"), str) and not is_empty(row["history"]):
@@ -209,7 +209,9 @@ def joined(prompt: Prompt, before: Turns, name: str, answer: str, options: Optio
         if all(map(_same, turns[-size:], before)):
             return (*turns[:-size], *before)
     if (_asks(turns) and _asks(before)) or (_opens(turns) and _opens(before)):
-        raise BadRow(f"field {name!r}: expected the prompt that the turns of {answer!r} repeat, got another")
+        raise BadRow(
+            f"field {name!r}: expected the prompt that the turns of {answer!r} repeat, got a different one"
+        )
     opening = _opens(before)
     return (*before[:opening], *turns, *before[opening:])
 

@@ -31,7 +31,7 @@ class BatchIterator:
         if not examples:
             raise ValueError("expected at least one example")
         if hasattr(examples, "windows"):
-            raise TypeError("expected examples, got a stream, which `StreamBatches` draws from")
+            raise TypeError("expected examples, got a stream; use `StreamBatches`")
         self._examples, self._size, self._seed, self._collate = examples, batch_size, seed, collate
         self._drawn = 0
         self._epoch, self._order = -1, np.zeros(0, np.int32)
@@ -92,7 +92,7 @@ def position(state: Mapping[str, Any], here: Mapping[str, Any]) -> int:
     here = {name: value for name, value in here.items() if name != "data" or name in state}
     saved = {name: state.get(name) for name in here}
     if saved != here:
-        raise DataError(f"the checkpoint was made on other data: it has {saved}, this run has {here}")
+        raise DataError(f"the checkpoint was saved with other data: it has {saved}, this run has {here}")
     return int(state["drawn"])
 
 
@@ -140,7 +140,7 @@ def collate_rankings(examples: Sequence[Example], numbers: Sequence[int], *, wid
     """
     sizes = {len(e.rows): e.source for e in examples}
     if len(sizes) > 1:
-        raise DataError(f"rankings in one data set need the same number of candidates; there are {sizes}")
+        raise DataError(f"all rankings of a data set need the same number of candidates; found {sizes}")
     rows = [row for e in examples for row in e.rows]
     masks = [mask for e in examples for mask in e.masks]
     best = np.asarray([e.best for e in examples], np.int32)
@@ -161,9 +161,7 @@ def collate_labels(
     """
     sizes = {len(e.rows): e.source for e in examples}
     if len(sizes) > 1:
-        raise DataError(
-            f"labelled completions and comparisons cannot be mixed in one data set; there are {sizes}"
-        )
+        raise DataError(f"labeled completions and comparisons cannot be mixed in one data set; found {sizes}")
     rows = [row for e in examples for row in e.rows]
     masks = [mask for e in examples for mask in e.masks]
     batch = (

@@ -131,7 +131,7 @@ class Recipe:
                 return Block(chunk.path, batch_of(examples, numbers, chunk.path), tally)
             except OverflowError as error:
                 raise DataError(
-                    f"{chunk.path}: the rows from row {chunk.start + 1:,} on cannot be kept ({error})"
+                    f"{chunk.path}: cannot store the rows from row {chunk.start + 1:,} on ({error})"
                 ) from None
         finally:
             if collects:

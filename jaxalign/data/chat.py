@@ -108,7 +108,8 @@ class ChatFormat:
         lead = self._answer(prompt, PROBE).partition(PROBE)[0]
         if not self._answer(prompt, whole).startswith(lead + whole):
             raise DataError(
-                "the chat template changes the answer, so its steps cannot be told; set data.template=markers"
+                "the chat template changes the completion, so its steps cannot be located; set "
+                "data.template=markers"
             )
         texts = list(steps)
         if self.template != "plain":
@@ -155,8 +156,8 @@ class ChatFormat:
                 return turns[:-1]
         if self.template == "tokenizer" and prompt.lstrip().startswith(self._rendered.marks):
             raise DataError(
-                f"the prompt begins with {prompt.split()[0][:20]!r} as if a chat template had written it; "
-                "data.template=plain takes it as it is"
+                f"the prompt begins with {prompt.split()[0][:20]!r} as if a chat template had written it; set "
+                "data.template=plain to use it unchanged"
             )
         return as_turns(prompt)
 
@@ -186,13 +187,12 @@ class ChatFormat:
             for name in ("tool_calls", "reasoning_content", "thinking") if turn.extra else ():
                 if turn.extra.get(name):
                     raise DataError(
-                        f"a message has {name}, which only a chat template can write; this is data.template="
-                        f"{self.template}"
+                        f"a message has {name}, which needs a chat template, but data.template={self.template}"
                     )
             if turn.role == "tools":
                 raise DataError(
-                    "the row lists tools, which only a chat template can write; name their column in "
-                    "data.ignore_columns to leave them out"
+                    "the row lists tools, which need a chat template; name their column in data.ignore_columns to "
+                    "leave them out"
                 )
             said = turn.content if plain else turn.content.strip()
             if turn.role == "assistant":
@@ -257,8 +257,8 @@ def _end_id(tokenizer: Any, end_token: str) -> int:
     if not end_token:
         if tokenizer.eos_token_id is None:
             raise DataError(
-                "the tokenizer has no end-of-sequence token: set data.end_token to the token that ends "
-                "a completion, or to none"
+                "the tokenizer has no end-of-sequence token: set data.end_token to the token that ends a "
+                "completion, or to none"
             )
         return int(tokenizer.eos_token_id)
     vocabulary = tokenizer.get_vocab()

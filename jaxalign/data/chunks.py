@@ -177,7 +177,7 @@ def check_names(path: str, names: Sequence[str]) -> None:
     """
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise DataError(f"{path}: expected a name of its own for each column, got {name!r} twice")
+            raise DataError(f"{path}: expected unique column names, got {name!r} twice")
 
 
 def _tabled(path: str, start: int, body: bytes) -> Tabled:

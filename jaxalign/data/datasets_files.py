@@ -101,7 +101,7 @@ def _saved(name: Name) -> Path:
     folder, split = Path(name.where), name.split
     if (folder / "state.json").is_file():
         if split:
-            raise DataError(f"{folder}: the folder has no splits, so #{split} names none")
+            raise DataError(f"{folder}: the folder has no splits, so #{split} cannot be selected")
         return folder
     try:
         splits = [str(split) for split in json.loads((folder / "dataset_dict.json").read_text())["splits"]]
@@ -148,13 +148,13 @@ def files_of_folder(path: str, name: Name) -> dict[str, Path]:
     ]
     if said:
         raise DataError(
-            f"{path}: its README sets {', '.join(said)}, which is not read; name its files one by one"
+            f"{path}: its README sets {', '.join(said)}, which is not supported; name its files one by one"
         )
     left = _data_files(base) - {of for files in splits.values() for of in files}
     readme = folder / "README.md"
     if left and not (readme.is_file() and "data_files" in readme.read_text(errors="replace")):
         raise DataError(
-            f"{path}: {min(left)} lies in no split ({', '.join(splits)}); name the files one by one"
+            f"{path}: {min(left)} belongs to no split ({', '.join(splits)}); name the files one by one"
         )
     return splits[split]
 

@@ -152,7 +152,7 @@ def make_example(record: Record, kind: str, chat: ChatFormat, limits: Limits, **
     """
     examples = make_examples(record, kind, chat, limits, **options)
     if len(examples) > 1:
-        raise ValueError(f"{record.source}: expected one example, the record gives {len(examples)}")
+        raise ValueError(f"{record.source}: expected one example, got {len(examples)} from the record")
     return examples[0]
 
 
@@ -257,7 +257,7 @@ def _answers(record: Record, kind: str) -> tuple[tuple[Completion, ...], dict[st
 def _imitated(record: Record) -> Completion:
     """The completion of a record that is a good one."""
     if isinstance(record, Rating) and record.label is False:
-        raise Filtered("labelled as not to be imitated")
+        raise Filtered("labeled undesirable")
     if isinstance(record, Comparison):
         return record.chosen
     if isinstance(record, Ranking):

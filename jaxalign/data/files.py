@@ -85,7 +85,7 @@ def _pieces_of(path: str, max_bytes: int, most_rows: int, streaming: bool) -> It
     if not is_file(path):
         name = named_dataset(path)
         if name is None:
-            raise DataError(f"{path}: there is no such file")
+            raise DataError(f"{path}: no such file")
         if name.folder and not is_saved(name):
             yield from _members(path, files_of_folder(path, name), max_bytes, most_rows)
         else:
@@ -117,13 +117,13 @@ def files_behind(path: str) -> dict[str, Path]:
     """The files here whose bytes are the rows, by their names; none of a hub id.
 
     Raises:
-      DataError: there is no such file, or it may not be looked at.
+      DataError: no such file, or it may not be looked at.
     """
     if is_file(path):
         return {"": Path(path)}
     name = named_dataset(path)
     if name is None:
-        raise DataError(f"{path}: there is no such file")
+        raise DataError(f"{path}: no such file")
     return files_of_folder(path, name) if name.folder else {}
 
 
@@ -135,7 +135,7 @@ def check_there(paths: Sequence[str]) -> None:
     """
     for path in paths:
         if not is_file(path) and named_dataset(path) is None:
-            raise DataError(f"{path}: there is no such file")
+            raise DataError(f"{path}: no such file")
 
 
 def count_rows(path: str, *, max_bytes: int = 0) -> int:

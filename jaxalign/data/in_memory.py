@@ -70,7 +70,7 @@ def chunks_in_memory(name: str, rows: Any, most_rows: int, most_bytes: int) -> I
             )
             start += len(part)
     if not start:
-        raise DataError(f"{name}: there are no rows")
+        raise DataError(f"{name}: no rows")
 
 
 def looked_at(row: Any) -> Row | str:
@@ -120,5 +120,5 @@ class RecordReader:
         """
         found: Any = row.get(RECORD)
         if not isinstance(found, get_args(Record)):
-            raise BadRow("expected a record, as the first row is one, got a dict")
+            raise BadRow("expected a record like the first row, got a dict")
         return replace(found, source=place)

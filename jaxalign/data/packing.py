@@ -214,7 +214,7 @@ def _micro_batches(
     mask = np.asarray(batch[prefix + "mask"])
     examples, width = mask.shape[0], mask.shape[-1]
     if examples % num_microbatches:
-        raise ValueError(f"{examples} rows do not divide by {num_microbatches} accumulation steps")
+        raise ValueError(f"{examples} rows are not divisible by {num_microbatches} accumulation steps")
     valid = np.asarray(batch.get("valid", np.ones(examples, bool)))
     mask = mask.reshape(examples, -1, width)
     lengths = np.where(valid[:, None], np.asarray(batch[prefix + "lengths"]).reshape(examples, -1), 0)

@@ -121,7 +121,7 @@ def load_dataset(
     config = replace(config.within(), date=config.date or datetime.date.today().isoformat())
     chat = chat_of(config, tokenizer)
     if kind == "stepwise" and not chat.continuation_ids(config.separator):
-        raise DataError(f"data.separator: the tokenizer has no token for {config.separator!r}")
+        raise DataError(f"data.separator: the tokenizer cannot encode {config.separator!r}")
     if config.streaming:
         return _streamed(config, kind, chat, say or _said, given)
     with Workers(config.workers) as workers:
@@ -145,7 +145,7 @@ def _with_given(
             continue
         check_rows(name, rows)
         if getattr(config, key):
-            raise ConfigError(f"{name} and data.{key}: choose one; both say where rows come from")
+            raise ConfigError(f"{name} and data.{key}: choose one; both name the source of the rows")
         given[name] = rows
         config = replace(config, **{key: (name,)})
     return config, given

@@ -74,7 +74,7 @@ def parted(chosen: Turns, rejected: Turns) -> tuple[Turns, Completion, Completio
     rests = chosen[common:], rejected[common:]
     said = [[turn.content for turn in rest if turn.role == "user"] for rest in rests]
     if said[0] != said[1] or not all(rest and rest[0].role == "assistant" for rest in rests):
-        raise Unusable("dialogues part before the last turn")
+        raise Unusable("dialogues differ before the last turn")
     return chosen[:common], completion_of(chosen[common:]), completion_of(rejected[common:])
 
 
@@ -164,7 +164,7 @@ def _ranked_outputs(row: Fields, options: Options) -> Record:
     del options
     outputs = row["output"]
     if not isinstance(outputs, list) or len(outputs) != 2 or not all(isinstance(o, str) for o in outputs):
-        raise BadRow("field 'output': expected the chosen and the rejected answer, as two texts")
+        raise BadRow("field 'output': expected the chosen and the rejected completion, as two texts")
     return pair(row, asked(row, "instruction"), *outputs)
 
 

@@ -108,7 +108,7 @@ class Reading:
     def __post_init__(self) -> None:
         if self.format != "auto" and self.format not in FORMATS:
             raise DataError(
-                f"data.format: {self.format!r} is not known; expected auto or one of {', '.join(FORMATS)}"
+                f"data.format: {self.format!r} is unknown; expected auto or one of {', '.join(FORMATS)}"
             )
 
 
@@ -323,7 +323,7 @@ def prepared(row: Mapping[str, Any], reading: Reading, read_anyway: Collection[s
     for name, value in mapped.items():
         if not is_empty(own.get(name)):
             raise BadRow(
-                f"data.columns: {name}: the file has a column of that name too; map it as well, or name it in "
+                f"data.columns: {name}: the file also has a column of that name; map it too, or name it in "
                 "data.ignore_columns"
             )
         own[name] = value

@@ -51,7 +51,9 @@ def _best_of_n(row: Fields, options: Options) -> Record:
             return value
         if isinstance(value, list) and all(isinstance(v, int) for v in value):
             if options.decode is None:
-                raise BadRow(f"field {name!r} holds token ids: set data.label_tokenizer to their tokenizer")
+                raise BadRow(
+                    f"field {name!r} contains token ids: set data.label_tokenizer to their tokenizer"
+                )
             return options.decode(value)
         raise BadRow(f"field {name!r}: expected text or a list of token ids, got {kind_name(value)}")
 

@@ -87,7 +87,7 @@ class Sources:
                     )
                 if not skip:
                     raise row
-        raise DataError(f"{path}: no row of the file is well formed")
+        raise DataError(f"{path}: the file has no well-formed row")
 
     def blocks(self, path: str, sample: Sample | None = None) -> Iterator[Block]:
         """The examples of a file, made."""
@@ -126,7 +126,9 @@ class Sources:
         def made() -> Iterator[Block]:
             yield from self.blocks(path, sample)
             if path not in self.given and written(path) != before:
-                raise DataError(f"{path}: it changed while it was read; start again when it is whole")
+                raise DataError(
+                    f"{path}: the file changed while it was read; start again once it is complete"
+                )
 
         given = self.given.get(path)
         before = [] if given is not None else written(path)

@@ -128,7 +128,7 @@ def open_or_write(
             with _refused(file, "read"):
                 return Store(file, path)
         except Damaged as error:
-            say(f"{file}: damaged ({str(error).splitlines()[0]}); {path} is tokenized again")
+            say(f"{file}: damaged ({str(error).splitlines()[0]}); tokenizing {path} again")
     with _appearing(file) as temporary:
         _write(temporary, make(), folder)
     with _refused(file, "read"):
@@ -191,8 +191,8 @@ def _refused(what: Path, how: str) -> Iterator[None]:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
         raise ConfigError(
-            f"data.cache: {what} cannot be {how} ({reason}); name another folder, or set data.streaming=true, "
-            "which keeps nothing"
+            f"data.cache: {what} cannot be {how} ({reason}); set another folder, or data.streaming=true, which "
+            "stores nothing"
         ) from None
 
 
@@ -226,4 +226,4 @@ def cache_folder(named: str) -> Path:
     try:
         return home.expanduser() / "data"
     except RuntimeError:
-        raise ConfigError(f"data.cache: {home}: there is no such home folder; name another folder") from None
+        raise ConfigError(f"data.cache: {home}: no such home folder; set another folder") from None

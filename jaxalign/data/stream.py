@@ -54,14 +54,14 @@ class Stream(Sequence[Example]):
     def tell(self, epoch: int) -> None:
         """Says what became of the rows of an epoch."""
         counts = f"{self.tally.read:,} rows read, filtered {dict(self.tally.filtered)}"
-        self._sources.say(f"data.streaming: epoch {epoch + 1} is over: {counts}")
+        self._sources.say(f"data.streaming: epoch {epoch + 1} finished: {counts}")
 
     def compare(self, written: Mapping[str, int]) -> None:
         """Says which files somebody has written to since, though their sizes and ends are the same."""
         for file in [file for file, when in self.written.items() if written.get(file, when) != when]:
             self._sources.say(
-                f"data.streaming: {file} was written since the checkpoint; its size and ends are the same, what lies "
-                "between has not been compared"
+                f"data.streaming: {file} was modified since the checkpoint; its size, start and end are unchanged, "
+                "the rest was not compared"
             )
 
     def __len__(self) -> int:
@@ -222,8 +222,8 @@ class StreamBatches:
         """
         if (state.get("data"), state.get("seed")) != (self._stream.fingerprint, self._seed):
             raise DataError(
-                "the checkpoint was made on other data, or with another seed: the files of data.train, or what is done "
-                "with them, have changed since"
+                "the checkpoint was saved with other data or another seed: the files of data.train, or the keys "
+                "that process them, have changed since"
             )
         self._stream.compare(state.get("written", {}))
         self._epoch, self._window, self._drawn, self._count = (
@@ -237,8 +237,8 @@ class StreamBatches:
             for number, rows, content in self._stream.windows(begun):
                 if number == begun and self._drawn and content != self._content:
                     raise DataError(
-                        "the rows at which the checkpoint was made have changed since: the files of data.train are not "
-                        "those that the run began with"
+                        "the rows at the checkpoint have changed since: the files of data.train differ from those "
+                        "at the start of the run"
                     )
                 skipped = self._drawn if number == begun else 0
                 self._window, self._drawn, self._content = number, skipped, content
@@ -265,14 +265,12 @@ def check_streamable(sources: Sources) -> None:
     """
     config = sources.config
     if config.weights:
-        raise ConfigError("data.weights: rows of a stream cannot be weighed; set data.streaming=false")
+        raise ConfigError("data.weights: a stream cannot be weighted; set data.streaming=false")
     if config.limit:
-        raise ConfigError(
-            "data.limit: the rows of a stream are not known before they are read; train.steps says when to stop"
-        )
+        raise ConfigError("data.limit: not supported for a stream; set train.steps to limit training")
     if not config.validation and config.validation_fraction:
         raise ConfigError(
-            "data.validation_fraction: nothing can be split off a stream; name files in data.validation, or set it to 0"
+            "data.validation_fraction: a stream cannot be split; set data.validation, or data.validation_fraction=0"
         )
 
 

@@ -62,7 +62,8 @@ class ChatTemplate:
                 rows[-1] += [Piece(given[len(done) :]), piece]
             elif rows and one:
                 raise DataError(
-                    "the chat template rewrites earlier answers of a completion; expected one turn of the assistant"
+                    "the chat template rewrites earlier assistant turns of a completion; expected a single "
+                    "assistant turn"
                 )
             else:
                 rows.append([Piece(given), piece])
@@ -130,7 +131,9 @@ class ChatTemplate:
             probe = Message("assistant", PROBE)
             given = self._render((*turns[:-1], probe), generation=False).partition(PROBE)[0]
             if not whole.startswith(given):
-                raise DataError("the chat template cannot write a chat that begins with an answer")
+                raise DataError(
+                    "the chat template does not support a chat that starts with an assistant turn"
+                )
         else:
             given = self._render(turns[:-1], generation=True)
         if whole.startswith(given):
@@ -163,7 +166,7 @@ class ChatTemplate:
         tag = re.fullmatch(r"<(\w+)>\s*", opening)
         if tag is None:
             raise DataError(
-                f"the chat template asks for answers with {opening.strip()!r}, with which this one does not begin"
+                f"the chat template starts answers with {opening.strip()!r}, but this one does not start with it"
             )
         note = (
             f"answers without reasoning, which the chat template asks for: {tag[0].strip()} is closed at once"
@@ -177,7 +180,7 @@ class ChatTemplate:
         whole = self._render((user, answer), generation=False)
         if not whole.startswith(asked):
             raise DataError(
-                "the chat template writes earlier turns otherwise once they are answered, so that no mask can be made; "
+                "the chat template changes earlier turns once they are answered, so no loss mask can be computed; "
                 "set data.template=markers"
             )
         return self._without_rest(whole[len(asked) :])
@@ -197,7 +200,7 @@ class ChatTemplate:
             said = turn.content if name == "content" else turn.extra.get(name) or ""
             if _squeezed(said) not in whole:
                 which = "part of an answer" if name == "content" else f"the field {name!r} of an answer"
-                raise DataError(f"the chat template leaves out {which} ({said.strip()[:40]!r})")
+                raise DataError(f"the chat template drops {which} ({said.strip()[:40]!r})")
         _check_calls(turn, answer)
 
     def _check_whole(self, turns: Sequence[Message], text: str) -> None:
@@ -209,8 +212,8 @@ class ChatTemplate:
                 missing = next((name for name in names if str(name) not in text), None)
                 if missing is not None:
                     raise DataError(
-                        f"the chat template leaves out the tools that the row lists ({missing!r}); expected a template "
-                        "that takes tools, or data.ignore_columns with their column"
+                        f"the chat template drops the row's tools ({missing!r}); use a template that supports "
+                        "tools, or name their column in data.ignore_columns"
                     )
                 continue
             said = turn.content
@@ -221,9 +224,7 @@ class ChatTemplate:
             if turn.role == "tool":  # what tools gave may be written as JSON
                 forms += [json.dumps(said, ensure_ascii=ascii)[1:-1] for ascii in (True, False)]
             if not any(_squeezed(form) in squeezed for form in forms):
-                raise DataError(
-                    f"the chat template leaves out a turn of the {turn.role} ({said.strip()[:40]!r})"
-                )
+                raise DataError(f"the chat template drops a turn of the {turn.role} ({said.strip()[:40]!r})")
 
     def _rows(self, turns: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Any] | None]:
         """(messages, tools) as templates take them."""
@@ -256,8 +257,8 @@ class ChatTemplate:
         )
         if "strftime_now(" in fixed:
             raise DataError(
-                "the chat template writes today's date in a form that is not known, so a resumed run would differ; "
-                "expected strftime_now with the form as text"
+                "the chat template prints today's date in an unsupported way, so a resumed run would differ; "
+                "expected strftime_now with a literal format"
             )
         return fixed
 
@@ -268,7 +269,7 @@ class ChatTemplate:
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(
-                f"the chat template refuses the roles {[row['role'] for row in rows]}: {reason}"
+                f"the chat template rejects the roles {[row['role'] for row in rows]}: {reason}"
             ) from None
 
     def _applied(self, rows: list[dict[str, Any]], tools: list[Any] | None, generation: bool) -> str:
@@ -295,7 +296,7 @@ def _check_calls(turn: Message, text: str) -> None:
     for call in turn.extra.get("tool_calls") or ():
         name = _function(call).get("name", "")
         if str(name) not in text:
-            raise DataError(f"the chat template leaves out the calls of tools ({name!r})")
+            raise DataError(f"the chat template drops the tool calls ({name!r})")
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:

@@ -170,7 +170,7 @@ def batch_shapes(
     if tokens < smallest * widths[-1]:
         raise ConfigError(
             f"train.batch_tokens must be at least {smallest * widths[-1]}, for {smallest} rows of {widths[-1]} "
-            f"tokens, got {tokens}; data.max_length cuts the longest rows"
+            f"tokens, got {tokens}; lower data.max_length to cut the longest rows"
         )
     for width in widths:
         size = tokens // (rows * width) // multiple * multiple

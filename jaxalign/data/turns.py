@@ -58,7 +58,7 @@ def turns_in(value: str, name: str = "") -> list[Any] | None:
         found = json.loads(value)
     except (ValueError, RecursionError):
         if name and _PYTHON_TURNS.match(value):
-            raise BadRow(f"field {name!r}: expected turns as JSON, got them as Python prints them") from None
+            raise BadRow(f"field {name!r}: expected turns as JSON, got a Python literal") from None
         return None
     return found if all(isinstance(turn, Mapping) and _looks_like_turn(turn) for turn in found) else None
 
@@ -152,7 +152,7 @@ def _joined_parts(parts: Sequence[Any], where: str) -> str:
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
         body = part.get("text") if isinstance(part, Mapping) else part
         if kind not in ("text", "input_text", "output_text") or not isinstance(body, str):
-            raise BadRow(f"{where}: a part of type {kind!r}: only text is read")
+            raise BadRow(f"{where}: unsupported part of type {kind!r}: only text is read")
         texts.append(body)
     return "".join(texts)
 
@@ -174,7 +174,7 @@ def _call(value: Any, where: str) -> dict[str, Any]:
     """A call in the shape that chat templates take: its arguments are an object, not JSON text."""
     function = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise BadRow(f"{where}: a call of a tool: expected an object with name and arguments")
+        raise BadRow(f"{where}: a tool call: expected an object with name and arguments")
     arguments = function.get("arguments", function.get("parameters", {}))
     named = f"{where}: arguments of the tool {function['name'][:40]!r}"
     if isinstance(arguments, str):
@@ -206,9 +206,7 @@ def _parsed(value: str, where: str, otherwise: str) -> Any:
         raise BadRow(f"{where}: nested too deeply") from None
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
-        raise BadRow(
-            f"{where}: not valid text (\\u{half:04x} is half a character without its other half)"
-        ) from None
+        raise BadRow(f"{where}: not valid text (\\u{half:04x} is an unpaired surrogate)") from None
     except ValueError:
         raise BadRow(f"{where}: {otherwise}") from None
     return found
@@ -222,7 +220,7 @@ def check_value(value: Any, where: str, depth: int = 0) -> None:
         for part in value.values() if isinstance(value, Mapping) else value:
             check_value(part, where, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise BadRow(f"{where}: expected numbers that JSON has, got {value}")
+        raise BadRow(f"{where}: expected a finite number, got {value}")
 
 
 def transcript_turns(value: str, human: str, assistant: str) -> Turns:
@@ -327,7 +325,7 @@ def check_answered(turns: Turns, name: str) -> None:
     """Raises BadRow where the last turn is not the assistant's."""
     if turns[-1].role != "assistant":
         raise BadRow(
-            f"field {name!r}: expected the last message to be the assistant's, it is the {turns[-1].role}'s"
+            f"field {name!r}: expected the last message to be the assistant's, got the {turns[-1].role}'s"
         )
 
 

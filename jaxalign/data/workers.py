@@ -154,7 +154,7 @@ class _Worker:
             )
         except OSError as error:
             raise ConfigError(
-                f"data.workers: no process can be started ({error.strerror}); set it to fewer, or to 1 for none"
+                f"data.workers: cannot start a process ({error.strerror}); set a lower number, or 1 for none"
             ) from None
         self._known: set[int] = set()
 
@@ -170,8 +170,8 @@ class _Worker:
         except (OSError, EOFError, ValueError, pickle.UnpicklingError):
             code = process.wait()
             raise DataError(
-                f"{chunk.path}: a process that tokenizes it has ended ({_ending(code)}) near row {chunk.start + 1:,}; "
-                "set data.workers to fewer, or to 1 for none"
+                f"{chunk.path}: a tokenizing process died ({_ending(code)}) near row {chunk.start + 1:,}; set "
+                "data.workers to a lower number, or to 1 for none"
             ) from None
         if isinstance(answer, Block):
             return answer

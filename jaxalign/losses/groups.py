@@ -271,7 +271,7 @@ def _groups(rewards, group_size: int, mask):
     if group_size < 2:
         raise ValueError(f"group_size must be 2 or more, got {group_size}")
     if rewards.shape[0] % group_size:
-        raise ValueError(f"{rewards.shape[0]} rows do not divide by group_size = {group_size}")
+        raise ValueError(f"{rewards.shape[0]} rows are not divisible by group_size = {group_size}")
     mask = as_mask(mask, rewards)
     shape = (-1, group_size, *rewards.shape[1:])
     groups = jax.lax.stop_gradient(masked(float32(rewards), mask))

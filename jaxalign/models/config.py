@@ -116,7 +116,7 @@ class ModelConfig:
         remat_level(self.remat)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_heads = {self.num_heads} does not divide by num_kv_heads = {self.num_kv_heads}"
+                f"num_heads = {self.num_heads} is not divisible by num_kv_heads = {self.num_kv_heads}"
             )
         if self.sliding_layers and len(self.sliding_layers) != self.num_layers:
             raise ValueError(

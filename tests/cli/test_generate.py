@@ -225,7 +225,7 @@ def test_turn_longer_than_the_context_is_said_and_not_kept(tiny_model_folder):
     said = []
     config = ChatConfig(model=str(tiny_model_folder), sampling=SHORT)
     chat(config, lines=["x" * 100, "short"], write=said.append)
-    assert "100 tokens long; the context of 64 tokens leaves 58" in said[0]
+    assert "100 tokens, but the context of 64 tokens leaves room for 58" in said[0]
     assert len(said) == 2
 
 

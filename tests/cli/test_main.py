@@ -206,7 +206,7 @@ def test_flag_of_a_command_without_run_is_its_own_key(fake):
         (["write", "--seed=1"], "jaxalign write: error: --seed: this command has no such flag"),
         (
             ["train", "--device=gpu"],
-            "jaxalign train: error: --device gpu: there is no gpu here; devices: cpu",
+            "jaxalign train: error: --device gpu: no gpu found; available: cpu",
         ),
         (["train", "--device=npu"], "--run.device: expected auto | cpu | gpu | tpu, got 'npu'"),
     ],
@@ -238,7 +238,7 @@ def test_bug_keeps_its_traceback_and_gives_status_1(fake, capfd):
     ("error", "status", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (Stopped("stopped by signal 15; --resume goes on"), 143, "stopped by signal 15; --resume goes on"),
+        (Stopped("stopped by signal 15; continue from"), 143, "stopped by signal 15; continue from"),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore"),
             2,

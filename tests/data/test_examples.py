@@ -232,10 +232,10 @@ def test_a_template_that_changes_the_answer_is_refused(plain_bytes):
     upper = byte_tokenizer(
         "{% for m in messages %}[{{ m.content | upper if m.role == 'assistant' else m.content }}]{% endfor %}"
     )
-    with pytest.raises(DataError, match="the chat template leaves out part of an answer"):
+    with pytest.raises(DataError, match="the chat template drops part of an answer"):
         chat_format(upper, "tokenizer", "", "", "").steps("q", ["abc"], ";")
     spaced = byte_tokenizer("{% for m in messages %}[{{ m.content | replace('b', ' b') }}]{% endfor %}")
-    with pytest.raises(DataError, match="the chat template changes the answer"):
+    with pytest.raises(DataError, match="the chat template changes the completion"):
         chat_format(spaced, "tokenizer", "", "", "").steps("q", ["abc"], ";")
 
 

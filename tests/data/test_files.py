@@ -303,10 +303,10 @@ def test_rows_of_a_folder_are_numbered_through_its_files_and_placed_in_each(tmp_
 
 README = '---\nconfigs:\n- config_name: default\n  data_files: "*.csv"\n  sep: ";"\n---\n'
 UNREAD = [
-    ({"train.jsonl": "", "other.jsonl": ""}, r"other\.jsonl lies in no split \(train\); name the files one by one"),
-    ({"a.jsonl": "", "b.jsonl": "", "c.csv": ""}, r"c\.csv lies in no split"),
+    ({"train.jsonl": "", "other.jsonl": ""}, r"other\.jsonl belongs to no split \(train\); name the files one by one"),
+    ({"a.jsonl": "", "b.jsonl": "", "c.csv": ""}, r"c\.csv belongs to no split"),
     ({"a.txt": "x"}, r"a\.txt: expected a \.jsonl, \.json, \.csv, \.parquet file"),
-    ({"a.csv": "x;y\n", "README.md": README}, "its README sets sep, which is not read; name its files one by one"),
+    ({"a.csv": "x;y\n", "README.md": README}, "its README sets sep, which is not supported; name its files one by one"),
 ]  # fmt: skip
 
 
@@ -353,7 +353,9 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     table = pyarrow.table([["q1"], ["first"], ["second"]], names=["prompt", "completion", "completion"])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     for name in ("a.csv", "a.parquet"):
-        with pytest.raises(DataError, match=rf"{name}: .* for each column, got 'completion' twice$"):
+        with pytest.raises(
+            DataError, match=rf"{name}: expected unique column names, got 'completion' twice$"
+        ):
             list(rows_of(str(tmp_path / name)))
 
 

@@ -160,7 +160,7 @@ def test_reasoning_goes_on_from_where_the_template_asks():
         assert chat.example((U,), answer).ids[: len(prompt)] == prompt
     assert shown(chat, chat.answered((U,), "<html>").rows)[0].endswith("</think>\n\n<html><eos>»")
     asks = OPENS.replace("<think>\n", "Well: ")
-    with pytest.raises(DataError, match="asks for answers with 'Well:', with which this one does not begin"):
+    with pytest.raises(DataError, match="starts answers with 'Well:', but this one does not start with it"):
         make(asks).told((U, A))
 
 
@@ -200,22 +200,22 @@ def test_tools_calls_and_what_they_gave_are_written_and_only_answers_count():
 
 
 LEFT_OUT = [
-    (DROPS, (S, U, A), r"the chat template leaves out a turn of the system \('Be kind\.'\)"),
-    (DROPS, (TOOLS, U, A), "leaves out the tools that the row lists .'weather'"),
-    (CLOSES, (U, CALLS), "leaves out the calls of tools .'weather'"),
+    (DROPS, (S, U, A), r"the chat template drops a turn of the system \('Be kind\.'\)"),
+    (DROPS, (TOOLS, U, A), "drops the row's tools .'weather'"),
+    (CLOSES, (U, CALLS), "drops the tool calls .'weather'"),
     (
         CLOSES,
         (U, Message("assistant", "yo", extra={"reasoning_content": "hm"})),
         "leaves out the field 'reasoning_content' of an answer .'hm'",
     ),
-    (MOVES, (U, CALLS, GAVE, A2), "leaves out the calls of tools"),
-    (MOVES, (U, A, GAVE, A2), "leaves out a turn of the tool"),
-    (MOVES, (U, A, Message("tool", "\u6674\u308c"), A2), "leaves out a turn of the tool"),
-    (MARKED, (U, Message("assistant", "yonder"), U2, A2), "leaves out a turn of the assistant .'yonder'"),
+    (MOVES, (U, CALLS, GAVE, A2), "drops the tool calls"),
+    (MOVES, (U, A, GAVE, A2), "drops a turn of the tool"),
+    (MOVES, (U, A, Message("tool", "\u6674\u308c"), A2), "drops a turn of the tool"),
+    (MARKED, (U, Message("assistant", "yonder"), U2, A2), "drops a turn of the assistant .'yonder'"),
     (
         CLOSES,
         (U, Message("assistant", "", weight=0.0, extra={"tool_calls": [CALL]}), U2, A2),
-        "the calls of tools",
+        "the tool calls",
     ),
     (
         CLOSES,
@@ -239,7 +239,7 @@ def test_what_a_template_would_leave_out_is_refused_by_name(template, turns, mes
 @pytest.mark.parametrize("template", ["markers", "plain"])
 def test_without_a_chat_template_what_only_one_can_write_is_refused(plain_bytes, template):
     chat = chat_format(plain_bytes, template, "", "\n\nHuman:", "\n\nAssistant:")
-    with pytest.raises(DataError, match="a message has tool_calls, which only a chat template can write"):
+    with pytest.raises(DataError, match="a message has tool_calls, which needs a chat template"):
         chat.told((U, CALLS))
     with pytest.raises(DataError, match=r"the row lists tools, .* data\.ignore_columns"):
         chat.told((TOOLS, U, A))
@@ -255,7 +255,7 @@ def test_a_template_writes_the_day_of_the_run():
     chat = make(DATED, "2026-01-31")
     assert shown(chat, chat.told((U, A)).rows)[0].startswith("31 Jan 2026<|im_start|>")
     assert chat.tokenizer.decode(chat.prompt_ids((U,))).startswith("31 Jan 2026<|im_start|>")
-    with pytest.raises(DataError, match="writes today's date in a form that is not known"):
+    with pytest.raises(DataError, match="prints today's date in an unsupported way"):
         make("{% set f = '%Y' %}{{ strftime_now(f) }}" + CLOSES, "2026-01-31").told((U, A))
 
 
@@ -313,7 +313,7 @@ def test_arguments_are_given_as_text_to_a_template_that_joins_them():
 
 
 def test_calls_in_a_prompt_that_a_template_leaves_out_are_refused():
-    with pytest.raises(DataError, match="leaves out the calls of tools"):
+    with pytest.raises(DataError, match="drops the tool calls"):
         make(CLOSES).prompt_ids((U, CALLS, GAVE))
-    with pytest.raises(DataError, match="leaves out the calls of tools"):
+    with pytest.raises(DataError, match="drops the tool calls"):
         make(CLOSES).answered((U, CALLS, GAVE), "sure")

@@ -229,7 +229,12 @@ def test_a_live_patient_needs_no_folder(make_doctor, patient, byte_tokenizer):
             ConfigError,
             "has patient .* has elsewhere; choose one with --patient",
         ),
-        ({"guidance": "ratio"}, {}, ConfigError, "has guidance product in its card, .* has ratio; say which"),
+        (
+            {"guidance": "ratio"},
+            {},
+            ConfigError,
+            "has guidance product in its card, .* has ratio; choose one",
+        ),
         (
             {"alpha": 0.5},
             {},
@@ -237,14 +242,14 @@ def test_a_live_patient_needs_no_folder(make_doctor, patient, byte_tokenizer):
             r"has alpha 1\.0 in its card, .* has 0\.5; choose one with --alpha",
         ),
         ({}, {"preference_weights": {"kinder": 1.0}}, ConfigError, "no doctor of 'kinder'; .* kind, safe"),
-        ({}, {"preference_weights": {"kind": 1.0}}, ConfigError, "no weight for safe; 0 leaves"),
+        ({}, {"preference_weights": {"kind": 1.0}}, ConfigError, "no weight for safe; set it to 0"),
         (
             {},
             {"guidance": "ratio"},
             ModelError,
-            "kind/export/doctor.json: .* began as, and names none; --gui",
+            "kind/export/doctor.json: .* initial model, and names none; --gui",
         ),
-        ({}, {"patient": "./gone"}, ModelError, r"^\./gone: there is no such folder"),
+        ({}, {"patient": "./gone"}, ModelError, r"^\./gone: no such folder"),
     ],
 )
 def test_doctors_that_do_not_go_together_are_named_in_one_line(make_doctor, second, settings, error, message):
@@ -272,7 +277,7 @@ def test_a_card_that_leads_nowhere_says_what_to_do(make_doctor, card, message):
 
 
 def test_a_folder_that_is_no_doctor_is_said_to_be_none(tiny_model_folder):
-    with pytest.raises(ModelError, match=r"there is no doctor\.json; expected the run folder of a doctor"):
+    with pytest.raises(ModelError, match=r"no doctor\.json; expected the run folder of a doctor"):
         guided(tiny_model_folder)
 
 
@@ -287,7 +292,7 @@ def test_a_folder_that_is_no_doctor_is_said_to_be_none(tiny_model_folder):
         ),
         (["--beta=0"], "beta needs doctors; name them with --doctor=FOLDER"),
         (["--patient=m"], "patient needs doctors"),
-        (["--doctor=d", "--plausibility=2"], "plausibility must lie in [0, 1], got 2.0"),
+        (["--doctor=d", "--plausibility=2"], r"plausibility must lie in \[0, 1\], got 2.0"),
         (["--plausibility=0.1"], "plausibility needs doctors"),
         (["--guidance=ratio"], "guidance needs doctors"),
         (["--vocabulary=map"], "vocabulary needs doctors"),

@@ -282,7 +282,7 @@ def test_pairs_without_a_reward_are_skipped_where_asked(make, data):
 def test_a_patient_with_broken_weights_is_named_with_the_row(make, patient, data):
     definition, params = models.split(patient)
     broken = models.merge(definition, jax.tree.map(lambda x: x * jnp.nan, params))
-    with pytest.raises(ModelError, match=f"^{data.train[0].source}: .* no numbers"):
+    with pytest.raises(ModelError, match=f"^{data.train[0].source}: .* not finite"):
         make(patient=broken)
 
 

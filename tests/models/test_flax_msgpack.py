@@ -74,7 +74,7 @@ def truncate(folder: Path) -> None:
             lambda f: (f / INDEX).write_text(
                 json.dumps({"weight_map": {"a": "flax_model-00001-of-00002.msgpack"}})
             ),
-            r"the tensor \S+ is missing",
+            r"missing tensor \S+",
         ),
     ],
 )

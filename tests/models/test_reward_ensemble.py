@@ -56,7 +56,7 @@ def test_a_failed_save_leaves_the_old_ensemble(members, tmp_path, monkeypatch):
 @pytest.mark.parametrize("load", [models.load_reward_model, models.load_pretrained, models.load_tokenizer])
 def test_an_ensemble_where_one_model_is_expected_is_named(load, members, tmp_path):
     models.save_reward_ensemble(members, tmp_path / "saved")
-    with pytest.raises(ModelError, match=r"saved: an ensemble of reward models, .*/saved/member-0$"):
+    with pytest.raises(ModelError, match=r"saved: expected one model, .*/saved/member-0$"):
         load(tmp_path / "saved")
 
 
@@ -81,6 +81,6 @@ def test_a_folder_of_another_kind_is_neither_read_nor_replaced(members, tmp_path
     models.save_reward_model(members[0], tmp_path / "one")
     with pytest.raises(ModelError, match=r"one: no ensemble\.json; expected a reward ensemble"):
         models.load_reward_ensemble(tmp_path / "one")
-    with pytest.raises(ModelError, match=r"holds no ensemble\.json; nothing was replaced"):
+    with pytest.raises(ModelError, match=r"has no ensemble\.json; nothing was replaced"):
         models.save_reward_ensemble(members, tmp_path / "one")
     assert json.loads((tmp_path / "one" / "config.json").read_text())["num_labels"] == 1

@@ -228,7 +228,7 @@ def test_the_command_takes_the_flags_of_the_command_that_trains(tmp_path, monkey
     assert printed.splitlines()[-1] == f"results: {tmp_path / 's'}"
     assert main(command(tmp_path / "s", *flags, "--resume")) == 0
     assert len(trainer.seen) == 2
-    assert "[1/2] optimizer.learning_rate=0.1 (had ended)" in capsys.readouterr().out
+    assert "[1/2] optimizer.learning_rate=0.1 (already finished)" in capsys.readouterr().out
 
 
 def test_a_signal_ends_the_sweep_with_its_status(tmp_path, monkeypatch):

@@ -95,5 +95,5 @@ def test_a_wrong_verdict_is_named(value, message):
 def test_a_judge_is_loaded_like_a_reward_function(tmp_path):
     (tmp_path / "mine.py").write_text("def judge(prompts, first, second, *, columns):\n    return [True]\n")
     assert load_function(f"{tmp_path}/mine.py:judge", kind="judge")([], [], [], columns={}) == [True]
-    with pytest.raises(ConfigError, match=r"^judge 'nowhere.py:judge': there is no file nowhere.py$"):
+    with pytest.raises(ConfigError, match=r"^judge 'nowhere.py:judge': no such file nowhere.py$"):
         load_function("nowhere.py:judge", kind="judge")

@@ -64,7 +64,8 @@ class TrainConfig:
             raise ValueError(f"train.batch_tokens must not be negative, got {self.batch_tokens}")
         if self.batch_tokens and self.packing:
             raise ValueError(
-                "train.batch_tokens and train.packing: choose one; packed rows have little padding at any batch_size"
+                "train.batch_tokens and train.packing: choose one; packed rows have little padding at any "
+                "batch_size"
             )
         if self.accumulation_steps < 1:
             raise ValueError(f"train.accumulation_steps must be 1 or more, got {self.accumulation_steps}")
@@ -76,7 +77,7 @@ class TrainConfig:
         if self.steps < 0:
             raise ValueError(f"train.steps must not be negative, got {self.steps}")
         if not self.steps and self.epochs <= 0:
-            raise ValueError(f"train.epochs must be positive where train.steps is 0, got {self.epochs}")
+            raise ValueError(f"train.epochs must be positive when train.steps is 0, got {self.epochs}")
 
     def total_steps(self, per_epoch: float) -> int:
         """Optimizer steps, of batches of which an epoch has so many."""
@@ -91,7 +92,7 @@ class Interrupted(BaseException):
     """
 
     def __init__(self, signal: int) -> None:
-        super().__init__(f"stopped by signal {signal}; --resume goes on from the saved checkpoint")
+        super().__init__(f"stopped by signal {signal}; continue from the saved checkpoint with --resume")
         self.signal = signal
 
 

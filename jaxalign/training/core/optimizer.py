@@ -67,19 +67,19 @@ class OptimizerConfig:
         rule = RULES[self.name]
         for key in ("beta1", "beta2", "epsilon"):
             if getattr(self, key) is not None and key not in rule.defaults:
-                raise ValueError(
-                    f"optimizer.{key} has no meaning for optimizer.name={self.name}; set it to null"
-                )
+                raise ValueError(f"optimizer.{key} is not used by optimizer.name={self.name}; set it to null")
         if self.weight_decay and not rule.decays:
-            raise ValueError(f"optimizer.weight_decay: optimizer.name={self.name} has none; adamw does")
+            raise ValueError(
+                f"optimizer.weight_decay: optimizer.name={self.name} does not support it; adamw does"
+            )
         if self.moment_dtype != "parameters" and not rule.moment:
             raise ValueError(
                 f"optimizer.moment_dtype: optimizer.name={self.name} has no first moment; set it to parameters"
             )
         if self.name == "schedule_free_adamw" and self.schedule != "constant":
             raise ValueError(
-                "optimizer.name=schedule_free_adamw averages in place of a decaying rate: it needs "
-                f"optimizer.schedule=constant, got {self.schedule}"
+                "optimizer.name=schedule_free_adamw averages weights instead of decaying the learning rate: it "
+                f"needs optimizer.schedule=constant, got {self.schedule}"
             )
 
     def numbers(self) -> Numbers:
@@ -177,7 +177,7 @@ def with_other_parts(new: Any, old: Any, name: str) -> Any:
 
     state = jax.tree.map(mixed, new, old, is_leaf=lambda x: isinstance(x, optax.PartitionState))
     if not found:
-        raise ValueError(f"the optimizer has no state of its own for {name}")
+        raise ValueError(f"the optimizer has no separate state for {name}")
     return state
 
 

@@ -148,7 +148,9 @@ def refuse_schedule_free(opt_state: Any, reason: str) -> None:
       ConfigError: with the reason.
     """
     if schedule_free_states(opt_state):
-        raise ConfigError(f"optimizer: a schedule-free one does not go with {reason}; choose another")
+        raise ConfigError(
+            f"optimizer: a schedule-free optimizer cannot be combined with {reason}; choose another"
+        )
 
 
 def schedule_free_states(opt_state: Any) -> list[contrib.ScheduleFreeState]:

@@ -100,14 +100,12 @@ class PreferenceLossConfig:
             # One that is set and not read would mislead.
             if moved and option not in spec.options:
                 raise ValueError(
-                    f"loss.{option.name} has no meaning for loss.name={self.name}; leave it at {option.default}"
+                    f"loss.{option.name} is not used by loss.name={self.name}; leave it at {option.default}"
                 )
         if spec.unpaired and (self.length_alpha != 1 or self.weighted):
             raise ValueError(f"loss.length_alpha and loss.weighted need pairs, not loss.name={self.name}")
         if self.length_normalize and (spec.unpaired or not spec.reference):
-            raise ValueError(
-                f"loss.length_normalize has no meaning for loss.name={self.name}; set it to false"
-            )
+            raise ValueError(f"loss.length_normalize is not used by loss.name={self.name}; set it to false")
 
     @property
     def spec(self) -> LossSpec:
@@ -203,8 +201,8 @@ class DPOConfig:
         statistic = self.loss.spec.statistic
         if statistic and statistic.mismatched and self.reference_logps == "precomputed":
             raise ValueError(
-                f"reference_logps=precomputed does not go with loss.name={self.loss.name}, which also scores each "
-                "prompt with another one's completion, and those change with every batch"
+                f"reference_logps=precomputed cannot be combined with loss.name={self.loss.name}, which also "
+                "scores each prompt with the completion of another, different in every batch"
             )
         read = {
             "batch_size": not (self.train.batch_tokens and self.train.eval_batch_size),
@@ -213,8 +211,8 @@ class DPOConfig:
         for name in (name for name, used in read.items() if used):
             if statistic and getattr(self.train, name) == 1:
                 raise ValueError(
-                    f"train.{name} must be 2 or more with loss.name={self.loss.name}, which sets each example against "
-                    "the others of its batch; got 1"
+                    f"train.{name} must be 2 or more with loss.name={self.loss.name}, which compares each example "
+                    "with the others of its batch; got 1"
                 )
         if self.reference_cache and self.reference_logps == "live":
             raise ValueError("reference_cache needs reference_logps=precomputed")

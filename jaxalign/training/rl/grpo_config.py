@@ -91,7 +91,7 @@ class GRPOLossConfig:
             raise ValueError(f"loss.beta must not be negative, got {self.beta}")
         if self.dual_clip and (self.dual_clip <= 1 or not self.recipe.takes_dual_clip):
             raise ValueError(
-                "loss.dual_clip must be above 1 and needs one of loss.name "
+                "loss.dual_clip must be above 1 and needs a loss.name of "
                 f"{_names(lambda recipe: recipe.takes_dual_clip)}; got {self.dual_clip} for {self.name}"
             )
         check_cap(self.importance_cap)

@@ -42,7 +42,8 @@ class CriticConfig:
     def __post_init__(self) -> None:
         if self.shared_trunk and self.init != "policy":
             raise ValueError(
-                f"critic.shared_trunk and critic.init={self.init}: choose one; a head on the policy's trunk is fresh"
+                f"critic.shared_trunk and critic.init={self.init}: choose one; a shared trunk always gets a new "
+                "head"
             )
 
 
@@ -133,8 +134,8 @@ class PPOConfig(OnPolicyConfig):
         super().__post_init__()
         if not 0 <= self.critic.warmup_updates <= self.train.updates:
             raise ValueError(
-                f"critic.warmup_updates must lie in 0 to train.updates = {self.train.updates}, "
-                f"got {self.critic.warmup_updates}"
+                f"critic.warmup_updates must lie in 0 to train.updates = {self.train.updates}, got "
+                f"{self.critic.warmup_updates}"
             )
         self.rollout.check_corrected(self.importance_cap)
         if self.critic.shared_trunk and self.lora.enabled:

@@ -62,7 +62,9 @@ class RewardSource:
         if self.model and self.models:
             raise ValueError("reward.model and reward.models: choose one")
         if len(self.models) == 1:
-            raise ValueError("reward.models: expected two folders or more, got 1; one goes to reward.model")
+            raise ValueError(
+                "reward.models: expected two or more folders, got 1; set a single one as reward.model"
+            )
         if self.aggregate_coefficient < 0:
             raise ValueError(
                 f"reward.aggregate_coefficient must not be negative, got {self.aggregate_coefficient}"
@@ -115,7 +117,7 @@ def build_reward(
         if isinstance(found, ScalarModel):
             if source.aggregate != "mean":
                 raise ConfigError(
-                    f"reward.aggregate={source.aggregate} needs an ensemble; there is one reward model only"
+                    f"reward.aggregate={source.aggregate} needs an ensemble; there is only one reward model"
                 )
             return alone(found), found
         if any(member.steps for member in found):
@@ -146,7 +148,7 @@ def build_reward(
     if isinstance(reward, (list, tuple)):
         return _mix_of(reward, source, alone)
     if source.weights and not source.functions:
-        raise ConfigError("reward.weights: there are no functions that they could be of")
+        raise ConfigError("reward.weights: no reward.functions to weight")
     if reward is not None:
         return WeightedMix({_name_of(reward): reward}, texts=True) if source.texts else reward, None
     model = None
@@ -156,16 +158,18 @@ def build_reward(
         rewards["model"], model = scored_by(_load(source))
         weights["model"] = source.model_weight
     elif source.aggregate != "mean":
-        raise ConfigError(f"reward.aggregate={source.aggregate} needs an ensemble; there is no reward model")
+        raise ConfigError(
+            f"reward.aggregate={source.aggregate} needs an ensemble, but there is no reward model"
+        )
     for index, name in enumerate(source.functions):
         label = _free(name.rpartition(":")[2], rewards, index)
         rewards[label] = load_function(name)
         weights[label] = source.weights[index] if source.weights else 1.0
     if not rewards:
-        raise ConfigError("reward: expected reward.model, reward.models or reward.functions; there is none")
+        raise ConfigError("reward: expected reward.model, reward.models or reward.functions, got none")
     if (source.separator or source.step_score != "auto") and (model is None or model.steps is None):
         name = "separator" if source.separator else "step_score"
-        raise ConfigError(f"reward.{name} is for a process reward model; reward.model names none")
+        raise ConfigError(f"reward.{name} needs a process reward model in reward.model")
     return WeightedMix(rewards, weights, texts=source.texts), model
 
 
@@ -184,7 +188,7 @@ def _mix_of(
         label = _free("model" if isinstance(part, ScalarModel) else _name_of(part), rewards, index)
         rewards[label] = scored_by(part) if isinstance(part, ScalarModel) else part
     if not rewards:
-        raise ConfigError("reward: expected one function at least, got none")
+        raise ConfigError("reward: expected at least one function, got none")
     weights = dict(zip(rewards, source.weights or [1.0] * len(rewards), strict=True))
     model = next((part for part in parts if isinstance(part, ScalarModel)), None)
     return WeightedMix(rewards, weights, texts=source.texts), model

@@ -87,4 +87,6 @@ def test_a_run_of_updates_says_how_long_it_is(tmp_path, monkeypatch):
         "train: 7 updates of 4 prompts x 1 completions, 2 optimizer steps each; 2.5 an epoch; 3 parameters"
         in log
     )
-    assert log.index("compiling sampling, scoring") < log.index("the first update, with compiling, done in ")
+    assert log.index("compiling sampling, scoring") < log.index(
+        "first update (including compilation) finished in "
+    )

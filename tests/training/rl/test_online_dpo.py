@@ -364,7 +364,7 @@ def test_a_missing_or_wrong_judge_is_one_line_and_leaves_nothing(online, tmp_pat
     folder = tmp_path / "run"
     with pytest.raises(ConfigError, match=r"reward.model, reward.functions or judge.function; there is none"):
         train_online_dpo(online(folder, **nothing))
-    with pytest.raises(ConfigError, match=r"judge 'nowhere.py:f': there is no file nowhere.py"):
+    with pytest.raises(ConfigError, match=r"judge 'nowhere.py:f': no such file nowhere.py"):
         train_online_dpo(online(folder, judge=JudgeSource(function="nowhere.py:f"), **nothing))
     with pytest.raises(ConfigError, match="judge and reward: choose one"):
         train_online_dpo(online(folder), judge=judge_ascii)
