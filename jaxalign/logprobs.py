@@ -53,7 +53,7 @@ def token_logprobs(
       float32 nats.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete temperature that is not positive.
     """
     check_range("temperature", temperature, 0.0, open_low=True)
@@ -82,8 +82,8 @@ def linear_logprobs(
     Args:
       hidden: any float dtype; products accumulate in float32.
       embedding: the vocabulary projection.
-      targets: token ids in [0, V); masked slots may hold anything.
-      mask: tokens that count; None for all. Hidden states of masked slots may be NaN.
+      targets: token ids in [0, V); masked entries may hold anything.
+      mask: tokens that contribute; None for all. Hidden states of masked entries may be NaN.
       chunk_size: vocabulary rows at a time.
       temperature: positive; no gradient.
       softcap: c in c * tanh(logits / c), applied before the temperature; None for none.
@@ -96,7 +96,7 @@ def linear_logprobs(
       `LogprobStatistics`; gradients reach hidden, embedding and bias.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete hyper-parameter out of range.
     """
     check_range("temperature", temperature, 0.0, open_low=True)

@@ -157,7 +157,7 @@ def collate_labels(
     (of its own, where the batch has no other).
 
     Raises:
-      DataError: labelled completions and comparisons in one data set.
+      DataError: labeled completions and comparisons in one data set.
     """
     sizes = {len(e.rows): e.source for e in examples}
     if len(sizes) > 1:
@@ -230,7 +230,7 @@ def usual_width(examples: Sequence[Example]) -> int:
 
 
 def counted_tokens(examples: Sequence[Example]) -> np.ndarray:
-    """[N]: tokens that count in all rows of each example."""
+    """[N]: tokens that contribute in all rows of each example."""
     return counted_of(examples)
 
 

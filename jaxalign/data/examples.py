@@ -34,18 +34,18 @@ class Example:
 
     Attributes:
       rows: token ids: one completion (demonstrations), two (chosen, rejected), K, or none (prompts).
-      masks: the same shape, True at counted tokens (of steps: at each step's last token).
+      masks: the same shape, True at unmasked tokens (of steps: at each step's last token).
       prompt_tokens: ids of the prompt.
       prompt_text: its text.
       best: index of the best row, for rankings.
       margin: how much better chosen is.
-      labels: of labelled completions, whether each row is to be imitated; of steps, how right each is, in [0, 1].
+      labels: of labeled completions, whether each row is to be imitated; of steps, how right each is, in [0, 1].
       group: hash of the first user turn; rows that share one fall on one side of a split.
       columns: the record's other fields.
       source: file:line.
       truncated: something was cut off, by the rule of `Limits.truncation`.
       prompt: the prompt as the record has it, whole.
-      weights: how much each token counts, where some counted token's weight is not 1; else empty.
+      weights: how much each token counts, where some unmasked token's weight is not 1; else empty.
       note: a remark on how it was written, that is counted and shown.
     """
 

@@ -139,7 +139,7 @@ def check_there(paths: Sequence[str]) -> None:
 
 
 def count_rows(path: str, *, max_bytes: int = 0) -> int:
-    """How many rows a file has, without parsing more of it than must be.
+    """Number of rows in a file, parsing as little of it as possible.
 
     Raises:
       DataError: as `chunks_of`.

@@ -6,7 +6,7 @@ which token of the batch lies there. Rows of tokens stay where they are, and so 
     tokens   a a a a a .     packed   0  1  2  3  4  8      rows 0 and 1 share a row;
              b b . . . .              6  7  8  ...          a padding column holds rows * columns
 
-Packed or not, a batch may say which hidden states predict tokens that count, so that the vocabulary head is
+Packed or not, a batch may say which hidden states predict tokens that contribute, so that the vocabulary head is
 applied to no others.
 """
 
@@ -37,7 +37,7 @@ def best_fit_decreasing(
 
     Args:
       lengths: tokens, none above `width`; those of 0 tokens go nowhere.
-      width: tokens a row.
+      width: tokens per row.
       most: lengths in a row, at most.
 
     Returns:
@@ -85,14 +85,14 @@ def packed(
         out); the same with the prefix kl_ where there are such rows.
       num_microbatches: micro-batches.
       shards: devices that rows are split over; each gets as many packed rows.
-      loss_positions: whether the vocabulary head is to be applied, to the counted tokens alone.
+      loss_positions: whether the vocabulary head is to be applied, to the unmasked tokens alone.
       least: packed rows R of a micro-batch at least.
 
     Returns:
       The batch and, for each prefix, `packed` int32 [M * R, T]: row * T + column of the token in each
       column, rows * T in padding, in which `rows` are those of a micro-batch. With `loss_positions` also
       `loss_positions` int32 [M * shards, C]: for each shard's packed rows, flattened, the columns whose hidden
-      state predicts a counted token; -1 fills.
+      state predicts an unmasked token; -1 fills.
 
     Raises:
       ValueError: B does not divide by `num_microbatches`.
@@ -161,12 +161,12 @@ def with_loss_positions(
 
     Args:
       batch, num_microbatches, shards: as for `packed`; `loss_token_moments`, where the batch has it, are the
-        mean and the standard deviation of the counted tokens of an example, by which nearly all batches of a width get
-        one C.
+        mean and the standard deviation of the unmasked tokens of an example, by which nearly all batches of a width
+        get one C.
 
     Returns:
       The batch and, for each prefix, `loss_positions` int32 [M * S, C]: for each of the S equal parts of a
-      micro-batch's rows, flattened, the columns whose hidden state predicts a counted token; -1 fills. S is
+      micro-batch's rows, flattened, the columns whose hidden state predicts an unmasked token; -1 fills. S is
       `shards` where the rows of a micro-batch divide by it, else 1. Where nearly all columns are such places
       there are no `loss_positions`, and the head is to be applied to all.
 
@@ -273,7 +273,7 @@ def segments(places: Any, size: int, width: int) -> dict[str, Any]:
 def _loss_positions(
     places: Sequence[np.ndarray], masks: Sequence[np.ndarray], shards: int, least: int = 0
 ) -> np.ndarray:
-    """[M * shards, C]: in each shard of each micro-batch's rows, the columns before a counted token."""
+    """[M * shards, C]: in each shard of each micro-batch's rows, the columns before an unmasked token."""
     columns = []
     for where, mask in zip(places, masks, strict=True):
         # Column 0 of a row never counts, so the token before a counted one is in the same row.

@@ -115,7 +115,7 @@ def open_or_write(
       key: hash of all that the examples depend on.
       path: the data file.
       make: its blocks, asked for where they must be made.
-      say: is told that a damaged file is made anew.
+      say: is told that a damaged file is rebuilt.
 
     Raises:
       ConfigError: the folder cannot be written to, or the disk is full.

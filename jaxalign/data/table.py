@@ -104,7 +104,7 @@ class Examples(Sequence[Example]):
 
     @property
     def counted(self) -> np.ndarray:
-        """int64 [N]: tokens that count, of all rows."""
+        """int64 [N]: tokens that contribute, of all rows."""
         return self._table.counted[self._rows].astype(np.int64)
 
     @property
@@ -147,7 +147,7 @@ def row_lengths_of(examples: Sequence[Example]) -> np.ndarray:
 
 
 def counted_of(examples: Sequence[Example]) -> np.ndarray:
-    """int64 [N]: tokens that count in all rows of each example."""
+    """int64 [N]: tokens that contribute in all rows of each example."""
     if isinstance(examples, Examples):
         return examples.counted
     return np.asarray([sum(map(sum, e.masks)) for e in examples], np.int64)

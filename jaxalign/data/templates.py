@@ -146,7 +146,7 @@ class ChatTemplate:
     def _reopened(self, turns: Turns, asked: str, whole: str) -> tuple[str, str, str]:
         """The same where a template asks with more than it writes before a finished answer (`<think>`, say).
 
-        The model will be asked that way, so an answer goes on from there: with the reasoning that it has, or with none.
+        Generation starts from that prompt, so the answer must follow it: with its reasoning, or without.
         """
         base = self._render(turns[:-1], generation=False)
         if not whole.startswith(base):

@@ -23,7 +23,7 @@ class BatchShape:
       width: columns of tokens T.
       size: examples of a batch.
       batches: how many batches of an epoch have it.
-      counted: mean and standard deviation of the counted tokens of its examples.
+      counted: mean and standard deviation of the unmasked tokens of its examples.
     """
 
     width: int

@@ -42,7 +42,7 @@ class Workers:
     """Up to `count` worker processes, started when there is work for them; a context manager.
 
     Args:
-      count: how many; 0 for one a core that this process may use, `MOST_WORKERS` at most; 1 to do the work in this
+      count: how many; 0 for one per core that this process may use, `MOST_WORKERS` at most; 1 to do the work in this
         process.
     """
 

@@ -10,12 +10,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity over counted tokens.
+    """Perplexity over unmasked tokens.
 
     Attributes:
       value: exp of `nats_per_token`.
       nats_per_token: mean negative log-likelihood.
-      tokens: counted tokens.
+      tokens: unmasked tokens.
     """
 
     value: float
@@ -24,7 +24,7 @@ class Perplexity:
 
 
 def perplexity(score: Callable[[Mapping[str, Any]], Any], batches: Iterable[Mapping[str, Any]]) -> Perplexity:
-    """Perplexity over all counted tokens of all batches: one mean, whatever the batches.
+    """Perplexity over all unmasked tokens of all batches: one mean, whatever the batches.
 
     Args:
       score: batch -> log-probs [B, T] of its tokens, nats; what lies outside the mask is not read.

@@ -21,7 +21,7 @@ Scorer = Callable[[Any, Mapping[str, Any]], np.ndarray]
 def make_scorer(definition: Any, *, temperature: float = 1.0) -> Scorer:
     """How to score batches (tokens, mask [B, T], lengths [B], perhaps valid [B]) with a model's parameters.
 
-    Rows are packed, and the vocabulary head is applied to counted tokens alone.
+    Rows are packed, and the vocabulary head is applied to unmasked tokens alone.
     """
 
     @jax.jit
@@ -37,7 +37,7 @@ def make_scorer(definition: Any, *, temperature: float = 1.0) -> Scorer:
 
 
 def token_logps(score: Scorer, params: Any, rows: Rows, *, batch_size: int = 64) -> np.ndarray:
-    """float32 [N, T]: log-prob of each counted token, nats; 0 elsewhere."""
+    """float32 [N, T]: log-prob of each unmasked token, nats; 0 elsewhere."""
     count = len(rows.lengths)
     # Fillers keep the shape, so that one program serves all batches.
     done = [score(params, rows.batch(start, batch_size)) for start in range(0, count, batch_size)]
@@ -45,7 +45,7 @@ def token_logps(score: Scorer, params: Any, rows: Rows, *, batch_size: int = 64)
 
 
 def summed_logps(score: Scorer, params: Any, rows: Rows, *, batch_size: int = 64) -> np.ndarray:
-    """float64 [N]: summed log-prob of the counted tokens of each row, nats."""
+    """float64 [N]: summed log-prob of the unmasked tokens of each row, nats."""
     return token_logps(score, params, rows, batch_size=batch_size).astype(np.float64).sum(1)
 
 

@@ -47,7 +47,7 @@ def sampler_gap(
       prompts: token ids of each prompt.
       max_new_tokens: longest completion.
       key: source of all randomness.
-      num_samples: completions a prompt.
+      num_samples: completions per prompt.
 
     Raises:
       UserError: an empty prompt, or one that leaves no room in the context.

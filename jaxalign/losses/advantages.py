@@ -19,7 +19,7 @@ def generalized_advantage_estimation(
     lam: Scalar,
     bootstrap_values: Float[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Generalized advantage estimation over the counted tokens of each row.
+    """Generalized advantage estimation over the unmasked tokens of each row.
 
     delta_t = r_t + gamma * V(next) - V_t
     A_t = delta_t + gamma * lam * A(next);  returns = A + V
@@ -31,10 +31,10 @@ def generalized_advantage_estimation(
     Args:
       rewards: reward of each token.
       values: `values[t]` is the value of the state before token t.
-      mask: tokens that count.
+      mask: tokens that contribute.
       gamma: discount a token, in [0, 1].
       lam: lambda, in [0, 1].
-      bootstrap_values: value of what follows the last counted token; 0 for None.
+      bootstrap_values: value of what follows the last unmasked token; 0 for None.
 
     Returns:
       (advantages, returns), float32, 0 where masked, no gradient to anything.
@@ -81,7 +81,7 @@ def whiten(
     mean: Scalar | None = None,
     variance: Scalar | None = None,
 ) -> Float[Array, "..."]:
-    """Scales x to variance 1 over the counted slots (and to mean 0).
+    """Scales x to variance 1 over the unmasked entries (and to mean 0).
 
     y = (x - mean) / sqrt(var + 1e-8);  with shift_mean=False the mean is added back
 
@@ -94,8 +94,8 @@ def whiten(
       mean, variance: those of the whole batch, where x is a part of it; None for those of x.
 
     Returns:
-      float32, the same shape; 0 where masked, and where all counted values are equal (but for a mean
-      added back). With fewer than two counted slots the variance is taken as 0.
+      float32, the same shape; 0 where masked, and where all unmasked values are equal (but for a mean
+      added back). With fewer than two unmasked entries the variance is taken as 0.
 
     Raises:
       AssertionError: shapes differ.
@@ -122,7 +122,7 @@ def global_batch_advantages(
     mean: Scalar | None = None,
     std: Scalar | None = None,
 ) -> Float[Array, "..."]:
-    """Rewards normalised over all of the batch.
+    """Rewards normalized over all of the batch.
 
     A = (r - mean) / (std + epsilon)
 
@@ -198,16 +198,16 @@ def reinforce_plus_plus_advantages(
     """REINFORCE++: the reward less the KL still to come, whitened over all tokens of the global batch.
 
     kl_t = old_logps_t - ref_logps_t                 (k1 of `kl_penalty`)
-    r_t = -beta * kl_t, plus the row's reward at its last counted token
+    r_t = -beta * kl_t, plus the row's reward at its last unmasked token
     G_t = r_t + gamma * G(next);  A = `whiten`(G)
 
     With gamma = 1, G_t = reward - beta * sum_{i >= t} kl_i. Masked steps inside a row are skipped.
 
     Args:
-      rewards: one a row.
+      rewards: one per row.
       old_logps: log-probs under the policy that sampled, nats.
       ref_logps: under the frozen reference.
-      mask: tokens that count.
+      mask: tokens that contribute.
       beta: weight of the KL, not negative.
       gamma: discount a token, in [0, 1].
       normalize: whiten; without it the result is G, whose mean and variance over the global batch are
@@ -221,7 +221,7 @@ def reinforce_plus_plus_advantages(
       AssertionError: shapes differ.
       ValueError: a concrete hyper-parameter out of range.
 
-    Source: arXiv:2501.03262. Its baseline form, for several completions a prompt, is
+    Source: arXiv:2501.03262. Its baseline form, for several completions per prompt, is
     `reinforce_plus_plus_baseline_advantages`.
     """
     check_range("beta", beta, 0.0)

@@ -123,7 +123,7 @@ def rank_matched(values: Float[Array, " B"], targets: Float[Array, " B"]) -> Flo
     matched_i = sorted(targets)[rank of values_i],  ties in the order of the rows
 
     Args:
-      values, targets: one a row, of the whole batch.
+      values, targets: one per row, of the whole batch.
 
     Returns:
       float32, without gradient.

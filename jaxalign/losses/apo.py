@@ -1,4 +1,4 @@
-"""APO: anchored preference optimization, of pairs and of labelled completions."""
+"""APO: anchored preference optimization, of pairs and of labeled completions."""
 
 import jax
 from jaxtyping import Array, Bool, Float
@@ -81,7 +81,7 @@ def apo_zero_unpaired_loss(
     desirable_weight: Scalar = 1.0,
     undesirable_weight: Scalar = 1.0,
 ) -> Float[Array, " B"]:
-    """APO-zero of labelled completions: `kto_loss` with kl = 0.
+    """APO-zero of labeled completions: `kto_loss` with kl = 0.
 
     r = beta * (policy - ref)
     loss = desirable_weight * (1 - sigmoid(r)) where desirable, undesirable_weight * sigmoid(r) elsewhere

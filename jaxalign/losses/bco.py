@@ -1,4 +1,4 @@
-"""BCO: binary classifier optimization, of pairs and of labelled completions."""
+"""BCO: binary classifier optimization, of pairs and of labeled completions."""
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def bco_loss(
       policy_logps, ref_logps, desirable, beta: as in `kto_loss`.
       delta: the reward shift, in units of the reward beta * (policy - ref): a running mean of the rewards
         over both labels and all batches so far, which the caller keeps; no gradient.
-      desirable_weight, undesirable_weight: not negative, no gradient; scalars, or one a row, such as the
+      desirable_weight, undesirable_weight: not negative, no gradient; scalars, or one per row, such as the
         paper's ratio of prompt densities on undesirable completions.
 
     Returns:

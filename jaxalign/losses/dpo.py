@@ -20,7 +20,7 @@ def dpo_loss(
     """Direct preference optimization: one loss per pair.
 
     Online DPO (arXiv:2402.04792) is this loss, or `ipo_loss`, of pairs that the policy sampled and a judge or
-    reward model ranked, with log-probs summed over the completion. Of means a token it is TRL's sigmoid_norm.
+    reward model ranked, with log-probs summed over the completion. Of means per token it is TRL's sigmoid_norm.
 
     m = beta * ((policy_chosen - ref_chosen) - (policy_rejected - ref_rejected))
     loss = -(1 - s) * log_sigmoid(m) - s * log_sigmoid(-m)

@@ -27,7 +27,7 @@ def group_advantages(
 
     Args:
       rewards: [B] or [B, T] (each column on its own); consecutive rows form a group.
-      group_size: completions a prompt, 2 or more.
+      group_size: completions per prompt, 2 or more.
       mask: rewards that count; others are left out of their group's statistics.
       scale: `std` (of the group, n - 1), `batch` (of all counted rewards, n - 1) or `none`.
       epsilon: added to the standard deviation, in units of the reward; not negative.
@@ -70,7 +70,7 @@ def leave_one_out_advantages(
 
     Args:
       rewards: [B] or [B, T]; consecutive rows form a group.
-      group_size: completions a prompt, 2 or more.
+      group_size: completions per prompt, 2 or more.
       mask: rewards that count.
 
     Returns:
@@ -105,7 +105,7 @@ def gpg_advantages(
 
     Args:
       rewards: [B]; consecutive rows form a group.
-      group_size: completions a prompt, 2 or more.
+      group_size: completions per prompt, 2 or more.
       mask: rewards that count.
       alpha: that of the whole batch, where rewards are a part of it; 1 for none.
 
@@ -138,7 +138,7 @@ def reinforce_plus_plus_baseline_advantages(
     mean: Scalar | None = None,
     std: Scalar | None = None,
 ) -> Float[Array, " B"]:
-    """REINFORCE++ with a baseline: reward minus its group's mean, normalised over the global batch.
+    """REINFORCE++ with a baseline: reward minus its group's mean, normalized over the global batch.
 
     C = r - mean_group
     A = (C - mean(C)) / (std(C) + epsilon)
@@ -148,7 +148,7 @@ def reinforce_plus_plus_baseline_advantages(
 
     Args:
       rewards: [B]; consecutive rows form a group.
-      group_size: completions a prompt, 2 or more.
+      group_size: completions per prompt, 2 or more.
       mask: rewards that count.
       epsilon, mean, std: as in `global_batch_advantages`, of C.
 
@@ -177,7 +177,7 @@ def gdpo_advantages(
     mean: Scalar | None = None,
     std: Scalar | None = None,
 ) -> Float[Array, " B"]:
-    """Several rewards, each normalised within its group, then summed, then normalised over the batch.
+    """Several rewards, each normalized within its group, then summed, then normalized over the batch.
 
     N_k = (r_k - mean_group) / (std_group + epsilon), for each reward k
     S = sum_k w_k * N_k
@@ -187,8 +187,8 @@ def gdpo_advantages(
     deviations are of samples (n - 1).
 
     Args:
-      rewards: one a row and kind; consecutive rows form a group.
-      group_size: completions a prompt, 2 or more.
+      rewards: one per row and kind; consecutive rows form a group.
+      group_size: completions per prompt, 2 or more.
       weights: one a kind of reward; 1 for None.
       mask: rewards that apply to their row; a row counts where any does.
       epsilon: added to both standard deviations; not negative.
@@ -226,7 +226,7 @@ def process_group_advantages(
     *,
     epsilon: Scalar = 1e-4,
 ) -> Float[Array, "B T"]:
-    """GRPO with process supervision: step rewards normalised over the group, then summed from each token on.
+    """GRPO with process supervision: step rewards normalized over the group, then summed from each token on.
 
     N = (r - mean_group) / (std_group + epsilon)     over all steps of all completions of the group
     A_t = sum of N over the steps that end at or after token t
@@ -237,8 +237,8 @@ def process_group_advantages(
     Args:
       rewards: read only where a step ends.
       steps: tokens at which a step ends.
-      group_size: completions a prompt, 2 or more; consecutive rows form a group.
-      mask: tokens that count; None for all. A step that ends at another token does not count either.
+      group_size: completions per prompt, 2 or more; consecutive rows form a group.
+      mask: tokens that contribute; None for all. A step that ends at another token does not count either.
       epsilon: added to the standard deviation (of samples, n - 1), in units of the reward; not negative.
 
     Returns:

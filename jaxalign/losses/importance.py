@@ -31,7 +31,7 @@ def importance_weights(
     Args:
       old_logps: log-probs of the sampled tokens under the policy as the trainer scores it, nats.
       sampling_logps: of the same tokens under the distribution they were drawn from.
-      mask: tokens that count; None for all.
+      mask: tokens that contribute; None for all.
       cap: the largest weight, positive.
       floor: the smallest, not negative, at most cap.
       level: "token" is biased but tame; "sequence" is the true ratio of completions, one for all tokens
@@ -86,9 +86,9 @@ def off_policy_weights(
     Args:
       logps: log-probs under the policy that is trained, nats.
       sampling_logps: under the distribution the tokens were drawn from.
-      advantages: one a row or one a token.
-      mask: tokens that count; None for all.
-      threshold: nats a token, not negative.
+      advantages: one per row or one per token.
+      mask: tokens that contribute; None for all.
+      threshold: nats per token, not negative.
 
     Returns:
       float32, no gradient to anything; 0 where masked.

@@ -12,7 +12,7 @@ def overlong_mask(mask: Shaped[Array, "B T"], truncated: Shaped[Array, " B"]) ->
     """The mask without the rows that were cut by the length limit, which then count nowhere.
 
     Args:
-      mask: tokens that count.
+      mask: tokens that contribute.
       truncated: True for a row that was cut (a finish reason of "length").
 
     Returns:
@@ -20,7 +20,7 @@ def overlong_mask(mask: Shaped[Array, "B T"], truncated: Shaped[Array, " B"]) ->
       these rows' rewards, unless their mask leaves them out as well.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
 
     Source: arXiv:2503.14476, section 3.4 (overlong filtering).
     """

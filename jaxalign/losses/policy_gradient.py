@@ -24,8 +24,8 @@ def reinforce_loss(
 
     Args:
       logps: log-probs under the policy that is trained, which is the one that sampled, nats.
-      advantages: one a row or one a token; no gradient.
-      mask: tokens that count; None for all.
+      advantages: one per row or one per token; no gradient.
+      mask: tokens that contribute; None for all.
 
     Returns:
       float32, unreduced; 0 where masked.
@@ -90,9 +90,9 @@ def ppo_policy_loss(
     Args:
       logps: log-probs under the policy that is trained, nats.
       old_logps: under the policy that sampled; no gradient.
-      advantages: one a row or one a token; no gradient.
-      mask: tokens that count; None for all.
-      clip_low, clip_high: how far the ratio counts below and above 1; clip_low in [0, 1].
+      advantages: one per row or one per token; no gradient.
+      mask: tokens that contribute; None for all.
+      clip_low, clip_high: clip range below and above 1; clip_low in [0, 1].
       dual_clip: bound on the ratio where the advantage is negative, above 1; None for none.
 
     Returns:

@@ -156,13 +156,13 @@ class LossSpec:
     """A preference loss: how it is called, and what it needs.
 
     The function's positional arguments follow from `reference`, `means` and `unpaired` (see `arguments`); by name it
-    takes beta, its options and what its statistic computes. It returns one loss a row.
+    takes beta, its options and what its statistic computes. It returns one loss per row.
 
     Attributes:
       function: the loss.
       options: those it owns, besides beta.
       reference: it reads the reference's log-probs.
-      means: it reads mean log-probs a token rather than sums.
+      means: it reads mean log-probs per token rather than sums.
       unpaired: it reads single completions with labels.
       statistic: what it is told of the whole batch; None where rows do not depend on one another.
       required: options that it cannot take at their defaults -> what they must be.

@@ -28,7 +28,7 @@ def log_ratios(
 
 
 def row_means(x: Float[Array, "B T"], mask: Shaped[Array, "B T"]) -> Float[Array, " B"]:
-    """Mean over the counted tokens of each row; 0 where there is none."""
+    """Mean over the unmasked tokens of each row; 0 where there is none."""
     tokens = jnp.sum(mask, axis=1, dtype=jnp.float32)
     return jnp.sum(masked(x, mask), axis=1) / jnp.maximum(tokens, 1.0)
 
@@ -80,7 +80,7 @@ def token_advantages(
 def row_advantages(
     advantages: Real[Array, " B"], logps: Float[Array, "B T"], mask: Shaped[Array, "B T"]
 ) -> Float[Array, " B"]:
-    """The advantage of each row, float32, no gradient; 0 where the row has no counted token."""
+    """The advantage of each row, float32, no gradient; 0 where the row has no unmasked token."""
     check_shapes(logps_rows=jnp.zeros(logps.shape[:1]), advantages=advantages)
     return jax.lax.stop_gradient(masked(float32(advantages), jnp.any(mask, axis=1)))
 

@@ -17,12 +17,12 @@ from jaxalign.masking import as_mask, masked, masked_sum
 def token_mean(
     x: Float[Array, "B T"], mask: Shaped[Array, "B T"] | None, *, count: Scalar | None = None
 ) -> Float[Array, ""]:
-    """Mean over counted tokens: every token weighs the same, so long rows weigh more.
+    """Mean over unmasked tokens: every token weighs the same, so long rows weigh more.
 
     Args:
-      x: one value a token.
-      mask: tokens that count; None for all.
-      count: counted tokens of the whole batch, where x is a part of it.
+      x: one value per token.
+      mask: tokens that contribute; None for all.
+      count: unmasked tokens of the whole batch, where x is a part of it.
 
     Returns:
       float32 scalar; 0 with finite gradients where nothing counts.
@@ -42,9 +42,9 @@ def sequence_mean(
     """Mean over rows that have any token, of each row's token mean: every row weighs the same.
 
     Args:
-      x: one value a token.
-      mask: tokens that count; None for all.
-      count: rows with any counted token in the whole batch, where x is a part of it.
+      x: one value per token.
+      mask: tokens that contribute; None for all.
+      count: rows with any unmasked token in the whole batch, where x is a part of it.
 
     Returns:
       float32 scalar; 0 with finite gradients where nothing counts.
@@ -67,10 +67,10 @@ def fixed_length_mean(
     """Row sums divided by one fixed length, then the mean over rows: no length bias (Dr. GRPO).
 
     Args:
-      x: one value a token.
-      mask: tokens that count; None for all.
+      x: one value per token.
+      mask: tokens that contribute; None for all.
       length: the divisor, usually the longest completion allowed, in tokens; positive.
-      count: rows with any counted token in the whole batch, where x is a part of it.
+      count: rows with any unmasked token in the whole batch, where x is a part of it.
 
     Returns:
       float32 scalar; 0 with finite gradients where nothing counts.

@@ -14,7 +14,7 @@ def aggregate_ensemble(
     mode: Literal["mean", "mean_minus_std", "worst"] = "mean",
     coefficient: Scalar = 1.0,
 ) -> Float[Array, " B"]:
-    """One reward from those of an ensemble's members: doubt is held against the completion.
+    """One reward from those of an ensemble's members: disagreement lowers the reward.
 
     mean:            mean_k r_k
     mean_minus_std:  mean_k r_k - coefficient * std_k r_k
@@ -85,7 +85,7 @@ def combine_objectives(
       float32 [B]; gradients reach rewards and weights.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
 
     Source: arXiv:2406.12845.
     """

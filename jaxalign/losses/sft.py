@@ -17,7 +17,7 @@ def sft_loss(logps: Float[Array, "B T"], mask: Shaped[Array, "B T"] | None = Non
 
     Args:
       logps: log-probs of the chosen completion's tokens, nats.
-      mask: tokens that count; None for all.
+      mask: tokens that contribute; None for all.
 
     Returns:
       float32 nats, unreduced; 0 where masked.

@@ -1,4 +1,4 @@
-"""SimPO and AlphaPO: length-normalised log-probs as rewards, without a reference."""
+"""SimPO and AlphaPO: length-normalized log-probs as rewards, without a reference."""
 
 from jaxtyping import Array, Float
 

@@ -65,8 +65,8 @@ def token_rewards(
 
     Args:
       importance: S, of `token_importance`; no gradient.
-      preferred: True for the response that people preferred, one a row; bool, or 0 and 1.
-      mask: tokens that count; None for all.
+      preferred: True for the response that people preferred, one per row; bool, or 0 and 1.
+      mask: tokens that contribute; None for all.
       threshold: theta, in [0, 1]. As S is relative to the row's mean, 0.1 keeps most tokens, and 0.5
         about half.
 
@@ -74,7 +74,7 @@ def token_rewards(
       float32 in [-1, 1]; 0 where masked.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete threshold out of range.
 
     Source: arXiv:2601.10416.

@@ -25,7 +25,7 @@ def ppo_value_loss(
       values: values that are trained.
       old_values: values at the rollout; no gradient.
       returns: targets; no gradient.
-      mask: tokens that count; None for all.
+      mask: tokens that contribute; None for all.
       clip: largest change that counts, in units of the reward, positive; None for no clipping.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Scalar models: a decoder's trunk under a head that gives one number a token.
+"""Scalar models: a decoder's trunk under a head that gives one number per token.
 
 A reward model reads the number at a row's last token, a process reward model where each step
 of a solution ends, a value function at every token.

@@ -72,7 +72,7 @@ class Transformer(nnx.Module):
           segment_ids: packed rows: 1, 2, ... by segment, 0 for padding.
           max_segments: of packed rows, a number of segments that no row exceeds; 0 where it is not known, which
             keeps cuDNN's attention from being used. Segments may begin at any column, also where a row holds one.
-          lengths: right-padded rows: valid tokens a row; all when None.
+          lengths: right-padded rows: valid tokens per row; all when None.
           adapter: LoRA adapter, or None.
         """
         hidden = self.hidden(
@@ -204,7 +204,7 @@ class Transformer(nnx.Module):
 
         Args:
           weights: from `decode_weights`.
-          tokens: one a row.
+          tokens: one per row.
           cache: what each row has seen.
           adapter: of adapters that are not in the weights: the leaves of each layer; see `lora.stack_adapters`.
           members: A, how many adapters read each row. The cache then holds A times the heads, those of a member

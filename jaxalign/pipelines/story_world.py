@@ -1,13 +1,13 @@
 """A small world of micro-stories whose true quality is known.
 
-A prompt names a hero and a wish; a completion goes on with a meeting, kind and mean
+A prompt names a hero and a wish; a completion continues with a meeting, kind and mean
 deeds, perhaps the wish, and an ending:
 
     Once there was a fox named Mia . Mia wanted a kite .
     One day Mia met a bird . Mia helped it . It gave Mia the kite . They were happy ever after .
 
 `true_reward` reads such a text back by the same grammar, so that a learned reward
-(the proxy) can be held against the truth. Stories are written with a spread of
+(the proxy) can be compared with the truth. Stories are written with a spread of
 qualities, so that there is much to learn beyond imitating them.
 """
 

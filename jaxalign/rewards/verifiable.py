@@ -83,7 +83,7 @@ class Length:
 
     Args:
       low, high: tokens, the stop token included.
-      slope: reward a token.
+      slope: reward per token.
     """
 
     def __init__(self, low: int, high: int, *, slope: float = 0.01) -> None:

@@ -33,7 +33,7 @@ class Job:
     Attributes:
       definition, params, adapter: the model.
       prompts: token ids of each prompt.
-      copies: completions a prompt.
+      copies: completions per prompt.
       new_tokens: longest completion.
       draws: how each completion is drawn; host arrays.
       stops: int32, ids that end a completion; -1 is none.

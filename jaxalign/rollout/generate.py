@@ -118,9 +118,9 @@ class Sampler:
           prompts: token ids of each prompt, at least one each.
           max_new_tokens: longest completion, C.
           key: source of all randomness.
-          temperature, top_k, top_p, min_p: numbers, or arrays with one a prompt.
+          temperature, top_k, top_p, min_p: numbers, or arrays with one per prompt.
           stop_tokens: ids that end a completion; None takes the model's, () none.
-          num_samples: completions a prompt.
+          num_samples: completions per prompt.
           row_ids: the randomness of each completion, N of them; 0..N-1 when None.
           told: is called after each block of tokens, with those so far [N, C] and their numbers [N].
 
@@ -186,7 +186,7 @@ class Sampler:
     def decoding_bytes(
         self, rows: int, longest: int, *, max_new_tokens: int, num_samples: int = 1
     ) -> tuple[int, int]:
-        """Bytes that `generate` needs beside the parameters, and gives back when it is done.
+        """Bytes that `generate` needs beside the parameters, and returns when it is done.
 
         Args:
           rows: completions in all.

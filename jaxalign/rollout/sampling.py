@@ -1,7 +1,7 @@
 """From logits to a token: truncation without a sort, and inverse-CDF sampling in two levels.
 
 `jax.random.categorical` draws a number per vocabulary entry, which costs more than the
-rest of a decode step at large vocabularies; here one uniform number a row is enough.
+rest of a decode step at large vocabularies; here one uniform number per row is enough.
 """
 
 from dataclasses import dataclass

@@ -50,7 +50,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _kept(file: Path, make: Callable[[], str]) -> str:
-    """What a file of the run folder holds, made at first: a resumed run goes on under the same name."""
+    """What a file of the run folder holds, made at first: a resumed run continues under the same name."""
     if not file.exists():
         file.write_text(make() + "\n")
     return file.read_text().strip()
