@@ -24,14 +24,14 @@ class Perplexity:
 
 
 def perplexity(score: Callable[[Mapping[str, Any]], Any], batches: Iterable[Mapping[str, Any]]) -> Perplexity:
-    """Perplexity over all unmasked tokens of all batches: one mean, whatever the batches.
+    """Perplexity over all unmasked tokens of all batches: one mean, independent of the batches.
 
     Args:
-      score: batch -> log-probs [B, T] of its tokens, nats; what lies outside the mask is not read.
+      score: batch -> log-probs [B, T] of its tokens, nats; ignored outside the mask.
       batches: each with `mask` bool [B, T], and `valid` bool [B] where filler rows may be.
 
     Raises:
-      ValueError: no token counts.
+      ValueError: no unmasked token.
     """
     total, tokens = 0.0, 0
     for batch in batches:

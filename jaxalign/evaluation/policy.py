@@ -1,4 +1,4 @@
-"""Samples of a policy and what can be said of them: length, KL to a reference, perplexity."""
+"""Measures on a policy's samples: length, KL to a reference, perplexity."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -67,7 +67,7 @@ def sequence_kl(
 
 
 def perplexity(model: Any, examples: Sequence[Example], *, batch_size: int = 64) -> float:
-    """exp of the mean negative log-likelihood a completion token, over held-out demonstrations."""
+    """exp of the mean negative log-likelihood per completion token, over held-out demonstrations."""
     definition, params = models.split(model)
     score = make_scorer(definition)
     batches = eval_batches(examples, batch_size, collate_demonstrations)

@@ -1,4 +1,4 @@
-"""How far a sampler is from the model that it stands for: what 8-bit weights or another engine change."""
+"""The gap between a sampler and its model, as caused by 8-bit weights or another engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class SamplerGap:
 
     Attributes:
       tokens: completion tokens compared.
-      mean: mean absolute difference a token.
-      largest: of any token.
-      kl: KL(sampler || model) a token, by the estimator r - 1 - log r with r = p_model / p_sampler: unbiased
+      mean: mean absolute difference per token.
+      largest: maximum absolute difference of a token.
+      kl: KL(sampler || model) per token, by the estimator r - 1 - log r with r = p_model / p_sampler: unbiased
         over the sampler's own samples, and never negative.
     """
 

@@ -24,7 +24,7 @@ def generalized_advantage_estimation(
     delta_t = r_t + gamma * V(next) - V_t
     A_t = delta_t + gamma * lam * A(next);  returns = A + V
 
-    "next" is the next *counted* token: masked steps inside a row (tool tokens) are
+    "next" is the next *unmasked* token: masked steps inside a row (tool tokens) are
     skipped and carried over. For contiguous rows this equals setting the values after
     the end to 0.
 
@@ -34,7 +34,7 @@ def generalized_advantage_estimation(
       mask: tokens that contribute.
       gamma: discount a token, in [0, 1].
       lam: lambda, in [0, 1].
-      bootstrap_values: value of what follows the last unmasked token; 0 for None.
+      bootstrap_values: value of the state after the last unmasked token; None is 0.
 
     Returns:
       (advantages, returns), float32, 0 where masked, no gradient to anything.
@@ -88,8 +88,8 @@ def whiten(
     Args:
       x: values of the whole batch; statistics are over all of it. The only argument with a gradient,
         which goes through the statistics too.
-      mask: slots that count; None for all.
-      shift_mean: take the mean away.
+      mask: entries that contribute; None for all.
+      shift_mean: subtract the mean.
       unbiased: divide by n - 1 (TRL, verl) rather than by n (OpenAI, OpenRLHF).
       mean, variance: those of the whole batch, where x is a part of it; None for those of x.
 
@@ -122,7 +122,7 @@ def global_batch_advantages(
     mean: Scalar | None = None,
     std: Scalar | None = None,
 ) -> Float[Array, "..."]:
-    """Rewards normalized over all of the batch.
+    """Rewards normalized over the whole batch.
 
     A = (r - mean) / (std + epsilon)
 
@@ -131,12 +131,12 @@ def global_batch_advantages(
 
     Args:
       rewards: any shape, usually [B].
-      mask: rewards that count; None for all.
+      mask: rewards that contribute; None for all.
       epsilon: added to the standard deviation, in units of the reward; not negative.
       mean, std: those of the whole batch, where rewards are a part of it; None for those of rewards.
 
     Returns:
-      float32, the same shape, no gradient; 0 where masked, and where all counted rewards are equal.
+      float32, the same shape, no gradient; 0 where masked, and where all unmasked rewards are equal.
 
     Raises:
       AssertionError: shapes differ.
@@ -165,7 +165,7 @@ def remax_advantages(
     Args:
       rewards: of the sampled completions.
       greedy_rewards: of each row's prompt, completed at temperature 0.
-      mask: rows that count; None for all.
+      mask: rows that contribute; None for all.
 
     Returns:
       float32, no gradient; 0 where masked.
@@ -195,7 +195,7 @@ def reinforce_plus_plus_advantages(
     mean: Scalar | None = None,
     variance: Scalar | None = None,
 ) -> Float[Array, "B T"]:
-    """REINFORCE++: the reward less the KL still to come, whitened over all tokens of the global batch.
+    """REINFORCE++: the reward minus the KL of the remaining tokens, whitened over all tokens of the global batch.
 
     kl_t = old_logps_t - ref_logps_t                 (k1 of `kl_penalty`)
     r_t = -beta * kl_t, plus the row's reward at its last unmasked token

@@ -16,7 +16,7 @@ def apo_zero_loss(
     *,
     beta: Scalar,
 ) -> Float[Array, " B"]:
-    """Chosen up, rejected down: for pairs whose chosen completion is better than what the policy writes.
+    """APO-zero: raises chosen, lowers rejected; for pairs whose chosen completion beats the policy's own.
 
     c, r = beta * (policy - ref) of the chosen and of the rejected completion
     loss = (1 - sigmoid(c)) + sigmoid(r)
@@ -48,7 +48,7 @@ def apo_down_loss(
     *,
     beta: Scalar,
 ) -> Float[Array, " B"]:
-    """Both down, rejected more: for pairs whose chosen completion is worse than what the policy writes.
+    """APO-down: lowers both, rejected more; for pairs whose chosen completion is worse than the policy's own.
 
     c, r = beta * (policy - ref) of the chosen and of the rejected completion
     loss = sigmoid(c) + (1 - sigmoid(c - r))

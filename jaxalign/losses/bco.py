@@ -17,7 +17,7 @@ def bco_pair_loss(
     beta: Scalar,
     delta: Scalar = 0.0,
 ) -> Float[Array, " B"]:
-    """Binary classifier optimization of a chosen and a rejected completion at once.
+    """Binary classifier optimization of a chosen and a rejected completion: one loss per pair.
 
     loss = -log_sigmoid(r_chosen - delta) - log_sigmoid(-(r_rejected - delta)),  r = beta * (policy - ref)
 

@@ -1,4 +1,4 @@
-"""Clipped importance weights in front of the policy gradient."""
+"""CISPO: the policy gradient with clipped importance weights."""
 
 import jax
 import jax.numpy as jnp

@@ -59,7 +59,7 @@ def token_cross_entropy(
     label_smoothing: Scalar,
     z_loss: Scalar,
 ) -> Float[Array, "..."]:
-    """`cross_entropy_loss` from statistics of the logits, such as a head that never holds them gives.
+    """`cross_entropy_loss` from statistics of the logits, as `linear_logprobs` returns them.
 
     Args:
       logps: log p(target), nats.

@@ -16,7 +16,7 @@ def forward_kl_loss(
     *,
     temperature: Scalar = 1.0,
 ) -> Float[Array, "B T"]:
-    """KL(teacher || student) of each token's distribution: the student covers all the teacher does.
+    """KL(teacher || student) of each token's distribution: the student covers all modes of the teacher.
 
     p = softmax(logits / temperature);  loss = sum_v p_teacher * (log p_teacher - log p_student)
 
@@ -47,7 +47,7 @@ def reverse_kl_loss(
     *,
     temperature: Scalar = 1.0,
 ) -> Float[Array, "B T"]:
-    """KL(student || teacher) of each token's distribution: the student keeps to what the teacher does.
+    """KL(student || teacher) of each token's distribution: the student concentrates on modes of the teacher.
 
     p = softmax(logits / temperature);  loss = sum_v p_student * (log p_student - log p_teacher)
 

@@ -58,7 +58,7 @@ def robust_dpo_loss(
     beta: Scalar,
     label_smoothing: Scalar,
 ) -> Float[Array, " B"]:
-    """DPO made unbiased under labels that are flipped with chance s.
+    """DPO, unbiased when labels are flipped with probability s: one loss per pair.
 
     loss = (-(1 - s) * log_sigmoid(m) + s * log_sigmoid(-m)) / (1 - 2 s),  m as in `dpo_loss`
 

@@ -1,4 +1,4 @@
-"""How entropy enters a policy loss."""
+"""The entropy bonus of a policy loss."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped

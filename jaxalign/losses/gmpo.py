@@ -1,4 +1,4 @@
-"""A policy loss on the geometric mean of clipped ratios."""
+"""GMPO: a policy loss on the geometric mean of clipped ratios."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real, Shaped

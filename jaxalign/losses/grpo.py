@@ -45,7 +45,7 @@ def grpo_loss(
     The denominator is the reduction's: `sequence_mean` makes GRPO as published, `token_mean` with the
     global count DAPO, `token_mean` of the micro-batch alone BNPO, `fixed_length_mean` Dr. GRPO.
 
-    Log-ratios are held within +-20 nats, so that extremes stay finite.
+    Log-ratios are clipped to +-20 nats, so that extremes stay finite.
 
     Args:
       logps: log-probs under the policy that is trained, nats.
@@ -53,7 +53,7 @@ def grpo_loss(
       advantages: one per row or one per token; no gradient.
       mask: tokens that contribute; None for all.
       clip_low, clip_high: clip range below and above 1; clip_low in [0, 1].
-      dual_clip: bound on the ratio where the advantage is negative, above 1; None for none. TRL's
+      dual_clip: upper bound, above 1, on the ratio of tokens with a negative advantage; None disables it. TRL's
         `delta`, the same for values of 1 + clip_high or more.
       importance_level: "token"; "sequence", where r is the geometric mean over the row's tokens (GSPO);
         "sequence_token", the same value, but each token's gradient is its own (GSPO-token).
@@ -159,8 +159,7 @@ def dapo_loss(
 
     loss = sum_{rows, t} grpo_loss / count
 
-    The rest of the method lies elsewhere: `overlong_penalty`, and the sampler's choice of groups whose
-    rewards differ.
+    The rest of the method is elsewhere: `overlong_penalty`, and sampling until groups have rewards that differ.
 
     Args:
       logps, old_logps, advantages, mask, and options not named here: as in `grpo_loss`.

@@ -1,4 +1,4 @@
-"""Contrast between representations: InfoNCE with the other rows as negatives."""
+"""Contrastive loss on representations: InfoNCE with the other rows as negatives."""
 
 import jax
 import jax.numpy as jnp

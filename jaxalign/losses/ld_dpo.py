@@ -1,4 +1,4 @@
-"""LD-DPO: log-probs that favor no length."""
+"""LD-DPO: log-probs without a length bias."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
@@ -14,11 +14,11 @@ def length_desensitized_logps(
     *,
     alpha: Scalar,
 ) -> Float[Array, " B"]:
-    """Length-desensitized log-prob of a completion: what it has beyond its rival's length counts less.
+    """Length-desensitized log-prob of a completion: tokens beyond the other completion's length have less weight.
 
     logp = sum of its first shared_length unmasked tokens + alpha * sum of those that follow
 
-    Give all four log-probs of `dpo_loss` (or another preference loss) this way, those of the reference too.
+    Use it for all four log-probs of `dpo_loss` (or another preference loss), including the reference's.
 
     Args:
       logps: log-probs of tokens, nats.

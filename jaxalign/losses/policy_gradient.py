@@ -1,4 +1,4 @@
-"""Policy gradients from advantages: plain, and clipped around the policy that sampled."""
+"""Policy gradients from advantages: plain, and clipped around the sampling policy."""
 
 from jaxtyping import Array, Float, Real, Shaped
 
@@ -47,7 +47,7 @@ def gpg_loss(
     advantages: Real[Array, " B"] | Real[Array, "B T"],
     mask: Shaped[Array, "B T"] | None = None,
 ) -> Float[Array, "B T"]:
-    """Group policy gradient: `reinforce_loss` of `gpg_advantages`, to be reduced by `token_mean`.
+    """Group policy gradient: `reinforce_loss` with `gpg_advantages`; reduce it with `token_mean`.
 
     loss = -A * logps
 

@@ -1,4 +1,4 @@
-"""The table of preference losses: what each reads, and the options that it owns.
+"""The table of preference losses: inputs and options of each.
 
 `DPOLossConfig` (the keys `loss.*` of `jaxalign dpo`), its help, docs/losses.md and the tests are made from
 `PREFERENCE_LOSSES`. A new loss is its own file, one record here and one parity case; `jaxalign.losses` exports every
@@ -37,9 +37,9 @@ class ScoredRows:
     """Completions of a batch as the losses read them; [B, G], G completions of a prompt (chosen, rejected).
 
     Attributes:
-      logps: float32 log-probs under the policy: sums (or means, or length-desensitised), nats.
+      logps: float32 log-probs under the policy: sums (or means, or length-desensitized), nats.
       ref_logps: the same under the reference; zeros for a loss without one.
-      desirable: bool, whether a completion is to be imitated.
+      desirable: bool, whether a completion is desirable.
       valid: bool [B], False in filler rows.
       kl_ratio: log-ratio of mismatched prompts and completions, for KTO; zeros elsewhere.
     """
@@ -57,7 +57,7 @@ class ScoredRows:
 
 @dataclass(frozen=True)
 class Statistic:
-    """What a loss is told of the whole batch, as keyword arguments.
+    """Whole-batch statistics that a loss receives as keyword arguments.
 
     Attributes:
       compute: (rows of the whole batch, beta) -> the arguments by name; no gradient flows.
@@ -115,8 +115,8 @@ class Option:
 
     Attributes:
       name: of both.
-      default: where nothing is set.
-      meaning: for `--help`; which losses have it is added.
+      default: the default value.
+      meaning: for `--help`, which also lists the losses that have it.
       type: of the value.
       low, high: its range, ends included.
       open_low, open_high: the end is left out.
@@ -153,18 +153,18 @@ class Option:
 
 @dataclass(frozen=True)
 class LossSpec:
-    """A preference loss: how it is called, and what it needs.
+    """A preference loss: its function, inputs and options.
 
     The function's positional arguments follow from `reference`, `means` and `unpaired` (see `arguments`); by name it
     takes beta, its options and what its statistic computes. It returns one loss per row.
 
     Attributes:
       function: the loss.
-      options: those it owns, besides beta.
+      options: its options besides beta.
       reference: it reads the reference's log-probs.
       means: it reads mean log-probs per token rather than sums.
       unpaired: it reads single completions with labels.
-      statistic: what it is told of the whole batch; None where rows do not depend on one another.
+      statistic: statistics of the whole batch that it receives; None if rows are independent.
       required: options that it cannot take at their defaults -> what they must be.
       sft_weight: weight of the chosen completion's negative log-likelihood that the method's paper adds.
     """

@@ -1,4 +1,4 @@
-"""What the losses around an old policy share: advantages of tokens, ratios of probabilities, and the clip."""
+"""Shared by losses with an old policy: token advantages, probability ratios and the clip."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ LARGEST_LOG_RATIO = 20.0
 
 
 def exp_ratio(log_ratio: Float[Array, "..."]) -> Float[Array, "..."]:
-    """exp of a log-ratio held within +-20 nats; no gradient where it is held."""
+    """exp of a log-ratio clipped to +-20 nats; no gradient where it is clipped."""
     return jnp.exp(jnp.clip(log_ratio, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
 
 
@@ -34,7 +34,7 @@ def row_means(x: Float[Array, "B T"], mask: Shaped[Array, "B T"]) -> Float[Array
 
 
 def importance_ratios(log_ratio: Float[Array, "B T"], mask: Shaped[Array, "B T"], level: Level) -> jax.Array:
-    """The ratio that each token counts with.
+    """The importance ratio of each token.
 
     token:           r_t = exp(d_t)
     sequence:        s = exp(mean_t d_t), the same for all tokens of a row
@@ -52,7 +52,7 @@ def importance_ratios(log_ratio: Float[Array, "B T"], mask: Shaped[Array, "B T"]
 
 
 def check_advantages(advantages: jax.Array, logps: jax.Array) -> None:
-    """Advantages are [B] or [B, T].
+    """Checks that advantages are [B] or [B, T].
 
     Raises:
       AssertionError: naming both.
@@ -86,7 +86,7 @@ def row_advantages(
 
 
 def check_clips(clip_low: Scalar, clip_high: Scalar, dual_clip: Scalar | None = None) -> None:
-    """The ranges of a clip around 1.
+    """Checks the bounds of a clip around 1.
 
     Raises:
       ValueError: naming the one that is out of range.

@@ -1,4 +1,4 @@
-"""Reductions with names: choosing a denominator is choosing an algorithm.
+"""Named reductions: the choice of denominator is part of the algorithm.
 
 Each divides by a count over the *whole* batch, which a micro-batch is given as `count`,
 so that the parts of a split batch add up to the whole.
@@ -17,7 +17,7 @@ from jaxalign.masking import as_mask, masked, masked_sum
 def token_mean(
     x: Float[Array, "B T"], mask: Shaped[Array, "B T"] | None, *, count: Scalar | None = None
 ) -> Float[Array, ""]:
-    """Mean over unmasked tokens: every token weighs the same, so long rows weigh more.
+    """Mean over unmasked tokens: tokens have equal weight, so long rows weigh more.
 
     Args:
       x: one value per token.
@@ -39,7 +39,7 @@ def token_mean(
 def sequence_mean(
     x: Float[Array, "B T"], mask: Shaped[Array, "B T"] | None, *, count: Scalar | None = None
 ) -> Float[Array, ""]:
-    """Mean over rows that have any token, of each row's token mean: every row weighs the same.
+    """Mean of each row's token mean, over rows with any unmasked token: rows have equal weight.
 
     Args:
       x: one value per token.

@@ -1,4 +1,4 @@
-"""A clipped policy loss that takes a completion as one action."""
+"""RLOO: a clipped policy loss that treats a completion as one action."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real, Shaped

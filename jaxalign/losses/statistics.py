@@ -1,4 +1,4 @@
-"""Masked means and variances that advantages are made with; no public names."""
+"""Masked means and variances for advantages; no public names."""
 
 import jax
 import jax.numpy as jnp

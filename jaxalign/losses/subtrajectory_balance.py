@@ -1,4 +1,4 @@
-"""Sub-trajectory balance: token rewards and a value made one flow that the policy must follow (LLMdoctor, stage 2)."""
+"""Sub-trajectory balance: a flow of token rewards and values that the policy must match (LLMDoctor, stage 2)."""
 
 from typing import Literal
 
@@ -48,14 +48,13 @@ def subtrajectory_balance_loss(
       log_values: log V of the T + 1 states around the T tokens, nats, unbounded; column t is before
         token t. States outside the run may hold anything.
       mask: tokens that contribute, one unbroken run per row; None for all. Unpack packed rows first.
-      terminated: whether rows end by themselves; bool or [B]. Rows cut by length are not pinned.
+      terminated: whether rows end with a stop token; bool or [B]. Rows cut by length are not pinned.
       reward_scale: eta, not negative.
       ref_logps: log-probs under a frozen reference; no gradient.
-      reference_weight: kappa, not negative: how much of the reference the target distribution holds.
+      reference_weight: kappa, not negative: weight of the reference in the target distribution.
       decay: lambda, in (0, 1]; below 1, near pairs weigh more.
       window: largest n - m, in tokens, 1 or more; None for all.
-      pin_terminal: put log V = 0 at the last state of terminated rows, so that the flow that leaves is
-        the reward.
+      pin_terminal: set log V = 0 at the last state of terminated rows, so that the outgoing flow equals the reward.
       reduction: mean over the row's pairs (does not grow with length), or their plain sum (as in
         the paper, grows with L^2).
 
@@ -134,7 +133,7 @@ def balance_residuals(
 
 
 def check_pair_weights(decay, window, reduction) -> None:
-    """The options that weigh pairs of states lie in their ranges.
+    """Checks the options that weight pairs of states.
 
     Raises:
       ValueError: naming the option.

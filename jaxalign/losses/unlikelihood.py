@@ -1,4 +1,4 @@
-"""Unlikelihood: pushes tokens down that should not be there."""
+"""Unlikelihood: lowers the probability of unwanted tokens."""
 
 import jax
 import jax.numpy as jnp

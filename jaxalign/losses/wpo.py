@@ -1,4 +1,4 @@
-"""WPO: how much a completion counts, by how likely the policy is to write it."""
+"""WPO: weights completions by their likelihood under the policy."""
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,9 @@ def wpo_weights(
     a_t = logps_t - log(sum over the vocabulary of p_t^2)
     weight = exp(mean of a_t over the unmasked tokens)
 
-    The second term is the log of the expected probability of a token drawn from the policy, so completions
-    of the policy's own weigh about 1. Multiply any preference loss of a pair by
-    `wpo_weights(chosen) * wpo_weights(rejected)`.
+    The second term is the log of the expected probability of a token drawn from the policy, so the policy's own
+    completions have a weight of about 1. Multiply any preference loss of a pair by `wpo_weights(chosen) *
+    wpo_weights(rejected)`.
 
     Args:
       logps: log-probs of the completion's tokens under the policy, nats.

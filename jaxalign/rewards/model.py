@@ -19,13 +19,13 @@ from jaxalign.rewards.calls import RewardRequest
 class ModelReward:
     """Scores prompt + completion with a `ScalarModel`, [N].
 
-    Rows are scored by the token ids that were sampled, so the model must share the policy's tokenizer.
+    Rows are scored by their sampled token ids, so the model must share the policy's tokenizer.
 
     Args:
       model: a `ScalarModel` that gives one score.
-      batch_size: packed rows scored at once; each holds several of the rows asked for, where those are short.
+      batch_size: packed rows scored at once; each holds several short rows.
       pad_multiple: columns of a packed row are a multiple of it.
-      vocabulary: tokens of the policy's, all of which the model must know; None does not check.
+      vocabulary: size of the policy's vocabulary, which the model's must cover; None skips the check.
 
     Raises:
       UserError: the model knows fewer tokens than the policy, or scores steps.
@@ -50,7 +50,7 @@ class ModelReward:
         return np.asarray([scores[-1] for scores in found], np.float32)
 
     def offload(self) -> None:
-        """From now on the weights wait in the host's memory between calls."""
+        """Keeps the weights in host memory between calls from now on."""
         self._program.offload()
 
 
@@ -72,7 +72,7 @@ class Program:
         return lambda *rows: self.function(params, *rows)
 
     def offload(self) -> None:
-        """From now on the weights wait in the host's memory between uses."""
+        """Keeps the weights in host memory between uses from now on."""
         self.params = to_host(self.params)
 
 
@@ -97,7 +97,7 @@ def forward_of(definition: Any, *, mapped: bool = False) -> Callable[..., jax.Ar
 
 
 def check_vocabulary(model: Any, vocabulary: int | None) -> None:
-    """A reward model knows every token that the policy may sample.
+    """Checks that a reward model's vocabulary covers the policy's.
 
     Raises:
       UserError: it does not.
@@ -110,7 +110,7 @@ def check_vocabulary(model: Any, vocabulary: int | None) -> None:
 
 
 def check_scores_whole(model: Any) -> None:
-    """A reward model gives one score for a prompt with its completion.
+    """Checks that a reward model gives one score per completion.
 
     Raises:
       UserError: it is a process reward model.
@@ -136,7 +136,7 @@ def token_scores(
     batch_size: int,
     pad_multiple: int,
 ) -> list[np.ndarray]:
-    """What scalar models say after each token of rows of token ids, which are laid end to end in fewer rows.
+    """The scores after each token of rows of token ids, computed on packed rows.
 
     Equal rows are scored once: where they lie would change the last bit, and ties would be none.
 

@@ -16,12 +16,12 @@ StepScore = Literal["minimum", "difference", "probability", "logit"]
 
 
 class ProcessReward:
-    """Token rewards [N, C] from a token-level `ScalarModel`: what it says of each step, where the step ends.
+    """Token rewards [N, C] from a token-level `ScalarModel`: its reward of each step, where the step ends.
 
     A step ends at the token that holds its separator's end; the last one at the completion's last token,
-    with or without a separator. Text without anything but space between separators is no step. As in
-    training, each step is tokenized by itself and followed by the separator's own tokens, whatever tokens
-    the policy chose: its text is what is judged. A row longer than the model's context loses its beginning.
+    with or without a separator. Blank text between separators is not a step. As in
+    training, each step is tokenized by itself and followed by the separator's own tokens, regardless of the policy's
+    tokens: the text is scored. A row longer than the model's context loses its beginning.
 
     With p_k the probability that step k is right, its reward is
 
@@ -99,7 +99,7 @@ class ProcessReward:
         return Rewards(token_rewards=rewards, steps=ends, metrics=metrics)
 
     def offload(self) -> None:
-        """From now on the weights wait in the host's memory between calls."""
+        """Keeps the weights in host memory between calls from now on."""
         self._program.offload()
 
     def step_logits(

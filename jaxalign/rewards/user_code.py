@@ -1,4 +1,4 @@
-"""Code of the user's own, run so that its mistakes are told as theirs: by its own lines, without ours."""
+"""Runs user code so that its errors show the user's lines, without jaxalign's."""
 
 import asyncio
 import concurrent.futures
@@ -20,7 +20,7 @@ _BETWEEN = tuple(
 
 
 class UserCodeError(UserError):
-    """The user's code raised.
+    """User code raised.
 
     Attributes:
       user_traceback: Python's text of it, from the user's first line on; empty where no line of theirs had run.
@@ -43,7 +43,7 @@ class UserCodeError(UserError):
 
 @contextlib.contextmanager
 def user_code(what: str) -> Iterator[None]:
-    """Takes what is raised inside for the user's mistake, unless it says already whose it is.
+    """Treats exceptions raised inside as the user's errors, unless they are marked otherwise.
 
     Args:
       what: what was run, for the message.
@@ -60,7 +60,7 @@ def user_code(what: str) -> Iterator[None]:
 
 
 def is_ours(value: object) -> bool:
-    """Whether a function or object is of this package, whose mistakes are not the user's."""
+    """Whether a function or object belongs to this package, so that its errors are not the user's."""
     module = getattr(value, "__module__", None) or type(value).__module__
     return module.partition(".")[0] == "jaxalign"
 

@@ -1,4 +1,4 @@
-"""The programs of generation: read prompts, seat them, decode a block of tokens, move the cache.
+"""The programs of generation: read prompts, place them, decode a block of tokens, move the cache.
 
 All shapes come from short ladders, and everything that changes between calls (settings,
 stop tokens, how many tokens to draw) is an array, so few programs serve all calls.
@@ -22,7 +22,7 @@ from jaxalign.rollout.sampling import SamplerFeatures, next_token, row_uniforms
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RowSampling:
-    """How each of B rows is drawn.
+    """How each of B rows is sampled.
 
     Attributes:
       ids: int32 [B], the randomness of the row.

@@ -1,4 +1,4 @@
-"""Who samples: the interface of a rollout engine, and what one is told."""
+"""The interface of a rollout engine, and its configuration."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from jaxalign.rollout.generate import Completions
 
 
 class Engine(Protocol):
-    """What a trainer asks of whoever samples for it; `Sampler` and `ServerEngine` are two."""
+    """The interface through which a trainer samples; `Sampler` and `ServerEngine` implement it."""
 
     def generate(
         self,
@@ -32,7 +32,7 @@ class Engine(Protocol):
         ...
 
     def update(self, params: Any, *, adapter: Any = None) -> None:
-        """New weights, and a LoRA adapter where it is not merged into them; used from the next `generate` on."""
+        """Sets new weights, and a LoRA adapter unless it is merged into them; the next `generate` uses them."""
         ...
 
 

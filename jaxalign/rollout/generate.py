@@ -25,14 +25,14 @@ from jaxalign.rollout.sampling import SamplerFeatures
 
 @dataclass(frozen=True)
 class Completions:
-    """What was generated, as host arrays; rows in prompt order, samples of a prompt consecutive.
+    """Generated completions as host arrays; rows in prompt order, samples of a prompt consecutive.
 
     Attributes:
-      tokens: int32 [N, C]; what lies outside the mask is undefined.
+      tokens: int32 [N, C]; undefined outside the mask.
       mask: bool [N, C], the stop token included.
       lengths: int32 [N].
       logps: float32 [N, C], under the temperature-scaled policy before truncation (greedy: temperature 1).
-      sampling_logps: float32 [N, C], under the distribution really sampled from.
+      sampling_logps: float32 [N, C], under the distribution that was sampled from.
       finish_reason: `stop` or `length`, N of them.
     """
 
@@ -53,17 +53,17 @@ class Completions:
 
 
 class Sampler:
-    """Generates with one model, keeping its compiled programs; `update` gives it new parameters.
+    """Generates with one model and keeps its compiled programs; `update` sets new parameters.
 
     Args:
       model: a causal language model.
       adapter: an attached LoRA adapter, added to the decode weights.
-      max_rows: rows decoded at once; of more, the next ones start where others have ended.
-      block: tokens decoded between two looks at which rows have ended.
+      max_rows: maximum number of rows decoded at once; further rows start as others end.
+      block: tokens decoded between checks for rows that have ended.
       weights: int8 samples from the model with its weights rounded to 8-bit integers (see `models.quantize`), of
         which it keeps a copy; same takes them as they are.
-      cache: int8 keeps keys and values as 8-bit integers; same in the dtype in which attention reads them (the compute
-        dtype; in CPUs' forms of products float32).
+      cache: int8 keeps keys and values as 8-bit integers; same in the dtype in which attention reads them (the
+        compute dtype; in CPUs' forms of products float32).
 
     Log-probs of completions are those of the rounded model, which the samples are drawn from.
     """
@@ -92,7 +92,7 @@ class Sampler:
         return self.definition.config
 
     def update(self, params: Any, *, adapter: Any = None) -> None:
-        """New parameters of the same shapes, and a new adapter where given; programs are kept."""
+        """Sets new parameters of the same shapes, and a new adapter if given; compiled programs are kept."""
         self.adapter = self.adapter if adapter is None else adapter
         int8 = self.weights == "int8"
         self.params = decode.int8_params(self.definition, params, self.adapter) if int8 else params
@@ -119,10 +119,10 @@ class Sampler:
           max_new_tokens: longest completion, C.
           key: source of all randomness.
           temperature, top_k, top_p, min_p: numbers, or arrays with one per prompt.
-          stop_tokens: ids that end a completion; None takes the model's, () none.
+          stop_tokens: ids that end a completion; None uses the model's, () uses none.
           num_samples: completions per prompt.
-          row_ids: the randomness of each completion, N of them; 0..N-1 when None.
-          told: is called after each block of tokens, with those so far [N, C] and their numbers [N].
+          row_ids: N ids that determine the randomness of each completion; 0..N-1 if None.
+          told: called after each block with the tokens so far [N, C] and their counts [N].
 
         Raises:
           UserError: an empty prompt, or one that leaves no room in the context.
@@ -186,7 +186,7 @@ class Sampler:
     def decoding_bytes(
         self, rows: int, longest: int, *, max_new_tokens: int, num_samples: int = 1
     ) -> tuple[int, int]:
-        """Bytes that `generate` needs beside the parameters, and returns when it is done.
+        """Bytes that `generate` needs in addition to the parameters, and frees afterwards.
 
         Args:
           rows: completions in all.
@@ -237,7 +237,7 @@ class Sampler:
 
 
 def generate(model: Any, prompts: Sequence[Sequence[int]], **arguments: Any) -> Completions:
-    """`Sampler(model).generate(prompts, ...)`: for one call; keep a `Sampler` for several."""
+    """`Sampler(model).generate(prompts, ...)` for a single call; keep a `Sampler` for several."""
     adapter = arguments.pop("adapter", None)
     return Sampler(model, adapter=adapter).generate(prompts, **arguments)
 

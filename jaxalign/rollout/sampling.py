@@ -41,7 +41,7 @@ class SamplerFeatures:
 def row_uniforms(
     key: jax.Array, row_ids: Int[Array, " B"], positions: Int[Array, " B"]
 ) -> Float[Array, " B"]:
-    """One uniform number in [0, 1) a row: of (key, row id, position) alone, not of the batch."""
+    """One uniform number in [0, 1) per row: a function of (key, row id, position), not of the batch."""
 
     def draw(row, position):
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), position))
@@ -90,7 +90,7 @@ def kept_tokens(
     min_p: Float[Array, " B"],
     features: SamplerFeatures = SamplerFeatures(),
 ) -> Bool[Array, "B V"]:
-    """Which tokens are left after top-k, then top-p among those, then min-p; one at least.
+    """The tokens left after top-k, then top-p among those, then min-p; at least one.
 
     top_k 0, top_p 1 and min_p 0 leave all; `features` says which of them any row has. Ties at a threshold
     are all kept. Thresholds are found by bisection over logits, so nothing is sorted.
@@ -143,8 +143,8 @@ def _fewest(enough, logits: jax.Array, top: jax.Array) -> jax.Array:
 def _at_least(x: Float[Array, "B V"], threshold: Float[Array, " B"]) -> Bool[Array, "B V"]:
     """x >= threshold, of the very array that a loop before has read.
 
-    In a loop too, whose operands a compiler must have in memory. Elsewhere it may compute them once more and round them
-    another way (a sum over doctors, say), and a number would be lost when it is compared with itself.
+    In a loop too, whose operands a compiler must have in memory. Elsewhere it may compute them once more and round
+    them another way (a sum over doctors, say), and a number would be lost when it is compared with itself.
     """
 
     def turn(_, state):
@@ -165,11 +165,11 @@ def next_token(
     *,
     features: SamplerFeatures,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """RowSampling one token a row.
+    """Samples one token per row.
 
     Args:
       logits: float32.
-      uniforms: one number in [0, 1) a row.
+      uniforms: one number in [0, 1) per row.
       temperature: 0 is greedy (log-probs are then those of temperature 1).
       top_k, top_p, min_p: per row; each is read only where `features` has it.
       features: static.

@@ -1,4 +1,4 @@
-"""What a Python call gives a run beside its configuration, and that no YAML file can hold."""
+"""Python objects passed to a run in addition to its configuration."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from jaxalign.runs.trackers import Tracker
 
 
 class Live(TypedDict, total=False):
-    """Keyword arguments that every training call takes beside its own: the fields of `Given` of these names."""
+    """Keyword arguments that every training call accepts: the fields of `Given` of these names."""
 
     train_dataset: Any
     eval_dataset: Any
@@ -20,7 +20,7 @@ class Live(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Live objects in place of what the configuration names.
+    """Live objects that replace parts of the configuration.
 
     Attributes:
       train_dataset, eval_dataset: rows in place of data.train and data.validation (see `jaxalign.data.in_memory`).
@@ -50,7 +50,7 @@ class Given:
                 )
 
     def described(self) -> dict[str, str]:
-        """What was given, in words, by the name of the argument; for metadata.json."""
+        """A description of each argument passed, by name; for metadata.json."""
         single = {
             name: getattr(self, name) for name in ("train_dataset", "eval_dataset", "optimizer", "loss")
         }
@@ -66,7 +66,7 @@ class Given:
 
 
 def check_given_again(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """A resumed run is given what it began with; trackers, which change no number, may come and go.
+    """Checks that a resumed run receives the same objects as at its start; trackers may differ.
 
     Raises:
       ConfigError: naming what is missing, or new.

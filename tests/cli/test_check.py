@@ -75,7 +75,7 @@ def test_rows_are_shown_as_tokens_with_their_mask(pairs, byte_tokenizer):
     text = "\n".join(lines)
     assert "format preference\n" in text
     assert "as comparison: 2 rows read, 2 used; 0 longer than data.max_length = 1024" in text
-    assert "row 1 of 2: 7 tokens, 5 count" in text
+    assert "row 1 of 2: 7 tokens, 5 in the loss" in text
     assert "loss       5  'good</s>'" in text
     assert "masked     2  'Hi'" in text
     assert "loss       6  'bad!!</s>'" in text

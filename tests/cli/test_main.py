@@ -447,6 +447,4 @@ def test_a_data_file_that_is_not_there_is_named_before_the_model_is_looked_for(t
         f"--output={tmp_path / 'run'}",
     ]
     assert cli.main(["sft", *arguments]) == 2
-    assert (
-        capsys.readouterr().err == f"jaxalign sft: error: {tmp_path / 'none.jsonl'}: there is no such file\n"
-    )
+    assert capsys.readouterr().err == f"jaxalign sft: error: {tmp_path / 'none.jsonl'}: no such file\n"

@@ -135,7 +135,7 @@ def test_prompt_longer_than_the_context_is_left_out_or_cut(chat, plain_bytes):
 
 
 def test_answers_labelled_bad_are_not_imitated(chat):
-    with pytest.raises(Filtered, match="not to be imitated"):
+    with pytest.raises(Filtered, match="labeled undesirable"):
         make_example(Rating("a", "b", None, False), "demonstration", chat, limits())
     assert make_example(Rating("a", "b", None, True), "demonstration", chat, limits()).rows
 

@@ -114,9 +114,9 @@ def test_broken_file_gives_one_line_that_names_it(tmp_path, name, body, message)
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"none.jsonl: there is no such file"):
+    with pytest.raises(DataError, match=r"none.jsonl: no such file"):
         read_records(str(tmp_path / "none.jsonl"))
-    with pytest.raises(DataError, match=r"^data/none.jsonl: there is no such file$"):
+    with pytest.raises(DataError, match=r"^data/none.jsonl: no such file$"):
         read_records("data/none.jsonl")
 
 
@@ -132,8 +132,8 @@ GOOD = '{"prompt": "a", "completion": "b"}'
 MALFORMED = {
     "no JSON": (b'{"prompt"', "not valid JSON"),
     "no UTF-8": (b'{"prompt": "\xe9"}', "not UTF-8 text"),
-    "half a character": (b'{"prompt": "x \\ud83d y"}', r"\\ud83d is half a character"),
-    "half a character, second": (b'{"prompt": ["\\uDE00"]}', r"\\ude00 is half a character"),
+    "half a character": (b'{"prompt": "x \\ud83d y"}', r"\\ud83d is an unpaired surrogate"),
+    "half a character, second": (b'{"prompt": ["\\uDE00"]}', r"\\ude00 is an unpaired surrogate"),
     "a long integer": (b'{"prompt": ' + b"9" * 5000 + b"}", "4300 digits"),
     "deep nesting": (b'{"prompt": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
     "no object": (b'"text"', "expected an object with named fields, got str"),

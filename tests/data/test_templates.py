@@ -206,7 +206,7 @@ LEFT_OUT = [
     (
         CLOSES,
         (U, Message("assistant", "yo", extra={"reasoning_content": "hm"})),
-        "leaves out the field 'reasoning_content' of an answer .'hm'",
+        "drops the field 'reasoning_content' of an answer .'hm'",
     ),
     (MOVES, (U, CALLS, GAVE, A2), "drops the tool calls"),
     (MOVES, (U, A, GAVE, A2), "drops a turn of the tool"),
@@ -220,12 +220,12 @@ LEFT_OUT = [
     (
         CLOSES,
         (U, Message("assistant", "yo", extra={"thinking": "hm"})),
-        "leaves out the field 'thinking' of an answer .'hm'",
+        "drops the field 'thinking' of an answer .'hm'",
     ),
     (
         "{% for m in messages %}[{{ m.content | upper }}]{% endfor %}",
         (U, A),
-        "leaves out part of an answer .'yo'",
+        "drops part of an answer .'yo'",
     ),
 ]
 

@@ -128,7 +128,7 @@ def call_with(arguments):
 HALF = '"hi \\ud83d"'
 DEEP = "[" * 300 + "]" * 300
 CANNOT_BE_JSON = [
-    (f'[{{"role": "user", "content": {HALF}}}]', r"field 'messages': not valid text .\\ud83d is half a character"),
+    (f'[{{"role": "user", "content": {HALF}}}]', r"field 'messages': not valid text .\\ud83d is an unpaired surrogate"),
     (call_with(f'{{"q": {HALF}}}'), "message 0: arguments of the tool 'f': not valid text"),
     (call_with('{"q": "\\uD83D"}'), "arguments of the tool 'f': not valid text"),
     (call_with('{"q": NaN}'), "arguments of the tool 'f': expected a finite number, got nan"),
