@@ -1,8 +1,7 @@
-"""The device mesh, and the table from logical axes to mesh axes.
+"""The device mesh, and the table of logical axes to mesh axes.
 
-A mesh always exists: on one device every axis has size 1, so the laptop and the
-pod run the same program. Layers name their axes logically (`embed`, `heads`,
-`vocab`, ...); only this table says where an axis lives.
+There is always a mesh: on one device every axis has size 1, so a laptop and a pod run the same program. Layers name
+their axes logically (`embed`, `heads`, `vocab`, ...); only this table maps them to mesh axes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,12 +54,12 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     """A mesh with the axes `data`, `fsdp`, `tensor`.
 
     Args:
-      config: sizes of the axes; all 1 when None.
-      devices: devices to use; all of `jax.devices()` when None.
+      config: sizes of the axes; None uses 1 for all.
+      devices: devices to use; None uses all of `jax.devices()`.
 
     Raises:
-      DeviceError: the axes ask for more devices than there are.
-      ConfigError: `data=-1` and the devices do not divide by the other axes.
+      DeviceError: the axes need more devices than there are.
+      ConfigError: `data=-1` and the number of devices is not divisible by the other axes.
     """
     config = config or MeshConfig()
     devices = list(jax.devices() if devices is None else devices)
@@ -88,7 +87,7 @@ def partition_spec(
     mesh: Mesh,
     rules: Mapping[str, str | tuple[str, ...] | None] = DEFAULT_RULES,
 ) -> PartitionSpec:
-    """The mesh axes of one array; an axis whose size does not divide is replicated."""
+    """The mesh axes of one array; an axis whose size is not divisible is replicated."""
     spec: list[str | tuple[str, ...] | None] = []
     used: set[str] = set()
     for name, size in zip(logical_axes, shape, strict=True):
@@ -120,12 +119,12 @@ def tree_shardings(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
+    """The sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh, *, axis: int = 0) -> dict[str, jax.Array]:
-    """Host arrays onto the mesh, rows (along `axis`) split over `data` and `fsdp` where they divide."""
+    """Puts host arrays on the mesh, rows (along `axis`) sharded over `data` and `fsdp` if divisible."""
     placed = {}
     for name, value in batch.items():
         array = np.asarray(value)
@@ -135,7 +134,7 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh, *, axis: int = 0) -> dict[
 
 
 def row_shards(mesh: Mesh) -> int:
-    """How many parts the rows of a batch are split into."""
+    """Number of shards of a batch's rows."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -143,7 +142,7 @@ def devices_of(kind: str) -> list[Any]:
     """The devices of one kind: `cpu`, `gpu`, `tpu`, or `auto` (JAX's default).
 
     Raises:
-      DeviceError: no such device here; the message lists what is there.
+      DeviceError: no such device; the message lists the available ones.
     """
     if kind == "auto":
         return list(jax.devices())

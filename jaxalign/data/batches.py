@@ -1,4 +1,4 @@
-"""Batches: seeded order, a position that can be saved, few shapes."""
+"""Batches in a seeded order, with a position that can be saved, in few shapes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ Collate = Callable[..., Batch]
 
 
 class BatchIterator:
-    """Endless batches in a new order each epoch; the order is a function of (seed, epoch) alone.
+    """Endless batches, in a new order each epoch that depends only on (seed, epoch).
 
     Args:
       examples: training examples, at least one; in memory, or on the disk (`data.table.Examples`).
-      batch_size: rows of every batch; the last rows of an epoch are followed by the next epoch's first.
+      batch_size: examples per batch; a batch can span two epochs.
       seed: of the order.
       collate: examples and their numbers -> batch.
     """
@@ -38,7 +38,7 @@ class BatchIterator:
 
     @property
     def per_epoch(self) -> float:
-        """Batches of an epoch."""
+        """Batches per epoch."""
         return len(self._examples) / self._size
 
     def next(self) -> Batch:
@@ -52,7 +52,7 @@ class BatchIterator:
         return {"drawn": self._drawn, **self._identity()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes to a saved position.
+        """Restores a saved position.
 
         Raises:
           DataError: the position was saved on other data or with another seed.
@@ -97,7 +97,7 @@ def position(state: Mapping[str, Any], here: Mapping[str, Any]) -> int:
 
 
 def eval_batches(examples: Sequence[Example], batch_size: int, collate: Collate) -> Iterator[Batch]:
-    """Every example once, in order; the last batch is filled up with rows whose `valid` is False."""
+    """Every example once, in order; the last batch is padded with rows whose `valid` is False."""
     for start in range(0, len(examples), batch_size):
         rows = list(range(start, min(start + batch_size, len(examples))))
         # A row that is left alone has another one beside it, whose completion KTO needs.
@@ -205,7 +205,8 @@ def collate_steps(examples: Sequence[Example], numbers: Sequence[int], *, width:
 
 
 def collate_prompts(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
-    """prompts (ids), prompt_texts, columns (lists); messages (a prompt's turns, None of a text); row_ids, valid [B]."""
+    """prompts (ids), prompt_texts, columns (lists); messages (a prompt's turns, None of a text); row_ids, valid
+    [B]."""
     names = sorted({name for e in examples for name in e.columns})
     return {
         "prompts": [list(e.prompt_tokens) for e in examples],

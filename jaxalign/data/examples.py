@@ -1,4 +1,4 @@
-"""Tokenized examples: records as ids, cut or left out by a stated rule, every one counted.
+"""Tokenized examples: records as token ids, truncated or dropped by rule, and counted.
 
 A record becomes drafts, which are text, and drafts become examples: many are tokenized together.
 """
@@ -38,13 +38,13 @@ class Example:
       prompt_tokens: ids of the prompt.
       prompt_text: its text.
       best: index of the best row, for rankings.
-      margin: how much better chosen is.
-      labels: of labeled completions, whether each row is to be imitated; of steps, how right each is, in [0, 1].
-      group: hash of the first user turn; rows that share one fall on one side of a split.
+      margin: by how much chosen is better.
+      labels: for labeled completions, whether each row is desirable; for steps, how right each is, in [0, 1].
+      group: hash of the first user turn; rows with the same hash are on the same side of a split.
       columns: the record's other fields.
       source: file:line.
       truncated: something was cut off, by the rule of `Limits.truncation`.
-      prompt: the prompt as the record has it, whole.
+      prompt: the record's whole prompt.
       weights: how much each token counts, where some unmasked token's weight is not 1; else empty.
       note: a remark on how it was written, that is counted and shown.
     """
@@ -66,7 +66,7 @@ class Example:
 
 
 class Filtered(Exception):
-    """The row is left out; the message is the reason it is counted under."""
+    """The row is dropped; the message is the reason that it is counted under."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Limits:
 
     Attributes:
       max_length: prompt and completion together.
-      max_prompt_length: the prompt; 0 for no limit of its own.
+      max_prompt_length: the prompt; 0 for no separate limit.
       truncation: filter, cut_completion (its end) or cut_prompt_start (the prompt's beginning).
     """
 

@@ -1,4 +1,4 @@
-"""Rows that a Python program gives in place of files: a `datasets` data set, dicts, or records."""
+"""Rows passed from Python in place of files: a `datasets` data set, dicts, or records."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ EXPECTED = "a datasets.Dataset or IterableDataset, or a list of dicts or of jaxa
 
 
 def check_rows(name: str, rows: Any) -> None:
-    """Refuses what cannot be read as rows, and read again.
+    """Checks that the argument can be read as rows, more than once.
 
     Raises:
       ConfigError: naming the argument and what was expected.

@@ -1,7 +1,7 @@
-"""Packed rows: the rows of a batch laid end to end in fewer, fuller rows, so that little is computed on padding.
+"""Packed rows: the rows of a batch laid end to end in fewer, fuller rows, to avoid computing on padding.
 
-Packing adds a layout to a batch and takes nothing away: an integer for each column of a packed row says
-which token of the batch lies there. Rows of tokens stay where they are, and so do all that refer to them.
+Packing adds a layout to a batch and removes nothing: an integer for each column of a packed row is the index of the
+batch's token there. The rows of tokens, and everything that refers to them, do not change.
 
     tokens   a a a a a .     packed   0  1  2  3  4  8      rows 0 and 1 share a row;
              b b . . . .              6  7  8  ...          a padding column holds rows * columns
@@ -77,8 +77,8 @@ def packed(
     """The batch with the layout of its rows, packed into rows as wide as it is.
 
     A batch of B examples is `num_microbatches`, M, micro-batches of every M-th example (see
-    `training.core.step.split_rows`); each is packed by itself, and indices are counted within it. Shapes come from few
-    buckets, so that batches of many lengths share few programs.
+    `training.core.step.split_rows`); each is packed by itself, and indices are counted within it. Shapes come from
+    few buckets, so that batches of many lengths share few programs.
 
     Args:
       batch: tokens, mask [B, ..., T], lengths [B, ...] and perhaps valid [B] (rows of other examples are left

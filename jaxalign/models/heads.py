@@ -1,7 +1,7 @@
-"""Scalar models: a decoder's trunk under a head that gives one number per token.
+"""Scalar models: a decoder's trunk with a head that outputs one number per token.
 
-A reward model reads the number at a row's last token, a process reward model where each step
-of a solution ends, a value function at every token.
+A reward model uses the output at a row's last token, a process reward model at the end of each step of a solution, a
+value function at every token.
 """
 
 from dataclasses import dataclass, replace
@@ -42,10 +42,10 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """What makes a scalar model a process reward model: its scores are logits of steps, read where a step ends.
+    """Marks a scalar model as a process reward model: its scores are logits of steps, at the end of each step.
 
     Attributes:
-      separator: text that ends each step; empty where the folder that the model came from does not say.
+      separator: text that ends each step; empty if unknown.
     """
 
     separator: str = ""
@@ -88,7 +88,7 @@ class ScalarModel(nnx.Module):
         adapter: Any = None,
         dropout_key: jax.Array | None = None,
     ) -> Float[Array, "B T"]:
-        """The score after each token, float32; what lies in padding is undefined but finite."""
+        """The score after each token, float32; undefined but finite in padding."""
         params = self.params
         hidden = Transformer(self.config, params["trunk"]).hidden(
             tokens,
@@ -147,7 +147,7 @@ def apply_head(
 
 
 def create_head(config: ModelConfig, head_config: HeadConfig, *, key: jax.Array) -> dict[str, jax.Array]:
-    """Fresh leaves of a head."""
+    """Initial parameters of a head."""
     d = config.hidden_size
     first, last = jax.random.split(key)
     width = d

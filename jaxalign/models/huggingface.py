@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out: every tensor's name and shape is checked."""
+"""Loads and saves Hugging Face folders; checks every tensor's name and shape."""
 
 import json
 import os
@@ -45,22 +45,21 @@ def load_pretrained(
     revision: str | None = None,
     weights: Literal["same", "int8"] = "same",
 ) -> Transformer:
-    """A causal language model from a Hugging Face folder or hub id.
+    """Loads a causal language model from a Hugging Face folder or hub id.
 
     Args:
       folder: a folder with config.json and weights (`model.safetensors` or `flax_model.msgpack`,
         one file or sharded), or a hub id.
       param_dtype: dtype of the parameters; None is float32.
       compute_dtype: dtype of the matrix products; None is float32.
-      mesh: lay the parameters out on this mesh, each device getting its part alone; None puts them on the default
-        device.
-      rules: logical -> mesh axes, where not the default table.
+      mesh: shard the parameters over this mesh; None puts them on the default device.
+      rules: logical -> mesh axes, in place of the default table.
       revision: revision of a hub id.
-      weights: int8 rounds the files' weights to 8-bit integers, as `models.quantize`, one after the other: no device
-        holds more than one of them as floats.
+      weights: int8 rounds the weights to 8-bit integers, as `models.quantize`, one at a time: a device holds at most
+        one of them as floats.
 
     Raises:
-      ModelError: a missing file, an unsupported family, or a tensor that is missing, left over or wrongly shaped.
+      ModelError: a missing file, an unsupported family, or a missing, unexpected or wrongly shaped tensor.
     """
     path = local_folder(folder, revision)
     config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
@@ -73,7 +72,7 @@ def load_pretrained(
 def load_reward_model(
     folder: str | Path, *, param_dtype: Any = None, compute_dtype: Any = None, revision: str | None = None
 ) -> ScalarModel:
-    """A scalar model from a `...ForSequenceClassification` folder with one label.
+    """Loads a scalar model from a `...ForSequenceClassification` folder with one label.
 
     A `...ForTokenClassification` folder gives a process reward model, whose `steps` are set; see `token_classifier`.
 
@@ -107,7 +106,7 @@ def load_reward_model(
 
 
 def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConfig:
-    """The shape of the model in a folder (or of a hub id), with the end tokens of both its config files.
+    """Loads the configuration of a model folder (or hub id), with the end tokens of both config files.
 
     Raises:
       ModelError: no config.json, or one that is not supported; a generation_config.json that cannot be read.
@@ -121,10 +120,10 @@ def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConf
 
 
 def local_folder(folder: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The folder itself, or the cached snapshot of a hub id; without `weights` only its small files are fetched.
+    """The folder itself, or the cached snapshot of a hub id; without `weights` only its small files are downloaded.
 
     Raises:
-      ModelError: neither a folder nor a hub id that can be fetched; or the folder of an ensemble.
+      ModelError: neither a folder nor an accessible hub id; or a reward ensemble.
     """
     path = Path(folder)
     if (path / ENSEMBLE_FILE).is_file():
@@ -200,7 +199,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
     """Our parameter tree from tensors under Hugging Face names.
 
     Raises:
-      ModelError: naming each tensor that is missing, left over or wrongly shaped.
+      ModelError: naming each missing, unexpected or wrongly shaped tensor.
     """
     family = FAMILIES[config.family]
     shapes = parameter_shapes(config)
@@ -254,7 +253,8 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
             raise ModelError(f"{where}: missing tensor {family.head}.weight (tie_word_embeddings is false)")
         if head.shape != shapes["head"]["weight"]:
             raise ModelError(
-                f"{where}: {family.head}.weight has shape {list(head.shape)}, expected {list(shapes['head']['weight'])}"
+                f"{where}: {family.head}.weight has shape {list(head.shape)}, "
+                f"expected {list(shapes['head']['weight'])}"
             )
         tree["head"] = {"weight": head}
     if left:
@@ -267,7 +267,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
 
 
 def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
-    """Tensors under Hugging Face names, the inverse of `from_tensors`; ValueError where weights are of 8 bits."""
+    """Tensors under Hugging Face names, the inverse of `from_tensors`; ValueError for 8-bit weights."""
     if isinstance(params["embed"]["tokens"], Int8):
         raise ValueError("a model with 8-bit weights cannot be saved; save the model it was quantized from")
     family = FAMILIES[config.family]
@@ -296,17 +296,17 @@ def save_pretrained(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     dtype: str | None = None,
 ) -> Path:
-    """Writes a folder that `transformers` loads, whole or not at all.
+    """Saves a folder that `transformers` can load, atomically.
 
     Args:
       model: the model.
-      folder: where; what is there is replaced once the new folder is complete.
-      tokenizer: saved beside the weights where given.
-      max_shard_bytes: weights above it are split into files with an index.
+      folder: destination; an existing model is replaced once the new folder is complete.
+      tokenizer: saved with the weights if given.
+      max_shard_bytes: larger weights are split into several files with an index.
       dtype: of the weights in the files: float32, bfloat16 or float16; None keeps that of the parameters.
 
     Raises:
-      ModelError: the folder holds something else, or a weight is larger than the dtype can hold.
+      ModelError: the folder holds something else, or a weight exceeds the dtype's range.
     """
     config = model.config
     tensors = to_tensors(model.params, config)
@@ -318,13 +318,13 @@ def save_pretrained(
 def save_reward_model(
     model: ScalarModel, folder: str | Path, *, tokenizer: Any = None, dtype: str | None = None
 ) -> Path:
-    """Writes a scalar model in the `...ForSequenceClassification` layout, whole or not at all.
+    """Saves a scalar model in the `...ForSequenceClassification` format, atomically.
 
     A process reward model is written as `...ForTokenClassification` with one label, the logit of a right
     step (Gemma 3, which has no such class in transformers, as `...ForSequenceClassification`); that it is
     one, and its separator, stand in `jaxalign_head.json`.
-    A linear head whose normalizer is 1 and 0 loads in transformers as it is. Gain, bias and
-    an MLP head are ours: they go to `jaxalign_head.json` (as numbers, whatever the `dtype`) and `score_hidden.*`.
+    A linear head whose normalizer is 1 and 0 loads in transformers as it is. Gain, bias and an MLP head are specific
+    to jaxalign: they are stored in `jaxalign_head.json` (as numbers, whatever the `dtype`) and `score_hidden.*`.
     Arguments and errors are those of `save_pretrained`.
     """
     config, params = model.config, model.params
@@ -421,7 +421,7 @@ def transformers_module() -> Any:
 
 
 def load_tokenizer(folder: str | Path, *, revision: str | None = None) -> Any:
-    """The tokenizer in a folder (or of a hub id), as transformers reads it.
+    """Loads the tokenizer of a folder (or hub id) with transformers.
 
     Raises:
       ModelError: there is none, or it cannot be read.
@@ -438,7 +438,7 @@ def load_tokenizer(folder: str | Path, *, revision: str | None = None) -> Any:
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Any) -> None:
-    """The model has an embedding for every token of the tokenizer.
+    """Checks that the model has an embedding for every token of the tokenizer.
 
     Raises:
       ModelError: naming both sizes.

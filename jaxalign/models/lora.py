@@ -1,4 +1,4 @@
-"""Low-rank adapters: a separate tree beside the parameters, merged on request."""
+"""Low-rank adapters (LoRA): a tree separate from the parameters, merged on request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def targets_of(config: ModelConfig, lora: LoraConfig) -> tuple[str, ...]:
 def create_adapter(
     config: ModelConfig, lora: LoraConfig, *, key: jax.Array
 ) -> dict[str, dict[str, jax.Array]]:
-    """A fresh adapter, which changes nothing yet: a is Kaiming-uniform, b is 0.
+    """Creates an adapter that does not change the model yet: a is Kaiming-uniform, b is 0.
 
     Returns:
       target -> {"a": [L, K, r], "b": [L, r, M]}, float32: the trained leaves. Scale and
@@ -72,7 +72,7 @@ def create_adapter(
 
 
 def attach(adapter: Any, lora: LoraConfig) -> Any:
-    """The trained leaves with their scale and dropout, [L] each: what a model takes as `adapter`."""
+    """The trained leaves with their scale and dropout, [L] each: the `adapter` argument of a model."""
     result = {}
     for name, part in adapter.items():
         layers = part["a"].shape[0]
@@ -115,10 +115,10 @@ def _ranked(part: Any, like: Any, factor: str, rank: int) -> jax.Array:
 
 
 def merge_adapter(model: Any, adapter: Any) -> Any:
-    """The model with an attached adapter added to its weights; the model given is not changed.
+    """The model with an attached adapter added to its weights; the original model is not changed.
 
     Raises:
-      ValueError: the model has no projection of an adapter's name.
+      ValueError: the adapter has a target that the model lacks.
     """
     params = model.params
     trunk = params["trunk"] if isinstance(model, ScalarModel) else params

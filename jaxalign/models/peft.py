@@ -1,4 +1,4 @@
-"""Adapters in PEFT's folder format: `adapter_config.json` and `adapter_model.safetensors`."""
+"""Adapters in PEFT format: `adapter_config.json` and `adapter_model.safetensors`."""
 
 import json
 from collections.abc import Iterable
@@ -42,14 +42,15 @@ def save_adapter(
     revision: str = "",
     tokenizer: Any = None,
 ) -> Path:
-    """Writes the trained leaves (`a`, `b` by target) as a PEFT folder, whole or not at all.
+    """Saves the trained leaves (`a`, `b` by target) as a PEFT folder, atomically.
 
     Args:
       adapter: the leaves.
-      folder: where; an adapter that is there is replaced once the new one is complete.
+      folder: destination; an existing adapter is replaced once the new one is complete.
       lora: its settings.
       config: the shape of the model that it adapts.
-      base: folder or hub id of that model, which `peft.AutoPeftModelForCausalLM` loads it on; empty where it has none.
+      base: folder or hub id of that model, which `peft.AutoPeftModelForCausalLM` loads it on; empty where it has
+        none.
       revision: of a hub id.
       tokenizer: saved beside it where given.
 
@@ -99,14 +100,13 @@ def save_adapter(
 
 
 def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any], LoraConfig]:
-    """The adapter of a PEFT folder for a model of this shape, and its settings.
+    """Loads a PEFT folder's adapter for a model of this configuration, and its settings.
 
     Returns:
-      (trained leaves, config); give `models.attach(leaves, config)` to a model.
+      (trained leaves, config); pass `models.attach(leaves, config)` to a model.
 
     Raises:
-      ModelError: no such folder, a method other than plain LoRA, or a tensor that is missing, left over
-        or wrongly shaped.
+      ModelError: no such folder, a method other than plain LoRA, or a missing, unexpected or wrongly shaped tensor.
     """
     from safetensors.numpy import load_file
 

@@ -1,8 +1,8 @@
 """The decoder: tokens -> hidden states -> logits; whole rows, or one token against a cache.
 
 Parameters live in a Flax NNX module as a nested dict: `embed`, `layers` (stacked,
-[L, ...]) and `final_norm`, with canonical names whatever the family. `split` takes them
-out once; everything jitted works on the plain dict.
+[L, ...]) and `final_norm`, with the same names for every family. `split` extracts them once; all jitted code uses
+the plain dict.
 """
 
 from collections.abc import Sequence
@@ -108,10 +108,10 @@ class Transformer(nnx.Module):
 
     @property
     def head(self) -> Float[Array, "V D"]:
-        """The vocabulary projection: in the compute dtype where products are in it, as it is stored on CPUs.
+        """The vocabulary projection: in the compute dtype if products use it, else as stored (on CPUs).
 
-        `logprobs.linear_logprobs` casts what it multiplies. On a CPU that spares a second copy and a rounded gradient;
-        on other devices the narrower one is what they gather from one another.
+        `logprobs.linear_logprobs` casts what it multiplies. On a CPU that spares a second copy and a rounded
+        gradient; on other devices the narrower one is what they gather from one another.
         """
         weight = self._head
         if isinstance(weight, Int8) or matmul_implementation(self.config) == "compute_dtype":
@@ -125,7 +125,7 @@ class Transformer(nnx.Module):
 
     @property
     def head_options(self) -> dict[str, Any]:
-        """What `logprobs.linear_logprobs` must know beside the head."""
+        """Further arguments of `logprobs.linear_logprobs` besides the head."""
         bias = self.weights["head"]["bias"][...] if self.config.head_bias else None
         dtype = operand_dtype(self.config)
         return {"softcap": self.config.final_softcap or None, "bias": bias, "product_dtype": dtype}
@@ -153,7 +153,7 @@ class Transformer(nnx.Module):
         adapter: Any = None,
         int8_cache: bool = False,
     ) -> tuple[Float[Array, "B D"], KVCache]:
-        """Reads right-padded prompts.
+        """Processes right-padded prompts.
 
         Returns:
           The hidden state at each row's last token, and a cache of `cache_length` columns
@@ -280,12 +280,12 @@ class Transformer(nnx.Module):
 def written_out(config: ModelConfig, level: Remat, *, trained: bool) -> bool:
     """Whether a program holds all layers of a stack, one after another, in place of a loop over them.
 
-    On a CPU few layers: measured faster, 1.7 times for 2 layers (backward, width 64), 1.13 times for 6 (a step of width
-    288, which compiles in 9.6 s in place of 7.1); not where a layer is computed again, which XLA may do there before
-    the backward pass needs it, and what was to be saved is held after all.
+    On a CPU few layers: measured faster, 1.7 times for 2 layers (backward, width 64), 1.13 times for 6 (a step of
+    width 288, which compiles in 9.6 s in place of 7.1); not where a layer is computed again, which XLA may do there
+    before the backward pass needs it, and what was to be saved is held after all.
 
-    On one GPU all of them where their weights are `trained`: a loop copies what it keeps of each layer into stacks and
-    out of them, and weights before it converts them. An H200 takes 263 in place of 288 ms for a step of 16 layers
+    On one GPU all of them where their weights are `trained`: a loop copies what it keeps of each layer into stacks
+    and out of them, and weights before it converts them. An H200 takes 263 in place of 288 ms for a step of 16 layers
     (width 2,048, 16,384 tokens, remat=minimal), holds 1.8 GiB less, and compiles for 15 s in place of 7
     (`docs/performance_appendix.md`).
     """
@@ -436,7 +436,7 @@ def create(
 
 
 def with_dtypes(config: ModelConfig, param_dtype: Any = None, compute_dtype: Any = None) -> ModelConfig:
-    """The config with other dtypes; None keeps one."""
+    """The config with changed dtypes; None keeps a dtype."""
     return replace(
         config,
         param_dtype=config.param_dtype if param_dtype is None else jnp.dtype(param_dtype).name,
@@ -445,7 +445,7 @@ def with_dtypes(config: ModelConfig, param_dtype: Any = None, compute_dtype: Any
 
 
 def params_count(params: Any) -> int:
-    """Number of scalars in a tree; the scales of 8-bit ones are none."""
+    """Number of parameters in a tree; the scales of 8-bit weights are not counted."""
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Int8))
     return sum(int(np.prod(x.shape)) for x in leaves)
 

@@ -1,4 +1,4 @@
-"""The run folder: configuration, metadata, metrics, samples and a log, in known places."""
+"""The run folder: configuration, metadata, metrics, samples and a log."""
 
 import json
 import logging
@@ -43,15 +43,15 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tran
 
 
 class Run:
-    """One run's folder; a context manager. Made by `Run.open`.
+    """The folder of one run; a context manager. Create it with `Run.open`.
 
     Attributes:
       folder: the run folder.
       config: its `RunConfig`.
-      resumed: whether the folder held this run already.
-      raised: whether it is resumed to go on for longer than it was asked to before.
+      resumed: whether the folder already held this run.
+      raised: whether it is resumed for more steps than before.
       given: live objects of a Python call.
-      callbacks: those among them that are told how it goes.
+      callbacks: the callbacks among them.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Run:
         """Opens the folder `config.output` for `command`.
 
         Raises:
-          ConfigError: no folder given; the folder holds another run (or one, without resume); or a
-            resumed run was configured differently, or given other things by a Python call, naming them.
+          ConfigError: no folder; the folder holds another run (or one, without resume); or a resumed run has other
+            keys or other Python objects, naming them.
         """
         given = given or Given()
         if not config.output:
