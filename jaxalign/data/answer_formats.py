@@ -1,4 +1,5 @@
-"""Layouts of demonstrations: a prompt with its answer, whole chats, and the same with a label of whether it is good."""
+"""Layouts of demonstrations: a prompt with its completion, whole chats, and either with a label of whether it is
+good."""
 
 from collections.abc import Mapping
 from typing import Any

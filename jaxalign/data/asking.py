@@ -1,4 +1,4 @@
-"""What is asked, from all the columns that say a part of it."""
+"""Builds the prompt from all the columns that hold a part of it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Chunks of a file to blocks of tokenized examples, in this process or another."""
+"""Turns chunks of a file into blocks of tokenized examples, in this process or another."""
 
 import gc
 from collections import Counter
@@ -55,7 +55,7 @@ def scattered(values: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Tally:
-    """What became of rows, before anything is known of other rows.
+    """Counts of a chunk's rows, before rows are compared with those of other chunks.
 
     Attributes:
       read: rows.

@@ -33,7 +33,7 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How chats become ids.
+    """Turns chats into token ids.
 
     Attributes:
       tokenizer: a transformers tokenizer.
@@ -97,8 +97,8 @@ class ChatFormat:
     def steps(self, prompt: Prompt, steps: Sequence[str], separator: str) -> RowPlan:
         """A prompt with an answer in steps; every second cut of its row ends a step.
 
-        Every step is followed by the separator, the last one too. Steps and separators are tokenized piece by piece, so
-        that no token holds parts of two.
+        Every step is followed by the separator, the last one too. Steps and separators are tokenized piece by piece,
+        so that no token holds parts of two.
 
         Raises:
           DataError: a chat template that changes the answer.

@@ -1,4 +1,4 @@
-"""Pieces of files: some rows with where they stand, parsed where they are asked for, in whatever process that is."""
+"""Chunks of files: rows with their positions, parsed on demand in any process."""
 
 import datetime
 import decimal
@@ -170,7 +170,7 @@ def rows_at_once(count: int, size: int, most_rows: int, most_bytes: int) -> int:
 
 
 def check_names(path: str, names: Sequence[str]) -> None:
-    """Each column has a name of its own.
+    """Checks that column names are unique.
 
     Raises:
       DataError: naming the first that stands twice.

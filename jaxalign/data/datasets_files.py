@@ -24,7 +24,7 @@ _ABOUT = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dic
 
 @dataclass(frozen=True)
 class Name:
-    """What a path says of a data set; empty where it says nothing."""
+    """The parts of a data set's path; empty parts are not given."""
 
     where: str
     configuration: str = ""

@@ -1,4 +1,4 @@
-"""Pieces of rows to token ids, many rows at once.
+"""Turns pieces of rows into token ids, many rows at once.
 
 A row is cut into pieces, what is given and what is answered by turns, and each is tokenized by itself: the prompt's
 ids are then always the beginning of the row's ids, and generation starts from just the ids that training saw.
@@ -159,7 +159,8 @@ class Encoder:
     def _anchored(self, plan: RowPlan, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, str]]:
         """Each piece with the text that it is tokenized behind, which is then cut off; empty for none.
 
-        Tokenizers in the SentencePiece manner put a space mark before whatever they encode, which inside a row would be
+        Tokenizers in the SentencePiece manner put a space mark before whatever they encode, which inside a row would
+        be
         a space that is not there, unless a special token stands before it: some of them put the mark there too. And
         some special tokens swallow the white space that follows.
         """

@@ -1,4 +1,4 @@
-"""Fields of a row by type, and which of them a reader has looked at."""
+"""Typed access to a row's fields, which records the fields that a reader has used."""
 
 import math
 import re
@@ -40,11 +40,11 @@ class BadRow(ValueError):
 
 
 class Refused(BadRow):
-    """A row that says something that nothing would use; the message names it and the way out."""
+    """A row with content that nothing would use; the message names it and how to resolve it."""
 
 
 class Unusable(Exception):
-    """A whole row that says nothing for training (a tie, say); the message is the counted reason."""
+    """A valid row that is unusable for training, such as a tie; the message is the counted reason."""
 
 
 class Fields(Mapping[str, Any]):
@@ -97,7 +97,8 @@ def is_empty(value: Any) -> bool:
 
 
 def says_more(name: str, *, answers: bool, prompts_only: bool) -> str:
-    """What a column holds by its name: a part of the prompt, a label or an answer; empty where the name does not tell.
+    """What a column holds by its name: a part of the prompt, a label or an answer; empty where the name does not
+    tell.
 
     Args:
       name: of the column; of a key in a turn, with the column's before it.

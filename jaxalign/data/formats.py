@@ -1,4 +1,4 @@
-"""All layouts that files come in, by name, and which of them a row has."""
+"""All supported layouts by name, and detection of a row's layout."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -61,7 +61,8 @@ def detect(row: Row) -> str | None:
 def format_of(row: Row, options: Options, ignored: Collection[str] = ()) -> str:
     """The format of a row: the first whose fields are there and that leaves nothing of meaning unread.
 
-    Where none does, the format with most fields whose reader says what is wrong with the row, or why it is of no use.
+    If none does, the format with the most fields whose reader explains what is wrong with the row, or why it is
+    unusable.
 
     Args:
       row: the first of a file.
@@ -163,7 +164,7 @@ def _look_for_media(record: Record, row: Fields) -> None:
 
 
 def left_unread(row: Fields) -> dict[str, Any]:
-    """Columns, and keys inside of columns, that were not looked at though they hold something."""
+    """Columns, and keys within columns, that were not read although they hold something."""
     return {**left_of(row), **row.inside}
 
 

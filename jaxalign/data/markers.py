@@ -1,4 +1,4 @@
-"""Turn markers as a chat template, so that who loads an export writes chats as its training did.
+"""Turn markers as a chat template, so that an export formats chats as its training did.
 
 The template opens with a comment that names the markers. By it we know our own again, and write such chats as the run
 that made the export did (see `chat_format`), whatever a template engine would make of it.

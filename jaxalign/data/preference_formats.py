@@ -1,4 +1,4 @@
-"""Layouts of comparisons: a prompt with an answer that is preferred to another."""
+"""Layouts of comparisons: a prompt with a chosen and a rejected completion."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Rows to records: strict by default, everything counted."""
+"""Turns rows into records: strict by default, everything counted."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -34,7 +34,7 @@ class Counts:
     notes: Counter = field(default_factory=Counter)
 
     def check(self) -> None:
-        """Raises AssertionError where a row was dropped silently."""
+        """Raises AssertionError if a row was dropped without being counted."""
         assert self.read == self.used + sum(self.filtered.values()), self
 
     def summary(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def label_tokenizer(path: str) -> Any:
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows become records; the keys of `DataConfig` that matter to it.
+    """How rows become records: the relevant keys of `DataConfig`.
 
     Attributes:
       options: what the formats are told.
@@ -113,7 +113,7 @@ class Reading:
 
 
 def reading_of(config: DataConfig) -> Reading:
-    """What a configuration says of reading.
+    """The `Reading` of a configuration.
 
     Raises:
       DataError: a format that is not known.

@@ -1,4 +1,4 @@
-"""Layouts of scores: several ranked answers, answers with a score, solutions with a label at each step, trees."""
+"""Layouts of scores: several ranked completions, completions with a score, solutions with labeled steps, trees."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,5 @@
-"""Files to stores: what identifies a file and all that its examples depend on, and the examples, read or made."""
+"""Turns files into stores: identifies a file and everything its examples depend on, and reads or makes the
+examples."""
 
 import hashlib
 import json
@@ -182,7 +183,8 @@ def samples(config: DataConfig, given: Mapping[str, Any] | None = None) -> list[
 
 
 def identity(path: str) -> str:
-    """A hash of a file's kind and bytes; of a folder's files, by their names; of a hub id what `datasets` tells it by.
+    """A hash of a file's kind and bytes; of a folder's files, by their names; of a hub id what `datasets` tells it
+    by.
 
     Raises:
       DataError: there is no such file, or it cannot be read.
@@ -203,7 +205,7 @@ def identity(path: str) -> str:
 
 
 def written(path: str) -> list[tuple[int, int, int]]:
-    """What changes where somebody writes to the files behind a path."""
+    """A value that changes when the files behind a path are modified."""
     found = [file.stat() for file in files_behind(path).values()]
     return [(about.st_ino, about.st_size, about.st_mtime_ns) for about in found]
 

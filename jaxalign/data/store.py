@@ -1,4 +1,4 @@
-"""Tokenized files on the disk: an Arrow file each, written once, memory-mapped when it is read."""
+"""Tokenized files on disk: one Arrow file each, written once and memory-mapped for reading."""
 
 import json
 import os
@@ -28,11 +28,11 @@ PIECE = 2**20
 
 
 class Damaged(Exception):
-    """A file that is not as it was written."""
+    """A damaged file."""
 
 
 class Store:
-    """The examples of one file, read from the disk as they are asked for.
+    """The examples of one file, read from disk on demand.
 
     Args:
       file: the Arrow file.
@@ -108,7 +108,7 @@ class Store:
 def open_or_write(
     folder: Path, key: str, path: str, make: Callable[[], Iterable[Block]], say: Callable[[str], None]
 ) -> Store:
-    """The store of a key, read where it is there, else written.
+    """Opens the store of a key, or writes it if it does not exist.
 
     Args:
       folder: of the cache.
@@ -136,7 +136,8 @@ def open_or_write(
 
 
 def _check(file: Path) -> None:
-    """The bytes are those that were written. They are read, not mapped: a page of a bad disk would end the process."""
+    """The bytes are those that were written. They are read, not mapped: a page of a bad disk would end the
+    process."""
     check, left = 0, file.stat().st_size - CHECK_BYTES
     if left < 0:
         raise Damaged("it is cut short")
@@ -216,7 +217,7 @@ def _appearing(file: Path) -> Iterator[Path]:
 
 
 def cache_folder(named: str) -> Path:
-    """Where tokenized files are kept: the folder named, else $JAXALIGN_CACHE, else ~/.cache/jaxalign.
+    """The folder for tokenized files: the one configured, else $JAXALIGN_CACHE, else ~/.cache/jaxalign.
 
     Raises:
       ConfigError: a home folder that is not known.

@@ -1,4 +1,4 @@
-"""Training rows that are tokenized while training, and kept nowhere: for files that do not fit a disk twice."""
+"""Training rows that are tokenized while training and not stored, for files too large to store twice."""
 
 import hashlib
 import math
@@ -22,7 +22,7 @@ ENDS = 2**20
 
 
 class Stream(Sequence[Example]):
-    """The rows of files, in windows of so many rows; as a sequence it is its first window, all that is known of it.
+    """The rows of files, in windows of a fixed number of rows; as a sequence it is its first window.
 
     Files are read side by side, a chunk of each in turn.
 
@@ -52,12 +52,12 @@ class Stream(Sequence[Example]):
         return self._sources.config.train
 
     def tell(self, epoch: int) -> None:
-        """Says what became of the rows of an epoch."""
+        """Prints how many rows of an epoch were used and filtered."""
         counts = f"{self.tally.read:,} rows read, filtered {dict(self.tally.filtered)}"
         self._sources.say(f"data.streaming: epoch {epoch + 1} finished: {counts}")
 
     def compare(self, written: Mapping[str, int]) -> None:
-        """Says which files somebody has written to since, though their sizes and ends are the same."""
+        """Reports files modified since, although their sizes and ends are unchanged."""
         for file in [file for file, when in self.written.items() if written.get(file, when) != when]:
             self._sources.say(
                 f"data.streaming: {file} was modified since the checkpoint; its size, start and end are unchanged, "
@@ -191,7 +191,7 @@ class StreamBatches:
 
     @property
     def per_epoch(self) -> float:
-        """Not known before all is read."""
+        """Unknown until all rows are read."""
         return math.inf
 
     def next(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class StreamBatches:
         return place | {"content": self._content, "seed": self._seed} | about
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes to a saved position.
+        """Restores a saved position.
 
         Raises:
           DataError: the position was saved on other data or with another seed.
@@ -258,7 +258,7 @@ class StreamBatches:
 
 
 def check_streamable(sources: Sources) -> None:
-    """Refuses what only a file that is read as a whole allows.
+    """Rejects keys that a stream does not support.
 
     Raises:
       ConfigError: naming the setting.

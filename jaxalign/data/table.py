@@ -1,4 +1,4 @@
-"""Examples that lie on the disk: a choice of rows from one or several stores, read as they are asked for."""
+"""Examples on disk: a selection of rows from one or several stores, read on demand."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from jaxalign.data.examples import Example
 
 
 class Table:
-    """Several stores, one behind the other.
+    """Several stores, concatenated.
 
     Args:
       stores: at least one, see `store.Store`.
@@ -60,7 +60,7 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class Examples(Sequence[Example]):
-    """Examples on the disk, in an order of their own; one may stand in it several times.
+    """Examples on disk in a given order, which can repeat examples.
 
     Args:
       table: where they lie.

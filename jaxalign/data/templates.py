@@ -1,8 +1,8 @@
-"""A chat by the tokenizer's own template, in pieces: what is given, and the answers.
+"""Renders a chat with the tokenizer's template, split into context and answers.
 
-Templates may write a turn in another way once others follow it (leave out its reasoning, move the system turn, end the
-chat with a token of its own). So an answer is looked at as the template wrote it when it was the last turn: a chat
-becomes one row as long as what was written stays as it was, and a row for each answer from where it does not.
+Templates may write a turn in another way once others follow it (leave out its reasoning, move the system turn, end
+the chat with a token of its own). So an answer is looked at as the template wrote it when it was the last turn: a
+chat becomes one row as long as what was written stays as it was, and a row for each answer from where it does not.
 """
 
 import datetime

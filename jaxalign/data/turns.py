@@ -1,4 +1,4 @@
-"""Turns of chats in the ways that files write them: lists of messages, marked text, calls of tools."""
+"""Parses the turns of chats: lists of messages, marked text, tool calls."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Processes that tokenize: chunks go out, blocks come back in the same order.
+"""Tokenizing processes: they take chunks and return blocks in the same order.
 
 They are started as programs of their own and not by `multiprocessing`: a fork is not safe beside JAX's threads, and a
 spawned process would run the user's script again. A thread for each sends it work and waits for what it gives. They
@@ -124,7 +124,7 @@ class Workers:
             self._idle.put(worker)
 
     def close(self) -> None:
-        """Ends the processes; what they are at is lost. More work starts others."""
+        """Ends the processes and discards their current work. More work starts new ones."""
         _end_all(self._running)
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)

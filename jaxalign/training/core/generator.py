@@ -1,4 +1,4 @@
-"""Completions of the policy in training: for rollouts, and for the samples that a run shows."""
+"""Generates completions with the policy in training, for rollouts and samples."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

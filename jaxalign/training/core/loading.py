@@ -1,4 +1,4 @@
-"""The data of a run: loaded once as it begins, and the same when it resumes."""
+"""Loads the data of a run, and checks that it is the same on resume."""
 
 import datetime
 from collections.abc import Sequence
@@ -35,19 +35,19 @@ def load_data(
     seed: int,
     new_tokens: int = 0,
 ) -> Dataset:
-    """The examples of a run, which fit the model; what they are goes into its metadata, and what to mind is said.
+    """Loads the examples of a run, records them in its metadata and prints warnings; all rows must fit the model.
 
     Args:
       run: the open run.
-      config: what is read.
-      kind: what it trains.
+      config: the section `data`.
+      kind: what the rows train.
       tokenizer: of the model.
       model_config: the model's shape.
       seed: see `load_dataset`.
-      new_tokens: tokens that each prompt must leave room for.
+      new_tokens: tokens to reserve after each prompt.
 
     Raises:
-      UserError: anything wrong with files or rows; of a run that resumes, a file that has changed since it began.
+      UserError: an invalid file or row; on resume, a file that has changed since the run started.
     """
     room = model_config.max_positions - new_tokens
     config = dated(run, config).within(room if room > 1 else model_config.max_positions)
@@ -78,7 +78,7 @@ def load_data(
 
 
 def check_context(config: Any, data: Dataset, *, new_tokens: int = 0) -> None:
-    """Every row (and `new_tokens` after each prompt) fits the model's positions.
+    """Checks that every row (with `new_tokens` after each prompt) fits the model's context.
 
     Raises:
       ConfigError: naming the place of the first row that is too long, and the setting that would cut it.
@@ -103,7 +103,7 @@ def check_fits(config: Any, example: Example, *, new_tokens: int = 0) -> None:
 
 
 def check_unchanged(run: Run, data: Dataset) -> None:
-    """Every file gives the rows that it gave when the run began.
+    """Checks that every file has the same rows as when the run started.
 
     Raises:
       ConfigError: naming the first that does not.
@@ -120,7 +120,7 @@ def check_unchanged(run: Run, data: Dataset) -> None:
 
 
 def tell(run: Run, data: Dataset) -> None:
-    """Warns of what the data has that training does not use, or that a reader of the results should know."""
+    """Warns about columns that training does not use, and about what affects the results."""
     counts = data.counts
     if counts.unread:
         columns = ", ".join(f"{name} ({rows} rows)" for name, rows in counts.unread.most_common())
@@ -137,14 +137,14 @@ def tell(run: Run, data: Dataset) -> None:
 def row_batches(
     examples: Sequence[Example], *, batch_size: int, seed: int, collate: Collate
 ) -> BatchIterator | StreamBatches:
-    """Batches of so many rows, of examples at hand or of a stream."""
+    """Batches of batch_size rows, of examples or of a stream."""
     if isinstance(examples, Stream):
         return StreamBatches(examples, batch_size=batch_size, seed=seed, collate=collate)
     return BatchIterator(examples, batch_size=batch_size, seed=seed, collate=collate)
 
 
 def refuse_stream(data: Dataset, asked_by: str) -> None:
-    """Refuses a stream for what must know all rows beforehand.
+    """Rejects a stream where all rows are needed in advance.
 
     Raises:
       ConfigError: naming the setting.

@@ -1,4 +1,4 @@
-"""The Optax chain that a configuration describes."""
+"""Builds the Optax chain of a configuration."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ class OptimizerConfig:
             )
 
     def numbers(self) -> Numbers:
-        """What the rule is told, with its own numbers where the configuration names none."""
+        """The numbers of the update rule, with its defaults where the configuration has none."""
         given = {key: getattr(self, key) for key in ("beta1", "beta2", "epsilon")}
         own = RULES[self.name].defaults
         dtype = None if self.moment_dtype == "parameters" else self.moment_dtype
