@@ -371,7 +371,7 @@ def view_table(
         subtitle=f"the first {len(pairs)} of {facts['rows']} training pairs",
         notes=(
             f"{facts['kept_fraction']:.1%} of all tokens have a reward (importance above {facts['threshold']:.3g}); "
-            f"the faces differ by {facts['mean_delta']:.3g} nats a token. The positive instruction raises the "
-            f"preferred response more in {facts['agreement']:.1%} of the pairs; 50% would be chance.",
+            f"log-probs differ by {facts['mean_delta']:.3g} nats per token. The positive instruction raises the "
+            f"chosen completion more in {facts['agreement']:.1%} of the pairs; 50% is chance.",
         ),
     )

@@ -107,7 +107,7 @@ def run_demo(config: DemoConfig) -> PipelineResult:
     files = story_world.write_world(folder / "data", seed=config.seed, **WORLD)
     tokenizer = story_world.build_tokenizer()
     plan = demo_pipeline(config, files)
-    with stages.stage("base", "a small Llama reads loose sentences, no stories yet"):
+    with stages.stage("base", "pre-training a small Llama on single sentences, without stories"):
         shape = model_shape(tokenizer)
         blank = models.create(shape, key=jax.random.key(config.seed))
         base = train_sft(base_stage(config, files), model=blank, tokenizer=tokenizer).model
@@ -120,10 +120,10 @@ def run_demo(config: DemoConfig) -> PipelineResult:
         stages=stages,
         title="jaxalign demo: a world of micro-stories",
         notes=[
-            f"The true reward is known here (at most {story_world.BEST_REWARD:g} points). The reward model (the proxy) "
-            "saw only pairs, of which one label in twenty is wrong; its scores have mean 0 and variance 1 over "
-            "held-out stories. Win rates are by the true reward, against other samples of the SFT model. "
-            "± is the standard error of the mean."
+            f"The true reward of a story is known (at most {story_world.BEST_REWARD:g} points). The reward model "
+            "(the proxy) saw only pairs, of which one label in twenty is wrong; its scores have mean 0 and "
+            "variance 1 over held-out stories. Win rates are by the true reward, against other samples of the SFT "
+            "model. ± is the standard error of the mean."
         ],
     )
 

@@ -141,7 +141,7 @@ def run_pipeline(
       notes: paragraphs for the report.
 
     Raises:
-      UserError: anything wrong with configuration, files or rows, in one line.
+      UserError: an invalid configuration, file or row; the message is one line.
     """
     if not config.output:
         raise ConfigError("output: expected a folder (or --output FOLDER)")
@@ -155,7 +155,7 @@ def run_pipeline(
         model, tokenizer = setup.load_model(plan.sft.model, mesh, seed=config.seed, packing=packing)
     with stages.stage("sft", "supervised fine-tuning on demonstrations"):
         sft = train_sft(plan.sft, model=model, tokenizer=tokenizer)
-    with stages.stage("reward", "reward model from preference pairs"):
+    with stages.stage("reward", "reward model on preference pairs"):
         scorer = train_reward(plan.reward, model=sft.model, tokenizer=tokenizer)
     proxy, _ = build_reward(
         plan.ppo.reward,
@@ -168,7 +168,7 @@ def run_pipeline(
     with stages.stage("dpo", "direct preference optimization on the same pairs"):
         dpo = train_dpo(plan.dpo, policy=sft.model, tokenizer=tokenizer)
     live = {"base": model, "SFT": sft.model, "PPO": ppo.model, "DPO": dpo.model}
-    with stages.stage("evaluation", "held-out prompts, all four models"):
+    with stages.stage("evaluation", "all four models on held-out prompts"):
         comparison = _comparison(plan, sft.model, proxy, tokenizer, true_reward)
         answers = {name: comparison.answers(one) for name, one in live.items()}
         results = [_row(comparison, name, live[name], answers[name]) for name in live]
@@ -343,7 +343,7 @@ def side_by_side(comparison: Comparison, answers: Mapping[str, Answers], count: 
 def _gain_notes(above: Mapping[str, float], truth: bool) -> list[str]:
     kind = "true" if truth else "proxy"
     return [
-        f"{name}: {kind} reward {value:+.2f} standard deviations of SFT's from SFT's mean."
+        f"{name}: {kind} reward {value:+.2f} SFT standard deviations relative to the SFT mean."
         for name, value in above.items()
         if name != "base"
     ]

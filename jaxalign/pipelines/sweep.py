@@ -316,14 +316,14 @@ def _markdown(points: Sequence[Point], metric: str) -> str:
 
 
 def _verdict(result: SweepResult, metric: str) -> str:
-    """Which point won, and how surely."""
+    """The best point, and how many others have overlapping intervals."""
     best = result.best
     row = _row(best, metric)
     sure = f" {row['95% interval']}" if best.low is not None else ""
     text = f"best: {', '.join(f'{key}={row[key]}' for key in best.values)} ({metric} {row[metric]}{sure})"
     close = [p for p in result.points[1:] if _overlap(best, p)]
     return text + (
-        f"; intervals that overlap its own: {len(close)} of {len(result.points) - 1}" if close else ""
+        f"; overlapping intervals: {len(close)} of the other {len(result.points) - 1}" if close else ""
     )
 
 

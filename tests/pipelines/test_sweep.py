@@ -97,7 +97,7 @@ def test_intervals_stand_beside_the_metric_and_what_is_no_number_is_last(tmp_pat
     )
     assert ranked(result) == [0.3, 0.2, 0.1]
     assert "[0.75, 1.05]" in result.table
-    assert said[-1].endswith("(eval/accuracy 0.9 [0.75, 1.05]); intervals that overlap its own: 1 of 2")
+    assert said[-1].endswith("(eval/accuracy 0.9 [0.75, 1.05]); overlapping intervals: 1 of the other 2")
 
 
 @pytest.mark.parametrize(
