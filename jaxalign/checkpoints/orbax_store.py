@@ -1,4 +1,4 @@
-"""Save and restore any tree of arrays, with a JSON part beside it, through Orbax.
+"""Saves and restores any tree of arrays, plus JSON data, with Orbax.
 
 A save copies the arrays to the host before it returns (the step donates them) and
 writes in the background to a temporary name; the rename is the commit. A checkpoint

@@ -1,4 +1,4 @@
-"""Reads of a run's checkpoints that disturb no run: which there are, their metrics, and single parts of their trees.
+"""Reads a run's checkpoints without disturbing the run: steps, metrics, and parts of their trees.
 
 `CheckpointStore` cleans up behind saves that were cut off, and so must not be opened beside a run that is training.
 """
@@ -33,7 +33,8 @@ def saved_metrics(folder: str | Path, step: int) -> dict[str, float]:
 
 
 def saved_at(folder: str | Path, step: int) -> int:
-    """When a checkpoint was committed, nanoseconds since 1970, by which two of one step differ; 0 where it is gone."""
+    """When a checkpoint was committed, nanoseconds since 1970, by which two of one step differ; 0 where it is
+    gone."""
     try:
         body = json.loads((Path(folder) / str(step) / COMMITTED).read_text())
         return int(body.get("commit_timestamp_nsecs") or 0)

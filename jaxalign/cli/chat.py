@@ -71,7 +71,7 @@ class ChatConfig(GuideConfig):
 
 @dataclass
 class Conversation:
-    """The turns so far, and how the next answer is drawn.
+    """The turns so far, and how the next answer is sampled.
 
     Attributes:
       chat_model: model, tokenizer and sampler.
@@ -114,11 +114,11 @@ class Conversation:
         return reply
 
     def undo(self) -> None:
-        """Takes the last turn and its answer back."""
+        """Removes the last turn and its answer."""
         self.turns = self.turns[:-2]
 
     def reset(self) -> None:
-        """Forgets every turn."""
+        """Removes all turns."""
         self.turns = []
 
     def _said(self, turns: list[dict[str, str]]) -> Any:

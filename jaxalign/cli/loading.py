@@ -1,4 +1,4 @@
-"""A model to talk to: any Hugging Face folder, hub id or run folder, and its tokenizer."""
+"""Loads a chat model: any Hugging Face folder, hub id or run folder, with its tokenizer."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ Template = Literal["auto", "tokenizer", "markers", "plain"]
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A model with all that is needed to write with it.
+    """A model with everything needed to generate text.
 
     Attributes:
       sampler: a `jaxalign.rollout.Sampler`, which keeps the prepared weights.
@@ -53,7 +53,7 @@ class ChatModel:
 
 
 class Stream:
-    """Writes a completion while it is made: what its tokens add to the text, as soon as they are characters.
+    """Streams a completion: writes the text that new tokens add, as soon as they form whole characters.
 
     Args:
       chat_model: whose completion.
@@ -94,7 +94,7 @@ class Stream:
 
 
 def printed(piece: str) -> None:
-    """Prints a piece of a text at once."""
+    """Prints a piece of text and flushes it."""
     print(piece, end="", flush=True)
 
 
@@ -207,7 +207,7 @@ def _tell(
 
 
 def decoding_text(chat_model: ChatModel, prompts: int, longest: int, sampling: Mapping[str, Any]) -> str:
-    """What decoding takes beside the weights, in one line.
+    """The memory that decoding needs in addition to the weights, in one line.
 
     Args:
       chat_model: who decodes.
@@ -227,7 +227,7 @@ def decoding_text(chat_model: ChatModel, prompts: int, longest: int, sampling: M
 
 
 def printed_aside(line: str) -> None:
-    """A line on standard error, beside what a command writes."""
+    """Prints a line on standard error."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -176,7 +176,8 @@ STOPPING = threading.Event()
 
 
 def ask_again(lost: Any) -> None:
-    """Sends a signal again whose exception was lost, as it came while Python ran a callback (JAX has one in the GC)."""
+    """Sends a signal again whose exception was lost, as it came while Python ran a callback (JAX has one in the
+    GC)."""
     stopped = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(lost.exc_type)
     if stopped is None:
         sys.__unraisablehook__(lost)
@@ -376,7 +377,7 @@ def use_device(settings: Any) -> None:
 
 
 def check_files(settings: Any) -> None:
-    """The data files of a training command are there, before a model is loaded for them.
+    """Checks that the data files of a training command exist, before a model is loaded.
 
     Raises:
       DataError: naming the first that is not.
@@ -391,7 +392,7 @@ def check_files(settings: Any) -> None:
 
 
 def report(result: Any) -> None:
-    """Prints where a training run's results are, and its final metrics."""
+    """Prints the final metrics of a training run and its folder."""
     folder, metrics = getattr(result, "folder", None), getattr(result, "metrics", None)
     if folder is None:
         return
@@ -401,7 +402,7 @@ def report(result: Any) -> None:
 
 
 def failed(error: BaseException, name: str) -> int:
-    """Says what went wrong and returns the exit status."""
+    """Prints the error and returns the exit status."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, BrokenPipeError):

@@ -1,4 +1,4 @@
-"""Files of questions as AlpacaEval and MT-bench publish them, and rows of answers that their tools read."""
+"""Question files in the layouts of AlpacaEval and MT-bench, and rows of answers that their tools read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Layout = Literal["", "alpaca_eval", "mt_bench"]
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked, in one turn or several.
+    """A question of one or several turns.
 
     Attributes:
       turns: what the user says, in order: text, or (of a plain prompt, which has one) messages.

@@ -1,6 +1,7 @@
-"""Any checkpoint of any run as a folder that others load.
+"""Exports any checkpoint of any run as a Hugging Face folder.
 
-Of the checkpoint the trained leaves alone are read; beside the run folder nothing is needed but the model that the run
+Of the checkpoint the trained leaves alone are read; beside the run folder nothing is needed but the model that the
+run
 began with: its config.json and tokenizer, and where an adapter was trained its weights. No data, reward or optimizer.
 """
 
@@ -34,7 +35,7 @@ from jaxalign.training.core.scoring import CausalPolicy, ScalarPolicy
 
 @dataclass(frozen=True)
 class Exported:
-    """What was made of a checkpoint.
+    """The result of an export.
 
     Attributes:
       folder: the folder.
@@ -62,7 +63,7 @@ def export_checkpoint(
     base: str = "",
     say: Callable[[str], None] | None = None,
 ) -> Exported:
-    """Makes a Hugging Face folder of a checkpoint, whole or not at all.
+    """Exports a checkpoint as a Hugging Face folder, atomically.
 
     Args:
       run: the run folder; the run may be under way.
@@ -307,8 +308,8 @@ class Checkpoint:
     def normalizer(self) -> tuple[Any, str]:
         """(gain and bias of each model [K, 2], a line where it is not what the run itself would have given).
 
-        A run sets them at its end, from all held-out scores. A checkpoint before that has the mean and deviation of the
-        scores of its own evaluation, where it was evaluated.
+        A run sets them at its end, from all held-out scores. A checkpoint before that has the mean and deviation of
+        the scores of its own evaluation, where it was evaluated.
         """
         size = self.config.ensemble.size
         raw = np.tile([1.0, 0.0], (size, 1))

@@ -1,4 +1,4 @@
-"""Which run, and which of its checkpoints, a user means."""
+"""Resolves the names of runs and their checkpoints."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from jaxalign.errors import CheckpointError, ConfigError
 
 
 def read_metadata(run: Path) -> dict[str, Any]:
-    """What a run has noted of itself.
+    """The metadata of a run.
 
     Raises:
       ConfigError: the folder holds no run, or a damaged one.

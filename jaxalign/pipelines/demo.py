@@ -1,6 +1,6 @@
-"""`jaxalign demo`: the whole pipeline on a tiny model and a world of stories that it makes itself.
+"""`jaxalign demo`: the whole pipeline on a tiny model and a generated world of stories.
 
-Everything is made here and now: the texts, the tokenizer, the base model. The true
+Everything is generated on the spot: the texts, the tokenizer, the base model. The true
 quality of a story is known (`story_world.true_reward`), is never trained on beyond the
 noisy labels of the pairs, and stands beside the learned reward in every figure.
 """
@@ -73,7 +73,7 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class Steps:
-    """How long each stage is."""
+    """Optimizer steps (updates) of each stage."""
 
     base: int
     sft: int

@@ -1,4 +1,4 @@
-"""The whole way in one process: SFT -> reward model -> PPO and DPO -> comparison and report."""
+"""The whole pipeline in one process: SFT -> reward model -> PPO and DPO -> comparison and report."""
 
 import json
 import os
@@ -102,7 +102,7 @@ class PipelineResult:
 
 
 class Stages:
-    """Says on the terminal what is going on, and remembers how long it took."""
+    """Prints each stage, and records how long it took."""
 
     def __init__(self, say: Callable[[str], None] = print) -> None:
         self.say = say
@@ -330,7 +330,7 @@ def pictures(folder: Path, results: Sequence[MethodResult]) -> list[tuple[str, b
 
 
 def side_by_side(comparison: Comparison, answers: Mapping[str, Answers], count: int) -> list[dict[str, str]]:
-    """The first prompts with every model's answer and its score."""
+    """The first prompts with every model's completion and its score."""
     rows = []
     for index, prompt in enumerate(comparison.prompt_texts[:count]):
         row = {"prompt": prompt}

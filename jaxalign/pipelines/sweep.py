@@ -55,7 +55,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the command line asks for: the sweep, the function that trains, and the settings that all points share."""
+    """A parsed sweep: its configuration, the function that trains, and the settings that all points share."""
 
     config: SweepConfig
     train: Callable[[Any], Any]
@@ -105,7 +105,7 @@ class SweepResult:
 
     @property
     def best(self) -> Point:
-        """The point that won."""
+        """The best point."""
         return self.points[0]
 
 
@@ -138,7 +138,7 @@ def sweep(
     resume: bool = False,
     say: Callable[[str], None] = print,
 ) -> SweepResult:
-    """Trains a run for every point of a grid, one after another; a point that fails by a `UserError` is noted.
+    """Trains one run per point of a grid, one after another; a point that fails by a `UserError` is noted.
 
     Args:
       train: a function such as `train_dpo` that takes a configuration; one with live objects is

@@ -190,18 +190,18 @@ class Run:
                 log_samples(step, rows)
 
     def rewind(self, step: int) -> None:
-        """Drops what was logged after `step`: a resumed run writes it again."""
+        """Drops the log after `step`, which a resumed run writes again."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             records.keep_until(self.folder / name, step)
         self.info(f"resumed from step {max(step, 0)}")
 
     def progress(self, step: int, total: int, name: str, value: float, tokens_per_second: float) -> None:
-        """Shows how far the run is, and a number by its name."""
+        """Shows the progress of the run, with a named value."""
         self._at = (step, total)
         self._progress.show(step, total, name, value, tokens_per_second)
 
     def note_stopped(self, step: int) -> None:
-        """Says, where it is so, that a callback has ended the run."""
+        """Logs that a callback stopped the run, if one did."""
         if reason := self.callbacks.stopped:
             self.info(f"stopped at step {step}: {reason}")
             self._progress.note(f"stopped at step {step}: {reason}")

@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases, MLflow and Trackio beside metrics.jsonl, where they are asked for."""
+"""Optional trackers in addition to metrics.jsonl: TensorBoard, Weights & Biases, MLflow and Trackio."""
 
 import html
 import importlib
@@ -57,7 +57,8 @@ def _kept(file: Path, make: Callable[[], str]) -> str:
 
 
 class _Late(ABC):
-    """A tracker whose run is opened with the first numbers: by then configuration, model and data are known to be good.
+    """A tracker whose run is opened with the first numbers: by then configuration, model and data are known to be
+    good.
 
     Args:
       module: the tracker's package.
