@@ -222,17 +222,17 @@ def parsed_line(line: str | bytes) -> Row | str:
         return f"not readable JSON ({str(error).partition(':')[0].partition(';')[0]})"
     if not isinstance(row, dict):
         return not_object(row)
-    # Only an escape can be half a character.
+    # Only an escape can be an unpaired surrogate.
     return checked(row) if "\\ud" in text or "\\uD" in text else row
 
 
 def checked(row: Row) -> Row | str:
-    """The row, or that it holds half a character, which is no text that could be written or tokenized."""
+    """The row, or an error if it holds an unpaired surrogate, which cannot be written or tokenized."""
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
-        return f"not valid text (\\u{half:04x} is half a character without its other half)"
+        return f"not valid text (\\u{half:04x} is an unpaired surrogate)"
     except (ValueError, RecursionError):
         return "not readable (it is nested too deeply)"
     return row

@@ -191,7 +191,7 @@ def from_json(value: str, where: str) -> Any:
     """JSON inside a field.
 
     Raises:
-      BadRow: it is none, is nested too deeply, or holds half a character.
+      BadRow: it is invalid, nested too deeply, or holds an unpaired surrogate.
     """
     name = where if where.startswith("field ") else f"field {where!r}"
     return _parsed(value, name, f"expected JSON, got {value[:40]!r}")
@@ -200,7 +200,7 @@ def from_json(value: str, where: str) -> Any:
 def _parsed(value: str, where: str, otherwise: str) -> Any:
     try:
         found = json.loads(value)
-        if "\\ud" in value or "\\uD" in value:  # only an escape can be half a character
+        if "\\ud" in value or "\\uD" in value:  # only an escape can be an unpaired surrogate
             json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
         raise BadRow(f"{where}: nested too deeply") from None

@@ -132,8 +132,8 @@ GOOD = '{"prompt": "a", "completion": "b"}'
 MALFORMED = {
     "no JSON": (b'{"prompt"', "not valid JSON"),
     "no UTF-8": (b'{"prompt": "\xe9"}', "not UTF-8 text"),
-    "half a character": (b'{"prompt": "x \\ud83d y"}', r"\\ud83d is an unpaired surrogate"),
-    "half a character, second": (b'{"prompt": ["\\uDE00"]}', r"\\ude00 is an unpaired surrogate"),
+    "an unpaired surrogate": (b'{"prompt": "x \\ud83d y"}', r"\\ud83d is an unpaired surrogate"),
+    "an unpaired surrogate, second": (b'{"prompt": ["\\uDE00"]}', r"\\ude00 is an unpaired surrogate"),
     "a long integer": (b'{"prompt": ' + b"9" * 5000 + b"}", "4300 digits"),
     "deep nesting": (b'{"prompt": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
     "no object": (b'"text"', "expected an object with named fields, got str"),

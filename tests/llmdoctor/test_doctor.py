@@ -95,7 +95,7 @@ def test_a_damaged_card_is_named_with_its_key_in_one_line(change, message, expor
 def test_folders_that_hold_no_doctor_are_refused(export, tmp_path):
     with pytest.raises(ModelError, match=r"no doctor\.json; expected the run folder of a doctor"):
         llmdoctor.load_doctor_card(export)
-    with pytest.raises(ModelError, match=r"there is no value_head\.safetensors"):
+    with pytest.raises(ModelError, match=r"no value_head\.safetensors"):
         llmdoctor.load_value_head(export)
     with pytest.raises(ModelError, match=r"no config\.json; a doctor's card"):
         llmdoctor.save_doctor(tmp_path, CARD, head())

@@ -111,7 +111,7 @@ def test_intervals_stand_beside_the_metric_and_what_is_no_number_is_last(tmp_pat
         ({RATE: [0.1, -1.0]}, r"^--grid: .*learning_rate must"),
         ({RATE: [0.1, 0.1]}, r"^--grid: optimizer.learning_rate=0.1: same run as optimizer.learning_rate=0.1"),
         ({RATE: [1, 1.0]}, r"same run as"),
-        ({"run.output": ["a", "b"]}, r"^--grid: run.output: the sweep sets it"),
+        ({"run.output": ["a", "b"]}, r"^--grid: run.output: set by the sweep"),
         ({}, r"^--grid: expected keys with lists"),
         ({"data.train": [["nowhere.jsonl"]]}, r"nowhere\.jsonl"),
     ],

@@ -69,8 +69,8 @@ def test_a_loss_that_joins_the_table_can_be_configured_and_is_called():
     }
     keys = {key.name: key for key in describe(loss_config(table))}
     assert keys["name"].type.endswith("shifted") and keys["shift"].default == "2.0"
-    assert keys["shift"].meaning == "added to each loss; for shifted."
-    assert "without one: simpo, cpo, alphapo, orpo, shifted" in keys["name"].meaning
+    assert keys["shift"].meaning == "added to each loss (shifted)."
+    assert "without a reference: simpo, cpo, alphapo, orpo, shifted" in keys["name"].meaning
     assert "cpo, orpo, shifted" in keys["sft_weight"].meaning
     settings = from_dict(loss_config(table), {"name": "shifted", "shift": 1.0})
     assert settings.supervised_weight == 0.5
