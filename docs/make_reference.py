@@ -23,7 +23,7 @@ TYPES = {"text", "int", "float", "bool", "null", "empty"}
 
 
 def command_page(name: str) -> str:
-    """The page of one command: its summary, the common keys, and all keys by section."""
+    """The page of one command: what it does, the common keys, and all keys by section."""
     command = cli.COMMANDS[name]
     cls = cli.load(command.config)
     keys = configs.describe(cls)
@@ -105,11 +105,11 @@ def cli_page() -> str:
             "jaxalign COMMAND [--config FILE_OR_NAME] [--dotted.key=value ...]",
             "```",
             "",
-            "A run is configured from three places, later ones overriding earlier ones: the defaults, a YAML file",
-            "(`--config`: a path, or the name of a [shipped configuration](configs.md)), and flags. A flag is the",
-            "key's dotted name, `--train.steps=200` or `--train.steps 200`; lists and mappings are YAML or JSON,",
-            "`--data.train='[a.jsonl, b.jsonl]'`. An unknown key, a duplicate key or a value of the wrong type",
-            "raises a one-line error that names it.",
+            "Settings come from the defaults, a YAML file (`--config`: a path, or the name of a",
+            "[shipped configuration](configs.md)) and flags; later sources override earlier ones. A flag is the key's",
+            "dotted name, `--train.steps=200` or `--train.steps 200`. Lists and mappings are YAML or JSON,",
+            "`--data.train='[a.jsonl, b.jsonl]'`. An unknown key, a duplicate key or a value of the wrong type stops",
+            "the command with a one-line error that names it.",
             "",
             "## Commands",
             "",
@@ -119,21 +119,21 @@ def cli_page() -> str:
             *["| flag | meaning |", "|---|---|", *plain, ""],
             "## Short flags",
             "",
-            "A command accepts these if it has the key, and no other key of the flag's name.",
+            "A command accepts a short flag if it has the key and no other key of that name.",
             "",
-            *["| flag | short for |", "|---|---|", *short, ""],
+            *["| flag | stands for |", "|---|---|", *short, ""],
             "## Help",
             "",
-            "`jaxalign COMMAND --help` lists the most common keys, `--help-all` all keys, `--help SECTION` those of",
-            "one section (`data`, `loss`, `optimizer`, ...).",
+            "`jaxalign COMMAND --help` prints the common keys, `--help-all` all keys, and `--help SECTION` one section",
+            "(`data`, `loss`, `optimizer`, ...).",
             "",
             "## Exit status",
             "",
             *["| status | meaning |", "|---:|---|"],
             "| 0 | success |",
             "| 1 | a bug in jaxalign or a library; the traceback shows where |",
-            "| 2 | invalid input; a one-line error names the key, file, row or device and what was expected |",
-            "| 130, 143 | stopped by SIGINT or SIGTERM after saving a checkpoint; continue with `--resume` |",
+            "| 2 | a mistake in the input: a one-line error names the key, file, row or device and what was expected |",
+            "| 130, 143 | stopped by SIGINT or SIGTERM after saving a checkpoint; `--resume` continues the run |",
             "",
         ]
     )
