@@ -239,7 +239,7 @@ def complete(
             ids,
             key=jax.random.key(config.seed),
             row_ids=list(row_ids),
-            told=stream,
+            on_tokens=stream,
             **config.sampling.arguments(),
         )
     texts = [chat_model.continuation(ids[i // samples], c) for i, c in enumerate(done.token_lists())]

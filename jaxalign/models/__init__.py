@@ -9,7 +9,7 @@ from jaxalign.kernels.int8 import Int8, quantize_params
 from jaxalign.kernels.matmul import choose_matmul, matmul_implementation
 from jaxalign.kernels.remat import Remat, remat_level
 from jaxalign.models.attention import attention_for, choose_attention
-from jaxalign.models.composite import Composite
+from jaxalign.models.composite import Composite, CompositeDefinition
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.heads import (
     HeadConfig,
@@ -102,7 +102,7 @@ def merge(definition: Any, params: Any) -> Any:
     """The inverse of `split`; cheap, also under jit."""
     if isinstance(definition, ScalarDefinition):
         return ScalarModel(definition.config, definition.head_config, params, definition.steps)
-    if hasattr(definition, "merge"):  # of one that is made of several
+    if isinstance(definition, CompositeDefinition):
         return definition.merge(params)
     return Transformer(definition.config, params)
 

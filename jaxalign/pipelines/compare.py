@@ -130,7 +130,7 @@ class Comparison:
         self.opponent = self.answers(supervised, draw=1)
 
     def answers(self, model: Any, *, draw: int = 0) -> Answers:
-        """RowSampling and judges one answer a prompt."""
+        """Samples and judges one answer a prompt."""
         params = models.split(model)[1]
         self.sampler.update(params)
         done = self.sampler.generate(

@@ -6,10 +6,10 @@ the same however rows are batched.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -18,7 +18,8 @@ from jaxalign import models
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
 from jaxalign.rollout import continuous_batching, decode
-from jaxalign.rollout.config import Storage, check_sampling
+from jaxalign.rollout.config import SamplingArguments, Storage, checked_sampling
+from jaxalign.rollout.continuous_batching import OnTokens
 from jaxalign.rollout.decode import RowSampling
 from jaxalign.rollout.sampling import SamplerFeatures
 
@@ -101,49 +102,24 @@ class Sampler:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
-        key: jax.Array,
-        temperature: float | np.ndarray = 1.0,
-        top_k: int | np.ndarray = 0,
-        top_p: float | np.ndarray = 1.0,
-        min_p: float | np.ndarray = 0.0,
-        stop_tokens: Sequence[int] | None = None,
-        num_samples: int = 1,
-        row_ids: Sequence[int] | None = None,
-        told: Callable[[np.ndarray, np.ndarray], None] | None = None,
+        on_tokens: OnTokens | None = None,
+        **sampling: Unpack[SamplingArguments],
     ) -> Completions:
         """Samples completions.
 
         Args:
           prompts: token ids of each prompt, at least one each.
-          max_new_tokens: longest completion, C.
-          key: source of all randomness.
-          temperature, top_k, top_p, min_p: numbers, or arrays with one a prompt.
-          stop_tokens: ids that end a completion; None takes the model's, () none.
-          num_samples: completions a prompt.
-          row_ids: the randomness of each completion, N of them; 0..N-1 when None.
-          told: is called after each block of tokens, with those so far [N, C] and their numbers [N].
+          on_tokens: is called after each block of tokens, with those so far [N, C] and their numbers [N].
+          **sampling: see `SamplingArguments`.
 
         Raises:
           UserError: an empty prompt, or one that leaves no room in the context.
-          ValueError: a sampling number out of range.
+          TypeError, ValueError: see `config.checked_sampling`.
         """
-        count = len(prompts)
-        settings = [
-            _per_prompt(v, count, n)
-            for v, n in ((temperature, "temperature"), (top_k, "top_k"), (top_p, "top_p"), (min_p, "min_p"))
-        ]
-        for values in zip(*settings, strict=True):
-            check_sampling(*values)
-        if max_new_tokens < 1 or num_samples < 1:
-            raise ValueError(
-                f"max_new_tokens and num_samples must be 1 or more, got {max_new_tokens}, {num_samples}"
-            )
-        self._check_prompts(prompts, max_new_tokens)
-        stops = np.asarray(self.config.eos_ids if stop_tokens is None else stop_tokens, np.int32).ravel()
-        total = count * num_samples
-        ids = np.arange(total) if row_ids is None else np.asarray(row_ids)
-        heat, k, p, least = (np.repeat(values, num_samples) for values in settings)
+        checked = checked_sampling(sampling, prompts=len(prompts), eos_ids=self.config.eos_ids)
+        self._check_prompts(prompts, checked.max_new_tokens)
+        stops = checked.stop_tokens
+        heat, k, p, least = (np.repeat(values, checked.num_samples) for values in checked.numbers)
         out = continuous_batching.run(
             continuous_batching.Job(
                 definition=self.definition,
@@ -151,10 +127,10 @@ class Sampler:
                 # It is in the integers already.
                 adapter=None if self.weights == "int8" else self.adapter,
                 prompts=prompts,
-                copies=num_samples,
-                new_tokens=max_new_tokens,
+                copies=checked.num_samples,
+                new_tokens=checked.max_new_tokens,
                 draws=RowSampling(
-                    ids=ids.astype(np.int32),
+                    ids=checked.row_ids.astype(np.int32),
                     temperature=heat.astype(np.float32),
                     top_k=k.astype(np.int32),
                     top_p=p.astype(np.float32),
@@ -164,7 +140,7 @@ class Sampler:
                 stops=np.pad(
                     stops, (0, continuous_batching.power_of_two(len(stops)) - len(stops)), constant_values=-1
                 ),
-                key=key,
+                key=checked.key,
                 features=SamplerFeatures(
                     sampled=bool((heat > 0).any()),
                     greedy=bool((heat == 0).any()),
@@ -175,11 +151,11 @@ class Sampler:
                 max_rows=self.max_rows,
                 block=self.block,
                 int8_cache=self.cache == "int8",
-                told=told,
+                on_tokens=on_tokens,
             )
         )
         stopped = out.pop("stopped")
-        mask = np.arange(max_new_tokens)[None, :] < out["lengths"][:, None]
+        mask = np.arange(checked.max_new_tokens)[None, :] < out["lengths"][:, None]
         reasons = ["stop" if s else "length" for s in stopped]
         return Completions(mask=mask, finish_reason=reasons, **out)
 
@@ -236,16 +212,13 @@ class Sampler:
                 )
 
 
-def generate(model: Any, prompts: Sequence[Sequence[int]], **arguments: Any) -> Completions:
-    """`Sampler(model).generate(prompts, ...)`: for one call; keep a `Sampler` for several."""
-    adapter = arguments.pop("adapter", None)
-    return Sampler(model, adapter=adapter).generate(prompts, **arguments)
-
-
-def _per_prompt(value: Any, count: int, name: str) -> np.ndarray:
-    array = np.asarray(value)
-    if array.ndim == 0:
-        return np.full(count, array)
-    if array.shape != (count,):
-        raise ValueError(f"{name} has shape {array.shape}; expected a number or one per prompt, ({count},)")
-    return array
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    adapter: Any = None,
+    on_tokens: OnTokens | None = None,
+    **sampling: Unpack[SamplingArguments],
+) -> Completions:
+    """`Sampler(model, adapter=adapter).generate(prompts, ...)`: for one call; keep a `Sampler` for several."""
+    return Sampler(model, adapter=adapter).generate(prompts, on_tokens=on_tokens, **sampling)

@@ -144,7 +144,7 @@ def _at_least(x: Float[Array, "B V"], threshold: Float[Array, " B"]) -> Bool[Arr
     """x >= threshold, of the very array that a loop before has read.
 
     In a loop too, whose operands a compiler must have in memory. Elsewhere it may compute them once more and round them
-    another way (a sum over doctors, say), and a number would be lost when it is compared with itself.
+    another way (a sum over several models, say), and a number would be lost when it is compared with itself.
     """
 
     def turn(_, state):
@@ -165,7 +165,7 @@ def next_token(
     *,
     features: SamplerFeatures,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """RowSampling one token a row.
+    """Samples one token a row.
 
     Args:
       logits: float32.
