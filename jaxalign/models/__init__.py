@@ -25,14 +25,18 @@ from jaxalign.models.huggingface import (
     check_vocabulary,
     load_config,
     load_pretrained,
-    load_reward_model,
     load_tokenizer,
     save_pretrained,
-    save_reward_model,
 )
 from jaxalign.models.lora import LoraConfig, attach, create_adapter, merge_adapter
 from jaxalign.models.peft import load_adapter, save_adapter
-from jaxalign.models.reward_ensemble import is_reward_ensemble, load_reward_ensemble, save_reward_ensemble
+from jaxalign.models.reward_folders import (
+    is_reward_ensemble,
+    load_reward_ensemble,
+    load_reward_model,
+    save_reward_ensemble,
+    save_reward_model,
+)
 from jaxalign.models.sharding import param_logical_axes
 from jaxalign.models.stops import stopping, tokenizer_stops
 from jaxalign.models.transformer import Definition, Transformer, create, params_count
