@@ -236,8 +236,8 @@ def _one_by_one(block, arrays, end: int, axis: int, count: int):
         of_queries, of_keys = jax.tree.map(part, arrays)
         return _in_turns(block, of_queries, of_keys, end)
 
-    found = jax.lax.map(one, jnp.arange(count))
-    return jax.tree.map(lambda x: jnp.moveaxis(jnp.squeeze(x, axis + 1), 0, axis), found)
+    stacked = jax.lax.map(one, jnp.arange(count))
+    return jax.tree.map(lambda x: jnp.moveaxis(jnp.squeeze(x, axis + 1), 0, axis), stacked)
 
 
 def _some_by_some(block, of_queries, of_keys, end: int):
@@ -256,10 +256,10 @@ def _some_by_some(block, of_queries, of_keys, end: int):
         return jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, *x.shape[4:])[:, :, :count]
 
     def turn(sums, part):
-        found, more = block(part, seen)
-        return jax.tree.map(jnp.add, sums, more), found
+        outputs, more = block(part, seen)
+        return jax.tree.map(jnp.add, sums, more), outputs
 
     parts = jax.tree.map(cut, of_queries)
     shapes = jax.eval_shape(lambda parts: block(jax.tree.map(lambda x: x[0], parts), seen)[1], parts)
-    sums, found = jax.lax.scan(turn, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
-    return jax.tree.map(join, found), sums
+    sums, outputs = jax.lax.scan(turn, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
+    return jax.tree.map(join, outputs), sums

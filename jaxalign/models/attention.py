@@ -62,17 +62,17 @@ def choose_attention(
     Raises:
       ValueError: the implementation that is asked for cannot run there, or not such rows; in one line.
     """
-    asked = config.attention != "auto"
-    implementation = config.attention if asked else FASTEST.get(device.platform, "plain")
+    configured = config.attention != "auto"
+    implementation = config.attention if configured else FASTEST.get(device.platform, "plain")
     why = REFUSALS[implementation](config, device) if implementation in REFUSALS else ""
     if implementation == "cudnn":
         why = why or cudnn_attention.refusal_of_rows(device, max_segments, mapped=mapped, shape=shape)
-    if why and asked:
+    if why and configured:
         raise ValueError(f"attention {implementation}: {why}; plain and blockwise run anywhere")
     return (
         Choice("plain", why)
         if why
-        else Choice(implementation, "asked for" if asked else f"a {device.platform}")
+        else Choice(implementation, "asked for" if configured else f"a {device.platform}")
     )
 
 

@@ -349,12 +349,12 @@ def _shards(tensors: dict[str, np.ndarray], limit: int) -> list[dict[str, np.nda
 def transformers_module() -> Any:
     """The `transformers` package, imported without its advice to install torch, which only models need."""
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    told = name in os.environ
+    was_set = name in os.environ
     os.environ.setdefault(name, "1")
     try:
         import transformers
     finally:
-        if not told:
+        if not was_set:
             del os.environ[name]
     return transformers
 

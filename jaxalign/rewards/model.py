@@ -256,8 +256,8 @@ def token_scores(
     Returns:
       N arrays, float32 [..., length of the row].
     """
-    asked = [tuple(row) or (0,) for row in rows]
-    rows = list(dict.fromkeys(asked))
+    requested = [tuple(row) or (0,) for row in rows]
+    rows = list(dict.fromkeys(requested))
     lengths = [len(row) for row in rows]
     width = pad_multiple * bucket(-(-max(lengths, default=1) // pad_multiple), per_octave=4)
     bins = best_fit_decreasing(lengths, width)
@@ -267,13 +267,13 @@ def token_scores(
     tokens = np.zeros(size + 1, np.int32)  # the last one stands in padding
     for index, row in enumerate(rows):
         tokens[index * width : index * width + len(row)] = row
-    found = np.zeros(0, np.float32)
+    flat_scores = np.zeros(0, np.float32)
     for start in range(0, len(bins), height):
         places = end_to_end(lengths, bins[start : start + height], width, height)
         layout = segments(places, size, width)
         scores = jax.device_get(forward(tokens[places], layout["positions"], layout["segment_ids"]))
         if not start:
-            found = np.zeros((*scores.shape[:-2], size + 1), np.float32)
-        found[..., places] = scores
+            flat_scores = np.zeros((*scores.shape[:-2], size + 1), np.float32)
+        flat_scores[..., places] = scores
     begins = {row: index * width for index, row in enumerate(rows)}
-    return [found[..., begins[row] : begins[row] + len(row)] for row in asked]
+    return [flat_scores[..., begins[row] : begins[row] + len(row)] for row in requested]

@@ -193,7 +193,7 @@ class Sampler:
         there = by_path(self.params)
         copied = [like for path, like in by_path(weights).items() if there.get(path) != like]
         both = by_path((cache.keys, cache.values)).values(), copied
-        sizes = [sum(math.prod(shape) * dtype.itemsize for shape, dtype in found) for found in both]
+        sizes = [sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes) for shapes in both]
         return sizes[0], sizes[1]
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:

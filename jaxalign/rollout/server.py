@@ -170,9 +170,9 @@ class ServerEngine:
         lengths, reasons = np.zeros(total, np.int32), [""] * total
         for request, answer in zip(requests, answers, strict=True):
             for row, choice in enumerate(self._choices(request, answer), start=request.row):
-                found, values, reasons[row] = self._completion(choice, stops, max_new_tokens)
-                lengths[row] = len(found)
-                tokens[row, : len(found)], logps[row, : len(found)] = found, values
+                ids, values, reasons[row] = self._completion(choice, stops, max_new_tokens)
+                lengths[row] = len(ids)
+                tokens[row, : len(ids)], logps[row, : len(ids)] = ids, values
         mask = np.arange(max_new_tokens)[None, :] < lengths[:, None]
         return Completions(
             tokens=tokens,
@@ -297,8 +297,8 @@ def row_seeds(key: jax.Array, row_ids: np.ndarray) -> np.ndarray:
 
 
 def _logprobs(choice: dict[str, Any]) -> dict[str, Any]:
-    found = choice.get("logprobs")
-    return found if isinstance(found, dict) else {}
+    logprobs = choice.get("logprobs")
+    return logprobs if isinstance(logprobs, dict) else {}
 
 
 def _token_ids(choice: dict[str, Any]) -> list[int] | None:
