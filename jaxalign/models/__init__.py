@@ -9,7 +9,7 @@ from jaxalign.kernels.int8 import Int8, quantize_params
 from jaxalign.kernels.matmul import choose_matmul, matmul_implementation
 from jaxalign.kernels.remat import Remat, remat_level
 from jaxalign.models.attention import attention_for, choose_attention
-from jaxalign.models.composite import Composite, CompositeDefinition
+from jaxalign.models.composite import Composite, CompositeDefinition, Model, ModelDefinition
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.heads import (
     HeadConfig,
@@ -28,6 +28,7 @@ from jaxalign.models.huggingface import (
     load_tokenizer,
     save_pretrained,
 )
+from jaxalign.models.layers import Params
 from jaxalign.models.lora import LoraConfig, attach, create_adapter, merge_adapter
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.reward_folders import (
@@ -93,7 +94,7 @@ __all__ = [
 ]
 
 
-def split(model: Any) -> tuple[Any, Any]:
+def split(model: Model) -> tuple[Any, Any]:
     """(definition, parameters): the static part, hashable, and a nested dict of arrays."""
     if isinstance(model, ScalarModel):
         return ScalarDefinition(model.config, model.head_config, model.steps), model.params
@@ -102,7 +103,7 @@ def split(model: Any) -> tuple[Any, Any]:
     return Definition(model.config), model.params
 
 
-def merge(definition: Any, params: Any) -> Any:
+def merge(definition: ModelDefinition, params: Params) -> Any:
     """The inverse of `split`; cheap, also under jit."""
     if isinstance(definition, ScalarDefinition):
         return ScalarModel(definition.config, definition.head_config, params, definition.steps)
@@ -111,13 +112,13 @@ def merge(definition: Any, params: Any) -> Any:
     return Transformer(definition.config, params)
 
 
-def with_config(model: Any, **changes: Any) -> Any:
+def with_config(model: Model, **changes: Any) -> Any:
     """The same parameters under a config with other fields, for example attention, products or mesh."""
     definition, params = split(model)
     return merge(replace(definition, config=replace(definition.config, **changes)), params)
 
 
-def quantize(model: Any) -> Any:
+def quantize(model: Model) -> Any:
     """The model with 8-bit weights (see `quantize_params`): to sample from or to score with, not to train or save.
 
     The floats stay with whoever holds the model; `load_pretrained(folder, weights="int8")` never has all of them.
@@ -126,7 +127,7 @@ def quantize(model: Any) -> Any:
     return merge(definition, quantize_params(params))
 
 
-def with_remat(model: Any, remat: Remat | bool = "full") -> Any:
+def with_remat(model: Model, remat: Remat | bool = "full") -> Any:
     """The same model with another level of rematerialization (see `models.remat`).
 
     Raises:
@@ -135,7 +136,7 @@ def with_remat(model: Any, remat: Remat | bool = "full") -> Any:
     return with_config(model, remat=remat_level(remat))
 
 
-def with_stops(model: Any, ids: Iterable[int]) -> Any:
+def with_stops(model: Model, ids: Iterable[int]) -> Any:
     """The model with these tokens in its stop set (`eos_ids`) too; the model itself where they are there already.
 
     Raises:

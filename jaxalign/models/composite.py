@@ -5,6 +5,8 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.heads import ScalarDefinition, ScalarModel
+from jaxalign.models.transformer import Definition, Transformer
 
 
 class CompositeDefinition:
@@ -15,7 +17,7 @@ class CompositeDefinition:
         """The shape that a sampler is to reckon with: what the models have in common."""
         raise NotImplementedError
 
-    def merge(self, params: Any) -> "Composite":
+    def merge(self, params: dict[str, Any]) -> "Composite":
         """The model with these parameters; see `models.merge`."""
         raise NotImplementedError
 
@@ -43,3 +45,9 @@ class Composite(Generic[D]):
     def config(self) -> ModelConfig:
         """Its definition's."""
         return self.definition.config
+
+
+# What gives logits; and whatever `models.split` takes apart, and into what.
+CausalModel = Transformer | Composite[Any]
+Model = CausalModel | ScalarModel
+ModelDefinition = Definition | ScalarDefinition | CompositeDefinition

@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jaxalign.errors import ModelError
 from jaxalign.kernels.int8 import Int8
+from jaxalign.mesh import Rules
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import (
     FAMILIES,
@@ -35,10 +38,10 @@ MAX_SHARD_BYTES = 4 * 2**30
 def load_pretrained(
     folder: str | Path,
     *,
-    param_dtype: Any = None,
-    compute_dtype: Any = None,
-    mesh: Any = None,
-    rules: Any = None,
+    param_dtype: DTypeLike | None = None,
+    compute_dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
     revision: str | None = None,
     weights: Literal["same", "int8"] = "same",
 ) -> Transformer:

@@ -1,6 +1,6 @@
 """Low-rank adapters: a separate tree beside the parameters, merged on request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.heads import ScalarModel
+from jaxalign.models.layers import Adapter
 from jaxalign.models.transformer import Transformer, folded, parameter_shapes
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -71,7 +72,7 @@ def create_adapter(
     return adapter
 
 
-def attach(adapter: Any, lora: LoraConfig) -> Any:
+def attach(adapter: Adapter, lora: LoraConfig) -> Any:
     """The trained leaves with their scale and dropout, [L] each: what a model takes as `adapter`."""
     result = {}
     for name, part in adapter.items():
@@ -105,7 +106,9 @@ def stack_adapters(adapters: Sequence[Any]) -> Any:
     return result
 
 
-def _ranked(part: Any, like: Any, factor: str, rank: int) -> jax.Array:
+def _ranked(
+    part: Mapping[str, jax.Array] | None, like: Mapping[str, jax.Array], factor: str, rank: int
+) -> jax.Array:
     """A factor of a target [L, ...] with its rank filled up by zeros; all zeros where there is none."""
     axis = 2 if factor == "a" else 1
     array = jnp.zeros_like(like[factor]) if part is None else part[factor]
@@ -114,7 +117,7 @@ def _ranked(part: Any, like: Any, factor: str, rank: int) -> jax.Array:
     return jnp.pad(array, missing)
 
 
-def merge_adapter(model: Any, adapter: Any) -> Any:
+def merge_adapter(model: Transformer | ScalarModel, adapter: Adapter) -> Any:
     """The model with an attached adapter added to its weights; the model given is not changed.
 
     Raises:

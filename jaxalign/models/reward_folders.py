@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxalign.errors import ModelError
 from jaxalign.models.families import FAMILIES, config_to_json
@@ -35,7 +36,11 @@ HEAD_FILE = "jaxalign_head.json"
 
 
 def load_reward_model(
-    folder: str | Path, *, param_dtype: Any = None, compute_dtype: Any = None, revision: str | None = None
+    folder: str | Path,
+    *,
+    param_dtype: DTypeLike | None = None,
+    compute_dtype: DTypeLike | None = None,
+    revision: str | None = None,
 ) -> ScalarModel:
     """A scalar model from a `...ForSequenceClassification` folder with one label.
 
@@ -137,7 +142,7 @@ def save_reward_ensemble(
 
 
 def load_reward_ensemble(
-    folder: str | Path, *, param_dtype: Any = None, compute_dtype: Any = None
+    folder: str | Path, *, param_dtype: DTypeLike | None = None, compute_dtype: DTypeLike | None = None
 ) -> list[ScalarModel]:
     """The members of an ensemble, in the order of its `ensemble.json`.
 

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,7 +46,7 @@ def folder_dtype(folder: str | Path) -> ExportDtype | None:
     return name if name in NAMES.values() else None
 
 
-def frozen_dtype(setting: str, device: Any) -> str:
+def frozen_dtype(setting: str, device: jax.Device) -> str:
     """The dtype that weights which do not learn are kept in.
 
     Args:

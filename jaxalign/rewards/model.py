@@ -13,6 +13,7 @@ from jaxalign.buckets import bucket
 from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, end_to_end, segments
 from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device, to_host
+from jaxalign.models.heads import ScalarDefinition, ScalarModel
 from jaxalign.rewards.base import Rewards
 from jaxalign.rewards.calls import RewardRequest
 
@@ -35,7 +36,12 @@ class ModelReward:
     """
 
     def __init__(
-        self, model: Any, *, batch_size: int = 32, pad_multiple: int = 32, vocabulary: int | None = None
+        self,
+        model: ScalarModel,
+        *,
+        batch_size: int = 32,
+        pad_multiple: int = 32,
+        vocabulary: int | None = None,
     ) -> None:
         check_vocabulary(model, vocabulary)
         check_scores_whole(model)
@@ -141,13 +147,13 @@ class Program:
         self.params = to_host(self.params)
 
 
-def program_of(model: Any) -> Program:
+def program_of(model: ScalarModel) -> Program:
     """The program of `token_scores` for a `ScalarModel`: scores [R, T], compiled once a shape."""
     definition, params = models.split(model)
     return Program(jax.jit(forward_of(definition)), params)
 
 
-def forward_of(definition: Any, *, mapped: bool = False) -> Callable[..., jax.Array]:
+def forward_of(definition: ScalarDefinition, *, mapped: bool = False) -> Callable[..., jax.Array]:
     """(params, tokens, positions, segment_ids) -> the score after each token of packed rows.
 
     Args:
@@ -165,7 +171,7 @@ def of_one_shape(members: Sequence[Any]) -> bool:
     """Whether the members' parameters can be stacked and run by one program."""
     (first, like), *others = (models.split(member) for member in members)
 
-    def signature(params):
+    def signature(params: dict[str, Any]):
         return jax.tree.map(lambda x: (x.shape, x.dtype), params)
 
     return all(definition == first and signature(params) == signature(like) for definition, params in others)
@@ -192,7 +198,7 @@ def one_by_one(members: Sequence[Any]) -> Program:
     """The program of `token_scores`, [K, R, T], by a program for each member."""
     programs = [program_of(member) for member in members]
 
-    def forward(params, *rows):
+    def forward(params: Sequence[Any], *rows: np.ndarray):
         return np.stack([p.function(own, *rows) for p, own in zip(programs, params, strict=True)])
 
     return Program(forward, [program.params for program in programs])
@@ -205,7 +211,7 @@ def same_arrays(a: Any, b: Any) -> bool:
     )
 
 
-def check_vocabulary(model: Any, vocabulary: int | None) -> None:
+def check_vocabulary(model: ScalarModel, vocabulary: int | None) -> None:
     """A reward model knows every token that the policy may sample.
 
     Raises:
@@ -218,7 +224,7 @@ def check_vocabulary(model: Any, vocabulary: int | None) -> None:
         )
 
 
-def check_scores_whole(model: Any) -> None:
+def check_scores_whole(model: ScalarModel) -> None:
     """A reward model gives one score for a prompt with its completion.
 
     Raises:

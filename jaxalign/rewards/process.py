@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxalign.data import ChatFormat
 from jaxalign.errors import ConfigError
+from jaxalign.models.heads import ScalarModel
 from jaxalign.rewards.base import Rewards
 from jaxalign.rewards.calls import RewardRequest
 from jaxalign.rewards.model import check_vocabulary, program_of, token_scores
@@ -53,7 +54,7 @@ class ProcessReward:
 
     def __init__(
         self,
-        model: Any,
+        model: ScalarModel,
         tokenizer: Any,
         *,
         separator: str = "",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from jaxalign.models.layers import Adapter, Params
 from jaxalign.rollout.generate import Completions
 
 
@@ -19,7 +20,7 @@ class Engine(Protocol):
         """
         ...
 
-    def update(self, params: Any, *, adapter: Any = None) -> None:
+    def update(self, params: Params, *, adapter: Adapter | None = None) -> None:
         """New weights, and a LoRA adapter where it is not merged into them; used from the next `generate` on."""
         ...
 

@@ -17,6 +17,8 @@ import numpy as np
 from jaxalign import models
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
+from jaxalign.models.composite import CausalModel
+from jaxalign.models.layers import Adapter, Params
 from jaxalign.rollout import continuous_batching, decode
 from jaxalign.rollout.config import SamplingArguments, Storage, checked_sampling
 from jaxalign.rollout.continuous_batching import OnTokens
@@ -71,9 +73,9 @@ class Sampler:
 
     def __init__(
         self,
-        model: Any,
+        model: CausalModel,
         *,
-        adapter: Any = None,
+        adapter: Adapter | None = None,
         max_rows: int = 256,
         block: int = 64,
         weights: Storage = "same",
@@ -92,7 +94,7 @@ class Sampler:
         """The model's shape."""
         return self.definition.config
 
-    def update(self, params: Any, *, adapter: Any = None) -> None:
+    def update(self, params: Params, *, adapter: Adapter | None = None) -> None:
         """New parameters of the same shapes, and a new adapter where given; programs are kept."""
         self.adapter = self.adapter if adapter is None else adapter
         int8 = self.weights == "int8"
@@ -213,10 +215,10 @@ class Sampler:
 
 
 def generate(
-    model: Any,
+    model: CausalModel,
     prompts: Sequence[Sequence[int]],
     *,
-    adapter: Any = None,
+    adapter: Adapter | None = None,
     on_tokens: OnTokens | None = None,
     **sampling: Unpack[SamplingArguments],
 ) -> Completions:

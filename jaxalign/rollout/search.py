@@ -20,10 +20,10 @@ from jaxalign.kernels.matmul import cached_dtype, matmul_implementation, product
 from jaxalign.masking import NEGATIVE
 from jaxalign.models import kv_cache
 from jaxalign.models.attention import scaled
-from jaxalign.models.composite import Composite, CompositeDefinition
+from jaxalign.models.composite import CausalModel, Composite, CompositeDefinition
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.models.layers import norm, rope_tables, softcap
+from jaxalign.models.layers import Params, norm, rope_tables, softcap
 from jaxalign.models.stops import stopping
 from jaxalign.models.transformer import Transformer, block, embed, project
 from jaxalign.rollout.config import SamplingArguments, UntruncatedSampling
@@ -84,7 +84,7 @@ def best_of_n(
 
 
 def args_generate(
-    model: Any,
+    model: CausalModel,
     scalar_model: models.ScalarModel,
     prompts: Sequence[Sequence[int]],
     *,
@@ -125,7 +125,7 @@ def args_generate(
 
 
 def reward_guided(
-    model: Any, scalar_model: models.ScalarModel, *, weight: float, top_k: int
+    model: CausalModel, scalar_model: models.ScalarModel, *, weight: float, top_k: int
 ) -> "RewardGuided":
     """The model that `args_generate` samples from; arguments and errors as there."""
     (definition, params), (scalar, reward) = models.split(model), models.split(scalar_model)
@@ -159,7 +159,7 @@ class RewardGuidedDefinition(CompositeDefinition):
         positions = min(self.base.config.max_positions, self.reward.config.max_positions)
         return replace(self.base.config, max_positions=positions)
 
-    def merge(self, params: Any) -> "RewardGuided":
+    def merge(self, params: Params) -> "RewardGuided":
         """The model with these parameters; see `models.merge`."""
         return RewardGuided(self, params)
 
@@ -265,7 +265,12 @@ def states_after(
         window = kv_cache.window_of(config, layer)
         bias = jnp.where(there & ((cache.column - columns < window) | (window == 0)), 0.0, NEGATIVE)
 
-        def attention(h, params=params, layer=layer, bias=bias):
+        def attention(
+            h: Float[Array, "B C D"],
+            params: Params = params,
+            layer: int = layer,
+            bias: Float[Array, "B S"] = bias,
+        ):
             q, k, v = project(h, params, config, tables[config.layer_slides[layer]], None, None)
             return _attend_beside(q, k, v, cache.keys[layer], cache.values[layer], bias, config)
 

@@ -19,6 +19,8 @@ import numpy as np
 
 from jaxalign import models
 from jaxalign.errors import UserError
+from jaxalign.models.composite import ModelDefinition
+from jaxalign.models.layers import Adapter, Params
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout.config import SamplingArguments, checked_sampling
 from jaxalign.rollout.engine import EngineConfig
@@ -56,7 +58,7 @@ class ServerEngine:
     def __init__(
         self,
         config: EngineConfig,
-        definition: Any,
+        definition: ModelDefinition,
         folder: Path,
         *,
         lora: LoraConfig | None = None,
@@ -99,7 +101,7 @@ class ServerEngine:
 
     # --- weights ----------------------------------------------------------------------------
 
-    def update(self, params: Any, *, adapter: Any = None) -> None:
+    def update(self, params: Params, *, adapter: Adapter | None = None) -> None:
         """Writes the weights (or only the adapter, where one is given) and has the server load them.
 
         Raises:

@@ -107,7 +107,11 @@ def test_what_was_rounded_unasked_is_said_with_the_key_that_keeps_it():
     assert text(setting="auto", files="float32").endswith(
         "in bfloat16; products in float32; rounded from float32, which patient.param_dtype=float32 would not do"
     )
-    for options in ({"setting": "auto", "files": "bfloat16"}, {"setting": "bfloat16", "files": "float32"}, {}):
+    for options in (
+        {"setting": "auto", "files": "bfloat16"},
+        {"setting": "bfloat16", "files": "float32"},
+        {},
+    ):
         assert text(**options).endswith("in bfloat16; products in float32")
 
 
