@@ -325,9 +325,9 @@ def pictures(folder: Path, results: Sequence[MethodResult]) -> list[tuple[str, b
         along = {name: (kl, ppo[f"reward/{name}"][1]) for name in ("proxy", "true")}
         panels.insert(3, ("Over-optimisation: reward by KL", along, "KL to SFT (nats)"))
     return [
-        (title, plots.curve(points, title, xlabel=xlabel, points=xlabel.startswith("KL")))
-        for title, points, xlabel in panels
-        if points
+        (title, plots.curve(curves, title, xlabel=xlabel, points=xlabel.startswith("KL")))
+        for title, curves, xlabel in panels
+        if curves
     ]
 
 
