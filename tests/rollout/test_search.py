@@ -156,7 +156,7 @@ def test_args_refuses_models_and_numbers_that_do_not_fit(base, reward):
     with pytest.raises(ValueError, match="weight"):
         args_generate(base, reward, PROMPTS, weight=-1.0, top_k=4, **arguments)
     small = models.with_config(reward, vocab_size=47)
-    with pytest.raises(UserError, match="47 tokens, the base's 48"):
+    with pytest.raises(UserError, match="47 tokens, the model's 48"):
         args_generate(base, small, PROMPTS, weight=1.0, top_k=4, **arguments)
     definition, params = models.split(reward)
     steps = models.merge(replace(definition, steps=StepConfig()), params)
