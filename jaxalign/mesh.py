@@ -16,8 +16,9 @@ from jaxalign.errors import ConfigError, DeviceError
 
 AXES = ("data", "fsdp", "tensor")
 
-# None: replicated. A tuple: the product of several mesh axes.
-DEFAULT_RULES: Mapping[str, str | tuple[str, ...] | None] = {
+# Logical axis -> mesh axis. None: replicated. A tuple: the product of several mesh axes.
+Rules = Mapping[str, str | tuple[str, ...] | None]
+DEFAULT_RULES: Rules = {
     "batch": ("data", "fsdp"),
     "layers": None,
     "embed": "fsdp",
@@ -85,7 +86,7 @@ def partition_spec(
     logical_axes: Sequence[str | None],
     shape: Sequence[int],
     mesh: Mesh,
-    rules: Mapping[str, str | tuple[str, ...] | None] = DEFAULT_RULES,
+    rules: Rules = DEFAULT_RULES,
 ) -> PartitionSpec:
     """The mesh axes of one array; an axis whose size is not divisible is replicated."""
     spec: list[str | tuple[str, ...] | None] = []
@@ -106,7 +107,7 @@ def tree_shardings(
     tree: Any,
     logical_axes: Any,
     mesh: Mesh,
-    rules: Mapping[str, str | tuple[str, ...] | None] = DEFAULT_RULES,
+    rules: Rules = DEFAULT_RULES,
 ) -> Any:
     """A `NamedSharding` per leaf of `tree`; `logical_axes` has a tuple of names where `tree` has an array."""
     leaves, treedef = jax.tree.flatten(tree)

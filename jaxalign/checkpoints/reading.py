@@ -19,8 +19,8 @@ COMMITTED = "_CHECKPOINT_METADATA"
 
 def saved_steps(folder: str | Path) -> list[int]:
     """The steps of all whole checkpoints in a folder, oldest first."""
-    found = Path(folder).glob(f"*/{COMMITTED}")
-    return sorted(int(file.parent.name) for file in found if file.parent.name.isdigit())
+    markers = Path(folder).glob(f"*/{COMMITTED}")
+    return sorted(int(file.parent.name) for file in markers if file.parent.name.isdigit())
 
 
 def saved_metrics(folder: str | Path, step: int) -> dict[str, float]:
@@ -44,8 +44,10 @@ def saved_at(folder: str | Path, step: int) -> int:
 
 def best_step(folder: str | Path, metric: str, mode: str) -> int | None:
     """The checkpoint that is best by a metric, of equals the newest; None where none was saved with it."""
-    found = {step: saved_metrics(folder, step).get(metric) for step in saved_steps(folder)}
-    known = [(value if mode == "max" else -value, step) for step, value in found.items() if value is not None]
+    values = {step: saved_metrics(folder, step).get(metric) for step in saved_steps(folder)}
+    known = [
+        (value if mode == "max" else -value, step) for step, value in values.items() if value is not None
+    ]
     return max(known)[1] if known else None
 
 
@@ -92,15 +94,15 @@ def read_part(folder: str | Path, step: int, path: Sequence[str]) -> Any:
         item = {name: item}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     try:
-        found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+        part = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
             where / "arrays",
             args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True),
         )
     except Exception as error:
         raise _unreadable(where, error) from error
     for name in path:
-        found = found[name]
-    return found
+        part = part[name]
+    return part
 
 
 def _unreadable(where: Path, error: Exception) -> CheckpointError:

@@ -102,7 +102,7 @@ class Conversation:
             done = self.chat_model.sampler.generate(
                 [ids],
                 key=jax.random.fold_in(jax.random.key(self.config.seed), self.answers),
-                told=stream,
+                on_tokens=stream,
                 **self.config.sampling.arguments(num_samples=1),
             )
         # Kept with its leading space: a model without turns goes on from this very text.

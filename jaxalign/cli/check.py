@@ -167,8 +167,8 @@ def doctors(cards: Doctors) -> Iterator[str]:
         yield f"doctor        {home} ({card.dimension}): {how}"
 
 
-def _sizes(found: Mapping[str, int]) -> str:
-    return ", ".join(f"{sized(size)} in {dtype}" for dtype, size in found.items())
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{sized(size)} in {dtype}" for dtype, size in sizes.items())
 
 
 def hub_access(name: str, revision: str = "") -> str:
@@ -253,25 +253,25 @@ def data(config: CheckConfig, tokenizer: Any = None) -> Iterator[str]:
         yield from _tokens(load_dataset(unlimited, kind, tokenizer, seed=0), kind, config, tokenizer)
 
 
-def _tokens(found: Any, kind: Kind, config: CheckConfig, tokenizer: Any) -> Iterator[str]:
+def _tokens(dataset: Any, kind: Kind, config: CheckConfig, tokenizer: Any) -> Iterator[str]:
     """Counts, lengths and the first rows of a data set."""
     from jaxalign.data import chat_of
     from jaxalign.data.stream import Stream
     from jaxalign.data.table import lengths_of
 
-    lengths = np.concatenate([lengths_of(found.train), lengths_of(found.validation)])
+    lengths = np.concatenate([lengths_of(dataset.train), lengths_of(dataset.validation)])
     longest = config.data.within().max_length
     limit = f"{int(np.sum(lengths > longest))} longer than data.max_length = {longest}"
-    part = "the first window of the stream: " if isinstance(found.train, Stream) else ""
-    yield f"  as {kind}: {part}{_counted(found.counts)}; {limit}"
-    yield from _remarks(found.counts)
+    part = "the first window of the stream: " if isinstance(dataset.train, Stream) else ""
+    yield f"  as {kind}: {part}{_counted(dataset.counts)}; {limit}"
+    yield from _remarks(dataset.counts)
     yield from histogram(lengths, "tokens")
     chat = chat_of(config.data, tokenizer)
     ends = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in chat.stop_ids) or "nothing"
     written = "the tokenizer's chat template" if chat.template == "tokenizer" else chat.template
-    yield f"  template: {written}; a completion ends with {ends}"
-    for index in range(min(config.rows, len(found.train))):
-        yield from shown(found.train[index], tokenizer)
+    yield f"  template: {written}; an answer ends with {ends}"
+    for index in range(min(config.rows, len(dataset.train))):
+        yield from shown(dataset.train[index], tokenizer)
 
 
 class Glance:

@@ -102,7 +102,7 @@ def push(folder: Path, repository: str, *, step: int, private: bool) -> str:
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        found = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repository,
             folder_path=folder,
             commit_message=f"Step {step}, exported by jaxalign",
@@ -113,4 +113,4 @@ def push(folder: Path, repository: str, *, step: int, private: bool) -> str:
         raise UserError(
             f"--push-to-hub={repository}: the hub rejected the upload ({reason[:300]}); the folder is {folder}"
         ) from None
-    return str(found)
+    return str(commit)

@@ -145,7 +145,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     for start in range(0, len(questions), config.batch_size):
         batch = questions[start : start + config.batch_size]
         if streams:
-            print(f"> {_asked(questions[0].turns[0])}")
+            print(f"> {_last_turn(questions[0].turns[0])}")
         done = converse(chat_model, batch, config, start, len(questions), write=printed if streams else None)
         if streams:
             print(f"\n{_note(done[0][0][0])}\n")
@@ -195,8 +195,8 @@ def converse(
     alone = replace(config, sampling=replace(config.sampling, num_samples=1))
     for turn in range(1, max(len(question.turns) for question in questions)):
         places = [place for place, (question, _) in enumerate(talks) if len(question.turns) > turn]
-        asked = [(said[place], talks[place][0].turns[turn]) for place in places]
-        fitting = [_fitting(chat_model, before, question, config) for before, question in asked]
+        dialogues = [(said[place], talks[place][0].turns[turn]) for place in places]
+        fitting = [_fitting(chat_model, before, question, config) for before, question in dialogues]
         of_turn = [(turn * total + first) * samples + place for place in places]
         answers = complete(chat_model, [prompt for prompt, _ in fitting], alone, row_ids=of_turn)
         for place, row, (_, left_out) in zip(places, answers, fitting, strict=True):
@@ -244,7 +244,7 @@ def complete(
             ids,
             key=jax.random.key(config.seed),
             row_ids=list(row_ids),
-            told=stream,
+            on_tokens=stream,
             **config.sampling.arguments(),
         )
     texts = [chat_model.continuation(ids[i // samples], c) for i, c in enumerate(done.token_lists())]
@@ -268,13 +268,13 @@ def _questions_of_file(config: GenerateConfig) -> list[Question]:
         return []
     from jaxalign.data.readers import read_records
 
-    found = questions_of(config.file)
-    if found is None:
+    questions = questions_of(config.file)
+    if questions is None:
         records, _ = read_records(config.file, kind="prompt")
-        found = [Question((prompt_of(record),)) for record in records]
-    if not found:
-        raise DataError(f"{config.file}: no prompts in the file")
-    return found[: config.limit or None]
+        questions = [Question((prompt_of(record),)) for record in records]
+    if not questions:
+        raise DataError(f"{config.file}: there is no prompt in it")
+    return questions[: config.limit or None]
 
 
 def prompt_of(record: Any) -> Any:
@@ -291,11 +291,11 @@ def prompt_of(record: Any) -> Any:
 
 def _print_rows(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
-        print(f"> {_asked(row['prompt'])}\n{row['completion']}\n{_note(row)}\n")
+        print(f"> {_last_turn(row['prompt'])}\n{row['completion']}\n{_note(row)}\n")
     sys.stdout.flush()
 
 
-def _asked(prompt: Any) -> str:
+def _last_turn(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 

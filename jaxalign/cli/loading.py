@@ -186,19 +186,19 @@ def load_speaker(
     live = models.with_stops(live, [token for token in stops if token < live.config.vocab_size])
     definition, params = models.split(live)
     sampler = Sampler(models.merge(definition, on_mesh(params, on)), weights=weights, cache=cache)
-    _tell(tell, sampler, model, doctors, files=folder_dtype(folder), asked=param_dtype)
+    _tell(tell, sampler, model, doctors, files=folder_dtype(folder), setting=param_dtype)
     if len(there) > 1:
         tell(f"devices: {devices_text(on, len(there))}")
     return ChatModel(sampler, words, written, int(live.config.max_positions))
 
 
 def _tell(
-    tell: Callable[[str], Any], sampler: Any, model: str, doctors: Any, *, files: str | None, asked: str
+    tell: Callable[[str], Any], sampler: Any, model: str, doctors: Any, *, files: str | None, setting: str
 ) -> None:
     """A line for the model, one for its doctors."""
     config, params = sampler.config, sampler.params
     patient = params if doctors is None else params["patient"]
-    size = weights_text(config, patient, key="--param_dtype", asked=asked, files=files)
+    size = weights_text(config, patient, key="--param_dtype", setting=setting, files=files)
     tell(f"{'model' if doctors is None else 'patient'}: {model} ({config.family}, {size})")
     if doctors is not None:
         more = bytes_of(params) - bytes_of(patient)

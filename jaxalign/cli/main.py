@@ -219,8 +219,8 @@ def main(arguments: Sequence[str]) -> int:
         command_name = arguments[0].replace("_", "-")
         command = find_command(command_name)
         name = f"jaxalign {command_name}"
-        if asked := help_texts.asked_for(arguments[1:]):
-            print(command_help(command_name, everything=asked[0], section=asked[1]))
+        if help_wanted := help_texts.asked_for(arguments[1:]):
+            print(command_help(command_name, everything=help_wanted[0], section=help_wanted[1]))
             return 0
         settings = read_settings(command, arguments[1:])
         use_device(settings)
@@ -297,8 +297,8 @@ def read_sweep(cls: type, file: str | None, overrides: Sequence[tuple[str, str]]
     if command.config not in [COMMANDS[name].config for name in trainers]:
         raise ConfigError(f"sweep {own.command}: expected a command that trains: {', '.join(trainers)}")
     others = [item for item in overrides if item[0] not in keys]
-    if taken := [f"--{flag}" for flag, _ in others if flag in ("run.output", "run.resume")]:
-        raise ConfigError(f"{taken[0]}: the sweep sets it for every run")
+    if reserved := [f"--{flag}" for flag, _ in others if flag in ("run.output", "run.resume")]:
+        raise ConfigError(f"{reserved[0]}: the sweep sets it for every run")
     settings = settings_of(command, load(command.config), file, others)
     return load("jaxalign.pipelines.sweep:Sweep")(own, load(command.function), settings)
 
@@ -352,9 +352,9 @@ def plain_flags(cls: type) -> dict[str, str]:
     hints = typing.get_type_hints(cls)
     inner = hints.get("run")
     below = {f.name for f in dataclasses.fields(inner)} if dataclasses.is_dataclass(inner) else set()
-    found = {flag: f"run.{flag}" for flag in PLAIN_FLAGS if flag in below}
-    found |= {flag: flag for flag in PLAIN_FLAGS if flag in hints}
-    return found
+    keys = {flag: f"run.{flag}" for flag in PLAIN_FLAGS if flag in below}
+    keys |= {flag: flag for flag in PLAIN_FLAGS if flag in hints}
+    return keys
 
 
 def use_device(settings: Any) -> None:

@@ -78,8 +78,8 @@ def shuffled(count: int, random: np.random.Generator) -> np.ndarray:
 
 def data_identity(examples: Sequence[Example]) -> dict[str, str]:
     """What tells examples from others in a saved position, where they say so."""
-    found = getattr(examples, "fingerprint", None)
-    return {} if found is None else {"data": found}
+    fingerprint = getattr(examples, "fingerprint", None)
+    return {} if fingerprint is None else {"data": fingerprint}
 
 
 def position(state: Mapping[str, Any], here: Mapping[str, Any]) -> int:
@@ -175,8 +175,8 @@ def collate_labels(
             for i, e in enumerate(examples)
             for g in range(len(e.rows))
         ]
-        found = _rows([row for row, _ in others], [mask for _, mask in others], width)
-        batch |= {f"kl_{name}": value for name, value in found.items()}
+        other_rows = _rows([row for row, _ in others], [mask for _, mask in others], width)
+        batch |= {f"kl_{name}": value for name, value in other_rows.items()}
     return batch
 
 

@@ -64,7 +64,7 @@ class ChatFormat:
         taught = [self.encoder.ids(end, follows=True)[-1] for end in ends]
         return tuple(dict.fromkeys([*taught, *self.end_ids[-1:]]))
 
-    def asked(self, prompt: Prompt) -> RowPlan:
+    def prompt_plan(self, prompt: Prompt) -> RowPlan:
         """A prompt, up to where a completion begins."""
         turns = self.turns(prompt)
         if self.template == "tokenizer":
@@ -79,7 +79,7 @@ class ChatFormat:
         after = (Message("assistant", completion),) if isinstance(completion, str) else completion
         return self._written((*before, *after), one=True)
 
-    def told(self, turns: Turns) -> Written:
+    def conversation(self, turns: Turns) -> Written:
         """A chat whose answers all count by their weights, their ends included.
 
         It is one row, or one for each answer where a chat template rewrites earlier turns. Turns after the last
@@ -114,13 +114,13 @@ class ChatFormat:
         texts = list(steps)
         if self.template != "plain":
             texts[0] = lead + texts[0].lstrip()
-        asked = self.asked(prompt)
+        prompt_plan = self.prompt_plan(prompt)
         pieces = [Piece(part, 1.0, True, ends=False) for step in texts for part in (step, separator)]
-        return RowPlan([*asked.pieces, *pieces], asked.opens)
+        return RowPlan([*prompt_plan.pieces, *pieces], prompt_plan.opens)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids that a completion follows."""
-        return self.encoder.rows([self.asked(prompt)])[0].ids
+        return self.encoder.rows([self.prompt_plan(prompt)])[0].ids
 
     def prompt_text(self, prompt: Prompt, turns: Turns | None = None) -> str:
         """The prompt as text, for people and for reward functions; `turns` are its turns where they are known."""

@@ -48,8 +48,8 @@ def named_dataset(path: str) -> Name | None:
     if before and Path(before).is_dir():
         return Name(before, configuration, split=split)
     known = where.removesuffix(".gz").endswith(_SUFFIXES)
-    found = None if known or path.startswith((".", "/", "~")) else _HUB.fullmatch(path)
-    return Name(**{name: value or "" for name, value in found.groupdict().items()}) if found else None
+    match = None if known or path.startswith((".", "/", "~")) else _HUB.fullmatch(path)
+    return Name(**{name: value or "" for name, value in match.groupdict().items()}) if match else None
 
 
 def is_hub_id(path: str) -> bool:
@@ -161,10 +161,10 @@ def files_of_folder(path: str, name: Name) -> dict[str, Path]:
 
 def _data_files(folder: Path) -> set[str]:
     """Names of files in a folder that look as if they held rows."""
-    found = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
     return {
         str(file)
-        for file in found
+        for file in files
         if file.name.removesuffix(".gz").endswith(_SUFFIXES)
         and file.name not in _ABOUT
         and not any(part.startswith((".", "__")) for part in file.parts)

@@ -134,12 +134,12 @@ def make_examples(
     Raises:
       Filtered: no example of the record can be used.
     """
-    found = finished(
+    outcomes = finished(
         drafts_of(record, kind, chat, limits, prompt_tokens=prompt_tokens, separator=separator), chat
     )
-    examples = [example for example in found if isinstance(example, Example)]
+    examples = [example for example in outcomes if isinstance(example, Example)]
     if not examples:
-        raise next(reason for reason in found if isinstance(reason, Filtered))
+        raise next(reason for reason in outcomes if isinstance(reason, Filtered))
     return examples
 
 
@@ -209,25 +209,25 @@ def drafts_of(
         assert isinstance(record, Stepwise)
         return [Draft((_steps(record, chat, separator),), kind, limits, fields)]
     written = [chat.answered(turns, answer) for answer in answers]
-    if not all(found.rows for found in written):
+    if not all(each.rows for each in written):
         raise Filtered("no completion token")
-    fields["note"] = next((found.note for found in written if found.note), "")
-    return [Draft(tuple(found.rows[0] for found in written), kind, limits, fields)]
+    fields["note"] = next((each.note for each in written if each.note), "")
+    return [Draft(tuple(each.rows[0] for each in written), kind, limits, fields)]
 
 
 def finished(drafts: Sequence[Draft], chat: ChatFormat) -> list["Example | Filtered"]:
     """The examples of drafts, tokenized together; a reason in place of one that is left out."""
     rows = iter(chat.encoder.rows([plan for draft in drafts for plan in draft.plans]))
-    found: list[Example | Filtered] = []
+    outcomes: list[Example | Filtered] = []
     for draft in drafts:
         own = list(islice(rows, len(draft.plans)))
         try:
-            found.append(
+            outcomes.append(
                 _prompt_example(draft, own[0], chat) if draft.kind == "prompt" else _example(draft, own)
             )
         except Filtered as reason:
-            found.append(reason)
-    return found
+            outcomes.append(reason)
+    return outcomes
 
 
 def _answers(record: Record, kind: str) -> tuple[tuple[Completion, ...], dict[str, Any]]:
@@ -300,12 +300,12 @@ def _chat_drafts(
         raise Filtered("no completion token")
     if not all(counted):
         raise Filtered("an answer without text")
-    written = chat.told(turns)
-    asked = turns[: next(i for i, turn in enumerate(turns) if turn.role == "assistant")]
+    written = chat.conversation(turns)
+    prompt = turns[: next(i for i, turn in enumerate(turns) if turn.role == "assistant")]
     fields = common | {
         "group": prompt_group(turns),
-        "prompt": asked,
-        "prompt_text": chat.prompt_text(asked) if asked else "",
+        "prompt": prompt,
+        "prompt_text": chat.prompt_text(prompt) if prompt else "",
         "note": written.note,
     }
     return [Draft((plan,), "demonstration", limits, fields) for plan in written.rows]
@@ -349,9 +349,9 @@ def _example(draft: Draft, rows: Sequence[Row]) -> Example:
     )
 
 
-def _check_apart(draft: Draft, ids: Sequence[tuple[int, ...]], asked: int) -> None:
-    """Rows of one prompt, of `asked` tokens, must begin alike and differ where they are compared."""
-    if any(row[:asked] != ids[0][:asked] for row in ids):
+def _check_apart(draft: Draft, ids: Sequence[tuple[int, ...]], prompt_length: int) -> None:
+    """Rows of one prompt, of `prompt_length` tokens, must begin alike and differ where they are compared."""
+    if any(row[:prompt_length] != ids[0][:prompt_length] for row in ids):
         raise Filtered("a template that writes the prompt otherwise for each completion")
     if draft.kind in ("comparison", "label") and ids[0] == ids[1]:
         raise Filtered("chosen equals rejected once trimmed or cut")
@@ -384,7 +384,7 @@ def _prompt_draft(
         "prompt": prompt,
         "prompt_text": chat.prompt_text(prompt),
     }
-    return Draft((chat.asked(prompt),), "prompt", limits, common | fields)
+    return Draft((chat.prompt_plan(prompt),), "prompt", limits, common | fields)
 
 
 def _prompt_example(draft: Draft, row: Row, chat: ChatFormat) -> Example:

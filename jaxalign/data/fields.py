@@ -139,9 +139,9 @@ def number(value: Any, name: str) -> float:
     """A field that must be a finite number; csv files hold it as text."""
     try:
         if not isinstance(value, bool) and isinstance(value, (int, float, str)):
-            found = float(value)
-            if math.isfinite(found):
-                return found
+            converted = float(value)
+            if math.isfinite(converted):
+                return converted
     except (ValueError, OverflowError):
         pass
     shown = value if isinstance(value, (str, float)) else kind_name(value)
@@ -198,18 +198,18 @@ def reach(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def beside(value: Any, name: str, taken: Collection[str]) -> dict[str, Any]:
+def beside(value: Any, name: str, used: Collection[str]) -> dict[str, Any]:
     """What stands in a column beside some dotted paths into it, by paths of its own: `meta.system`, `turns.1`."""
-    found: dict[str, Any] = {}
+    unused: dict[str, Any] = {}
     for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
         path = f"{name}.{key}"
-        if path in taken:
+        if path in used:
             continue
-        if any(other.startswith(f"{path}.") for other in taken):
-            found |= beside(part, path, taken)
+        if any(other.startswith(f"{path}.") for other in used):
+            unused |= beside(part, path, used)
         else:
-            found[path] = part
-    return found
+            unused[path] = part
+    return unused
 
 
 def listed(value: Any) -> Any:

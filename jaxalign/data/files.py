@@ -198,16 +198,16 @@ class _Bounded:
 
     def read(self, size: int) -> bytes:
         """The next bytes, b"" at the end."""
-        found = self._stream.read(size)
+        chunk = self._stream.read(size)
         if not self._read:
-            found = found.removeprefix(b"\xef\xbb\xbf") or self._stream.read(size)
-        self._read += len(found)
+            chunk = chunk.removeprefix(b"\xef\xbb\xbf") or self._stream.read(size)
+        self._read += len(chunk)
         if self._read > self._limit:
             raise DataError(
                 f"{self._path}: it holds more than {int(self._limit):,} bytes once it is decompressed; "
                 "raise data.max_bytes to read it all the same"
             )
-        return found
+        return chunk
 
     def all(self) -> bytes:
         """Everything that is left."""
@@ -218,10 +218,10 @@ def _json_lines(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
     # Lines end with b"\n" alone: JSON strings may hold other line separators, such as U+2028.
     start, line, begun = 0, 0, []
     while True:
-        found = stream.read(CHUNK_BYTES)
-        whole, newline, rest = found.rpartition(b"\n")
-        if found and not newline:
-            begun.append(found)
+        read = stream.read(CHUNK_BYTES)
+        whole, newline, rest = read.rpartition(b"\n")
+        if read and not newline:
+            begun.append(read)
             continue
         body = b"".join([*begun, whole])
         begun = [rest]
@@ -230,7 +230,7 @@ def _json_lines(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
             if chunk.size:
                 yield chunk
             start, line = start + chunk.size, line + part.count(b"\n") + 1
-        if not found:
+        if not read:
             break
     if not start:
         raise DataError(f"{path}: the file is empty")
@@ -338,8 +338,8 @@ class _Raw(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        found = self._rest or self._stream.read(CHUNK_BYTES)
-        given, self._rest = found[: len(buffer)], found[len(buffer) :]
+        chunk = self._rest or self._stream.read(CHUNK_BYTES)
+        given, self._rest = chunk[: len(buffer)], chunk[len(buffer) :]
         buffer[: len(given)] = given
         return len(given)
 

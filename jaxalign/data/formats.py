@@ -91,7 +91,7 @@ def format_of(row: Row, options: Options, ignored: Collection[str] = ()) -> str:
             return name
         leaves.append((name, left))
     most = max(wrong, key=lambda name: len(FORMATS[name].fields), default="")
-    best, left = min(leaves, key=lambda found: len(found[1]), default=("", {}))
+    best, left = min(leaves, key=lambda leaf: len(leaf[1]), default=("", {}))
     if most and (not best or len(FORMATS[most].fields) > len(FORMATS[best].fields)):
         return most
     if best:
@@ -120,7 +120,7 @@ def _near(row: Row, more_than: int = 0) -> str:
         missing = form.missing(row)
         if len(missing) == 1 and len(form.fields) - 1 > more_than and not name.startswith("kto_"):
             near.append((-len(form.fields), f"{name} lacks {missing[0].replace('|', ' or ')}"))
-    near.sort(key=lambda found: found[0])
+    near.sort(key=lambda pair: pair[0])
     return f"near are {'; '.join(text for _, text in near[:4])}; " if near else ""
 
 
@@ -186,12 +186,12 @@ def _left_meanings(
     """Columns that a format would leave though they matter, and what they hold."""
     answers = reads_no_answer(record)
     left = left_unread(row)
-    found = {
+    meanings = {
         c: meaning(c, FORMATS[name], options, answers=answers) for c in (*left, *row.row) if c not in row.seen
     }
     # An answer that is missing from the first row alone is no reason to take a file for prompts.
     return {
         c: what
-        for c, what in found.items()
+        for c, what in meanings.items()
         if what and c not in ignored and (c in left or (answers and what == "an answer"))
     }

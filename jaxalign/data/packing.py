@@ -127,12 +127,12 @@ def packed_alike(
     They have as many packed rows as the largest, and with `loss_positions` as many of those. Rows with the prefix
     kl_ are not looked at.
     """
-    found = [
+    alike = [
         packed(batch, num_microbatches=num_microbatches, shards=shards, loss_positions=loss_positions)
         for batch in batches
     ]
-    rows = max(len(batch["packed"]) for batch in found)
-    found = [
+    rows = max(len(batch["packed"]) for batch in alike)
+    alike = [
         batch
         if len(batch["packed"]) == rows
         else packed(
@@ -142,12 +142,12 @@ def packed_alike(
             loss_positions=loss_positions,
             least=rows // num_microbatches,
         )
-        for batch in found
+        for batch in alike
     ]
     if not loss_positions:
-        return found
-    positions = max(batch["loss_positions"].shape[1] for batch in found)
-    return [batch | {"loss_positions": _wider(batch["loss_positions"], positions)} for batch in found]
+        return alike
+    positions = max(batch["loss_positions"].shape[1] for batch in alike)
+    return [batch | {"loss_positions": _wider(batch["loss_positions"], positions)} for batch in alike]
 
 
 def _wider(positions: np.ndarray, room: int) -> np.ndarray:
@@ -194,13 +194,15 @@ def with_loss_positions_alike(
     batches: Sequence[Mapping[str, Any]], *, num_microbatches: int = 1, shards: int = 1
 ) -> list[dict[str, Any]]:
     """Batches of one shape, each `with_loss_positions`, as many of them in all; none where one of them has none."""
-    found = [
+    positioned = [
         with_loss_positions(batch, num_microbatches=num_microbatches, shards=shards) for batch in batches
     ]
-    if not all("loss_positions" in batch for batch in found):
-        return [{name: value for name, value in batch.items() if name != "loss_positions"} for batch in found]
-    positions = max(batch["loss_positions"].shape[1] for batch in found)
-    return [batch | {"loss_positions": _wider(batch["loss_positions"], positions)} for batch in found]
+    if not all("loss_positions" in batch for batch in positioned):
+        return [
+            {name: value for name, value in batch.items() if name != "loss_positions"} for batch in positioned
+        ]
+    positions = max(batch["loss_positions"].shape[1] for batch in positioned)
+    return [batch | {"loss_positions": _wider(batch["loss_positions"], positions)} for batch in positioned]
 
 
 def _prefixes(batch: Mapping[str, Any]) -> list[str]:
@@ -280,10 +282,10 @@ def _loss_positions(
         before = np.append(np.pad(mask[:, 1:], ((0, 0), (0, 1))).ravel(), False)
         columns.append([np.flatnonzero(before[part]) for part in where.reshape(shards, -1)])
     size = places[0].size // shards
-    most = max(max(len(found) for part in columns for found in part), min(least, size))
+    most = max(max(len(part_columns) for part in columns for part_columns in part), min(least, size))
     room = next(room for room in (math.ceil(size * share) for share in HEAD_SHARES) if room >= most)
     positions = np.full((shards, len(columns), room), -1, np.int32)
     for part, of_part in enumerate(columns):
-        for shard, found in enumerate(of_part):
-            positions[shard, part, : len(found)] = found
+        for shard, part_columns in enumerate(of_part):
+            positions[shard, part, : len(part_columns)] = part_columns
     return positions.reshape(-1, room)

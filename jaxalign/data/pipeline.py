@@ -233,17 +233,17 @@ def _assembled(config: DataConfig, kind: Kind, table: Table, held: int, seed: in
     counts.check()
     if not len(train):
         raise DataError(f"{', '.join(config.train)}: no row left to train on; {json.dumps(counts.summary())}")
-    found = Examples(table, train), Examples(table, np.flatnonzero(kept & validation))
+    splits = Examples(table, train), Examples(table, np.flatnonzero(kept & validation))
     files = _files(table)
-    return Dataset(*found, counts, _fingerprint(config, kind, table, found), files, shared)
+    return Dataset(*splits, counts, _fingerprint(config, kind, table, splits), files, shared)
 
 
 def _files(table: Table) -> dict[str, str]:
     """A hash of what each file gives; one that is named twice may give other rows each time (`data.limit`)."""
-    found: dict[str, list[str]] = {}
+    fingerprints: dict[str, list[str]] = {}
     for store in table.stores:
-        found.setdefault(store.path, []).append(store.fingerprint)
-    return {path: each[0] if len(set(each)) == 1 else key_of(each) for path, each in found.items()}
+        fingerprints.setdefault(store.path, []).append(store.fingerprint)
+    return {path: each[0] if len(set(each)) == 1 else key_of(each) for path, each in fingerprints.items()}
 
 
 def _row_starts(table: Table) -> np.ndarray:
@@ -257,16 +257,16 @@ def _row_starts(table: Table) -> np.ndarray:
 
 def _has_any(rows: np.ndarray, marked: np.ndarray) -> np.ndarray:
     """bool [N]: whether some example of each one's row is marked."""
-    found = np.zeros(len(rows), bool)
-    found[rows[marked]] = True
-    return found[rows]
+    flagged = np.zeros(len(rows), bool)
+    flagged[rows[marked]] = True
+    return flagged[rows]
 
 
 def _number_of(rows: np.ndarray, marked: np.ndarray) -> int:
     """Rows of which some example is marked."""
-    found = np.zeros(len(rows), bool)
-    found[rows[marked]] = True
-    return int(found.sum())
+    flagged = np.zeros(len(rows), bool)
+    flagged[rows[marked]] = True
+    return int(flagged.sum())
 
 
 def _emptied(rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> int:
@@ -329,8 +329,8 @@ def settings_of(config: DataConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in free}
 
 
-def _fingerprint(config: DataConfig, kind: str, table: Table, found: tuple[Examples, Examples]) -> str:
-    return key_of([kind, settings_of(config), *(examples.fingerprint for examples in found)])
+def _fingerprint(config: DataConfig, kind: str, table: Table, splits: tuple[Examples, Examples]) -> str:
+    return key_of([kind, settings_of(config), *(examples.fingerprint for examples in splits)])
 
 
 def fingerprint(

@@ -93,9 +93,9 @@ class Sources:
     def blocks(self, path: str, sample: Sample | None = None) -> Iterator[Block]:
         """The examples of a file, made."""
         recipe = self.recipe(path, self.chunks(path), sample)
-        return self._told(path, self.workers.blocks((recipe, chunk) for chunk in self.chunks(path)))
+        return self._with_progress(path, self.workers.blocks((recipe, chunk) for chunk in self.chunks(path)))
 
-    def _told(self, path: str, blocks: Iterator[Block]) -> Iterator[Block]:
+    def _with_progress(self, path: str, blocks: Iterator[Block]) -> Iterator[Block]:
         """The blocks, and how it goes where it takes long."""
         terminal, begun, rows = sys.stderr.isatty(), time.monotonic(), 0
         shown, gap, line = begun, 1.0 if terminal else 30.0, ""
@@ -174,12 +174,12 @@ def samples(config: DataConfig, given: Mapping[str, Any] | None = None) -> list[
         rows_in(rows[path]) if path in rows else count_rows(path, max_bytes=config.max_bytes)
         for path in config.train
     )
-    found = [hashes(0, count, salt) for salt, count in enumerate(counts)]
-    together = np.concatenate(found)
+    hashed = [hashes(0, count, salt) for salt, count in enumerate(counts)]
+    together = np.concatenate(hashed)
     if len(together) <= config.limit:
-        return [None] * len(found)
+        return [None] * len(hashed)
     below = int(np.partition(together, config.limit - 1)[config.limit - 1])
-    return [Sample(salt, below) for salt in range(len(found))]
+    return [Sample(salt, below) for salt in range(len(hashed))]
 
 
 def identity(path: str) -> str:
@@ -189,25 +189,25 @@ def identity(path: str) -> str:
     Raises:
       DataError: there is no such file, or it cannot be read.
     """
-    found = []
+    parts = []
     for name, file in files_behind(path).items():
         try:
             with open(file, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-        found.append((name or suffix_of(path), path.endswith(".gz"), digest))
-    if found:
-        return key_of(found)
+        parts.append((name or suffix_of(path), path.endswith(".gz"), digest))
+    if parts:
+        return key_of(parts)
     name = named_dataset(path)
     assert name is not None  # or there would be no such file
     return f"datasets {open_dataset(path, name)._fingerprint}"
 
 
 def written(path: str) -> list[tuple[int, int, int]]:
-    """A value that changes when the files behind a path are modified."""
-    found = [file.stat() for file in files_behind(path).values()]
-    return [(about.st_ino, about.st_size, about.st_mtime_ns) for about in found]
+    """What changes where somebody writes to the files behind a path."""
+    stats = [file.stat() for file in files_behind(path).values()]
+    return [(about.st_ino, about.st_size, about.st_mtime_ns) for about in stats]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -231,8 +231,8 @@ def _saved_digest(tokenizer: Any) -> str:
             tokenizer.save_pretrained(folder)
         except Exception:  # of the user's own class
             return ""
-        found = sorted(file for file in Path(folder).rglob("*") if file.is_file())
-        return hashlib.sha256(b"".join(file.read_bytes() for file in found)).hexdigest()
+        files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @cache

@@ -56,12 +56,12 @@ class Store:
         try:
             self._reader = pa.ipc.open_file(pa.BufferReader(body.slice(0, body.size - CHECK_BYTES)))
             _, about = self._reader.get_batch_with_custom_metadata(self._reader.num_record_batches - 1)
-            found = json.loads(about[b"about"])
+            facts = json.loads(about[b"about"])
         except (pa.ArrowException, ValueError, KeyError, TypeError, IndexError) as error:
             raise Damaged(str(error)) from None
-        self.tally = Tally(found["read"], *(Counter(found[n]) for n in ("filtered", "unread", "parts")))
-        self.fingerprint: str = found["fingerprint"]
-        self._sizes: list[int] = found["sizes"]
+        self.tally = Tally(facts["read"], *(Counter(facts[n]) for n in ("filtered", "unread", "parts")))
+        self.fingerprint: str = facts["fingerprint"]
+        self._sizes: list[int] = facts["sizes"]
         self._blocks: dict[int, Columns] = {}
 
     def __len__(self) -> int:
@@ -85,9 +85,9 @@ class Store:
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(offsets [N + 1], values) of a column of lists, copied into memory."""
-        found = [self._once(block).lists(name) for block in range(len(self._sizes))]
-        sizes = np.concatenate([np.zeros(1, np.int64), *(np.diff(offsets) for offsets, _ in found)])
-        return np.cumsum(sizes), np.concatenate([np.zeros(0, np.int32), *(values for _, values in found)])
+        blocks = [self._once(block).lists(name) for block in range(len(self._sizes))]
+        sizes = np.concatenate([np.zeros(1, np.int64), *(np.diff(offsets) for offsets, _ in blocks)])
+        return np.cumsum(sizes), np.concatenate([np.zeros(0, np.int32), *(values for _, values in blocks)])
 
     def texts(self, name: str) -> Iterator[tuple[int, str]]:
         """(index, text) of the examples that have one in a column that is mostly null."""

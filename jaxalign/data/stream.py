@@ -81,14 +81,14 @@ class Stream(Sequence[Example]):
     @cached_property
     def files(self) -> dict[str, str]:
         """What tells each file from others without reading all of it: names, sizes and ends; nothing of hub ids."""
-        found = {path: [(name, _ends(file)) for name, file in files.items()] for path, files in self._behind}
-        return {path: key_of(ends) for path, ends in found.items() if ends}
+        tails = {path: [(name, _ends(file)) for name, file in files.items()] for path, files in self._behind}
+        return {path: key_of(ends) for path, ends in tails.items() if ends}
 
     @cached_property
     def written(self) -> dict[str, int]:
         """When each file that has more than its ends was written, in nanoseconds."""
-        found = ((file, file.stat()) for _, files in self._behind for file in files.values())
-        return {str(file): about.st_mtime_ns for file, about in found if about.st_size > 2 * ENDS}
+        stats = ((file, file.stat()) for _, files in self._behind for file in files.values())
+        return {str(file): about.st_mtime_ns for file, about in stats if about.st_size > 2 * ENDS}
 
     @cached_property
     def _behind(self) -> list[tuple[str, dict[str, Path]]]:
@@ -159,9 +159,9 @@ class Stream(Sequence[Example]):
 
     def _finish(self, number: int) -> None:
         """All blocks of a window have come."""
-        found = self._counting.pop(number, None)
-        if found is not None:
-            self.tally.add(found)
+        counted = self._counting.pop(number, None)
+        if counted is not None:
+            self.tally.add(counted)
         self._counted = max(self._counted, number + 1)
 
     @cached_property
@@ -233,7 +233,7 @@ class StreamBatches:
 
     def _drawn_rows(self) -> Iterator[Example]:
         while True:
-            begun, found = self._window, 0
+            begun, drawn = self._window, 0
             for number, rows, content in self._stream.windows(begun):
                 if number == begun and self._drawn and content != self._content:
                     raise DataError(
@@ -245,11 +245,11 @@ class StreamBatches:
                 for example in rows:
                     self._stream.fits(example)
                 order = np.random.default_rng((self._seed, self._epoch, number)).permutation(len(rows))
-                found += len(rows)
+                drawn += len(rows)
                 for place in order[skipped:]:
                     self._drawn += 1
                     yield rows[place]
-            if not found and not begun:
+            if not drawn and not begun:
                 raise DataError(
                     f"{', '.join(self._stream.paths)}: no row left to train on; {dict(self._stream.tally.filtered)}"
                 )

@@ -50,9 +50,9 @@ class Table:
     @cached_property
     def row_lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """(offsets [N + 1], tokens of each row)."""
-        found = [store.lists("row_lengths") for store in self.stores]
-        sizes = _joined([np.diff(offsets) for offsets, _ in found])
-        return np.concatenate([[0], np.cumsum(sizes)]), _joined([values for _, values in found])
+        lists = [store.lists("row_lengths") for store in self.stores]
+        sizes = _joined([np.diff(offsets) for offsets, _ in lists])
+        return np.concatenate([[0], np.cumsum(sizes)]), _joined([values for _, values in lists])
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -77,8 +77,8 @@ class ChatTemplate:
         """The tokens that end an answer, and one that calls a tool where that ends otherwise; () for none."""
         call = {"type": "function", "function": {"name": PROBE, "arguments": {}}, "id": "0" * 9}
         called = self._after_probe(Message("assistant", "", extra={"tool_calls": [call]}))
-        found = self._added.findall(self.end)[-1:] + self._specials.findall(called)[-1:]
-        return tuple(dict.fromkeys(found))
+        marks = self._added.findall(self.end)[-1:] + self._specials.findall(called)[-1:]
+        return tuple(dict.fromkeys(marks))
 
     @property
     def end(self) -> str:
@@ -94,8 +94,8 @@ class ChatTemplate:
     def _tail(self) -> tuple[str, str]:
         """(what ends an answer, what the template writes after that, which is never generated)."""
         tail = self._after_probe(Message("assistant", PROBE))
-        found = self._added.search(tail)
-        return (tail[: found.end()], tail[found.end() :]) if found else (tail, "")
+        match = self._added.search(tail)
+        return (tail[: match.end()], tail[match.end() :]) if match else (tail, "")
 
     def _after_probe(self, answer: Message) -> str:
         try:
@@ -143,26 +143,26 @@ class ChatTemplate:
         self._check_answer(turns[-1], given[-len(PROBE) :], answer)
         return given, answer, note
 
-    def _reopened(self, turns: Turns, asked: str, whole: str) -> tuple[str, str, str]:
+    def _reopened(self, turns: Turns, prompt_text: str, whole: str) -> tuple[str, str, str]:
         """The same where a template asks with more than it writes before a finished answer (`<think>`, say).
 
         Generation starts from that prompt, so the answer must follow it: with its reasoning, or without.
         """
         base = self._render(turns[:-1], generation=False)
         if not whole.startswith(base):
-            return asked, self._alone(turns[-1]), ""
-        pairs = enumerate(zip(asked, whole, strict=False))
-        same = next((i for i, (a, b) in pairs if a != b), min(len(asked), len(whole)))
+            return prompt_text, self._alone(turns[-1]), ""
+        pairs = enumerate(zip(prompt_text, whole, strict=False))
+        same = next((i for i, (a, b) in pairs if a != b), min(len(prompt_text), len(whole)))
         # Not within a token: two may begin alike.
-        ends = (found.end() for found in self._specials.finditer(asked, len(base)))
+        ends = (match.end() for match in self._specials.finditer(prompt_text, len(base)))
         start = max([len(base), *(end for end in ends if end <= same)])
-        opening = asked[start:]
+        opening = prompt_text[start:]
         content = turns[-1].content.lstrip()
         if content.startswith(opening.strip()):
             content = content[len(opening.strip()) :]
             if opening.endswith("\n"):
                 content = content.removeprefix("\n")
-            return asked, content + self.end, ""
+            return prompt_text, content + self.end, ""
         tag = re.fullmatch(r"<(\w+)>\s*", opening)
         if tag is None:
             raise DataError(
@@ -171,19 +171,19 @@ class ChatTemplate:
         note = (
             f"answers without reasoning, which the chat template asks for: {tag[0].strip()} is closed at once"
         )
-        return asked, f"\n</{tag[1]}>\n\n{self._without_rest(whole[start:]).lstrip()}", note
+        return prompt_text, f"\n</{tag[1]}>\n\n{self._without_rest(whole[start:]).lstrip()}", note
 
     def _alone(self, answer: Message) -> str:
         """An answer as the template writes it in a chat of its own, where answering changes what stands before it."""
         user = Message("user", "1")
-        asked = self._render((user,), generation=True)
+        prompt_text = self._render((user,), generation=True)
         whole = self._render((user, answer), generation=False)
-        if not whole.startswith(asked):
+        if not whole.startswith(prompt_text):
             raise DataError(
                 "the chat template changes earlier turns once they are answered, so no loss mask can be computed; "
                 "set data.template=markers"
             )
-        return self._without_rest(whole[len(asked) :])
+        return self._without_rest(whole[len(prompt_text) :])
 
     def _without_rest(self, answer: str) -> str:
         """An answer without what the template writes after its end: that opens the next turn or ends the chat."""
@@ -191,7 +191,7 @@ class ChatTemplate:
         if end and answer.endswith(end + rest):
             return answer[: len(answer) - len(rest)] if rest else answer
         bare = answer.rstrip()
-        finals = [found.end() for found in self._specials.finditer(bare)]
+        finals = [match.end() for match in self._specials.finditer(bare)]
         return bare if finals and finals[-1] == len(bare) else answer
 
     def _check_answer(self, turn: Message, given: str, answer: str) -> None:
@@ -311,8 +311,8 @@ def _squeezed(text: str) -> str:
 
 def _function(call: Any) -> Mapping[str, Any]:
     """Name and arguments of a call, or of a tool, with or without the wrapping of OpenAI's layout."""
-    found = call.get("function", call) if isinstance(call, Mapping) else {}
-    return found if isinstance(found, Mapping) else {}
+    function = call.get("function", call) if isinstance(call, Mapping) else {}
+    return function if isinstance(function, Mapping) else {}
 
 
 def _called(call: Mapping[str, Any]) -> dict[str, Any]:

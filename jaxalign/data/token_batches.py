@@ -130,13 +130,13 @@ class TokenBatches:
         for shape in self.shapes:
             here = np.concatenate([left, order[(lengths > narrower) & (lengths <= shape.width)]])
             narrower = shape.width
-            taken = min(len(here), shape.batches * shape.size)
-            parts = np.array_split(here[:taken], shape.batches)
-            found = [(shape, part) for part in parts]
-            left = here[taken:]
+            whole = min(len(here), shape.batches * shape.size)
+            parts = np.array_split(here[:whole], shape.batches)
+            shaped = [(shape, part) for part in parts]
+            left = here[whole:]
             if epoch == 0:
-                begun.insert(0, found.pop(0))
-            batches += found
+                begun.insert(0, shaped.pop(0))
+            batches += shaped
         return [*begun, *(batches[i] for i in random.permutation(len(batches)))]
 
 

@@ -55,12 +55,12 @@ def turns_in(value: str, name: str = "") -> list[Any] | None:
     if not _JSON_OBJECTS.match(value):
         return None
     try:
-        found = json.loads(value)
+        turns = json.loads(value)
     except (ValueError, RecursionError):
         if name and _PYTHON_TURNS.match(value):
             raise BadRow(f"field {name!r}: expected turns as JSON, got a Python literal") from None
         return None
-    return found if all(isinstance(turn, Mapping) and _looks_like_turn(turn) for turn in found) else None
+    return turns if all(isinstance(turn, Mapping) and _looks_like_turn(turn) for turn in turns) else None
 
 
 def _looks_like_turn(turn: Mapping[str, Any]) -> bool:
@@ -114,10 +114,10 @@ def _turn(turn: Any, name: str, index: int, row: Fields | None) -> Message:
 
 def _one_of(turn: Mapping[str, Any], name: str, other: str, where: str) -> Any:
     """What a turn has under one of two names; under both it must be the same."""
-    found = [turn[key] for key in (name, other) if not is_empty(turn.get(key))]
-    if len(found) == 2 and found[0] != found[1]:
+    values = [turn[key] for key in (name, other) if not is_empty(turn.get(key))]
+    if len(values) == 2 and values[0] != values[1]:
         raise BadRow(f"{where}: {name!r} and {other!r} differ; expected one of them")
-    return found[0] if found else turn.get(name, turn.get(other))
+    return values[0] if values else turn.get(name, turn.get(other))
 
 
 def _check_roles(turn: Mapping[str, Any], known: str, name: str, where: str, row: Fields | None) -> None:
@@ -166,8 +166,8 @@ def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
 
 def _calls_in(value: Any, where: str) -> list[dict[str, Any]]:
     """Calls that a turn of their own holds as JSON: one, or a list of them."""
-    found = from_json(value, where) if isinstance(value, str) else value
-    return [_call(call, where) for call in (found if isinstance(found, list) else [found])]
+    calls = from_json(value, where) if isinstance(value, str) else value
+    return [_call(call, where) for call in (calls if isinstance(calls, list) else [calls])]
 
 
 def _call(value: Any, where: str) -> dict[str, Any]:
@@ -199,9 +199,9 @@ def from_json(value: str, where: str) -> Any:
 
 def _parsed(value: str, where: str, otherwise: str) -> Any:
     try:
-        found = json.loads(value)
-        if "\\ud" in value or "\\uD" in value:  # only an escape can be an unpaired surrogate
-            json.dumps(found, ensure_ascii=False).encode()
+        parsed = json.loads(value)
+        if "\\ud" in value or "\\uD" in value:  # only an escape can be half a character
+            json.dumps(parsed, ensure_ascii=False).encode()
     except RecursionError:
         raise BadRow(f"{where}: nested too deeply") from None
     except UnicodeEncodeError as error:
@@ -209,7 +209,7 @@ def _parsed(value: str, where: str, otherwise: str) -> Any:
         raise BadRow(f"{where}: not valid text (\\u{half:04x} is an unpaired surrogate)") from None
     except ValueError:
         raise BadRow(f"{where}: {otherwise}") from None
-    return found
+    return parsed
 
 
 def check_value(value: Any, where: str, depth: int = 0) -> None:
@@ -284,7 +284,7 @@ def glaive_turns(value: str, name: str) -> Turns:
             turns.append(Message(_GLAIVE_ROLES[mark.group()], body))
             continue
         # Glaive writes the arguments as JSON in single quotes, which JSON itself does not know.
-        plain = re.sub(r"'(\{.*\})'", lambda found: json.dumps(found.group(1)), rest.strip(), flags=re.DOTALL)
+        plain = re.sub(r"'(\{.*\})'", lambda match: json.dumps(match.group(1)), rest.strip(), flags=re.DOTALL)
         calls = _calls_in(plain, f"field {name!r}: message {len(turns)}")
         turns.append(Message("assistant", said.strip(), extra={"tool_calls": calls}))
     return tuple(turns)
@@ -305,14 +305,16 @@ def pairs_of_turns(value: Any, name: str) -> Turns:
     return tuple(turns)
 
 
-def alternate(asked: Any, answered: Any, name: str) -> Turns:
+def alternate(questions: Any, answers: Any, name: str) -> Turns:
     """Turns of a list of questions and one of answers."""
-    for value in (asked, answered):
+    for value in (questions, answers):
         if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
             raise BadRow(f"field {name!r}: expected a list of texts, one for each turn")
-    if len(asked) != len(answered):
-        raise BadRow(f"field {name!r}: expected {len(asked)} texts, one for each turn, got {len(answered)}")
-    return pairs_of_turns(list(zip(asked, answered, strict=True)), name)
+    if len(questions) != len(answers):
+        raise BadRow(
+            f"field {name!r}: expected {len(questions)} texts, one for each turn, got {len(answers)}"
+        )
+    return pairs_of_turns(list(zip(questions, answers, strict=True)), name)
 
 
 def split_answer(turns: Turns, name: str) -> tuple[Turns, Completion]:

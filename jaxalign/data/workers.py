@@ -83,7 +83,7 @@ class Workers:
             while True:
                 for recipe, chunk in itertools.islice(jobs, 2 * self.count - len(waiting)):
                     self._start(len(waiting) + 1)
-                    waiting.append(threads.submit(self._asked, self._numbered(recipe), chunk))
+                    waiting.append(threads.submit(self._made, self._numbered(recipe), chunk))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -116,7 +116,7 @@ class Workers:
             self._running.append(worker)
             self._idle.put(worker)
 
-    def _asked(self, recipe: tuple[int, bytes], chunk: Chunk) -> Block:
+    def _made(self, recipe: tuple[int, bytes], chunk: Chunk) -> Block:
         worker = self._idle.get()
         try:
             return worker.block(recipe, chunk)

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 
 from jaxalign import models
 from jaxalign.evaluation.policy import make_scorer, token_logps
+from jaxalign.models.composite import Model
 from jaxalign.rollout import Engine, join_rows
 
 
@@ -32,7 +32,7 @@ class SamplerGap:
 
 def sampler_gap(
     sampler: Engine,
-    model: Any,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,

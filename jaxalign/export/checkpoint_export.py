@@ -127,12 +127,14 @@ class Checkpoint:
             )
         config = from_dict(config_class(command), metadata["config"])
         step = find_step(run, name, config.run)
-        found = origin(run, metadata, step, say, dtype or config.run.export_dtype)
+        run_origin = origin(run, metadata, step, say, dtype or config.run.export_dtype)
         source = (metadata.get("models") or {}).get("model") or {}
         if base:
             folder = model_folder(base)
             noted = {"path": exports.full_name(folder), "revision": "", "tokenizer": "", "random_init": False}
-            found = replace(found, base=noted["path"], revision="", source_dtype=folder_dtype(folder) or "")
+            run_origin = replace(
+                run_origin, base=noted["path"], revision="", source_dtype=folder_dtype(folder) or ""
+            )
             source = noted
         if not source:
             raise ConfigError(
@@ -150,8 +152,8 @@ class Checkpoint:
                 if config.lora.enabled
                 else "it trained no adapter"
             )
-            raise ConfigError(f"--merge=false: {run}: {why}; remove the flag")
-        one = Checkpoint(run.absolute(), config, found, source, merge, bool(base))
+            raise ConfigError(f"--merge=false: {run}: {why}; leave it out")
+        one = Checkpoint(run.absolute(), config, run_origin, source, merge, bool(base))
         if command == "reward":
             gains, note = one.normalizer()
             if note:
@@ -159,7 +161,7 @@ class Checkpoint:
             one = replace(
                 one,
                 origin=replace(
-                    found, normalizer=tuple(np.ravel(gains).astype(np.float32).tolist()), note=note
+                    run_origin, normalizer=tuple(np.ravel(gains).astype(np.float32).tolist()), note=note
                 ),
             )
         return one
@@ -175,13 +177,13 @@ class Checkpoint:
     def is_there(self, folder: Path) -> bool:
         """Whether a folder holds just this export."""
         try:
-            found = json.loads((folder / RECORD_FILE).read_text())
+            record = json.loads((folder / RECORD_FILE).read_text())
         except (OSError, ValueError):
             return False
         # What `auto` comes to is known when the weights are read; the folder was made by the same rule.
-        wanted = self.origin.record(self.form, found.get("dtype", ""))
+        wanted = self.origin.record(self.form, record.get("dtype", ""))
         named = self.origin.dtype
-        return found == wanted and wanted["saved"] > 0 and named in ("auto", found["dtype"])
+        return record == wanted and wanted["saved"] > 0 and named in ("auto", record["dtype"])
 
     @property
     def form(self) -> str:
@@ -297,13 +299,13 @@ class Checkpoint:
                 self.check(members[0]["adapter"], adapter_shapes(config, lora))
             frozen = {"trunk": {name: leaf for name, leaf in self.base_params().items() if name != "head"}}
         pairs = np.reshape(self.origin.normalizer, (-1, 2))
-        found = []
+        scalars = []
         for trained, (gain, bias) in zip(members, pairs, strict=True):
             model, adapter = policy.parts(
                 as_jax(trained), models.with_normalizer(frozen, gain=gain, bias=bias)
             )
-            found.append(model if adapter is None else models.merge_adapter(model, adapter))
-        return found if size > 1 else found[0]
+            scalars.append(model if adapter is None else models.merge_adapter(model, adapter))
+        return scalars if size > 1 else scalars[0]
 
     def normalizer(self) -> tuple[Any, str]:
         """(gain and bias of each model [K, 2], a line where it is not what the run itself would have given).

@@ -17,7 +17,7 @@ product would count twice. Plausibility is the adaptive constraint of contrastiv
 is unbounded on tokens that its doctor never saw.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -30,10 +30,11 @@ from jaxtyping import Array, Float, Int
 from jaxalign.llmdoctor.mapped import Spoken, read, translated
 from jaxalign.masking import NEGATIVE
 from jaxalign.models import kv_cache
-from jaxalign.models.composite import Composite
+from jaxalign.models.composite import Composite, CompositeDefinition
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.lora import stack_adapters
+from jaxalign.models.stops import stopping
 from jaxalign.models.transformer import Definition, Transformer
 
 Guidance = Literal["product", "ratio"]
@@ -79,7 +80,7 @@ class ExpertDefinition:
 
 
 @dataclass(frozen=True)
-class GuidedDefinition:
+class GuidedDefinition(CompositeDefinition):
     """The static part of a guided model.
 
     Attributes:
@@ -105,8 +106,12 @@ class GuidedDefinition:
         """The model with these parameters; see `models.merge`."""
         return GuidedModel(self, params)
 
+    def with_stops(self, ids: Iterable[int]) -> "GuidedDefinition":
+        """Its patient stops at these tokens too."""
+        return replace(self, patient=stopping(self.patient, ids))
 
-class GuidedModel(Composite):
+
+class GuidedModel(Composite[GuidedDefinition]):
     """A patient and its doctors, to sample from or to score with.
 
     Attributes:

@@ -4,6 +4,7 @@ A reward model uses the output at a row's last token, a process reward model at 
 value function at every token.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxalign.arrays import product_precision
 from jaxalign.kernels.matmul import dense, matmul_implementation
 from jaxalign.models.config import MatmulImplementation, ModelConfig
+from jaxalign.models.layers import Adapter, Params
 from jaxalign.models.transformer import Transformer
 
 
@@ -85,7 +87,7 @@ class ScalarModel(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         max_segments: int = 0,
-        adapter: Any = None,
+        adapter: Adapter | None = None,
         dropout_key: jax.Array | None = None,
     ) -> Float[Array, "B T"]:
         """The score after each token, float32; undefined but finite in padding."""
@@ -126,7 +128,7 @@ class ScalarDefinition:
 
 def apply_head(
     head_config: HeadConfig,
-    params: Any,
+    params: Params,
     hidden: Float[Array, "*B D"],
     *,
     products: MatmulImplementation,
@@ -162,7 +164,11 @@ def create_head(config: ModelConfig, head_config: HeadConfig, *, key: jax.Array)
 
 
 def create_scalar_model(
-    model: Any, head_config: HeadConfig | None = None, *, key: jax.Array, steps: StepConfig | None = None
+    model: Transformer,
+    head_config: HeadConfig | None = None,
+    *,
+    key: jax.Array,
+    steps: StepConfig | None = None,
 ) -> ScalarModel:
     """A scalar model on the trunk of a causal language model (whose vocabulary head is left out).
 
@@ -180,12 +186,12 @@ def create_scalar_model(
     return ScalarModel(config, head_config, params, steps)
 
 
-def with_normalizer(frozen: Any, *, gain: float, bias: float) -> Any:
+def with_normalizer(frozen: Mapping[str, Any], *, gain: float, bias: float) -> Any:
     """Frozen leaves of a scalar model with another gain and bias."""
     return {**frozen, "normalizer": {"gain": jnp.float32(gain), "bias": jnp.float32(bias)}}
 
 
-def gain_and_bias(mean: Any, variance: Any) -> tuple[Any, Any]:
+def gain_and_bias(mean: float | np.ndarray, variance: float | np.ndarray) -> tuple[Any, Any]:
     """What brings raw scores of this mean and variance (NumPy, any shape) to mean 0 and variance 1."""
     gain = 1.0 / np.sqrt(np.maximum(variance, 1e-12))
     return gain, -gain * mean

@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jaxalign.errors import ModelError
 from jaxalign.kernels.int8 import Int8
+from jaxalign.mesh import Rules
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import (
     FAMILIES,
@@ -22,15 +25,12 @@ from jaxalign.models.families import (
     unfuse,
 )
 from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
-from jaxalign.models.heads import HeadConfig, ScalarModel, StepConfig
 from jaxalign.models.sharding import to_device
 from jaxalign.models.stops import read_generation, write_generation
 from jaxalign.models.tensor_dtypes import in_dtype
-from jaxalign.models.token_classifier import head_tensors, is_token_classifier, take_head
 from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
 from jaxalign.models.whole_folder import whole_folder
 
-HEAD_FILE = "jaxalign_head.json"
 ENSEMBLE_FILE = "ensemble.json"
 MAX_SHARD_BYTES = 4 * 2**30
 
@@ -38,10 +38,10 @@ MAX_SHARD_BYTES = 4 * 2**30
 def load_pretrained(
     folder: str | Path,
     *,
-    param_dtype: Any = None,
-    compute_dtype: Any = None,
-    mesh: Any = None,
-    rules: Any = None,
+    param_dtype: DTypeLike | None = None,
+    compute_dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
     revision: str | None = None,
     weights: Literal["same", "int8"] = "same",
 ) -> Transformer:
@@ -69,42 +69,6 @@ def load_pretrained(
     return Transformer(replace(config, mesh=mesh if mesh is not None and mesh.size > 1 else None), params)
 
 
-def load_reward_model(
-    folder: str | Path, *, param_dtype: Any = None, compute_dtype: Any = None, revision: str | None = None
-) -> ScalarModel:
-    """Loads a scalar model from a `...ForSequenceClassification` folder with one label.
-
-    A `...ForTokenClassification` folder gives a process reward model, whose `steps` are set; see `token_classifier`.
-
-    Raises:
-      ModelError: as `load_pretrained`; or the folder holds no scalar head.
-    """
-    path = local_folder(folder, revision)
-    config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
-    config = replace(config, tied_head=True, head_bias=False)
-    tensors = dict(read_tensors(path))
-    extra = json.loads((path / HEAD_FILE).read_text()) if (path / HEAD_FILE).is_file() else {}
-    head_config = HeadConfig(**extra.get("head", {}))
-    tokens = is_token_classifier(_json(path / "config.json"), extra)
-    score, bias = take_head(tensors, FAMILIES[config.family], str(path), tokens=tokens)
-    head = {"score": score}
-    if head_config.kind == "mlp":
-        for ours, theirs in (("hidden", "score_hidden.weight"), ("hidden_bias", "score_hidden.bias")):
-            if theirs not in tensors:
-                raise ModelError(f"{path}: missing tensor {theirs}")
-            head[ours] = tensors.pop(theirs).T
-    params = {
-        "trunk": from_tensors(tensors, config, str(path)),
-        "head": head,
-        "normalizer": {
-            "gain": np.float32(extra.get("gain", 1.0)),
-            "bias": np.float32(extra.get("bias", bias)),
-        },
-    }
-    steps = StepConfig(separator=extra.get("separator", "")) if tokens else None
-    return ScalarModel(config, head_config, to_device(params, config.param_dtype), steps)
-
-
 def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConfig:
     """Loads the configuration of a model folder (or hub id), with the end tokens of both config files.
 
@@ -112,10 +76,10 @@ def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConf
       ModelError: no config.json, or one that is not supported; a generation_config.json that cannot be read.
     """
     path = local_folder(folder, revision, weights=False)
-    config = config_from_json(_json(path / "config.json"), str(path / "config.json"))
+    config = config_from_json(read_json(path / "config.json"), str(path / "config.json"))
     generation = path / "generation_config.json"
     if generation.is_file():
-        config = read_generation(config, _json(generation), str(generation))
+        config = read_generation(config, read_json(generation), str(generation))
     return config
 
 
@@ -160,7 +124,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted(set(_json(index)["weight_map"].values()))
+        files = sorted(set(read_json(index)["weight_map"].values()))
     elif single.is_file():
         files = [single.name]
     elif has_flax_tensors(path):
@@ -310,53 +274,12 @@ def save_pretrained(
     """
     config = model.config
     tensors = to_tensors(model.params, config)
-    return _write(
+    return write_folder(
         Path(folder), config_to_json(config), tensors, tokenizer, config, max_shard_bytes, dtype=dtype
     )
 
 
-def save_reward_model(
-    model: ScalarModel, folder: str | Path, *, tokenizer: Any = None, dtype: str | None = None
-) -> Path:
-    """Saves a scalar model in the `...ForSequenceClassification` format, atomically.
-
-    A process reward model is written as `...ForTokenClassification` with one label, the logit of a right
-    step (Gemma 3, which has no such class in transformers, as `...ForSequenceClassification`); that it is
-    one, and its separator, stand in `jaxalign_head.json`.
-    A linear head whose normalizer is 1 and 0 loads in transformers as it is. Gain, bias and an MLP head are specific
-    to jaxalign: they are stored in `jaxalign_head.json` (as numbers, whatever the `dtype`) and `score_hidden.*`.
-    Arguments and errors are those of `save_pretrained`.
-    """
-    config, params = model.config, model.params
-    family, tokens = FAMILIES[config.family], model.steps is not None
-    tensors = to_tensors(params["trunk"], config)
-    head = jax.device_get(params["head"])
-    tensors |= head_tensors(family, head["score"], float(params["normalizer"]["bias"]), tokens=tokens)
-    if model.head_config.kind == "mlp":
-        tensors["score_hidden.weight"] = np.ascontiguousarray(head["hidden"].T)
-        tensors["score_hidden.bias"] = np.ascontiguousarray(head["hidden_bias"])
-    from dataclasses import asdict
-
-    extra = {
-        "head": asdict(model.head_config),
-        "gain": float(params["normalizer"]["gain"]),
-        "bias": float(params["normalizer"]["bias"]),
-    }
-    if model.steps is not None:
-        extra |= {"level": "token", "separator": model.steps.separator}
-    body = config_to_json(config) | {
-        "architectures": [(tokens and family.token_architecture) or family.reward_architecture],
-        "num_labels": 1,
-        "id2label": {"0": "LABEL_0"},
-        "label2id": {"LABEL_0": 0},
-        "problem_type": None if tokens else "regression",
-        "tie_word_embeddings": True,
-    }
-    extra_files = {HEAD_FILE: extra}
-    return _write(Path(folder), body, tensors, tokenizer, config, MAX_SHARD_BYTES, extra_files, dtype=dtype)
-
-
-def _write(
+def write_folder(
     folder: Path,
     config_json: dict[str, Any],
     tensors: dict[str, np.ndarray],
@@ -367,6 +290,21 @@ def _write(
     *,
     dtype: str | None = None,
 ) -> Path:
+    """Writes tensors by their Hugging Face names and what stands beside them, whole or not at all.
+
+    Args:
+      folder: where; a model that is there is replaced once the new one is complete.
+      config_json: the body of config.json.
+      tensors: as they are written, but for `dtype`.
+      tokenizer: saved too, unless None.
+      config: the model's shape, of which generation_config.json is made.
+      max_shard_bytes: size of a file of tensors, at most.
+      extra_files: further JSON files, name -> body.
+      dtype: that of the tensors in the files; None for theirs.
+
+    Raises:
+      ModelError: a number that is too large for `dtype`.
+    """
     from safetensors.numpy import save_file
 
     if dtype is not None:
@@ -410,12 +348,12 @@ def _shards(tensors: dict[str, np.ndarray], limit: int) -> list[dict[str, np.nda
 def transformers_module() -> Any:
     """The `transformers` package, imported without its advice to install torch, which only models need."""
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    told = name in os.environ
+    was_set = name in os.environ
     os.environ.setdefault(name, "1")
     try:
         import transformers
     finally:
-        if not told:
+        if not was_set:
             del os.environ[name]
     return transformers
 
@@ -453,7 +391,12 @@ def check_vocabulary(config: ModelConfig, tokenizer: Any) -> None:
         )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a model's folder.
+
+    Raises:
+      ModelError: no such file, or not JSON.
+    """
     if not path.is_file():
         raise ModelError(f"{path}: no such file; expected a Hugging Face folder with {path.name}")
     try:

@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA): a tree separate from the parameters, merged on request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.heads import ScalarModel
+from jaxalign.models.layers import Adapter
 from jaxalign.models.transformer import Transformer, folded, parameter_shapes
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -71,8 +72,8 @@ def create_adapter(
     return adapter
 
 
-def attach(adapter: Any, lora: LoraConfig) -> Any:
-    """The trained leaves with their scale and dropout, [L] each: the `adapter` argument of a model."""
+def attach(adapter: Adapter, lora: LoraConfig) -> Any:
+    """The trained leaves with their scale and dropout, [L] each: what a model takes as `adapter`."""
     result = {}
     for name, part in adapter.items():
         layers = part["a"].shape[0]
@@ -105,7 +106,9 @@ def stack_adapters(adapters: Sequence[Any]) -> Any:
     return result
 
 
-def _ranked(part: Any, like: Any, factor: str, rank: int) -> jax.Array:
+def _ranked(
+    part: Mapping[str, jax.Array] | None, like: Mapping[str, jax.Array], factor: str, rank: int
+) -> jax.Array:
     """A factor of a target [L, ...] with its rank filled up by zeros; all zeros where there is none."""
     axis = 2 if factor == "a" else 1
     array = jnp.zeros_like(like[factor]) if part is None else part[factor]
@@ -114,8 +117,8 @@ def _ranked(part: Any, like: Any, factor: str, rank: int) -> jax.Array:
     return jnp.pad(array, missing)
 
 
-def merge_adapter(model: Any, adapter: Any) -> Any:
-    """The model with an attached adapter added to its weights; the original model is not changed.
+def merge_adapter(model: Transformer | ScalarModel, adapter: Adapter) -> Any:
+    """The model with an attached adapter added to its weights; the model given is not changed.
 
     Raises:
       ValueError: the adapter has a target that the model lacks.

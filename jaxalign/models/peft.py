@@ -12,6 +12,7 @@ import numpy as np
 from jaxalign.errors import ModelError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import FAMILIES
+from jaxalign.models.layers import Adapter
 from jaxalign.models.lora import TARGETS, LoraConfig
 from jaxalign.models.transformer import parameter_shapes
 from jaxalign.models.whole_folder import whole_folder
@@ -33,7 +34,7 @@ def fused_targets(targets: Iterable[str], config: ModelConfig) -> list[str]:
 
 
 def save_adapter(
-    adapter: Any,
+    adapter: Adapter,
     folder: str | Path,
     lora: LoraConfig,
     config: ModelConfig,

@@ -130,7 +130,7 @@ class Comparison:
         self.opponent = self.answers(supervised, draw=1)
 
     def answers(self, model: Any, *, draw: int = 0) -> Answers:
-        """Samples and scores one completion per prompt."""
+        """Samples and judges one answer a prompt."""
         params = models.split(model)[1]
         self.sampler.update(params)
         done = self.sampler.generate(

@@ -240,20 +240,22 @@ def _comparison(
     plan: PipelineConfig, supervised: Any, proxy: Any, tokenizer: Any, true_reward: TrueReward | None
 ) -> Comparison:
     settings = plan.evaluation
-    asked = load_dataset(plan.ppo.data, "prompt", tokenizer, seed=plan.seed).validation[: settings.prompts]
-    told = load_dataset(plan.sft.data, "demonstration", tokenizer, seed=plan.seed).validation
-    for name, rows in (("ppo", asked), ("sft", told)):
+    prompts = load_dataset(plan.ppo.data, "prompt", tokenizer, seed=plan.seed).validation[: settings.prompts]
+    demonstrations = load_dataset(plan.sft.data, "demonstration", tokenizer, seed=plan.seed).validation
+    for name, rows in (("ppo", prompts), ("sft", demonstrations)):
         if not rows:
             raise ConfigError(
                 f"{name}.data.validation: no held-out data; raise {name}.data.validation_fraction"
             )
-    batches = eval_batches(told[: settings.demonstrations], settings.batch_size, collate_demonstrations)
+    batches = eval_batches(
+        demonstrations[: settings.demonstrations], settings.batch_size, collate_demonstrations
+    )
     return Comparison(
         supervised,
         reward=proxy,
         tokenizer=tokenizer,
-        prompts=[list(e.prompt_tokens) for e in asked],
-        prompt_texts=[e.prompt_text for e in asked],
+        prompts=[list(e.prompt_tokens) for e in prompts],
+        prompt_texts=[e.prompt_text for e in prompts],
         sampling=plan.ppo.sampling,
         held_out=list(batches),
         true_reward=true_reward,
@@ -323,9 +325,9 @@ def pictures(folder: Path, results: Sequence[MethodResult]) -> list[tuple[str, b
         along = {name: (kl, ppo[f"reward/{name}"][1]) for name in ("proxy", "true")}
         panels.insert(3, ("Over-optimisation: reward by KL", along, "KL to SFT (nats)"))
     return [
-        (title, plots.curve(found, title, xlabel=xlabel, points=xlabel.startswith("KL")))
-        for title, found, xlabel in panels
-        if found
+        (title, plots.curve(curves, title, xlabel=xlabel, points=xlabel.startswith("KL")))
+        for title, curves, xlabel in panels
+        if curves
     ]
 
 

@@ -109,16 +109,16 @@ class SweepResult:
         return self.points[0]
 
 
-def run_sweep(asked: Sweep) -> SweepResult:
-    """Trains one run per point of a grid, one after another, and ranks them by a metric.
+def run_sweep(plan: Sweep) -> SweepResult:
+    """Trains a run for every point of a grid, one after another, and says which is the best.
 
     `jaxalign sweep tfpo --grid='{"loss.reward_scale": ["auto", 5]}' --metric=eval/accuracy --output=FOLDER` and then
     tfpo's own flags.
     """
-    config = asked.config
+    config = plan.config
     return sweep(
-        asked.train,
-        asked.settings,
+        plan.train,
+        plan.settings,
         config.grid,
         metric=config.metric,
         output=config.output,
@@ -160,7 +160,7 @@ def sweep(
     points = _points(config, grid, folder, resume=resume)
     _check_folder(folder, resume=resume)
     done = [ended(place, settings) if resume else None for place, (_, settings) in points.items()]
-    found: list[Point] = []
+    finished: list[Point] = []
     result = SweepResult(folder, (), "")
     smaller = mode == "min" or (mode == "auto" and not SMALLER.isdisjoint(re.split(r"[/_-]", metric)))
     for number, (place, read) in enumerate(zip(points, done, strict=True), 1):
@@ -174,12 +174,12 @@ def sweep(
             print(f"{place.name}: {point.error}", file=sys.stderr)
         else:
             point = replace(point, **_measured(read, metric))
-        found.append(point)
-        result = _ranked(folder, found, metric, smaller=smaller)
+        finished.append(point)
+        result = _ranked(folder, finished, metric, smaller=smaller)
     if result.best.metric is None:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-        raise UserError(f"every run of the sweep failed; the first with: {found[0].error}")
+        raise UserError(f"no point of the sweep came to an end; of the first: {finished[0].error}")
     say(f"\n{result.table}\n\n{_verdict(result, metric)}")
     return result
 
@@ -274,7 +274,7 @@ def _measured(metadata: Mapping[str, Any], metric: str) -> dict[str, float | Non
     return {"metric": metrics[metric], "low": low, "high": high, "seconds": metadata["seconds"]}
 
 
-def _ranked(folder: Path, found: Sequence[Point], metric: str, *, smaller: bool) -> SweepResult:
+def _ranked(folder: Path, finished: Sequence[Point], metric: str, *, smaller: bool) -> SweepResult:
     """The points so far, the best first, written into the folder once one has ended."""
 
     def rank(point: Point) -> float:
@@ -283,7 +283,7 @@ def _ranked(folder: Path, found: Sequence[Point], metric: str, *, smaller: bool)
             return math.inf
         return point.metric if smaller else -point.metric
 
-    points = sorted(found, key=lambda point: (rank(point), point.metric is None))
+    points = sorted(finished, key=lambda point: (rank(point), point.metric is None))
     result = SweepResult(folder, points, format_table([_row(point, metric) for point in points]))
     if points[0].metric is not None:
         about = {"metric": metric, "mode": "min" if smaller else "max", "best": asdict(points[0])}

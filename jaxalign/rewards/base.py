@@ -92,8 +92,8 @@ def begin_reward(
 
         def checked() -> Rewards:
             result, logged = finish()
-            found = checked_rewards(result, request, label)
-            return replace(found, metrics={**found.metrics, **logged})
+            rewards = checked_rewards(result, request, label)
+            return replace(rewards, metrics={**rewards.metrics, **logged})
 
         return checked
 
@@ -177,16 +177,16 @@ def _floats(array: np.ndarray, valid: np.ndarray, request: RewardRequest, label:
     plain = array.dtype.kind in "biuf" or array.dtype.name.startswith(("bfloat16", "float8"))
     with np.errstate(over="ignore", invalid="ignore"):
         if plain:
-            found = array.astype(np.float32)
+            numbers = array.astype(np.float32)
         else:
-            found = np.zeros(array.shape, np.float32)
+            numbers = np.zeros(array.shape, np.float32)
             for place in np.ndindex(array.shape):
                 if valid[place[0]]:
-                    found[place] = _number(array[place])
-    found[~valid] = 0
-    wrong = np.argwhere(~np.isfinite(found))
+                    numbers[place] = _number(array[place])
+    numbers[~valid] = 0
+    wrong = np.argwhere(~np.isfinite(numbers))
     if not len(wrong):
-        return found
+        return numbers
     row, *column = wrong[0]
     value = array[tuple(wrong[0])]
     number = plain or isinstance(value, (int, float, np.number))

@@ -123,9 +123,9 @@ def _arguments(
                 f"{', '.join(sorted(request.columns)) or 'none'}"
             )
     wanted = {p.name for p in named}
-    taken = {p.name for p in leading} if by_place else set()
+    by_position = {p.name for p in leading} if by_place else set()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        wanted |= set(offered) - (taken | {"prompts", "completions"} if by_place else set())
+        wanted |= set(offered) - (by_position | {"prompts", "completions"} if by_place else set())
     places = [request.prompts, request.completions] if by_place else []
     return places, {name: offered[name] for name in offered if name in wanted}
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxalign.data import ChatFormat
 from jaxalign.errors import ConfigError
+from jaxalign.models.heads import ScalarModel
 from jaxalign.rewards.base import Rewards
 from jaxalign.rewards.calls import RewardRequest
 from jaxalign.rewards.model import check_vocabulary, program_of, token_scores
@@ -53,7 +54,7 @@ class ProcessReward:
 
     def __init__(
         self,
-        model: Any,
+        model: ScalarModel,
         tokenizer: Any,
         *,
         separator: str = "",
@@ -81,11 +82,13 @@ class ProcessReward:
 
     def score(self, request: RewardRequest) -> Rewards:
         """`Rewards` with token rewards [N, C] and where steps end."""
-        found = [self._split(ids) for ids in request.completion_ids]
-        logits = self.step_logits(request.prompt_ids, [[text for text, _ in steps] for steps in found])
-        rewards = np.zeros((len(found), request.width), np.float32)
+        steps_of_rows = [self._split(ids) for ids in request.completion_ids]
+        logits = self.step_logits(
+            request.prompt_ids, [[text for text, _ in steps] for steps in steps_of_rows]
+        )
+        rewards = np.zeros((len(steps_of_rows), request.width), np.float32)
         ends = np.zeros(rewards.shape, bool)
-        for row, (steps, values) in enumerate(zip(found, logits, strict=True)):
+        for row, (steps, values) in enumerate(zip(steps_of_rows, logits, strict=True)):
             at = [token for _, token in steps]
             ends[row, at] = True
             # Two separators in one token: what their steps earn lands there together.

@@ -27,17 +27,17 @@ class UserCodeError(UserError):
     """
 
     def __init__(self, what: str, error: BaseException) -> None:
-        told = traceback.TracebackException.from_exception(error)
-        _leave_ours(told)
+        trace = traceback.TracebackException.from_exception(error)
+        _leave_ours(trace)
         place = ""
-        if told.stack:
-            own = told.stack[0].filename
-            last = [frame for frame in told.stack if frame.filename == own][-1]
+        if trace.stack:
+            own = trace.stack[0].filename
+            last = [frame for frame in trace.stack if frame.filename == own][-1]
             place = f" ({own}:{last.lineno})"
         said = str(error)
         if isinstance(error, SyntaxError):
             said, place = error.msg, f" ({error.filename}:{error.lineno})"
-        self.user_traceback = "".join(told.format()) if told.stack else ""
+        self.user_traceback = "".join(trace.format()) if trace.stack else ""
         super().__init__(f"{what}: {type(error).__name__}: {said}{place}")
 
 
@@ -65,12 +65,12 @@ def is_ours(value: object) -> bool:
     return module.partition(".")[0] == "jaxalign"
 
 
-def _leave_ours(told: traceback.TracebackException) -> None:
+def _leave_ours(trace: traceback.TracebackException) -> None:
     """Takes away the frames that stand before the user's, of the exception and of those it came from."""
     first = next(
-        (i for i, f in enumerate(told.stack) if not f.filename.startswith(_BETWEEN)), len(told.stack)
+        (i for i, f in enumerate(trace.stack) if not f.filename.startswith(_BETWEEN)), len(trace.stack)
     )
-    del told.stack[:first]
-    for other in (told.__cause__, told.__context__):
+    del trace.stack[:first]
+    for other in (trace.__cause__, trace.__context__):
         if other is not None:
             _leave_ours(other)

@@ -44,11 +44,11 @@ def exact_answer(
 def final_number(text: str) -> Decimal | None:
     """The number after the last `####`, or else the last number of a text; None if there is none."""
     head, mark, tail = text.rpartition("####")
-    found = _NUMBER.findall(tail if mark else head + tail)
-    if not found:
+    numbers = _NUMBER.findall(tail if mark else head + tail)
+    if not numbers:
         return None
     try:
-        return Decimal((found[0] if mark else found[-1]).replace(",", "").rstrip("."))
+        return Decimal((numbers[0] if mark else numbers[-1]).replace(",", "").rstrip("."))
     except InvalidOperation:
         return None
 

@@ -1,38 +1,27 @@
-"""The interface of a rollout engine, and its configuration."""
+"""Who samples: the interface of a rollout engine, and the settings of one."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import jax
-import numpy as np
-
+from jaxalign.models.layers import Adapter, Params
 from jaxalign.rollout.generate import Completions
 
 
 class Engine(Protocol):
     """The interface through which a trainer samples; `Sampler` and `ServerEngine` implement it."""
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        key: jax.Array,
-        temperature: float | np.ndarray = 1.0,
-        top_k: int | np.ndarray = 0,
-        top_p: float | np.ndarray = 1.0,
-        min_p: float | np.ndarray = 0.0,
-        stop_tokens: Sequence[int] | None = None,
-        num_samples: int = 1,
-        row_ids: Sequence[int] | None = None,
-    ) -> Completions:
-        """Completions of the prompts under the weights of the last `update`; see `Sampler.generate`."""
+    # Typed loosely: an engine may name the arguments that it takes, or take all as `**Unpack[SamplingArguments]`.
+    def generate(self, prompts: Sequence[Sequence[int]], *args: Any, **sampling: Any) -> Completions:
+        """Completions of the prompts under the weights of the last `update`.
+
+        It is called with the keyword arguments of `SamplingArguments`, and with no other.
+        """
         ...
 
-    def update(self, params: Any, *, adapter: Any = None) -> None:
-        """Sets new weights, and a LoRA adapter unless it is merged into them; the next `generate` uses them."""
+    def update(self, params: Params, *, adapter: Adapter | None = None) -> None:
+        """New weights, and a LoRA adapter where it is not merged into them; used from the next `generate` on."""
         ...
 
 

@@ -117,11 +117,11 @@ class JsonClient:
 def _message(text: str) -> str:
     """What an error says, in one line of at most 300 characters."""
     try:
-        found = json.loads(text)
+        body = json.loads(text)
         for name in ("error", "message", "detail"):
-            if isinstance(found, dict) and found.get(name):
-                found = found[name]
-        text = found if isinstance(found, str) else json.dumps(found)
+            if isinstance(body, dict) and body.get(name):
+                body = body[name]
+        text = body if isinstance(body, str) else json.dumps(body)
     except json.JSONDecodeError:
         pass
     return " ".join(text.split())[:300] or "no message"

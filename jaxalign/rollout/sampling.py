@@ -4,6 +4,7 @@
 rest of a decode step at large vocabularies; here one uniform number per row is enough.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -43,7 +44,7 @@ def row_uniforms(
 ) -> Float[Array, " B"]:
     """One uniform number in [0, 1) per row: a function of (key, row id, position), not of the batch."""
 
-    def draw(row, position):
+    def draw(row: jax.Array, position: jax.Array):
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), position))
 
     return jax.vmap(draw)(row_ids, positions)
@@ -112,24 +113,26 @@ def kept_tokens(
     return keep
 
 
-def _fewest(enough, logits: jax.Array, top: jax.Array) -> jax.Array:
+def _fewest(
+    enough: Callable[[Bool[Array, "B V"]], Bool[Array, " B"]], logits: jax.Array, top: jax.Array
+) -> jax.Array:
     """The largest logits of each row, bool [B, V]: the fewest, with their ties, that are `enough`.
 
     Bisection over the float32 numbers themselves (their bits in order), so it ends exact.
     """
 
-    def ordered(x):
+    def ordered(x: Float[Array, " B"]):
         bits = jax.lax.bitcast_convert_type(x, jnp.int32)
         return jnp.where(bits < 0, jnp.int32(-(2**31)) - bits, bits)
 
-    def number(bits):
+    def number(bits: Int[Array, " B"]):
         return jax.lax.bitcast_convert_type(
             jnp.where(bits < 0, jnp.int32(-(2**31)) - bits, bits), jnp.float32
         )
 
     low, high = ordered(jnp.minimum(logits.min(-1), -1e-30)), ordered(top)
 
-    def halve(_, bounds):
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]):
         low, high = bounds
         # Midpoint rounded up without overflow; low always holds, high + 1 never does.
         middle = (low >> 1) + (high >> 1) + ((low | high) & 1)
@@ -143,11 +146,11 @@ def _fewest(enough, logits: jax.Array, top: jax.Array) -> jax.Array:
 def _at_least(x: Float[Array, "B V"], threshold: Float[Array, " B"]) -> Bool[Array, "B V"]:
     """x >= threshold, of the very array that a loop before has read.
 
-    In a loop too, whose operands a compiler must have in memory. Elsewhere it may compute them once more and round
-    them another way (a sum over doctors, say), and a number would be lost when it is compared with itself.
+    In a loop too, whose operands a compiler must have in memory. Elsewhere it may compute them once more and round them
+    another way (a sum over several models, say), and a number would be lost when it is compared with itself.
     """
 
-    def turn(_, state):
+    def turn(_: jax.Array, state: tuple[jax.Array, jax.Array]):
         # The second turn compares with the threshold: with a constant one, the loop would be moved away.
         reached, _ = state
         return threshold, x >= reached[:, None]
@@ -165,7 +168,7 @@ def next_token(
     *,
     features: SamplerFeatures,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """Samples one token per row.
+    """Samples one token a row.
 
     Args:
       logits: float32.
@@ -205,7 +208,7 @@ def _first_top(x: Float[Array, "B V"]) -> Int[Array, " B"]:
     vocabulary = x.shape[-1]
     columns = jnp.arange(vocabulary, dtype=jnp.int32)[None, :]
 
-    def turn(_, state):
+    def turn(_: jax.Array, state: tuple[jax.Array, jax.Array]):
         top, _ = state
         # Where all is NaN nothing equals the maximum: the last token, not one outside the vocabulary.
         return x.max(-1), jnp.where(x >= top[:, None], columns, vocabulary - 1).min(-1)

@@ -126,7 +126,7 @@ class Callbacks:
     """All callbacks of a run.
 
     Args:
-      found: the user's objects.
+      callbacks: the user's objects.
       command, folder: of the run.
 
     Attributes:
@@ -136,22 +136,22 @@ class Callbacks:
       ConfigError: an object without any of the methods.
     """
 
-    def __init__(self, found: Sequence[Any], command: str, folder: Path) -> None:
-        for each in found:
+    def __init__(self, callbacks: Sequence[Any], command: str, folder: Path) -> None:
+        for each in callbacks:
             if not any(callable(getattr(each, name, None)) for name in EVENTS):
                 raise ConfigError(
                     f"callbacks: expected objects with one of {', '.join(EVENTS)}, got {each!r:.60}"
                 )
-        self._found, self._command, self._folder = list(found), command, folder
+        self._callbacks, self._command, self._folder = list(callbacks), command, folder
         self.stopped = ""
 
     def watch(self, name: str) -> bool:
-        """Whether any of them handles an event."""
-        return any(self._method(each, name) for each in self._found)
+        """Whether one of them asks for an event."""
+        return any(self._method(each, name) for each in self._callbacks)
 
     def tell(self, name: str, step: int, total: int, metrics: Mapping[str, float], state: Any = None) -> None:
-        """Calls all of them with an event."""
-        for each in self._found:
+        """Tells all of an event."""
+        for each in self._callbacks:
             if method := self._method(each, name):
                 event = Event(
                     command=self._command,
@@ -173,12 +173,12 @@ class Callbacks:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of them."""
-        states = [dict(each.state()) if hasattr(each, "state") else {} for each in self._found]
+        states = [dict(each.state()) if hasattr(each, "state") else {} for each in self._callbacks]
         return {"states": states, "stopped": self.stopped}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restores their state from a checkpoint."""
         self.stopped = str(saved.get("stopped", ""))
-        for each, state in zip(self._found, saved.get("states", []), strict=False):
+        for each, state in zip(self._callbacks, saved.get("states", []), strict=False):
             if hasattr(each, "restore"):
                 each.restore(state)

@@ -54,15 +54,15 @@ class Given:
         single = {
             name: getattr(self, name) for name in ("train_dataset", "eval_dataset", "optimizer", "loss")
         }
-        found = {
+        described = {
             name: getattr(value, "__name__", type(value).__name__)
             for name, value in {**single, **self.others}.items()
             if value is not None
         }
         for name in ("callbacks", "trackers"):
             if getattr(self, name):
-                found[name] = ", ".join(type(each).__name__ for each in getattr(self, name))
-        return dict(sorted(found.items()))
+                described[name] = ", ".join(type(each).__name__ for each in getattr(self, name))
+        return dict(sorted(described.items()))
 
 
 def check_given_again(before: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -71,11 +71,11 @@ def check_given_again(before: Mapping[str, str], now: Mapping[str, str]) -> None
     Raises:
       ConfigError: naming what is missing, or new.
     """
-    old, new = ({name for name in found if name != "trackers"} for found in (before, now))
+    old, new = ({name for name in given if name != "trackers"} for given in (before, now))
     if missing := sorted(old - new):
-        told = ", ".join(f"{name} ({before[name]})" for name in missing)
+        lost = ", ".join(f"{name} ({before[name]})" for name in missing)
         raise ConfigError(
-            f"--resume: the run started with Python objects, which are not saved; pass them again: {told}"
+            f"--resume: the run began with what a Python call gave, which no file holds: give it again: {lost}"
         )
     if added := sorted(new - old):
         raise ConfigError(f"--resume: the run started without {', '.join(added)}; do not pass it")

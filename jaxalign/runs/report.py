@@ -142,13 +142,13 @@ def _panels(series: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _banded(series: Mapping[str, Any]) -> dict[str, Any]:
     """name -> (steps, values), or (steps, values, low, high) where the interval of each value is known."""
-    found: dict[str, Any] = dict(series)
+    panels: dict[str, Any] = dict(series)
     for name, (steps, values) in series.items():
         bounds = [f"{name}_low", f"{name}_high"]
         if all(bound in series and series[bound][0] == steps for bound in bounds):
-            low, high = (found.pop(bound)[1] for bound in bounds)
-            found[name] = (steps, values, low, high)
-    return found
+            low, high = (panels.pop(bound)[1] for bound in bounds)
+            panels[name] = (steps, values, low, high)
+    return panels
 
 
 def _samples(rows: Iterable[Mapping[str, Any]]) -> list[str]:

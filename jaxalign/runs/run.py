@@ -124,10 +124,10 @@ class Run:
         if raised:
             run.raised = True
             # From now on the run is this long; what it was stays beside it.
-            told = [f"{key} is {now:g} where it was {old:g}" for key, (old, now) in raised.items()]
-            longer = [*run.metadata().get("raised", []), *told]
+            changes = [f"{key} is {now:g} where it was {old:g}" for key, (old, now) in raised.items()]
+            longer = [*run.metadata().get("raised", []), *changes]
             run.add_metadata(config=full, raised=longer, finished=False)
-            run.warn(f"resumed: {', '.join(told)}; the learning rate follows the longer schedule")
+            run.warn(f"resumed: {', '.join(changes)}; the learning rate goes on by the longer schedule")
         return run
 
     def __enter__(self) -> "Run":
@@ -248,8 +248,8 @@ def ended(folder: Path, full_config: Any) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     raised = _raised(path, "", full_config, resume=True)
-    found = json.loads(path.read_text())
-    return found if found.get("finished") and not raised else None
+    metadata = json.loads(path.read_text())
+    return metadata if metadata.get("finished") and not raised else None
 
 
 def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[str, tuple[float, float]]:

@@ -295,7 +295,7 @@ def test_rows_of_a_folder_are_numbered_through_its_files_and_placed_in_each(tmp_
         (tmp_path / name).write_text("".join(f'{{"prompt": "{name} {i}"}}\n\n' for i in range(count)))
     chunks = list(chunks_of(str(tmp_path)))
     assert len(chunks) > 4
-    found = [item for chunk in chunks for item in pickle.loads(pickle.dumps(chunk)).found()]
+    found = [item for chunk in chunks for item in pickle.loads(pickle.dumps(chunk)).numbered_rows()]
     assert [number for number, _, _ in found] == list(range(11))
     assert [place for _, place, _ in found][6:9] == ["train-0.jsonl:13", "train-1.jsonl:1", "train-1.jsonl:3"]
     assert count_rows(str(tmp_path)) == 11

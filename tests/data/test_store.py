@@ -616,13 +616,13 @@ def test_ctrl_c_ends_the_workers_and_leaves_no_file(write, plain_bytes, tmp_path
             from jaxalign.data import DataConfig, files, load_dataset, sources, workers
 
             files.CHUNK_BYTES, workers.FEW_CHUNKS = 512, 1
-            told = sources.Sources._told
+            told = sources.Sources._with_progress
             def slow(self, path, blocks):
                 for block in told(self, path, blocks):
                     print("block", flush=True)
                     time.sleep(0.5)
                     yield block
-            sources.Sources._told = slow
+            sources.Sources._with_progress = slow
             config = DataConfig(train=({path!r},), template="plain", workers=2, cache={str(tmp_path / "cache")!r})
             tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / "tokenizer")!r})
             load_dataset(config, "demonstration", tokenizer, seed=0)

@@ -55,7 +55,7 @@ def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
         model.config,
         params,
         key=f"{section}.param_dtype",
-        asked=source.param_dtype,
+        setting=source.param_dtype,
         files=None if source.random_init else before.get("dtype"),
     )
     run.tell(section, f"{source.path} ({drawn}{model.config.family}, {size})")

@@ -146,7 +146,10 @@ def load_model(
     tokenizer = models.load_tokenizer(
         source.tokenizer or folder, revision=None if source.tokenizer else revision
     )
-    dtypes = {"param_dtype": jnp.dtype(param_dtype), "compute_dtype": jnp.dtype(source.compute_dtype)}
+    dtypes: dict[str, Any] = {
+        "param_dtype": jnp.dtype(param_dtype),
+        "compute_dtype": jnp.dtype(source.compute_dtype),
+    }
     if source.random_init:
         model = models.create(
             models.load_config(folder, revision=revision), key=jax.random.key(seed), **dtypes

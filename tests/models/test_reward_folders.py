@@ -37,7 +37,7 @@ def test_members_come_back_in_order_together_and_alone(members, byte_tokenizer, 
 
 def test_a_failed_save_leaves_the_old_ensemble(members, tmp_path, monkeypatch):
     models.save_reward_ensemble(members, tmp_path / "saved")
-    plain, written = models.reward_ensemble.save_reward_model, []
+    plain, written = models.reward_folders.save_reward_model, []
 
     def full(*arguments, **options):
         if written:
@@ -45,7 +45,7 @@ def test_a_failed_save_leaves_the_old_ensemble(members, tmp_path, monkeypatch):
         written.append(1)
         return plain(*arguments, **options)
 
-    monkeypatch.setattr("jaxalign.models.reward_ensemble.save_reward_model", full)
+    monkeypatch.setattr("jaxalign.models.reward_folders.save_reward_model", full)
     with pytest.raises(OSError, match="No space"):
         models.save_reward_ensemble(members[::-1], tmp_path / "saved")
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]
