@@ -269,7 +269,7 @@ def _tokens(dataset: Any, kind: Kind, config: CheckConfig, tokenizer: Any) -> It
     chat = chat_of(config.data, tokenizer)
     ends = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in chat.stop_ids) or "nothing"
     written = "the tokenizer's chat template" if chat.template == "tokenizer" else chat.template
-    yield f"  template: {written}; an answer ends with {ends}"
+    yield f"  template: {written}; a completion ends with {ends}"
     for index in range(min(config.rows, len(dataset.train))):
         yield from shown(dataset.train[index], tokenizer)
 

@@ -273,7 +273,7 @@ def _questions_of_file(config: GenerateConfig) -> list[Question]:
         records, _ = read_records(config.file, kind="prompt")
         questions = [Question((prompt_of(record),)) for record in records]
     if not questions:
-        raise DataError(f"{config.file}: there is no prompt in it")
+        raise DataError(f"{config.file}: no prompts in the file")
     return questions[: config.limit or None]
 
 

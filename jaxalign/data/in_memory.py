@@ -120,5 +120,5 @@ class RecordReader:
         """
         record: Any = row.get(RECORD)
         if not isinstance(record, get_args(Record)):
-            raise BadRow("expected a record, as the first row is one, got a dict")
+            raise BadRow("expected a record like the first row, got a dict")
         return replace(record, source=place)

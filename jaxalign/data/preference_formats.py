@@ -164,7 +164,7 @@ def _ranked_outputs(row: Fields, options: Options) -> Record:
     del options
     outputs = row["output"]
     if not isinstance(outputs, list) or len(outputs) != 2 or not all(isinstance(o, str) for o in outputs):
-        raise BadRow("field 'output': expected the chosen and the rejected answer, as two texts")
+        raise BadRow("field 'output': expected the chosen and the rejected completion, as two texts")
     return pair(row, prompt_in(row, "instruction"), *outputs)
 
 

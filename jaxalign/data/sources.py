@@ -205,7 +205,7 @@ def identity(path: str) -> str:
 
 
 def written(path: str) -> list[tuple[int, int, int]]:
-    """What changes where somebody writes to the files behind a path."""
+    """A value that changes when the files behind a path are modified."""
     stats = [file.stat() for file in files_behind(path).values()]
     return [(about.st_ino, about.st_size, about.st_mtime_ns) for about in stats]
 

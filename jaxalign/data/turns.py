@@ -200,7 +200,7 @@ def from_json(value: str, where: str) -> Any:
 def _parsed(value: str, where: str, otherwise: str) -> Any:
     try:
         parsed = json.loads(value)
-        if "\\ud" in value or "\\uD" in value:  # only an escape can be half a character
+        if "\\ud" in value or "\\uD" in value:  # only an escape can be an unpaired surrogate
             json.dumps(parsed, ensure_ascii=False).encode()
     except RecursionError:
         raise BadRow(f"{where}: nested too deeply") from None

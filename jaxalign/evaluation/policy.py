@@ -39,7 +39,7 @@ def make_scorer(definition: ModelDefinition, *, temperature: float = 1.0) -> Sco
 
 
 def token_logps(score: Scorer, params: Params, rows: Rows, *, batch_size: int = 64) -> np.ndarray:
-    """float32 [N, T]: log-prob of each counted token, nats; 0 elsewhere."""
+    """float32 [N, T]: log-prob of each unmasked token, nats; 0 elsewhere."""
     count = len(rows.lengths)
     # Fillers keep the shape, so that one program serves all batches.
     done = [score(params, rows.batch(start, batch_size)) for start in range(0, count, batch_size)]
@@ -47,7 +47,7 @@ def token_logps(score: Scorer, params: Params, rows: Rows, *, batch_size: int = 
 
 
 def summed_logps(score: Scorer, params: Params, rows: Rows, *, batch_size: int = 64) -> np.ndarray:
-    """float64 [N]: summed log-prob of the counted tokens of each row, nats."""
+    """float64 [N]: summed log-prob of the unmasked tokens of each row, nats."""
     return token_logps(score, params, rows, batch_size=batch_size).astype(np.float64).sum(1)
 
 
@@ -69,7 +69,7 @@ def sequence_kl(
 
 
 def perplexity(model: Model, examples: Sequence[Example], *, batch_size: int = 64) -> float:
-    """exp of the mean negative log-likelihood a completion token, over held-out demonstrations."""
+    """exp of the mean negative log-likelihood per completion token, over held-out demonstrations."""
     definition, params = models.split(model)
     score = make_scorer(definition)
     batches = eval_batches(examples, batch_size, collate_demonstrations)

@@ -152,7 +152,7 @@ class Checkpoint:
                 if config.lora.enabled
                 else "it trained no adapter"
             )
-            raise ConfigError(f"--merge=false: {run}: {why}; leave it out")
+            raise ConfigError(f"--merge=false: {run}: {why}; remove the flag")
         one = Checkpoint(run.absolute(), config, run_origin, source, merge, bool(base))
         if command == "reward":
             gains, note = one.normalizer()

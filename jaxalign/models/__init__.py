@@ -113,13 +113,13 @@ def merge(definition: ModelDefinition, params: Params) -> Any:
 
 
 def with_config(model: Model, **changes: Any) -> Any:
-    """The same parameters under a config with other fields, for example attention, products or mesh."""
+    """The same parameters with changed config fields, for example attention, products or mesh."""
     definition, params = split(model)
     return merge(replace(definition, config=replace(definition.config, **changes)), params)
 
 
 def quantize(model: Model) -> Any:
-    """The model with 8-bit weights (see `quantize_params`): to sample from or to score with, not to train or save.
+    """The model with 8-bit weights (see `quantize_params`), for sampling and scoring, not for training or saving.
 
     The float weights stay in memory as long as the original model does; `load_pretrained(folder, weights="int8")`
     never holds all of them.
@@ -138,7 +138,7 @@ def with_remat(model: Model, remat: Remat | bool = "full") -> Any:
 
 
 def with_stops(model: Model, ids: Iterable[int]) -> Any:
-    """The model with these tokens in its stop set (`eos_ids`) too; the model itself where they are there already.
+    """The model with these tokens added to its stop tokens (`eos_ids`); the same model if it has them already.
 
     Raises:
       ModelError: a token outside its vocabulary.

@@ -73,7 +73,7 @@ def create_adapter(
 
 
 def attach(adapter: Adapter, lora: LoraConfig) -> Any:
-    """The trained leaves with their scale and dropout, [L] each: what a model takes as `adapter`."""
+    """The trained leaves with their scale and dropout, [L] each: the `adapter` argument of a model."""
     result = {}
     for name, part in adapter.items():
         layers = part["a"].shape[0]
@@ -118,7 +118,7 @@ def _ranked(
 
 
 def merge_adapter(model: Transformer | ScalarModel, adapter: Adapter) -> Any:
-    """The model with an attached adapter added to its weights; the model given is not changed.
+    """The model with an attached adapter added to its weights; the original model is not changed.
 
     Raises:
       ValueError: the adapter has a target that the model lacks.

@@ -474,7 +474,7 @@ def create(
 def with_dtypes(
     config: ModelConfig, param_dtype: DTypeLike | None = None, compute_dtype: DTypeLike | None = None
 ) -> ModelConfig:
-    """The config with other dtypes; None keeps one."""
+    """The config with changed dtypes; None keeps a dtype."""
     return replace(
         config,
         param_dtype=config.param_dtype if param_dtype is None else jnp.dtype(param_dtype).name,

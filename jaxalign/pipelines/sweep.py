@@ -110,7 +110,7 @@ class SweepResult:
 
 
 def run_sweep(plan: Sweep) -> SweepResult:
-    """Trains a run for every point of a grid, one after another, and says which is the best.
+    """Trains one run per point of a grid, one after another, and says which is the best.
 
     `jaxalign sweep tfpo --grid='{"loss.reward_scale": ["auto", 5]}' --metric=eval/accuracy --output=FOLDER` and then
     tfpo's own flags.
@@ -179,7 +179,7 @@ def sweep(
     if result.best.metric is None:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-        raise UserError(f"no point of the sweep came to an end; of the first: {finished[0].error}")
+        raise UserError(f"every run of the sweep failed; the first with: {finished[0].error}")
     say(f"\n{result.table}\n\n{_verdict(result, metric)}")
     return result
 

@@ -59,7 +59,7 @@ class ModelReward:
         return np.asarray([row[-1] for row in scores], np.float32)
 
     def offload(self) -> None:
-        """From now on the weights wait in the host's memory between calls."""
+        """Keeps the weights in host memory between calls from now on."""
         self._program.offload()
 
 
@@ -212,7 +212,7 @@ def same_arrays(a: Any, b: Any) -> bool:
 
 
 def check_vocabulary(model: ScalarModel, vocabulary: int | None) -> None:
-    """A reward model knows every token that the policy may sample.
+    """Checks that a reward model's vocabulary covers the policy's.
 
     Raises:
       UserError: it does not.
@@ -225,7 +225,7 @@ def check_vocabulary(model: ScalarModel, vocabulary: int | None) -> None:
 
 
 def check_scores_whole(model: ScalarModel) -> None:
-    """A reward model gives one score for a prompt with its completion.
+    """Checks that a reward model gives one score per completion.
 
     Raises:
       UserError: it is a process reward model.

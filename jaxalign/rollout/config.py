@@ -60,12 +60,12 @@ class SamplingArguments(UntruncatedSampling, total=False):
     Attributes:
       max_new_tokens: longest completion, C tokens, its stop token included.
       key: source of all randomness.
-      temperature: logits are divided by it; 0 is greedy. 1 by default; a number, or an array with one a prompt.
+      temperature: logits are divided by it; 0 is greedy. 1 by default; a number, or an array with one per prompt.
       top_k: sample from the k most probable tokens, 0 (the default) for all; a number or an array, likewise.
       top_p: sample from the fewest tokens whose probabilities add up to p, 1 (the default) for all; likewise.
       min_p: leave out tokens below min_p times the largest probability, 0 (the default) for none; likewise.
       stop_tokens: ids that end a completion; None (the default) takes the model's, () none.
-      num_samples: completions a prompt, 1 by default.
+      num_samples: completions per prompt, 1 by default.
       row_ids: the randomness of each of the N completions; None (the default) takes 0..N-1.
     """
 
@@ -113,7 +113,7 @@ def checked_sampling(
 
     Raises:
       TypeError: an argument that `generate` does not know, or a missing one; names it.
-      ValueError: a number out of range, or not one a prompt (of row_ids: a completion).
+      ValueError: a number out of range, or not one per prompt (of row_ids: a completion).
     """
     known = SamplingArguments.__annotations__
     if unknown := [name for name in arguments if name not in known]:

@@ -145,7 +145,7 @@ def decode_block(
     features: SamplerFeatures,
     block: int,
 ) -> tuple[KVCache, dict[str, jax.Array]]:
-    """Samples up to `steps` (at most `block`) tokens a row, fewer where all rows end before.
+    """Samples up to `steps` (at most `block`) tokens per row, fewer where all rows end before.
 
     Args:
       definition: static part of the model.

@@ -21,7 +21,7 @@ class Engine(Protocol):
         ...
 
     def update(self, params: Params, *, adapter: Adapter | None = None) -> None:
-        """New weights, and a LoRA adapter where it is not merged into them; used from the next `generate` on."""
+        """Sets new weights, and a LoRA adapter unless it is merged into them; the next `generate` uses them."""
         ...
 
 

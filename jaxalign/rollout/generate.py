@@ -95,7 +95,7 @@ class Sampler:
         return self.definition.config
 
     def update(self, params: Params, *, adapter: Adapter | None = None) -> None:
-        """New parameters of the same shapes, and a new adapter where given; programs are kept."""
+        """Sets new parameters of the same shapes, and a new adapter if given; compiled programs are kept."""
         self.adapter = self.adapter if adapter is None else adapter
         int8 = self.weights == "int8"
         self.params = decode.int8_params(self.definition, params, self.adapter) if int8 else params

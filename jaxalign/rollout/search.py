@@ -133,7 +133,7 @@ def reward_guided(
     if not (np.isfinite(weight) and weight >= 0):
         raise ValueError(f"weight must be non-negative and finite, got {weight}")
     if not 1 <= top_k <= vocabulary:
-        raise ValueError(f"top_k must lie in 1..{vocabulary} (the model's vocabulary), got {top_k}")
+        raise ValueError(f"top_k must lie in [1, {vocabulary}] (the model's vocabulary), got {top_k}")
     if scalar.steps is not None:
         raise UserError("reward model: it scores the steps of a completion, not the whole completion")
     if scalar.config.vocab_size < vocabulary:

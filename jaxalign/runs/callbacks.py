@@ -146,11 +146,11 @@ class Callbacks:
         self.stopped = ""
 
     def watch(self, name: str) -> bool:
-        """Whether one of them asks for an event."""
+        """Whether any of them handles an event."""
         return any(self._method(each, name) for each in self._callbacks)
 
     def tell(self, name: str, step: int, total: int, metrics: Mapping[str, float], state: Any = None) -> None:
-        """Tells all of an event."""
+        """Calls all of them with an event."""
         for each in self._callbacks:
             if method := self._method(each, name):
                 event = Event(

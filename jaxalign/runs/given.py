@@ -75,7 +75,7 @@ def check_given_again(before: Mapping[str, str], now: Mapping[str, str]) -> None
     if missing := sorted(old - new):
         lost = ", ".join(f"{name} ({before[name]})" for name in missing)
         raise ConfigError(
-            f"--resume: the run began with what a Python call gave, which no file holds: give it again: {lost}"
+            f"--resume: the run started with Python objects, which are not saved; pass them again: {lost}"
         )
     if added := sorted(new - old):
         raise ConfigError(f"--resume: the run started without {', '.join(added)}; do not pass it")

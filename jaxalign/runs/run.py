@@ -127,7 +127,7 @@ class Run:
             changes = [f"{key} is {now:g} where it was {old:g}" for key, (old, now) in raised.items()]
             longer = [*run.metadata().get("raised", []), *changes]
             run.add_metadata(config=full, raised=longer, finished=False)
-            run.warn(f"resumed: {', '.join(changes)}; the learning rate goes on by the longer schedule")
+            run.warn(f"resumed: {', '.join(changes)}; the learning rate follows the longer schedule")
         return run
 
     def __enter__(self) -> "Run":

@@ -160,7 +160,7 @@ def test_reasoning_goes_on_from_where_the_template_asks():
         assert chat.example((U,), answer).ids[: len(prompt)] == prompt
     assert shown(chat, chat.answered((U,), "<html>").rows)[0].endswith("</think>\n\n<html><eos>»")
     asks = OPENS.replace("<think>\n", "Well: ")
-    with pytest.raises(DataError, match="asks for answers with 'Well:', with which this one does not begin"):
+    with pytest.raises(DataError, match="starts answers with 'Well:', but this one does not start with it"):
         make(asks).conversation((U, A))
 
 
@@ -239,7 +239,7 @@ def test_what_a_template_would_leave_out_is_refused_by_name(template, turns, mes
 @pytest.mark.parametrize("template", ["markers", "plain"])
 def test_without_a_chat_template_what_only_one_can_write_is_refused(plain_bytes, template):
     chat = chat_format(plain_bytes, template, "", "\n\nHuman:", "\n\nAssistant:")
-    with pytest.raises(DataError, match="a message has tool_calls, which only a chat template can write"):
+    with pytest.raises(DataError, match="a message has tool_calls, which needs a chat template"):
         chat.conversation((U, CALLS))
     with pytest.raises(DataError, match=r"the row lists tools, .* data\.ignore_columns"):
         chat.conversation((TOOLS, U, A))
@@ -255,7 +255,7 @@ def test_a_template_writes_the_day_of_the_run():
     chat = make(DATED, "2026-01-31")
     assert shown(chat, chat.conversation((U, A)).rows)[0].startswith("31 Jan 2026<|im_start|>")
     assert chat.tokenizer.decode(chat.prompt_ids((U,))).startswith("31 Jan 2026<|im_start|>")
-    with pytest.raises(DataError, match="writes today's date in a form that is not known"):
+    with pytest.raises(DataError, match="prints today's date in an unsupported way"):
         make("{% set f = '%Y' %}{{ strftime_now(f) }}" + CLOSES, "2026-01-31").conversation((U, A))
 
 
