@@ -151,19 +151,19 @@ def load_reward_ensemble(
     """
     path = Path(folder)
     if not is_reward_ensemble(path):
-        raise ModelError(f"{path}: there is no {ENSEMBLE_FILE}; expected an ensemble of reward models")
+        raise ModelError(f"{path}: no {ENSEMBLE_FILE}; expected a reward ensemble")
     try:
         names = json.loads((path / ENSEMBLE_FILE).read_text())["members"]
         members = [path / name for name in names]
     except (ValueError, KeyError, TypeError):
         raise ModelError(
-            f'{path / ENSEMBLE_FILE}: expected {{"members": ["member-0", ...]}}, the names of folders beside it'
+            f'{path / ENSEMBLE_FILE}: expected {{"members": ["member-0", ...]}}, folders beside this file'
         ) from None
     if not members:
-        raise ModelError(f"{path / ENSEMBLE_FILE}: it names no member")
+        raise ModelError(f"{path / ENSEMBLE_FILE}: no members")
     missing = [str(member) for member in members if not member.is_dir()]
     if missing:
-        raise ModelError(f"{path / ENSEMBLE_FILE}: there is no such folder: {', '.join(missing)}")
+        raise ModelError(f"{path / ENSEMBLE_FILE}: no such folder: {', '.join(missing)}")
     return [
         load_reward_model(member, param_dtype=param_dtype, compute_dtype=compute_dtype) for member in members
     ]
