@@ -50,7 +50,7 @@ def give_completions(case: Case) -> None:
         nonlocal calls
         calls += 1
         if calls > CHECKED:
-            return sample(self, prompts, **{**options, "stop_tokens": ()})
+            return sample(self, prompts, **dict(options, stop_tokens=()))
         rows = given_completions(case, calls)
         nothing = np.zeros((case.batch, NEW), np.float32)
         return Completions(

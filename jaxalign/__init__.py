@@ -1,7 +1,7 @@
 """jaxalign: align language models with human preferences in JAX and Flax.
 
-Importing this package loads nothing heavy: what is named here is loaded when it is first asked for, and a part by
-importing it, for example `from jaxalign import losses`.
+Importing this package is cheap: names are loaded on first use, and subpackages when imported, for example `from
+jaxalign import losses`.
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""YAML files and `--dotted.key=value` into frozen dataclasses, and back.
+"""Reads YAML files and `--dotted.key=value` into frozen dataclasses, and writes them back.
 
 A configuration is a frozen dataclass whose fields are plain values or further
 dataclasses. This module reads one from a file and command-line overrides, checks
-every key and type, and says in one line what is wrong and where. The meaning that
+every key and type, and raises one-line errors that name the place. The meaning that
 `--help` prints is the `Attributes:` section of each dataclass's docstring.
 """
 
@@ -38,18 +38,17 @@ T = TypeVar("T")
 
 
 def parse(cls: type[T], config: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
-    """A configuration from a YAML file and overrides; what neither sets keeps its default.
+    """Parses a configuration from a YAML file and overrides; other keys keep their defaults.
 
     Args:
       cls: a dataclass of plain values and dataclasses.
       config: a path, or the name of a configuration shipped with the package; None for defaults only.
-      overrides: `--dotted.key=value` (the dashes may be left out; `--dotted.key value` works as two
-        items). A later one wins over an earlier one and over the file.
+      overrides: `--dotted.key=value` (the dashes are optional; `--dotted.key value` can be two items). Later
+        overrides win over earlier ones and over the file.
 
     Raises:
-      ConfigError: an unknown key (with the nearest valid one), a key given twice in the file, a value
-        of the wrong type, or one that the dataclass refuses with ValueError. One line, naming file,
-        line and key.
+      ConfigError: an unknown key (with the nearest valid one), a key given twice in the file, a value of the wrong
+        type, or one that the dataclass rejects with ValueError. The message is one line with file, line and key.
     """
     tree: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -74,7 +73,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain values (dict, list, str, int, float, bool, None) of a configuration."""
+    """A configuration as nested plain values (dict, list, str, int, float, bool, None)."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -89,9 +88,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def save_yaml(config: Any, path: str | Path) -> None:
-    """Writes every key of a configuration; `parse` reads the same configuration back.
+    """Writes all keys of a configuration to a YAML file that `parse` reads back.
 
-    The file appears whole or not at all.
+    The file is written atomically.
     """
     path = Path(path)
     text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=110)
@@ -302,7 +301,7 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
     for i, name in enumerate(groups):
         below = tree.setdefault(name, {})
         if not isinstance(below, dict):
-            raise ConfigError(f"--{key}: {'.'.join(groups[: i + 1])} holds a value, not keys")
+            raise ConfigError(f"--{key}: {'.'.join(groups[: i + 1])} is a value, not a section")
         # A copy: the tree of a shipped file must not change under another reader.
         tree[name] = dict(below)
         tree = tree[name]
@@ -367,7 +366,7 @@ def _build(cls: type[T], tree: Any, prefix: str, sources: _Sources, base: Any = 
             values[name] = _convert(tree[name], hint, key, sources)
         elif default is dataclasses.MISSING:
             raise ConfigError(
-                f"{sources.of_group(key)}{key} is required ({type_name(hint)}); give it as --{key}=VALUE"
+                f"{sources.of_group(key)}{key} is required ({type_name(hint)}); set it with --{key}=VALUE"
             )
         else:
             values[name] = default

@@ -1,4 +1,4 @@
-"""Values of a configuration: text and YAML scalars as the type of their field."""
+"""Converts text and YAML scalars to the types of a configuration's fields."""
 
 import difflib
 import os
@@ -44,7 +44,7 @@ def nearest(name: str, valid: Sequence[str]) -> str | None:
 
 
 def type_name(hint: Any) -> str:
-    """A type as a person would say it: `text or null`, `a | b`, `list of int`."""
+    """A type in words:  `text or null`, `a | b`, `list of int`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " | ".join(str(a) for a in args)
@@ -63,7 +63,7 @@ def type_name(hint: Any) -> str:
 
 
 class Mismatch(Exception):
-    """A value is not of the wanted type; the text adds what the type's name does not say."""
+    """A value does not have the expected type; the text adds what the type's name does not say."""
 
 
 def coerce(value: Any, hint: Any) -> Any:

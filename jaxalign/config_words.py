@@ -1,4 +1,5 @@
-"""What other programs, and other commands of this one, call a key: so that an unknown key names the right one."""
+"""Names that other programs, and other commands of jaxalign, use for a key, to suggest the right one for an unknown
+key."""
 
 from collections.abc import Collection
 
@@ -111,9 +112,9 @@ RENAMED_VALUES = {"natural": "compute_dtype"}
 
 
 def our_key(name: str, keys: Collection[str], near: str = "") -> str | None:
-    """The key, of those that there are, that somebody who wrote `name` means; None where that is not known.
+    """The existing key that `name` refers to; None if unknown.
 
-    Of several the one whose name begins with `near`, where there is one.
+    Of several, the one that starts with `near`, if any.
     """
     word = name.rsplit(".", 1)[-1].replace("-", "_").lower()
     found = [key for key in WORDS.get(word, ()) if key in keys]

@@ -1,12 +1,12 @@
-"""The user's mistakes: exceptions whose message is one line for a person.
+"""User errors: exceptions with a one-line message.
 
-The command line prints the message of a `UserError` and exits with status 2; any
-other exception is a bug of ours and keeps its traceback.
+The command line prints the message of a `UserError` and exits with status 2; any other exception is a bug and keeps
+its traceback.
 """
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message names the file, line or field and what was expected."""
+    """An error the user can fix. The message names the file, line or field and what was expected."""
 
 
 class ConfigError(UserError):
@@ -26,4 +26,4 @@ class CheckpointError(UserError):
 
 
 class DeviceError(UserError):
-    """A device is not there, or its memory is too small."""
+    """A device does not exist, or its memory is too small."""

@@ -1,4 +1,4 @@
-"""Arrays that wait in the host's memory while the accelerator does not read them."""
+"""Arrays that are stored in host memory while the accelerator does not use them."""
 
 from typing import Any
 

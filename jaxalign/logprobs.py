@@ -1,9 +1,8 @@
-"""Log-probs of tokens from logits, or straight from hidden states in chunks.
+"""Log-probs of tokens, from logits or, in chunks, from hidden states.
 
-`linear_logprobs` does not hold [B, T, V], forward or backward: it walks over the
-vocabulary in chunks with an online log-sum-exp, and recomputes each chunk's logits in
-the backward pass. (With one chunk for the whole vocabulary XLA keeps them instead.)
-One primitive serves supervised, preference and policy-gradient training and scoring.
+`linear_logprobs` never materializes [B, T, V], forward or backward: it processes the vocabulary in chunks with an
+online log-sum-exp, and recomputes each chunk's logits in the backward pass. (With one chunk for the whole vocabulary
+XLA keeps them instead.) One primitive serves supervised, preference and policy-gradient training and scoring.
 """
 
 import functools
@@ -20,7 +19,7 @@ CHUNK_SIZE = 4096
 
 
 class LogprobStatistics(NamedTuple):
-    """Per-token statistics, each [B, T] float32 and 0 where masked. Read them by name.
+    """Per-token statistics, each [B, T] float32 and 0 where masked.
 
     Attributes:
       logps: log p(target), nats.
@@ -53,7 +52,7 @@ def token_logprobs(
       float32 nats.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete temperature that is not positive.
     """
     check_range("temperature", temperature, 0.0, open_low=True)
@@ -82,21 +81,21 @@ def linear_logprobs(
     Args:
       hidden: any float dtype; products accumulate in float32.
       embedding: the vocabulary projection.
-      targets: token ids in [0, V); masked slots may hold anything.
-      mask: tokens that count; None for all. Hidden states of masked slots may be NaN.
-      chunk_size: vocabulary rows at a time.
+      targets: token ids in [0, V); ignored where masked.
+      mask: tokens that contribute; None for all. Hidden states of masked entries may be NaN.
+      chunk_size: vocabulary rows per chunk.
       temperature: positive; no gradient.
       softcap: c in c * tanh(logits / c), applied before the temperature; None for none.
       bias: added to the logits.
       logit_scale: factor on the logits; no gradient.
-      product_dtype: what operands of the products are cast to; None takes that of hidden. (float32 is faster than
-        bfloat16 on a CPU without instructions for it.)
+      product_dtype: dtype that the operands of products are cast to; None uses the dtype of hidden. (float32 is
+        faster than bfloat16 on CPUs without bfloat16 instructions.)
 
     Returns:
       `LogprobStatistics`; gradients reach hidden, embedding and bias.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete hyper-parameter out of range.
     """
     check_range("temperature", temperature, 0.0, open_low=True)

@@ -24,17 +24,17 @@ def masked(x: Shaped[Array, "..."], mask: jax.Array, fill: float = 0.0) -> jax.A
 
 
 def masked_sum(x: Float[Array, "..."], mask: jax.Array) -> Float[Array, ""]:
-    """Sum over the counted slots, float32."""
+    """Sum over the unmasked entries, float32."""
     return jnp.sum(masked(x, mask).astype(jnp.float32))
 
 
 def masked_mean(x: Float[Array, "..."], mask: jax.Array) -> Float[Array, ""]:
-    """Mean over the counted slots, float32; 0 with finite gradients where nothing counts."""
+    """Mean over the unmasked entries, float32; 0 with finite gradients if all are masked."""
     return masked_sum(x, mask) / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
 
 
 def masked_variance(x: Float[Array, "..."], mask: jax.Array, *, unbiased: bool = True) -> Float[Array, ""]:
-    """Variance over the counted slots, float32; 0 where fewer than two count.
+    """Variance over the unmasked entries, float32; 0 with fewer than two.
 
     Args:
       x: values.

@@ -1,8 +1,7 @@
-"""The device mesh, and the table from logical axes to mesh axes.
+"""The device mesh, and the table of logical axes to mesh axes.
 
-A mesh always exists: on one device every axis has size 1, so the laptop and the
-pod run the same program. Layers name their axes logically (`embed`, `heads`,
-`vocab`, ...); only this table says where an axis lives.
+There is always a mesh: on one device every axis has size 1, so a laptop and a pod run the same program. Layers name
+their axes logically (`embed`, `heads`, `vocab`, ...); only this table maps them to mesh axes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,9 @@ from jaxalign.errors import ConfigError, DeviceError
 Tree = TypeVar("Tree")
 AXES = ("data", "fsdp", "tensor")
 
-# None: replicated. A tuple: the product of several mesh axes.
-DEFAULT_RULES: Mapping[str, str | tuple[str, ...] | None] = {
+# Logical axis -> mesh axis. None: replicated. A tuple: the product of several mesh axes.
+Rules = Mapping[str, str | tuple[str, ...] | None]
+DEFAULT_RULES: Rules = {
     "batch": ("data", "fsdp"),
     "layers": None,
     "embed": "fsdp",
@@ -33,12 +33,12 @@ DEFAULT_RULES: Mapping[str, str | tuple[str, ...] | None] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many devices each mesh axis takes.
+    """Number of devices along each mesh axis.
 
     Attributes:
-      data: copies of the model, each on its share of the rows; -1 takes the devices that are left.
-      fsdp: devices that share parameters, gradients and optimizer state, and rows.
-      tensor: devices that split each matrix product.
+      data: number of model replicas, each with a share of the rows; -1 uses all remaining devices.
+      fsdp: number of devices to shard parameters, gradients, optimizer state and rows over.
+      tensor: number of devices to split each matrix product over.
     """
 
     data: int = 1
@@ -56,12 +56,12 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     """A mesh with the axes `data`, `fsdp`, `tensor`.
 
     Args:
-      config: sizes of the axes; all 1 when None.
-      devices: devices to use; all of `jax.devices()` when None.
+      config: sizes of the axes; None uses 1 for all.
+      devices: devices to use; None uses all of `jax.devices()`.
 
     Raises:
-      DeviceError: the axes ask for more devices than there are.
-      ConfigError: `data=-1` and the devices do not divide by the other axes.
+      DeviceError: the axes need more devices than there are.
+      ConfigError: `data=-1` and the number of devices is not divisible by the other axes.
     """
     config = config or MeshConfig()
     devices = list(jax.devices() if devices is None else devices)
@@ -70,14 +70,14 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
         data, rest = divmod(len(devices), config.fsdp * config.tensor)
         if rest or not data:
             raise ConfigError(
-                f"mesh.data=-1: {len(devices)} devices do not divide by "
-                f"fsdp x tensor = {config.fsdp * config.tensor}"
+                f"mesh.data=-1: {len(devices)} devices are not divisible by fsdp x tensor = "
+                f"{config.fsdp * config.tensor}"
             )
     shape = (data, config.fsdp, config.tensor)
     count = int(np.prod(shape))
     if count > len(devices):
         raise DeviceError(
-            f"the mesh data x fsdp x tensor = {shape} needs {count} devices; there are {len(devices)}: "
+            f"the mesh data x fsdp x tensor = {shape} needs {count} devices, but there are {len(devices)}: "
             + ", ".join(str(d) for d in devices[:8])
         )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
@@ -87,9 +87,9 @@ def partition_spec(
     logical_axes: Sequence[str | None],
     shape: Sequence[int],
     mesh: Mesh,
-    rules: Mapping[str, str | tuple[str, ...] | None] = DEFAULT_RULES,
+    rules: Rules = DEFAULT_RULES,
 ) -> PartitionSpec:
-    """The mesh axes of one array; an axis whose size does not divide is replicated."""
+    """The mesh axes of one array; an axis whose size is not divisible is replicated."""
     spec: list[str | tuple[str, ...] | None] = []
     used: set[str] = set()
     for name, size in zip(logical_axes, shape, strict=True):
@@ -108,7 +108,7 @@ def tree_shardings(
     tree: Any,
     logical_axes: Any,
     mesh: Mesh,
-    rules: Mapping[str, str | tuple[str, ...] | None] = DEFAULT_RULES,
+    rules: Rules = DEFAULT_RULES,
 ) -> Any:
     """A `NamedSharding` per leaf of `tree`; `logical_axes` has a tuple of names where `tree` has an array."""
     leaves, treedef = jax.tree.flatten(tree)
@@ -121,12 +121,12 @@ def tree_shardings(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
+    """The sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def shard_batch(batch: Tree, mesh: Mesh, *, axis: int = 0) -> Tree:
-    """A tree of host arrays on the mesh, rows (along `axis`) split over `data` and `fsdp` where they divide."""
+    """Puts a tree of host arrays on the mesh, rows (along `axis`) sharded over `data` and `fsdp` if divisible."""
 
     def place(value: Any) -> jax.Array:
         array = np.asarray(value)
@@ -137,7 +137,7 @@ def shard_batch(batch: Tree, mesh: Mesh, *, axis: int = 0) -> Tree:
 
 
 def row_shards(mesh: Mesh) -> int:
-    """How many parts the rows of a batch are split into."""
+    """Number of shards of a batch's rows."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -145,7 +145,7 @@ def devices_of(kind: str) -> list[Any]:
     """The devices of one kind: `cpu`, `gpu`, `tpu`, or `auto` (JAX's default).
 
     Raises:
-      DeviceError: no such device here; the message lists what is there.
+      DeviceError: no such device; the message lists the available ones.
     """
     if kind == "auto":
         return list(jax.devices())
@@ -153,4 +153,4 @@ def devices_of(kind: str) -> list[Any]:
         return list(jax.devices(kind))
     except RuntimeError:
         there = ", ".join(sorted({d.platform for d in jax.devices()}))
-        raise DeviceError(f"--device {kind}: there is no {kind} here; devices: {there}") from None
+        raise DeviceError(f"--device {kind}: no {kind} found; available: {there}") from None

@@ -1,4 +1,4 @@
-"""How sure a figure is: standard errors and intervals."""
+"""Uncertainty: standard errors and intervals."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and how sure it is.
+    """A mean and its uncertainty.
 
     Attributes:
       mean: of the values.
@@ -31,7 +31,7 @@ class Estimate:
 def estimate_mean(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> Estimate:
     """Mean, standard deviation, standard error and interval of independent values.
 
-    One value alone has no known spread: its deviation and error are 0.
+    For a single value, deviation and error are 0.
 
     Raises:
       ValueError: no value, or a confidence outside (0, 1).
@@ -47,7 +47,7 @@ def estimate_mean(values: Sequence[float] | np.ndarray, *, confidence: float = 0
 
 
 def wilson_interval(successes: float, count: float, *, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) of a proportion; unlike the normal interval it stays in [0, 1] and is right near its ends.
+    """(low, high) of a proportion; unlike the normal interval it stays in [0, 1] and is accurate near the ends.
 
     With p = successes / n and z the normal quantile:
 
@@ -86,7 +86,7 @@ def clustered_interval(
     and Wilson's interval of m p successes in m trials. Where v is 0 (all trials succeed, say) m is G.
 
     Args:
-      successes: s, one number a cluster.
+      successes: s, one number per cluster.
       counts: n, trials of each cluster; at least one trial in all.
       confidence: in (0, 1).
 
@@ -114,14 +114,14 @@ def bootstrap_interval(
     confidence: float = 0.95,
     resamples: int = 1000,
 ) -> tuple[float, float]:
-    """(low, high) of any statistic by the percentile bootstrap: rows are drawn again with replacement.
+    """(low, high) of any statistic by the percentile bootstrap: rows are resampled with replacement.
 
     Args:
-      values: [N] or [N, ...]; rows are what is drawn.
-      seed: of the draws.
+      values: [N] or [N, ...]; rows are resampled.
+      seed: of the resampling.
       statistic: of an array like `values`.
       confidence: in (0, 1).
-      resamples: number of draws.
+      resamples: number of resamples.
 
     Raises:
       ValueError: no value, or a number out of range.

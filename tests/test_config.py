@@ -211,7 +211,7 @@ def test_users_error_of_a_dataclass_passes_unchanged():
 
 
 def test_missing_required_key_is_named():
-    assert error_of(cls=Needy) == "path is required (text); give it as --path=VALUE"
+    assert error_of(cls=Needy) == "path is required (text); set it with --path=VALUE"
 
 
 def test_missing_file_is_named_and_is_no_default(tmp_path):

@@ -1,4 +1,4 @@
-"""Save and restore any tree of arrays, with a JSON part beside it, through Orbax.
+"""Saves and restores any tree of arrays, plus JSON data, with Orbax.
 
 A save copies the arrays to the host before it returns (the step donates them) and
 writes in the background to a temporary name; the rename is the commit. A checkpoint
@@ -124,7 +124,7 @@ class CheckpointStore:
         """
         there = self.steps()
         if step not in there:
-            raise CheckpointError(f"{self.folder}: there is no checkpoint of step {step}; steps: {there}")
+            raise CheckpointError(f"{self.folder}: no checkpoint at step {step}; saved steps: {there}")
         self._check(step, like)
         target = jax.tree.map(_abstract, like)
         try:
@@ -182,18 +182,19 @@ class CheckpointStore:
         for name, leaf in here.items():
             if name not in kept:
                 raise CheckpointError(
-                    f"{self.folder / str(step)}: it has no array {name}; it belongs to another configuration"
+                    f"{self.folder / str(step)}: the checkpoint has no array {name}; it was saved with a different "
+                    "configuration"
                 )
             if tuple(kept[name].shape) != tuple(leaf.shape):
                 raise CheckpointError(
-                    f"{self.folder / str(step)}: {name} has shape {list(kept[name].shape)}, "
-                    f"this run's has {list(leaf.shape)}; it belongs to another configuration"
+                    f"{self.folder / str(step)}: {name} has shape {list(kept[name].shape)}, but this run's has "
+                    f"{list(leaf.shape)}; the checkpoint was saved with a different configuration"
                 )
         more = [name for name in kept if name not in here]
         if more:
             raise CheckpointError(
-                f"{self.folder / str(step)}: it has arrays that this run has not, such as {more[0]}; "
-                "it belongs to another configuration"
+                f"{self.folder / str(step)}: the checkpoint has arrays that this run lacks, such as {more[0]}; it "
+                "was saved with a different configuration"
             )
 
     def _disk_errors(self) -> "_DiskErrors":
@@ -218,7 +219,8 @@ class _DiskErrors:
                 for half_written in self.folder.glob("*.orbax-checkpoint-tmp"):
                     shutil.rmtree(half_written, ignore_errors=True)
                 raise CheckpointError(
-                    f"{self.folder}: no space left on the disk; the checkpoint was not saved, earlier ones are whole"
+                    f"{self.folder}: no space left on the disk; the checkpoint was not saved, earlier ones are "
+                    "intact"
                 ) from error
             cause = cause.__cause__ or cause.__context__
 

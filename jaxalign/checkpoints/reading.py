@@ -1,4 +1,4 @@
-"""Reads of a run's checkpoints that disturb no run: which there are, their metrics, and single parts of their trees.
+"""Reads a run's checkpoints without disturbing the run: steps, metrics, and parts of their trees.
 
 `CheckpointStore` cleans up behind saves that were cut off, and so must not be opened beside a run that is training.
 """
@@ -19,8 +19,8 @@ COMMITTED = "_CHECKPOINT_METADATA"
 
 def saved_steps(folder: str | Path) -> list[int]:
     """The steps of all whole checkpoints in a folder, oldest first."""
-    found = Path(folder).glob(f"*/{COMMITTED}")
-    return sorted(int(file.parent.name) for file in found if file.parent.name.isdigit())
+    markers = Path(folder).glob(f"*/{COMMITTED}")
+    return sorted(int(file.parent.name) for file in markers if file.parent.name.isdigit())
 
 
 def saved_metrics(folder: str | Path, step: int) -> dict[str, float]:
@@ -33,7 +33,8 @@ def saved_metrics(folder: str | Path, step: int) -> dict[str, float]:
 
 
 def saved_at(folder: str | Path, step: int) -> int:
-    """When a checkpoint was committed, nanoseconds since 1970, by which two of one step differ; 0 where it is gone."""
+    """When a checkpoint was committed, nanoseconds since 1970, by which two of one step differ; 0 where it is
+    gone."""
     try:
         body = json.loads((Path(folder) / str(step) / COMMITTED).read_text())
         return int(body.get("commit_timestamp_nsecs") or 0)
@@ -43,8 +44,10 @@ def saved_at(folder: str | Path, step: int) -> int:
 
 def best_step(folder: str | Path, metric: str, mode: str) -> int | None:
     """The checkpoint that is best by a metric, of equals the newest; None where none was saved with it."""
-    found = {step: saved_metrics(folder, step).get(metric) for step in saved_steps(folder)}
-    known = [(value if mode == "max" else -value, step) for step, value in found.items() if value is not None]
+    values = {step: saved_metrics(folder, step).get(metric) for step in saved_steps(folder)}
+    known = [
+        (value if mode == "max" else -value, step) for step, value in values.items() if value is not None
+    ]
     return max(known)[1] if known else None
 
 
@@ -57,7 +60,7 @@ def saved_tree(folder: str | Path, step: int) -> Any:
     where = Path(folder).absolute() / str(step)
     if step not in saved_steps(folder):
         raise CheckpointError(
-            f"{folder}: there is no checkpoint of step {step}; steps: {saved_steps(folder) or 'none'}"
+            f"{folder}: no checkpoint at step {step}; saved steps: {saved_steps(folder) or 'none'}"
         )
     try:
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
@@ -84,22 +87,22 @@ def read_part(folder: str | Path, step: int, path: Sequence[str]) -> Any:
     tree = saved_tree(folder, step)
     for name in path:
         if not isinstance(tree, Mapping) or name not in tree:
-            raise CheckpointError(f"{where}: it has no {'/'.join(path)}")
+            raise CheckpointError(f"{where}: the checkpoint has no {'/'.join(path)}")
         tree = tree[name]
     item = tree
     for name in reversed(path):
         item = {name: item}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     try:
-        found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+        part = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
             where / "arrays",
             args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True),
         )
     except Exception as error:
         raise _unreadable(where, error) from error
     for name in path:
-        found = found[name]
-    return found
+        part = part[name]
+    return part
 
 
 def _unreadable(where: Path, error: Exception) -> CheckpointError:

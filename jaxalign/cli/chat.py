@@ -1,4 +1,4 @@
-"""`jaxalign chat`: a conversation on the terminal, with any model folder or run."""
+"""`jaxalign chat`: chat with any model folder or run in the terminal."""
 
 import contextlib
 import sys
@@ -23,32 +23,32 @@ from jaxalign.models.tensor_dtypes import ParamDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
 
-HELP = "/reset starts anew, /undo takes the last turn back, /quit (or end of input) leaves"
+HELP = "/reset clears the conversation, /undo removes the last turn, /quit (or end of input) exits"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig(GuideConfig):
-    """A conversation on the terminal.
+    """A conversation in the terminal.
 
     Attributes:
-      model: a Hugging Face folder, a run folder (its export/ is taken) or a hub id; with doctors, their patient.
-      tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
+      model: a Hugging Face folder, a run folder (its export/ is used) or a hub id; with doctors, their patient.
+      tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       adapter: a PEFT folder to merge into the model.
-      revision: revision of a hub id.
-      template: how turns are written: by the tokenizer's chat template, by markers (Human:, Assistant:), or
-        plain (the text so far is continued); auto does as the run that made the model, else by the
-        tokenizer's template where it has one.
-      system: a system message put first.
-      sampling: length and randomness of an answer.
-      seed: seed of the sampling.
-      device: auto, cpu, gpu or tpu.
-      param_dtype: dtype the parameters are kept in; auto takes bfloat16 on a GPU or TPU, whatever the files have, and
-        float32 on a CPU.
-      compute_dtype: dtype of the matrix products.
-      weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers: less memory, slightly
-        other answers; same keeps them.
-      cache: int8 does so with the keys and values of the tokens seen; same keeps them.
-      mesh: devices by axis, which the weights of all models are split over.
+      revision: revision of a hub id; empty uses the newest.
+      template: how to format turns: tokenizer (its chat template), markers (Human:, Assistant:) or plain (the text so
+        far is continued); auto uses the format of the run that trained the model, else the chat template if the
+        tokenizer has one.
+      system: system message to start with.
+      sampling: length of answers, and how tokens are sampled.
+      seed: seed for sampling.
+      device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
+      param_dtype: dtype in which parameters are stored; auto uses bfloat16 on a GPU or TPU, regardless of the files'
+        dtype, and float32 on a CPU.
+      compute_dtype: dtype of matrix products.
+      weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers, which saves memory and
+        changes completions slightly; same keeps their dtype.
+      cache: int8 stores the cached keys and values as 8-bit integers; same keeps their dtype.
+      mesh: number of devices along each mesh axis; the weights of all models are sharded over it.
     """
 
     model: str = ""
@@ -71,7 +71,7 @@ class ChatConfig(GuideConfig):
 
 @dataclass
 class Conversation:
-    """The turns so far, and how the next answer is drawn.
+    """The turns so far, and how the next answer is sampled.
 
     Attributes:
       chat_model: model, tokenizer and sampler.
@@ -102,7 +102,7 @@ class Conversation:
             done = self.chat_model.sampler.generate(
                 [ids],
                 key=jax.random.fold_in(jax.random.key(self.config.seed), self.answers),
-                told=stream,
+                on_tokens=stream,
                 **self.config.sampling.arguments(num_samples=1),
             )
         # Kept with its leading space: a model without turns goes on from this very text.
@@ -114,11 +114,11 @@ class Conversation:
         return reply
 
     def undo(self) -> None:
-        """Takes the last turn and its answer back."""
+        """Removes the last turn and its answer."""
         self.turns = self.turns[:-2]
 
     def reset(self) -> None:
-        """Forgets every turn."""
+        """Removes all turns."""
         self.turns = []
 
     def _said(self, turns: list[dict[str, str]]) -> Any:
@@ -134,23 +134,23 @@ class Conversation:
             if len(ids) <= room:
                 return ids
         raise UserError(
-            f"this turn is {len(ids)} tokens long; the context of {self.chat_model.context} tokens leaves "
-            f"{max(room, 0)} beside --sampling.max_new_tokens={self.config.sampling.max_new_tokens}"
+            f"this turn has {len(ids)} tokens, but the context of {self.chat_model.context} tokens leaves room for "
+            f"{max(room, 0)} with --sampling.max_new_tokens={self.config.sampling.max_new_tokens}"
         )
 
 
 def chat(
     config: ChatConfig, *, lines: Iterable[str] | None = None, write: Callable[[str], Any] | None = None
 ) -> None:
-    """Answers the user's turns until the input ends.
+    """Chats with a model: answers each turn until the input ends.
 
     Args:
       config: see `ChatConfig`.
-      lines: the user's turns; the terminal (or a pipe) when None.
-      write: takes each answer; None prints it, word by word as it is made.
+      lines: the user's turns; None reads them from the terminal (or a pipe).
+      write: receives each answer; None prints it word by word as it is generated.
 
     Raises:
-      UserError: a model that is wrong. A turn that is too long is said, and the conversation goes on.
+      UserError: an invalid model. A turn that is too long only prints a message, and the conversation continues.
     """
     chat_model = load_speaker(
         config.model,

@@ -1,4 +1,4 @@
-"""`jaxalign check`: the environment, the devices, hub access, and a look at a model or a data file."""
+"""`jaxalign check`: the environment, devices and hub access, and a description of a model or data files."""
 
 import importlib.metadata
 import itertools
@@ -30,18 +30,18 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig:
-    """What to look at; with nothing set, the environment only.
+    """What to check; by default only the environment.
 
     Attributes:
-      model: a Hugging Face folder, a run folder or a hub id: is it there, may it be read, what is it; with doctors,
-        their patient, and empty takes the one that their cards name.
-      doctor: folders of doctors (runs of tfpo, or their export/), whose cards and sizes are shown.
-      tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
-      revision: revision of a hub id.
-      data: data files and how they become tokens, with the same keys as for training.
-      kind: what the rows are taken for; auto takes what the first row is.
-      rows: rows shown as tokens with their mask.
-      device: auto, cpu, gpu or tpu.
+      model: a Hugging Face folder, a run folder or a hub id to look up, check for access and describe; with doctors,
+        their patient (empty uses the one that their cards name).
+      doctor: folders of doctors (tfpo runs, or their export/) whose cards and sizes to show.
+      tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
+      revision: revision of a hub id; empty uses the newest.
+      data: data files and how they become tokens, with the same keys as in training.
+      kind: what to read each row as; auto uses what the first row is.
+      rows: number of rows to show as tokens with their loss mask.
+      device: device to use: cpu, gpu or tpu; auto uses JAX's default.
     """
 
     model: str = ""
@@ -59,13 +59,13 @@ class CheckConfig:
 
 
 def check(config: CheckConfig) -> None:
-    """Prints versions, devices, memory, hub access, and what is in a model and in data files.
+    """Checks the environment: versions, devices, memory and hub access; also describes a model or data files.
 
     Args:
       config: see `CheckConfig`.
 
     Raises:
-      UserError: the device, model or data is wrong; what was found before is printed already.
+      UserError: an invalid device, model or data; what was found before it is printed already.
     """
     for section in (environment(), devices(), hub()):
         _print(section)
@@ -116,16 +116,16 @@ def devices() -> Iterator[str]:
 
 
 def hub() -> Iterator[str]:
-    """Whether a hub token is set (never the token) and whether the hub may be asked."""
+    """Whether a hub token is set (never the token itself) and whether the hub is offline."""
     from huggingface_hub import constants, get_token
 
     yield f"hub token     {'present' if get_token() else 'none'}"
     if constants.HF_HUB_OFFLINE:
-        yield "hub           offline (HF_HUB_OFFLINE): only what is in the cache"
+        yield "hub           offline (HF_HUB_OFFLINE): only cached files can be used"
 
 
 def model(name: str, revision: str = "") -> Iterator[str]:
-    """What a folder or hub id is, and whether this user may read it.
+    """Describes a folder or hub id, and whether you can access it.
 
     Raises:
       ModelError: a folder that is no model.
@@ -138,20 +138,20 @@ def model(name: str, revision: str = "") -> Iterator[str]:
         size = sum(f.stat().st_size for f in folder.iterdir() if f.suffix in (".safetensors", ".msgpack"))
         yield (
             f"model         {folder}: {shape.family}, {shape.num_layers} layers, width {shape.hidden_size}, "
-            f"{shape.num_heads} heads ({shape.num_kv_heads} of keys)"
+            f"{shape.num_heads} heads, {shape.num_kv_heads} for keys and values"
         )
         yield (
             f"              vocabulary {shape.vocab_size}, context {shape.max_positions} tokens, "
             f"weights {size / 2**20:.1f} MiB"
         )
         yield f"memory        {number_of_weights(shape):,} parameters: {_sizes(weight_sizes(shape))}"
-        yield f"cache         of each token of a row: {_sizes(cache_sizes(shape))}"
+        yield f"cache         per token: {_sizes(cache_sizes(shape))}"
         return
     yield f"model         {name}: {hub_access(name, revision)}"
 
 
 def doctors(cards: Doctors) -> Iterator[str]:
-    """Each doctor, and what it takes beside its patient."""
+    """Each doctor, and the memory that it needs in addition to its patient."""
     from jaxalign import models
 
     shared = cards.start_as(cards.patient_folder())
@@ -161,18 +161,18 @@ def doctors(cards: Doctors) -> Iterator[str]:
         size = sum(f.stat().st_size for f in adapter.glob("*.safetensors")) if adapter else 0
         how = f"{number_of_weights(shape):,} parameters: {_sizes(weight_sizes(shape))}"
         if adapter and shared:
-            how = f"an adapter of {sized(size)} on its patient's weights, which then stay floats"
+            how = f"an adapter of {sized(size)} on its patient's weights, which cannot be int8 then"
         elif adapter:
-            how += f"; or, with others on its base, an adapter of {sized(size)}"
+            how += f"; or an adapter of {sized(size)} when it shares its base model with other doctors"
         yield f"doctor        {home} ({card.dimension}): {how}"
 
 
-def _sizes(found: Mapping[str, int]) -> str:
-    return ", ".join(f"{sized(size)} in {dtype}" for dtype, size in found.items())
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{sized(size)} in {dtype}" for dtype, size in sizes.items())
 
 
 def hub_access(name: str, revision: str = "") -> str:
-    """Whether the hub lets this user read a model: one phrase, with no token in it.
+    """Whether you can access a hub model: one phrase, without the token.
 
     Raises:
       ModelError: there is no such model.
@@ -187,29 +187,29 @@ def hub_access(name: str, revision: str = "") -> str:
     )
 
     if constants.HF_HUB_OFFLINE:
-        return "not asked: the hub is offline (HF_HUB_OFFLINE)"
+        return "not checked: the hub is offline (HF_HUB_OFFLINE)"
     try:
         api = HfApi()
         info = api.model_info(name, revision=revision or None, timeout=20)
         api.auth_check(name)
     except GatedRepoError:
-        return "gated: this user has not been let in (ask on its page, and log in with a token)"
+        return "gated: you have no access (request it on the model's page, and log in with a token)"
     except RevisionNotFoundError:
-        return f"there, but has no revision {revision}"
+        return f"on the hub, but it has no revision {revision}"
     except RepositoryNotFoundError:
-        raise ModelError(f"{name}: neither a folder here nor a model on the hub that you may see") from None
+        raise ModelError(f"{name}: neither a folder nor a hub model that you can access") from None
     except HFValidationError:
-        raise ModelError(f"{name}: neither a folder here nor a hub id (owner/name)") from None
+        raise ModelError(f"{name}: neither a folder nor a hub id (owner/name)") from None
     except OfflineModeIsEnabled:
-        return "not asked: the hub is offline"
+        return "not checked: the hub is offline"
     except Exception as error:
         # A network's own words may hold anything; only their kind is safe to print.
         return f"the hub cannot be reached ({type(error).__name__})"
-    return f"on the hub, may be read (revision {str(info.sha)[:12]})"
+    return f"on the hub, accessible (revision {str(info.sha)[:12]})"
 
 
 def data(config: CheckConfig, tokenizer: Any = None) -> Iterator[str]:
-    """What is in data files: format, counts, lengths, and the first rows as training sees them.
+    """Describes data files: layout, counts, lengths, and the first rows as training reads them.
 
     Args:
       config: `data`, `kind` and `rows` are read.
@@ -233,7 +233,7 @@ def data(config: CheckConfig, tokenizer: Any = None) -> Iterator[str]:
         else:
             yield f"data          {path}: format {glance.format}"
     if tokenizer is None:
-        yield "              name --model or --tokenizer to see rows as tokens with their mask"
+        yield "              set --model or --tokenizer to see rows as tokens with their loss mask"
         return
     assert kind is not None
     # In a folder of its own, for training never asks for rows without limits.
@@ -253,25 +253,25 @@ def data(config: CheckConfig, tokenizer: Any = None) -> Iterator[str]:
         yield from _tokens(load_dataset(unlimited, kind, tokenizer, seed=0), kind, config, tokenizer)
 
 
-def _tokens(found: Any, kind: Kind, config: CheckConfig, tokenizer: Any) -> Iterator[str]:
+def _tokens(dataset: Any, kind: Kind, config: CheckConfig, tokenizer: Any) -> Iterator[str]:
     """Counts, lengths and the first rows of a data set."""
     from jaxalign.data import chat_of
     from jaxalign.data.stream import Stream
     from jaxalign.data.table import lengths_of
 
-    lengths = np.concatenate([lengths_of(found.train), lengths_of(found.validation)])
+    lengths = np.concatenate([lengths_of(dataset.train), lengths_of(dataset.validation)])
     longest = config.data.within().max_length
     limit = f"{int(np.sum(lengths > longest))} longer than data.max_length = {longest}"
-    part = "the first window of the stream: " if isinstance(found.train, Stream) else ""
-    yield f"  as {kind}: {part}{_counted(found.counts)}; {limit}"
-    yield from _remarks(found.counts)
+    part = "the first window of the stream: " if isinstance(dataset.train, Stream) else ""
+    yield f"  as {kind}: {part}{_counted(dataset.counts)}; {limit}"
+    yield from _remarks(dataset.counts)
     yield from histogram(lengths, "tokens")
     chat = chat_of(config.data, tokenizer)
     ends = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in chat.stop_ids) or "nothing"
     written = "the tokenizer's chat template" if chat.template == "tokenizer" else chat.template
-    yield f"  template: {written}; an answer ends with {ends}"
-    for index in range(min(config.rows, len(found.train))):
-        yield from shown(found.train[index], tokenizer)
+    yield f"  template: {written}; a completion ends with {ends}"
+    for index in range(min(config.rows, len(dataset.train))):
+        yield from shown(dataset.train[index], tokenizer)
 
 
 class Glance:
@@ -315,7 +315,7 @@ class Glance:
                 continue
             self._reader = reader_for(path, place, row, reading, self.kind)
             return
-        raise DataError(f"{path}: there is no row that can be used")
+        raise DataError(f"{path}: no usable row")
 
     def lines(self, rows: int, sample: Sample | None = None) -> Iterator[str]:
         """Counts, lengths in characters, and the first rows as text; of a sample, where one is named."""
@@ -402,18 +402,18 @@ def histogram(lengths: Sequence[int] | np.ndarray, unit: str, *, width: int = 40
 
 
 def shown(example: Any, tokenizer: Any, *, ids: int = 12, text: int = 160) -> Iterator[str]:
-    """An example's rows as runs of tokens that count for the loss, or do not."""
+    """An example's rows as runs of tokens that are in the loss or masked."""
     rows = list(zip(example.rows, example.masks, strict=True))
     rows = rows or [(example.prompt_tokens, (False,) * len(example.prompt_tokens))]
     for number, (tokens, mask) in enumerate(rows, 1):
-        yield f"  {example.source} row {number} of {len(rows)}: {len(tokens)} tokens, {sum(mask)} count"
+        yield f"  {example.source} row {number} of {len(rows)}: {len(tokens)} tokens, {sum(mask)} in the loss"
         start = 0
         for counts, run in itertools.groupby(mask):
             part = list(tokens[start : start + len(list(run))])
             start += len(part)
             numbers = " ".join(map(str, part[:ids])) + (" ..." if len(part) > ids else "")
             words = _short(tokenizer.decode(part), text)
-            yield f"    {'counts' if counts else 'given':6s} {len(part):5d}  {words}  [{numbers}]"
+            yield f"    {'loss' if counts else 'masked':6s} {len(part):5d}  {words}  [{numbers}]"
 
 
 def _counted(counts: Any) -> str:
@@ -425,7 +425,7 @@ def _remarks(counts: Any) -> Iterator[str]:
     """What the rows say that was not used, and how they were written, with the number of rows."""
     if counts.unread:
         columns = ", ".join(f"{name} ({count} rows)" for name, count in sorted(counts.unread.items()))
-        yield f"  nothing reads: {columns}"
+        yield f"  unused columns: {columns}"
     for note, count in sorted(counts.notes.items()):
         yield f"  {count} rows: {note}"
 

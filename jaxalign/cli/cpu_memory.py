@@ -1,4 +1,5 @@
-"""Memory for training on a CPU under Linux: glibc asked for large pages, and to keep what a step frees for the next.
+"""Memory for training on a CPU under Linux: makes glibc use large pages, and keep the memory that a step frees for
+the next.
 
 XLA allocates the temporaries of a program anew at each call. glibc takes them from the kernel in pages of 4 KiB, each
 cleared and mapped at its first touch, and gives them back afterwards. `docs/performance_appendix.md` has what either
@@ -27,10 +28,10 @@ ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "kfd")
 
 
 def set_cpu_memory(environment: Mapping[str, str] = os.environ) -> None:
-    """Starts this process over with `SETTINGS`, where programs run on the CPU and it was not told yet.
+    """Restarts this process with `SETTINGS` if programs run on the CPU and they are not set yet.
 
-    glibc reads them before the first line of Python runs, so nothing short of a new start (30 ms) will do. The process
-    id stays. `JAXALIGN_HUGE_PAGES=0` turns it off, as does a value of one's own for `glibc.malloc.hugetlb` in
+    glibc reads them before the first line of Python runs, so nothing short of a new start (30 ms) will do. The
+    process id stays. `JAXALIGN_HUGE_PAGES=0` turns it off, as does a value of one's own for `glibc.malloc.hugetlb` in
     `GLIBC_TUNABLES`.
     """
     changed = changed_environment(environment)
@@ -39,7 +40,8 @@ def set_cpu_memory(environment: Mapping[str, str] = os.environ) -> None:
     # Said once, by the process that stays.
     if "JAXALIGN_KEEP_MEMORY" in environment:
         print(
-            "warning: JAXALIGN_KEEP_MEMORY is not read any more; JAXALIGN_HUGE_PAGES=0 gives freed memory back",
+            "warning: JAXALIGN_KEEP_MEMORY is no longer used; JAXALIGN_HUGE_PAGES=0 returns freed memory to the "
+            "system",
             file=sys.stderr,
         )
 

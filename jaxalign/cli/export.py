@@ -1,4 +1,4 @@
-"""`jaxalign export`: a checkpoint of any run as a folder that others load, here or on the hub."""
+"""`jaxalign export`: a checkpoint of any run as a Hugging Face folder, on disk or on the hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +9,21 @@ from jaxalign.errors import ConfigError, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """A checkpoint of a run as a folder.
+    """Which checkpoint to export, and where to.
 
     Attributes:
-      run: the run folder; RUN@best, RUN@latest and RUN@1200 name the checkpoint too.
-      checkpoint: a step, best (by the run's run.best_metric) or latest; empty takes the best where run.best_metric is
-        set, else the latest.
-      merge: a run with LoRA: write the whole model with the adapter merged, which every program loads; false writes the
-        adapter alone, as a PEFT folder.
-      dtype: dtype of the weights; empty takes the run's run.export_dtype, whose auto is that of the files which the run
-        began with.
-      output: the folder; empty writes to exports/ inside the run, where it is made once.
-      base: the model that the run began with, where it is no longer where it was, or was given live from Python.
-      push_to_hub: OWNER/NAME of a repository of the Hugging Face hub that the folder is uploaded to, with the token of
-        HF_TOKEN or `hf auth login`; empty for none.
-      private: make that repository private, where it is made now.
+      run: the run folder; RUN@best, RUN@latest or RUN@1200 also selects the checkpoint.
+      checkpoint: checkpoint to export: a step, best (by run.best_metric) or latest; empty uses the best if
+        run.best_metric is set, else the latest.
+      merge: for a LoRA run, write the whole model with the adapter merged, which every program can load; false writes
+        only the adapter, as a PEFT folder.
+      dtype: dtype of the weights; empty uses the run's run.export_dtype, and auto the dtype of the initial model's
+        files.
+      output: folder to write; empty writes to exports/ in the run folder, once per checkpoint.
+      base: the initial model, if it has moved since the run or was passed live from Python.
+      push_to_hub: OWNER/NAME of a Hugging Face hub repository to upload the folder to, with the token from HF_TOKEN
+        or `hf auth login`; empty uploads nothing.
+      private: make the hub repository private if this upload creates it.
     """
 
     run: str = ""
@@ -37,7 +37,7 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> Path:
-    """Writes a checkpoint of a run as a folder that transformers and others load, and says where.
+    """Exports a checkpoint of a run as a Hugging Face folder, and prints its path.
 
     Args:
       config: see `ExportConfig`.
@@ -62,7 +62,7 @@ def export(config: ExportConfig) -> Path:
     run, checkpoint = config.run, config.checkpoint
     if named := checkpoint_named(run):
         if checkpoint and checkpoint != named[1]:
-            raise ConfigError(f"{run} and --checkpoint={checkpoint} name two checkpoints")
+            raise ConfigError(f"{run} and --checkpoint={checkpoint} name different checkpoints")
         run, checkpoint = named
     done = export_checkpoint(
         run,
@@ -72,7 +72,7 @@ def export(config: ExportConfig) -> Path:
         dtype=config.dtype,
         base=config.base,
     )
-    print(f"step {done.step}: {done.folder}{'' if done.new else ' (made before)'}")
+    print(f"step {done.step}: {done.folder}{'' if done.new else ' (exported before)'}")
     if config.push_to_hub:
         print(f"uploaded: {push(done.folder, config.push_to_hub, step=done.step, private=config.private)}")
     return done.folder
@@ -102,7 +102,7 @@ def push(folder: Path, repository: str, *, step: int, private: bool) -> str:
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        found = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repository,
             folder_path=folder,
             commit_message=f"Step {step}, exported by jaxalign",
@@ -111,6 +111,6 @@ def push(folder: Path, repository: str, *, step: int, private: bool) -> str:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"--push-to-hub={repository}: the hub did not take it ({reason[:300]}); the folder is {folder}"
+            f"--push-to-hub={repository}: the hub rejected the upload ({reason[:300]}); the folder is {folder}"
         ) from None
-    return str(found)
+    return str(commit)

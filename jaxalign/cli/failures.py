@@ -1,4 +1,4 @@
-"""From an exception to one line for a person and an exit status."""
+"""Turns exceptions into a one-line message and an exit status."""
 
 import errno
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def exit_status(error: BaseException) -> int:
 
 
 def one_line(error: BaseException) -> str | None:
-    """What a person needs to know, or None where only a traceback tells."""
+    """The one-line message, or None if the error needs a traceback."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if stopped_by(error) is not None:
@@ -46,7 +46,7 @@ def one_line(error: BaseException) -> str | None:
 
 
 def user_lines(error: BaseException) -> str:
-    """The traceback of code of the user's own (`jaxalign.rewards.user_code`), without ours; else empty."""
+    """The traceback of user code (`jaxalign.rewards.user_code`), without jaxalign's lines; else empty."""
     return str(getattr(error, "user_traceback", "")) if isinstance(error, UserError) else ""
 
 

@@ -35,31 +35,33 @@ class GenerateConfig(GuideConfig):
     """Completions of prompts.
 
     Attributes:
-      model: a Hugging Face folder, a run folder (its export/ is taken) or a hub id; with doctors, their patient.
-      tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
+      model: a Hugging Face folder, a run folder (its export/ is used) or a hub id; with doctors, their patient.
+      tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       adapter: a PEFT folder to merge into the model.
-      revision: revision of a hub id.
-      prompt: prompts as text; more than one as [first, second].
-      file: a file of prompts in any format that the trainers read, each of whose rows is a prompt, or of questions as
-        AlpacaEval and MT-bench publish them (of MT-bench every turn is answered, one after the other).
-      limit: prompts taken from file at most; 0 takes all.
-      template: how a prompt is written: by the tokenizer's chat template, by markers (Human:, Assistant:), or
-        plain; auto does as the run that made the model, else by the tokenizer's template where it has one.
-      system: a system message put before each prompt.
-      sampling: length and randomness.
-      batch_size: prompts decoded together.
-      output: a jsonl file (named .json: one JSON list) for prompt, completion, finish_reason and logp;
-        empty prints to the terminal. For questions of AlpacaEval and MT-bench its rows are what their tools read.
-      name: what those rows call the model; empty takes the name of its folder.
-      seed: seed of the sampling.
-      device: auto, cpu, gpu or tpu.
-      param_dtype: dtype the parameters are kept in; auto takes bfloat16 on a GPU or TPU, whatever the files have, and
-        float32 on a CPU.
-      compute_dtype: dtype of the matrix products.
-      weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers: less memory, slightly
-        other answers; same keeps them.
-      cache: int8 does so with the keys and values of the tokens seen; same keeps them.
-      mesh: devices by axis, which the weights of all models are split over; prompts are so over data and fsdp.
+      revision: revision of a hub id; empty uses the newest.
+      prompt: prompts as text; list several as [first, second].
+      file: a file of prompts in any layout that training reads, one prompt per row, or of questions as published by
+        AlpacaEval and MT-bench (every MT-bench turn is answered, in order).
+      limit: maximum number of prompts to read from `file`; 0 reads all.
+      template: how to format a prompt: tokenizer (its chat template), markers (Human:, Assistant:) or plain; auto
+        uses the format of the run that trained the model, else the chat template if the tokenizer has one.
+      system: system message to put before each prompt.
+      sampling: length of completions, and how tokens are sampled.
+      batch_size: prompts to decode at once.
+      output: a .jsonl file for prompt, completion, finish_reason and logp (one JSON list if it ends in .json); empty
+        prints to the terminal. For AlpacaEval and MT-bench questions, its rows have the columns that their tools
+        read.
+      name: name of the model in those rows; empty uses the model folder's name.
+      seed: seed for sampling.
+      device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
+      param_dtype: dtype in which parameters are stored; auto uses bfloat16 on a GPU or TPU, regardless of the files'
+        dtype, and float32 on a CPU.
+      compute_dtype: dtype of matrix products.
+      weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers, which saves memory and
+        changes completions slightly; same keeps their dtype.
+      cache: int8 stores the cached keys and values as 8-bit integers; same keeps their dtype.
+      mesh: number of devices along each mesh axis; the weights of all models are sharded over it, prompts over data
+        and fsdp.
     """
 
     model: str = ""
@@ -92,7 +94,7 @@ class GenerateConfig(GuideConfig):
 
 
 def generate(config: GenerateConfig) -> list[dict[str, Any]]:
-    """Writes completions of prompts, to the terminal or to a jsonl file.
+    """Generates completions of prompts, and prints them or writes them to a .jsonl file.
 
     Args:
       config: see `GenerateConfig`.
@@ -109,9 +111,12 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     if not questions:
         raise ConfigError('expected --prompt="some text" or --file=PROMPTS')
     if config.prompt and questions[-1].layout == "mt_bench":
-        raise ConfigError("--prompt: rows of MT-bench have a layout of their own; give --prompt or --file")
+        raise ConfigError(
+            "--prompt: cannot be combined with MT-bench questions, whose output has another layout; "
+            "set --prompt or --file"
+        )
     if config.output and Path(config.output).is_dir():
-        raise ConfigError(f"--output {config.output}: is a folder; generate writes one jsonl file")
+        raise ConfigError(f"--output {config.output}: is a folder; expected a .jsonl file")
     chat_model = load_speaker(
         config.model,
         tokenizer=config.tokenizer,
@@ -140,7 +145,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     for start in range(0, len(questions), config.batch_size):
         batch = questions[start : start + config.batch_size]
         if streams:
-            print(f"> {_asked(questions[0].turns[0])}")
+            print(f"> {_last_turn(questions[0].turns[0])}")
         done = converse(chat_model, batch, config, start, len(questions), write=printed if streams else None)
         if streams:
             print(f"\n{_note(done[0][0][0])}\n")
@@ -151,8 +156,8 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
             left_out += sum("left_out" in turn for turns in samples for turn in turns)
     if left_out:
         print(
-            f"warning: {left_out} questions were asked without the turns before them, for which the context "
-            f"of {chat_model.context} tokens has no room beside "
+            f"warning: {left_out} questions were asked without their earlier turns, as the context of "
+            f"{chat_model.context} tokens has no room for them with "
             f"--sampling.max_new_tokens={config.sampling.max_new_tokens}",
             file=sys.stderr,
         )
@@ -190,8 +195,8 @@ def converse(
     alone = replace(config, sampling=replace(config.sampling, num_samples=1))
     for turn in range(1, max(len(question.turns) for question in questions)):
         places = [place for place, (question, _) in enumerate(talks) if len(question.turns) > turn]
-        asked = [(said[place], talks[place][0].turns[turn]) for place in places]
-        fitting = [_fitting(chat_model, before, question, config) for before, question in asked]
+        dialogues = [(said[place], talks[place][0].turns[turn]) for place in places]
+        fitting = [_fitting(chat_model, before, question, config) for before, question in dialogues]
         of_turn = [(turn * total + first) * samples + place for place in places]
         answers = complete(chat_model, [prompt for prompt, _ in fitting], alone, row_ids=of_turn)
         for place, row, (_, left_out) in zip(places, answers, fitting, strict=True):
@@ -239,7 +244,7 @@ def complete(
             ids,
             key=jax.random.key(config.seed),
             row_ids=list(row_ids),
-            told=stream,
+            on_tokens=stream,
             **config.sampling.arguments(),
         )
     texts = [chat_model.continuation(ids[i // samples], c) for i, c in enumerate(done.token_lists())]
@@ -263,13 +268,13 @@ def _questions_of_file(config: GenerateConfig) -> list[Question]:
         return []
     from jaxalign.data.readers import read_records
 
-    found = questions_of(config.file)
-    if found is None:
+    questions = questions_of(config.file)
+    if questions is None:
         records, _ = read_records(config.file, kind="prompt")
-        found = [Question((prompt_of(record),)) for record in records]
-    if not found:
-        raise DataError(f"{config.file}: there is no prompt in it")
-    return found[: config.limit or None]
+        questions = [Question((prompt_of(record),)) for record in records]
+    if not questions:
+        raise DataError(f"{config.file}: no prompts in the file")
+    return questions[: config.limit or None]
 
 
 def prompt_of(record: Any) -> Any:
@@ -286,11 +291,11 @@ def prompt_of(record: Any) -> Any:
 
 def _print_rows(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
-        print(f"> {_asked(row['prompt'])}\n{row['completion']}\n{_note(row)}\n")
+        print(f"> {_last_turn(row['prompt'])}\n{row['completion']}\n{_note(row)}\n")
     sys.stdout.flush()
 
 
-def _asked(prompt: Any) -> str:
+def _last_turn(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 

@@ -69,19 +69,19 @@ def overview(
             "commands:",
             *table(commands.items()),
             "",
-            "flags of every command that has the key:",
+            "common flags:",
             *table((f"--{flag}", meaning) for flag, meaning in flags.items()),
             "",
             *textwrap.wrap(
                 f"shipped configurations: {', '.join(shipped) or 'none'}", width, subsequent_indent="  "
             ),
             *textwrap.wrap(
-                "`jaxalign COMMAND --help` prints the keys that most runs set, `--help-all` every key with its type, "
-                "default and meaning, `--help SECTION` those of a section (data, loss, ...).",
+                "`jaxalign COMMAND --help` lists the most common keys, `--help-all` every key with its type, "
+                "default and meaning, `--help SECTION` the keys of one section (data, loss, ...).",
                 width,
             ),
             *textwrap.wrap(
-                "Exit status: 0 done, 2 your mistake (one line says which), 1 anything else.", width
+                "Exit status: 0 success, 2 invalid input (described in one line), 1 any other error.", width
             ),
         ]
     )
@@ -143,8 +143,8 @@ def command_help(
     if shown == len(keys):
         return "\n".join(lines[:-1])
     more = (
-        f"These are {shown} of {len(keys)} keys. `jaxalign {name} --help-all` prints all, `--help SECTION` those of "
-        f"one of the sections {', '.join(sections)}."
+        f"{shown} of {len(keys)} keys shown. `jaxalign {name} --help-all` lists all, `--help SECTION` those of one "
+        f"section: {', '.join(sections)}."
     )
     return "\n".join([*lines, *textwrap.wrap(more, width)])
 

@@ -1,4 +1,4 @@
-"""A model to talk to: any Hugging Face folder, hub id or run folder, and its tokenizer."""
+"""Loads a chat model: any Hugging Face folder, hub id or run folder, with its tokenizer."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ Template = Literal["auto", "tokenizer", "markers", "plain"]
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A model with all that is needed to write with it.
+    """A model with everything needed to generate text.
 
     Attributes:
       sampler: a `jaxalign.rollout.Sampler`, which keeps the prepared weights.
@@ -53,7 +53,7 @@ class ChatModel:
 
 
 class Stream:
-    """Writes a completion while it is made: what its tokens add to the text, as soon as they are characters.
+    """Streams a completion: writes the text that new tokens add, as soon as they form whole characters.
 
     Args:
       chat_model: whose completion.
@@ -94,7 +94,7 @@ class Stream:
 
 
 def printed(piece: str) -> None:
-    """Prints a piece of a text at once."""
+    """Prints a piece of text and flushes it."""
     print(piece, end="", flush=True)
 
 
@@ -141,7 +141,7 @@ def load_speaker(
     if guide is not None and guide.doctor:
         if model and guide.patient and model != guide.patient:
             raise ConfigError(
-                f"--model={model} and --patient={guide.patient}: with doctors both are the patient"
+                f"--model={model} and --patient={guide.patient}: both name the patient; set one"
             )
         doctors = read_doctors(replace(guide, patient=guide.patient or model))
         model = doctors.patient_folder()
@@ -186,28 +186,28 @@ def load_speaker(
     live = models.with_stops(live, [token for token in stops if token < live.config.vocab_size])
     definition, params = models.split(live)
     sampler = Sampler(models.merge(definition, on_mesh(params, on)), weights=weights, cache=cache)
-    _tell(tell, sampler, model, doctors, files=folder_dtype(folder), asked=param_dtype)
+    _tell(tell, sampler, model, doctors, files=folder_dtype(folder), setting=param_dtype)
     if len(there) > 1:
         tell(f"devices: {devices_text(on, len(there))}")
     return ChatModel(sampler, words, written, int(live.config.max_positions))
 
 
 def _tell(
-    tell: Callable[[str], Any], sampler: Any, model: str, doctors: Any, *, files: str | None, asked: str
+    tell: Callable[[str], Any], sampler: Any, model: str, doctors: Any, *, files: str | None, setting: str
 ) -> None:
     """A line for the model, one for its doctors."""
     config, params = sampler.config, sampler.params
     patient = params if doctors is None else params["patient"]
-    size = weights_text(config, patient, key="--param_dtype", asked=asked, files=files)
+    size = weights_text(config, patient, key="--param_dtype", setting=setting, files=files)
     tell(f"{'model' if doctors is None else 'patient'}: {model} ({config.family}, {size})")
     if doctors is not None:
         more = bytes_of(params) - bytes_of(patient)
         names = ", ".join(card.dimension for card in doctors.cards)
-        tell(f"doctors: {names} ({sized(more)} beside the patient)")
+        tell(f"doctors: {names} ({sized(more)} in addition to the patient)")
 
 
 def decoding_text(chat_model: ChatModel, prompts: int, longest: int, sampling: Mapping[str, Any]) -> str:
-    """What decoding takes beside the weights, in one line.
+    """The memory that decoding needs in addition to the weights, in one line.
 
     Args:
       chat_model: who decodes.
@@ -227,7 +227,7 @@ def decoding_text(chat_model: ChatModel, prompts: int, longest: int, sampling: M
 
 
 def printed_aside(line: str) -> None:
-    """A line on standard error, beside what a command writes."""
+    """Prints a line on standard error."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,6 +1,6 @@
 """`jaxalign COMMAND --config FILE_OR_NAME --dotted.key=value`.
 
-Exit status: 0 done; 2 the user's mistake, in one line on standard error; 1 anything
+Exit status: 0 done; 2 a mistake of the user's, described in one line on standard error; 1 anything
 else, with its traceback; 130 and 143 after SIGINT and SIGTERM.
 """
 
@@ -47,72 +47,72 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "sft": Command(
-        "supervised fine-tuning on demonstrations",
+        "supervised fine-tuning (SFT) on demonstrations",
         "jaxalign.training.sft:SFTConfig",
         "jaxalign.training.sft:train_sft",
     ),
     "reward": Command(
-        "reward model from comparisons, rankings or labelled steps",
+        "train a reward model on comparisons, rankings or labeled steps",
         "jaxalign.training.reward_model.trainer:RewardConfig",
         "jaxalign.training.reward_model.trainer:train_reward",
     ),
     "dpo": Command(
-        "DPO and its family on comparisons or labels",
+        "direct preference optimization (DPO and its family) on comparisons or labels",
         "jaxalign.training.preference.dpo:DPOConfig",
         "jaxalign.training.preference.dpo:train_dpo",
     ),
     "tfpo": Command(
-        "a small doctor that guides a frozen patient, from token rewards (LLMDoctor)",
+        "train a small doctor to guide a large frozen patient (LLMDoctor)",
         "jaxalign.llmdoctor.tfpo_config:TFPOConfig",
         "jaxalign.llmdoctor.tfpo:train_tfpo",
         {"patient": "patient.path"},
     ),
     "ppo": Command(
-        "proximal policy optimization against a reward",
+        "proximal policy optimization (PPO) against a reward",
         "jaxalign.training.rl.ppo:PPOConfig",
         "jaxalign.training.rl.ppo:train_ppo",
     ),
     "grpo": Command(
-        "GRPO, RLOO and other policy gradients without a critic",
+        "GRPO, RLOO and other policy-gradient methods without a critic",
         "jaxalign.training.rl.grpo:GRPOConfig",
         "jaxalign.training.rl.grpo:train_grpo",
     ),
     "online-dpo": Command(
-        "DPO on pairs of the policy's own samples, ranked by a reward or a judge",
+        "DPO on the policy's own samples, ranked by a reward or a judge",
         "jaxalign.training.rl.online_dpo:OnlineDPOConfig",
         "jaxalign.training.rl.online_dpo:train_online_dpo",
     ),
     "sweep": Command(
-        "a run for every point of a grid, one after another, and which is the best",
+        "train one run per point of a grid and rank them by a metric",
         "jaxalign.pipelines.sweep:SweepConfig",
         "jaxalign.pipelines.sweep:run_sweep",
         positional="command",
     ),
     "generate": Command(
-        "completions of prompts, from any model folder or run",
+        "generate completions with any model folder or run",
         "jaxalign.cli.generate:GenerateConfig",
         "jaxalign.cli.generate:generate",
         positional="model",
     ),
     "chat": Command(
-        "talk to a model folder or run on the terminal",
+        "chat with a model folder or run in the terminal",
         "jaxalign.cli.chat:ChatConfig",
         "jaxalign.cli.chat:chat",
         positional="model",
     ),
     "export": Command(
-        "a checkpoint of any run as a Hugging Face folder",
+        "export a checkpoint of a run as a Hugging Face folder",
         "jaxalign.cli.export:ExportConfig",
         "jaxalign.cli.export:export",
         positional="run",
     ),
     "check": Command(
-        "environment, devices, hub access, and a look at a model or data file",
+        "check the environment, and inspect a model or data files",
         "jaxalign.cli.check:CheckConfig",
         "jaxalign.cli.check:check",
     ),
     "demo": Command(
-        "the whole pipeline on a tiny model and data that it makes itself",
+        "run the whole pipeline on a tiny model and generated data",
         "jaxalign.pipelines.demo:DemoConfig",
         "jaxalign.pipelines.demo:run_demo",
     ),
@@ -120,10 +120,10 @@ COMMANDS: dict[str, Command] = {
 
 # Flag -> meaning. A training command keeps them under `run`, the others at the top.
 PLAIN_FLAGS = {
-    "output": "folder (or file) that the results go to",
-    "seed": "seed of Python, NumPy, JAX and data order",
-    "device": "auto, cpu, gpu or tpu",
-    "resume": "go on with the run that --output already holds",
+    "output": "folder (or file) for the results",
+    "seed": "seed for Python, NumPy, JAX and the data order",
+    "device": "cpu, gpu or tpu; auto uses JAX's default",
+    "resume": "continue the run in --output",
 }
 
 # Flags that mean true where nothing follows them.
@@ -176,7 +176,8 @@ STOPPING = threading.Event()
 
 
 def ask_again(lost: Any) -> None:
-    """Sends a signal again whose exception was lost, as it came while Python ran a callback (JAX has one in the GC)."""
+    """Sends a signal again whose exception was lost, as it came while Python ran a callback (JAX has one in the
+    GC)."""
     stopped = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(lost.exc_type)
     if stopped is None:
         sys.__unraisablehook__(lost)
@@ -218,8 +219,8 @@ def main(arguments: Sequence[str]) -> int:
         command_name = arguments[0].replace("_", "-")
         command = find_command(command_name)
         name = f"jaxalign {command_name}"
-        if asked := help_texts.asked_for(arguments[1:]):
-            print(command_help(command_name, everything=asked[0], section=asked[1]))
+        if help_wanted := help_texts.asked_for(arguments[1:]):
+            print(command_help(command_name, everything=help_wanted[0], section=help_wanted[1]))
             return 0
         settings = read_settings(command, arguments[1:])
         use_device(settings)
@@ -272,7 +273,7 @@ def settings_of(command: Command, cls: type, file: str | None, overrides: Sequen
     given: dict[str, list[tuple[str, str]]] = {}
     for flag, value in overrides:
         if flag in PLAIN_FLAGS and flag not in paths:
-            raise ConfigError(f"--{flag}: this command has none")
+            raise ConfigError(f"--{flag}: this command has no such flag")
         # --data={train: [...]} is a group of keys, --data=rows.jsonl a file.
         key = flag if value.lstrip().startswith("{") else paths.get(flag, flag)
         given.setdefault(key, []).append((flag, value))
@@ -296,8 +297,8 @@ def read_sweep(cls: type, file: str | None, overrides: Sequence[tuple[str, str]]
     if command.config not in [COMMANDS[name].config for name in trainers]:
         raise ConfigError(f"sweep {own.command}: expected a command that trains: {', '.join(trainers)}")
     others = [item for item in overrides if item[0] not in keys]
-    if taken := [f"--{flag}" for flag, _ in others if flag in ("run.output", "run.resume")]:
-        raise ConfigError(f"{taken[0]}: the sweep sets it for every run")
+    if reserved := [f"--{flag}" for flag, _ in others if flag in ("run.output", "run.resume")]:
+        raise ConfigError(f"{reserved[0]}: the sweep sets it for every run")
     settings = settings_of(command, load(command.config), file, others)
     return load("jaxalign.pipelines.sweep:Sweep")(own, load(command.function), settings)
 
@@ -351,9 +352,9 @@ def plain_flags(cls: type) -> dict[str, str]:
     hints = typing.get_type_hints(cls)
     inner = hints.get("run")
     below = {f.name for f in dataclasses.fields(inner)} if dataclasses.is_dataclass(inner) else set()
-    found = {flag: f"run.{flag}" for flag in PLAIN_FLAGS if flag in below}
-    found |= {flag: flag for flag in PLAIN_FLAGS if flag in hints}
-    return found
+    keys = {flag: f"run.{flag}" for flag in PLAIN_FLAGS if flag in below}
+    keys |= {flag: flag for flag in PLAIN_FLAGS if flag in hints}
+    return keys
 
 
 def use_device(settings: Any) -> None:
@@ -376,7 +377,7 @@ def use_device(settings: Any) -> None:
 
 
 def check_files(settings: Any) -> None:
-    """The data files of a training command are there, before a model is loaded for them.
+    """Checks that the data files of a training command exist, before a model is loaded.
 
     Raises:
       DataError: naming the first that is not.
@@ -391,7 +392,7 @@ def check_files(settings: Any) -> None:
 
 
 def report(result: Any) -> None:
-    """Prints where a training run's results are, and its final metrics."""
+    """Prints the final metrics of a training run and its folder."""
     folder, metrics = getattr(result, "folder", None), getattr(result, "metrics", None)
     if folder is None:
         return
@@ -401,7 +402,7 @@ def report(result: Any) -> None:
 
 
 def failed(error: BaseException, name: str) -> int:
-    """Says what went wrong and returns the exit status."""
+    """Prints the error and returns the exit status."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, BrokenPipeError):
@@ -411,7 +412,10 @@ def failed(error: BaseException, name: str) -> int:
     status, line = exit_status(error), one_line(error)
     if line is None:
         traceback.print_exception(error)
-        print(f"{name}: this is a bug in jaxalign or a library; the lines above say where", file=sys.stderr)
+        print(
+            f"{name}: this is a bug in jaxalign or a library; the traceback above shows where",
+            file=sys.stderr,
+        )
     else:
         print(f"{user_lines(error)}{name}: {line}", file=sys.stderr)
     return status

@@ -1,4 +1,4 @@
-"""Files of questions as AlpacaEval and MT-bench publish them, and rows of answers that their tools read."""
+"""Question files in the layouts of AlpacaEval and MT-bench, and rows of answers that their tools read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Layout = Literal["", "alpaca_eval", "mt_bench"]
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked, in one turn or several.
+    """A question of one or several turns.
 
     Attributes:
       turns: what the user says, in order: text, or (of a plain prompt, which has one) messages.
@@ -35,25 +35,29 @@ def questions_of(path: str) -> list[Question] | None:
     Raises:
       DataError: a row that lacks what the first one has, naming file and line.
     """
-    found: list[Question] = []
+    questions: list[Question] = []
     for place, row in rows_of(path):
         if isinstance(row, DataError):
             raise row
         question = _alpaca_eval(row) or _mt_bench(row)
-        if question is None and not found:
+        if question is None and not questions:
             return None
-        if question is None or (found and question.layout != found[0].layout):
-            raise DataError(f"{place}: expected a question of {found[0].layout} as in the rows before it")
-        found.append(question)
-    return found
+        if question is None or (questions and question.layout != questions[0].layout):
+            raise DataError(f"{place}: expected a question of {questions[0].layout} as in the rows before it")
+        questions.append(question)
+    return questions
 
 
 def _alpaca_eval(row: Mapping[str, Any]) -> Question | None:
-    asked, given = row.get("instruction"), row.get("input") or ""
-    if not isinstance(asked, str) or not isinstance(given, str) or not {"dataset", "generator"} & row.keys():
+    instruction, given = row.get("instruction"), row.get("input") or ""
+    if (
+        not isinstance(instruction, str)
+        or not isinstance(given, str)
+        or not {"dataset", "generator"} & row.keys()
+    ):
         return None
     kept = {name: row[name] for name in ("instruction", "input", "dataset") if name in row}
-    return Question((f"{asked}\n\n{given}" if given.strip() else asked,), "alpaca_eval", kept)
+    return Question((f"{instruction}\n\n{given}" if given.strip() else instruction,), "alpaca_eval", kept)
 
 
 def _mt_bench(row: Mapping[str, Any]) -> Question | None:

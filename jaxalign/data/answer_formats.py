@@ -1,9 +1,10 @@
-"""Layouts of demonstrations: a prompt with its answer, whole chats, and the same with a label of whether it is good."""
+"""Layouts of demonstrations: a prompt with its completion, whole chats, and either with a label of whether it is
+good."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.data.asking import answered_by, as_turns, asked, options_of
+from jaxalign.data.asking import answered_by, as_turns, options_of, prompt_in
 from jaxalign.data.fields import (
     BadRow,
     Fields,
@@ -57,7 +58,7 @@ def _answered(ask: str, answer: str) -> Read:
     """Reads a prompt and its answer, each as text or as turns."""
 
     def read(row: Fields, options: Options) -> Record:
-        prompt, value = asked(row, ask), row[answer]
+        prompt, value = prompt_in(row, ask), row[answer]
         if isinstance(value, str) and not turns_in(value, answer):
             return Demonstration(prompt, value)
         if not isinstance(value, (list, tuple, str)):
@@ -78,7 +79,7 @@ def _labelled(ask: str, answer: str) -> Read:
     """Reads a prompt, its answer and whether that is good."""
 
     def read(row: Fields, options: Options) -> Record:
-        prompt, value = asked(row, ask), row[answer]
+        prompt, value = prompt_in(row, ask), row[answer]
         good = label(row, first_of(row, "label", "kto_tag"))
         if not isinstance(value, list) and not (isinstance(value, str) and turns_in(value, answer)):
             return Rating(prompt, text(row, answer), None, good)
@@ -99,7 +100,7 @@ def _labelled_chat(row: Fields, options: Options) -> Record:
 
 def _truthful(row: Fields, options: Options) -> Record:
     del options
-    return Rating(asked(row, "question"), text(row, "answer"), None, label(row, "truthful"))
+    return Rating(prompt_in(row, "question"), text(row, "answer"), None, label(row, "truthful"))
 
 
 def _chat(name: str) -> Read:
@@ -114,7 +115,7 @@ def _chat(name: str) -> Read:
         trained = row.get("mask")
         if trained is not None and str(trained).lower() not in ("user", "human"):
             raise BadRow(
-                f"field 'mask': only the assistant's turns are trained, so expected 'User', got {str(trained)[:40]!r}"
+                f"field 'mask': expected 'User' (only the assistant's turns are trained), got {str(trained)[:40]!r}"
             )
         if not any(turn.role == "assistant" for turn in turns):
             raise Unusable("no assistant turn")
@@ -138,7 +139,7 @@ def _glaive(row: Fields, options: Options) -> Record:
 
 def _openorca(row: Fields, options: Options) -> Record:
     del options
-    return Demonstration(asked(row, "question"), text(row, "response"))
+    return Demonstration(prompt_in(row, "question"), text(row, "response"))
 
 
 def _squad(row: Fields, options: Options) -> Record:
@@ -147,7 +148,7 @@ def _squad(row: Fields, options: Options) -> Record:
     texts = answers.get("text") if isinstance(answers, Mapping) else answers
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
         raise BadRow("field 'answers': expected an object whose text is a list of texts")
-    question = asked(row, "question")
+    question = prompt_in(row, "question")
     if not texts:
         raise Unusable("no answer")
     return Demonstration(question, texts[0])
@@ -155,7 +156,7 @@ def _squad(row: Fields, options: Options) -> Record:
 
 def _multiple_choice(row: Fields, options: Options) -> Record:
     del options
-    question, options_there = asked(row, "question"), options_of(row)
+    question, options_there = prompt_in(row, "question"), options_of(row)
     letters, texts = list(options_there), list(options_there.values())
     row.get("answer_idx")
     name = first_of(row, "answer", "answerKey")
@@ -166,7 +167,7 @@ def _multiple_choice(row: Fields, options: Options) -> Record:
         answer = texts[letters.index(answer)]
     if not isinstance(answer, str):
         if not texts:
-            raise BadRow(f"field {name!r}: expected text, as there are no options to choose from")
+            raise BadRow(f"field {name!r}: expected text, as the row has no options to choose from")
         answer = texts[index_below(answer, name, len(texts))]
     return Demonstration(question, answer)
 
@@ -200,7 +201,7 @@ def _completion(row: Fields, options: Options) -> Record:
 
 def _prompt(row: Fields, options: Options) -> Record:
     del options
-    return PromptRecord(asked(row, "prompt"))
+    return PromptRecord(prompt_in(row, "prompt"))
 
 
 def _is_list_of(value: Any, *names: str) -> bool:

@@ -1,4 +1,4 @@
-"""What is asked, from all the columns that say a part of it."""
+"""Builds the prompt from all the columns that hold a part of it."""
 
 import json
 import re
@@ -28,7 +28,7 @@ _AFTER = ("input", "context")
 _OPTIONS = ("options", "choices")
 
 
-def asked(row: Fields, name: str) -> Prompt:
+def prompt_in(row: Fields, name: str) -> Prompt:
     """The prompt that a field holds, with the columns that belong to it.
 
     After an instruction comes its input or context; before a question comes its context or passage, after it the
@@ -51,7 +51,7 @@ def asked(row: Fields, name: str) -> Prompt:
 
 
 def _texts(row: Fields, names: tuple[str, ...]) -> list[str]:
-    found = []
+    texts = []
     for name in names:
         if name not in row or name in row.seen:
             continue
@@ -61,8 +61,8 @@ def _texts(row: Fields, names: tuple[str, ...]) -> list[str]:
         parts = value if isinstance(value, (list, tuple)) else [value]
         if not all(isinstance(part, str) for part in parts):
             raise BadRow(f"field {name!r}: expected text, got {kind_name(value)}")
-        found += parts
-    return found
+        texts += parts
+    return texts
 
 
 def _option_lines(row: Fields) -> list[str]:
@@ -107,7 +107,7 @@ def add_shared(record: Record, row: Fields, human: str, assistant: str) -> None:
     if systems:
         given = {m.content for m in turns[:1] if m.role == "system"}
         if len(systems | given) > 1:
-            raise BadRow("two system prompts that differ; name the column to leave in data.ignore_columns")
+            raise BadRow("two different system prompts; name the one to ignore in data.ignore_columns")
         before += [] if given else [Message("system", systems.pop())]
     history: Turns = ()
     if "history" in names and not isinstance(row.peek("history"), str) and not is_empty(row["history"]):
@@ -138,15 +138,15 @@ def functions(row: Fields, names: Sequence[str]) -> list[Message]:
         if name not in TOOLS or _blank(row[name]):
             continue
         value = row[name]
-        found = from_json(value, name) if isinstance(value, str) else listed(value)
-        found = [found] if isinstance(found, Mapping) else found
-        if not isinstance(found, list) or not all(isinstance(f, Mapping) for f in found):
+        tools = from_json(value, name) if isinstance(value, str) else listed(value)
+        tools = [tools] if isinstance(tools, Mapping) else tools
+        if not isinstance(tools, list) or not all(isinstance(f, Mapping) for f in tools):
             raise BadRow(f"field {name!r}: expected a list of functions, or JSON of one")
-        check_value(found, f"field {name!r}")
+        check_value(tools, f"field {name!r}")
         if name == "functions":
-            found = [f if "function" in f else {"type": "function", "function": f} for f in found]
-        if found:
-            return [Message("tools", json.dumps(found, ensure_ascii=False))]
+            tools = [f if "function" in f else {"type": "function", "function": f} for f in tools]
+        if tools:
+            return [Message("tools", json.dumps(tools, ensure_ascii=False))]
     return []
 
 
@@ -209,7 +209,9 @@ def joined(prompt: Prompt, before: Turns, name: str, answer: str, options: Optio
         if all(map(_same, turns[-size:], before)):
             return (*turns[:-size], *before)
     if (_asks(turns) and _asks(before)) or (_opens(turns) and _opens(before)):
-        raise BadRow(f"field {name!r}: expected the prompt that the turns of {answer!r} repeat, got another")
+        raise BadRow(
+            f"field {name!r}: expected the prompt that the turns of {answer!r} repeat, got a different one"
+        )
     opening = _opens(before)
     return (*before[:opening], *turns, *before[opening:])
 

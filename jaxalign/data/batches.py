@@ -1,4 +1,4 @@
-"""Batches: seeded order, a position that can be saved, few shapes."""
+"""Batches in a seeded order, with a position that can be saved, in few shapes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ Collate = Callable[..., Batch]
 
 
 class BatchIterator:
-    """Endless batches in a new order each epoch; the order is a function of (seed, epoch) alone.
+    """Endless batches, in a new order each epoch that depends only on (seed, epoch).
 
     Args:
       examples: training examples, at least one; in memory, or on the disk (`data.table.Examples`).
-      batch_size: rows of every batch; the last rows of an epoch are followed by the next epoch's first.
+      batch_size: examples per batch; a batch can span two epochs.
       seed: of the order.
       collate: examples and their numbers -> batch.
     """
@@ -31,14 +31,14 @@ class BatchIterator:
         if not examples:
             raise ValueError("expected at least one example")
         if hasattr(examples, "windows"):
-            raise TypeError("expected examples, got a stream, which `StreamBatches` draws from")
+            raise TypeError("expected examples, got a stream; use `StreamBatches`")
         self._examples, self._size, self._seed, self._collate = examples, batch_size, seed, collate
         self._drawn = 0
         self._epoch, self._order = -1, np.zeros(0, np.int32)
 
     @property
     def per_epoch(self) -> float:
-        """Batches of an epoch."""
+        """Batches per epoch."""
         return len(self._examples) / self._size
 
     def next(self) -> Batch:
@@ -52,7 +52,7 @@ class BatchIterator:
         return {"drawn": self._drawn, **self._identity()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes to a saved position.
+        """Restores a saved position.
 
         Raises:
           DataError: the position was saved on other data or with another seed.
@@ -78,8 +78,8 @@ def shuffled(count: int, random: np.random.Generator) -> np.ndarray:
 
 def data_identity(examples: Sequence[Example]) -> dict[str, str]:
     """What tells examples from others in a saved position, where they say so."""
-    found = getattr(examples, "fingerprint", None)
-    return {} if found is None else {"data": found}
+    fingerprint = getattr(examples, "fingerprint", None)
+    return {} if fingerprint is None else {"data": fingerprint}
 
 
 def position(state: Mapping[str, Any], here: Mapping[str, Any]) -> int:
@@ -92,12 +92,12 @@ def position(state: Mapping[str, Any], here: Mapping[str, Any]) -> int:
     here = {name: value for name, value in here.items() if name != "data" or name in state}
     saved = {name: state.get(name) for name in here}
     if saved != here:
-        raise DataError(f"the checkpoint was made on other data: it has {saved}, this run has {here}")
+        raise DataError(f"the checkpoint was saved with other data: it has {saved}, this run has {here}")
     return int(state["drawn"])
 
 
 def eval_batches(examples: Sequence[Example], batch_size: int, collate: Collate) -> Iterator[Batch]:
-    """Every example once, in order; the last batch is filled up with rows whose `valid` is False."""
+    """Every example once, in order; the last batch is padded with rows whose `valid` is False."""
     for start in range(0, len(examples), batch_size):
         rows = list(range(start, min(start + batch_size, len(examples))))
         # A row that is left alone has another one beside it, whose completion KTO needs.
@@ -139,7 +139,7 @@ def collate_rankings(examples: Sequence[Example], numbers: Sequence[int], *, wid
     """
     sizes = {len(e.rows): e.source for e in examples}
     if len(sizes) > 1:
-        raise DataError(f"rankings in one data set need the same number of candidates; there are {sizes}")
+        raise DataError(f"all rankings of a data set need the same number of candidates; found {sizes}")
     rows = [row for e in examples for row in e.rows]
     masks = [mask for e in examples for mask in e.masks]
     best = np.asarray([e.best for e in examples], np.int32)
@@ -156,13 +156,11 @@ def collate_labels(
     (of its own, where the batch has no other).
 
     Raises:
-      DataError: labelled completions and comparisons in one data set.
+      DataError: labeled completions and comparisons in one data set.
     """
     sizes = {len(e.rows): e.source for e in examples}
     if len(sizes) > 1:
-        raise DataError(
-            f"labelled completions and comparisons cannot be mixed in one data set; there are {sizes}"
-        )
+        raise DataError(f"labeled completions and comparisons cannot be mixed in one data set; found {sizes}")
     rows = [row for e in examples for row in e.rows]
     masks = [mask for e in examples for mask in e.masks]
     batch = (
@@ -176,8 +174,8 @@ def collate_labels(
             for i, e in enumerate(examples)
             for g in range(len(e.rows))
         ]
-        found = _rows([row for row, _ in others], [mask for _, mask in others], width)
-        batch |= {f"kl_{name}": value for name, value in found.items()}
+        other_rows = _rows([row for row, _ in others], [mask for _, mask in others], width)
+        batch |= {f"kl_{name}": value for name, value in other_rows.items()}
     return batch
 
 
@@ -206,7 +204,8 @@ def collate_steps(examples: Sequence[Example], numbers: Sequence[int], *, width:
 
 
 def collate_prompts(examples: Sequence[Example], numbers: Sequence[int]) -> Batch:
-    """prompts (ids), prompt_texts, columns (lists); messages (a prompt's turns, None of a text); row_ids, valid [B]."""
+    """prompts (ids), prompt_texts, columns (lists); messages (a prompt's turns, None of a text); row_ids, valid
+    [B]."""
     names = sorted({name for e in examples for name in e.columns})
     return {
         "prompts": [list(e.prompt_tokens) for e in examples],
@@ -231,7 +230,7 @@ def usual_width(examples: Sequence[Example]) -> int:
 
 
 def counted_tokens(examples: Sequence[Example]) -> np.ndarray:
-    """[N]: tokens that count in all rows of each example."""
+    """[N]: tokens that contribute in all rows of each example."""
     return counted_of(examples)
 
 

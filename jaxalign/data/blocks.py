@@ -1,4 +1,4 @@
-"""Chunks of a file to blocks of tokenized examples, in this process or another."""
+"""Turns chunks of a file into blocks of tokenized examples, in this process or another."""
 
 import gc
 from collections import Counter
@@ -55,7 +55,7 @@ def scattered(values: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Tally:
-    """What became of rows, before anything is known of other rows.
+    """Counts of a chunk's rows, before rows are compared with those of other chunks.
 
     Attributes:
       read: rows.
@@ -131,7 +131,7 @@ class Recipe:
                 return Block(chunk.path, batch_of(examples, numbers, chunk.path), tally)
             except OverflowError as error:
                 raise DataError(
-                    f"{chunk.path}: the rows from row {chunk.start + 1:,} on cannot be kept ({error})"
+                    f"{chunk.path}: cannot store the rows from row {chunk.start + 1:,} on ({error})"
                 ) from None
         finally:
             if collects:
@@ -144,18 +144,18 @@ class Recipe:
         rows: list[tuple[int, int]] = []  # number of the row, its drafts
         sample = self.sample
         chosen = None if sample is None else sample.chosen(chunk.start, chunk.size)
-        for number, place, row in chunk.found(chosen):
+        for number, place, row in chunk.numbered_rows(chosen):
             tally.read += 1
             if row is None:
                 tally.filtered["over data.limit"] += 1
                 continue
             try:
-                found = self._drafts(f"{chunk.path}:{place}", row)
+                drafted = self._drafts(f"{chunk.path}:{place}", row)
             except Filtered as reason:
                 tally.filtered[str(reason)] += 1
                 continue
-            drafts += found
-            rows.append((number, len(found)))
+            drafts += drafted
+            rows.append((number, len(drafted)))
             if len(drafts) >= AT_ONCE:
                 self._finish(drafts, rows, examples, numbers, tally)
                 drafts, rows = [], []
@@ -199,9 +199,9 @@ class Recipe:
     ) -> None:
         made = iter(finished(drafts, self.chat))
         for number, count in rows:
-            found = [next(made) for _ in range(count)]
-            kept = [example for example in found if isinstance(example, Example)]
-            reasons = [str(reason) for reason in found if isinstance(reason, Filtered)]
+            outcomes = [next(made) for _ in range(count)]
+            kept = [example for example in outcomes if isinstance(example, Example)]
+            reasons = [str(reason) for reason in outcomes if isinstance(reason, Filtered)]
             if not kept:
                 tally.filtered[reasons[0]] += 1
                 continue

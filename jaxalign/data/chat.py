@@ -33,7 +33,7 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How chats become ids.
+    """Turns chats into token ids.
 
     Attributes:
       tokenizer: a transformers tokenizer.
@@ -64,7 +64,7 @@ class ChatFormat:
         taught = [self.encoder.ids(end, follows=True)[-1] for end in ends]
         return tuple(dict.fromkeys([*taught, *self.end_ids[-1:]]))
 
-    def asked(self, prompt: Prompt) -> RowPlan:
+    def prompt_plan(self, prompt: Prompt) -> RowPlan:
         """A prompt, up to where a completion begins."""
         turns = self.turns(prompt)
         if self.template == "tokenizer":
@@ -79,7 +79,7 @@ class ChatFormat:
         after = (Message("assistant", completion),) if isinstance(completion, str) else completion
         return self._written((*before, *after), one=True)
 
-    def told(self, turns: Turns) -> Written:
+    def conversation(self, turns: Turns) -> Written:
         """A chat whose answers all count by their weights, their ends included.
 
         It is one row, or one for each answer where a chat template rewrites earlier turns. Turns after the last
@@ -97,8 +97,8 @@ class ChatFormat:
     def steps(self, prompt: Prompt, steps: Sequence[str], separator: str) -> RowPlan:
         """A prompt with an answer in steps; every second cut of its row ends a step.
 
-        Every step is followed by the separator, the last one too. Steps and separators are tokenized piece by piece, so
-        that no token holds parts of two.
+        Every step is followed by the separator, the last one too. Steps and separators are tokenized piece by piece,
+        so that no token holds parts of two.
 
         Raises:
           DataError: a chat template that changes the answer.
@@ -108,18 +108,19 @@ class ChatFormat:
         lead = self._answer(prompt, PROBE).partition(PROBE)[0]
         if not self._answer(prompt, whole).startswith(lead + whole):
             raise DataError(
-                "the chat template changes the answer, so its steps cannot be told; set data.template=markers"
+                "the chat template changes the completion, so its steps cannot be located; set "
+                "data.template=markers"
             )
         texts = list(steps)
         if self.template != "plain":
             texts[0] = lead + texts[0].lstrip()
-        asked = self.asked(prompt)
+        prompt_plan = self.prompt_plan(prompt)
         pieces = [Piece(part, 1.0, True, ends=False) for step in texts for part in (step, separator)]
-        return RowPlan([*asked.pieces, *pieces], asked.opens)
+        return RowPlan([*prompt_plan.pieces, *pieces], prompt_plan.opens)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids that a completion follows."""
-        return self.encoder.rows([self.asked(prompt)])[0].ids
+        return self.encoder.rows([self.prompt_plan(prompt)])[0].ids
 
     def prompt_text(self, prompt: Prompt, turns: Turns | None = None) -> str:
         """The prompt as text, for people and for reward functions; `turns` are its turns where they are known."""
@@ -155,8 +156,8 @@ class ChatFormat:
                 return turns[:-1]
         if self.template == "tokenizer" and prompt.lstrip().startswith(self._rendered.marks):
             raise DataError(
-                f"the prompt begins with {prompt.split()[0][:20]!r} as if a chat template had written it; "
-                "data.template=plain takes it as it is"
+                f"the prompt begins with {prompt.split()[0][:20]!r} as if a chat template had written it; set "
+                "data.template=plain to use it unchanged"
             )
         return as_turns(prompt)
 
@@ -186,13 +187,12 @@ class ChatFormat:
             for name in ("tool_calls", "reasoning_content", "thinking") if turn.extra else ():
                 if turn.extra.get(name):
                     raise DataError(
-                        f"a message has {name}, which only a chat template can write; this is data.template="
-                        f"{self.template}"
+                        f"a message has {name}, which needs a chat template, but data.template={self.template}"
                     )
             if turn.role == "tools":
                 raise DataError(
-                    "the row lists tools, which only a chat template can write; name their column in "
-                    "data.ignore_columns to leave them out"
+                    "the row lists tools, which need a chat template; name their column in data.ignore_columns to "
+                    "leave them out"
                 )
             said = turn.content if plain else turn.content.strip()
             if turn.role == "assistant":
@@ -257,8 +257,8 @@ def _end_id(tokenizer: Any, end_token: str) -> int:
     if not end_token:
         if tokenizer.eos_token_id is None:
             raise DataError(
-                "the tokenizer has no end-of-sequence token: set data.end_token to the token that ends "
-                "a completion, or to none"
+                "the tokenizer has no end-of-sequence token: set data.end_token to the token that ends a "
+                "completion, or to none"
             )
         return int(tokenizer.eos_token_id)
     vocabulary = tokenizer.get_vocab()

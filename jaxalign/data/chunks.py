@@ -1,4 +1,4 @@
-"""Pieces of files: some rows with where they stand, parsed where they are asked for, in whatever process that is."""
+"""Chunks of files: rows with their positions, parsed on demand in any process."""
 
 import datetime
 import decimal
@@ -40,7 +40,7 @@ class Chunk(ABC):
         """How many rows it has."""
 
     @abstractmethod
-    def found(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
+    def numbered_rows(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
         """(number, place in the file, row) of each row; what is wrong with it as text; None where it is not chosen.
 
         Args:
@@ -48,8 +48,8 @@ class Chunk(ABC):
         """
 
     def rows(self, chosen: np.ndarray | None = None) -> Rows:
-        """(file:line, row) of each row; `DataError` in place of a malformed one; `chosen` as for `found`."""
-        for _, place, row in self.found(chosen):
+        """(file:line, row) of each row; `DataError` in place of a malformed one; `chosen` as for `numbered_rows`."""
+        for _, place, row in self.numbered_rows(chosen):
             whole = f"{self.path}:{place}"
             yield whole, DataError(f"{whole}: {row}") if isinstance(row, str) else row  # type: ignore[misc]
 
@@ -71,7 +71,7 @@ class Lines(Chunk):
         """Its lines that are not blank."""
         return sum(map(bool, map(bytes.strip, self.body.split(b"\n"))))
 
-    def found(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
+    def numbered_rows(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
         """See `Chunk`."""
         index = 0
         for number, line in enumerate(self._lines(), self.line + 1):
@@ -99,7 +99,7 @@ class Parsed(Chunk):
         """Its rows."""
         return len(self.items)
 
-    def found(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
+    def numbered_rows(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
         """See `Chunk`."""
         for index, (place, row) in enumerate(self.items):
             yield self.start + index, place, row if chosen is None or chosen[index] else None
@@ -125,7 +125,7 @@ class Tabled(Chunk):
         """Its rows."""
         return self.table.num_rows
 
-    def found(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
+    def numbered_rows(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
         """See `Chunk`."""
         plain_already = all(_is_plain(column.type) for column in self.table.schema)
         table = self.table if chosen is None else self.table.filter(_mask(chosen))
@@ -158,9 +158,9 @@ class Member(Chunk):
         """Its rows."""
         return self.piece.size
 
-    def found(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
+    def numbered_rows(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, str, Row | str | None]]:
         """See `Chunk`."""
-        for number, place, row in self.piece.found(chosen):
+        for number, place, row in self.piece.numbered_rows(chosen):
             yield self.start + number - self.piece.start, f"{self.name}:{place}", row
 
 
@@ -170,14 +170,14 @@ def rows_at_once(count: int, size: int, most_rows: int, most_bytes: int) -> int:
 
 
 def check_names(path: str, names: Sequence[str]) -> None:
-    """Each column has a name of its own.
+    """Checks that column names are unique.
 
     Raises:
       DataError: naming the first that stands twice.
     """
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise DataError(f"{path}: expected a name of its own for each column, got {name!r} twice")
+            raise DataError(f"{path}: expected unique column names, got {name!r} twice")
 
 
 def _tabled(path: str, start: int, body: bytes) -> Tabled:
@@ -222,17 +222,17 @@ def parsed_line(line: str | bytes) -> Row | str:
         return f"not readable JSON ({str(error).partition(':')[0].partition(';')[0]})"
     if not isinstance(row, dict):
         return not_object(row)
-    # Only an escape can be half a character.
+    # Only an escape can be an unpaired surrogate.
     return checked(row) if "\\ud" in text or "\\uD" in text else row
 
 
 def checked(row: Row) -> Row | str:
-    """The row, or that it holds half a character, which is no text that could be written or tokenized."""
+    """The row, or an error if it holds an unpaired surrogate, which cannot be written or tokenized."""
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
-        return f"not valid text (\\u{half:04x} is half a character without its other half)"
+        return f"not valid text (\\u{half:04x} is an unpaired surrogate)"
     except (ValueError, RecursionError):
         return "not readable (it is nested too deeply)"
     return row

@@ -123,10 +123,10 @@ def _maybe_lists(values: Sequence[Sequence[Any] | None], kind: Any) -> pa.Array:
 
 
 def _offsets(sizes: np.ndarray) -> np.ndarray:
-    found = np.concatenate([[0], np.cumsum(sizes)])
-    if found[-1] >= 2**31:
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    if offsets[-1] >= 2**31:
         raise OverflowError("together they hold more than 2 GiB")
-    return found.astype(np.int32)
+    return offsets.astype(np.int32)
 
 
 def _bits(valid: np.ndarray | None) -> Any:
@@ -148,8 +148,8 @@ def _array(column: Any) -> np.ndarray:
 def _offsets_of(column: Any) -> np.ndarray:
     """[N + 1], of a column of lists or texts."""
     body = column.buffers()[1]
-    found = np.zeros(1, np.int32) if body is None or not body.size else np.frombuffer(body, np.int32)
-    return found[column.offset : column.offset + len(column) + 1]
+    offsets = np.zeros(1, np.int32) if body is None or not body.size else np.frombuffer(body, np.int32)
+    return offsets[column.offset : column.offset + len(column) + 1]
 
 
 def _own_prompt(example: Example) -> Sequence[int] | None:
@@ -164,7 +164,7 @@ def _digests(
     lengths: Sequence[Sequence[int]],
 ) -> np.ndarray:
     """uint64 [N, 2]: 128 bits of what duplicates share, so that no two others are ever taken for them."""
-    found, body, begin = bytearray(), memoryview(ids.tobytes()), 0
+    digests, body, begin = bytearray(), memoryview(ids.tobytes()), 0
     for example, mask, own in zip(examples, masks, lengths, strict=True):
         end = begin + ids.itemsize * len(mask)
         state = hashlib.blake2b(body[begin:end], digest_size=16)
@@ -177,9 +177,9 @@ def _digests(
         elif len(own) > 1 or example.labels:
             # Numbers as such: 1 and 1.0 and True are one label.
             state.update(repr((list(own), int(example.best), [float(x) for x in example.labels])).encode())
-        found += state.digest()
+        digests += state.digest()
         begin = end
-    return np.frombuffer(bytes(found), "<u8").reshape(-1, 2)
+    return np.frombuffer(bytes(digests), "<u8").reshape(-1, 2)
 
 
 # Made once: `json.dumps` makes one for each value.
@@ -201,12 +201,12 @@ def _prompt_json(prompt: Prompt, text: str) -> str | None:
     return _json(turns)
 
 
-def _prompt(found: str | None, text: str) -> Prompt:
-    if found is None:
+def _prompt(stored: str | None, text: str) -> Prompt:
+    if stored is None:
         return text
-    if found == _ONE_TURN:
+    if stored == _ONE_TURN:
         return (Message("user", text),)
-    value = json.loads(found)
+    value = json.loads(stored)
     if isinstance(value, str):
         return value
     return tuple(Message(role, text if said is None else said, *more) for role, said, *more in value)

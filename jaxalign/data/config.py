@@ -1,4 +1,4 @@
-"""What is read, and how it becomes rows of tokens: the keys of the section `data`."""
+"""Which files to read, and how to turn their rows into tokens: the keys of the section `data`."""
 
 import datetime
 from dataclasses import dataclass, field, replace
@@ -14,46 +14,48 @@ USUAL_LENGTH = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is read, and how it becomes rows of tokens.
+    """Which files to read, and how to turn their rows into tokens.
 
     Attributes:
-      train: files, saved `datasets` folders or hub ids (owner/name:configuration@revision#split, of which all but
-        owner/name may be left out).
-      validation: held-out files; empty splits them off train.
-      format: layout of the files, or auto.
-      columns: ours to theirs, for files of any layout: {"prompt": "question", "chosen": "answers.0.text"}.
-      ignore_columns: columns that may go unread, though their names say that they hold part of a prompt, a label or a
-        score.
-      keep: columns to a value or a list of values; rows with others are left out: {"is_safe": true}.
-      weights: how often each train file counts, relative to its size; empty for 1 each.
-      validation_fraction: part of the prompts held out, where validation is empty.
-      limit: rows that are read of the training files at most, evenly from all of them, before anything is filtered or
-        tokenized; 0 for all.
-      max_bytes: bytes that a file may hold once it is decompressed; 0 lets a compressed file expand a hundredfold.
-      workers: processes that tokenize; 0 for one a core, 32 at most. Few rows take none.
-      cache: folder for tokenized rows; empty takes $JAXALIGN_CACHE, else ~/.cache/jaxalign.
-      streaming: tokenize while training and keep nothing on the disk; needs train.steps.
-      window: rows of a stream that are shuffled together.
-      date: the day that a chat template prints, as YYYY-MM-DD; empty takes the day on which the run began.
-      max_length: tokens of prompt and completion together; 0 takes 1024, or the model's context where that is less.
-      max_prompt_length: tokens of the prompt; 0 for no limit of its own.
-      truncation: what happens to longer rows: cut_completion (its end is cut off; rows whose prompt alone is too long
-        are left out), cut_prompt_start (the prompt's beginning is) or filter (they are left out).
-      prompt_tokens: leading tokens that make the prompt, where rows are plain text.
-      separator: text that ends each step of a solution, where rows hold steps with labels.
-      template: auto, tokenizer (its chat template), markers (turn markers) or plain (joined as they are).
-      human: marker of the user's turns.
-      assistant: marker of the assistant's turns.
-      end_token: token that ends a completion, as text or id; empty takes the tokenizer's (with its chat
-        template: the template's own end), none appends nothing.
-      dimension: PKU-SafeRLHF: which label prefers, better or safer.
-      label_tokenizer: tokenizer of label files that hold token ids.
-      score_field: field with a score, a number or prose with one, for min_score.
-      min_score: rows with a lower score are left out; unscored rows too.
-      type_field: field that `types` looks at.
-      types: keep only rows whose type_field is one of these; empty keeps all.
-      deduplicate: leave out rows that repeat an earlier one.
-      on_bad_row: stop at a bad row, or skip and count it.
+      train: training data: files, saved `datasets` folders or hub ids (owner/name:configuration@revision#split;
+        everything after owner/name is optional).
+      validation: validation data, in the same forms; empty holds out validation_fraction of train.
+      format: layout of the rows by name; auto recognizes it from the columns.
+      columns: jaxalign's column names mapped to those of the files, for any layout: {"prompt": "question", "chosen":
+        "answers.0.text"}.
+      ignore_columns: columns to leave unread although their names suggest part of a prompt, a label or a score.
+      keep: keep only rows whose columns have the given value, or one of a list of values: {"is_safe": true}.
+      weights: sampling weight of each training file, relative to its size; empty weights all by 1.
+      validation_fraction: fraction of the prompts to hold out when `validation` is empty.
+      limit: maximum number of rows to read from the training files, spread evenly over all of them, before filtering
+        and tokenizing; 0 reads all.
+      max_bytes: maximum size of a decompressed file in bytes; 0 allows 100 times the compressed size.
+      workers: number of tokenizing processes; 0 uses one per core, at most 32. Small data sets use none.
+      cache: folder for tokenized rows; empty uses $JAXALIGN_CACHE, or ~/.cache/jaxalign.
+      streaming: tokenize while training and store nothing on disk; needs train.steps.
+      window: number of rows of a stream to shuffle together.
+      date: date that the chat template prints, as YYYY-MM-DD; empty uses the day the run started.
+      max_length: maximum tokens of prompt and completion together; 0 uses 1024, or the model's context if that is
+        shorter.
+      max_prompt_length: maximum tokens of the prompt; 0 sets no separate limit.
+      truncation: how to handle rows that are too long: cut_completion (cut the end of the completion; drop rows whose
+        prompt alone is too long), cut_prompt_start (cut the start of the prompt) or filter (drop the row).
+      prompt_tokens: number of leading tokens to treat as the prompt when rows are plain text.
+      separator: text that ends each step of a solution, for rows with labeled steps.
+      template: how messages become text: tokenizer (its chat template), markers (the turn markers below) or plain
+        (concatenation); auto uses the chat template if there is one, else markers.
+      human: marker that starts a user turn.
+      assistant: marker that starts an assistant turn.
+      end_token: token that ends a completion, as text or id; empty uses the tokenizer's (with a chat template, the
+        template's own), none appends nothing.
+      dimension: which PKU-SafeRLHF label decides the preference: better or safer.
+      label_tokenizer: tokenizer of label files that store token ids.
+      score_field: column with the score that min_score reads, as a number or as text that contains one.
+      min_score: drop rows with a lower score, or with none; null keeps all.
+      type_field: column that `types` reads.
+      types: keep only rows whose type_field has one of these values; empty keeps all.
+      deduplicate: drop rows that repeat an earlier one.
+      on_bad_row: what to do with a malformed row: stop, or skip and count it.
     """
 
     train: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ _ABOUT = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dic
 
 @dataclass(frozen=True)
 class Name:
-    """What a path says of a data set; empty where it says nothing."""
+    """The parts of a data set's path; empty parts are not given."""
 
     where: str
     configuration: str = ""
@@ -48,8 +48,8 @@ def named_dataset(path: str) -> Name | None:
     if before and Path(before).is_dir():
         return Name(before, configuration, split=split)
     known = where.removesuffix(".gz").endswith(_SUFFIXES)
-    found = None if known or path.startswith((".", "/", "~")) else _HUB.fullmatch(path)
-    return Name(**{name: value or "" for name, value in found.groupdict().items()}) if found else None
+    match = None if known or path.startswith((".", "/", "~")) else _HUB.fullmatch(path)
+    return Name(**{name: value or "" for name, value in match.groupdict().items()}) if match else None
 
 
 def is_hub_id(path: str) -> bool:
@@ -101,7 +101,7 @@ def _saved(name: Name) -> Path:
     folder, split = Path(name.where), name.split
     if (folder / "state.json").is_file():
         if split:
-            raise DataError(f"{folder}: the folder has no splits, so #{split} names none")
+            raise DataError(f"{folder}: the folder has no splits, so #{split} cannot be selected")
         return folder
     try:
         splits = [str(split) for split in json.loads((folder / "dataset_dict.json").read_text())["splits"]]
@@ -148,23 +148,23 @@ def files_of_folder(path: str, name: Name) -> dict[str, Path]:
     ]
     if said:
         raise DataError(
-            f"{path}: its README sets {', '.join(said)}, which is not read; name its files one by one"
+            f"{path}: its README sets {', '.join(said)}, which is not supported; name its files one by one"
         )
     left = _data_files(base) - {of for files in splits.values() for of in files}
     readme = folder / "README.md"
     if left and not (readme.is_file() and "data_files" in readme.read_text(errors="replace")):
         raise DataError(
-            f"{path}: {min(left)} lies in no split ({', '.join(splits)}); name the files one by one"
+            f"{path}: {min(left)} belongs to no split ({', '.join(splits)}); name the files one by one"
         )
     return splits[split]
 
 
 def _data_files(folder: Path) -> set[str]:
     """Names of files in a folder that look as if they held rows."""
-    found = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
     return {
         str(file)
-        for file in found
+        for file in files
         if file.name.removesuffix(".gz").endswith(_SUFFIXES)
         and file.name not in _ABOUT
         and not any(part.startswith((".", "__")) for part in file.parts)

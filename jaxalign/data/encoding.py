@@ -1,4 +1,4 @@
-"""Pieces of rows to token ids, many rows at once.
+"""Turns pieces of rows into token ids, many rows at once.
 
 A row is cut into pieces, what is given and what is answered by turns, and each is tokenized by itself: the prompt's
 ids are then always the beginning of the row's ids, and generation starts from just the ids that training saw.
@@ -72,18 +72,18 @@ class Row(NamedTuple):
     @property
     def weights(self) -> tuple[float, ...]:
         """How much each token counts."""
-        found = [0.0] * len(self.ids)
+        weights = [0.0] * len(self.ids)
         for begin, end, weight in self.spans:
-            found[begin:end] = [weight] * (end - begin)
-        return tuple(found)
+            weights[begin:end] = [weight] * (end - begin)
+        return tuple(weights)
 
     @property
     def mask(self) -> tuple[bool, ...]:
         """Whether each token counts."""
-        found = [False] * len(self.ids)
+        mask = [False] * len(self.ids)
         for begin, end, _ in self.spans:
-            found[begin:end] = [True] * (end - begin)
-        return tuple(found)
+            mask[begin:end] = [True] * (end - begin)
+        return tuple(mask)
 
     def within(self, drop: int, size: int) -> "Row":
         """At most `size` tokens from `drop` on, without cuts. The first never counts: no token precedes it."""
@@ -145,11 +145,11 @@ class Encoder:
         if plan.opens and not (pieces and self._start_text and pieces[0].text.startswith(self._start_text)):
             ids += self.start
         for _, weight, answer, ends in pieces:
-            begin, found = len(ids), next(encoded)
-            ids += found
+            begin, piece_ids = len(ids), next(encoded)
+            ids += piece_ids
             if not answer:
                 continue
-            if ends and plan.end and tuple(found[-len(plan.end) :]) != plan.end:
+            if ends and plan.end and tuple(piece_ids[-len(plan.end) :]) != plan.end:
                 ids += plan.end
             if weight > 0 and begin < len(ids):
                 spans.append(Span(begin, len(ids), weight))
@@ -159,7 +159,8 @@ class Encoder:
     def _anchored(self, plan: RowPlan, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, str]]:
         """Each piece with the text that it is tokenized behind, which is then cut off; empty for none.
 
-        Tokenizers in the SentencePiece manner put a space mark before whatever they encode, which inside a row would be
+        Tokenizers in the SentencePiece manner put a space mark before whatever they encode, which inside a row would
+        be
         a space that is not there, unless a special token stands before it: some of them put the mark there too. And
         some special tokens swallow the white space that follows.
         """
@@ -179,10 +180,10 @@ class Encoder:
         return "\n" if self._marks_spaces else ""
 
     def _encoded(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
-        found = self._batch([anchor + text for text, anchor in texts])
+        rows = self._batch([anchor + text for text, anchor in texts])
         return [
             self._behind(text, anchor, ids) if anchor else ids
-            for (text, anchor), ids in zip(texts, found, strict=True)
+            for (text, anchor), ids in zip(texts, rows, strict=True)
         ]
 
     def _behind(self, text: str, anchor: str, ids: list[int]) -> list[int]:
@@ -214,7 +215,7 @@ class Encoder:
             backend.no_padding()
             # The rows of a comparison or ranking share their prompt.
             once = list(dict.fromkeys(texts))
-            found = [
+            encodings = [
                 encoded.ids
                 for start in range(0, len(once), AT_ONCE)
                 for encoded in backend.encode_batch_fast(
@@ -222,8 +223,8 @@ class Encoder:
                 )
             ]
             if len(once) == len(texts):
-                return found
-            ids = dict(zip(once, found, strict=True))
+                return encodings
+            ids = dict(zip(once, encodings, strict=True))
             return [ids[text] for text in texts]
         return [
             list(ids)
@@ -252,14 +253,14 @@ class Encoder:
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     """The pieces that have text, neighbours that are given as one."""
-    found: list[Piece] = []
+    joined: list[Piece] = []
     given = ""
     for piece in pieces:
         if not piece.answer:
             given += piece.text
             continue
         if given:
-            found.append(Piece(given))
+            joined.append(Piece(given))
             given = ""
-        found.append(piece)
-    return [*found, Piece(given)] if given else found
+        joined.append(piece)
+    return [*joined, Piece(given)] if given else joined

@@ -1,4 +1,4 @@
-"""Tokenized examples: records as ids, cut or left out by a stated rule, every one counted.
+"""Tokenized examples: records as token ids, truncated or dropped by rule, and counted.
 
 A record becomes drafts, which are text, and drafts become examples: many are tokenized together.
 """
@@ -34,18 +34,18 @@ class Example:
 
     Attributes:
       rows: token ids: one completion (demonstrations), two (chosen, rejected), K, or none (prompts).
-      masks: the same shape, True at counted tokens (of steps: at each step's last token).
+      masks: the same shape, True at unmasked tokens (of steps: at each step's last token).
       prompt_tokens: ids of the prompt.
       prompt_text: its text.
       best: index of the best row, for rankings.
-      margin: how much better chosen is.
-      labels: of labelled completions, whether each row is to be imitated; of steps, how right each is, in [0, 1].
-      group: hash of the first user turn; rows that share one fall on one side of a split.
+      margin: by how much chosen is better.
+      labels: for labeled completions, whether each row is desirable; for steps, how right each is, in [0, 1].
+      group: hash of the first user turn; rows with the same hash are on the same side of a split.
       columns: the record's other fields.
       source: file:line.
       truncated: something was cut off, by the rule of `Limits.truncation`.
-      prompt: the prompt as the record has it, whole.
-      weights: how much each token counts, where some counted token's weight is not 1; else empty.
+      prompt: the record's whole prompt.
+      weights: how much each token counts, where some unmasked token's weight is not 1; else empty.
       note: a remark on how it was written, that is counted and shown.
     """
 
@@ -66,7 +66,7 @@ class Example:
 
 
 class Filtered(Exception):
-    """The row is left out; the message is the reason it is counted under."""
+    """The row is dropped; the message is the reason that it is counted under."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Limits:
 
     Attributes:
       max_length: prompt and completion together.
-      max_prompt_length: the prompt; 0 for no limit of its own.
+      max_prompt_length: the prompt; 0 for no separate limit.
       truncation: filter, cut_completion (its end) or cut_prompt_start (the prompt's beginning).
     """
 
@@ -134,12 +134,12 @@ def make_examples(
     Raises:
       Filtered: no example of the record can be used.
     """
-    found = finished(
+    outcomes = finished(
         drafts_of(record, kind, chat, limits, prompt_tokens=prompt_tokens, separator=separator), chat
     )
-    examples = [example for example in found if isinstance(example, Example)]
+    examples = [example for example in outcomes if isinstance(example, Example)]
     if not examples:
-        raise next(reason for reason in found if isinstance(reason, Filtered))
+        raise next(reason for reason in outcomes if isinstance(reason, Filtered))
     return examples
 
 
@@ -152,7 +152,7 @@ def make_example(record: Record, kind: str, chat: ChatFormat, limits: Limits, **
     """
     examples = make_examples(record, kind, chat, limits, **options)
     if len(examples) > 1:
-        raise ValueError(f"{record.source}: expected one example, the record gives {len(examples)}")
+        raise ValueError(f"{record.source}: expected one example, got {len(examples)} from the record")
     return examples[0]
 
 
@@ -209,25 +209,25 @@ def drafts_of(
         assert isinstance(record, Stepwise)
         return [Draft((_steps(record, chat, separator),), kind, limits, fields)]
     written = [chat.answered(turns, answer) for answer in answers]
-    if not all(found.rows for found in written):
+    if not all(each.rows for each in written):
         raise Filtered("no completion token")
-    fields["note"] = next((found.note for found in written if found.note), "")
-    return [Draft(tuple(found.rows[0] for found in written), kind, limits, fields)]
+    fields["note"] = next((each.note for each in written if each.note), "")
+    return [Draft(tuple(each.rows[0] for each in written), kind, limits, fields)]
 
 
 def finished(drafts: Sequence[Draft], chat: ChatFormat) -> list["Example | Filtered"]:
     """The examples of drafts, tokenized together; a reason in place of one that is left out."""
     rows = iter(chat.encoder.rows([plan for draft in drafts for plan in draft.plans]))
-    found: list[Example | Filtered] = []
+    outcomes: list[Example | Filtered] = []
     for draft in drafts:
         own = list(islice(rows, len(draft.plans)))
         try:
-            found.append(
+            outcomes.append(
                 _prompt_example(draft, own[0], chat) if draft.kind == "prompt" else _example(draft, own)
             )
         except Filtered as reason:
-            found.append(reason)
-    return found
+            outcomes.append(reason)
+    return outcomes
 
 
 def _answers(record: Record, kind: str) -> tuple[tuple[Completion, ...], dict[str, Any]]:
@@ -257,7 +257,7 @@ def _answers(record: Record, kind: str) -> tuple[tuple[Completion, ...], dict[st
 def _imitated(record: Record) -> Completion:
     """The completion of a record that is a good one."""
     if isinstance(record, Rating) and record.label is False:
-        raise Filtered("labelled as not to be imitated")
+        raise Filtered("labeled undesirable")
     if isinstance(record, Comparison):
         return record.chosen
     if isinstance(record, Ranking):
@@ -300,12 +300,12 @@ def _chat_drafts(
         raise Filtered("no completion token")
     if not all(counted):
         raise Filtered("an answer without text")
-    written = chat.told(turns)
-    asked = turns[: next(i for i, turn in enumerate(turns) if turn.role == "assistant")]
+    written = chat.conversation(turns)
+    prompt = turns[: next(i for i, turn in enumerate(turns) if turn.role == "assistant")]
     fields = common | {
         "group": prompt_group(turns),
-        "prompt": asked,
-        "prompt_text": chat.prompt_text(asked) if asked else "",
+        "prompt": prompt,
+        "prompt_text": chat.prompt_text(prompt) if prompt else "",
         "note": written.note,
     }
     return [Draft((plan,), "demonstration", limits, fields) for plan in written.rows]
@@ -349,9 +349,9 @@ def _example(draft: Draft, rows: Sequence[Row]) -> Example:
     )
 
 
-def _check_apart(draft: Draft, ids: Sequence[tuple[int, ...]], asked: int) -> None:
-    """Rows of one prompt, of `asked` tokens, must begin alike and differ where they are compared."""
-    if any(row[:asked] != ids[0][:asked] for row in ids):
+def _check_apart(draft: Draft, ids: Sequence[tuple[int, ...]], prompt_length: int) -> None:
+    """Rows of one prompt, of `prompt_length` tokens, must begin alike and differ where they are compared."""
+    if any(row[:prompt_length] != ids[0][:prompt_length] for row in ids):
         raise Filtered("a template that writes the prompt otherwise for each completion")
     if draft.kind in ("comparison", "label") and ids[0] == ids[1]:
         raise Filtered("chosen equals rejected once trimmed or cut")
@@ -384,7 +384,7 @@ def _prompt_draft(
         "prompt": prompt,
         "prompt_text": chat.prompt_text(prompt),
     }
-    return Draft((chat.asked(prompt),), "prompt", limits, common | fields)
+    return Draft((chat.prompt_plan(prompt),), "prompt", limits, common | fields)
 
 
 def _prompt_example(draft: Draft, row: Row, chat: ChatFormat) -> Example:

@@ -1,4 +1,4 @@
-"""Fields of a row by type, and which of them a reader has looked at."""
+"""Typed access to a row's fields, which records the fields that a reader has used."""
 
 import math
 import re
@@ -40,11 +40,11 @@ class BadRow(ValueError):
 
 
 class Refused(BadRow):
-    """A row that says something that nothing would use; the message names it and the way out."""
+    """A row with content that nothing would use; the message names it and how to resolve it."""
 
 
 class Unusable(Exception):
-    """A whole row that says nothing for training (a tie, say); the message is the counted reason."""
+    """A valid row that is unusable for training, such as a tie; the message is the counted reason."""
 
 
 class Fields(Mapping[str, Any]):
@@ -97,7 +97,8 @@ def is_empty(value: Any) -> bool:
 
 
 def says_more(name: str, *, answers: bool, prompts_only: bool) -> str:
-    """What a column holds by its name: a part of the prompt, a label or an answer; empty where the name does not tell.
+    """What a column holds by its name: a part of the prompt, a label or an answer; empty where the name does not
+    tell.
 
     Args:
       name: of the column; of a key in a turn, with the column's before it.
@@ -138,9 +139,9 @@ def number(value: Any, name: str) -> float:
     """A field that must be a finite number; csv files hold it as text."""
     try:
         if not isinstance(value, bool) and isinstance(value, (int, float, str)):
-            found = float(value)
-            if math.isfinite(found):
-                return found
+            converted = float(value)
+            if math.isfinite(converted):
+                return converted
     except (ValueError, OverflowError):
         pass
     shown = value if isinstance(value, (str, float)) else kind_name(value)
@@ -197,18 +198,18 @@ def reach(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def beside(value: Any, name: str, taken: Collection[str]) -> dict[str, Any]:
+def beside(value: Any, name: str, used: Collection[str]) -> dict[str, Any]:
     """What stands in a column beside some dotted paths into it, by paths of its own: `meta.system`, `turns.1`."""
-    found: dict[str, Any] = {}
+    unused: dict[str, Any] = {}
     for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
         path = f"{name}.{key}"
-        if path in taken:
+        if path in used:
             continue
-        if any(other.startswith(f"{path}.") for other in taken):
-            found |= beside(part, path, taken)
+        if any(other.startswith(f"{path}.") for other in used):
+            unused |= beside(part, path, used)
         else:
-            found[path] = part
-    return found
+            unused[path] = part
+    return unused
 
 
 def listed(value: Any) -> Any:

@@ -85,7 +85,7 @@ def _pieces_of(path: str, max_bytes: int, most_rows: int, streaming: bool) -> It
     if not is_file(path):
         name = named_dataset(path)
         if name is None:
-            raise DataError(f"{path}: there is no such file")
+            raise DataError(f"{path}: no such file")
         if name.folder and not is_saved(name):
             yield from _members(path, files_of_folder(path, name), max_bytes, most_rows)
         else:
@@ -117,13 +117,13 @@ def files_behind(path: str) -> dict[str, Path]:
     """The files here whose bytes are the rows, by their names; none of a hub id.
 
     Raises:
-      DataError: there is no such file, or it may not be looked at.
+      DataError: no such file, or it may not be looked at.
     """
     if is_file(path):
         return {"": Path(path)}
     name = named_dataset(path)
     if name is None:
-        raise DataError(f"{path}: there is no such file")
+        raise DataError(f"{path}: no such file")
     return files_of_folder(path, name) if name.folder else {}
 
 
@@ -135,11 +135,11 @@ def check_there(paths: Sequence[str]) -> None:
     """
     for path in paths:
         if not is_file(path) and named_dataset(path) is None:
-            raise DataError(f"{path}: there is no such file")
+            raise DataError(f"{path}: no such file")
 
 
 def count_rows(path: str, *, max_bytes: int = 0) -> int:
-    """How many rows a file has, without parsing more of it than must be.
+    """Number of rows in a file, parsing as little of it as possible.
 
     Raises:
       DataError: as `chunks_of`.
@@ -198,16 +198,16 @@ class _Bounded:
 
     def read(self, size: int) -> bytes:
         """The next bytes, b"" at the end."""
-        found = self._stream.read(size)
+        chunk = self._stream.read(size)
         if not self._read:
-            found = found.removeprefix(b"\xef\xbb\xbf") or self._stream.read(size)
-        self._read += len(found)
+            chunk = chunk.removeprefix(b"\xef\xbb\xbf") or self._stream.read(size)
+        self._read += len(chunk)
         if self._read > self._limit:
             raise DataError(
                 f"{self._path}: it holds more than {int(self._limit):,} bytes once it is decompressed; "
                 "raise data.max_bytes to read it all the same"
             )
-        return found
+        return chunk
 
     def all(self) -> bytes:
         """Everything that is left."""
@@ -218,10 +218,10 @@ def _json_lines(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
     # Lines end with b"\n" alone: JSON strings may hold other line separators, such as U+2028.
     start, line, begun = 0, 0, []
     while True:
-        found = stream.read(CHUNK_BYTES)
-        whole, newline, rest = found.rpartition(b"\n")
-        if found and not newline:
-            begun.append(found)
+        read = stream.read(CHUNK_BYTES)
+        whole, newline, rest = read.rpartition(b"\n")
+        if read and not newline:
+            begun.append(read)
             continue
         body = b"".join([*begun, whole])
         begun = [rest]
@@ -230,7 +230,7 @@ def _json_lines(path: str, stream: _Bounded, most_rows: int) -> Iterator[Chunk]:
             if chunk.size:
                 yield chunk
             start, line = start + chunk.size, line + part.count(b"\n") + 1
-        if not found:
+        if not read:
             break
     if not start:
         raise DataError(f"{path}: the file is empty")
@@ -338,8 +338,8 @@ class _Raw(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        found = self._rest or self._stream.read(CHUNK_BYTES)
-        given, self._rest = found[: len(buffer)], found[len(buffer) :]
+        chunk = self._rest or self._stream.read(CHUNK_BYTES)
+        given, self._rest = chunk[: len(buffer)], chunk[len(buffer) :]
         buffer[: len(given)] = given
         return len(given)
 

@@ -1,4 +1,4 @@
-"""All layouts that files come in, by name, and which of them a row has."""
+"""All supported layouts by name, and detection of a row's layout."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -61,7 +61,8 @@ def detect(row: Row) -> str | None:
 def format_of(row: Row, options: Options, ignored: Collection[str] = ()) -> str:
     """The format of a row: the first whose fields are there and that leaves nothing of meaning unread.
 
-    Where none does, the format with most fields whose reader says what is wrong with the row, or why it is of no use.
+    If none does, the format with the most fields whose reader explains what is wrong with the row, or why it is
+    unusable.
 
     Args:
       row: the first of a file.
@@ -90,7 +91,7 @@ def format_of(row: Row, options: Options, ignored: Collection[str] = ()) -> str:
             return name
         leaves.append((name, left))
     most = max(wrong, key=lambda name: len(FORMATS[name].fields), default="")
-    best, left = min(leaves, key=lambda found: len(found[1]), default=("", {}))
+    best, left = min(leaves, key=lambda leaf: len(leaf[1]), default=("", {}))
     if most and (not best or len(FORMATS[most].fields) > len(FORMATS[best].fields)):
         return most
     if best:
@@ -119,7 +120,7 @@ def _near(row: Row, more_than: int = 0) -> str:
         missing = form.missing(row)
         if len(missing) == 1 and len(form.fields) - 1 > more_than and not name.startswith("kto_"):
             near.append((-len(form.fields), f"{name} lacks {missing[0].replace('|', ' or ')}"))
-    near.sort(key=lambda found: found[0])
+    near.sort(key=lambda pair: pair[0])
     return f"near are {'; '.join(text for _, text in near[:4])}; " if near else ""
 
 
@@ -163,7 +164,7 @@ def _look_for_media(record: Record, row: Fields) -> None:
 
 
 def left_unread(row: Fields) -> dict[str, Any]:
-    """Columns, and keys inside of columns, that were not looked at though they hold something."""
+    """Columns, and keys within columns, that were not read although they hold something."""
     return {**left_of(row), **row.inside}
 
 
@@ -185,12 +186,12 @@ def _left_meanings(
     """Columns that a format would leave though they matter, and what they hold."""
     answers = reads_no_answer(record)
     left = left_unread(row)
-    found = {
+    meanings = {
         c: meaning(c, FORMATS[name], options, answers=answers) for c in (*left, *row.row) if c not in row.seen
     }
     # An answer that is missing from the first row alone is no reason to take a file for prompts.
     return {
         c: what
-        for c, what in found.items()
+        for c, what in meanings.items()
         if what and c not in ignored and (c in left or (answers and what == "an answer"))
     }

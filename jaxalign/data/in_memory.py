@@ -1,4 +1,4 @@
-"""Rows that a Python program gives in place of files: a `datasets` data set, dicts, or records."""
+"""Rows passed from Python in place of files: a `datasets` data set, dicts, or records."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ EXPECTED = "a datasets.Dataset or IterableDataset, or a list of dicts or of jaxa
 
 
 def check_rows(name: str, rows: Any) -> None:
-    """Refuses what cannot be read as rows, and read again.
+    """Checks that the argument can be read as rows, more than once.
 
     Raises:
       ConfigError: naming the argument and what was expected.
@@ -63,14 +63,14 @@ def chunks_in_memory(name: str, rows: Any, most_rows: int, most_bytes: int) -> I
         start = size
     else:
         # A set format would give arrays in place of text and numbers.
-        found = iter(rows.with_format(None) if hasattr(rows, "with_format") else rows)
-        while part := list(islice(found, most_rows)):
+        remaining = iter(rows.with_format(None) if hasattr(rows, "with_format") else rows)
+        while part := list(islice(remaining, most_rows)):
             yield Parsed(
                 name, start, [(f"row {start + i + 1}", looked_at(row)) for i, row in enumerate(part)]
             )
             start += len(part)
     if not start:
-        raise DataError(f"{name}: there are no rows")
+        raise DataError(f"{name}: no rows")
 
 
 def looked_at(row: Any) -> Row | str:
@@ -91,7 +91,7 @@ def identity_in_memory(name: str, rows: Any) -> str:
         return f"datasets {rows._fingerprint}"
     state = hashlib.sha256()
     for chunk in chunks_in_memory(name, rows, 4096, 0):
-        for _, _, row in chunk.found():
+        for _, _, row in chunk.numbered_rows():
             # Records and what they hold have reprs of their own.
             state.update(json.dumps(row, sort_keys=True, default=repr).encode())
             state.update(b"\n")
@@ -118,7 +118,7 @@ class RecordReader:
         Raises:
           BadRow: it is none, though the first row was one.
         """
-        found: Any = row.get(RECORD)
-        if not isinstance(found, get_args(Record)):
-            raise BadRow("expected a record, as the first row is one, got a dict")
-        return replace(found, source=place)
+        record: Any = row.get(RECORD)
+        if not isinstance(record, get_args(Record)):
+            raise BadRow("expected a record like the first row, got a dict")
+        return replace(record, source=place)

@@ -1,4 +1,4 @@
-"""What a layout is: the fields that mark it, and how a row becomes a record."""
+"""A layout: the fields that identify it, and how a row becomes a record."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from jaxalign.data.records import Record
 
 @dataclass(frozen=True)
 class Options:
-    """What readers may be told.
+    """Options of readers.
 
     Attributes:
       dimension: PKU-SafeRLHF: `better` (helpfulness) or `safer`.

@@ -1,4 +1,4 @@
-"""Turn markers as a chat template, so that who loads an export writes chats as its training did.
+"""Turn markers as a chat template, so that an export formats chats as its training did.
 
 The template opens with a comment that names the markers. By it we know our own again, and write such chats as the run
 that made the export did (see `chat_format`), whatever a template engine would make of it.
@@ -57,9 +57,9 @@ def marker_template(markers: Markers, start: str, end: str) -> str:
 
 def markers_of(tokenizer: Any) -> Markers | None:
     """The markers that a tokenizer was exported with; None where its chat template is none of ours."""
-    found = re.match(rf"\{{#- {SAYS} (\{{.*\}}) -#\}}", str(getattr(tokenizer, "chat_template", None) or ""))
+    match = re.match(rf"\{{#- {SAYS} (\{{.*\}}) -#\}}", str(getattr(tokenizer, "chat_template", None) or ""))
     try:
-        return json.loads(found[1]) if found else None
+        return json.loads(match[1]) if match else None
     except ValueError:
         return None
 
@@ -114,4 +114,4 @@ def written(chat: Any, messages: list[dict[str, str]], opens: bool) -> list[int]
     turns = tuple(Message(turn["role"], turn["content"]) for turn in messages)
     if opens:
         return chat.prompt_ids(turns)
-    return chat.encoder.rows(chat.told(turns).rows)[0].ids
+    return chat.encoder.rows(chat.conversation(turns).rows)[0].ids

@@ -1,12 +1,12 @@
-"""Packed rows: the rows of a batch laid end to end in fewer, fuller rows, so that little is computed on padding.
+"""Packed rows: the rows of a batch laid end to end in fewer, fuller rows, to avoid computing on padding.
 
-Packing adds a layout to a batch and takes nothing away: an integer for each column of a packed row says
-which token of the batch lies there. Rows of tokens stay where they are, and so do all that refer to them.
+Packing adds a layout to a batch and removes nothing: an integer for each column of a packed row is the index of the
+batch's token there. The rows of tokens, and everything that refers to them, do not change.
 
     tokens   a a a a a .     packed   0  1  2  3  4  8      rows 0 and 1 share a row;
              b b . . . .              6  7  8  ...          a padding column holds rows * columns
 
-Packed or not, a batch may say which hidden states predict tokens that count, so that the vocabulary head is
+Packed or not, a batch may say which hidden states predict tokens that contribute, so that the vocabulary head is
 applied to no others.
 """
 
@@ -37,7 +37,7 @@ def best_fit_decreasing(
 
     Args:
       lengths: tokens, none above `width`; those of 0 tokens go nowhere.
-      width: tokens a row.
+      width: tokens per row.
       most: lengths in a row, at most.
 
     Returns:
@@ -77,22 +77,22 @@ def packed(
     """The batch with the layout of its rows, packed into rows as wide as it is.
 
     A batch of B examples is `num_microbatches`, M, micro-batches of every M-th example (see
-    `training.core.step.split_rows`); each is packed by itself, and indices are counted within it. Shapes come from few
-    buckets, so that batches of many lengths share few programs.
+    `training.core.step.split_rows`); each is packed by itself, and indices are counted within it. Shapes come from
+    few buckets, so that batches of many lengths share few programs.
 
     Args:
       batch: tokens, mask [B, ..., T], lengths [B, ...] and perhaps valid [B] (rows of other examples are left
         out); the same with the prefix kl_ where there are such rows.
       num_microbatches: micro-batches.
       shards: devices that rows are split over; each gets as many packed rows.
-      loss_positions: whether the vocabulary head is to be applied, to the counted tokens alone.
+      loss_positions: whether the vocabulary head is to be applied, to the unmasked tokens alone.
       least: packed rows R of a micro-batch at least.
 
     Returns:
       The batch and, for each prefix, `packed` int32 [M * R, T]: row * T + column of the token in each
       column, rows * T in padding, in which `rows` are those of a micro-batch. With `loss_positions` also
       `loss_positions` int32 [M * shards, C]: for each shard's packed rows, flattened, the columns whose hidden
-      state predicts a counted token; -1 fills.
+      state predicts an unmasked token; -1 fills.
 
     Raises:
       ValueError: B does not divide by `num_microbatches`.
@@ -127,12 +127,12 @@ def packed_alike(
     They have as many packed rows as the largest, and with `loss_positions` as many of those. Rows with the prefix
     kl_ are not looked at.
     """
-    found = [
+    alike = [
         packed(batch, num_microbatches=num_microbatches, shards=shards, loss_positions=loss_positions)
         for batch in batches
     ]
-    rows = max(len(batch["packed"]) for batch in found)
-    found = [
+    rows = max(len(batch["packed"]) for batch in alike)
+    alike = [
         batch
         if len(batch["packed"]) == rows
         else packed(
@@ -142,12 +142,12 @@ def packed_alike(
             loss_positions=loss_positions,
             least=rows // num_microbatches,
         )
-        for batch in found
+        for batch in alike
     ]
     if not loss_positions:
-        return found
-    positions = max(batch["loss_positions"].shape[1] for batch in found)
-    return [batch | {"loss_positions": _wider(batch["loss_positions"], positions)} for batch in found]
+        return alike
+    positions = max(batch["loss_positions"].shape[1] for batch in alike)
+    return [batch | {"loss_positions": _wider(batch["loss_positions"], positions)} for batch in alike]
 
 
 def _wider(positions: np.ndarray, room: int) -> np.ndarray:
@@ -161,12 +161,12 @@ def with_loss_positions(
 
     Args:
       batch, num_microbatches, shards: as for `packed`; `loss_token_moments`, where the batch has it, are the
-        mean and the standard deviation of the counted tokens of an example, by which nearly all batches of a width get
-        one C.
+        mean and the standard deviation of the unmasked tokens of an example, by which nearly all batches of a width
+        get one C.
 
     Returns:
       The batch and, for each prefix, `loss_positions` int32 [M * S, C]: for each of the S equal parts of a
-      micro-batch's rows, flattened, the columns whose hidden state predicts a counted token; -1 fills. S is
+      micro-batch's rows, flattened, the columns whose hidden state predicts an unmasked token; -1 fills. S is
       `shards` where the rows of a micro-batch divide by it, else 1. Where nearly all columns are such places
       there are no `loss_positions`, and the head is to be applied to all.
 
@@ -194,13 +194,15 @@ def with_loss_positions_alike(
     batches: Sequence[Mapping[str, Any]], *, num_microbatches: int = 1, shards: int = 1
 ) -> list[dict[str, Any]]:
     """Batches of one shape, each `with_loss_positions`, as many of them in all; none where one of them has none."""
-    found = [
+    positioned = [
         with_loss_positions(batch, num_microbatches=num_microbatches, shards=shards) for batch in batches
     ]
-    if not all("loss_positions" in batch for batch in found):
-        return [{name: value for name, value in batch.items() if name != "loss_positions"} for batch in found]
-    positions = max(batch["loss_positions"].shape[1] for batch in found)
-    return [batch | {"loss_positions": _wider(batch["loss_positions"], positions)} for batch in found]
+    if not all("loss_positions" in batch for batch in positioned):
+        return [
+            {name: value for name, value in batch.items() if name != "loss_positions"} for batch in positioned
+        ]
+    positions = max(batch["loss_positions"].shape[1] for batch in positioned)
+    return [batch | {"loss_positions": _wider(batch["loss_positions"], positions)} for batch in positioned]
 
 
 def _prefixes(batch: Mapping[str, Any]) -> list[str]:
@@ -214,7 +216,7 @@ def _micro_batches(
     mask = np.asarray(batch[prefix + "mask"])
     examples, width = mask.shape[0], mask.shape[-1]
     if examples % num_microbatches:
-        raise ValueError(f"{examples} rows do not divide by {num_microbatches} accumulation steps")
+        raise ValueError(f"{examples} rows are not divisible by {num_microbatches} accumulation steps")
     valid = np.asarray(batch.get("valid", np.ones(examples, bool)))
     mask = mask.reshape(examples, -1, width)
     lengths = np.where(valid[:, None], np.asarray(batch[prefix + "lengths"]).reshape(examples, -1), 0)
@@ -273,17 +275,17 @@ def segments(places: Any, size: int, width: int) -> dict[str, Any]:
 def _loss_positions(
     places: Sequence[np.ndarray], masks: Sequence[np.ndarray], shards: int, least: int = 0
 ) -> np.ndarray:
-    """[M * shards, C]: in each shard of each micro-batch's rows, the columns before a counted token."""
+    """[M * shards, C]: in each shard of each micro-batch's rows, the columns before an unmasked token."""
     columns = []
     for where, mask in zip(places, masks, strict=True):
         # Column 0 of a row never counts, so the token before a counted one is in the same row.
         before = np.append(np.pad(mask[:, 1:], ((0, 0), (0, 1))).ravel(), False)
         columns.append([np.flatnonzero(before[part]) for part in where.reshape(shards, -1)])
     size = places[0].size // shards
-    most = max(max(len(found) for part in columns for found in part), min(least, size))
+    most = max(max(len(part_columns) for part in columns for part_columns in part), min(least, size))
     room = next(room for room in (math.ceil(size * share) for share in HEAD_SHARES) if room >= most)
     positions = np.full((shards, len(columns), room), -1, np.int32)
     for part, of_part in enumerate(columns):
-        for shard, found in enumerate(of_part):
-            positions[shard, part, : len(found)] = found
+        for shard, part_columns in enumerate(of_part):
+            positions[shard, part, : len(part_columns)] = part_columns
     return positions.reshape(-1, room)

@@ -1,4 +1,4 @@
-"""From a configuration to tokenized, filtered, split data."""
+"""Loads a configuration's data: reads, filters, tokenizes and splits it."""
 
 import datetime
 import hashlib
@@ -30,9 +30,9 @@ class Dataset:
     Attributes:
       train, validation: the examples; `train` may be a `Stream`.
       counts: rows read, used and filtered by reason, of all files.
-      fingerprint: hash of the settings and of every token id.
-      files: a hash of what each file gives, by its path; of one that is streamed, of its size and ends.
-      shared_prompts: training rows that begin as a row of the validation files does.
+      fingerprint: hash of the configuration and of every token id.
+      files: a hash of each file's rows, by path; for a streamed file, of its size, start and end.
+      shared_prompts: training rows that share a prompt with the validation files.
     """
 
     train: Sequence[Example]
@@ -43,7 +43,7 @@ class Dataset:
     shared_prompts: int = 0
 
     def summary(self) -> dict[str, Any]:
-        """For metadata.json; `truncated` counts the used rows that were cut to length."""
+        """A summary for metadata.json; `truncated` is the number of used rows that were cut."""
         shared = {"shared_prompts": self.shared_prompts} if self.shared_prompts else {}
         streamed = isinstance(self.train, Stream)
         return {
@@ -58,7 +58,7 @@ class Dataset:
         }
 
     def first(self, count: int) -> list[Example]:
-        """The first held-out examples, or where there are none training examples."""
+        """The first held-out examples; training examples if there are none."""
         return list((self.validation or self.train)[:count])
 
 
@@ -72,7 +72,7 @@ def truncated_rows(*parts: Sequence[Example]) -> int:
 
 
 def chat_of(config: DataConfig, tokenizer: Any) -> ChatFormat:
-    """How the rows of a data set are written.
+    """The chat format of a data set.
 
     Raises:
       DataError: as `chat_format`.
@@ -92,23 +92,22 @@ def load_dataset(
     train_dataset: Any = None,
     eval_dataset: Any = None,
 ) -> Dataset:
-    """Reads, filters, tokenizes and splits.
+    """Reads, filters, tokenizes and splits the data.
 
-    A file is tokenized once: its examples are kept on the disk (see `store`) and read from there as they are asked for.
+    A file is tokenized once: its examples are stored on disk (see `store`) and read from there on demand.
 
-    Validation files are taken as they are, and training rows that repeat one of their rows
-    are left out as duplicates. Where there are none, the split goes by a hash of the first user turn:
-    the same prompt is always on the same side, whatever else the files hold. The seed only
-    decides which rows a weight below 1 keeps.
+    Validation files are used whole, and training rows that repeat one of their rows are dropped as duplicates.
+    Without validation files, the split depends on a hash of the first user turn: a prompt is always on the same
+    side, whatever other rows the files have. The seed only decides which rows a weight below 1 keeps.
 
     Args:
-      config: what is read; a `max_length` of 0 is 1024 here (`DataConfig.within` knows the model's context).
+      config: the section `data`; a `max_length` of 0 is 1024 here (`DataConfig.within` knows the model's context).
       kind: what the rows train.
       tokenizer: a transformers tokenizer.
       seed: see above.
-      say: is told how it goes where it takes long; None for standard error.
-      train_dataset, eval_dataset: rows in place of the files of `config.train` and `config.validation`; see `in_memory`
-        for what they may be.
+      say: receives progress messages; None prints to standard error.
+      train_dataset, eval_dataset: rows in place of the files of `config.train` and `config.validation`; see
+        `in_memory` for what they may be.
 
     Raises:
       DataError: no file, a bad row (file and line), a separator of steps without a token, or nothing left to
@@ -121,7 +120,7 @@ def load_dataset(
     config = replace(config.within(), date=config.date or datetime.date.today().isoformat())
     chat = chat_of(config, tokenizer)
     if kind == "stepwise" and not chat.continuation_ids(config.separator):
-        raise DataError(f"data.separator: the tokenizer has no token for {config.separator!r}")
+        raise DataError(f"data.separator: the tokenizer cannot encode {config.separator!r}")
     if config.streaming:
         return _streamed(config, kind, chat, say or _said, given)
     with Workers(config.workers) as workers:
@@ -145,7 +144,7 @@ def _with_given(
             continue
         check_rows(name, rows)
         if getattr(config, key):
-            raise ConfigError(f"{name} and data.{key}: choose one; both say where rows come from")
+            raise ConfigError(f"{name} and data.{key}: choose one; both name the source of the rows")
         given[name] = rows
         config = replace(config, **{key: (name,)})
     return config, given
@@ -234,17 +233,17 @@ def _assembled(config: DataConfig, kind: Kind, table: Table, held: int, seed: in
     counts.check()
     if not len(train):
         raise DataError(f"{', '.join(config.train)}: no row left to train on; {json.dumps(counts.summary())}")
-    found = Examples(table, train), Examples(table, np.flatnonzero(kept & validation))
+    splits = Examples(table, train), Examples(table, np.flatnonzero(kept & validation))
     files = _files(table)
-    return Dataset(*found, counts, _fingerprint(config, kind, table, found), files, shared)
+    return Dataset(*splits, counts, _fingerprint(config, kind, table, splits), files, shared)
 
 
 def _files(table: Table) -> dict[str, str]:
     """A hash of what each file gives; one that is named twice may give other rows each time (`data.limit`)."""
-    found: dict[str, list[str]] = {}
+    fingerprints: dict[str, list[str]] = {}
     for store in table.stores:
-        found.setdefault(store.path, []).append(store.fingerprint)
-    return {path: each[0] if len(set(each)) == 1 else key_of(each) for path, each in found.items()}
+        fingerprints.setdefault(store.path, []).append(store.fingerprint)
+    return {path: each[0] if len(set(each)) == 1 else key_of(each) for path, each in fingerprints.items()}
 
 
 def _row_starts(table: Table) -> np.ndarray:
@@ -258,16 +257,16 @@ def _row_starts(table: Table) -> np.ndarray:
 
 def _has_any(rows: np.ndarray, marked: np.ndarray) -> np.ndarray:
     """bool [N]: whether some example of each one's row is marked."""
-    found = np.zeros(len(rows), bool)
-    found[rows[marked]] = True
-    return found[rows]
+    flagged = np.zeros(len(rows), bool)
+    flagged[rows[marked]] = True
+    return flagged[rows]
 
 
 def _number_of(rows: np.ndarray, marked: np.ndarray) -> int:
     """Rows of which some example is marked."""
-    found = np.zeros(len(rows), bool)
-    found[rows[marked]] = True
-    return int(found.sum())
+    flagged = np.zeros(len(rows), bool)
+    flagged[rows[marked]] = True
+    return int(flagged.sum())
 
 
 def _emptied(rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> int:
@@ -330,8 +329,8 @@ def settings_of(config: DataConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in free}
 
 
-def _fingerprint(config: DataConfig, kind: str, table: Table, found: tuple[Examples, Examples]) -> str:
-    return key_of([kind, settings_of(config), *(examples.fingerprint for examples in found)])
+def _fingerprint(config: DataConfig, kind: str, table: Table, splits: tuple[Examples, Examples]) -> str:
+    return key_of([kind, settings_of(config), *(examples.fingerprint for examples in splits)])
 
 
 def fingerprint(

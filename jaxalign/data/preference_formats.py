@@ -1,10 +1,10 @@
-"""Layouts of comparisons: a prompt with an answer that is preferred to another."""
+"""Layouts of comparisons: a prompt with a chosen and a rejected completion."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.data.asking import asked, functions, joined
+from jaxalign.data.asking import functions, joined, prompt_in
 from jaxalign.data.fields import BadRow, Fields, Unusable, index_below, is_label, label, left_of, number, text
 from jaxalign.data.layouts import Format, Options, Read
 from jaxalign.data.records import Comparison, Completion, Message, Prompt, Record, Turns
@@ -74,7 +74,7 @@ def parted(chosen: Turns, rejected: Turns) -> tuple[Turns, Completion, Completio
     rests = chosen[common:], rejected[common:]
     said = [[turn.content for turn in rest if turn.role == "user"] for rest in rests]
     if said[0] != said[1] or not all(rest and rest[0].role == "assistant" for rest in rests):
-        raise Unusable("dialogues part before the last turn")
+        raise Unusable("dialogues differ before the last turn")
     return chosen[:common], completion_of(chosen[common:]), completion_of(rejected[common:])
 
 
@@ -86,11 +86,11 @@ def preference(ask: str) -> Read:
         if isinstance(chosen, str) and not turns_in(chosen, "chosen"):
             rejected = text(row, "rejected")
             if not turns_in(rejected, "rejected"):
-                return pair(row, asked(row, ask), chosen, rejected)
+                return pair(row, prompt_in(row, ask), chosen, rejected)
         turns = messages(chosen, "chosen", row)
         before, one, other = parted(turns, messages(row["rejected"], "rejected", row))
         _look_at_copies(row, turns)
-        prompt = asked(row, ask) if row.peek(ask) not in (None, "", []) else ()
+        prompt = prompt_in(row, ask) if row.peek(ask) not in (None, "", []) else ()
         return pair(row, joined(prompt, before, ask, "chosen", options), one, other)
 
     return read
@@ -127,7 +127,7 @@ def _pku(row: Fields, options: Options) -> Record:
         raise BadRow(f"data.dimension: expected better or safer, got {options.dimension!r}")
     best = index_below(row.get(name), name, 2)
     answers = (text(row, "response_0"), text(row, "response_1"))
-    return pair(row, asked(row, "prompt"), answers[best], answers[1 - best])
+    return pair(row, prompt_in(row, "prompt"), answers[best], answers[1 - best])
 
 
 def _sharegpt_pair(row: Fields, options: Options) -> Record:
@@ -164,8 +164,8 @@ def _ranked_outputs(row: Fields, options: Options) -> Record:
     del options
     outputs = row["output"]
     if not isinstance(outputs, list) or len(outputs) != 2 or not all(isinstance(o, str) for o in outputs):
-        raise BadRow("field 'output': expected the chosen and the rejected answer, as two texts")
-    return pair(row, asked(row, "instruction"), *outputs)
+        raise BadRow("field 'output': expected the chosen and the rejected completion, as two texts")
+    return pair(row, prompt_in(row, "instruction"), *outputs)
 
 
 def _by_winner(
@@ -185,14 +185,14 @@ def _annotated_pair(row: Fields, options: Options) -> Record:
     first, second = votes.count(1), votes.count(2)
     answers = (text(row, "response1"), text(row, "response2"))
     winner = None if first == second else int(second > first)
-    return _by_winner(row, asked(row, "instruction"), answers, winner)
+    return _by_winner(row, prompt_in(row, "instruction"), answers, winner)
 
 
 def _auto_j(row: Fields, options: Options) -> Record:
     del options
     winner = index_below(row["label"], "label", 3)
     answers = (text(row, "response 1"), text(row, "response 2"))
-    return _by_winner(row, asked(row, "prompt"), answers, winner if winner < 2 else None)
+    return _by_winner(row, prompt_in(row, "prompt"), answers, winner if winner < 2 else None)
 
 
 def _alpaca_eval(row: Fields, options: Options) -> Record:
@@ -204,7 +204,7 @@ def _alpaca_eval(row: Fields, options: Options) -> Record:
         raise BadRow(f"field 'preference': expected 1 to 2, or 0 for a tie, got {preferred:g}")
     answers = (text(row, "output_1"), text(row, "output_2"))
     winner = None if preferred in (0, 1.5) else int(preferred > 1.5)
-    return _by_winner(row, asked(row, "instruction"), answers, winner)
+    return _by_winner(row, prompt_in(row, "instruction"), answers, winner)
 
 
 def _strength(prompt: str, first: str, second: str, name: str) -> Read:
@@ -219,7 +219,7 @@ def _strength(prompt: str, first: str, second: str, name: str) -> Read:
         if strength == 0:
             raise Unusable("tie")
         best = int(strength > 0)
-        return pair(row, asked(row, prompt), answers[best], answers[1 - best], abs(strength))
+        return pair(row, prompt_in(row, prompt), answers[best], answers[1 - best], abs(strength))
 
     return read
 
@@ -274,10 +274,10 @@ def _arena(row: Fields, options: Options) -> Record:
 
 
 def _winner(value: Any) -> int | None:
-    found = {"model_a": 0, "a": 0, "model_b": 1, "b": 1}.get(str(value).lower())
-    if found is None and not str(value).lower().startswith(("tie", "both", "none")):
+    winner = {"model_a": 0, "a": 0, "model_b": 1, "b": 1}.get(str(value).lower())
+    if winner is None and not str(value).lower().startswith(("tie", "both", "none")):
         raise BadRow(f"field 'winner': expected model_a, model_b or tie, got {str(value)[:40]!r}")
-    return found
+    return winner
 
 
 def _arena_columns(row: Fields, options: Options) -> Record:

@@ -1,4 +1,4 @@
-"""Rows to records: strict by default, everything counted."""
+"""Turns rows into records: strict by default, everything counted."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -34,7 +34,7 @@ class Counts:
     notes: Counter = field(default_factory=Counter)
 
     def check(self) -> None:
-        """Raises AssertionError where a row was dropped silently."""
+        """Raises AssertionError if a row was dropped without being counted."""
         assert self.read == self.used + sum(self.filtered.values()), self
 
     def summary(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def label_tokenizer(path: str) -> Any:
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows become records; the keys of `DataConfig` that matter to it.
+    """How rows become records: the relevant keys of `DataConfig`.
 
     Attributes:
       options: what the formats are told.
@@ -108,12 +108,12 @@ class Reading:
     def __post_init__(self) -> None:
         if self.format != "auto" and self.format not in FORMATS:
             raise DataError(
-                f"data.format: {self.format!r} is not known; expected auto or one of {', '.join(FORMATS)}"
+                f"data.format: {self.format!r} is unknown; expected auto or one of {', '.join(FORMATS)}"
             )
 
 
 def reading_of(config: DataConfig) -> Reading:
-    """What a configuration says of reading.
+    """The `Reading` of a configuration.
 
     Raises:
       DataError: a format that is not known.
@@ -144,7 +144,7 @@ class FileReader:
     def __init__(self, path: str, format_name: str, reading: Reading, *, kind: Kind | None = None) -> None:
         self.path, self.format_name, self.unread = path, format_name, Counter[str]()
         self._reading, self._kind = reading, kind
-        self._options = _told(reading, kind)
+        self._options = _options_of(reading, kind)
         self._needed = tuple(tuple(spec.split("|")) for spec in FORMATS[format_name].fields)
         self._read_anyway = read_anyway(FORMATS[format_name], reading)
         self._meanings: dict[tuple[str, bool], str] = {}
@@ -177,7 +177,7 @@ class FileReader:
         columns = self._unread_of(fields, record)
         if reading.ignore_columns:
             for name in reading.ignore_columns:
-                if name in row or found(name, row) is not None:
+                if name in row or column_value(name, row) is not None:
                     columns[name] = reach(row, name)
         if self._kind is not None:
             record = self._as_wanted(record)
@@ -203,34 +203,34 @@ class FileReader:
         if name in self._filtered_by:
             return
         key = (name, reads_no_answer(record))
-        found = self._meanings.get(key)
-        if found is None:
+        remark = self._meanings.get(key)
+        if remark is None:
             form = FORMATS[self.format_name]
-            found = "" if name in self._allowed else meaning(name, form, self._options, answers=key[1])
-            if not found and name in self._reading.columns and self._kind != "prompt":
-                found = "mapped to it by data.columns"
-            self._meanings[key] = found
-        if found:
-            raise Refused(would_leave(self.format_name, {name: found}))
+            remark = "" if name in self._allowed else meaning(name, form, self._options, answers=key[1])
+            if not remark and name in self._reading.columns and self._kind != "prompt":
+                remark = "mapped to it by data.columns"
+            self._meanings[key] = remark
+        if remark:
+            raise Refused(would_leave(self.format_name, {name: remark}))
         self.unread[name] += 1
 
     def _check_kept(self, row: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         for name, wanted in self._reading.keep.items():
-            value = found(name, own, row)
+            value = column_value(name, own, row)
             if not any(
                 same(value, one) for one in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
             ):
                 raise Unusable(f"left out by data.keep: {name}")
         if (
             self._reading.types
-            and str(found(self._reading.type_field, own, row) or "") not in self._reading.types
+            and str(column_value(self._reading.type_field, own, row) or "") not in self._reading.types
         ):
             raise Unusable("other type")
 
     def _check_score(self, record: Record, row: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         assert self._reading.min_score is not None
         name = self._reading.score_field
-        value = found(name, own, row)
+        value = column_value(name, own, row)
         own_score = record.score if isinstance(record, Rating) and name == "score" else None
         score = own_score if value is None else score_in(value)
         if score is None:
@@ -262,7 +262,7 @@ class FileReader:
         return record
 
 
-def _told(reading: Reading, kind: Kind | None) -> Options:
+def _options_of(reading: Reading, kind: Kind | None) -> Options:
     given = reading.options
     return Options(given.dimension, given.human, given.assistant, given.decode, given.score_field, kind or "")
 
@@ -323,7 +323,7 @@ def prepared(row: Mapping[str, Any], reading: Reading, read_anyway: Collection[s
     for name, value in mapped.items():
         if not is_empty(own.get(name)):
             raise BadRow(
-                f"data.columns: {name}: the file has a column of that name too; map it as well, or name it in "
+                f"data.columns: {name}: the file also has a column of that name; map it too, or name it in "
                 "data.ignore_columns"
             )
         own[name] = value
@@ -332,12 +332,12 @@ def prepared(row: Mapping[str, Any], reading: Reading, read_anyway: Collection[s
 
 def beside_prompt(row: Mapping[str, Any], own: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     """All columns but the prompt's, by our names and by the file's: what a reward function may compare with."""
-    asked = ("prompt", reading.columns.get("prompt"))
+    prompt_names = ("prompt", reading.columns.get("prompt"))
     theirs = {name: row[name] for name in reading.columns.values() if name in row}
-    return {name: value for name, value in (theirs | dict(own)).items() if name not in asked}
+    return {name: value for name, value in (theirs | dict(own)).items() if name not in prompt_names}
 
 
-def found(name: str, *rows: Mapping[str, Any]) -> Any:
+def column_value(name: str, *rows: Mapping[str, Any]) -> Any:
     """A column's value, by our name or by the file's; None where there is none."""
     for row in rows:
         try:
@@ -386,14 +386,16 @@ def reader_for(
     """
     try:
         for name in reading.keep:
-            if name not in row and found(name, row) is None:
+            if name not in row and column_value(name, row) is None:
                 raise BadRow(
                     f"data.keep: there is no column {name!r}; the columns are {', '.join(map(str, row))}"
                 )
         name = reading.format
         if name == "auto":
             allowed = filter_columns(reading).union(reading.ignore_columns)
-            name = _rated(row, reading) or format_of(prepared(row, reading), _told(reading, kind), allowed)
+            name = _rated(row, reading) or format_of(
+                prepared(row, reading), _options_of(reading, kind), allowed
+            )
         _check_score_field(row, reading, FORMATS[name])
     except BadRow as error:
         raise DataError(f"{place}: {error}") from None
@@ -424,7 +426,7 @@ def _check_score_field(row: Mapping[str, Any], reading: Reading, form: Format) -
     name = reading.score_field
     if reading.min_score is None or (form.says and name == "score"):
         return
-    if name not in row and name not in reading.columns and found(name, row) is None:
+    if name not in row and name not in reading.columns and column_value(name, row) is None:
         columns = ", ".join(map(str, row))
         raise BadRow(f"data.score_field: there is no column {name!r}; the columns are {columns}")
 

@@ -1,4 +1,4 @@
-"""What a row says, whatever layout it came in: frozen records."""
+"""Records: the content of a row, independent of its layout."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ class Message:
     """One turn of a chat.
 
     Attributes:
-      role: `system`, `user`, `assistant`, `tool` or `developer`; `tools` for the turn that stands first and lists, as
-        JSON, the functions that the assistant may call.
+      role: `system`, `user`, `assistant`, `tool` or `developer`; `tools` for a first turn that lists, as JSON, the
+        functions that the assistant can call.
       content: its text; empty where the turn only calls tools.
-      weight: of an assistant's turn: how much each of its tokens counts; 0 leaves it out of the loss.
-      extra: what else the turn has for a chat template: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`.
+      weight: weight of each token of an assistant turn in the loss; 0 masks the turn.
+      extra: further fields for a chat template: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`.
     """
 
     role: str
@@ -36,11 +36,11 @@ Completion = str | Turns
 
 @dataclass(frozen=True)
 class Demonstration:
-    """Something to imitate: a prompt with its completion, or a whole chat.
+    """A prompt with its completion, or a whole chat, for supervised fine-tuning.
 
     Attributes:
       prompt: text or turns; a chat's turns are all here, and completion is None.
-      completion: the answer.
+      completion: the completion.
       source: file:line it came from.
       columns: the row's other fields.
     """
@@ -53,7 +53,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Text:
-    """Text to be continued as in pre-training: no template, and every token counts."""
+    """Plain text as in pre-training: no template, and every token is in the loss."""
 
     text: str
     source: str = ""
@@ -62,7 +62,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two completions of a prompt, the first preferred; margin is how much (0: not said)."""
+    """Two completions of a prompt, chosen and rejected; margin is by how much chosen is better (0: unknown)."""
 
     prompt: Prompt
     chosen: Completion
@@ -77,7 +77,8 @@ class Ranking:
     """Several completions of a prompt and the index of the best.
 
     Attributes:
-      scores: how good each candidate is, higher is better (of ranks: their negatives); () where only the best is known.
+      scores: how good each candidate is, higher is better (of ranks: their negatives); () where only the best is
+        known.
     """
 
     prompt: Prompt
@@ -103,7 +104,7 @@ class Rating:
 
 @dataclass(frozen=True)
 class Stepwise:
-    """A solution in steps, and how right each is: a probability in [0, 1] a step."""
+    """A solution in steps, with a probability in [0, 1] that each step is right."""
 
     prompt: Prompt
     steps: tuple[str, ...]
@@ -114,7 +115,7 @@ class Stepwise:
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """A prompt to be answered."""
+    """A prompt without a completion."""
 
     prompt: Prompt
     source: str = ""

@@ -1,10 +1,10 @@
-"""Layouts of scores: several ranked answers, answers with a score, solutions with a label at each step, trees."""
+"""Layouts of scores: several ranked completions, completions with a score, solutions with labeled steps, trees."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxalign.data.asking import asked
+from jaxalign.data.asking import prompt_in
 from jaxalign.data.fields import (
     BadRow,
     Fields,
@@ -51,12 +51,14 @@ def _best_of_n(row: Fields, options: Options) -> Record:
             return value
         if isinstance(value, list) and all(isinstance(v, int) for v in value):
             if options.decode is None:
-                raise BadRow(f"field {name!r} holds token ids: set data.label_tokenizer to their tokenizer")
+                raise BadRow(
+                    f"field {name!r} contains token ids: set data.label_tokenizer to their tokenizer"
+                )
             return options.decode(value)
         raise BadRow(f"field {name!r}: expected text or a list of token ids, got {kind_name(value)}")
 
     best = index_below(row["best"], "best", len(names))
-    prompt = asked(row, "query") if isinstance(row["query"], str) else decoded("query")
+    prompt = prompt_in(row, "query") if isinstance(row["query"], str) else decoded("query")
     return Ranking(prompt, tuple(decoded(n) for n in names), best)
 
 
@@ -78,20 +80,20 @@ def _ultrafeedback(row: Fields, options: Options) -> Record:
             scores.append(number(completion.get(name), f"completions.{name}"))
         else:
             scores.append(_mean_rating(completion.get("annotations"), place))
-    return _ranking(asked(row, "instruction"), answers, scores)
+    return _ranking(prompt_in(row, "instruction"), answers, scores)
 
 
 def _mean_rating(annotations: Any, place: int) -> float:
     """Mean over the aspects that were rated."""
-    found = []
+    ratings = []
     for name, aspect in annotations.items() if isinstance(annotations, Mapping) else ():
         aspect = aspect[0] if isinstance(aspect, list) and aspect else aspect
         rating = aspect.get("Rating") if isinstance(aspect, Mapping) else None
         if rating not in (None, "N/A"):
-            found.append(number(rating, f"completions.annotations.{name}"))
-    if not found:
+            ratings.append(number(rating, f"completions.annotations.{name}"))
+    if not ratings:
         raise BadRow(f"field 'completions': {place}: expected a score or annotations with ratings")
-    return sum(found) / len(found)
+    return sum(ratings) / len(ratings)
 
 
 def _nectar(row: Fields, options: Options) -> Record:
@@ -111,7 +113,7 @@ def _candidates(row: Fields, options: Options) -> Record:
     answers = row["candidates"]
     if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
         raise BadRow("field 'candidates': expected a list of texts")
-    prompt = asked(row, "prompt")
+    prompt = prompt_in(row, "prompt")
     if "best" in row:
         return Ranking(prompt, tuple(answers), index_below(row["best"], "best", len(answers)))
     scores = row["scores"]
@@ -129,7 +131,7 @@ def _scored(row: Fields, options: Options) -> Record:
 
 def _helpsteer(row: Fields, options: Options) -> Record:
     name = options.score_field if options.score_field in _HELPSTEER else "helpfulness"
-    return Rating(asked(row, "prompt"), text(row, "response"), number(row[name], name))
+    return Rating(prompt_in(row, "prompt"), text(row, "response"), number(row[name], name))
 
 
 def _stepwise(row: Fields, options: Options) -> Record:
@@ -149,7 +151,9 @@ def _stepwise(row: Fields, options: Options) -> Record:
             raise BadRow(
                 f"field 'labels': step {place}: expected true, false or a number in [0, 1], got {label!r}"
             )
-    return Stepwise(asked(row, first_of(row, "prompt", "question")), tuple(steps), tuple(map(float, labels)))
+    return Stepwise(
+        prompt_in(row, first_of(row, "prompt", "question")), tuple(steps), tuple(map(float, labels))
+    )
 
 
 def _prm800k(row: Fields, options: Options) -> Record:
@@ -209,10 +213,10 @@ def _math_shepherd(row: Fields, options: Options) -> Record:
             raise BadRow("field 'label': expected the text of 'input' with + or - for each step tag")
         labels.append(float(sign == "+"))
         place += 1
-    question, found, first = parts[0].partition("Step 1:")
-    if not found:
+    question, mark, first = parts[0].partition("Step 1:")
+    if not mark:
         raise BadRow("field 'input': expected the question before 'Step 1:'")
-    steps = [found + first, *parts[1:-1]]
+    steps = [mark + first, *parts[1:-1]]
     return Stepwise(question.strip(), tuple(step.strip() for step in steps), tuple(labels))
 
 

@@ -42,9 +42,9 @@ def score_in(value: Any) -> float | None:
     if alone:
         return _finite(float(alone.group(1)))
     prose = _RANGE.sub(" ", value)
-    clear = {float(found.group(1)) for found in _OUT_OF.finditer(prose)}
+    clear = {float(match.group(1)) for match in _OUT_OF.finditer(prose)}
     prose = _SCALE.sub(" ", _OUT_OF.sub(r" \1 ", prose))
-    numbers = [(found.start(), float(found.group(1))) for found in _FOUND.finditer(prose)]
+    numbers = [(match.start(), float(match.group(1))) for match in _FOUND.finditer(prose)]
     if not clear and len({score for _, score in numbers}) == 1:
         return _finite(numbers[0][1])
     for word in _WORD.finditer(prose):

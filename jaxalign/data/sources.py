@@ -1,4 +1,5 @@
-"""Files to stores: what identifies a file and all that its examples depend on, and the examples, read or made."""
+"""Turns files into stores: identifies a file and everything its examples depend on, and reads or makes the
+examples."""
 
 import hashlib
 import json
@@ -87,14 +88,14 @@ class Sources:
                     )
                 if not skip:
                     raise row
-        raise DataError(f"{path}: no row of the file is well formed")
+        raise DataError(f"{path}: the file has no well-formed row")
 
     def blocks(self, path: str, sample: Sample | None = None) -> Iterator[Block]:
         """The examples of a file, made."""
         recipe = self.recipe(path, self.chunks(path), sample)
-        return self._told(path, self.workers.blocks((recipe, chunk) for chunk in self.chunks(path)))
+        return self._with_progress(path, self.workers.blocks((recipe, chunk) for chunk in self.chunks(path)))
 
-    def _told(self, path: str, blocks: Iterator[Block]) -> Iterator[Block]:
+    def _with_progress(self, path: str, blocks: Iterator[Block]) -> Iterator[Block]:
         """The blocks, and how it goes where it takes long."""
         terminal, begun, rows = sys.stderr.isatty(), time.monotonic(), 0
         shown, gap, line = begun, 1.0 if terminal else 30.0, ""
@@ -126,7 +127,9 @@ class Sources:
         def made() -> Iterator[Block]:
             yield from self.blocks(path, sample)
             if path not in self.given and written(path) != before:
-                raise DataError(f"{path}: it changed while it was read; start again when it is whole")
+                raise DataError(
+                    f"{path}: the file changed while it was read; start again once it is complete"
+                )
 
         given = self.given.get(path)
         before = [] if given is not None else written(path)
@@ -171,39 +174,40 @@ def samples(config: DataConfig, given: Mapping[str, Any] | None = None) -> list[
         rows_in(rows[path]) if path in rows else count_rows(path, max_bytes=config.max_bytes)
         for path in config.train
     )
-    found = [hashes(0, count, salt) for salt, count in enumerate(counts)]
-    together = np.concatenate(found)
+    hashed = [hashes(0, count, salt) for salt, count in enumerate(counts)]
+    together = np.concatenate(hashed)
     if len(together) <= config.limit:
-        return [None] * len(found)
+        return [None] * len(hashed)
     below = int(np.partition(together, config.limit - 1)[config.limit - 1])
-    return [Sample(salt, below) for salt in range(len(found))]
+    return [Sample(salt, below) for salt in range(len(hashed))]
 
 
 def identity(path: str) -> str:
-    """A hash of a file's kind and bytes; of a folder's files, by their names; of a hub id what `datasets` tells it by.
+    """A hash of a file's kind and bytes; of a folder's files, by their names; of a hub id what `datasets` tells it
+    by.
 
     Raises:
       DataError: there is no such file, or it cannot be read.
     """
-    found = []
+    parts = []
     for name, file in files_behind(path).items():
         try:
             with open(file, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-        found.append((name or suffix_of(path), path.endswith(".gz"), digest))
-    if found:
-        return key_of(found)
+        parts.append((name or suffix_of(path), path.endswith(".gz"), digest))
+    if parts:
+        return key_of(parts)
     name = named_dataset(path)
     assert name is not None  # or there would be no such file
     return f"datasets {open_dataset(path, name)._fingerprint}"
 
 
 def written(path: str) -> list[tuple[int, int, int]]:
-    """What changes where somebody writes to the files behind a path."""
-    found = [file.stat() for file in files_behind(path).values()]
-    return [(about.st_ino, about.st_size, about.st_mtime_ns) for about in found]
+    """A value that changes when the files behind a path are modified."""
+    stats = [file.stat() for file in files_behind(path).values()]
+    return [(about.st_ino, about.st_size, about.st_mtime_ns) for about in stats]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -227,8 +231,8 @@ def _saved_digest(tokenizer: Any) -> str:
             tokenizer.save_pretrained(folder)
         except Exception:  # of the user's own class
             return ""
-        found = sorted(file for file in Path(folder).rglob("*") if file.is_file())
-        return hashlib.sha256(b"".join(file.read_bytes() for file in found)).hexdigest()
+        files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @cache

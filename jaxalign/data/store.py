@@ -1,4 +1,4 @@
-"""Tokenized files on the disk: an Arrow file each, written once, memory-mapped when it is read."""
+"""Tokenized files on disk: one Arrow file each, written once and memory-mapped for reading."""
 
 import json
 import os
@@ -28,11 +28,11 @@ PIECE = 2**20
 
 
 class Damaged(Exception):
-    """A file that is not as it was written."""
+    """A damaged file."""
 
 
 class Store:
-    """The examples of one file, read from the disk as they are asked for.
+    """The examples of one file, read from disk on demand.
 
     Args:
       file: the Arrow file.
@@ -56,12 +56,12 @@ class Store:
         try:
             self._reader = pa.ipc.open_file(pa.BufferReader(body.slice(0, body.size - CHECK_BYTES)))
             _, about = self._reader.get_batch_with_custom_metadata(self._reader.num_record_batches - 1)
-            found = json.loads(about[b"about"])
+            facts = json.loads(about[b"about"])
         except (pa.ArrowException, ValueError, KeyError, TypeError, IndexError) as error:
             raise Damaged(str(error)) from None
-        self.tally = Tally(found["read"], *(Counter(found[n]) for n in ("filtered", "unread", "parts")))
-        self.fingerprint: str = found["fingerprint"]
-        self._sizes: list[int] = found["sizes"]
+        self.tally = Tally(facts["read"], *(Counter(facts[n]) for n in ("filtered", "unread", "parts")))
+        self.fingerprint: str = facts["fingerprint"]
+        self._sizes: list[int] = facts["sizes"]
         self._blocks: dict[int, Columns] = {}
 
     def __len__(self) -> int:
@@ -85,9 +85,9 @@ class Store:
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(offsets [N + 1], values) of a column of lists, copied into memory."""
-        found = [self._once(block).lists(name) for block in range(len(self._sizes))]
-        sizes = np.concatenate([np.zeros(1, np.int64), *(np.diff(offsets) for offsets, _ in found)])
-        return np.cumsum(sizes), np.concatenate([np.zeros(0, np.int32), *(values for _, values in found)])
+        blocks = [self._once(block).lists(name) for block in range(len(self._sizes))]
+        sizes = np.concatenate([np.zeros(1, np.int64), *(np.diff(offsets) for offsets, _ in blocks)])
+        return np.cumsum(sizes), np.concatenate([np.zeros(0, np.int32), *(values for _, values in blocks)])
 
     def texts(self, name: str) -> Iterator[tuple[int, str]]:
         """(index, text) of the examples that have one in a column that is mostly null."""
@@ -108,14 +108,14 @@ class Store:
 def open_or_write(
     folder: Path, key: str, path: str, make: Callable[[], Iterable[Block]], say: Callable[[str], None]
 ) -> Store:
-    """The store of a key, read where it is there, else written.
+    """Opens the store of a key, or writes it if it does not exist.
 
     Args:
       folder: of the cache.
       key: hash of all that the examples depend on.
       path: the data file.
       make: its blocks, asked for where they must be made.
-      say: is told that a damaged file is made anew.
+      say: is told that a damaged file is rebuilt.
 
     Raises:
       ConfigError: the folder cannot be written to, or the disk is full.
@@ -128,7 +128,7 @@ def open_or_write(
             with _refused(file, "read"):
                 return Store(file, path)
         except Damaged as error:
-            say(f"{file}: damaged ({str(error).splitlines()[0]}); {path} is tokenized again")
+            say(f"{file}: damaged ({str(error).splitlines()[0]}); tokenizing {path} again")
     with _appearing(file) as temporary:
         _write(temporary, make(), folder)
     with _refused(file, "read"):
@@ -136,7 +136,8 @@ def open_or_write(
 
 
 def _check(file: Path) -> None:
-    """The bytes are those that were written. They are read, not mapped: a page of a bad disk would end the process."""
+    """The bytes are those that were written. They are read, not mapped: a page of a bad disk would end the
+    process."""
     check, left = 0, file.stat().st_size - CHECK_BYTES
     if left < 0:
         raise Damaged("it is cut short")
@@ -191,8 +192,8 @@ def _refused(what: Path, how: str) -> Iterator[None]:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
         raise ConfigError(
-            f"data.cache: {what} cannot be {how} ({reason}); name another folder, or set data.streaming=true, "
-            "which keeps nothing"
+            f"data.cache: {what} cannot be {how} ({reason}); set another folder, or data.streaming=true, which "
+            "stores nothing"
         ) from None
 
 
@@ -216,7 +217,7 @@ def _appearing(file: Path) -> Iterator[Path]:
 
 
 def cache_folder(named: str) -> Path:
-    """Where tokenized files are kept: the folder named, else $JAXALIGN_CACHE, else ~/.cache/jaxalign.
+    """The folder for tokenized files: the one configured, else $JAXALIGN_CACHE, else ~/.cache/jaxalign.
 
     Raises:
       ConfigError: a home folder that is not known.
@@ -226,4 +227,4 @@ def cache_folder(named: str) -> Path:
     try:
         return home.expanduser() / "data"
     except RuntimeError:
-        raise ConfigError(f"data.cache: {home}: there is no such home folder; name another folder") from None
+        raise ConfigError(f"data.cache: {home}: no such home folder; set another folder") from None

@@ -1,4 +1,4 @@
-"""Training rows that are tokenized while training, and kept nowhere: for files that do not fit a disk twice."""
+"""Training rows that are tokenized while training and not stored, for files too large to store twice."""
 
 import hashlib
 import math
@@ -22,7 +22,7 @@ ENDS = 2**20
 
 
 class Stream(Sequence[Example]):
-    """The rows of files, in windows of so many rows; as a sequence it is its first window, all that is known of it.
+    """The rows of files, in windows of a fixed number of rows; as a sequence it is its first window.
 
     Files are read side by side, a chunk of each in turn.
 
@@ -52,16 +52,16 @@ class Stream(Sequence[Example]):
         return self._sources.config.train
 
     def tell(self, epoch: int) -> None:
-        """Says what became of the rows of an epoch."""
+        """Prints how many rows of an epoch were used and filtered."""
         counts = f"{self.tally.read:,} rows read, filtered {dict(self.tally.filtered)}"
-        self._sources.say(f"data.streaming: epoch {epoch + 1} is over: {counts}")
+        self._sources.say(f"data.streaming: epoch {epoch + 1} finished: {counts}")
 
     def compare(self, written: Mapping[str, int]) -> None:
-        """Says which files somebody has written to since, though their sizes and ends are the same."""
+        """Reports files modified since, although their sizes and ends are unchanged."""
         for file in [file for file, when in self.written.items() if written.get(file, when) != when]:
             self._sources.say(
-                f"data.streaming: {file} was written since the checkpoint; its size and ends are the same, what lies "
-                "between has not been compared"
+                f"data.streaming: {file} was modified since the checkpoint; its size, start and end are unchanged, "
+                "the rest was not compared"
             )
 
     def __len__(self) -> int:
@@ -81,14 +81,14 @@ class Stream(Sequence[Example]):
     @cached_property
     def files(self) -> dict[str, str]:
         """What tells each file from others without reading all of it: names, sizes and ends; nothing of hub ids."""
-        found = {path: [(name, _ends(file)) for name, file in files.items()] for path, files in self._behind}
-        return {path: key_of(ends) for path, ends in found.items() if ends}
+        tails = {path: [(name, _ends(file)) for name, file in files.items()] for path, files in self._behind}
+        return {path: key_of(ends) for path, ends in tails.items() if ends}
 
     @cached_property
     def written(self) -> dict[str, int]:
         """When each file that has more than its ends was written, in nanoseconds."""
-        found = ((file, file.stat()) for _, files in self._behind for file in files.values())
-        return {str(file): about.st_mtime_ns for file, about in found if about.st_size > 2 * ENDS}
+        stats = ((file, file.stat()) for _, files in self._behind for file in files.values())
+        return {str(file): about.st_mtime_ns for file, about in stats if about.st_size > 2 * ENDS}
 
     @cached_property
     def _behind(self) -> list[tuple[str, dict[str, Path]]]:
@@ -159,9 +159,9 @@ class Stream(Sequence[Example]):
 
     def _finish(self, number: int) -> None:
         """All blocks of a window have come."""
-        found = self._counting.pop(number, None)
-        if found is not None:
-            self.tally.add(found)
+        counted = self._counting.pop(number, None)
+        if counted is not None:
+            self.tally.add(counted)
         self._counted = max(self._counted, number + 1)
 
     @cached_property
@@ -191,7 +191,7 @@ class StreamBatches:
 
     @property
     def per_epoch(self) -> float:
-        """Not known before all is read."""
+        """Unknown until all rows are read."""
         return math.inf
 
     def next(self) -> dict[str, Any]:
@@ -215,15 +215,15 @@ class StreamBatches:
         return place | {"content": self._content, "seed": self._seed} | about
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes to a saved position.
+        """Restores a saved position.
 
         Raises:
           DataError: the position was saved on other data or with another seed.
         """
         if (state.get("data"), state.get("seed")) != (self._stream.fingerprint, self._seed):
             raise DataError(
-                "the checkpoint was made on other data, or with another seed: the files of data.train, or what is done "
-                "with them, have changed since"
+                "the checkpoint was saved with other data or another seed: the files of data.train, or the keys "
+                "that process them, have changed since"
             )
         self._stream.compare(state.get("written", {}))
         self._epoch, self._window, self._drawn, self._count = (
@@ -233,23 +233,23 @@ class StreamBatches:
 
     def _drawn_rows(self) -> Iterator[Example]:
         while True:
-            begun, found = self._window, 0
+            begun, drawn = self._window, 0
             for number, rows, content in self._stream.windows(begun):
                 if number == begun and self._drawn and content != self._content:
                     raise DataError(
-                        "the rows at which the checkpoint was made have changed since: the files of data.train are not "
-                        "those that the run began with"
+                        "the rows at the checkpoint have changed since: the files of data.train differ from those "
+                        "at the start of the run"
                     )
                 skipped = self._drawn if number == begun else 0
                 self._window, self._drawn, self._content = number, skipped, content
                 for example in rows:
                     self._stream.fits(example)
                 order = np.random.default_rng((self._seed, self._epoch, number)).permutation(len(rows))
-                found += len(rows)
+                drawn += len(rows)
                 for place in order[skipped:]:
                     self._drawn += 1
                     yield rows[place]
-            if not found and not begun:
+            if not drawn and not begun:
                 raise DataError(
                     f"{', '.join(self._stream.paths)}: no row left to train on; {dict(self._stream.tally.filtered)}"
                 )
@@ -258,21 +258,19 @@ class StreamBatches:
 
 
 def check_streamable(sources: Sources) -> None:
-    """Refuses what only a file that is read as a whole allows.
+    """Rejects keys that a stream does not support.
 
     Raises:
       ConfigError: naming the setting.
     """
     config = sources.config
     if config.weights:
-        raise ConfigError("data.weights: rows of a stream cannot be weighed; set data.streaming=false")
+        raise ConfigError("data.weights: a stream cannot be weighted; set data.streaming=false")
     if config.limit:
-        raise ConfigError(
-            "data.limit: the rows of a stream are not known before they are read; train.steps says when to stop"
-        )
+        raise ConfigError("data.limit: not supported for a stream; set train.steps to limit training")
     if not config.validation and config.validation_fraction:
         raise ConfigError(
-            "data.validation_fraction: nothing can be split off a stream; name files in data.validation, or set it to 0"
+            "data.validation_fraction: a stream cannot be split; set data.validation, or data.validation_fraction=0"
         )
 
 

@@ -1,4 +1,4 @@
-"""Examples that lie on the disk: a choice of rows from one or several stores, read as they are asked for."""
+"""Examples on disk: a selection of rows from one or several stores, read on demand."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from jaxalign.data.examples import Example
 
 
 class Table:
-    """Several stores, one behind the other.
+    """Several stores, concatenated.
 
     Args:
       stores: at least one, see `store.Store`.
@@ -50,9 +50,9 @@ class Table:
     @cached_property
     def row_lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """(offsets [N + 1], tokens of each row)."""
-        found = [store.lists("row_lengths") for store in self.stores]
-        sizes = _joined([np.diff(offsets) for offsets, _ in found])
-        return np.concatenate([[0], np.cumsum(sizes)]), _joined([values for _, values in found])
+        lists = [store.lists("row_lengths") for store in self.stores]
+        sizes = _joined([np.diff(offsets) for offsets, _ in lists])
+        return np.concatenate([[0], np.cumsum(sizes)]), _joined([values for _, values in lists])
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -60,7 +60,7 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class Examples(Sequence[Example]):
-    """Examples on the disk, in an order of their own; one may stand in it several times.
+    """Examples on disk in a given order, which can repeat examples.
 
     Args:
       table: where they lie.
@@ -104,7 +104,7 @@ class Examples(Sequence[Example]):
 
     @property
     def counted(self) -> np.ndarray:
-        """int64 [N]: tokens that count, of all rows."""
+        """int64 [N]: tokens that contribute, of all rows."""
         return self._table.counted[self._rows].astype(np.int64)
 
     @property
@@ -147,7 +147,7 @@ def row_lengths_of(examples: Sequence[Example]) -> np.ndarray:
 
 
 def counted_of(examples: Sequence[Example]) -> np.ndarray:
-    """int64 [N]: tokens that count in all rows of each example."""
+    """int64 [N]: tokens that contribute in all rows of each example."""
     if isinstance(examples, Examples):
         return examples.counted
     return np.asarray([sum(map(sum, e.masks)) for e in examples], np.int64)

@@ -1,8 +1,8 @@
-"""A chat by the tokenizer's own template, in pieces: what is given, and the answers.
+"""Renders a chat with the tokenizer's template, split into context and answers.
 
-Templates may write a turn in another way once others follow it (leave out its reasoning, move the system turn, end the
-chat with a token of its own). So an answer is looked at as the template wrote it when it was the last turn: a chat
-becomes one row as long as what was written stays as it was, and a row for each answer from where it does not.
+Templates may write a turn in another way once others follow it (leave out its reasoning, move the system turn, end
+the chat with a token of its own). So an answer is looked at as the template wrote it when it was the last turn: a
+chat becomes one row as long as what was written stays as it was, and a row for each answer from where it does not.
 """
 
 import datetime
@@ -62,7 +62,8 @@ class ChatTemplate:
                 rows[-1] += [Piece(given[len(done) :]), piece]
             elif rows and one:
                 raise DataError(
-                    "the chat template rewrites earlier answers of a completion; expected one turn of the assistant"
+                    "the chat template rewrites earlier assistant turns of a completion; expected a single "
+                    "assistant turn"
                 )
             else:
                 rows.append([Piece(given), piece])
@@ -76,8 +77,8 @@ class ChatTemplate:
         """The tokens that end an answer, and one that calls a tool where that ends otherwise; () for none."""
         call = {"type": "function", "function": {"name": PROBE, "arguments": {}}, "id": "0" * 9}
         called = self._after_probe(Message("assistant", "", extra={"tool_calls": [call]}))
-        found = self._added.findall(self.end)[-1:] + self._specials.findall(called)[-1:]
-        return tuple(dict.fromkeys(found))
+        marks = self._added.findall(self.end)[-1:] + self._specials.findall(called)[-1:]
+        return tuple(dict.fromkeys(marks))
 
     @property
     def end(self) -> str:
@@ -93,8 +94,8 @@ class ChatTemplate:
     def _tail(self) -> tuple[str, str]:
         """(what ends an answer, what the template writes after that, which is never generated)."""
         tail = self._after_probe(Message("assistant", PROBE))
-        found = self._added.search(tail)
-        return (tail[: found.end()], tail[found.end() :]) if found else (tail, "")
+        match = self._added.search(tail)
+        return (tail[: match.end()], tail[match.end() :]) if match else (tail, "")
 
     def _after_probe(self, answer: Message) -> str:
         try:
@@ -130,7 +131,9 @@ class ChatTemplate:
             probe = Message("assistant", PROBE)
             given = self._render((*turns[:-1], probe), generation=False).partition(PROBE)[0]
             if not whole.startswith(given):
-                raise DataError("the chat template cannot write a chat that begins with an answer")
+                raise DataError(
+                    "the chat template does not support a chat that starts with an assistant turn"
+                )
         else:
             given = self._render(turns[:-1], generation=True)
         if whole.startswith(given):
@@ -140,47 +143,47 @@ class ChatTemplate:
         self._check_answer(turns[-1], given[-len(PROBE) :], answer)
         return given, answer, note
 
-    def _reopened(self, turns: Turns, asked: str, whole: str) -> tuple[str, str, str]:
+    def _reopened(self, turns: Turns, prompt_text: str, whole: str) -> tuple[str, str, str]:
         """The same where a template asks with more than it writes before a finished answer (`<think>`, say).
 
-        The model will be asked that way, so an answer goes on from there: with the reasoning that it has, or with none.
+        Generation starts from that prompt, so the answer must follow it: with its reasoning, or without.
         """
         base = self._render(turns[:-1], generation=False)
         if not whole.startswith(base):
-            return asked, self._alone(turns[-1]), ""
-        pairs = enumerate(zip(asked, whole, strict=False))
-        same = next((i for i, (a, b) in pairs if a != b), min(len(asked), len(whole)))
+            return prompt_text, self._alone(turns[-1]), ""
+        pairs = enumerate(zip(prompt_text, whole, strict=False))
+        same = next((i for i, (a, b) in pairs if a != b), min(len(prompt_text), len(whole)))
         # Not within a token: two may begin alike.
-        ends = (found.end() for found in self._specials.finditer(asked, len(base)))
+        ends = (match.end() for match in self._specials.finditer(prompt_text, len(base)))
         start = max([len(base), *(end for end in ends if end <= same)])
-        opening = asked[start:]
+        opening = prompt_text[start:]
         content = turns[-1].content.lstrip()
         if content.startswith(opening.strip()):
             content = content[len(opening.strip()) :]
             if opening.endswith("\n"):
                 content = content.removeprefix("\n")
-            return asked, content + self.end, ""
+            return prompt_text, content + self.end, ""
         tag = re.fullmatch(r"<(\w+)>\s*", opening)
         if tag is None:
             raise DataError(
-                f"the chat template asks for answers with {opening.strip()!r}, with which this one does not begin"
+                f"the chat template starts answers with {opening.strip()!r}, but this one does not start with it"
             )
         note = (
             f"answers without reasoning, which the chat template asks for: {tag[0].strip()} is closed at once"
         )
-        return asked, f"\n</{tag[1]}>\n\n{self._without_rest(whole[start:]).lstrip()}", note
+        return prompt_text, f"\n</{tag[1]}>\n\n{self._without_rest(whole[start:]).lstrip()}", note
 
     def _alone(self, answer: Message) -> str:
         """An answer as the template writes it in a chat of its own, where answering changes what stands before it."""
         user = Message("user", "1")
-        asked = self._render((user,), generation=True)
+        prompt_text = self._render((user,), generation=True)
         whole = self._render((user, answer), generation=False)
-        if not whole.startswith(asked):
+        if not whole.startswith(prompt_text):
             raise DataError(
-                "the chat template writes earlier turns otherwise once they are answered, so that no mask can be made; "
+                "the chat template changes earlier turns once they are answered, so no loss mask can be computed; "
                 "set data.template=markers"
             )
-        return self._without_rest(whole[len(asked) :])
+        return self._without_rest(whole[len(prompt_text) :])
 
     def _without_rest(self, answer: str) -> str:
         """An answer without what the template writes after its end: that opens the next turn or ends the chat."""
@@ -188,7 +191,7 @@ class ChatTemplate:
         if end and answer.endswith(end + rest):
             return answer[: len(answer) - len(rest)] if rest else answer
         bare = answer.rstrip()
-        finals = [found.end() for found in self._specials.finditer(bare)]
+        finals = [match.end() for match in self._specials.finditer(bare)]
         return bare if finals and finals[-1] == len(bare) else answer
 
     def _check_answer(self, turn: Message, given: str, answer: str) -> None:
@@ -197,7 +200,7 @@ class ChatTemplate:
             said = turn.content if name == "content" else turn.extra.get(name) or ""
             if _squeezed(said) not in whole:
                 which = "part of an answer" if name == "content" else f"the field {name!r} of an answer"
-                raise DataError(f"the chat template leaves out {which} ({said.strip()[:40]!r})")
+                raise DataError(f"the chat template drops {which} ({said.strip()[:40]!r})")
         _check_calls(turn, answer)
 
     def _check_whole(self, turns: Sequence[Message], text: str) -> None:
@@ -209,8 +212,8 @@ class ChatTemplate:
                 missing = next((name for name in names if str(name) not in text), None)
                 if missing is not None:
                     raise DataError(
-                        f"the chat template leaves out the tools that the row lists ({missing!r}); expected a template "
-                        "that takes tools, or data.ignore_columns with their column"
+                        f"the chat template drops the row's tools ({missing!r}); use a template that supports "
+                        "tools, or name their column in data.ignore_columns"
                     )
                 continue
             said = turn.content
@@ -221,9 +224,7 @@ class ChatTemplate:
             if turn.role == "tool":  # what tools gave may be written as JSON
                 forms += [json.dumps(said, ensure_ascii=ascii)[1:-1] for ascii in (True, False)]
             if not any(_squeezed(form) in squeezed for form in forms):
-                raise DataError(
-                    f"the chat template leaves out a turn of the {turn.role} ({said.strip()[:40]!r})"
-                )
+                raise DataError(f"the chat template drops a turn of the {turn.role} ({said.strip()[:40]!r})")
 
     def _rows(self, turns: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Any] | None]:
         """(messages, tools) as templates take them."""
@@ -256,8 +257,8 @@ class ChatTemplate:
         )
         if "strftime_now(" in fixed:
             raise DataError(
-                "the chat template writes today's date in a form that is not known, so a resumed run would differ; "
-                "expected strftime_now with the form as text"
+                "the chat template prints today's date in an unsupported way, so a resumed run would differ; "
+                "expected strftime_now with a literal format"
             )
         return fixed
 
@@ -268,7 +269,7 @@ class ChatTemplate:
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(
-                f"the chat template refuses the roles {[row['role'] for row in rows]}: {reason}"
+                f"the chat template rejects the roles {[row['role'] for row in rows]}: {reason}"
             ) from None
 
     def _applied(self, rows: list[dict[str, Any]], tools: list[Any] | None, generation: bool) -> str:
@@ -295,7 +296,7 @@ def _check_calls(turn: Message, text: str) -> None:
     for call in turn.extra.get("tool_calls") or ():
         name = _function(call).get("name", "")
         if str(name) not in text:
-            raise DataError(f"the chat template leaves out the calls of tools ({name!r})")
+            raise DataError(f"the chat template drops the tool calls ({name!r})")
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
@@ -310,8 +311,8 @@ def _squeezed(text: str) -> str:
 
 def _function(call: Any) -> Mapping[str, Any]:
     """Name and arguments of a call, or of a tool, with or without the wrapping of OpenAI's layout."""
-    found = call.get("function", call) if isinstance(call, Mapping) else {}
-    return found if isinstance(found, Mapping) else {}
+    function = call.get("function", call) if isinstance(call, Mapping) else {}
+    return function if isinstance(function, Mapping) else {}
 
 
 def _called(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Batches of about as many tokens each: rows of like lengths together, many short ones or few long ones."""
+"""Batches of about equal numbers of tokens: rows of similar length, many short ones or few long ones."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ UNIT = 16
 
 @dataclass(frozen=True)
 class BatchShape:
-    """One of the few shapes that batches have.
+    """One of a few batch shapes.
 
     Attributes:
       width: columns of tokens T.
       size: examples of a batch.
       batches: how many batches of an epoch have it.
-      counted: mean and standard deviation of the counted tokens of its examples.
+      counted: mean and standard deviation of the unmasked tokens of its examples.
     """
 
     width: int
@@ -33,7 +33,8 @@ class BatchShape:
 
 
 class TokenBatches:
-    """Endless batches of few shapes; the order is a function of (seed, epoch) alone. Each epoch has every example once.
+    """Endless batches of few shapes; the order is a function of (seed, epoch) alone. Each epoch has every example
+    once.
 
     An epoch is shuffled, then every example goes to the narrowest width that holds it, and batches are drawn in any
     order. What is left of a width is padded to the next one; in the last, fillers with `valid` False make it whole.
@@ -81,7 +82,7 @@ class TokenBatches:
 
     @property
     def per_epoch(self) -> int:
-        """Batches of an epoch, the same number in each."""
+        """Batches per epoch, the same in each."""
         return sum(shape.batches for shape in self.shapes)
 
     def next(self) -> Batch:
@@ -104,7 +105,7 @@ class TokenBatches:
         return {"drawn": self._drawn, **self._identity()}
 
     def restore(self, state: Mapping[str, object]) -> None:
-        """Goes to a saved position.
+        """Restores a saved position.
 
         Raises:
           DataError: the position was saved on other data, with another seed or in batches of other shapes.
@@ -129,13 +130,13 @@ class TokenBatches:
         for shape in self.shapes:
             here = np.concatenate([left, order[(lengths > narrower) & (lengths <= shape.width)]])
             narrower = shape.width
-            taken = min(len(here), shape.batches * shape.size)
-            parts = np.array_split(here[:taken], shape.batches)
-            found = [(shape, part) for part in parts]
-            left = here[taken:]
+            whole = min(len(here), shape.batches * shape.size)
+            parts = np.array_split(here[:whole], shape.batches)
+            shaped = [(shape, part) for part in parts]
+            left = here[whole:]
             if epoch == 0:
-                begun.insert(0, found.pop(0))
-            batches += found
+                begun.insert(0, shaped.pop(0))
+            batches += shaped
         return [*begun, *(batches[i] for i in random.permutation(len(batches)))]
 
 
@@ -170,7 +171,7 @@ def batch_shapes(
     if tokens < smallest * widths[-1]:
         raise ConfigError(
             f"train.batch_tokens must be at least {smallest * widths[-1]}, for {smallest} rows of {widths[-1]} "
-            f"tokens, got {tokens}; data.max_length cuts the longest rows"
+            f"tokens, got {tokens}; lower data.max_length to cut the longest rows"
         )
     for width in widths:
         size = tokens // (rows * width) // multiple * multiple

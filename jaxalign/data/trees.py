@@ -20,7 +20,7 @@ def with_whole_trees(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     first = next(chunks, None)
     if first is None:
         return
-    row = next((row for _, _, row in first.found() if isinstance(row, Mapping)), {})
+    row = next((row for _, _, row in first.numbered_rows() if isinstance(row, Mapping)), {})
     together = chain([first], chunks)
     if all(name in row for name in NEEDED):
         yield from _trees(first.path, together)
@@ -44,7 +44,7 @@ def _whole(chunks: Iterable[Chunk]) -> Iterator[tuple[str, Row | str]]:
     begun: set[Any] = set()
     name, messages = None, []
     for chunk in chunks:
-        for _, place, row in chunk.found():
+        for _, place, row in chunk.numbered_rows():
             if not isinstance(row, Mapping):
                 yield place, str(row)
                 continue

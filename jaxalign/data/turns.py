@@ -1,4 +1,4 @@
-"""Turns of chats in the ways that files write them: lists of messages, marked text, calls of tools."""
+"""Parses the turns of chats: lists of messages, marked text, tool calls."""
 
 import json
 import math
@@ -55,12 +55,12 @@ def turns_in(value: str, name: str = "") -> list[Any] | None:
     if not _JSON_OBJECTS.match(value):
         return None
     try:
-        found = json.loads(value)
+        turns = json.loads(value)
     except (ValueError, RecursionError):
         if name and _PYTHON_TURNS.match(value):
-            raise BadRow(f"field {name!r}: expected turns as JSON, got them as Python prints them") from None
+            raise BadRow(f"field {name!r}: expected turns as JSON, got a Python literal") from None
         return None
-    return found if all(isinstance(turn, Mapping) and _looks_like_turn(turn) for turn in found) else None
+    return turns if all(isinstance(turn, Mapping) and _looks_like_turn(turn) for turn in turns) else None
 
 
 def _looks_like_turn(turn: Mapping[str, Any]) -> bool:
@@ -114,10 +114,10 @@ def _turn(turn: Any, name: str, index: int, row: Fields | None) -> Message:
 
 def _one_of(turn: Mapping[str, Any], name: str, other: str, where: str) -> Any:
     """What a turn has under one of two names; under both it must be the same."""
-    found = [turn[key] for key in (name, other) if not is_empty(turn.get(key))]
-    if len(found) == 2 and found[0] != found[1]:
+    values = [turn[key] for key in (name, other) if not is_empty(turn.get(key))]
+    if len(values) == 2 and values[0] != values[1]:
         raise BadRow(f"{where}: {name!r} and {other!r} differ; expected one of them")
-    return found[0] if found else turn.get(name, turn.get(other))
+    return values[0] if values else turn.get(name, turn.get(other))
 
 
 def _check_roles(turn: Mapping[str, Any], known: str, name: str, where: str, row: Fields | None) -> None:
@@ -152,7 +152,7 @@ def _joined_parts(parts: Sequence[Any], where: str) -> str:
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
         body = part.get("text") if isinstance(part, Mapping) else part
         if kind not in ("text", "input_text", "output_text") or not isinstance(body, str):
-            raise BadRow(f"{where}: a part of type {kind!r}: only text is read")
+            raise BadRow(f"{where}: unsupported part of type {kind!r}: only text is read")
         texts.append(body)
     return "".join(texts)
 
@@ -166,15 +166,15 @@ def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
 
 def _calls_in(value: Any, where: str) -> list[dict[str, Any]]:
     """Calls that a turn of their own holds as JSON: one, or a list of them."""
-    found = from_json(value, where) if isinstance(value, str) else value
-    return [_call(call, where) for call in (found if isinstance(found, list) else [found])]
+    calls = from_json(value, where) if isinstance(value, str) else value
+    return [_call(call, where) for call in (calls if isinstance(calls, list) else [calls])]
 
 
 def _call(value: Any, where: str) -> dict[str, Any]:
     """A call in the shape that chat templates take: its arguments are an object, not JSON text."""
     function = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise BadRow(f"{where}: a call of a tool: expected an object with name and arguments")
+        raise BadRow(f"{where}: a tool call: expected an object with name and arguments")
     arguments = function.get("arguments", function.get("parameters", {}))
     named = f"{where}: arguments of the tool {function['name'][:40]!r}"
     if isinstance(arguments, str):
@@ -191,7 +191,7 @@ def from_json(value: str, where: str) -> Any:
     """JSON inside a field.
 
     Raises:
-      BadRow: it is none, is nested too deeply, or holds half a character.
+      BadRow: it is invalid, nested too deeply, or holds an unpaired surrogate.
     """
     name = where if where.startswith("field ") else f"field {where!r}"
     return _parsed(value, name, f"expected JSON, got {value[:40]!r}")
@@ -199,19 +199,17 @@ def from_json(value: str, where: str) -> Any:
 
 def _parsed(value: str, where: str, otherwise: str) -> Any:
     try:
-        found = json.loads(value)
-        if "\\ud" in value or "\\uD" in value:  # only an escape can be half a character
-            json.dumps(found, ensure_ascii=False).encode()
+        parsed = json.loads(value)
+        if "\\ud" in value or "\\uD" in value:  # only an escape can be an unpaired surrogate
+            json.dumps(parsed, ensure_ascii=False).encode()
     except RecursionError:
         raise BadRow(f"{where}: nested too deeply") from None
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
-        raise BadRow(
-            f"{where}: not valid text (\\u{half:04x} is half a character without its other half)"
-        ) from None
+        raise BadRow(f"{where}: not valid text (\\u{half:04x} is an unpaired surrogate)") from None
     except ValueError:
         raise BadRow(f"{where}: {otherwise}") from None
-    return found
+    return parsed
 
 
 def check_value(value: Any, where: str, depth: int = 0) -> None:
@@ -222,7 +220,7 @@ def check_value(value: Any, where: str, depth: int = 0) -> None:
         for part in value.values() if isinstance(value, Mapping) else value:
             check_value(part, where, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise BadRow(f"{where}: expected numbers that JSON has, got {value}")
+        raise BadRow(f"{where}: expected a finite number, got {value}")
 
 
 def transcript_turns(value: str, human: str, assistant: str) -> Turns:
@@ -286,7 +284,7 @@ def glaive_turns(value: str, name: str) -> Turns:
             turns.append(Message(_GLAIVE_ROLES[mark.group()], body))
             continue
         # Glaive writes the arguments as JSON in single quotes, which JSON itself does not know.
-        plain = re.sub(r"'(\{.*\})'", lambda found: json.dumps(found.group(1)), rest.strip(), flags=re.DOTALL)
+        plain = re.sub(r"'(\{.*\})'", lambda match: json.dumps(match.group(1)), rest.strip(), flags=re.DOTALL)
         calls = _calls_in(plain, f"field {name!r}: message {len(turns)}")
         turns.append(Message("assistant", said.strip(), extra={"tool_calls": calls}))
     return tuple(turns)
@@ -307,14 +305,16 @@ def pairs_of_turns(value: Any, name: str) -> Turns:
     return tuple(turns)
 
 
-def alternate(asked: Any, answered: Any, name: str) -> Turns:
+def alternate(questions: Any, answers: Any, name: str) -> Turns:
     """Turns of a list of questions and one of answers."""
-    for value in (asked, answered):
+    for value in (questions, answers):
         if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
             raise BadRow(f"field {name!r}: expected a list of texts, one for each turn")
-    if len(asked) != len(answered):
-        raise BadRow(f"field {name!r}: expected {len(asked)} texts, one for each turn, got {len(answered)}")
-    return pairs_of_turns(list(zip(asked, answered, strict=True)), name)
+    if len(questions) != len(answers):
+        raise BadRow(
+            f"field {name!r}: expected {len(questions)} texts, one for each turn, got {len(answers)}"
+        )
+    return pairs_of_turns(list(zip(questions, answers, strict=True)), name)
 
 
 def split_answer(turns: Turns, name: str) -> tuple[Turns, Completion]:
@@ -327,7 +327,7 @@ def check_answered(turns: Turns, name: str) -> None:
     """Raises BadRow where the last turn is not the assistant's."""
     if turns[-1].role != "assistant":
         raise BadRow(
-            f"field {name!r}: expected the last message to be the assistant's, it is the {turns[-1].role}'s"
+            f"field {name!r}: expected the last message to be the assistant's, got the {turns[-1].role}'s"
         )
 
 

@@ -1,4 +1,4 @@
-"""Processes that tokenize: chunks go out, blocks come back in the same order.
+"""Tokenizing processes: they take chunks and return blocks in the same order.
 
 They are started as programs of their own and not by `multiprocessing`: a fork is not safe beside JAX's threads, and a
 spawned process would run the user's script again. A thread for each sends it work and waits for what it gives. They
@@ -42,7 +42,7 @@ class Workers:
     """Up to `count` worker processes, started when there is work for them; a context manager.
 
     Args:
-      count: how many; 0 for one a core that this process may use, `MOST_WORKERS` at most; 1 to do the work in this
+      count: how many; 0 for one per core that this process may use, `MOST_WORKERS` at most; 1 to do the work in this
         process.
     """
 
@@ -83,7 +83,7 @@ class Workers:
             while True:
                 for recipe, chunk in itertools.islice(jobs, 2 * self.count - len(waiting)):
                     self._start(len(waiting) + 1)
-                    waiting.append(threads.submit(self._asked, self._numbered(recipe), chunk))
+                    waiting.append(threads.submit(self._made, self._numbered(recipe), chunk))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -116,7 +116,7 @@ class Workers:
             self._running.append(worker)
             self._idle.put(worker)
 
-    def _asked(self, recipe: tuple[int, bytes], chunk: Chunk) -> Block:
+    def _made(self, recipe: tuple[int, bytes], chunk: Chunk) -> Block:
         worker = self._idle.get()
         try:
             return worker.block(recipe, chunk)
@@ -124,7 +124,7 @@ class Workers:
             self._idle.put(worker)
 
     def close(self) -> None:
-        """Ends the processes; what they are at is lost. More work starts others."""
+        """Ends the processes and discards their current work. More work starts new ones."""
         _end_all(self._running)
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
@@ -154,7 +154,7 @@ class _Worker:
             )
         except OSError as error:
             raise ConfigError(
-                f"data.workers: no process can be started ({error.strerror}); set it to fewer, or to 1 for none"
+                f"data.workers: cannot start a process ({error.strerror}); set a lower number, or 1 for none"
             ) from None
         self._known: set[int] = set()
 
@@ -170,8 +170,8 @@ class _Worker:
         except (OSError, EOFError, ValueError, pickle.UnpicklingError):
             code = process.wait()
             raise DataError(
-                f"{chunk.path}: a process that tokenizes it has ended ({_ending(code)}) near row {chunk.start + 1:,}; "
-                "set data.workers to fewer, or to 1 for none"
+                f"{chunk.path}: a tokenizing process died ({_ending(code)}) near row {chunk.start + 1:,}; set "
+                "data.workers to a lower number, or to 1 for none"
             ) from None
         if isinstance(answer, Block):
             return answer

@@ -1,4 +1,4 @@
-"""Measures of trained models, one a file, and their uncertainty."""
+"""Measures of trained models, one per file, and their uncertainty."""
 
 from jaxalign.evaluation.perplexity import Perplexity, perplexity
 from jaxalign.evaluation.winrate import WinRate, win_rate

@@ -10,12 +10,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity over counted tokens.
+    """Perplexity over unmasked tokens.
 
     Attributes:
       value: exp of `nats_per_token`.
       nats_per_token: mean negative log-likelihood.
-      tokens: counted tokens.
+      tokens: unmasked tokens.
     """
 
     value: float
@@ -24,14 +24,14 @@ class Perplexity:
 
 
 def perplexity(score: Callable[[Mapping[str, Any]], Any], batches: Iterable[Mapping[str, Any]]) -> Perplexity:
-    """Perplexity over all counted tokens of all batches: one mean, whatever the batches.
+    """Perplexity over all unmasked tokens of all batches: one mean, independent of the batches.
 
     Args:
-      score: batch -> log-probs [B, T] of its tokens, nats; what lies outside the mask is not read.
+      score: batch -> log-probs [B, T] of its tokens, nats; ignored outside the mask.
       batches: each with `mask` bool [B, T], and `valid` bool [B] where filler rows may be.
 
     Raises:
-      ValueError: no token counts.
+      ValueError: no unmasked token.
     """
     total, tokens = 0.0, 0
     for batch in batches:
@@ -41,6 +41,6 @@ def perplexity(score: Callable[[Mapping[str, Any]], Any], batches: Iterable[Mapp
         total -= float(np.asarray(score(batch), np.float64)[mask].sum())
         tokens += int(mask.sum())
     if not tokens:
-        raise ValueError("expected at least one counted token")
+        raise ValueError("expected at least one token with a True mask")
     mean = total / tokens
     return Perplexity(math.exp(min(mean, 700.0)), mean, tokens)

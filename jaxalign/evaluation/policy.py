@@ -1,4 +1,4 @@
-"""Samples of a policy and what can be said of them: length, KL to a reference, perplexity."""
+"""Measures on a policy's samples: length, KL to a reference, perplexity."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +9,8 @@ import numpy as np
 from jaxalign import models
 from jaxalign.data import Example, collate_demonstrations, eval_batches, packed
 from jaxalign.evaluation.perplexity import perplexity as perplexity_of
+from jaxalign.models.composite import Model, ModelDefinition
+from jaxalign.models.layers import Params
 from jaxalign.rollout import Completions, join_rows
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.training.core.batch import TokenRows
@@ -18,17 +20,17 @@ from jaxalign.training.core.scoring import score_tokens
 Scorer = Callable[[Any, Mapping[str, Any]], np.ndarray]
 
 
-def make_scorer(definition: Any, *, temperature: float = 1.0) -> Scorer:
+def make_scorer(definition: ModelDefinition, *, temperature: float = 1.0) -> Scorer:
     """How to score batches (tokens, mask [B, T], lengths [B], perhaps valid [B]) with a model's parameters.
 
-    Rows are packed, and the vocabulary head is applied to counted tokens alone.
+    Rows are packed, and the vocabulary head is applied to unmasked tokens alone.
     """
 
     @jax.jit
-    def score(params: Any, rows: TokenRows) -> jax.Array:
+    def score(params: Params, rows: TokenRows) -> jax.Array:
         return score_tokens(models.merge(definition, params), rows, temperature=temperature).logps
 
-    def scored(params: Any, batch: Mapping[str, Any]) -> np.ndarray:
+    def scored(params: Params, batch: Mapping[str, Any]) -> np.ndarray:
         names = [name for name in ("tokens", "lengths", "mask", "valid") if name in batch]
         columns = packed({name: np.asarray(batch[name]) for name in names})
         return np.asarray(score(params, TokenRows.of(columns)))
@@ -36,22 +38,22 @@ def make_scorer(definition: Any, *, temperature: float = 1.0) -> Scorer:
     return scored
 
 
-def token_logps(score: Scorer, params: Any, rows: Rows, *, batch_size: int = 64) -> np.ndarray:
-    """float32 [N, T]: log-prob of each counted token, nats; 0 elsewhere."""
+def token_logps(score: Scorer, params: Params, rows: Rows, *, batch_size: int = 64) -> np.ndarray:
+    """float32 [N, T]: log-prob of each unmasked token, nats; 0 elsewhere."""
     count = len(rows.lengths)
     # Fillers keep the shape, so that one program serves all batches.
     done = [score(params, rows.batch(start, batch_size)) for start in range(0, count, batch_size)]
     return np.concatenate(done)[:count]
 
 
-def summed_logps(score: Scorer, params: Any, rows: Rows, *, batch_size: int = 64) -> np.ndarray:
-    """float64 [N]: summed log-prob of the counted tokens of each row, nats."""
+def summed_logps(score: Scorer, params: Params, rows: Rows, *, batch_size: int = 64) -> np.ndarray:
+    """float64 [N]: summed log-prob of the unmasked tokens of each row, nats."""
     return token_logps(score, params, rows, batch_size=batch_size).astype(np.float64).sum(1)
 
 
 def sequence_kl(
-    policy: Any,
-    reference: Any,
+    policy: Model,
+    reference: Model,
     prompts: Sequence[Sequence[int]],
     completions: Completions,
     *,
@@ -66,8 +68,8 @@ def sequence_kl(
     return ours - theirs
 
 
-def perplexity(model: Any, examples: Sequence[Example], *, batch_size: int = 64) -> float:
-    """exp of the mean negative log-likelihood a completion token, over held-out demonstrations."""
+def perplexity(model: Model, examples: Sequence[Example], *, batch_size: int = 64) -> float:
+    """exp of the mean negative log-likelihood per completion token, over held-out demonstrations."""
     definition, params = models.split(model)
     score = make_scorer(definition)
     batches = eval_batches(examples, batch_size, collate_demonstrations)

@@ -1,12 +1,12 @@
-"""How far a sampler is from the model that it stands for: what 8-bit weights or another engine change."""
+"""The gap between a sampler and its model, as caused by 8-bit weights or another engine."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
 from jaxalign import models
 from jaxalign.evaluation.policy import make_scorer, token_logps
+from jaxalign.models.composite import Model
 from jaxalign.rollout import Engine, join_rows
 from jaxalign.rollout.logp_gap import LogpGap as SamplerGap
 from jaxalign.rollout.logp_gap import logp_gap
@@ -14,7 +14,7 @@ from jaxalign.rollout.logp_gap import logp_gap
 
 def sampler_gap(
     sampler: Engine,
-    model: Any,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -29,7 +29,7 @@ def sampler_gap(
       prompts: token ids of each prompt.
       max_new_tokens: longest completion.
       key: source of all randomness.
-      num_samples: completions a prompt.
+      num_samples: completions per prompt.
 
     Raises:
       UserError: an empty prompt, or one that leaves no room in the context.

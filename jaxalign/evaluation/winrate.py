@@ -1,4 +1,4 @@
-"""How often one model's answers are preferred to another's, to the same prompts."""
+"""Win rate of one model's completions over another's, on the same prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class WinRate:
 
     Attributes:
       rate: wins, and half of the ties, as a fraction of all.
-      low, high: its interval.
+      low, high: bounds of its interval.
       wins, ties, losses: counts.
     """
 
@@ -34,23 +34,23 @@ def win_rate(
     interval: str = "wilson",
     seed: int = 0,
 ) -> WinRate:
-    """Compares two answers to each prompt by their scores.
+    """Compares two completions of each prompt by their scores.
 
     Args:
-      scores: [N], of the model's answers; larger is better.
-      baseline_scores: [N], of the other's answers to the same prompts in the same order.
+      scores: [N], of the model's completions; larger is better.
+      baseline_scores: [N], of the baseline's completions of the same prompts in the same order.
       confidence: of the interval, in (0, 1).
       interval: `wilson`, or `bootstrap` over prompts.
       seed: of the bootstrap.
 
     Raises:
-      ValueError: different lengths, no row, a score that is not a number, or an unknown interval.
+      ValueError: different lengths, no row, a NaN score, or an unknown interval.
     """
     ours, theirs = np.asarray(scores, np.float64), np.asarray(baseline_scores, np.float64)
     if ours.shape != theirs.shape or ours.ndim != 1 or ours.size == 0:
-        raise ValueError(f"expected two equally long rows of scores, got {ours.shape} and {theirs.shape}")
+        raise ValueError(f"expected two score arrays of equal length, got {ours.shape} and {theirs.shape}")
     if np.isnan(ours).any() or np.isnan(theirs).any():
-        raise ValueError("a score is not a number")
+        raise ValueError("a score is NaN")
     points = np.where(ours > theirs, 1.0, np.where(ours == theirs, 0.5, 0.0))
     if interval == "wilson":
         low, high = wilson_interval(float(points.sum()), points.size, confidence=confidence)

@@ -1,1 +1,1 @@
-"""Exports of a run's checkpoints, as the Hugging Face folders that the end of the run would have written."""
+"""Exports a run's checkpoints as the Hugging Face folders that the run would have written at its end."""

@@ -1,6 +1,7 @@
-"""Any checkpoint of any run as a folder that others load.
+"""Exports any checkpoint of any run as a Hugging Face folder.
 
-Of the checkpoint the trained leaves alone are read; beside the run folder nothing is needed but the model that the run
+Of the checkpoint the trained leaves alone are read; beside the run folder nothing is needed but the model that the
+run
 began with: its config.json and tokenizer, and where an adapter was trained its weights. No data, reward or optimizer.
 """
 
@@ -34,7 +35,7 @@ from jaxalign.training.core.scoring import CausalPolicy, ScalarPolicy
 
 @dataclass(frozen=True)
 class Exported:
-    """What was made of a checkpoint.
+    """The result of an export.
 
     Attributes:
       folder: the folder.
@@ -62,7 +63,7 @@ def export_checkpoint(
     base: str = "",
     say: Callable[[str], None] | None = None,
 ) -> Exported:
-    """Makes a Hugging Face folder of a checkpoint, whole or not at all.
+    """Exports a checkpoint as a Hugging Face folder, atomically.
 
     Args:
       run: the run folder; the run may be under way.
@@ -121,25 +122,29 @@ class Checkpoint:
         metadata = read_metadata(run)
         command = str(metadata.get("command"))
         if command not in CONFIGS:
-            raise ConfigError(f"{run}: a run of `{command}`; expected one of {', '.join(CONFIGS)}")
+            raise ConfigError(
+                f"{run}: a run of `{command}` cannot be exported; expected a run of {', '.join(CONFIGS)}"
+            )
         config = from_dict(config_class(command), metadata["config"])
         step = find_step(run, name, config.run)
-        found = origin(run, metadata, step, say, dtype or config.run.export_dtype)
+        run_origin = origin(run, metadata, step, say, dtype or config.run.export_dtype)
         source = (metadata.get("models") or {}).get("model") or {}
         if base:
             folder = model_folder(base)
             noted = {"path": exports.full_name(folder), "revision": "", "tokenizer": "", "random_init": False}
-            found = replace(found, base=noted["path"], revision="", source_dtype=folder_dtype(folder) or "")
+            run_origin = replace(
+                run_origin, base=noted["path"], revision="", source_dtype=folder_dtype(folder) or ""
+            )
             source = noted
         if not source:
             raise ConfigError(
-                f"{run}: its model was given live (or by an earlier version), so that nothing says where its "
-                f"config.json and tokenizer are; name a folder that has them: jaxalign export {run} "
+                f"{run}: the initial model was passed live (or the run is from an earlier version), so its "
+                f"config.json and tokenizer are unknown; name a folder that has them: jaxalign export {run} "
                 f"--checkpoint={step} --base=FOLDER"
             )
         if not merge and command == "tfpo" and config.dimensions:
             raise ConfigError(
-                f"--merge=false: {run}: of several doctors each has its adapter/ anyway; leave it out"
+                f"--merge=false: {run}: a run with several doctors always exports each adapter/; remove the flag"
             )
         if not merge and (command == "reward" or not config.lora.enabled):
             why = (
@@ -147,8 +152,8 @@ class Checkpoint:
                 if config.lora.enabled
                 else "it trained no adapter"
             )
-            raise ConfigError(f"--merge=false: {run}: {why}; leave it out")
-        one = Checkpoint(run.absolute(), config, found, source, merge, bool(base))
+            raise ConfigError(f"--merge=false: {run}: {why}; remove the flag")
+        one = Checkpoint(run.absolute(), config, run_origin, source, merge, bool(base))
         if command == "reward":
             gains, note = one.normalizer()
             if note:
@@ -156,7 +161,7 @@ class Checkpoint:
             one = replace(
                 one,
                 origin=replace(
-                    found, normalizer=tuple(np.ravel(gains).astype(np.float32).tolist()), note=note
+                    run_origin, normalizer=tuple(np.ravel(gains).astype(np.float32).tolist()), note=note
                 ),
             )
         return one
@@ -172,13 +177,13 @@ class Checkpoint:
     def is_there(self, folder: Path) -> bool:
         """Whether a folder holds just this export."""
         try:
-            found = json.loads((folder / RECORD_FILE).read_text())
+            record = json.loads((folder / RECORD_FILE).read_text())
         except (OSError, ValueError):
             return False
         # What `auto` comes to is known when the weights are read; the folder was made by the same rule.
-        wanted = self.origin.record(self.form, found.get("dtype", ""))
+        wanted = self.origin.record(self.form, record.get("dtype", ""))
         named = self.origin.dtype
-        return found == wanted and wanted["saved"] > 0 and named in ("auto", found["dtype"])
+        return record == wanted and wanted["saved"] > 0 and named in ("auto", record["dtype"])
 
     @property
     def form(self) -> str:
@@ -237,7 +242,7 @@ class Checkpoint:
             return local_folder(path, revision, weights=weights)
         except ModelError as error:
             raise ModelError(
-                f"{self.run}: the model that it began with is not here; name it with --base ({error})"
+                f"{self.run}: the initial model was not found; name it with --base ({error})"
             ) from None
 
     @cached_property
@@ -294,19 +299,19 @@ class Checkpoint:
                 self.check(members[0]["adapter"], adapter_shapes(config, lora))
             frozen = {"trunk": {name: leaf for name, leaf in self.base_params().items() if name != "head"}}
         pairs = np.reshape(self.origin.normalizer, (-1, 2))
-        found = []
+        scalars = []
         for trained, (gain, bias) in zip(members, pairs, strict=True):
             model, adapter = policy.parts(
                 as_jax(trained), models.with_normalizer(frozen, gain=gain, bias=bias)
             )
-            found.append(model if adapter is None else models.merge_adapter(model, adapter))
-        return found if size > 1 else found[0]
+            scalars.append(model if adapter is None else models.merge_adapter(model, adapter))
+        return scalars if size > 1 else scalars[0]
 
     def normalizer(self) -> tuple[Any, str]:
         """(gain and bias of each model [K, 2], a line where it is not what the run itself would have given).
 
-        A run sets them at its end, from all held-out scores. A checkpoint before that has the mean and deviation of the
-        scores of its own evaluation, where it was evaluated.
+        A run sets them at its end, from all held-out scores. A checkpoint before that has the mean and deviation of
+        the scores of its own evaluation, where it was evaluated.
         """
         size = self.config.ensemble.size
         raw = np.tile([1.0, 0.0], (size, 1))
@@ -348,9 +353,9 @@ class Checkpoint:
         for name in sorted(here.keys() | there.keys()):
             if here.get(name) != there.get(name):
                 raise ModelError(
-                    f"{self.run}: {name} of the checkpoint has shape {list(here.get(name, ())) or 'none'}, in "
-                    f"{self.base['path']} it has {list(there.get(name, ())) or 'none'}; name the model that the run "
-                    "began with by --base"
+                    f"{self.run}: {name} of the checkpoint has shape {list(here.get(name, ())) or 'none'}, but in "
+                    f"{self.base['path']} {list(there.get(name, ())) or 'none'}; name the run's initial model with "
+                    "--base"
                 )
 
 

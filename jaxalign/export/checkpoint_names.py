@@ -1,4 +1,4 @@
-"""Which run, and which of its checkpoints, a user means."""
+"""Resolves the names of runs and their checkpoints."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from jaxalign.errors import CheckpointError, ConfigError
 
 
 def read_metadata(run: Path) -> dict[str, Any]:
-    """What a run has noted of itself.
+    """The metadata of a run.
 
     Raises:
       ConfigError: the folder holds no run, or a damaged one.
@@ -18,9 +18,9 @@ def read_metadata(run: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except OSError:
-        raise ConfigError(f"{run}: expected a run folder, there is no {path.name} in it") from None
+        raise ConfigError(f"{run}: expected a run folder, but it has no {path.name}") from None
     except ValueError:
-        raise ConfigError(f"{path}: not valid JSON; the folder holds a damaged run") from None
+        raise ConfigError(f"{path}: not valid JSON; the run folder is damaged") from None
 
 
 def find_step(run: Path, name: str, config: Any) -> int:
@@ -33,14 +33,14 @@ def find_step(run: Path, name: str, config: Any) -> int:
     folder = run / "checkpoints"
     steps = saved_steps(folder)
     if not steps:
-        raise CheckpointError(f"{run}: it has no checkpoint yet; run.save_every makes them")
+        raise CheckpointError(f"{run}: the run has no checkpoint yet; set run.save_every to save them")
     name = name or ("best" if config.best_metric else "latest")
     if name == "latest":
         return steps[-1]
     if name == "best":
         if not config.best_metric:
             raise ConfigError(
-                f"{run}: run.best_metric was not set, so that none of its checkpoints is the best; name a step: "
+                f"{run}: run.best_metric was not set, so no checkpoint is marked best; name a step: "
                 f"{', '.join(map(str, steps))}"
             )
         best = best_step(folder, config.best_metric, config.best_mode)
@@ -55,6 +55,6 @@ def find_step(run: Path, name: str, config: Any) -> int:
         )
     if int(name) not in steps:
         raise CheckpointError(
-            f"{run}: there is no checkpoint of step {name}; steps: {', '.join(map(str, steps))}"
+            f"{run}: no checkpoint at step {name}; saved steps: {', '.join(map(str, steps))}"
         )
     return int(name)

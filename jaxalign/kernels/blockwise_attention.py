@@ -12,11 +12,13 @@ diagonal is not computed.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxalign.kernels.matmul import product
@@ -32,6 +34,12 @@ MAX_BLOCKS = 16
 TILE_BOUND = 1 << 24
 # Numbers in all tiles of a layer up to which the compiler may have them at once, and keep them for the backward pass.
 LAYER_BOUND = 1 << 23
+
+
+# The soft cap, and the dtype of the operands of products.
+Static = tuple[float, Any]
+# (queries, and what goes with them; keys, likewise) -> (what it finds of each query, sums over the queries).
+Block = Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]]
 
 
 class Where(NamedTuple):
@@ -53,7 +61,7 @@ def blockwise_attention(
     window: jax.Array | int,
     *,
     softcap: float = 0.0,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "B K T G H"]:
     """softmax(q k^T + mask) v, queries scaled before.
 
@@ -75,7 +83,14 @@ def blockwise_attention(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static, q, k, v, where, window):
+def _attention(
+    static: Static,
+    q: Float[Array, "B K T G H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
+    where: Where,
+    window: jax.Array,
+):
     return _forward(static, q, k, v, where, window)[0]
 
 
@@ -93,7 +108,12 @@ def _hidden(queries: Where, keys: Where, window: jax.Array) -> Float[Array, "B 1
     return jnp.where(seen, 0.0, NEGATIVE)[:, :, :, None, :]
 
 
-def _scores(static, q, k, hidden):
+def _scores(
+    static: Static,
+    q: Float[Array, "B K Q G H"],
+    k: Float[Array, "B K S H"],
+    hidden: Float[Array, "B 1 Q 1 S"],
+):
     """Masked scores [B, K, Q, G, S], float32, and the slope of the soft cap there (None where there is none)."""
     softcap, dtype = static
     rows, heads, queries, group, size = q.shape
@@ -110,10 +130,17 @@ def _scores(static, q, k, hidden):
     return softcap * bent + hidden, 1.0 - jnp.square(bent)
 
 
-def _forward(static, q, k, v, where, window):
+def _forward(
+    static: Static,
+    q: Float[Array, "B K T G H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
+    where: Where,
+    window: jax.Array,
+):
     group = q.shape[3]
 
-    def block(of_queries, of_keys):
+    def block(of_queries: tuple[Any, ...], of_keys: tuple[Any, ...]):
         (q, here), (k, v, there) = of_queries, of_keys
         rows, heads, queries, _, size = q.shape
         scores, _ = _scores(static, q, k, _hidden(here, there, window))
@@ -139,7 +166,7 @@ def _forward(static, q, k, v, where, window):
     return out, (q, k, v, where, window, out, top, scale)
 
 
-def _backward(static, saved, d_out):
+def _backward(static: Static, saved: tuple[Any, ...], d_out: Float[Array, "B K T G H"]):
     dtype = static[1]
     q, k, v, where, window, out, top, scale = saved
     length, group, size = q.shape[2:]
@@ -149,7 +176,7 @@ def _backward(static, saved, d_out):
     # As a product with ones: eight times faster than a sum on a CPU.
     drift = product("bktgd,do->bktgo", both, jnp.ones((size, 1)), dtype=jnp.float32)
 
-    def block(of_queries, of_keys):
+    def block(of_queries: tuple[Any, ...], of_keys: tuple[Any, ...]):
         (q, d_out, top, scale, drift, here), (k, v, there) = of_queries, of_keys
         rows, heads, queries, _, _ = q.shape
         z, r = rows * heads, queries * group
@@ -204,7 +231,7 @@ def _is_long(q: Float[Array, "B K T G H"]) -> bool:
     return rows * heads * group * length**2 // 2 > LAYER_BOUND
 
 
-def _in_turns(block, of_queries, of_keys, end: int):
+def _in_turns(block: Block, of_queries: tuple[Any, ...], of_keys: tuple[Any, ...], end: int):
     """`block(of_queries, of_keys[:end])`, in turns where the whole tile would be larger than `TILE_BOUND`.
 
     Rows of the batch come one after another then; where the tile of one is larger still, its key heads do; and
@@ -226,40 +253,40 @@ def _in_turns(block, of_queries, of_keys, end: int):
     return _some_by_some(block, of_queries, of_keys, end)
 
 
-def _one_by_one(block, arrays, end: int, axis: int, count: int):
+def _one_by_one(block: Block, arrays: tuple[Any, ...], end: int, axis: int, count: int):
     """The rows (axis 0) or heads (axis 1) of `_in_turns`."""
 
-    def one(number):
-        def part(x):  # positions and segments are those of all heads
+    def one(number: jax.Array):
+        def part(x: jax.Array):  # positions and segments are those of all heads
             return jax.lax.dynamic_slice_in_dim(x, number if x.shape[axis] > 1 else 0, 1, axis)
 
         of_queries, of_keys = jax.tree.map(part, arrays)
         return _in_turns(block, of_queries, of_keys, end)
 
-    found = jax.lax.map(one, jnp.arange(count))
-    return jax.tree.map(lambda x: jnp.moveaxis(jnp.squeeze(x, axis + 1), 0, axis), found)
+    stacked = jax.lax.map(one, jnp.arange(count))
+    return jax.tree.map(lambda x: jnp.moveaxis(jnp.squeeze(x, axis + 1), 0, axis), stacked)
 
 
-def _some_by_some(block, of_queries, of_keys, end: int):
+def _some_by_some(block: Block, of_queries: tuple[Any, ...], of_keys: tuple[Any, ...], end: int):
     """The queries of `_in_turns`, of one row and head, as many at once as the bound allows."""
     _, _, count, group, _ = of_queries[0].shape
     turns = -(-count // max(TILE_BOUND // (group * end), 1))
     size = -(-count // turns)
     seen = jax.tree.map(lambda x: x[:, :, :end], of_keys)
 
-    def cut(x):
+    def cut(x: jax.Array):
         # Zeros are of no segment, and add nothing to sums.
         whole = jnp.pad(x, [(0, (turns * size - count) * (axis == 2)) for axis in range(x.ndim)])
         return jnp.moveaxis(whole.reshape(*x.shape[:2], turns, size, *x.shape[3:]), 2, 0)
 
-    def join(x):
+    def join(x: jax.Array):
         return jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, *x.shape[4:])[:, :, :count]
 
-    def turn(sums, part):
-        found, more = block(part, seen)
-        return jax.tree.map(jnp.add, sums, more), found
+    def turn(sums: tuple[Any, ...], part: tuple[Any, ...]):
+        outputs, more = block(part, seen)
+        return jax.tree.map(jnp.add, sums, more), outputs
 
     parts = jax.tree.map(cut, of_queries)
     shapes = jax.eval_shape(lambda parts: block(jax.tree.map(lambda x: x[0], parts), seen)[1], parts)
-    sums, found = jax.lax.scan(turn, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
-    return jax.tree.map(join, found), sums
+    sums, outputs = jax.lax.scan(turn, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
+    return jax.tree.map(join, outputs), sums

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.kernels.config import KernelConfig
 
@@ -20,7 +20,7 @@ from jaxalign.kernels.config import KernelConfig
 MOST_ELEMENTS = 1 << 31
 
 
-def refusal(config: KernelConfig, device: Any) -> str:
+def refusal(config: KernelConfig, device: jax.Device) -> str:
     """Why a device cannot run a model's attention so; empty where it can."""
     version = " ".join(device.client.platform_version.split())  # it may have several lines
     if device.platform != "gpu" or "cuda" not in version:
@@ -38,7 +38,7 @@ def refusal(config: KernelConfig, device: Any) -> str:
 
 
 def refusal_of_rows(
-    device: Any, max_segments: int, *, mapped: bool = False, shape: tuple[int, ...] | None = None
+    device: jax.Device, max_segments: int, *, mapped: bool = False, shape: tuple[int, ...] | None = None
 ) -> str:
     """Why a device cannot compute such rows so; empty where it can. Arguments as of `attention.choose_attention`."""
     if mapped:
@@ -121,7 +121,7 @@ def spans(segments: Int[Array, "B T"], most: int) -> tuple[Int[Array, "B M1"], I
     first = (segments > 0) & (segments != jnp.concatenate([edge, segments[:, :-1]], axis=1))
     last = (segments > 0) & (segments != jnp.concatenate([segments[:, 1:], edge], axis=1))
 
-    def columns(flags):
+    def columns(flags: Bool[Array, " T"]):
         return jnp.nonzero(flags, size=most, fill_value=-1)[0].astype(jnp.int32)
 
     starts, ends = jax.vmap(columns)(first), jax.vmap(columns)(last)
@@ -140,6 +140,6 @@ def _packed_function() -> tuple[Any, Any] | None:
     return (function, causal) if wanted <= inspect.signature(function).parameters.keys() else None
 
 
-def _capability(device: Any) -> tuple[int, ...]:
+def _capability(device: jax.Device) -> tuple[int, ...]:
     """(9, 0) of a device whose compute capability is 9.0."""
     return tuple(int(part) for part in str(device.compute_capability).split("."))

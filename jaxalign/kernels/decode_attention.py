@@ -9,10 +9,12 @@ It is written in Pallas for Triton, which JAX 0.11.2 has and calls deprecated; w
 
 import functools
 import importlib
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxalign.kernels.config import KernelConfig
@@ -26,7 +28,7 @@ LEAST_HEADS = 16
 LEAST_PROGRAMS = 512
 
 
-def refusal(config: KernelConfig, device: Any, shape: tuple[int, ...], dtype: Any) -> str:
+def refusal(config: KernelConfig, device: jax.Device, shape: tuple[int, ...], dtype: DTypeLike) -> str:
     """Why values [B, K, S, H] of a dtype are not read by the kernel on a device; empty where they are."""
     rows, kv_heads, columns, size = shape
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:
@@ -96,13 +98,15 @@ def decode_attention(
     )(q, keys, values, first.astype(jnp.int32), last.astype(jnp.int32).reshape(1))
 
 
-def _kernel(pl, triton, group, q_ref, keys_ref, values_ref, first_ref, last_ref, out_ref) -> None:
+def _kernel(
+    pl: ModuleType, triton: ModuleType, group: int, q_ref, keys_ref, values_ref, first_ref, last_ref, out_ref
+) -> None:
     """The query heads [G, H] of a key head, filled up with nothing: an online softmax over blocks of columns."""
     first, end = first_ref[0], last_ref[0] + 1
     there = (jnp.arange(q_ref.shape[0]) < group)[:, None]
     q = triton.load(q_ref, mask=there, other=0)
 
-    def block(number, carry):
+    def block(number: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]):
         top, total, out = carry
         columns = pl.ds(number * BLOCK, BLOCK)
         scores = jnp.dot(q, keys_ref[:, columns], preferred_element_type=jnp.float32)

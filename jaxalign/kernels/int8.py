@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxalign.arrays import product_precision
@@ -40,7 +41,7 @@ class Int8:
         """What the numbers become where nothing else is asked for."""
         return self.scales.dtype
 
-    def astype(self, dtype: Any) -> jax.Array:
+    def astype(self, dtype: DTypeLike) -> jax.Array:
         """The numbers as a plain array."""
         return (self.values.astype(jnp.float32) * self.scales).astype(dtype)
 
@@ -62,7 +63,7 @@ def quantized(x: Float[Array, "..."], *, axis: int) -> Int8:
     return Int8(jnp.round(x / jnp.where(scales > 0, scales, 1)).astype(jnp.int8), scales)
 
 
-def scaled_product(x: Float[Array, "*B K"], w: Int8, *, dtype: Any) -> Float[Array, "*B M"]:
+def scaled_product(x: Float[Array, "*B K"], w: Int8, *, dtype: DTypeLike) -> Float[Array, "*B M"]:
     """x @ w in the dtype of x, for w [K, M] with a scale a column: it is applied to the sum, which is float32.
 
     `dtype` is that of the operands (`matmul.operand_dtype`): all integers of w are numbers of bfloat16 too.
@@ -72,7 +73,7 @@ def scaled_product(x: Float[Array, "*B K"], w: Int8, *, dtype: Any) -> Float[Arr
     return (out * w.scales[0]).astype(x.dtype)
 
 
-def scaled_logits(hidden: Float[Array, "*B D"], w: Int8, *, dtype: Any) -> Float[Array, "*B V"]:
+def scaled_logits(hidden: Float[Array, "*B D"], w: Int8, *, dtype: DTypeLike) -> Float[Array, "*B V"]:
     """hidden @ w.T in float32, for w [V, D] with a scale a row; `dtype` as for `scaled_product`."""
     hidden, values = _beside(hidden.astype(dtype), w.values)
     return _product("...d,vd->...v", hidden, values) * w.scales[:, 0]

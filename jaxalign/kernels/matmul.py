@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxalign.arrays import product_precision
@@ -75,7 +76,7 @@ def cached_dtype(config: KernelConfig) -> Any:
     return jnp.dtype(config.compute_dtype if matmul_implementation(config) == "compute_dtype" else "float32")
 
 
-def product(pattern: str, *operands: jax.Array, dtype: Any) -> jax.Array:
+def product(pattern: str, *operands: jax.Array, dtype: DTypeLike) -> jax.Array:
     """An einsum of operands cast to `dtype`, in float32."""
     operands = tuple(x.astype(dtype) for x in operands)
     return jnp.einsum(
@@ -96,11 +97,17 @@ def dense(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dense(implementation, x, w):
+def _dense(implementation: MatmulImplementation, x: Float[Array, "*B K"], w: Float[Array, "K M"]):
     return _multiply(x, w, x, (((x.ndim - 1,), (0,)), ((), ())), implementation)
 
 
-def _multiply(a, b, like, dimensions, implementation):
+def _multiply(
+    a: jax.Array,
+    b: jax.Array,
+    like: jax.Array,
+    dimensions: jax.lax.DotDimensionNumbers,
+    implementation: MatmulImplementation,
+):
     """One product in the implementation given, in the dtype of `like`."""
     dtype = jnp.float32 if implementation == "float32" else like.dtype
     result = like.dtype if implementation == "compute_dtype" else jnp.float32
@@ -114,11 +121,13 @@ def _multiply(a, b, like, dimensions, implementation):
     return out.astype(like.dtype)
 
 
-def _dense_forward(implementation, x, w):
+def _dense_forward(implementation: MatmulImplementation, x: Float[Array, "*B K"], w: Float[Array, "K M"]):
     return _dense(implementation, x, w), (x, w)
 
 
-def _dense_backward(implementation, saved, dy):
+def _dense_backward(
+    implementation: MatmulImplementation, saved: tuple[jax.Array, jax.Array], dy: Float[Array, "*B M"]
+):
     x, w = saved
     dy = dy.astype(x.dtype)
     last = dy.ndim - 1
@@ -126,7 +135,7 @@ def _dense_backward(implementation, saved, dy):
     rows = tuple(range(last))
     operand = jnp.float32 if implementation == "float32" else x.dtype
 
-    def over_rows(a, b):
+    def over_rows(a: jax.Array, b: jax.Array):
         dimensions = ((rows, rows), ((), ()))
         return jax.lax.dot_general(
             a.astype(operand),

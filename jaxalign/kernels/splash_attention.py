@@ -19,7 +19,7 @@ LANES = 128
 BLOCKS = (512, 256, 128)
 
 
-def refusal(config: KernelConfig, device: Any) -> str:
+def refusal(config: KernelConfig, device: jax.Device) -> str:
     """Why a device cannot run a model's attention so; empty where it can."""
     del config
     if device.platform != "tpu":
@@ -51,7 +51,9 @@ def splash_attention(
     segments = jnp.pad(segments, ((0, 0), (0, more)))
     kernel = _kernel(length + more, heads, window, softcap)
 
-    def row(q, k, v, ids):
+    def row(
+        q: Float[Array, "N T H"], k: Float[Array, "K T H"], v: Float[Array, "K T H"], ids: Int[Array, " T"]
+    ):
         from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
         return kernel(q, k, v, segment_ids=SegmentIds(q=ids, kv=ids))

@@ -33,11 +33,11 @@ class InstructionPair:
     def __post_init__(self) -> None:
         for name in ("positive", "negative"):
             if not getattr(self, name).strip():
-                raise ConfigError(f"the {name} instruction is empty; expected a text")
+                raise ConfigError(f"the {name} instruction is empty; expected text")
         if self.positive.split() == self.negative.split():
             raise ConfigError(
-                f"the positive and the negative instruction are the same ({self.positive.strip()[:60]!r}), so no "
-                "token could be told from another; expected two that differ"
+                f"the positive and the negative instruction are the same ({self.positive.strip()[:60]!r}), so "
+                "every token reward would be 0; expected two that differ"
             )
 
 
@@ -109,8 +109,8 @@ class ContrastiveFormat:
             place = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
             if place is None:
                 raise DataError(
-                    "the chat template has no system turns, and the prompt no turn of the user that an instruction "
-                    "could open"
+                    "the chat template has no system message and the prompt no user turn, so there is no place "
+                    "for an instruction"
                 )
             opened = Message("user", f"{instruction}\n\n{turns[place].content}")
             return (*turns[:place], opened, *turns[place + 1 :])
@@ -150,7 +150,7 @@ class ContrastiveFormat:
         if room < 0:
             raise DataError(
                 f"{example.source}: the completion has {longest} tokens and the instruction "
-                f"{max(map(len, heads))}, the patient's context {context}; shorten the instruction, or set "
+                f"{max(map(len, heads))}, but the patient's context is {context}; shorten the instruction, or set "
                 f"data.max_length to {max(context - max(map(len, heads)), 2)} or less"
             )
         body = plain[len(plain) - min(kept, room) :]

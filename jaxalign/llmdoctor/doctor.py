@@ -71,7 +71,7 @@ class DoctorCard:
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number that is not negative, got {value}")
+                raise ValueError(f"{name} must be non-negative and finite, got {value}")
 
 
 def save_doctor(folder: str | Path, card: DoctorCard, value_params: Mapping[str, Any]) -> Path:
@@ -90,7 +90,7 @@ def save_doctor(folder: str | Path, card: DoctorCard, value_params: Mapping[str,
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder}: there is no config.json; a doctor's card is written beside its exported model"
+            f"{folder}: no config.json; a doctor's card must be in the folder of its exported model"
         )
     host = jax.device_get(value_params)
     tensors = {f"head.{name}": np.asarray(x, np.float32) for name, x in host["head"].items()}
@@ -160,7 +160,7 @@ def doctor_folders(folder: str | Path) -> list[Path]:
             try:
                 return [place / str(name) for name in json.loads(path.read_text(encoding="utf-8"))["doctors"]]
             except (ValueError, KeyError, TypeError):
-                raise ModelError(f'{path}: expected the names of doctors, {{"doctors": [...]}}') from None
+                raise ModelError(f'{path}: expected a list of doctor names, {{"doctors": [...]}}') from None
     return [Path(folder)]
 
 
@@ -181,7 +181,7 @@ def load_value_head(folder: str | Path) -> dict[str, Any]:
         if set(params["head"]) not in ({"score"}, {"score", "hidden", "hidden_bias"}):
             raise KeyError(f"the tensors of head are {', '.join(sorted(params['head'])) or 'missing'}")
     except (SafetensorError, KeyError) as error:
-        raise ModelError(f"{path}: it is no head of log-values ({error})") from None
+        raise ModelError(f"{path}: not a log-value head ({error})") from None
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -192,9 +192,11 @@ def _beside(folder: str | Path, name: str) -> Path:
             return place / name
     several = doctor_folders(folder)
     if len(several) > 1 or several[0] != Path(folder):
-        raise ModelError(f"{folder}: it has several doctors; expected one: {', '.join(map(str, several))}")
+        raise ModelError(
+            f"{folder}: the folder has several doctors; name one: {', '.join(map(str, several))}"
+        )
     raise ModelError(
-        f"{folder}: there is no {name}; expected the run folder of a doctor (made by `jaxalign tfpo`) or its export/"
+        f"{folder}: no {name}; expected the run folder of a doctor (from `jaxalign tfpo`) or its export/"
     )
 
 

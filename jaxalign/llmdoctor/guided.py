@@ -17,7 +17,7 @@ product would count twice. Plausibility is the adaptive constraint of contrastiv
 is unbounded on tokens that its doctor never saw.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -30,10 +30,11 @@ from jaxtyping import Array, Float, Int
 from jaxalign.llmdoctor.mapped import Spoken, read, translated
 from jaxalign.masking import NEGATIVE
 from jaxalign.models import kv_cache
-from jaxalign.models.composite import Composite
+from jaxalign.models.composite import Composite, CompositeDefinition
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.lora import stack_adapters
+from jaxalign.models.stops import stopping
 from jaxalign.models.transformer import Definition, Transformer
 
 Guidance = Literal["product", "ratio"]
@@ -79,7 +80,7 @@ class ExpertDefinition:
 
 
 @dataclass(frozen=True)
-class GuidedDefinition:
+class GuidedDefinition(CompositeDefinition):
     """The static part of a guided model.
 
     Attributes:
@@ -105,8 +106,12 @@ class GuidedDefinition:
         """The model with these parameters; see `models.merge`."""
         return GuidedModel(self, params)
 
+    def with_stops(self, ids: Iterable[int]) -> "GuidedDefinition":
+        """Its patient stops at these tokens too."""
+        return replace(self, patient=stopping(self.patient, ids))
 
-class GuidedModel(Composite):
+
+class GuidedModel(Composite[GuidedDefinition]):
     """A patient and its doctors, to sample from or to score with.
 
     Attributes:
@@ -349,14 +354,14 @@ def _vocab_size(patient: Transformer, doctors: Sequence[Doctor]) -> int:
     """Tokens that can be written. Models of one family may pad their vocabularies differently: what all have."""
     sizes = {len(d.vocabulary) for d in doctors if d.vocabulary is not None}
     if len(sizes) > 1:
-        raise ValueError(f"vocabularies of doctors for one patient differ in length: {sorted(sizes)}")
+        raise ValueError(f"the vocabularies of a patient's doctors differ in size: {sorted(sizes)}")
     plain = [d.model.config.vocab_size for d in doctors if d.vocabulary is None]
     return min([patient.config.vocab_size, *sizes, *plain])
 
 
 def _checked_alpha(alpha: float) -> jax.Array:
     if not (np.isfinite(alpha) and alpha >= 0):
-        raise ValueError(f"alpha must be a number that is not negative, got {alpha}")
+        raise ValueError(f"alpha must be non-negative and finite, got {alpha}")
     return jnp.asarray(alpha, jnp.float32)
 
 
@@ -365,13 +370,13 @@ def _checked_betas(betas: Sequence[float], count: int) -> jax.Array:
     if values.shape != (count,):
         raise ValueError(f"betas: expected one for each of {count} doctors, got {list(np.ravel(betas))}")
     if not (np.isfinite(values) & (values >= 0)).all():
-        raise ValueError(f"betas must be numbers that are not negative, got {values.tolist()}")
+        raise ValueError(f"betas must be non-negative and finite, got {values.tolist()}")
     return jnp.asarray(values)
 
 
 def _floor(plausibility: float) -> jax.Array:
     if not 0 <= plausibility <= 1:
-        raise ValueError(f"plausibility must be a number from 0 to 1, got {plausibility}")
+        raise ValueError(f"plausibility must lie in [0, 1], got {plausibility}")
     return jnp.log(jnp.float32(plausibility))
 
 

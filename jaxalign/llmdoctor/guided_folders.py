@@ -38,24 +38,24 @@ OtherVocabulary = Literal["refuse", "map"]
 
 @dataclass(frozen=True, kw_only=True)
 class GuideConfig:
-    """Doctors that steer a patient.
+    """Doctors that guide a patient.
 
     Attributes:
-      doctor: folders of doctors (runs of tfpo, or their export/) that steer the model, their patient; more than one
-        as [first, second]. A run of several dimensions brings all of its doctors; one is RUN/export/NAME. All else that
-        is needed stands in their cards, doctor.json.
-      patient: the model that is steered, in place of the one that the cards name.
-      alpha: exponent of the patient's probabilities; null takes the cards'.
-      beta: exponent of each doctor's; 0 leaves the doctors out; null takes the cards'.
-      preference_weights: a weight for the dimension of every doctor, which multiplies its beta, as in
-        '{"helpfulness": 0.8, "safety": 0.2}'; empty weighs each with 1.
-      plausibility: the part of its likeliest token's probability that the patient must give a token for it to be
-        written, which keeps strong doctors from nonsense; 0 leaves all tokens.
-      guidance: product multiplies by what a doctor says; ratio by that over what it said before its training; auto
-        takes the cards'.
-      vocabulary: what to do with a doctor whose tokenizer is not the patient's: refuse it, or map tokens by the text
-        that they write; what it has no token for is left to the patient. Where they differ in added and special
-        tokens alone, nothing is refused.
+      doctor: folders of doctors (tfpo runs, or their export/) that guide the patient; list several as [first,
+        second]. A run with several dimensions adds all its doctors; RUN/export/NAME selects one. Their cards
+        (doctor.json) hold every other setting.
+      patient: the model to guide, in place of the one that the cards name.
+      alpha: exponent of the patient's probabilities; null uses the cards'.
+      beta: exponent of each doctor's probabilities; 0 disables the doctors; null uses the cards'.
+      preference_weights: weight of each doctor's dimension, which multiplies its beta, as in '{"helpfulness": 0.8,
+        "safety": 0.2}'; empty weights each by 1.
+      plausibility: minimum probability of a token under the patient, as a fraction of its most probable token's,
+        which keeps strong doctors from producing nonsense; 0 allows all tokens.
+      guidance: product multiplies by the doctor's probabilities; ratio multiplies by those divided by its initial
+        model's; auto uses the cards'.
+      vocabulary: what to do with a doctor whose tokenizer differs from the patient's: refuse it, or map tokens by
+        their text; tokens that the doctor lacks are left to the patient. Tokenizers that differ only in added and
+        special tokens are always accepted.
     """
 
     doctor: tuple[str, ...] = ()
@@ -71,9 +71,9 @@ class GuideConfig:
         weights = {f"preference_weights.{name}": value for name, value in self.preference_weights.items()}
         for name, value in {"alpha": self.alpha, "beta": self.beta, **weights}.items():
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number that is not negative, got {value}")
+                raise ValueError(f"{name} must be non-negative and finite, got {value}")
         if not 0 <= self.plausibility <= 1:
-            raise ValueError(f"plausibility must be a number from 0 to 1, got {self.plausibility}")
+            raise ValueError(f"plausibility must lie in [0, 1], got {self.plausibility}")
         given = {
             "patient": self.patient != "",
             "alpha": self.alpha is not None,
@@ -84,7 +84,7 @@ class GuideConfig:
             "vocabulary": self.vocabulary != "refuse",
         }
         for name in (name for name, there in given.items() if there and not self.doctor):
-            raise ValueError(f"{name} is for a patient with doctors; name them with --doctor=FOLDER")
+            raise ValueError(f"{name} needs doctors; name them with --doctor=FOLDER")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,16 +122,14 @@ class Doctors:
           ModelError: none is named, or it is not there.
         """
         if not self.patient:
-            raise ModelError(f"{self.named_by}: it names no patient; name it with --patient")
+            raise ModelError(f"{self.named_by}: the card names no patient; set --patient")
         try:
             folder = model_folder(self.patient)
             local_folder(folder, weights=False)
         except ModelError as error:
             if not self.named_by:
                 raise
-            raise ModelError(
-                f"{self.named_by}: its patient is not here; name it with --patient ({error})"
-            ) from None
+            raise ModelError(f"{self.named_by}: its patient was not found; set --patient ({error})") from None
         return folder
 
     def patient_tokenizer(self, folder: str) -> Any:
@@ -170,8 +168,8 @@ def read_doctors(config: GuideConfig) -> Doctors:
         first = dimensions.index(dimension)
         if first != index:
             raise ConfigError(
-                f"--doctor: {given[first]} and {given[index]} are both doctors of {dimension}; "
-                "expected one a dimension"
+                f"--doctor: {given[first]} and {given[index]} are both doctors of {dimension}; expected one per "
+                "dimension"
             )
     folders = tuple(Path(model_folder(folder)) for folder in given)
 
@@ -182,8 +180,8 @@ def read_doctors(config: GuideConfig) -> Doctors:
         for index, value in enumerate(same):
             if value != same[0]:
                 raise ConfigError(
-                    f"--doctor: {given[0]} has {name} {values[0]} in its card, {given[index]} has "
-                    f"{values[index]}; say which with --{name}"
+                    f"--doctor: {given[0]} has {name} {values[0]} in its card, {given[index]} has {values[index]}; "
+                    f"choose one with --{name}"
                 )
         return values[0]
 
@@ -217,11 +215,13 @@ def _betas(config: GuideConfig, cards: Sequence[DoctorCard]) -> tuple[float, ...
     for name in weights:
         if name not in dimensions:
             raise ConfigError(
-                f"preference_weights: no doctor of {name!r}; those given are of {', '.join(dimensions)}"
+                f"preference_weights: no doctor of {name!r}; the doctors given are of {', '.join(dimensions)}"
             )
     for name in dimensions:
         if weights and name not in weights:
-            raise ConfigError(f"preference_weights: no weight for {name}; 0 leaves its doctor out")
+            raise ConfigError(
+                f"preference_weights: no weight for {name}; set it to 0 to leave its doctor out"
+            )
     return tuple(
         (card.beta if config.beta is None else config.beta) * weights.get(card.dimension, 1.0)
         for card in cards
@@ -340,7 +340,7 @@ def _vocabulary_of(
         try:
             check_same_vocabulary(words, patient)
         except ModelError as error:
-            raise ModelError(f"{home}: {error} (--vocabulary=map goes by the text of tokens)") from None
+            raise ModelError(f"{home}: {error} (--vocabulary=map maps tokens by their text)") from None
     found = vocabulary_map(patient, words)
     if alike:
         said = f"but for added tokens its tokenizer is the patient's: {added_differences(patient, words)}"
@@ -370,8 +370,8 @@ def _check_beginning(home: Path, card: DoctorCard) -> None:
         return
     named = card.reference or card.base
     raise ModelError(
-        f"{home / 'doctor.json'}: guidance by ratio needs the model that the doctor began as, "
-        f"{f'and {named} is not here' if named else 'and names none'}; --guidance=product does without"
+        f"{home / 'doctor.json'}: guidance by ratio needs the doctor's initial model, "
+        f"{f'and {named} is not here' if named else 'and names none'}; --guidance=product does not need it"
     )
 
 

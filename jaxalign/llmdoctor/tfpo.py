@@ -92,7 +92,7 @@ class TFPOResult(TrainResult):
 
     def _only(self, name: str) -> TrainedDoctor:
         if len(self.doctors) > 1:
-            raise AttributeError(f"{name}: there are several doctors; take that of doctors[dimension]")
+            raise AttributeError(f"{name}: the run has several doctors; use doctors[dimension]")
         return next(iter(self.doctors.values()))
 
 
@@ -105,24 +105,24 @@ def train_tfpo(
     loss: Any = None,
     **live: Unpack[Live],
 ) -> TFPOResult:
-    """Trains a doctor on comparisons whose tokens a frozen patient has rewarded, or one for each of several dimensions.
+    """Trains a doctor per preference dimension, on comparisons with token rewards from a frozen patient (TFPO).
 
     Args:
-      config: see `TFPOConfig`; `dimensions` asks for several doctors.
-      patient: a live model in place of `config.patient`; needs `tokenizer`.
-      doctor: a live model to begin as, in place of `config.model`; needs `tokenizer`.
-      tokenizer: of the live models, which share it.
-      loss: a function in place of sub-trajectory balance: loss(logps[B, T], rewards[B, T], log_values[B, T+1],
+      config: see `TFPOConfig`; set `dimensions` to train several doctors.
+      patient: a live model to use in place of `config.patient`; needs `tokenizer`.
+      doctor: a live initial model for the doctor, in place of `config.model`; needs `tokenizer`.
+      tokenizer: the tokenizer that the live models share.
+      loss: function to use in place of sub-trajectory balance: loss(logps[B, T], rewards[B, T], log_values[B, T+1],
         mask[B, T], terminated=terminated[B]) -> [B].
-      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
-        `optimizer` is the policy's and the value head's, each with a state of its own.
+      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`. `optimizer` is
+        used for both policy and value head, each with its own state.
 
     Returns:
-      The run folder, final metrics (`eval/balance`, `eval/accuracy` and others over held-out pairs; of several
-        dimensions `eval/NAME/balance` and so on), the doctor, and what else a `TFPOResult` has.
+      The run folder, final metrics (`eval/balance`, `eval/accuracy` and others over held-out pairs; with
+        several dimensions, `eval/NAME/balance` and so on), the doctor, and the other fields of `TFPOResult`.
 
     Raises:
-      UserError: anything wrong with configuration, files or rows, in one line.
+      UserError: an invalid configuration, file or row; the message is one line.
     """
     for model, name in ((patient, "patient"), (doctor, "doctor")):
         if model is not None:

@@ -1,4 +1,4 @@
-"""Settings of TFPO: whom the doctor is for, where its rewards come from, and the numbers of its loss."""
+"""Configuration of TFPO: the patient, the token rewards and the loss."""
 
 import math
 import re
@@ -30,7 +30,7 @@ START_FOLDER = "start"
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What a preset decides; the fields are those of `TFPOLossConfig` and `GuidanceDefaults`."""
+    """The values that a preset sets; the fields are those of `TFPOLossConfig` and `GuidanceDefaults`."""
 
     reference_weight: float = 0.0
     pin_terminal: bool = True
@@ -68,28 +68,29 @@ class TFPOLossConfig:
     """Sub-trajectory balance and value discrimination.
 
     Attributes:
-      preset: what the fields that are null have. paper: no reference, the end pinned, the mean over pairs, guidance by
-        product. paper_literal: the paper's plain sum over pairs and its free end, with which every policy has values
-        of loss 0. tilted: the reference in the target, guidance by ratio. repo: as paper, with the numbers of a
-        third-party configuration (value_weight 1, beta 0.5; its rewards.threshold is 0.1).
-      reward_scale: eta, by which rewards are multiplied. auto: read off the gradients of the first batches, so that the
-        labels lead the step and are not buried by the rest of the loss (see `training.reward_scale`).
-      reference_weight: kappa, how much of the model that the doctor began as the target holds: it is proportional to
+      preset: values of the keys that are null. paper: no reference, end pinned, mean over pairs, guidance by product.
+        paper_literal: the paper's plain sum over pairs and unpinned end, for which every policy has log-values with
+        loss 0. tilted: reference in the target, guidance by ratio. repo: as paper, with the numbers of a third-party
+        configuration (value_weight 1, beta 0.5; that configuration also has rewards.threshold=0.1, which the preset
+        does not set).
+      reward_scale: eta, the factor on token rewards; auto derives it from the gradients of the first batches, so that
+        the labels dominate the first steps (see `llmdoctor.reward_scale`).
+      reference_weight: kappa, the weight of the doctor's initial model in the target, which is proportional to
         exp(eta * sum of rewards) * reference^kappa. null: 0, tilted 1.
-      pin_terminal: put log V = 0 after the end token, so that the flow that leaves is the reward; of responses that
-        were cut the end stays free. null: true, paper_literal false.
-      decay: lambda, in (0, 1]: a pair of states n tokens apart weighs lambda^n.
-      window: tokens between the states of a pair at most; 0 for all pairs.
-      reduction: mean over a response's pairs of states, or their sum (grows with the length squared), and then the
-        mean over responses; batch_pairs divides by the weight of all pairs in the batch. null: mean, paper_literal
+      pin_terminal: set log V = 0 after the end token, so that the outgoing flow equals the reward; completions that
+        were cut keep a free end. null: true, paper_literal false.
+      decay: lambda, in (0, 1]: a pair of states n tokens apart has weight lambda^n.
+      window: maximum number of tokens between the states of a pair; 0 uses all pairs.
+      reduction: mean (over a completion's pairs of states) or sum (which grows with the length squared), then the
+        mean over completions; batch_pairs divides by the weight of all pairs in the batch. null: mean, paper_literal
         sum.
-      margin: gamma, nats, by which the value after the preferred token is to be the larger.
-      value_weight: weight of value discrimination beside balance. null: 0.1, repo 1.
-      equal_depth_pairs: beside the tokens where two responses part also compare values at so many equal depths after
-        it, where the chosen token has a positive and the rejected token a negative reward (their prefixes differ);
-        0 for none.
-      value_ramp: rho, nats a token, by which log V falls along a response at the start; it is learned. null:
-        (1 - kappa) * the mean -log pi of the responses, so that training begins near balance.
+      margin: gamma, in nats: the margin by which the value after the chosen token should be larger.
+      value_weight: weight of value discrimination relative to the balance loss. null: 0.1, repo 1.
+      equal_depth_pairs: number of additional value comparisons per pair, at equal depths after the two completions
+        diverge, where the chosen token has a positive and the rejected token a negative reward (their prefixes
+        differ); 0 uses none.
+      value_ramp: rho, in nats per token: the initial slope by which log V falls along a completion; it is learned.
+        null: (1 - kappa) * the mean -log pi of the completions, so that training starts near balance.
     """
 
     preset: PresetName = "paper"
@@ -115,7 +116,7 @@ class TFPOLossConfig:
         ):
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not 0 <= value < math.inf:
-                raise ValueError(f"loss.{name} must not be negative (nor infinite), got {value}")
+                raise ValueError(f"loss.{name} must be non-negative and finite, got {value}")
         if not 0 < self.decay <= 1:
             raise ValueError(f"loss.decay must lie in (0, 1], got {self.decay}")
         if self.value_ramp is not None and not math.isfinite(self.value_ramp):
@@ -135,12 +136,12 @@ class TFPOLossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceDefaults:
-    """How the trained doctor guides where nothing else is asked for; written into its card.
+    """How the trained doctor guides by default; written into its card.
 
     Attributes:
-      form: product or ratio (to what the doctor began as). null: product, tilted ratio.
-      alpha: exponent of the patient.
-      beta: exponent of the doctor. null: 1, repo 0.5.
+      form: product, or ratio (to the doctor's initial model). null: product, tilted ratio.
+      alpha: exponent of the patient's probabilities.
+      beta: exponent of the doctor's probabilities. null: 1, repo 0.5.
     """
 
     form: Guidance | None = None
@@ -151,7 +152,7 @@ class GuidanceDefaults:
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"guidance.{name} must not be negative (nor infinite), got {value}")
+                raise ValueError(f"guidance.{name} must be non-negative and finite, got {value}")
 
     def resolved(self, preset: PresetName) -> dict[str, Any]:
         """guidance, alpha and beta of a `DoctorCard`."""
@@ -168,9 +169,10 @@ class PatientSource(ModelSource):
     """Where the patient comes from.
 
     Attributes:
-      param_dtype: dtype the parameters are kept in; auto takes bfloat16 on a GPU or TPU, whatever the files have, as
-        nothing learns, and float32 on a CPU.
-      weights: same, or int8: rounded to 8 bits as they are read, one after the other, while it scores both faces.
+      param_dtype: dtype in which parameters are stored; auto uses bfloat16 on a GPU or TPU, regardless of the files'
+        dtype (the patient is never trained), and float32 on a CPU.
+      weights: same, or int8: round weights to 8 bits, one at a time as they are read, while the patient scores the
+        tokens.
     """
 
     param_dtype: ParamDtype = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -183,25 +185,26 @@ class TFPOConfig:
 
     Attributes:
       run: folder, seed, device, and how often to log, evaluate and save.
-      patient: the frozen model that gives the token rewards, and that the doctor will guide.
-      model: what the doctor begins as, a model of the patient's vocabulary; an empty path takes the patient.
-      rewards: how the patient's two faces become token rewards.
+      patient: the frozen model whose log-probs give the token rewards, and which the doctor will guide.
+      model: the doctor's initial model, with the patient's vocabulary; an empty path uses the patient.
+      rewards: how the patient's log-probs under two instructions become token rewards.
       data: comparisons.
-      dimensions: several dimensions of preference from one run, a doctor (a LoRA adapter on one base) each: the label
-        of the data (data.dimension) that each learns from, as in '{"helpfulness": "better", "safety": "safer"}', or,
-        where all learn from data.dimension, a list of names. It takes the place of rewards.dimension and,
-        with labels, of data.dimension; instructions that are not shipped stand in rewards.instructions. Empty for one
-        dimension.
-      loss: the preset, and its numbers.
-      head: the head of log-values (an init_std of 0 starts it at zero).
-      head_learning_rate: peak learning rate of that head, which starts from nothing, on the optimizer's schedule and
-        clipped by itself; 0 takes optimizer.learning_rate.
-      on_identical: skip and count comparisons whose two responses are the same tokens, or stop at the first.
-      train: batches and length.
-      optimizer: AdamW and its schedule.
+      dimensions: several preference dimensions in one run, one doctor (a LoRA adapter on a shared base) each: either
+        a mapping to the data's label (data.dimension) that each learns from, as in '{"helpfulness": "better",
+        "safety": "safer"}', or a list of names that all learn from data.dimension. Replaces rewards.dimension and,
+        for a mapping, data.dimension; dimensions without shipped instructions need rewards.instructions. Empty trains
+        one dimension.
+      loss: the preset, and the values that replace its own.
+      head: the head of log-values (init_std=0 starts it at zero).
+      head_learning_rate: peak learning rate of the log-value head, which starts untrained, follows the optimizer's
+        schedule and is clipped separately; 0 uses optimizer.learning_rate.
+      on_identical: what to do with a comparison whose two completions have the same tokens: skip and count it, or
+        stop at the first.
+      train: batches and length of training.
+      optimizer: the optimizer and its schedule.
       lora: train an adapter instead of all weights.
-      mesh: devices by axis.
-      sampling: how the doctor's samples in samples.jsonl are drawn.
+      mesh: number of devices along each mesh axis.
+      sampling: how to sample the doctor's completions in samples.jsonl.
       guidance: how the doctor guides by default.
     """
 
@@ -225,11 +228,11 @@ class TFPOConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.head_learning_rate < math.inf:
             raise ValueError(
-                f"head_learning_rate must not be negative (nor infinite), got {self.head_learning_rate}"
+                f"head_learning_rate must be non-negative and finite, got {self.head_learning_rate}"
             )
         named = set(self.labels) if self.dimensions else {self.rewards.dimension}
         for name in sorted(self.rewards.instructions.keys() - named):
-            raise ValueError(f"rewards.instructions.{name}: this run has no dimension of that name")
+            raise ValueError(f"rewards.instructions.{name}: this run has no such dimension")
         if self.dimensions:
             self._check_dimensions()
 
@@ -257,12 +260,12 @@ class TFPOConfig:
     def _check_dimensions(self) -> None:
         known = typing.get_args(typing.get_type_hints(DataConfig)["dimension"])
         if len(self.labels) < len(self.dimensions):
-            raise ValueError(f"dimensions: a name is there twice in {', '.join(self.dimensions)}")
+            raise ValueError(f"dimensions: a name occurs twice in {', '.join(self.dimensions)}")
         for name, label in self.labels.items():
             if not re.fullmatch(r"\w[\w.-]*", name) or name == START_FOLDER:
                 raise ValueError(
                     f"dimensions: {name!r} cannot name a doctor's folder; expected letters, digits, _ . - "
-                    f"(but not {START_FOLDER}, which is another folder's)"
+                    f"(but not {START_FOLDER}, which is reserved)"
                 )
             if label not in known:
                 raise ValueError(f"dimensions.{name}: no label {label!r}; expected {' or '.join(known)}")
@@ -273,12 +276,14 @@ class TFPOConfig:
                 )
         if self.rewards.positive:
             raise ValueError(
-                "rewards.positive is of one dimension; with dimensions, rewards.instructions has both by name"
+                "rewards.positive sets one dimension's instruction; with dimensions, set rewards.instructions by name"
             )
         if not self.lora.enabled:
-            raise ValueError("dimensions: several doctors share one base, as adapters; set lora.enabled=true")
+            raise ValueError(
+                "dimensions: several doctors are adapters on one base model; set lora.enabled=true"
+            )
         if self.train.batch_tokens:
             raise ValueError(
-                "train.batch_tokens: the batches of several dimensions are as large as each other; set "
-                "train.batch_size (train.packing=true also makes little of padding)"
+                "train.batch_tokens cannot be combined with dimensions, whose batches must have equal sizes; set "
+                "train.batch_size (train.packing=true also reduces padding)"
             )

@@ -175,7 +175,7 @@ def _comparisons(
     check_identical(data.counts, config, run)
     ended = ended_fraction(data, end)
     if config.loss.resolved().pin_terminal and not ended:
-        run.warn("no response ends with an end token, so that no end is pinned (see loss.pin_terminal)")
+        run.warn("no completion ends with an end token, so loss.pin_terminal has no effect")
     run.add_metadata(data=data.summary(), ended_fraction=ended)
     return data
 
@@ -190,8 +190,9 @@ def _check_labels(datasets: Mapping[str, Dataset]) -> None:
     for label in others:
         if datasets[label].files == datasets[first].files:
             raise ConfigError(
-                f"dimensions: by the labels {first} and {label} the data give the same comparisons, as if they held "
-                "one label; a list of names takes that for all: --dimensions='[first, second]'"
+                f"dimensions: the labels {first} and {label} give the same comparisons, so the data seem to have "
+                "only one label; to use it for all dimensions, pass a list of names: --dimensions='[first, "
+                "second]'"
             )
 
 

@@ -81,7 +81,7 @@ class DoctorPatientPair:
         for section, live in (("patient", patient), ("model", doctor)):
             if live is not None:
                 size = weights_text(live.config, live.params)
-                run.tell(section, f"given live ({live.config.family}, {size})")
+                run.tell(section, f"passed live ({live.config.family}, {size})")
         placed = {id(live): setup.place_model(live, mesh) for live in (patient, doctor) if live is not None}
         patient, doctor = placed.get(id(patient)), placed.get(id(doctor))
         if doctor is None:
@@ -187,11 +187,11 @@ def check_identical(counts: Counts, config: TFPOConfig, run: Run) -> None:
     number = sum(rows for reason, rows in counts.filtered.items() if reason.startswith(EQUAL))
     if number and config.on_identical == "stop":
         raise DataError(
-            f"{number} comparisons have two equal responses (as they are, or cut to data.max_length); mend the data or "
-            "set on_identical=skip"
+            f"{number} comparisons have two equal completions (in full, or when cut to data.max_length); fix the "
+            "data or set on_identical=skip"
         )
     if number:
-        run.warn(f"{number} comparisons left out, whose two responses are the same tokens")
+        run.warn(f"{number} comparisons skipped, as their two completions have the same tokens")
 
 
 def completion_end(chat: ChatFormat) -> tuple[int, ...]:

@@ -141,7 +141,7 @@ def common_steps(dimensions: Sequence[Dimension]) -> int:
     if len(set(totals.values())) > 1:
         told = ", ".join(f"{name} {steps:,}" for name, steps in totals.items())
         raise ConfigError(
-            f"train.epochs: the dimensions have different numbers of pairs, and would take different numbers of "
-            f"steps ({told}); set train.steps"
+            f"train.epochs: the dimensions have different numbers of pairs, and so of steps ({told}); set "
+            "train.steps"
         )
     return next(iter(totals.values()))

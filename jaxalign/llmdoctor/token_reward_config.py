@@ -1,4 +1,4 @@
-"""How token rewards are made: settings."""
+"""Configuration of token rewards."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -11,32 +11,33 @@ Placement = Literal["importance", "shuffled", "even", "labels"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRewardConfig:
-    """How a patient's log-probs under two instructions become rewards of tokens.
+    """How a patient's log-probs under two instructions become token rewards.
 
     Attributes:
-      dimension: what the preferences are about: helpfulness, safety or truthfulness, whose instructions are shipped, or
-        any name where positive and negative say them.
-      positive: instruction to show the quality; empty takes that of the dimension.
-      negative: instruction to lack it; both are set, or none.
-      instructions: both by name, for dimensions of your own: {"brevity": ["Be brief.", "Ramble on."]}.
-      temperature: tau in S = tanh(D / (mean D + epsilon) / tau), with D = |difference of log-probs|; the larger, the
-        smaller all importances S.
+      dimension: what the preferences are about: helpfulness, safety or truthfulness, which have shipped instructions,
+        or any name with `positive` and `negative` set.
+      positive: instruction to show the quality; empty uses the dimension's.
+      negative: instruction to lack the quality; set both or neither.
+      instructions: positive and negative instruction by name, for your own dimensions: {"brevity": ["Be brief.",
+        "Ramble on."]}.
+      temperature: tau in S = tanh(D / (mean D + epsilon) / tau), with D = |difference of log-probs|; a larger tau
+        makes every importance S smaller.
       epsilon: nats added to the mean.
-      threshold: a token has a reward where S is larger; 0.1 keeps most tokens, 0.5 about half.
-      quantile: share of all tokens of the training responses that have a reward, the largest S; 0 goes by threshold.
-      min_mean_delta: nats; responses whose mean D is smaller have no rewards. S alone cannot tell a large difference
-        from noise, as it is relative to the response's mean.
-      signed: a token has a reward only where the faces' difference agrees with the label: in the preferred response
-        where the positive instruction makes it likelier, in the other where the negative one does. An ablation;
-        otherwise the sign of the difference does not count.
-      placement: importance leaves rewards where they are. The others are controls, which say whether it matters where
-        they are: shuffled deals a response's rewards out to its tokens at random, even spreads their sum over all of
-        its tokens, labels gives every response the same sum (that of the mean training response), spread evenly, so
-        that nothing is left of the faces.
-      batch_size: pairs scored at once, four rows each.
-      folder: where log-probs and rewards are kept, to be shared by runs; empty takes the run's folder.
-      on_zero: where both responses of a pair have no reward at all: stop (at a training set without any reward;
-        single pairs stay), or skip (such pairs are left out of the loss). Their number is reported.
+      threshold: only tokens with S above this get a reward; 0.1 keeps most tokens, 0.5 about half.
+      quantile: fraction of all training tokens to reward, those with the largest S; 0 uses `threshold`.
+      min_mean_delta: minimum mean D of a completion, in nats, for it to get rewards. S is relative to that mean, so
+        it cannot tell a large difference from noise.
+      signed: reward a token only if the difference agrees with the label: in the chosen completion, where the
+        positive instruction makes it likelier; in the rejected one, where the negative instruction does. An ablation;
+        by default the sign of the difference is ignored.
+      placement: importance keeps rewards where they are. The others are controls that test whether the placement
+        matters: shuffled permutes the rewards of a completion at random, even spreads their sum over all its tokens,
+        labels gives every completion the same sum (that of the mean training completion), spread evenly, so that only
+        the labels remain.
+      batch_size: pairs to score at once, four rows each.
+      folder: folder for log-probs and rewards, which several runs can share; empty uses the run folder.
+      on_zero: what to do when neither completion of a pair has a reward: stop (only if no training pair has one;
+        single pairs stay) or skip (leave such pairs out of the loss). The number of such pairs is reported.
     """
 
     dimension: str = "helpfulness"
@@ -60,7 +61,7 @@ class TokenRewardConfig:
         object.__setattr__(self, "instructions", {n: tuple(pair) for n, pair in self.instructions.items()})
         if self.positive and self.dimension in self.instructions:
             raise ValueError(
-                f"rewards.instructions.{self.dimension} and rewards.positive: choose one; both instruct it"
+                f"rewards.instructions.{self.dimension} and rewards.positive: choose one; both set its instructions"
             )
         if not self.positive and self.dimension not in INSTRUCTION_PAIRS | self.instructions:
             raise ValueError(

@@ -188,7 +188,7 @@ class FaceScorer:
         if bad.size:
             pair = int(np.searchsorted(part.scores.offsets, bad[0], side="right") - 1) // 2
             raise ModelError(
-                f"{part.examples[pair].source}: the patient gives this row log-probs that are no numbers; try "
+                f"{part.examples[pair].source}: the patient's log-probs of this row are not finite; try "
                 "patient.compute_dtype=float32"
             )
 

@@ -148,10 +148,10 @@ def read_scores(path: Path, expected: FaceScores, *, first: int) -> FaceScores:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: these token log-probs cannot be read ({reason}); delete the file to compute them anew"
+            f"{path}: cannot read the token log-probs ({reason}); delete the file to recompute them"
         ) from error
     if not same:
-        raise CheckpointError(f"{path}: it holds other responses; delete the file to compute it anew")
+        raise CheckpointError(f"{path}: the file holds other completions; delete it to recompute them")
     return replace(expected, positive_logps=positive, negative_logps=negative, cut=cut)
 
 

@@ -41,7 +41,7 @@ class TokenRewardTable:
         mask, ids = np.asarray(batch["mask"]), np.asarray(batch["row_ids"])
         places = split.scores.places(ids)
         if not np.array_equal(np.asarray(batch["tokens"])[mask], split.scores.token_ids[places]):
-            raise ValueError("the batch does not hold the responses that the token rewards are of")
+            raise ValueError("the batch's completions are not those of the token rewards")
         rewards = np.zeros(mask.shape, np.float32)
         rewards[mask] = split.rewards[places]
         result = {**batch, "rewards": rewards}

@@ -213,24 +213,26 @@ def _check(table: TokenRewardTable, wanted: Wanted) -> None:
     if facts["zero_rows"] == facts["rows"]:
         view = f"; {Path(facts['rewards_folder']).parent / wanted.view} shows them"
         raise ConfigError(
-            f"rewards ({config.dimension}): no token of the {facts['rows']} training pairs has a reward: the faces "
-            f"differ by {facts['mean_delta']:.3g} nats a token on average, importance had to exceed "
-            f"{facts['threshold']:.3g}, {facts['floored_responses']} responses lie below rewards.min_mean_delta="
-            f"{config.min_mean_delta:g}; lower these, or take instructions that differ more, or a patient that "
-            f"follows them{view if facts['rewards_folder'] else ''}"
+            f"rewards ({config.dimension}): no token of the {facts['rows']} training pairs has a reward: under the "
+            f"two instructions log-probs differ by {facts['mean_delta']:.3g} nats per token on average, importance "
+            f"must exceed {facts['threshold']:.3g}, {facts['floored_responses']} completions are below "
+            f"rewards.min_mean_delta={config.min_mean_delta:g}; lower these, or use instructions that differ more "
+            f"or a patient that follows them{view if facts['rewards_folder'] else ''}"
         )
 
 
 def _tell(facts: Mapping[str, Any], run: Run) -> None:
     run.info(
         f"token rewards: {facts['kept_fraction']:.1%} of {facts['tokens']} tokens, {facts['zero_rows']} of "
-        f"{facts['rows']} pairs without any; the faces differ by {facts['mean_delta']:.3g} nats a token"
+        f"{facts['rows']} pairs without any; under the two instructions log-probs differ by "
+        f"{facts['mean_delta']:.3g} nats per token"
     )
     if facts["agreement_low"] <= 0.5:
         run.warn(
-            "token rewards may be noise: the positive instruction, against the negative one, raises the preferred "
-            f"response more in {facts['agreement']:.1%} of the pairs (95% interval {facts['agreement_low']:.1%} to "
-            f"{facts['agreement_high']:.1%}), no better than chance; does the patient follow instructions?"
+            "token rewards may be noise: compared with the negative instruction, the positive one raises the "
+            f"chosen completion more in {facts['agreement']:.1%} of the pairs (95% interval "
+            f"{facts['agreement_low']:.1%} to {facts['agreement_high']:.1%}), no better than chance; does the "
+            "patient follow instructions?"
         )
 
 
@@ -369,7 +371,7 @@ def view_table(
         subtitle=f"the first {len(pairs)} of {facts['rows']} training pairs",
         notes=(
             f"{facts['kept_fraction']:.1%} of all tokens have a reward (importance above {facts['threshold']:.3g}); "
-            f"the faces differ by {facts['mean_delta']:.3g} nats a token. The positive instruction raises the "
-            f"preferred response more in {facts['agreement']:.1%} of the pairs; 50% would be chance.",
+            f"log-probs differ by {facts['mean_delta']:.3g} nats per token. The positive instruction raises the "
+            f"chosen completion more in {facts['agreement']:.1%} of the pairs; 50% is chance.",
         ),
     )

@@ -67,7 +67,7 @@ def write_token_view(
     legend = (
         "<p class=dim><span class=tokens><span class=plus style='--s:.9'>green and bold</span></span>: a positive "
         "reward; <span class=tokens><span class=minus style='--s:.9'>red and underlined</span></span>: a negative "
-        "one; plain: none. The stronger the mark, the larger the reward. Point at a token for its numbers.</p>"
+        "one; plain: none. Stronger marks are larger rewards. Hover over a token for its numbers.</p>"
     )
     body = [f"<h1>{html.escape(title)}</h1><p class=dim>{html.escape(subtitle)}</p>"]
     body += [f"<p class=dim>{html.escape(note)}</p>" for note in notes]
@@ -107,7 +107,10 @@ def _facts(side: ResponseView) -> str:
     count = len(side.rewards)
     gaps = [abs(p - n) for p, n in zip(side.positive_logps, side.negative_logps, strict=True)]
     rewarded = sum(reward != 0 for reward in side.rewards)
-    return f"{rewarded} of {count} tokens rewarded; the faces differ by {sum(gaps) / max(count, 1):.3g} nats a token"
+    return (
+        f"{rewarded} of {count} tokens rewarded; the log-probs differ by {sum(gaps) / max(count, 1):.3g} nats "
+        "per token"
+    )
 
 
 def _tokens(side: ResponseView) -> str:

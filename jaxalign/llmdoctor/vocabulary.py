@@ -62,8 +62,8 @@ def check_same_vocabulary(first: Any, second: Any, names: tuple[str, str] = ("do
         for words, name in zip((one, other), names, strict=True)
     ]
     raise ModelError(
-        f"the tokenizers of {names[0]} and {names[1]} differ: {len(one)} and {len(other)} tokens; the first that "
-        f"differs is id {token}, {shown[0]} and {shown[1]}"
+        f"the tokenizers of {names[0]} and {names[1]} differ: {len(one)} and {len(other)} tokens; the first "
+        f"difference is at id {token}, {shown[0]} and {shown[1]}"
     )
 
 

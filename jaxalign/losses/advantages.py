@@ -19,22 +19,22 @@ def generalized_advantage_estimation(
     lam: Scalar,
     bootstrap_values: Float[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Generalized advantage estimation over the counted tokens of each row.
+    """Generalized advantage estimation over the unmasked tokens of each row.
 
     delta_t = r_t + gamma * V(next) - V_t
     A_t = delta_t + gamma * lam * A(next);  returns = A + V
 
-    "next" is the next *counted* token: masked steps inside a row (tool tokens) are
+    "next" is the next *unmasked* token: masked steps inside a row (tool tokens) are
     skipped and carried over. For contiguous rows this equals setting the values after
     the end to 0.
 
     Args:
       rewards: reward of each token.
       values: `values[t]` is the value of the state before token t.
-      mask: tokens that count.
+      mask: tokens that contribute.
       gamma: discount a token, in [0, 1].
       lam: lambda, in [0, 1].
-      bootstrap_values: value of what follows the last counted token; 0 for None.
+      bootstrap_values: value of the state after the last unmasked token; None is 0.
 
     Returns:
       (advantages, returns), float32, 0 where masked, no gradient to anything.
@@ -81,21 +81,21 @@ def whiten(
     mean: Scalar | None = None,
     variance: Scalar | None = None,
 ) -> Float[Array, "..."]:
-    """Scales x to variance 1 over the counted slots (and to mean 0).
+    """Scales x to variance 1 over the unmasked entries (and to mean 0).
 
     y = (x - mean) / sqrt(var + 1e-8);  with shift_mean=False the mean is added back
 
     Args:
       x: values of the whole batch; statistics are over all of it. The only argument with a gradient,
         which goes through the statistics too.
-      mask: slots that count; None for all.
-      shift_mean: take the mean away.
+      mask: entries that contribute; None for all.
+      shift_mean: subtract the mean.
       unbiased: divide by n - 1 (TRL, verl) rather than by n (OpenAI, OpenRLHF).
       mean, variance: those of the whole batch, where x is a part of it; None for those of x.
 
     Returns:
-      float32, the same shape; 0 where masked, and where all counted values are equal (but for a mean
-      added back). With fewer than two counted slots the variance is taken as 0.
+      float32, the same shape; 0 where masked, and where all unmasked values are equal (but for a mean
+      added back). With fewer than two unmasked entries the variance is taken as 0.
 
     Raises:
       AssertionError: shapes differ.
@@ -122,7 +122,7 @@ def global_batch_advantages(
     mean: Scalar | None = None,
     std: Scalar | None = None,
 ) -> Float[Array, "..."]:
-    """Rewards normalised over all of the batch.
+    """Rewards normalized over the whole batch.
 
     A = (r - mean) / (std + epsilon)
 
@@ -131,12 +131,12 @@ def global_batch_advantages(
 
     Args:
       rewards: any shape, usually [B].
-      mask: rewards that count; None for all.
+      mask: rewards that contribute; None for all.
       epsilon: added to the standard deviation, in units of the reward; not negative.
       mean, std: those of the whole batch, where rewards are a part of it; None for those of rewards.
 
     Returns:
-      float32, the same shape, no gradient; 0 where masked, and where all counted rewards are equal.
+      float32, the same shape, no gradient; 0 where masked, and where all unmasked rewards are equal.
 
     Raises:
       AssertionError: shapes differ.
@@ -165,7 +165,7 @@ def remax_advantages(
     Args:
       rewards: of the sampled completions.
       greedy_rewards: of each row's prompt, completed at temperature 0.
-      mask: rows that count; None for all.
+      mask: rows that contribute; None for all.
 
     Returns:
       float32, no gradient; 0 where masked.
@@ -195,19 +195,19 @@ def reinforce_plus_plus_advantages(
     mean: Scalar | None = None,
     variance: Scalar | None = None,
 ) -> Float[Array, "B T"]:
-    """REINFORCE++: the reward less the KL still to come, whitened over all tokens of the global batch.
+    """REINFORCE++: the reward minus the KL of the remaining tokens, whitened over all tokens of the global batch.
 
     kl_t = old_logps_t - ref_logps_t                 (k1 of `kl_penalty`)
-    r_t = -beta * kl_t, plus the row's reward at its last counted token
+    r_t = -beta * kl_t, plus the row's reward at its last unmasked token
     G_t = r_t + gamma * G(next);  A = `whiten`(G)
 
     With gamma = 1, G_t = reward - beta * sum_{i >= t} kl_i. Masked steps inside a row are skipped.
 
     Args:
-      rewards: one a row.
+      rewards: one per row.
       old_logps: log-probs under the policy that sampled, nats.
       ref_logps: under the frozen reference.
-      mask: tokens that count.
+      mask: tokens that contribute.
       beta: weight of the KL, not negative.
       gamma: discount a token, in [0, 1].
       normalize: whiten; without it the result is G, whose mean and variance over the global batch are
@@ -221,7 +221,7 @@ def reinforce_plus_plus_advantages(
       AssertionError: shapes differ.
       ValueError: a concrete hyper-parameter out of range.
 
-    Source: arXiv:2501.03262. Its baseline form, for several completions a prompt, is
+    Source: arXiv:2501.03262. Its baseline form, for several completions per prompt, is
     `reinforce_plus_plus_baseline_advantages`.
     """
     check_range("beta", beta, 0.0)

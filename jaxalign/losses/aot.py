@@ -1,4 +1,4 @@
-"""AOT: alignment of whole distributions, by comparing rows of one rank."""
+"""AOT: alignment of whole distributions, by comparing rows of equal rank."""
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def aot_unpaired_loss(
     matched_rejected: Float[Array, " B"] | None = None,
     matched_chosen: Float[Array, " B"] | None = None,
 ) -> Float[Array, " B"]:
-    """Alignment via optimal transport where chosen and rejected completions need not share a prompt.
+    """Alignment via optimal transport for chosen and rejected completions of different prompts: one loss per row.
 
     c, r = policy - ref of the chosen and of the rejected completion of a row
     f(m) = -(1 - s) * log_sigmoid(beta * m) - s * log_sigmoid(-beta * m)
@@ -118,12 +118,12 @@ def aot_unpaired_loss(
 
 
 def rank_matched(values: Float[Array, " B"], targets: Float[Array, " B"]) -> Float[Array, " B"]:
-    """For each value the target of the same rank: the optimal transport of one sample onto another.
+    """The target of the same rank for each value: the optimal transport of one sample onto another.
 
     matched_i = sorted(targets)[rank of values_i],  ties in the order of the rows
 
     Args:
-      values, targets: one a row, of the whole batch.
+      values, targets: one per row, of the whole batch.
 
     Returns:
       float32, without gradient.

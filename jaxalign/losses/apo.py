@@ -1,4 +1,4 @@
-"""APO: anchored preference optimization, of pairs and of labelled completions."""
+"""APO: anchored preference optimization, of pairs and of labeled completions."""
 
 import jax
 from jaxtyping import Array, Bool, Float
@@ -16,7 +16,7 @@ def apo_zero_loss(
     *,
     beta: Scalar,
 ) -> Float[Array, " B"]:
-    """Chosen up, rejected down: for pairs whose chosen completion is better than what the policy writes.
+    """APO-zero: raises chosen, lowers rejected; for pairs whose chosen completion beats the policy's own.
 
     c, r = beta * (policy - ref) of the chosen and of the rejected completion
     loss = (1 - sigmoid(c)) + sigmoid(r)
@@ -48,7 +48,7 @@ def apo_down_loss(
     *,
     beta: Scalar,
 ) -> Float[Array, " B"]:
-    """Both down, rejected more: for pairs whose chosen completion is worse than what the policy writes.
+    """APO-down: lowers both, rejected more; for pairs whose chosen completion is worse than the policy's own.
 
     c, r = beta * (policy - ref) of the chosen and of the rejected completion
     loss = sigmoid(c) + (1 - sigmoid(c - r))
@@ -81,7 +81,7 @@ def apo_zero_unpaired_loss(
     desirable_weight: Scalar = 1.0,
     undesirable_weight: Scalar = 1.0,
 ) -> Float[Array, " B"]:
-    """APO-zero of labelled completions: `kto_loss` with kl = 0.
+    """APO-zero of labeled completions: `kto_loss` with kl = 0.
 
     r = beta * (policy - ref)
     loss = desirable_weight * (1 - sigmoid(r)) where desirable, undesirable_weight * sigmoid(r) elsewhere

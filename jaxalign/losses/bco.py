@@ -1,4 +1,4 @@
-"""BCO: binary classifier optimization, of pairs and of labelled completions."""
+"""BCO: binary classifier optimization, of pairs and of labeled completions."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def bco_pair_loss(
     beta: Scalar,
     delta: Scalar = 0.0,
 ) -> Float[Array, " B"]:
-    """Binary classifier optimization of a chosen and a rejected completion at once.
+    """Binary classifier optimization of a chosen and a rejected completion: one loss per pair.
 
     loss = -log_sigmoid(r_chosen - delta) - log_sigmoid(-(r_rejected - delta)),  r = beta * (policy - ref)
 
@@ -61,7 +61,7 @@ def bco_loss(
       policy_logps, ref_logps, desirable, beta: as in `kto_loss`.
       delta: the reward shift, in units of the reward beta * (policy - ref): a running mean of the rewards
         over both labels and all batches so far, which the caller keeps; no gradient.
-      desirable_weight, undesirable_weight: not negative, no gradient; scalars, or one a row, such as the
+      desirable_weight, undesirable_weight: not negative, no gradient; scalars, or one per row, such as the
         paper's ratio of prompt densities on undesirable completions.
 
     Returns:

@@ -23,7 +23,7 @@ def bradley_terry_loss(
 
     Args:
       chosen_rewards, rejected_rewards: scores; any dtype, computed in float32.
-      margin: scalar or one a pair, how much better chosen should be (Llama 2, arXiv:2307.09288,
+      margin: scalar or one per pair, how much better chosen should be (Llama 2, arXiv:2307.09288,
         eq. 2), in units of reward / temperature; no gradient.
       temperature: positive.
       label_smoothing: s, chance that a label is flipped; in [0, 0.5].

@@ -1,4 +1,4 @@
-"""Clipped importance weights in front of the policy gradient."""
+"""CISPO: the policy gradient with clipped importance weights."""
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ def cispo_loss(
     Args:
       logps: log-probs under the policy that is trained, nats.
       old_logps: under the policy that sampled; no gradient.
-      advantages: one a row or one a token; no gradient.
-      mask: tokens that count; None for all.
+      advantages: one per row or one per token; no gradient.
+      mask: tokens that contribute; None for all.
       cap: the largest weight itself, positive: TRL's `epsilon_high`, which for this loss is not added to
         1. With epsilon_high as the paper writes it, cap = 1 + epsilon_high. There is no lower clip.
       importance_level: as in `grpo_loss`.

@@ -22,8 +22,8 @@ def cross_entropy_loss(
 
     Args:
       logits: any float dtype, computed in float32.
-      targets: token ids in [0, V); masked slots may hold anything.
-      mask: tokens that count; None for all.
+      targets: token ids in [0, V); masked entries may hold anything.
+      mask: tokens that contribute; None for all.
       label_smoothing: s, in [0, 1].
       z_loss: z, not negative; keeps logits small (PaLM, arXiv:2204.02311, section 5).
 
@@ -31,7 +31,7 @@ def cross_entropy_loss(
       float32 nats, unreduced; 0 where masked.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete hyper-parameter out of range.
 
     Source: label smoothing as in arXiv:1512.00567, section 7, over all V classes.
@@ -59,7 +59,7 @@ def token_cross_entropy(
     label_smoothing: Scalar,
     z_loss: Scalar,
 ) -> Float[Array, "..."]:
-    """`cross_entropy_loss` from statistics of the logits, such as a head that never holds them gives.
+    """`cross_entropy_loss` from statistics of the logits, as `linear_logprobs` returns them.
 
     Args:
       logps: log p(target), nats.

@@ -19,7 +19,7 @@ def dft_loss(logps: Float[Array, "B T"], mask: Shaped[Array, "B T"] | None = Non
     Args:
       logps: log p(token), nats, as `jaxalign.logprobs.linear_logprobs` gives them; any float
         dtype, computed in float32.
-      mask: tokens that count; None for all.
+      mask: tokens that contribute; None for all.
 
     Returns:
       float32 nats, unreduced; at most 1 / e; 0 where masked.

@@ -16,14 +16,14 @@ def forward_kl_loss(
     *,
     temperature: Scalar = 1.0,
 ) -> Float[Array, "B T"]:
-    """KL(teacher || student) of each token's distribution: the student covers all the teacher does.
+    """KL(teacher || student) of each token's distribution: the student covers all modes of the teacher.
 
     p = softmax(logits / temperature);  loss = sum_v p_teacher * (log p_teacher - log p_student)
 
     Args:
       student_logits: any float dtype, computed in float32; finite where they count.
       teacher_logits: over the same vocabulary; no gradient.
-      mask: tokens that count; None for all.
+      mask: tokens that contribute; None for all.
       temperature: positive, of both. The loss is not multiplied by its square, as arXiv:1503.02531
         suggests for a mix with another loss.
 
@@ -31,7 +31,7 @@ def forward_kl_loss(
       float32 nats, unreduced; 0 where the two agree and where masked.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete temperature that is not positive.
 
     Source: arXiv:1503.02531, section 2, less the teacher's entropy, which is constant.
@@ -47,7 +47,7 @@ def reverse_kl_loss(
     *,
     temperature: Scalar = 1.0,
 ) -> Float[Array, "B T"]:
-    """KL(student || teacher) of each token's distribution: the student keeps to what the teacher does.
+    """KL(student || teacher) of each token's distribution: the student concentrates on modes of the teacher.
 
     p = softmax(logits / temperature);  loss = sum_v p_student * (log p_student - log p_teacher)
 
@@ -58,7 +58,7 @@ def reverse_kl_loss(
       float32 nats, unreduced; 0 where the two agree and where masked.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete temperature that is not positive.
 
     Source: arXiv:2306.08543; here exact at each token, not by policy gradient.
@@ -93,7 +93,7 @@ def generalized_jsd_loss(
       masked.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete hyper-parameter out of range.
 
     Source: arXiv:2306.13649, eq. 1; the ends as in TRL's GKD.

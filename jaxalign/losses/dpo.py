@@ -20,7 +20,7 @@ def dpo_loss(
     """Direct preference optimization: one loss per pair.
 
     Online DPO (arXiv:2402.04792) is this loss, or `ipo_loss`, of pairs that the policy sampled and a judge or
-    reward model ranked, with log-probs summed over the completion. Of means a token it is TRL's sigmoid_norm.
+    reward model ranked, with log-probs summed over the completion. Of means per token it is TRL's sigmoid_norm.
 
     m = beta * ((policy_chosen - ref_chosen) - (policy_rejected - ref_rejected))
     loss = -(1 - s) * log_sigmoid(m) - s * log_sigmoid(-m)
@@ -58,7 +58,7 @@ def robust_dpo_loss(
     beta: Scalar,
     label_smoothing: Scalar,
 ) -> Float[Array, " B"]:
-    """DPO made unbiased under labels that are flipped with chance s.
+    """DPO, unbiased when labels are flipped with probability s: one loss per pair.
 
     loss = (-(1 - s) * log_sigmoid(m) + s * log_sigmoid(-m)) / (1 - 2 s),  m as in `dpo_loss`
 

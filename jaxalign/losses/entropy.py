@@ -1,4 +1,4 @@
-"""How entropy enters a policy loss."""
+"""The entropy bonus of a policy loss."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
@@ -14,13 +14,13 @@ def entropy_bonus(
 
     loss = -coefficient * entropy
 
-    Added to a loss a token before its reduction, it has that loss's denominator. TRL instead takes
+    Added to a loss per token before its reduction, it has that loss's denominator. TRL instead takes
     `token_mean` of it whatever the loss's reduction: reduce it apart and add the scalars.
 
     Args:
       entropy: of the next-token distribution in full, nats (`linear_logprobs` gives it). -logps of the
         sampled token has the same mean, but not the gradient.
-      mask: tokens that count; None for all.
+      mask: tokens that contribute; None for all.
       coefficient: any number; a negative one punishes entropy.
 
     Returns:

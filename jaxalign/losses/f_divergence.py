@@ -1,4 +1,4 @@
-"""DPO under other divergences than the reverse KL."""
+"""DPO with divergences other than the reverse KL."""
 
 import math
 from typing import Literal
@@ -20,7 +20,7 @@ def f_divergence_dpo_loss(
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"],
     alpha: Scalar = 0.5,
 ) -> Float[Array, " B"]:
-    """DPO where an f-divergence keeps the policy near the reference: one loss per pair.
+    """DPO with an f-divergence to the reference in place of the reverse KL: one loss per pair.
 
     t = exp(policy - ref) of each completion
     loss = -log_sigmoid(beta * (f'(t_chosen) - f'(t_rejected)))

@@ -1,4 +1,4 @@
-"""A policy loss on the geometric mean of clipped ratios."""
+"""GMPO: a policy loss on the geometric mean of clipped ratios."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real, Shaped
@@ -29,12 +29,12 @@ def gmpo_loss(
     Args:
       logps: log-probs under the policy that is trained, nats.
       old_logps: under the policy that sampled; no gradient.
-      advantages: one a row; no gradient.
-      mask: tokens that count; None for all.
+      advantages: one per row; no gradient.
+      mask: tokens that contribute; None for all.
       clip_low, clip_high: how far a log-ratio counts below and above 0, in nats, not negative.
 
     Returns:
-      float32, one a row; -A where the policies are equal; 0 where a row has no counted token.
+      float32, one per row; -A where the policies are equal; 0 where a row has no unmasked token.
 
     Raises:
       AssertionError: shapes differ.

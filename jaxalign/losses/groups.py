@@ -21,21 +21,21 @@ def group_advantages(
     epsilon: Scalar = 1e-4,
     std: Scalar | None = None,
 ) -> Float[Array, "..."]:
-    """Reward minus the mean of its group, over a standard deviation (GRPO).
+    """Reward minus the mean of its group, divided by a standard deviation (GRPO).
 
     A = (r - mean_group) / (std + epsilon)
 
     Args:
       rewards: [B] or [B, T] (each column on its own); consecutive rows form a group.
-      group_size: completions a prompt, 2 or more.
-      mask: rewards that count; others are left out of their group's statistics.
-      scale: `std` (of the group, n - 1), `batch` (of all counted rewards, n - 1) or `none`.
+      group_size: completions per prompt, 2 or more.
+      mask: rewards that contribute; others are excluded from their group's statistics.
+      scale: `std` (of the group, n - 1), `batch` (of all unmasked rewards, n - 1) or `none`.
       epsilon: added to the standard deviation, in units of the reward; not negative.
       std: for `batch`, that of the whole batch, where rewards are a part of it.
 
     Returns:
-      float32, as given, no gradient; 0 where masked, in a group with one counted reward, and exactly 0
-      in a group whose counted rewards are equal.
+      float32, as given, no gradient; 0 where masked, in a group with one unmasked reward, and exactly 0
+      in a group whose unmasked rewards are equal.
 
     Raises:
       AssertionError: shapes differ.
@@ -70,11 +70,11 @@ def leave_one_out_advantages(
 
     Args:
       rewards: [B] or [B, T]; consecutive rows form a group.
-      group_size: completions a prompt, 2 or more.
-      mask: rewards that count.
+      group_size: completions per prompt, 2 or more.
+      mask: rewards that contribute.
 
     Returns:
-      float32, as given, no gradient; 0 where masked, and in a group with one counted reward.
+      float32, as given, no gradient; 0 where masked, and in a group with one unmasked reward.
 
     Raises:
       AssertionError: shapes differ.
@@ -95,22 +95,22 @@ def gpg_advantages(
     *,
     alpha: Scalar | None = None,
 ) -> Float[Array, " B"]:
-    """Group policy gradient: reward minus the mean of its group, enlarged for groups without a signal.
+    """Group policy gradient: reward minus the mean of its group, scaled up to compensate for groups without a signal.
 
     A = alpha * (r - mean_group)
-    alpha = counted rows / counted rows of groups whose rewards differ
+    alpha = unmasked rows / unmasked rows of groups whose rewards differ
 
     Groups that were all right or all wrong give no gradient but count in the denominator; alpha undoes
     this. The paper divides by a further constant, which is 1 in its code.
 
     Args:
       rewards: [B]; consecutive rows form a group.
-      group_size: completions a prompt, 2 or more.
-      mask: rewards that count.
+      group_size: completions per prompt, 2 or more.
+      mask: rewards that contribute.
       alpha: that of the whole batch, where rewards are a part of it; 1 for none.
 
     Returns:
-      float32, no gradient; 0 where masked, and in a group whose counted rewards are equal.
+      float32, no gradient; 0 where masked, and in a group whose unmasked rewards are equal.
 
     Raises:
       AssertionError: shapes differ.
@@ -138,18 +138,18 @@ def reinforce_plus_plus_baseline_advantages(
     mean: Scalar | None = None,
     std: Scalar | None = None,
 ) -> Float[Array, " B"]:
-    """REINFORCE++ with a baseline: reward minus its group's mean, normalised over the global batch.
+    """REINFORCE++ with a baseline: reward minus its group's mean, normalized over the global batch.
 
     C = r - mean_group
     A = (C - mean(C)) / (std(C) + epsilon)
 
-    Rows weigh the same, whatever their length. For weights by tokens, as in verl and OpenRLHF, spread
+    Rows have equal weight, regardless of length. For weights by tokens, as in verl and OpenRLHF, spread
     `group_advantages(..., scale="none")` over the tokens and `whiten` them.
 
     Args:
       rewards: [B]; consecutive rows form a group.
-      group_size: completions a prompt, 2 or more.
-      mask: rewards that count.
+      group_size: completions per prompt, 2 or more.
+      mask: rewards that contribute.
       epsilon, mean, std: as in `global_batch_advantages`, of C.
 
     Returns:
@@ -177,26 +177,26 @@ def gdpo_advantages(
     mean: Scalar | None = None,
     std: Scalar | None = None,
 ) -> Float[Array, " B"]:
-    """Several rewards, each normalised within its group, then summed, then normalised over the batch.
+    """Several rewards, each normalized within its group, then summed, then normalized over the batch.
 
     N_k = (r_k - mean_group) / (std_group + epsilon), for each reward k
     S = sum_k w_k * N_k
     A = (S - mean(S)) / (std(S) + epsilon)
 
-    Normalising first keeps rewards apart that a plain sum would let drown each other. Standard
+    Normalizing first keeps one reward from drowning the others in a plain sum. Standard
     deviations are of samples (n - 1).
 
     Args:
-      rewards: one a row and kind; consecutive rows form a group.
-      group_size: completions a prompt, 2 or more.
-      weights: one a kind of reward; 1 for None.
+      rewards: one per row and kind; consecutive rows form a group.
+      group_size: completions per prompt, 2 or more.
+      weights: one per reward; None weights each by 1.
       mask: rewards that apply to their row; a row counts where any does.
       epsilon: added to both standard deviations; not negative.
       normalize: over the batch; without it the result is S.
       mean, std: of S over the whole batch, where rewards are a part of it.
 
     Returns:
-      float32, no gradient; 0 in rows without any counted reward.
+      float32, no gradient; 0 in rows without an unmasked reward.
 
     Raises:
       AssertionError: shapes differ.
@@ -226,7 +226,7 @@ def process_group_advantages(
     *,
     epsilon: Scalar = 1e-4,
 ) -> Float[Array, "B T"]:
-    """GRPO with process supervision: step rewards normalised over the group, then summed from each token on.
+    """GRPO with process supervision: step rewards normalized over the group, then summed from each token on.
 
     N = (r - mean_group) / (std_group + epsilon)     over all steps of all completions of the group
     A_t = sum of N over the steps that end at or after token t
@@ -237,8 +237,8 @@ def process_group_advantages(
     Args:
       rewards: read only where a step ends.
       steps: tokens at which a step ends.
-      group_size: completions a prompt, 2 or more; consecutive rows form a group.
-      mask: tokens that count; None for all. A step that ends at another token does not count either.
+      group_size: completions per prompt, 2 or more; consecutive rows form a group.
+      mask: tokens that contribute; None for all. A step that ends at another token does not count either.
       epsilon: added to the standard deviation (of samples, n - 1), in units of the reward; not negative.
 
     Returns:
@@ -271,7 +271,7 @@ def _groups(rewards, group_size: int, mask):
     if group_size < 2:
         raise ValueError(f"group_size must be 2 or more, got {group_size}")
     if rewards.shape[0] % group_size:
-        raise ValueError(f"{rewards.shape[0]} rows do not divide by group_size = {group_size}")
+        raise ValueError(f"{rewards.shape[0]} rows are not divisible by group_size = {group_size}")
     mask = as_mask(mask, rewards)
     shape = (-1, group_size, *rewards.shape[1:])
     groups = jax.lax.stop_gradient(masked(float32(rewards), mask))

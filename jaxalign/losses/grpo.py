@@ -45,15 +45,15 @@ def grpo_loss(
     The denominator is the reduction's: `sequence_mean` makes GRPO as published, `token_mean` with the
     global count DAPO, `token_mean` of the micro-batch alone BNPO, `fixed_length_mean` Dr. GRPO.
 
-    Log-ratios are held within +-20 nats, so that extremes stay finite.
+    Log-ratios are clipped to +-20 nats, so that extremes stay finite.
 
     Args:
       logps: log-probs under the policy that is trained, nats.
       old_logps: under the policy that sampled; no gradient.
-      advantages: one a row or one a token; no gradient.
-      mask: tokens that count; None for all.
-      clip_low, clip_high: how far the ratio counts below and above 1; clip_low in [0, 1].
-      dual_clip: bound on the ratio where the advantage is negative, above 1; None for none. TRL's
+      advantages: one per row or one per token; no gradient.
+      mask: tokens that contribute; None for all.
+      clip_low, clip_high: clip range below and above 1; clip_low in [0, 1].
+      dual_clip: upper bound, above 1, on the ratio of tokens with a negative advantage; None disables it. TRL's
         `delta`, the same for values of 1 + clip_high or more.
       importance_level: "token"; "sequence", where r is the geometric mean over the row's tokens (GSPO);
         "sequence_token", the same value, but each token's gradient is its own (GSPO-token).
@@ -159,13 +159,12 @@ def dapo_loss(
 
     loss = sum_{rows, t} grpo_loss / count
 
-    The rest of the method lies elsewhere: `overlong_penalty`, and the sampler's choice of groups whose
-    rewards differ.
+    The rest of the method is elsewhere: `overlong_penalty`, and sampling until groups have rewards that differ.
 
     Args:
       logps, old_logps, advantages, mask, and options not named here: as in `grpo_loss`.
       clip_low, clip_high: the paper's 0.2 and 0.28 (TRL clips 0.2 on both sides).
-      count: counted tokens of the whole batch, where this is a part of it.
+      count: unmasked tokens of the whole batch, where this is a part of it.
 
     Returns:
       float32 scalar: already reduced; the parts of a batch, each with the global count, add up.
@@ -218,7 +217,7 @@ def dr_grpo_loss(
     Args:
       logps, old_logps, advantages, mask, and options not named here: as in `grpo_loss`.
       length: the divisor, usually the longest completion allowed, in tokens; positive.
-      count: rows with any counted token in the whole batch, where this is a part of it.
+      count: rows with any unmasked token in the whole batch, where this is a part of it.
 
     Returns:
       float32 scalar: already reduced; the parts of a batch, each with the global count, add up.
@@ -264,18 +263,18 @@ def gspo_loss(
     s = exp(mean_t (logps - old_logps)), the geometric mean of the tokens' ratios
     loss = max(-A * s, -A * clip(s, 1 - clip_low, 1 + clip_high))
 
-    Each token has 1/n of the row's gradient. For advantages a token (GSPO-token) take
+    Each token has 1/n of the row's gradient. For advantages per token (GSPO-token) take
     `grpo_loss(..., importance_level="sequence_token")` and `sequence_mean`: where a row's advantages are
     equal, both have the same value and gradient.
 
     Args:
       logps, old_logps, mask: as in `grpo_loss`.
-      advantages: one a row; no gradient.
+      advantages: one per row; no gradient.
       clip_low, clip_high: far narrower than a token's ratio needs; the paper's are the defaults.
       dual_clip, ref_logps, beta, correct_kl, weights: as in `grpo_loss`; the KL is averaged over the row's tokens.
 
     Returns:
-      float32, one a row; -A where the policies are equal; 0 where a row has no counted token.
+      float32, one per row; -A where the policies are equal; 0 where a row has no unmasked token.
 
     Raises:
       AssertionError, ValueError: as `grpo_loss`.

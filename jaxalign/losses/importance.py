@@ -1,4 +1,4 @@
-"""Weights of tokens whose sampler was not the policy that scores them."""
+"""Importance weights of tokens sampled from a distribution that differs from the policy."""
 
 from typing import Literal
 
@@ -31,12 +31,12 @@ def importance_weights(
     Args:
       old_logps: log-probs of the sampled tokens under the policy as the trainer scores it, nats.
       sampling_logps: of the same tokens under the distribution they were drawn from.
-      mask: tokens that count; None for all.
+      mask: tokens that contribute; None for all.
       cap: the largest weight, positive.
       floor: the smallest, not negative, at most cap.
-      level: "token" is biased but tame; "sequence" is the true ratio of completions, one for all tokens
+      level: "token" is biased but has low variance; "sequence" is the true ratio of completions, one for all tokens
         of a row.
-      mode: what becomes of weights outside.
+      mode: what happens to weights outside [floor, cap].
 
     Returns:
       float32, no gradient to anything; 1 where both agree (and 1 lies inside); 0 where masked.
@@ -76,7 +76,7 @@ def off_policy_weights(
     *,
     threshold: Scalar,
 ) -> Float[Array, "B T"]:
-    """1 for the tokens to learn from, 0 for those of bad completions that the policy has moved away from.
+    """0 for tokens of bad completions that the policy has moved away from, 1 for all others.
 
     kl = mean_t (sampling_logps - logps), over the row's tokens
     weight = 0 where A < 0 and kl > threshold, else 1
@@ -86,9 +86,9 @@ def off_policy_weights(
     Args:
       logps: log-probs under the policy that is trained, nats.
       sampling_logps: under the distribution the tokens were drawn from.
-      advantages: one a row or one a token.
-      mask: tokens that count; None for all.
-      threshold: nats a token, not negative.
+      advantages: one per row or one per token.
+      mask: tokens that contribute; None for all.
+      threshold: nats per token, not negative.
 
     Returns:
       float32, no gradient to anything; 0 where masked.

@@ -1,4 +1,4 @@
-"""Contrast between representations: InfoNCE with the other rows as negatives."""
+"""Contrastive loss on representations: InfoNCE with the other rows as negatives."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def info_nce_loss(
       average with anchors and positives swapped.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete temperature that is not positive.
 
     Source: arXiv:1807.03748, eq. 4, with the normalization and temperature of arXiv:1911.05722, eq. 1.

@@ -29,7 +29,7 @@ def kl_penalty(
     Args:
       logps: log-probs of the tokens under the policy, nats; any float dtype, computed in float32.
       ref_logps: of the same tokens under the reference; no gradient.
-      mask: tokens that count; None for all.
+      mask: tokens that contribute; None for all.
       estimator: which.
 
     Returns:

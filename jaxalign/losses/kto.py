@@ -28,7 +28,7 @@ def kto_loss(
       policy_logps: log p(completion | prompt), summed over completion tokens, in nats.
       ref_logps: the same under the frozen reference; no gradient.
       desirable: bool, the label of each completion.
-      beta: strength of the pull to the reference; positive.
+      beta: strength of the penalty that keeps the policy close to the reference; positive.
       kl: estimate of KL(policy || reference) over the whole batch in nats, see `kto_kl`; not negative, no
         gradient.
       desirable_weight, undesirable_weight: lambda_D and lambda_U in the paper; not negative.
@@ -57,22 +57,23 @@ def kto_kl(
     ref_logps: Float[Array, " B"],
     mask: Shaped[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
-    """The batch's estimate of KL(policy || reference) that `kto_loss` is given.
+    """The batch's estimate of KL(policy || reference), an argument of `kto_loss`.
 
     kl = max(mean(policy - ref), 0)
 
     The log-probs are those of *mismatched* pairs: each prompt with the completion of another prompt of the
     batch, x_i with y_(i+1). The completions of a data set are not samples of the policy; as answers to a
     prompt they do not belong to, they at least say nothing about the label that is being learned. The
-    estimate is biased and cheap. Give it the whole batch: clipping at 0 keeps parts from being averaged.
+    estimate is biased and cheap. Pass the whole batch: because of the clip at 0, estimates of parts cannot be
+    averaged.
 
     Args:
       policy_logps: log p(completion of another prompt | prompt), summed over completion tokens, in nats.
       ref_logps: the same under the frozen reference.
-      mask: rows that count; None for all.
+      mask: rows that contribute; None for all.
 
     Returns:
-      float32 scalar, not negative, without gradient; 0 where nothing counts.
+      float32 scalar, not negative, without gradient; 0 if everything is masked.
 
     Raises:
       AssertionError: shapes differ.

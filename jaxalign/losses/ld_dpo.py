@@ -1,4 +1,4 @@
-"""LD-DPO: log-probs that favour no length."""
+"""LD-DPO: log-probs without a length bias."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
@@ -14,20 +14,20 @@ def length_desensitized_logps(
     *,
     alpha: Scalar,
 ) -> Float[Array, " B"]:
-    """Length-desensitized log-prob of a completion: what it has beyond its rival's length counts less.
+    """Length-desensitized log-prob of a completion: tokens beyond the other completion's length have less weight.
 
-    logp = sum of its first shared_length counted tokens + alpha * sum of those that follow
+    logp = sum of its first shared_length unmasked tokens + alpha * sum of those that follow
 
-    Give all four log-probs of `dpo_loss` (or another preference loss) this way, those of the reference too.
+    Use it for all four log-probs of `dpo_loss` (or another preference loss), including the reference's.
 
     Args:
       logps: log-probs of tokens, nats.
-      mask: tokens that count; None for all.
-      shared_length: the counted tokens of the shorter completion of the pair, on both of its sides.
+      mask: tokens that contribute; None for all.
+      shared_length: the unmasked tokens of the shorter completion of the pair, on both of its sides.
       alpha: weight of the tokens that follow, in [0, 1]; 1 is the plain sum.
 
     Returns:
-      float32 nats, one a row; 0 for a row where no token counts.
+      float32 nats, one per row; 0 for a row with no unmasked token.
 
     Raises:
       AssertionError: shapes differ.

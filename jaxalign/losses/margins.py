@@ -1,4 +1,4 @@
-"""What the preference losses are made of: log-ratios, margins, the smoothed logistic loss, powers of a ratio."""
+"""Building blocks of the preference losses: log-ratios, margins, the smoothed logistic loss, powers of a ratio."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ LARGEST_EXPONENT = 80.0
 
 
 def check_vectors(**logps: Any) -> None:
-    """Each argument given holds one float a row, of the same number of rows.
+    """Checks that each argument holds one float per row, with the same number of rows.
 
     Raises:
       AssertionError: naming the argument.
@@ -24,7 +24,7 @@ def check_vectors(**logps: Any) -> None:
 
 
 def check_labels(**labels: Any) -> None:
-    """Each argument given holds bools: of labels -1 and 1 both would count as True.
+    """Checks that each argument holds bools: labels of -1 and 1 would both be True.
 
     Raises:
       AssertionError: naming the argument.
@@ -47,7 +47,7 @@ def log_ratio(policy_logps: Float[Array, " B"], ref_logps: Float[Array, " B"]) -
 def labelled_log_ratio(
     policy_logps: Float[Array, " B"], ref_logps: Float[Array, " B"], desirable: Bool[Array, " B"]
 ) -> Float[Array, " B"]:
-    """`log_ratio` of completions that each have a label of their own.
+    """`log_ratio` of labeled completions.
 
     Raises:
       AssertionError: shapes differ, or a dtype is wrong.

@@ -14,7 +14,7 @@ def nash_md_loss(
     *,
     beta: Scalar,
 ) -> Float[Array, " B"]:
-    """Nash mirror descent: REINFORCE on the chance to beat the mixture, less a KL penalty.
+    """Nash mirror descent: REINFORCE on the probability of beating the mixture, minus a KL penalty.
 
     loss = beta * stop_gradient(policy - ref) * policy - (probability - 0.5) * policy
 

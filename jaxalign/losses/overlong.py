@@ -1,4 +1,4 @@
-"""Completions that ran into the length limit: left out, or charged for it."""
+"""Completions cut at the length limit: masked out, or penalized."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from jaxalign.masking import as_mask
 
 
 def overlong_mask(mask: Shaped[Array, "B T"], truncated: Shaped[Array, " B"]) -> Bool[Array, "B T"]:
-    """The mask without the rows that were cut by the length limit, which then count nowhere.
+    """The mask without rows that were cut at the length limit.
 
     Args:
-      mask: tokens that count.
+      mask: tokens that contribute.
       truncated: True for a row that was cut (a finish reason of "length").
 
     Returns:
@@ -20,7 +20,7 @@ def overlong_mask(mask: Shaped[Array, "B T"], truncated: Shaped[Array, " B"]) ->
       these rows' rewards, unless their mask leaves them out as well.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
 
     Source: arXiv:2503.14476, section 3.4 (overlong filtering).
     """
@@ -34,7 +34,7 @@ def overlong_mask(mask: Shaped[Array, "B T"], truncated: Shaped[Array, " B"]) ->
 def overlong_penalty(
     lengths: Real[Array, " B"], *, max_length: Scalar, buffer: Scalar, penalty: Scalar = 1.0
 ) -> Float[Array, " B"]:
-    """DAPO's soft penalty of long completions, to be added to the reward.
+    """DAPO's soft penalty for long completions; add it to the reward.
 
     result = penalty * clip((max_length - buffer - lengths) / buffer, -1, 0)
 

@@ -15,7 +15,7 @@ def plackett_luce_loss(
     *,
     top: int | Int[Array, ""] | None = None,
 ) -> Float[Array, " B"]:
-    """Plackett-Luce: one loss per ranking, a product of choices, each among those not yet chosen.
+    """Plackett-Luce: one loss per ranking, a sequence of choices among the remaining candidates.
 
     x_i = rewards[ranking_i]
     loss = sum_{i < top} (logsumexp_{j >= i} x_j - x_i)

@@ -1,4 +1,4 @@
-"""Reward-model losses of single labels: regression, right or wrong, and steps of a solution."""
+"""Reward-model losses on single labels: regression, binary labels, and steps of a solution."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def reward_regression_loss(
     *,
     huber_delta: Scalar | None = None,
 ) -> Float[Array, "..."]:
-    """Squared error of each score, or Huber's: the same near 0, linear far away.
+    """Squared error of each score, or the Huber loss.
 
     e = rewards - targets
     loss = e^2;  with huber_delta = d, where |e| > d: loss = d * (2 |e| - d)
@@ -80,7 +80,7 @@ def process_reward_loss(
     labels: Shaped[Array, "B T"],
     mask: Shaped[Array, "B T"] | None = None,
 ) -> Float[Array, "B T"]:
-    """Process reward model: is each step of a solution right?  `reward_bce_loss` where a step ends.
+    """Process reward model: `reward_bce_loss` at the end of each step of a solution.
 
     Args:
       logits: one score per token of a scalar head; any dtype, computed in float32.

@@ -1,4 +1,4 @@
-"""Policy gradients from advantages: plain, and clipped around the policy that sampled."""
+"""Policy gradients from advantages: plain, and clipped around the sampling policy."""
 
 from jaxtyping import Array, Float, Real, Shaped
 
@@ -24,8 +24,8 @@ def reinforce_loss(
 
     Args:
       logps: log-probs under the policy that is trained, which is the one that sampled, nats.
-      advantages: one a row or one a token; no gradient.
-      mask: tokens that count; None for all.
+      advantages: one per row or one per token; no gradient.
+      mask: tokens that contribute; None for all.
 
     Returns:
       float32, unreduced; 0 where masked.
@@ -47,7 +47,7 @@ def gpg_loss(
     advantages: Real[Array, " B"] | Real[Array, "B T"],
     mask: Shaped[Array, "B T"] | None = None,
 ) -> Float[Array, "B T"]:
-    """Group policy gradient: `reinforce_loss` of `gpg_advantages`, to be reduced by `token_mean`.
+    """Group policy gradient: `reinforce_loss` with `gpg_advantages`; reduce it with `token_mean`.
 
     loss = -A * logps
 
@@ -90,9 +90,9 @@ def ppo_policy_loss(
     Args:
       logps: log-probs under the policy that is trained, nats.
       old_logps: under the policy that sampled; no gradient.
-      advantages: one a row or one a token; no gradient.
-      mask: tokens that count; None for all.
-      clip_low, clip_high: how far the ratio counts below and above 1; clip_low in [0, 1].
+      advantages: one per row or one per token; no gradient.
+      mask: tokens that contribute; None for all.
+      clip_low, clip_high: clip range below and above 1; clip_low in [0, 1].
       dual_clip: bound on the ratio where the advantage is negative, above 1; None for none.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The table of preference losses: what each reads, and the options that it owns.
+"""The table of preference losses: inputs and options of each.
 
 `DPOLossConfig` (the keys `loss.*` of `jaxalign dpo`), its help, docs/losses.md and the tests are made from
 `PREFERENCE_LOSSES`. A new loss is its own file, one record here and one parity case; `jaxalign.losses` exports every
@@ -37,9 +37,9 @@ class ScoredRows:
     """Completions of a batch as the losses read them; [B, G], G completions of a prompt (chosen, rejected).
 
     Attributes:
-      logps: float32 log-probs under the policy: sums (or means, or length-desensitised), nats.
+      logps: float32 log-probs under the policy: sums (or means, or length-desensitized), nats.
       ref_logps: the same under the reference; zeros for a loss without one.
-      desirable: bool, whether a completion is to be imitated.
+      desirable: bool, whether a completion is desirable.
       valid: bool [B], False in filler rows.
       kl_ratio: log-ratio of mismatched prompts and completions, for KTO; zeros elsewhere.
     """
@@ -57,7 +57,7 @@ class ScoredRows:
 
 @dataclass(frozen=True)
 class Statistic:
-    """What a loss is told of the whole batch, as keyword arguments.
+    """Whole-batch statistics that a loss receives as keyword arguments.
 
     Attributes:
       compute: (rows of the whole batch, beta) -> the arguments by name; no gradient flows.
@@ -115,8 +115,8 @@ class Option:
 
     Attributes:
       name: of both.
-      default: where nothing is set.
-      meaning: for `--help`; which losses have it is added.
+      default: the default value.
+      meaning: for `--help`, which also lists the losses that have it.
       type: of the value.
       low, high: its range, ends included.
       open_low, open_high: the end is left out.
@@ -153,18 +153,18 @@ class Option:
 
 @dataclass(frozen=True)
 class LossSpec:
-    """A preference loss: how it is called, and what it needs.
+    """A preference loss: its function, inputs and options.
 
     The function's positional arguments follow from `reference`, `means` and `unpaired` (see `arguments`); by name it
-    takes beta, its options and what its statistic computes. It returns one loss a row.
+    takes beta, its options and what its statistic computes. It returns one loss per row.
 
     Attributes:
       function: the loss.
-      options: those it owns, besides beta.
+      options: its options besides beta.
       reference: it reads the reference's log-probs.
-      means: it reads mean log-probs a token rather than sums.
+      means: it reads mean log-probs per token rather than sums.
       unpaired: it reads single completions with labels.
-      statistic: what it is told of the whole batch; None where rows do not depend on one another.
+      statistic: statistics of the whole batch that it receives; None if rows are independent.
       required: options that it cannot take at their defaults -> what they must be.
       sft_weight: weight of the chosen completion's negative log-likelihood that the method's paper adds.
     """
@@ -205,28 +205,30 @@ class LossSpec:
 SMOOTHING = Option(
     name="label_smoothing",
     default=0.0,
-    meaning="chance that a label is flipped, in [0, 0.5)",
+    meaning="assumed probability that a label is flipped, in [0, 0.5)",
     low=0.0,
     high=0.5,
     open_high=True,
 )
-GAMMA = Option(name="gamma", default=0.5, meaning="the margin asked for", low=0.0)
+GAMMA = Option(name="gamma", default=0.5, meaning="target margin", low=0.0)
 ALPHA = Option(
     name="alpha",
     default=0.5,
-    meaning="bend of the reward (alphapo: 0 is simpo), or which divergence (f_divergence with loss.divergence=alpha)",
+    meaning="shape of alphapo's reward (0 is simpo), or order of f_divergence's alpha divergence",
 )
-TAU = Option(name="tau", default=0.05, meaning="width of the blend of two losses", low=0.0, open_low=True)
+TAU = Option(
+    name="tau", default=0.05, meaning="temperature of the blend of two losses", low=0.0, open_low=True
+)
 DIVERGENCE = Option(
     name="divergence",
     default="js",
-    meaning="which keeps the policy near the reference",
+    meaning="divergence that keeps the policy close to the reference",
     type=Literal["reverse_kl", "forward_kl", "js", "alpha"],
 )
-DESIRABLE = Option(
-    name="desirable_weight", default=1.0, meaning="weight of completions to be imitated", low=0.0
+DESIRABLE = Option(name="desirable_weight", default=1.0, meaning="weight of desirable completions", low=0.0)
+UNDESIRABLE = Option(
+    name="undesirable_weight", default=1.0, meaning="weight of undesirable completions", low=0.0
 )
-UNDESIRABLE = Option(name="undesirable_weight", default=1.0, meaning="weight of the others", low=0.0)
 
 PREFERENCE_LOSSES: Mapping[str, LossSpec] = {
     "dpo": LossSpec(dpo_loss, (SMOOTHING,)),

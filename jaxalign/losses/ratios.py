@@ -1,4 +1,4 @@
-"""What the losses around an old policy share: advantages of tokens, ratios of probabilities, and the clip."""
+"""Shared by losses with an old policy: token advantages, probability ratios and the clip."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ LARGEST_LOG_RATIO = 20.0
 
 
 def exp_ratio(log_ratio: Float[Array, "..."]) -> Float[Array, "..."]:
-    """exp of a log-ratio held within +-20 nats; no gradient where it is held."""
+    """exp of a log-ratio clipped to +-20 nats; no gradient where it is clipped."""
     return jnp.exp(jnp.clip(log_ratio, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
 
 
@@ -28,13 +28,13 @@ def log_ratios(
 
 
 def row_means(x: Float[Array, "B T"], mask: Shaped[Array, "B T"]) -> Float[Array, " B"]:
-    """Mean over the counted tokens of each row; 0 where there is none."""
+    """Mean over the unmasked tokens of each row; 0 where there is none."""
     tokens = jnp.sum(mask, axis=1, dtype=jnp.float32)
     return jnp.sum(masked(x, mask), axis=1) / jnp.maximum(tokens, 1.0)
 
 
 def importance_ratios(log_ratio: Float[Array, "B T"], mask: Shaped[Array, "B T"], level: Level) -> jax.Array:
-    """The ratio that each token counts with.
+    """The importance ratio of each token.
 
     token:           r_t = exp(d_t)
     sequence:        s = exp(mean_t d_t), the same for all tokens of a row
@@ -52,7 +52,7 @@ def importance_ratios(log_ratio: Float[Array, "B T"], mask: Shaped[Array, "B T"]
 
 
 def check_advantages(advantages: jax.Array, logps: jax.Array) -> None:
-    """Advantages are [B] or [B, T].
+    """Checks that advantages are [B] or [B, T].
 
     Raises:
       AssertionError: naming both.
@@ -80,13 +80,13 @@ def token_advantages(
 def row_advantages(
     advantages: Real[Array, " B"], logps: Float[Array, "B T"], mask: Shaped[Array, "B T"]
 ) -> Float[Array, " B"]:
-    """The advantage of each row, float32, no gradient; 0 where the row has no counted token."""
+    """The advantage of each row, float32, no gradient; 0 where the row has no unmasked token."""
     check_shapes(logps_rows=jnp.zeros(logps.shape[:1]), advantages=advantages)
     return jax.lax.stop_gradient(masked(float32(advantages), jnp.any(mask, axis=1)))
 
 
 def check_clips(clip_low: Scalar, clip_high: Scalar, dual_clip: Scalar | None = None) -> None:
-    """The ranges of a clip around 1.
+    """Checks the bounds of a clip around 1.
 
     Raises:
       ValueError: naming the one that is out of range.

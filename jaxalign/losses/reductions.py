@@ -1,4 +1,4 @@
-"""Reductions with names: choosing a denominator is choosing an algorithm.
+"""Named reductions: the choice of denominator is part of the algorithm.
 
 Each divides by a count over the *whole* batch, which a micro-batch is given as `count`,
 so that the parts of a split batch add up to the whole.
@@ -17,12 +17,12 @@ from jaxalign.masking import as_mask, masked, masked_sum
 def token_mean(
     x: Float[Array, "B T"], mask: Shaped[Array, "B T"] | None, *, count: Scalar | None = None
 ) -> Float[Array, ""]:
-    """Mean over counted tokens: every token weighs the same, so long rows weigh more.
+    """Mean over unmasked tokens: tokens have equal weight, so long rows weigh more.
 
     Args:
-      x: one value a token.
-      mask: tokens that count; None for all.
-      count: counted tokens of the whole batch, where x is a part of it.
+      x: one value per token.
+      mask: tokens that contribute; None for all.
+      count: unmasked tokens of the whole batch, where x is a part of it.
 
     Returns:
       float32 scalar; 0 with finite gradients where nothing counts.
@@ -39,12 +39,12 @@ def token_mean(
 def sequence_mean(
     x: Float[Array, "B T"], mask: Shaped[Array, "B T"] | None, *, count: Scalar | None = None
 ) -> Float[Array, ""]:
-    """Mean over rows that have any token, of each row's token mean: every row weighs the same.
+    """Mean of each row's token mean, over rows with any unmasked token: rows have equal weight.
 
     Args:
-      x: one value a token.
-      mask: tokens that count; None for all.
-      count: rows with any counted token in the whole batch, where x is a part of it.
+      x: one value per token.
+      mask: tokens that contribute; None for all.
+      count: rows with any unmasked token in the whole batch, where x is a part of it.
 
     Returns:
       float32 scalar; 0 with finite gradients where nothing counts.
@@ -67,10 +67,10 @@ def fixed_length_mean(
     """Row sums divided by one fixed length, then the mean over rows: no length bias (Dr. GRPO).
 
     Args:
-      x: one value a token.
-      mask: tokens that count; None for all.
+      x: one value per token.
+      mask: tokens that contribute; None for all.
       length: the divisor, usually the longest completion allowed, in tokens; positive.
-      count: rows with any counted token in the whole batch, where x is a part of it.
+      count: rows with any unmasked token in the whole batch, where x is a part of it.
 
     Returns:
       float32 scalar; 0 with finite gradients where nothing counts.

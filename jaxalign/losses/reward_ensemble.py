@@ -1,4 +1,4 @@
-"""Several scores of one completion made one: members of an ensemble, heads for several objectives."""
+"""Combines several scores of a completion: members of an ensemble, or heads for several objectives."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ def aggregate_ensemble(
     mode: Literal["mean", "mean_minus_std", "worst"] = "mean",
     coefficient: Scalar = 1.0,
 ) -> Float[Array, " B"]:
-    """One reward from those of an ensemble's members: doubt is held against the completion.
+    """Combines the rewards of an ensemble's members; disagreement can lower the result.
 
     mean:            mean_k r_k
     mean_minus_std:  mean_k r_k - coefficient * std_k r_k
@@ -72,7 +72,7 @@ def ensemble_disagreement(rewards: Real[Array, "K B"]) -> Float[Array, " B"]:
 def combine_objectives(
     rewards: Real[Array, "B M"], weights: Real[Array, " M"] | Real[Array, "B M"]
 ) -> Float[Array, " B"]:
-    """One reward from those of several objectives: sum_m w_m r_m.
+    """Combines the rewards of several objectives: sum_m w_m r_m.
 
     The heads are trained by `reward_regression_loss` on [B, M], which gives a loss per objective.
 
@@ -85,7 +85,7 @@ def combine_objectives(
       float32 [B]; gradients reach rewards and weights.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
 
     Source: arXiv:2406.12845.
     """

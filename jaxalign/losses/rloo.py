@@ -1,4 +1,4 @@
-"""A clipped policy loss that takes a completion as one action."""
+"""RLOO: a clipped policy loss that treats a completion as one action."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real, Shaped
@@ -29,13 +29,13 @@ def rloo_loss(
     Args:
       logps: log-probs under the policy that is trained, nats.
       old_logps: under the policy that sampled; no gradient.
-      advantages: one a row, as `leave_one_out_advantages` gives them; no gradient. The KL to a
-        reference, if wanted, is taken off the rewards: its k1 estimate summed over the row.
-      mask: tokens that count; None for all.
-      clip_low, clip_high: how far the ratio counts below and above 1; clip_low in [0, 1].
+      advantages: one per row, as `leave_one_out_advantages` gives them; no gradient. The KL to a
+        reference, if wanted, is subtracted from the rewards: its k1 estimate summed over the row.
+      mask: tokens that contribute; None for all.
+      clip_low, clip_high: clip range below and above 1; clip_low in [0, 1].
 
     Returns:
-      float32, one a row; -A where the policies are equal; 0 where a row has no counted token.
+      float32, one per row; -A where the policies are equal; 0 where a row has no unmasked token.
 
     Raises:
       AssertionError: shapes differ.

@@ -7,17 +7,17 @@ from jaxalign.masking import as_mask, masked
 
 
 def sft_loss(logps: Float[Array, "B T"], mask: Shaped[Array, "B T"] | None = None) -> Float[Array, "B T"]:
-    """Negative log-likelihood a token: what RPO, CPO and ORPO add on the chosen completion.
+    """Negative log-likelihood per token: the term that RPO, CPO and ORPO add for the chosen completion.
 
     loss = -logps
 
     The methods differ in how they reduce it: `token_mean(sft_loss(logps, mask), mask)` is the term of TRL's
     DPO and CPO trainers, `sequence_mean` that of RPO, which divides each completion by its own length.
-    `cross_entropy_loss` is the same of logits, with smoothing.
+    `cross_entropy_loss` computes the same from logits, with label smoothing.
 
     Args:
       logps: log-probs of the chosen completion's tokens, nats.
-      mask: tokens that count; None for all.
+      mask: tokens that contribute; None for all.
 
     Returns:
       float32 nats, unreduced; 0 where masked.

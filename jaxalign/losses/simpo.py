@@ -1,4 +1,4 @@
-"""SimPO and AlphaPO: length-normalised log-probs as rewards, without a reference."""
+"""SimPO and AlphaPO: length-normalized log-probs as rewards, without a reference."""
 
 from jaxtyping import Array, Float
 
@@ -20,7 +20,7 @@ def simpo_loss(
     Args:
       *_mean_logps: log p(completion | prompt) divided by the number of completion tokens, in nats.
       beta: positive; about 2, far above that of DPO, since means are small.
-      gamma: the margin asked for, absolute: the paper's gamma, not its ratio gamma / beta; not negative.
+      gamma: target margin, absolute: the paper's gamma, not its ratio gamma / beta; not negative.
 
     Returns:
       float32, unreduced.
@@ -46,7 +46,7 @@ def alphapo_loss(
     gamma: Scalar,
     alpha: Scalar,
 ) -> Float[Array, " B"]:
-    """SimPO with a bent reward: alpha sets how fast the reward falls off where a completion is unlikely.
+    """AlphaPO: SimPO with a reward whose shape alpha sets; it falls off faster or slower for unlikely completions.
 
     r = (1 - p^(-alpha)) / alpha,  p = exp(mean log-prob);  r = log p at alpha = 0
     loss = -log_sigmoid(beta * (r_chosen - r_rejected) - gamma)

@@ -20,7 +20,7 @@ def sppo_loss(
     c, r = policy - ref of the chosen and of the rejected completion
     loss = (c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2
 
-    Each log-ratio is drawn to a place of its own: the winner's chance to win is taken as 1, the loser's as 0.
+    Each log-ratio has its own target: the chosen completion's win probability is taken as 1, the rejected one's as 0.
 
     Args:
       policy_*_logps, ref_*_logps: as in `dpo_loss`.

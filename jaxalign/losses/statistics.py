@@ -1,4 +1,4 @@
-"""Masked means and variances that advantages are made with; no public names."""
+"""Masked means and variances for advantages; no public names."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxalign.masking import masked
 def centre(
     x: Float[Array, "..."], mask: Shaped[Array, "..."], axis: int | None = None
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """(mean over the counted slots, x minus it), exactly 0 where all counted values are equal.
+    """(mean over the unmasked entries, x minus it), exactly 0 where all unmasked values are equal.
 
     The rounding of a plain mean leaves 1e-7 of x there, which a small standard deviation beside a small
     epsilon would blow up to advantages of order 1.
@@ -31,12 +31,12 @@ def mean_square(
     *,
     unbiased: bool = True,
 ) -> Float[Array, "..."]:
-    """Variance of values that are centred and 0 where masked: divided by n - 1, or by n."""
+    """Variance of values that are centered and 0 where masked: divided by n - 1, or by n."""
     count = jnp.sum(mask, axis=axis, keepdims=axis is not None, dtype=jnp.float32)
     total = jnp.sum(jnp.square(centred), axis=axis, keepdims=axis is not None)
     return total / jnp.maximum(count - 1.0 if unbiased else count, 1.0)
 
 
 def divide(centred: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
-    """centred / scale, and 0 where the scale is 0: equal rewards without an epsilon."""
+    """centred / scale, and 0 where scale is 0: equal rewards without an epsilon."""
     return jnp.where(scale > 0, centred / jnp.where(scale > 0, scale, 1.0), 0.0)

@@ -1,4 +1,4 @@
-"""Sub-trajectory balance: token rewards and a value made one flow that the policy must follow (LLMdoctor, stage 2)."""
+"""Sub-trajectory balance: a flow of token rewards and values that the policy must match (LLMDoctor, stage 2)."""
 
 from typing import Literal
 
@@ -32,7 +32,7 @@ def subtrajectory_balance_loss(
     e_mn = log F_n - log F_m - sum_{m < k <= n} log pi_k,      0 <= m < n <= L,  n - m <= window
     loss = sum_mn decay^(n - m) * e_mn^2, over sum_mn decay^(n - m) for the mean
 
-    State i lies before the row's i-th counted token, state L after its last. A policy and values
+    State i lies before the row's i-th unmasked token, state L after its last. A policy and values
     with loss 0 on all sequences, the terminal pinned, give pi proportional to exp(sum of rewards)
     * ref^reference_weight, and log V_0 is the log of its normalizer. With no pin, *every* policy has
     values of loss 0.
@@ -47,15 +47,14 @@ def subtrajectory_balance_loss(
       rewards: r of each token (`token_rewards`), any sign; no gradient.
       log_values: log V of the T + 1 states around the T tokens, nats, unbounded; column t is before
         token t. States outside the run may hold anything.
-      mask: tokens that count, one unbroken run per row; None for all. Unpack packed rows first.
-      terminated: whether rows end by themselves; bool or [B]. Rows cut by length are not pinned.
+      mask: tokens that contribute, one unbroken run per row; None for all. Unpack packed rows first.
+      terminated: whether rows end with a stop token; bool or [B]. Rows cut by length are not pinned.
       reward_scale: eta, not negative.
       ref_logps: log-probs under a frozen reference; no gradient.
-      reference_weight: kappa, not negative: how much of the reference the target distribution holds.
+      reference_weight: kappa, not negative: weight of the reference in the target distribution.
       decay: lambda, in (0, 1]; below 1, near pairs weigh more.
       window: largest n - m, in tokens, 1 or more; None for all.
-      pin_terminal: put log V = 0 at the last state of terminated rows, so that the flow that leaves is
-        the reward.
+      pin_terminal: set log V = 0 at the last state of terminated rows, so that the outgoing flow equals the reward.
       reduction: mean over the row's pairs (does not grow with length), or their plain sum (as in
         the paper, grows with L^2).
 
@@ -63,7 +62,7 @@ def subtrajectory_balance_loss(
       float32 [B]; with one token d_1^2; 0 for a row without tokens.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete hyper-parameter out of range; a reference_weight other than 0 without ref_logps.
 
     Source: arXiv:2601.10416; weights of SubTB(lambda), arXiv:2209.12782, normalized per row.
@@ -100,7 +99,7 @@ def balance_residuals(
       (d, states): d is 0 where masked.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete hyper-parameter out of range; a weight without ref_logps.
     """
     check_range("reward_scale", reward_scale, 0.0)
@@ -134,7 +133,7 @@ def balance_residuals(
 
 
 def check_pair_weights(decay, window, reduction) -> None:
-    """The options that weigh pairs of states lie in their ranges.
+    """Checks the options that weight pairs of states.
 
     Raises:
       ValueError: naming the option.

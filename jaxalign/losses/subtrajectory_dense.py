@@ -1,4 +1,4 @@
-"""Sub-trajectory balance over an explicit matrix of state pairs: slow, and plainly the definition."""
+"""Sub-trajectory balance over an explicit matrix of state pairs: slow, a direct transcription of the definition."""
 
 from typing import Literal
 

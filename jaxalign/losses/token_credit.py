@@ -1,4 +1,4 @@
-"""Rewards of single tokens, from one frozen model under two instructions (LLMdoctor, stage 1)."""
+"""Token rewards from one frozen model under two instructions (LLMDoctor, stage 1)."""
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +16,22 @@ def token_importance(
     temperature: Scalar = 1.0,
     epsilon: Scalar = 1e-6,
 ) -> Float[Array, "B T"]:
-    """How much a token's log-prob depends on whether the model was told to be helpful or not.
+    """Token importance: how much a token's log-prob depends on the instruction (positive or negative).
 
     D_t = |positive_t - negative_t|
     S_t = tanh(D_t / (mean_j D_j + epsilon) / temperature)
 
     Args:
-      positive_logps: log-probs of a response's tokens under the helpful instruction, nats; any
+      positive_logps: log-probs of a completion's tokens under the positive instruction, nats; any
         float dtype, computed in float32; no gradient.
-      negative_logps: of the same tokens under the unhelpful one; no gradient.
-      mask: the response's tokens, over which the mean is taken row by row; None for all.
+      negative_logps: of the same tokens under the negative instruction; no gradient.
+      mask: the completion's tokens, over which each row's mean is taken; None for all.
       temperature: tau, positive: the larger, the more even and small the importances.
-      epsilon: nats, not negative, added to the mean. It alone keeps a row whose two faces hardly
-        differ from counting as much as any other: D is divided by its own mean.
+      epsilon: nats, not negative, added to the mean. D is divided by its own mean; only epsilon keeps rows whose
+        log-probs hardly differ from getting as much importance as others.
 
     Returns:
-      float32 in [0, 1] (1 only by rounding); 0 where masked and where the faces agree.
+      float32 in [0, 1] (1 only by rounding); 0 where masked and where the log-probs are equal.
 
     Raises:
       AssertionError: shapes differ, or not [B, T].
@@ -59,14 +59,14 @@ def token_rewards(
     *,
     threshold: Scalar,
 ) -> Float[Array, "B T"]:
-    """Importance with the sign of the response's label, where it is large enough.
+    """Token rewards: importance above a threshold, with the sign of the completion's label.
 
     r_t = (+1 if preferred else -1) * S_t * [S_t > threshold]
 
     Args:
       importance: S, of `token_importance`; no gradient.
-      preferred: True for the response that people preferred, one a row; bool, or 0 and 1.
-      mask: tokens that count; None for all.
+      preferred: True for chosen completions, one per row; bool, or 0 and 1.
+      mask: tokens that contribute; None for all.
       threshold: theta, in [0, 1]. As S is relative to the row's mean, 0.1 keeps most tokens, and 0.5
         about half.
 
@@ -74,7 +74,7 @@ def token_rewards(
       float32 in [-1, 1]; 0 where masked.
 
     Raises:
-      AssertionError: shapes do not fit.
+      AssertionError: incompatible shapes.
       ValueError: a concrete threshold out of range.
 
     Source: arXiv:2601.10416.

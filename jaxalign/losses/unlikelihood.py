@@ -1,4 +1,4 @@
-"""Unlikelihood: pushes tokens down that should not be there."""
+"""Unlikelihood: lowers the probability of unwanted tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def unlikelihood_loss(
     Args:
       logps: log p(token), nats, of the tokens that should be less likely; any float dtype,
         computed in float32.
-      mask: tokens that count (the unwanted ones); None for all.
+      mask: tokens that contribute (the unwanted ones); None for all.
 
     Returns:
       float32 nats, unreduced; 0 where masked.

@@ -16,7 +16,7 @@ def ppo_value_loss(
     *,
     clip: Scalar | None = None,
 ) -> Float[Array, "B T"]:
-    """Squared error of the value, pessimistic where it moved more than `clip`.
+    """Squared error of the value, pessimistic where it changed by more than `clip`.
 
     c = old + clip(values - old, -clip, clip)
     loss = 0.5 * max((values - returns)^2, (c - returns)^2)
@@ -25,8 +25,8 @@ def ppo_value_loss(
       values: values that are trained.
       old_values: values at the rollout; no gradient.
       returns: targets; no gradient.
-      mask: tokens that count; None for all.
-      clip: largest change that counts, in units of the reward, positive; None for no clipping.
+      mask: tokens that contribute; None for all.
+      clip: maximum change of a value, in units of the reward, positive; None for no clipping.
 
     Returns:
       float32, unreduced; 0 where masked.

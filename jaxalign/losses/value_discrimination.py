@@ -1,4 +1,5 @@
-"""The value of a preferred next token lies above that of a rejected one (LLMdoctor, stage 2)."""
+"""Value discrimination: the value after the chosen token should exceed that after the rejected one (LLMDoctor, stage
+2)."""
 
 import jax
 from jaxtyping import Array, Float

@@ -1,4 +1,4 @@
-"""WPO: how much a completion counts, by how likely the policy is to write it."""
+"""WPO: weights completions by their likelihood under the policy."""
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,19 @@ def wpo_weights(
     """Weighted preference optimization: the weight of each completion, with sampled alignment.
 
     a_t = logps_t - log(sum over the vocabulary of p_t^2)
-    weight = exp(mean of a_t over the counted tokens)
+    weight = exp(mean of a_t over the unmasked tokens)
 
-    The second term is the log of the expected probability of a token drawn from the policy, so completions
-    of the policy's own weigh about 1. Multiply any preference loss of a pair by
-    `wpo_weights(chosen) * wpo_weights(rejected)`.
+    The second term is the log of the expected probability of a token drawn from the policy, so the policy's own
+    completions have a weight of about 1. Multiply any preference loss of a pair by `wpo_weights(chosen) *
+    wpo_weights(rejected)`.
 
     Args:
       logps: log-probs of the completion's tokens under the policy, nats.
       sum_squared_probs: sum of squared probabilities in [1 / V, 1], as `logprobs.linear_logprobs` returns it.
-      mask: tokens that count; None for all.
+      mask: tokens that contribute; None for all.
 
     Returns:
-      float32, without gradient; 0 for a row where no token counts (1 in TRL).
+      float32, without gradient; 0 for a row with no unmasked token (1 in TRL).
 
     Raises:
       AssertionError: shapes differ.

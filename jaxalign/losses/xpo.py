@@ -1,4 +1,4 @@
-"""XPO: online preference optimization that explores."""
+"""XPO: online preference optimization with exploration."""
 
 from typing import Literal
 
@@ -25,7 +25,7 @@ def xpo_loss(
 
     loss = dpo_loss + alpha * policy log-prob of the *reference's* sample
 
-    A policy that finds the reference's samples unlikely is one that tries something else.
+    Lowering the likelihood of the reference's samples encourages exploration.
 
     Args:
       policy_*_logps, ref_*_logps, beta: as in `dpo_loss`.

@@ -9,7 +9,7 @@ from jaxalign.kernels.int8 import Int8, quantize_params
 from jaxalign.kernels.matmul import choose_matmul, matmul_implementation
 from jaxalign.kernels.remat import Remat, remat_level
 from jaxalign.models.attention import attention_for, choose_attention
-from jaxalign.models.composite import Composite
+from jaxalign.models.composite import Composite, CompositeDefinition, Model, ModelDefinition
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.heads import (
     HeadConfig,
@@ -25,14 +25,19 @@ from jaxalign.models.huggingface import (
     check_vocabulary,
     load_config,
     load_pretrained,
-    load_reward_model,
     load_tokenizer,
     save_pretrained,
-    save_reward_model,
 )
+from jaxalign.models.layers import Params
 from jaxalign.models.lora import LoraConfig, attach, create_adapter, merge_adapter
 from jaxalign.models.peft import load_adapter, save_adapter
-from jaxalign.models.reward_ensemble import is_reward_ensemble, load_reward_ensemble, save_reward_ensemble
+from jaxalign.models.reward_folders import (
+    is_reward_ensemble,
+    load_reward_ensemble,
+    load_reward_model,
+    save_reward_ensemble,
+    save_reward_model,
+)
 from jaxalign.models.sharding import param_logical_axes
 from jaxalign.models.stops import stopping, tokenizer_stops
 from jaxalign.models.transformer import Definition, Transformer, create, params_count
@@ -89,7 +94,7 @@ __all__ = [
 ]
 
 
-def split(model: Any) -> tuple[Any, Any]:
+def split(model: Model) -> tuple[Any, Any]:
     """(definition, parameters): the static part, hashable, and a nested dict of arrays."""
     if isinstance(model, ScalarModel):
         return ScalarDefinition(model.config, model.head_config, model.steps), model.params
@@ -98,31 +103,32 @@ def split(model: Any) -> tuple[Any, Any]:
     return Definition(model.config), model.params
 
 
-def merge(definition: Any, params: Any) -> Any:
+def merge(definition: ModelDefinition, params: Params) -> Any:
     """The inverse of `split`; cheap, also under jit."""
     if isinstance(definition, ScalarDefinition):
         return ScalarModel(definition.config, definition.head_config, params, definition.steps)
-    if hasattr(definition, "merge"):  # of one that is made of several
+    if isinstance(definition, CompositeDefinition):
         return definition.merge(params)
     return Transformer(definition.config, params)
 
 
-def with_config(model: Any, **changes: Any) -> Any:
-    """The same parameters under a config with other fields, for example attention, products or mesh."""
+def with_config(model: Model, **changes: Any) -> Any:
+    """The same parameters with changed config fields, for example attention, products or mesh."""
     definition, params = split(model)
     return merge(replace(definition, config=replace(definition.config, **changes)), params)
 
 
-def quantize(model: Any) -> Any:
-    """The model with 8-bit weights (see `quantize_params`): to sample from or to score with, not to train or save.
+def quantize(model: Model) -> Any:
+    """The model with 8-bit weights (see `quantize_params`), for sampling and scoring, not for training or saving.
 
-    The floats stay with whoever holds the model; `load_pretrained(folder, weights="int8")` never has all of them.
+    The float weights stay in memory as long as the original model does; `load_pretrained(folder, weights="int8")`
+    never holds all of them.
     """
     definition, params = split(model)
     return merge(definition, quantize_params(params))
 
 
-def with_remat(model: Any, remat: Remat | bool = "full") -> Any:
+def with_remat(model: Model, remat: Remat | bool = "full") -> Any:
     """The same model with another level of rematerialization (see `models.remat`).
 
     Raises:
@@ -131,8 +137,8 @@ def with_remat(model: Any, remat: Remat | bool = "full") -> Any:
     return with_config(model, remat=remat_level(remat))
 
 
-def with_stops(model: Any, ids: Iterable[int]) -> Any:
-    """The model with these tokens in its stop set (`eos_ids`) too; the model itself where they are there already.
+def with_stops(model: Model, ids: Iterable[int]) -> Any:
+    """The model with these tokens added to its stop tokens (`eos_ids`); the same model if it has them already.
 
     Raises:
       ModelError: a token outside its vocabulary.

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.kernels import cudnn_attention, decode_attention, splash_attention
@@ -44,7 +45,7 @@ FASTEST: dict[str, AttentionImplementation] = {"cpu": "blockwise", "gpu": "cudnn
 
 def choose_attention(
     config: ModelConfig,
-    device: Any,
+    device: jax.Device,
     *,
     max_segments: int = 1,
     mapped: bool = False,
@@ -62,17 +63,17 @@ def choose_attention(
     Raises:
       ValueError: the implementation that is asked for cannot run there, or not such rows; in one line.
     """
-    asked = config.attention != "auto"
-    implementation = config.attention if asked else FASTEST.get(device.platform, "plain")
+    configured = config.attention != "auto"
+    implementation = config.attention if configured else FASTEST.get(device.platform, "plain")
     why = REFUSALS[implementation](config, device) if implementation in REFUSALS else ""
     if implementation == "cudnn":
         why = why or cudnn_attention.refusal_of_rows(device, max_segments, mapped=mapped, shape=shape)
-    if why and asked:
+    if why and configured:
         raise ValueError(f"attention {implementation}: {why}; plain and blockwise run anywhere")
     return (
         Choice("plain", why)
         if why
-        else Choice(implementation, "asked for" if asked else f"a {device.platform}")
+        else Choice(implementation, "asked for" if configured else f"a {device.platform}")
     )
 
 
@@ -116,7 +117,9 @@ def scaled(q: jax.Array, config: ModelConfig) -> jax.Array:
     return q * jnp.asarray(config.query_scale or config.head_dim**-0.5, q.dtype)
 
 
-def _weighted(scores, values, pattern: str, dtype: Any, scales: jax.Array | None = None):
+def _weighted(
+    scores: jax.Array, values: jax.Array, pattern: str, dtype: DTypeLike, scales: jax.Array | None = None
+):
     """softmax(scores) @ (scales * values) with the division after the product: one pass less over the scores."""
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
@@ -192,7 +195,9 @@ def attend(
     return _by_kernel(call, q, k, v, segments, window, config).reshape(rows, length, heads * size)
 
 
-def _specs(q, k, segments, config: ModelConfig) -> tuple[PartitionSpec, PartitionSpec] | None:
+def _specs(
+    q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], segments: Int[Array, "B T"], config: ModelConfig
+) -> tuple[PartitionSpec, PartitionSpec] | None:
     """How queries (as keys and values) and segments are split over the mesh; None on one device."""
     mesh = config.mesh
     if mesh is None or mesh.size == 1:
@@ -204,7 +209,15 @@ def _specs(q, k, segments, config: ModelConfig) -> tuple[PartitionSpec, Partitio
     return of_queries, partition_spec(("batch", None), segments.shape, mesh)
 
 
-def _by_kernel(call: Callable[..., jax.Array], q, k, v, segments, window, config: ModelConfig) -> jax.Array:
+def _by_kernel(
+    call: Callable[..., jax.Array],
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"],
+    window: jax.Array | int,
+    config: ModelConfig,
+) -> jax.Array:
     """A kernel on each device's rows and heads; its window is static, so a traced one chooses between two kernels."""
     specs = _specs(q, k, segments, config)
 

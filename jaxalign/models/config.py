@@ -1,4 +1,4 @@
-"""The shape of a decoder, whatever its family."""
+"""The configuration of a decoder of any family."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -29,7 +29,7 @@ class ModelConfig:
     """One decoder, configured. Hashable: it is the static part of a model.
 
     Attributes:
-      family: name of the row in `models.families` it came from (and is saved as).
+      family: name of its family in `models.families`, in whose format it is saved.
       vocab_size: V, rows of the embedding.
       hidden_size: D.
       intermediate_size: width of the MLP.
@@ -48,8 +48,8 @@ class ModelConfig:
       rope_scaling: stretching of them (global layers).
       rope_theta_local: base in sliding-window layers; None takes rope_theta.
       rotary_dim: leading dimensions of a head that rotate.
-      sliding_window: keys a sliding layer sees, itself included; 0 for none.
-      sliding_layers: per layer, whether its window slides; empty means all where sliding_window > 0.
+      sliding_window: number of keys that a sliding layer attends to, including its own; 0 for none.
+      sliding_layers: per layer, whether it uses the sliding window; empty means all if sliding_window > 0.
       qk_norm: norm on each query and key head before rotation.
       qkv_bias, out_bias, mlp_bias: whether those projections have biases.
       head_bias: whether the vocabulary projection has one.
@@ -59,11 +59,11 @@ class ModelConfig:
       query_scale: factor on queries; 0 takes 1 / sqrt(head_dim).
       embedding_scale: factor on embeddings (Gemma: sqrt(D)).
       tied_head: the embedding is the vocabulary projection too.
-      bos_id, eos_ids, pad_id: special tokens; -1 or () where there is none. All of eos_ids end a completion.
-      generation: the other fields of a folder's generation_config.json, as JSON; for its export alone.
+      bos_id, eos_ids, pad_id: special tokens; -1 or () if there is none. Each of eos_ids ends a completion.
+      generation: the other fields of a folder's generation_config.json, as JSON; used only for export.
       param_dtype, compute_dtype: names of dtypes.
-      remat: what of a layer waits for the backward pass; the rest is computed again (see `models.remat`).
-      attention: implementation over whole rows, see `models.attention`; auto takes what is fast on the backend.
+      remat: activations of a layer stored for the backward pass; the rest are recomputed (see `kernels.remat`).
+      attention: implementation for whole rows, see `models.attention`; auto picks a fast one for the backend.
       products: implementation of matrix products, see `kernels.matmul`; auto likewise.
       mesh: the devices that custom attention calls are split over (`jax.sharding.Mesh`); None for one device.
     """
@@ -116,7 +116,7 @@ class ModelConfig:
         remat_level(self.remat)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_heads = {self.num_heads} does not divide by num_kv_heads = {self.num_kv_heads}"
+                f"num_heads = {self.num_heads} is not divisible by num_kv_heads = {self.num_kv_heads}"
             )
         if self.sliding_layers and len(self.sliding_layers) != self.num_layers:
             raise ValueError(
@@ -134,7 +134,7 @@ class ModelConfig:
 
     @property
     def layer_slides(self) -> tuple[bool, ...]:
-        """Per layer, whether it sees only the sliding window."""
+        """Per layer, whether it attends only to the sliding window."""
         if not self.sliding_window:
             return (False,) * self.num_layers
         return self.sliding_layers or (True,) * self.num_layers

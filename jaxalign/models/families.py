@@ -1,7 +1,6 @@
-"""The families as tables: how each one's config.json and tensor names map to ours.
+"""Model families as tables: how config.json and tensor names of each map to jaxalign's.
 
-A family is not a copy of the model. To add one, write its config mapping (both ways)
-and the names of its tensors.
+A new family needs its config mapping (both ways) and the names of its tensors, not a copy of the model.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,7 +39,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a Hugging Face folder and the leaves it holds.
+    """One tensor of a Hugging Face folder and the parameters in it.
 
     Attributes:
       name: its name there; {i} is the layer.
@@ -224,7 +223,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def config_from_json(config: Json, where: str) -> ModelConfig:
-    """Our config from a parsed config.json.
+    """The `ModelConfig` of a parsed config.json.
 
     Raises:
       ModelError: a family that is not in the table, or a missing or wrong field; names the file.
@@ -239,7 +238,7 @@ def config_from_json(config: Json, where: str) -> ModelConfig:
         arguments = family.read(config)
         return ModelConfig(family=kind, **(arguments | special_tokens(config)))
     except KeyError as error:
-        raise ModelError(f"{where}: the field {error} is missing") from None
+        raise ModelError(f"{where}: missing field {error}") from None
     except (TypeError, ValueError) as error:
         raise ModelError(f"{where}: {error}") from None
 

@@ -39,7 +39,7 @@ def read_flax_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
             raise ModelError(f"{folder / INDEX}: not a readable index ({type(error).__name__})") from None
     for name in files:
         if not (folder / name).is_file():
-            raise ModelError(f"{folder / name}: named in {INDEX}, but there is no such file")
+            raise ModelError(f"{folder / name}: named in {INDEX}, but the file does not exist")
         for keys, array in _leaves(_read(folder / name), ()):
             # Flax keeps every kernel the other way round: Dense as [in, out] where torch's Linear has
             # [out, in], and GPT-2's FlaxConv1D as [out, in] where torch's Conv1D has [in, out].
@@ -55,7 +55,7 @@ def _read(file: Path) -> dict[str, Any]:
     except Exception as error:
         raise ModelError(f"{file}: not a readable Flax msgpack file ({type(error).__name__})") from None
     if not isinstance(tree, dict):
-        raise ModelError(f"{file}: not a readable Flax msgpack file (it holds no tree of parameters)")
+        raise ModelError(f"{file}: not a readable Flax msgpack file (it contains no parameter tree)")
     return tree
 
 

@@ -32,21 +32,17 @@ def model_folder(path: str) -> str:
     if (named := checkpoint_named(path)) is not None:
         run, name = named
         if not (Path(run) / "metadata.json").is_file():
-            raise ModelError(
-                f"{path}: there is no run in {run}; expected RUN@{name} with the folder of a run"
-            )
+            raise ModelError(f"{path}: {run} is not a run folder; expected RUN@{name} with a run folder")
         return importlib.import_module(EXPORTER).checkpoint_folder(run, name)
     folder = Path(path)
     if (folder / "export" / "doctors.json").is_file():
         raise ModelError(
-            f"{path}: this run has several doctors, each a model; name one as {path}/export/NAME, or all of them by "
-            f"--doctor={path}"
+            f"{path}: this run has several doctors; name one as {path}/export/NAME, or all with --doctor={path}"
         )
     if (folder / "export").is_dir():
         return str(folder / "export")
     if (folder / "metadata.json").is_file() and not (folder / "config.json").is_file():
         raise ModelError(
-            f"{path}: this run has no export/ folder yet; finish it (--resume goes on), or take a checkpoint: "
-            f"{path}@latest"
+            f"{path}: this run has no export/ yet; finish it with --resume, or use a checkpoint: {path}@latest"
         )
     return path

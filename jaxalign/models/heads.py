@@ -1,9 +1,10 @@
-"""Scalar models: a decoder's trunk under a head that gives one number a token.
+"""Scalar models: a decoder's trunk with a head that outputs one number per token.
 
-A reward model reads the number at a row's last token, a process reward model where each step
-of a solution ends, a value function at every token.
+A reward model uses the output at a row's last token, a process reward model at the end of each step of a solution, a
+value function at every token.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxalign.arrays import product_precision
 from jaxalign.kernels.matmul import dense, matmul_implementation
 from jaxalign.models.config import MatmulImplementation, ModelConfig
+from jaxalign.models.layers import Adapter, Params
 from jaxalign.models.transformer import Transformer
 
 
@@ -25,9 +27,9 @@ class HeadConfig:
 
     Attributes:
       kind: linear, or mlp (one hidden layer with GELU).
-      hidden_size: width of the hidden layer; 0 takes the model's.
-      dropout: chance that an input of the head is dropped in training.
-      init_std: standard deviation of the last layer; -1 takes 1 / sqrt(width + 1), 0 starts at zero.
+      hidden_size: width of the hidden layer; 0 uses the model's.
+      dropout: dropout rate on the head's input in training.
+      init_std: standard deviation of the last layer's initial weights; -1 uses 1 / sqrt(width + 1), 0 starts at zero.
     """
 
     kind: Literal["linear", "mlp"] = "linear"
@@ -42,10 +44,10 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """What makes a scalar model a process reward model: its scores are logits of steps, read where a step ends.
+    """Marks a scalar model as a process reward model: its scores are logits of steps, at the end of each step.
 
     Attributes:
-      separator: text that ends each step; empty where the folder that the model came from does not say.
+      separator: text that ends each step; empty if unknown.
     """
 
     separator: str = ""
@@ -85,10 +87,10 @@ class ScalarModel(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         max_segments: int = 0,
-        adapter: Any = None,
+        adapter: Adapter | None = None,
         dropout_key: jax.Array | None = None,
     ) -> Float[Array, "B T"]:
-        """The score after each token, float32; what lies in padding is undefined but finite."""
+        """The score after each token, float32; undefined but finite in padding."""
         params = self.params
         hidden = Transformer(self.config, params["trunk"]).hidden(
             tokens,
@@ -126,7 +128,7 @@ class ScalarDefinition:
 
 def apply_head(
     head_config: HeadConfig,
-    params: Any,
+    params: Params,
     hidden: Float[Array, "*B D"],
     *,
     products: MatmulImplementation,
@@ -147,7 +149,7 @@ def apply_head(
 
 
 def create_head(config: ModelConfig, head_config: HeadConfig, *, key: jax.Array) -> dict[str, jax.Array]:
-    """Fresh leaves of a head."""
+    """Initial parameters of a head."""
     d = config.hidden_size
     first, last = jax.random.split(key)
     width = d
@@ -162,7 +164,11 @@ def create_head(config: ModelConfig, head_config: HeadConfig, *, key: jax.Array)
 
 
 def create_scalar_model(
-    model: Any, head_config: HeadConfig | None = None, *, key: jax.Array, steps: StepConfig | None = None
+    model: Transformer,
+    head_config: HeadConfig | None = None,
+    *,
+    key: jax.Array,
+    steps: StepConfig | None = None,
 ) -> ScalarModel:
     """A scalar model on the trunk of a causal language model (whose vocabulary head is left out).
 
@@ -180,12 +186,12 @@ def create_scalar_model(
     return ScalarModel(config, head_config, params, steps)
 
 
-def with_normalizer(frozen: Any, *, gain: float, bias: float) -> Any:
+def with_normalizer(frozen: Mapping[str, Any], *, gain: float, bias: float) -> Any:
     """Frozen leaves of a scalar model with another gain and bias."""
     return {**frozen, "normalizer": {"gain": jnp.float32(gain), "bias": jnp.float32(bias)}}
 
 
-def gain_and_bias(mean: Any, variance: Any) -> tuple[Any, Any]:
+def gain_and_bias(mean: float | np.ndarray, variance: float | np.ndarray) -> tuple[Any, Any]:
     """What brings raw scores of this mean and variance (NumPy, any shape) to mean 0 and variance 1."""
     gain = 1.0 / np.sqrt(np.maximum(variance, 1e-12))
     return gain, -gain * mean

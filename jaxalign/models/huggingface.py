@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out: every tensor's name and shape is checked."""
+"""Loads and saves Hugging Face folders; checks every tensor's name and shape."""
 
 import json
 import os
@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jaxalign.errors import ModelError
 from jaxalign.kernels.int8 import Int8
+from jaxalign.mesh import Rules
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import (
     FAMILIES,
@@ -22,15 +25,12 @@ from jaxalign.models.families import (
     unfuse,
 )
 from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
-from jaxalign.models.heads import HeadConfig, ScalarModel, StepConfig
 from jaxalign.models.sharding import to_device
 from jaxalign.models.stops import read_generation, write_generation
 from jaxalign.models.tensor_dtypes import in_dtype
-from jaxalign.models.token_classifier import head_tensors, is_token_classifier, take_head
 from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
 from jaxalign.models.whole_folder import whole_folder
 
-HEAD_FILE = "jaxalign_head.json"
 ENSEMBLE_FILE = "ensemble.json"
 MAX_SHARD_BYTES = 4 * 2**30
 
@@ -38,29 +38,28 @@ MAX_SHARD_BYTES = 4 * 2**30
 def load_pretrained(
     folder: str | Path,
     *,
-    param_dtype: Any = None,
-    compute_dtype: Any = None,
-    mesh: Any = None,
-    rules: Any = None,
+    param_dtype: DTypeLike | None = None,
+    compute_dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
     revision: str | None = None,
     weights: Literal["same", "int8"] = "same",
 ) -> Transformer:
-    """A causal language model from a Hugging Face folder or hub id.
+    """Loads a causal language model from a Hugging Face folder or hub id.
 
     Args:
       folder: a folder with config.json and weights (`model.safetensors` or `flax_model.msgpack`,
         one file or sharded), or a hub id.
       param_dtype: dtype of the parameters; None is float32.
       compute_dtype: dtype of the matrix products; None is float32.
-      mesh: lay the parameters out on this mesh, each device getting its part alone; None puts them on the default
-        device.
-      rules: logical -> mesh axes, where not the default table.
+      mesh: shard the parameters over this mesh; None puts them on the default device.
+      rules: logical -> mesh axes, in place of the default table.
       revision: revision of a hub id.
-      weights: int8 rounds the files' weights to 8-bit integers, as `models.quantize`, one after the other: no device
-        holds more than one of them as floats.
+      weights: int8 rounds the weights to 8-bit integers, as `models.quantize`, one at a time: a device holds at most
+        one of them as floats.
 
     Raises:
-      ModelError: a missing file, an unsupported family, or a tensor that is missing, left over or wrongly shaped.
+      ModelError: a missing file, an unsupported family, or a missing, unexpected or wrongly shaped tensor.
     """
     path = local_folder(folder, revision)
     config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
@@ -70,75 +69,36 @@ def load_pretrained(
     return Transformer(replace(config, mesh=mesh if mesh is not None and mesh.size > 1 else None), params)
 
 
-def load_reward_model(
-    folder: str | Path, *, param_dtype: Any = None, compute_dtype: Any = None, revision: str | None = None
-) -> ScalarModel:
-    """A scalar model from a `...ForSequenceClassification` folder with one label.
-
-    A `...ForTokenClassification` folder gives a process reward model, whose `steps` are set; see `token_classifier`.
-
-    Raises:
-      ModelError: as `load_pretrained`; or the folder holds no scalar head.
-    """
-    path = local_folder(folder, revision)
-    config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
-    config = replace(config, tied_head=True, head_bias=False)
-    tensors = dict(read_tensors(path))
-    extra = json.loads((path / HEAD_FILE).read_text()) if (path / HEAD_FILE).is_file() else {}
-    head_config = HeadConfig(**extra.get("head", {}))
-    tokens = is_token_classifier(_json(path / "config.json"), extra)
-    score, bias = take_head(tensors, FAMILIES[config.family], str(path), tokens=tokens)
-    head = {"score": score}
-    if head_config.kind == "mlp":
-        for ours, theirs in (("hidden", "score_hidden.weight"), ("hidden_bias", "score_hidden.bias")):
-            if theirs not in tensors:
-                raise ModelError(f"{path}: the tensor {theirs} is missing")
-            head[ours] = tensors.pop(theirs).T
-    params = {
-        "trunk": from_tensors(tensors, config, str(path)),
-        "head": head,
-        "normalizer": {
-            "gain": np.float32(extra.get("gain", 1.0)),
-            "bias": np.float32(extra.get("bias", bias)),
-        },
-    }
-    steps = StepConfig(separator=extra.get("separator", "")) if tokens else None
-    return ScalarModel(config, head_config, to_device(params, config.param_dtype), steps)
-
-
 def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConfig:
-    """The shape of the model in a folder (or of a hub id), with the end tokens of both its config files.
+    """Loads the configuration of a model folder (or hub id), with the end tokens of both config files.
 
     Raises:
       ModelError: no config.json, or one that is not supported; a generation_config.json that cannot be read.
     """
     path = local_folder(folder, revision, weights=False)
-    config = config_from_json(_json(path / "config.json"), str(path / "config.json"))
+    config = config_from_json(read_json(path / "config.json"), str(path / "config.json"))
     generation = path / "generation_config.json"
     if generation.is_file():
-        config = read_generation(config, _json(generation), str(generation))
+        config = read_generation(config, read_json(generation), str(generation))
     return config
 
 
 def local_folder(folder: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The folder itself, or the cached snapshot of a hub id; without `weights` only its small files are fetched.
+    """The folder itself, or the cached snapshot of a hub id; without `weights` only its small files are downloaded.
 
     Raises:
-      ModelError: neither a folder nor a hub id that can be fetched; or the folder of an ensemble.
+      ModelError: neither a folder nor an accessible hub id; or a reward ensemble.
     """
     path = Path(folder)
     if (path / ENSEMBLE_FILE).is_file():
         raise ModelError(
-            f"{path}: an ensemble of reward models, where one model is expected; name a member, such as "
-            f"{path / 'member-0'}"
+            f"{path}: expected one model, but this is a reward ensemble; name a member, such as {path / 'member-0'}"
         )
     if path.is_dir():
         return path
     text = str(folder)
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
-        raise ModelError(
-            f"{text}: there is no such folder; expected a Hugging Face folder or a hub id (owner/name)"
-        )
+        raise ModelError(f"{text}: no such folder; expected a Hugging Face folder or a hub id (owner/name)")
     try:
         from huggingface_hub import snapshot_download
 
@@ -151,7 +111,9 @@ def local_folder(folder: str | Path, revision: str | None = None, *, weights: bo
         return path
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{text}: there is no such folder, and the hub did not give it: {reason}") from None
+        raise ModelError(
+            f"{text}: no such folder, and it could not be loaded from the hub: {reason}"
+        ) from None
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -162,7 +124,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted(set(_json(index)["weight_map"].values()))
+        files = sorted(set(read_json(index)["weight_map"].values()))
     elif single.is_file():
         files = [single.name]
     elif has_flax_tensors(path):
@@ -171,8 +133,9 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     else:
         if list(path.glob("*.bin")):
             raise ModelError(
-                f"{path}: only torch pickles (.bin) are there, and loading those runs code; convert them with "
-                "transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)"
+                f"{path}: the weights are torch pickles (.bin), which can run arbitrary code when loaded; convert "
+                "them with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR, "
+                "safe_serialization=True)"
             )
         raise ModelError(
             f"{path}: expected model.safetensors, model.safetensors.index.json or flax_model.msgpack"
@@ -182,7 +145,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     for name in files:
         file = path / name
         if not file.is_file():
-            raise ModelError(f"{file}: named in {index.name}, but there is no such file")
+            raise ModelError(f"{file}: named in {index.name}, but the file does not exist")
         try:
             with safe_open(file, framework="flax") as reader:
                 for key in reader.keys():  # noqa: SIM118 (not a dict)
@@ -200,7 +163,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
     """Our parameter tree from tensors under Hugging Face names.
 
     Raises:
-      ModelError: naming each tensor that is missing, left over or wrongly shaped.
+      ModelError: naming each missing, unexpected or wrongly shaped tensor.
     """
     family = FAMILIES[config.family]
     shapes = parameter_shapes(config)
@@ -219,7 +182,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
             return {}
         array = take(name)
         if array is None:
-            raise ModelError(f"{where}: the tensor {family.trunk}{name} is missing")
+            raise ModelError(f"{where}: missing tensor {family.trunk}{name}")
         expected = [wanted[leaf] for leaf in tensor.leaves]
         full = (*expected[0][:-1], sum(s[-1] for s in expected))
         full = full[::-1] if tensor.kind == "linear" else full
@@ -251,29 +214,26 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
     head = left.pop(f"{family.head}.weight", None)
     if not config.tied_head:
         if head is None:
-            raise ModelError(
-                f"{where}: the tensor {family.head}.weight is missing (tie_word_embeddings is false)"
-            )
+            raise ModelError(f"{where}: missing tensor {family.head}.weight (tie_word_embeddings is false)")
         if head.shape != shapes["head"]["weight"]:
             raise ModelError(
-                f"{where}: {family.head}.weight has shape {list(head.shape)}, expected {list(shapes['head']['weight'])}"
+                f"{where}: {family.head}.weight has shape {list(head.shape)}, "
+                f"expected {list(shapes['head']['weight'])}"
             )
         tree["head"] = {"weight": head}
     if left:
         names = sorted(left)
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         raise ModelError(
-            f"{where}: tensors that a {config.family} model has not: {', '.join(names[:4])}{more}"
+            f"{where}: unexpected tensors for a {config.family} model: {', '.join(names[:4])}{more}"
         )
     return tree
 
 
 def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
-    """Tensors under Hugging Face names, the inverse of `from_tensors`; ValueError where weights are of 8 bits."""
+    """Tensors under Hugging Face names, the inverse of `from_tensors`; ValueError for 8-bit weights."""
     if isinstance(params["embed"]["tokens"], Int8):
-        raise ValueError(
-            "a model with 8-bit weights is not written; write the one that it was quantized from"
-        )
+        raise ValueError("a model with 8-bit weights cannot be saved; save the model it was quantized from")
     family = FAMILIES[config.family]
     host = jax.device_get(dict(params))
     tensors: dict[str, np.ndarray] = {}
@@ -300,67 +260,26 @@ def save_pretrained(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     dtype: str | None = None,
 ) -> Path:
-    """Writes a folder that `transformers` loads, whole or not at all.
+    """Saves a folder that `transformers` can load, atomically.
 
     Args:
       model: the model.
-      folder: where; what is there is replaced once the new folder is complete.
-      tokenizer: saved beside the weights where given.
-      max_shard_bytes: weights above it are split into files with an index.
+      folder: destination; an existing model is replaced once the new folder is complete.
+      tokenizer: saved with the weights if given.
+      max_shard_bytes: larger weights are split into several files with an index.
       dtype: of the weights in the files: float32, bfloat16 or float16; None keeps that of the parameters.
 
     Raises:
-      ModelError: the folder holds something else, or a weight is larger than the dtype can hold.
+      ModelError: the folder holds something else, or a weight exceeds the dtype's range.
     """
     config = model.config
     tensors = to_tensors(model.params, config)
-    return _write(
+    return write_folder(
         Path(folder), config_to_json(config), tensors, tokenizer, config, max_shard_bytes, dtype=dtype
     )
 
 
-def save_reward_model(
-    model: ScalarModel, folder: str | Path, *, tokenizer: Any = None, dtype: str | None = None
-) -> Path:
-    """Writes a scalar model in the `...ForSequenceClassification` layout, whole or not at all.
-
-    A process reward model is written as `...ForTokenClassification` with one label, the logit of a right
-    step (Gemma 3, which has no such class in transformers, as `...ForSequenceClassification`); that it is
-    one, and its separator, stand in `jaxalign_head.json`.
-    A linear head whose normalizer is 1 and 0 loads in transformers as it is. Gain, bias and
-    an MLP head are ours: they go to `jaxalign_head.json` (as numbers, whatever the `dtype`) and `score_hidden.*`.
-    Arguments and errors are those of `save_pretrained`.
-    """
-    config, params = model.config, model.params
-    family, tokens = FAMILIES[config.family], model.steps is not None
-    tensors = to_tensors(params["trunk"], config)
-    head = jax.device_get(params["head"])
-    tensors |= head_tensors(family, head["score"], float(params["normalizer"]["bias"]), tokens=tokens)
-    if model.head_config.kind == "mlp":
-        tensors["score_hidden.weight"] = np.ascontiguousarray(head["hidden"].T)
-        tensors["score_hidden.bias"] = np.ascontiguousarray(head["hidden_bias"])
-    from dataclasses import asdict
-
-    extra = {
-        "head": asdict(model.head_config),
-        "gain": float(params["normalizer"]["gain"]),
-        "bias": float(params["normalizer"]["bias"]),
-    }
-    if model.steps is not None:
-        extra |= {"level": "token", "separator": model.steps.separator}
-    body = config_to_json(config) | {
-        "architectures": [(tokens and family.token_architecture) or family.reward_architecture],
-        "num_labels": 1,
-        "id2label": {"0": "LABEL_0"},
-        "label2id": {"LABEL_0": 0},
-        "problem_type": None if tokens else "regression",
-        "tie_word_embeddings": True,
-    }
-    extra_files = {HEAD_FILE: extra}
-    return _write(Path(folder), body, tensors, tokenizer, config, MAX_SHARD_BYTES, extra_files, dtype=dtype)
-
-
-def _write(
+def write_folder(
     folder: Path,
     config_json: dict[str, Any],
     tensors: dict[str, np.ndarray],
@@ -371,6 +290,21 @@ def _write(
     *,
     dtype: str | None = None,
 ) -> Path:
+    """Writes tensors by their Hugging Face names and what stands beside them, whole or not at all.
+
+    Args:
+      folder: where; a model that is there is replaced once the new one is complete.
+      config_json: the body of config.json.
+      tensors: as they are written, but for `dtype`.
+      tokenizer: saved too, unless None.
+      config: the model's shape, of which generation_config.json is made.
+      max_shard_bytes: size of a file of tensors, at most.
+      extra_files: further JSON files, name -> body.
+      dtype: that of the tensors in the files; None for theirs.
+
+    Raises:
+      ModelError: a number that is too large for `dtype`.
+    """
     from safetensors.numpy import save_file
 
     if dtype is not None:
@@ -414,18 +348,18 @@ def _shards(tensors: dict[str, np.ndarray], limit: int) -> list[dict[str, np.nda
 def transformers_module() -> Any:
     """The `transformers` package, imported without its advice to install torch, which only models need."""
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    told = name in os.environ
+    was_set = name in os.environ
     os.environ.setdefault(name, "1")
     try:
         import transformers
     finally:
-        if not told:
+        if not was_set:
             del os.environ[name]
     return transformers
 
 
 def load_tokenizer(folder: str | Path, *, revision: str | None = None) -> Any:
-    """The tokenizer in a folder (or of a hub id), as transformers reads it.
+    """Loads the tokenizer of a folder (or hub id) with transformers.
 
     Raises:
       ModelError: there is none, or it cannot be read.
@@ -433,18 +367,16 @@ def load_tokenizer(folder: str | Path, *, revision: str | None = None) -> Any:
     path = local_folder(folder, revision, weights=False)
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     if not any((path / name).is_file() for name in names):
-        raise ModelError(f"{path}: there is no tokenizer; expected tokenizer.json (or set model.tokenizer)")
+        raise ModelError(f"{path}: no tokenizer; expected tokenizer.json (or set model.tokenizer)")
     AutoTokenizer = transformers_module().AutoTokenizer
     try:
         return AutoTokenizer.from_pretrained(str(path))
     except Exception as error:
-        raise ModelError(
-            f"{path}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}"
-        ) from None
+        raise ModelError(f"{path}: cannot read the tokenizer: {str(error).strip().splitlines()[0]}") from None
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Any) -> None:
-    """The model has an embedding for every token of the tokenizer.
+    """Checks that the model has an embedding for every token of the tokenizer.
 
     Raises:
       ModelError: naming both sizes.
@@ -454,13 +386,19 @@ def check_vocabulary(config: ModelConfig, tokenizer: Any) -> None:
     size = max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
     if size > config.vocab_size:
         raise ModelError(
-            f"the tokenizer has {size} tokens, the model's vocabulary {config.vocab_size}; they do not belong together"
+            f"the tokenizer has {size} tokens, but the model's vocabulary has {config.vocab_size}; they do not "
+            "match"
         )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a model's folder.
+
+    Raises:
+      ModelError: no such file, or not JSON.
+    """
     if not path.is_file():
-        raise ModelError(f"{path}: there is no such file; expected a Hugging Face folder with {path.name}")
+        raise ModelError(f"{path}: no such file; expected a Hugging Face folder with {path.name}")
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -1,6 +1,7 @@
 """Projections, norms, rotary embeddings and the MLP: pure functions on arrays."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from jaxalign.kernels.remat import ADAPTER
 from jaxalign.models.config import ModelConfig, RopeScaling
 
 Params = dict[str, Any]
+# Attached to a model (`lora.attach`): target -> factors, scale and perhaps dropout, [L, ...] each.
+Adapter = Mapping[str, Mapping[str, jax.Array]]
 
 
 def linear(
@@ -22,7 +25,7 @@ def linear(
     params: Params,
     name: str,
     config: ModelConfig,
-    adapter: dict | None = None,
+    adapter: Adapter | None = None,
     key: jax.Array | None = None,
 ):
     """One projection with its bias and its LoRA adapter, where there are any.
@@ -145,11 +148,11 @@ def rotate(x: Float[Array, "B T N H"], tables: tuple[jax.Array, jax.Array]) -> F
     return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
 
 
-def _rotate_forward(x, tables):
+def _rotate_forward(x: jax.Array, tables: tuple[jax.Array, jax.Array]):
     return rotate(x, tables), tables
 
 
-def _rotate_backward(tables, d_out):
+def _rotate_backward(tables: tuple[jax.Array, jax.Array], d_out: jax.Array):
     # The transpose of a rotation turns back.
     cos, sin = tables
     return rotate(d_out, (cos, -sin)), None
@@ -178,11 +181,13 @@ def activated(
     return (y if gated is None else y * gated.astype(jnp.float32)).astype(x.dtype)
 
 
-def _activated_forward(activation, x, gated):
+def _activated_forward(activation: str, x: Float[Array, "*B M"], gated: Float[Array, "*B M"] | None):
     return activated(activation, x, gated), (x, gated)
 
 
-def _activated_backward(activation, saved, d_out):
+def _activated_backward(
+    activation: str, saved: tuple[jax.Array, jax.Array | None], d_out: Float[Array, "*B M"]
+):
     x, gated = saved
     x32, d_out = x.astype(jnp.float32), d_out.astype(jnp.float32)
     y, slope = jax.jvp(lambda x: activate(x, activation), (x32,), (jnp.ones_like(x32),))
@@ -198,7 +203,7 @@ def mlp(
     x: jax.Array,
     params: Params,
     config: ModelConfig,
-    adapter: dict | None = None,
+    adapter: Adapter | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """The feed-forward block, [..., D] -> [..., D]."""

@@ -1,6 +1,6 @@
-"""Low-rank adapters: a separate tree beside the parameters, merged on request."""
+"""Low-rank adapters (LoRA): a tree separate from the parameters, merged on request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.heads import ScalarModel
+from jaxalign.models.layers import Adapter
 from jaxalign.models.transformer import Transformer, folded, parameter_shapes
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -19,11 +20,11 @@ class LoraConfig:
     """Low-rank adaptation (arXiv:2106.09685).
 
     Attributes:
-      enabled: train an adapter and leave the base as it is.
-      rank: r, columns of the first factor.
-      alpha: the update is scaled by alpha / rank.
-      dropout: chance that an input of the adapter is dropped in training.
-      targets: projections that get an adapter; `all` stands for every one.
+      enabled: train a LoRA adapter and freeze the base model.
+      rank: rank r of the adapter.
+      alpha: scale of the adapter: its output is multiplied by alpha / rank.
+      dropout: dropout rate on the adapter's input in training.
+      targets: projections that get an adapter; `all` selects every one.
     """
 
     enabled: bool = False
@@ -53,7 +54,7 @@ def targets_of(config: ModelConfig, lora: LoraConfig) -> tuple[str, ...]:
 def create_adapter(
     config: ModelConfig, lora: LoraConfig, *, key: jax.Array
 ) -> dict[str, dict[str, jax.Array]]:
-    """A fresh adapter, which changes nothing yet: a is Kaiming-uniform, b is 0.
+    """Creates an adapter that does not change the model yet: a is Kaiming-uniform, b is 0.
 
     Returns:
       target -> {"a": [L, K, r], "b": [L, r, M]}, float32: the trained leaves. Scale and
@@ -71,8 +72,8 @@ def create_adapter(
     return adapter
 
 
-def attach(adapter: Any, lora: LoraConfig) -> Any:
-    """The trained leaves with their scale and dropout, [L] each: what a model takes as `adapter`."""
+def attach(adapter: Adapter, lora: LoraConfig) -> Any:
+    """The trained leaves with their scale and dropout, [L] each: the `adapter` argument of a model."""
     result = {}
     for name, part in adapter.items():
         layers = part["a"].shape[0]
@@ -105,7 +106,9 @@ def stack_adapters(adapters: Sequence[Any]) -> Any:
     return result
 
 
-def _ranked(part: Any, like: Any, factor: str, rank: int) -> jax.Array:
+def _ranked(
+    part: Mapping[str, jax.Array] | None, like: Mapping[str, jax.Array], factor: str, rank: int
+) -> jax.Array:
     """A factor of a target [L, ...] with its rank filled up by zeros; all zeros where there is none."""
     axis = 2 if factor == "a" else 1
     array = jnp.zeros_like(like[factor]) if part is None else part[factor]
@@ -114,17 +117,17 @@ def _ranked(part: Any, like: Any, factor: str, rank: int) -> jax.Array:
     return jnp.pad(array, missing)
 
 
-def merge_adapter(model: Any, adapter: Any) -> Any:
-    """The model with an attached adapter added to its weights; the model given is not changed.
+def merge_adapter(model: Transformer | ScalarModel, adapter: Adapter) -> Any:
+    """The model with an attached adapter added to its weights; the original model is not changed.
 
     Raises:
-      ValueError: the model has no projection of an adapter's name.
+      ValueError: the adapter has a target that the model lacks.
     """
     params = model.params
     trunk = params["trunk"] if isinstance(model, ScalarModel) else params
     unknown = [name for name in adapter if name not in trunk["layers"]]
     if unknown:
-        raise ValueError(f"the adapter has targets that the model has not: {', '.join(unknown)}")
+        raise ValueError(f"the adapter has targets that the model lacks: {', '.join(unknown)}")
     if isinstance(model, ScalarModel):
         params = {**params, "trunk": folded(trunk, adapter)}
         return ScalarModel(model.config, model.head_config, params, model.steps)

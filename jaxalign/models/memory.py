@@ -33,7 +33,7 @@ def weight_sizes(config: ModelConfig) -> dict[str, int]:
 
     trees = {name: tree(name) for name in ("float32", "bfloat16")}
     trees["int8"] = jax.eval_shape(quantize_params, trees["float32"])
-    return {name: bytes_of(found) for name, found in trees.items()}
+    return {name: bytes_of(weights) for name, weights in trees.items()}
 
 
 def cache_sizes(config: ModelConfig) -> dict[str, int]:
@@ -67,7 +67,7 @@ def bytes_a_device(tree: Any) -> int:
 
 
 def weights_text(
-    config: ModelConfig, params: Any, *, key: str = "param_dtype", asked: str = "", files: str | None = None
+    config: ModelConfig, params: Any, *, key: str = "param_dtype", setting: str = "", files: str | None = None
 ) -> str:
     """A model's size in words: `134,515,008 parameters, 256.6 MiB in bfloat16`.
 
@@ -76,13 +76,13 @@ def weights_text(
     Args:
       config, params: the model.
       key: of the configuration, that says the dtype of the parameters.
-      asked: what it says.
+      setting: what it says.
       files: the dtype that the weights were read in; None where that is not known.
     """
     whole, part, dtype = bytes_of(params), bytes_a_device(params), kept_in(config, params)
     text = f"{params_count(params):,} parameters, {sized(whole)} in {dtype}"
     text += "" if part == whole else f", {sized(part)} a device"
     text += "" if config.compute_dtype == config.param_dtype else f"; products in {config.compute_dtype}"
-    if asked == "auto" and dtype == "bfloat16" and files not in (None, dtype):
+    if setting == "auto" and dtype == "bfloat16" and files not in (None, dtype):
         text += f"; rounded from {files}, which {key}=float32 would not do"
     return text

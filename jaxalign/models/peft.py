@@ -1,4 +1,4 @@
-"""Adapters in PEFT's folder format: `adapter_config.json` and `adapter_model.safetensors`."""
+"""Adapters in PEFT format: `adapter_config.json` and `adapter_model.safetensors`."""
 
 import json
 from collections.abc import Iterable
@@ -12,6 +12,7 @@ import numpy as np
 from jaxalign.errors import ModelError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import FAMILIES
+from jaxalign.models.layers import Adapter
 from jaxalign.models.lora import TARGETS, LoraConfig
 from jaxalign.models.transformer import parameter_shapes
 from jaxalign.models.whole_folder import whole_folder
@@ -33,7 +34,7 @@ def fused_targets(targets: Iterable[str], config: ModelConfig) -> list[str]:
 
 
 def save_adapter(
-    adapter: Any,
+    adapter: Adapter,
     folder: str | Path,
     lora: LoraConfig,
     config: ModelConfig,
@@ -42,14 +43,15 @@ def save_adapter(
     revision: str = "",
     tokenizer: Any = None,
 ) -> Path:
-    """Writes the trained leaves (`a`, `b` by target) as a PEFT folder, whole or not at all.
+    """Saves the trained leaves (`a`, `b` by target) as a PEFT folder, atomically.
 
     Args:
       adapter: the leaves.
-      folder: where; an adapter that is there is replaced once the new one is complete.
+      folder: destination; an existing adapter is replaced once the new one is complete.
       lora: its settings.
       config: the shape of the model that it adapts.
-      base: folder or hub id of that model, which `peft.AutoPeftModelForCausalLM` loads it on; empty where it has none.
+      base: folder or hub id of that model, which `peft.AutoPeftModelForCausalLM` loads it on; empty where it has
+        none.
       revision: of a hub id.
       tokenizer: saved beside it where given.
 
@@ -99,14 +101,13 @@ def save_adapter(
 
 
 def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any], LoraConfig]:
-    """The adapter of a PEFT folder for a model of this shape, and its settings.
+    """Loads a PEFT folder's adapter for a model of this configuration, and its settings.
 
     Returns:
-      (trained leaves, config); give `models.attach(leaves, config)` to a model.
+      (trained leaves, config); pass `models.attach(leaves, config)` to a model.
 
     Raises:
-      ModelError: no such folder, a method other than plain LoRA, or a tensor that is missing, left over
-        or wrongly shaped.
+      ModelError: no such folder, a method other than plain LoRA, or a missing, unexpected or wrongly shaped tensor.
     """
     from safetensors.numpy import load_file
 
@@ -114,7 +115,7 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any
     settings, weights = path / "adapter_config.json", path / "adapter_model.safetensors"
     for file in (settings, weights):
         if not file.is_file():
-            raise ModelError(f"{file}: there is no such file; expected a PEFT folder")
+            raise ModelError(f"{file}: no such file; expected a PEFT folder")
     body = json.loads(settings.read_text())
     if body.get("peft_type") != "LORA" or body.get("use_dora") or body.get("bias", "none") != "none":
         raise ModelError(
@@ -140,7 +141,7 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any
             for name in names:
                 key = f"{name}.{ending}"
                 if key not in tensors:
-                    raise ModelError(f"{weights}: the tensor {key} is missing")
+                    raise ModelError(f"{weights}: missing tensor {key}")
                 arrays.append(tensors.pop(key).T)
                 if arrays[-1].shape != expected:
                     raise ModelError(
@@ -149,8 +150,6 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any
             part[leaf] = jnp.asarray(np.stack(arrays), jnp.float32)
         adapter[target] = part
     if tensors:
-        raise ModelError(
-            f"{weights}: tensors that this model has no place for: {', '.join(sorted(tensors)[:4])}"
-        )
+        raise ModelError(f"{weights}: unexpected tensors for this model: {', '.join(sorted(tensors)[:4])}")
     dropout = float(body.get("lora_dropout", 0.0))
     return adapter, LoraConfig(enabled=True, rank=rank, alpha=alpha, dropout=dropout, targets=tuple(adapter))

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import KeyPath
 
 from jaxalign.kernels.int8 import int8_axis, keys_of, quantized
-from jaxalign.mesh import DEFAULT_RULES, tree_shardings
+from jaxalign.mesh import DEFAULT_RULES, Rules, tree_shardings
 
 # By the last key of a leaf; stacked layers get `layers` in front.
 _AXES: dict[str, tuple[str | None, ...]] = {
@@ -34,7 +35,7 @@ _AXES: dict[str, tuple[str | None, ...]] = {
 def param_logical_axes(params: Any) -> Any:
     """The tree of `params` with a tuple of logical axis names in place of each array; None is replicated."""
 
-    def axes(path, leaf) -> tuple[str | None, ...]:
+    def axes(path: KeyPath, leaf: jax.Array) -> tuple[str | None, ...]:
         # Of an `Int8` the path ends in an attribute: integers and scales lie as the array would.
         names = keys_of(path)
         own = _AXES.get(names[-1], ())
@@ -51,7 +52,7 @@ def param_logical_axes(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def on_mesh(params: Any, mesh: Mesh, rules: Any = None) -> Any:
+def on_mesh(params: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
     """Parameters laid out on a mesh by their logical axes, each device with its part; what lies so already stays."""
     return jax.device_put(
         params, tree_shardings(params, param_logical_axes(params), mesh, rules or DEFAULT_RULES)
@@ -59,7 +60,7 @@ def on_mesh(params: Any, mesh: Mesh, rules: Any = None) -> Any:
 
 
 def to_device(
-    params: Any, dtype: str, *, mesh: Mesh | None = None, rules: Any = None, int8: bool = False
+    params: Any, dtype: str, *, mesh: Mesh | None = None, rules: Rules | None = None, int8: bool = False
 ) -> Any:
     """Host arrays as JAX arrays of the parameter dtype, one after the other; the normalizer stays float32.
 
@@ -71,7 +72,7 @@ def to_device(
       int8: whether what `quantize_params` changes becomes `Int8`, from the host's numbers as they are.
     """
 
-    def convert(path: Any, array: np.ndarray, sharding: Any = None) -> Any:
+    def convert(path: KeyPath, array: np.ndarray, sharding: jax.sharding.Sharding | None = None) -> Any:
         names = keys_of(path)
         axis = int8_axis(names) if int8 else None
         if axis is None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxalign.errors import ModelError
+from jaxalign.models.composite import CompositeDefinition
 from jaxalign.models.config import ModelConfig
 
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -34,16 +35,16 @@ def tokenizer_stops(tokenizer: Any) -> tuple[int, ...]:
 
 def stopping(definition: Any, ids: Iterable[int]) -> Any:
     """The static part of a model (see `models.split`) that stops at these tokens too; see `models.with_stops`."""
-    if hasattr(definition, "patient"):  # one that is made of several ends where its patient does
-        patient = stopping(definition.patient, ids)
-        return definition if patient is definition.patient else replace(definition, patient=patient)
+    if isinstance(definition, CompositeDefinition):
+        stops = definition.with_stops(ids)
+        return definition if stops == definition else stops
     config = definition.config
     new = [token for token in dict.fromkeys(map(int, ids)) if token not in config.eos_ids]
     for token in new:
         if not 0 <= token < config.vocab_size:
             raise ModelError(
-                f"token {token} is to end completions, but the model's vocabulary has {config.vocab_size} tokens; "
-                "model and tokenizer do not belong together"
+                f"stop token {token} is outside the model's vocabulary of {config.vocab_size} tokens; model and "
+                "tokenizer do not match"
             )
     return replace(definition, config=replace(config, eos_ids=(*config.eos_ids, *new))) if new else definition
 

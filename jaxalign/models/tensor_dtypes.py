@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,16 +46,16 @@ def folder_dtype(folder: str | Path) -> ExportDtype | None:
     return name if name in NAMES.values() else None
 
 
-def frozen_dtype(asked: str, device: Any) -> str:
+def frozen_dtype(setting: str, device: jax.Device) -> str:
     """The dtype that weights which do not learn are kept in.
 
     Args:
-      asked: float32, bfloat16 or auto, which is bfloat16 on an accelerator, whatever the files have (those of most
+      setting: float32, bfloat16 or auto, which is bfloat16 on an accelerator, whatever the files have (those of most
         models have just that), and float32 on a CPU, where bfloat16 is slow.
       device: one of those that hold them.
     """
-    if asked != "auto":
-        return asked
+    if setting != "auto":
+        return setting
     return "float32" if device.platform == "cpu" else "bfloat16"
 
 
@@ -67,11 +68,11 @@ def in_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndar
     if dtype not in NAMES.values():
         raise ModelError(f"dtype: expected {', '.join(dict.fromkeys(NAMES.values()))}, got {dtype}")
     with np.errstate(over="ignore"):  # which is looked at below
-        found = {name: np.asarray(array, jnp.dtype(dtype)) for name, array in tensors.items()}
+        cast = {name: np.asarray(array, jnp.dtype(dtype)) for name, array in tensors.items()}
     if dtype == "float16":
         for name, array in tensors.items():
-            if np.isfinite(np.asarray(array, np.float32)).all() and not np.isfinite(found[name]).all():
+            if np.isfinite(np.asarray(array, np.float32)).all() and not np.isfinite(cast[name]).all():
                 raise ModelError(
-                    f"{name}: a weight is beyond float16, whose largest number is 65504; export as bfloat16 or float32"
+                    f"{name}: a weight exceeds the largest float16, 65504; export as bfloat16 or float32"
                 )
-    return found
+    return cast

@@ -35,7 +35,7 @@ def take_head(
     name = (family.token_head if tokens else "") or "score"
     if f"{name}.weight" not in tensors:
         raise ModelError(
-            f"{where}: there is no tensor {name}.weight; expected a reward model (one-label classifier)"
+            f"{where}: missing tensor {name}.weight; expected a reward model (one-label classifier)"
         )
     weight = tensors.pop(f"{name}.weight")
     if weight.ndim != 2 or weight.shape[0] not in ((1, 2) if tokens else (1,)):

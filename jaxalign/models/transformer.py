@@ -1,11 +1,11 @@
 """The decoder: tokens -> hidden states -> logits; whole rows, or one token against a cache.
 
 Parameters live in a Flax NNX module as a nested dict: `embed`, `layers` (stacked,
-[L, ...]) and `final_norm`, with canonical names whatever the family. `split` takes them
-out once; everything jitted works on the plain dict.
+[L, ...]) and `final_norm`, with the same names for every family. `split` extracts them once; all jitted code uses
+the plain dict.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxalign.kernels.int8 import Int8, scaled_logits
@@ -24,6 +25,8 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.embedding import token_embeddings
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import (
+    Adapter,
+    Params,
     linear,
     mlp,
     norm,
@@ -62,7 +65,7 @@ class Transformer(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         lengths: Int[Array, " B"] | None = None,
         max_segments: int = 0,
-        adapter: Any = None,
+        adapter: Adapter | None = None,
     ) -> Float[Array, "B T V"]:
         """Logits, float32, for plain use; training takes `hidden` and a chunked head.
 
@@ -72,7 +75,7 @@ class Transformer(nnx.Module):
           segment_ids: packed rows: 1, 2, ... by segment, 0 for padding.
           max_segments: of packed rows, a number of segments that no row exceeds; 0 where it is not known, which
             keeps cuDNN's attention from being used. Segments may begin at any column, also where a row holds one.
-          lengths: right-padded rows: valid tokens a row; all when None.
+          lengths: right-padded rows: valid tokens per row; all when None.
           adapter: LoRA adapter, or None.
         """
         hidden = self.hidden(
@@ -93,7 +96,7 @@ class Transformer(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         lengths: Int[Array, " B"] | None = None,
         max_segments: int = 0,
-        adapter: Any = None,
+        adapter: Adapter | None = None,
         dropout_key: jax.Array | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm, in the compute dtype; arguments as for a call.
@@ -108,10 +111,10 @@ class Transformer(nnx.Module):
 
     @property
     def head(self) -> Float[Array, "V D"]:
-        """The vocabulary projection: in the compute dtype where products are in it, as it is stored on CPUs.
+        """The vocabulary projection: in the compute dtype if products use it, else as stored (on CPUs).
 
-        `logprobs.linear_logprobs` casts what it multiplies. On a CPU that spares a second copy and a rounded gradient;
-        on other devices the narrower one is what they gather from one another.
+        `logprobs.linear_logprobs` casts what it multiplies. On a CPU that spares a second copy and a rounded
+        gradient; on other devices the narrower one is what they gather from one another.
         """
         weight = self._head
         if isinstance(weight, Int8) or matmul_implementation(self.config) == "compute_dtype":
@@ -125,7 +128,7 @@ class Transformer(nnx.Module):
 
     @property
     def head_options(self) -> dict[str, Any]:
-        """What `logprobs.linear_logprobs` must know beside the head."""
+        """Further arguments of `logprobs.linear_logprobs` besides the head."""
         bias = self.weights["head"]["bias"][...] if self.config.head_bias else None
         dtype = operand_dtype(self.config)
         return {"softcap": self.config.final_softcap or None, "bias": bias, "product_dtype": dtype}
@@ -150,10 +153,10 @@ class Transformer(nnx.Module):
         lengths: Int[Array, " B"],
         *,
         cache_length: int,
-        adapter: Any = None,
+        adapter: Adapter | None = None,
         int8_cache: bool = False,
     ) -> tuple[Float[Array, "B D"], KVCache]:
-        """Reads right-padded prompts.
+        """Processes right-padded prompts.
 
         Returns:
           The hidden state at each row's last token, and a cache of `cache_length` columns
@@ -170,7 +173,7 @@ class Transformer(nnx.Module):
         keys, values = (x.astype(cached_dtype(self.config)) for x in cached)
         return hidden[:, -1], kv_cache.from_prompt(keys, values, lengths, cache_length, int8=int8_cache)
 
-    def decode_weights(self, adapter: Any = None) -> dict[str, Any]:
+    def decode_weights(self, adapter: Adapter | None = None) -> dict[str, Any]:
         """Weights for `decode` and `logits`: a list of layers, cast once. Call it outside the decode loop.
 
         The adapter, where given, is added to the weights it adapts. An `Int8` stays one.
@@ -204,7 +207,7 @@ class Transformer(nnx.Module):
 
         Args:
           weights: from `decode_weights`.
-          tokens: one a row.
+          tokens: one per row.
           cache: what each row has seen.
           adapter: of adapters that are not in the weights: the leaves of each layer; see `lora.stack_adapters`.
           members: A, how many adapters read each row. The cache then holds A times the heads, those of a member
@@ -224,7 +227,7 @@ class Transformer(nnx.Module):
         for layer, params in enumerate(weights["layers"]):
             part = None if adapter is None else adapter[layer]
 
-            def attention(h, params=params, layer=layer, part=part):
+            def attention(h: Float[Array, "B T D"], params=params, layer=layer, part=part):
                 projected = project(h, params, config, tables[config.layer_slides[layer]], part, None)
                 # Members are heads here: a cache of more rows would be copied at every step.
                 q, k, v = (y.reshape(-1, 1, members * y.shape[2], y.shape[3]) for y in projected)
@@ -242,14 +245,22 @@ class Transformer(nnx.Module):
     # --- the stack --------------------------------------------------------------------------
 
     def _layers(
-        self, tokens, positions, segments, max_segments, adapter, dropout_key, *, keep_cache: bool
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+        max_segments: int,
+        adapter: Adapter | None,
+        dropout_key: jax.Array | None,
+        *,
+        keep_cache: bool,
     ) -> tuple[jax.Array, Any]:
         config, params = self.config, self.params
         x = embed(params, tokens, positions, config)
         tables = [rope_tables_apart(positions, config, local=local) for local in (False, True)]
         slides = np.asarray(config.layer_slides)
 
-        def body(x, inputs):
+        def body(x: Float[Array, "B T D"], inputs: tuple[Any, ...]):
             layer, part, sliding, index = inputs
             if slides.any() and not slides.all():
                 window = jnp.where(sliding, config.sliding_window, 0)
@@ -260,7 +271,7 @@ class Transformer(nnx.Module):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
             kept = None
 
-            def attention(h):
+            def attention(h: Float[Array, "B T D"]):
                 nonlocal kept
                 q, k, v = project(h, layer, config, cos_sin, part, key)
                 kept = (k, v)
@@ -280,12 +291,12 @@ class Transformer(nnx.Module):
 def written_out(config: ModelConfig, level: Remat, *, trained: bool) -> bool:
     """Whether a program holds all layers of a stack, one after another, in place of a loop over them.
 
-    On a CPU few layers: measured faster, 1.7 times for 2 layers (backward, width 64), 1.13 times for 6 (a step of width
-    288, which compiles in 9.6 s in place of 7.1); not where a layer is computed again, which XLA may do there before
-    the backward pass needs it, and what was to be saved is held after all.
+    On a CPU few layers: measured faster, 1.7 times for 2 layers (backward, width 64), 1.13 times for 6 (a step of
+    width 288, which compiles in 9.6 s in place of 7.1); not where a layer is computed again, which XLA may do there
+    before the backward pass needs it, and what was to be saved is held after all.
 
-    On one GPU all of them where their weights are `trained`: a loop copies what it keeps of each layer into stacks and
-    out of them, and weights before it converts them. An H200 takes 263 in place of 288 ms for a step of 16 layers
+    On one GPU all of them where their weights are `trained`: a loop copies what it keeps of each layer into stacks
+    and out of them, and weights before it converts them. An H200 takes 263 in place of 288 ms for a step of 16 layers
     (width 2,048, 16,384 tokens, remat=minimal), holds 1.8 GiB less, and compiles for 15 s in place of 7
     (`docs/performance_appendix.md`).
     """
@@ -294,10 +305,15 @@ def written_out(config: ModelConfig, level: Remat, *, trained: bool) -> bool:
     return level == "none" and config.num_layers <= UNROLLED_LAYERS
 
 
-def layout(tokens, positions, segment_ids, lengths) -> tuple[jax.Array, jax.Array]:
+def layout(
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"] | None,
+    segment_ids: Int[Array, "B T"] | None,
+    lengths: Int[Array, " B"] | None,
+) -> tuple[jax.Array, jax.Array]:
     """Positions and segment ids of rows that are packed, right-padded or full."""
     if segment_ids is not None and lengths is not None:
-        raise ValueError("give segment_ids (packed rows) or lengths (right-padded rows), not both")
+        raise ValueError("pass segment_ids (packed rows) or lengths (right-padded rows), not both")
     rows, length = tokens.shape
     columns = jnp.broadcast_to(jnp.arange(length), (rows, length))
     if segment_ids is None:
@@ -313,7 +329,9 @@ def layout(tokens, positions, segment_ids, lengths) -> tuple[jax.Array, jax.Arra
     return positions, segments
 
 
-def embed(params, tokens, positions, config: ModelConfig) -> jax.Array:
+def embed(
+    params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], config: ModelConfig
+) -> jax.Array:
     """Token (and learned position) embeddings, in the compute dtype."""
     x = token_embeddings(params["embed"]["tokens"], tokens).astype(config.compute_dtype)
     if config.embedding_scale != 1.0:
@@ -323,7 +341,14 @@ def embed(params, tokens, positions, config: ModelConfig) -> jax.Array:
     return x
 
 
-def project(h, params, config: ModelConfig, tables, adapter, key):
+def project(
+    h: Float[Array, "B T D"],
+    params: Params,
+    config: ModelConfig,
+    tables: tuple[jax.Array, jax.Array],
+    adapter: Adapter | None,
+    key: jax.Array | None,
+):
     """Rotated queries and keys, and values: [B, T, N or K, H]."""
     shape = h.shape[:-1]
     q = linear(h, params, "q_proj", config, adapter, key).reshape(*shape, config.num_heads, config.head_dim)
@@ -340,7 +365,14 @@ def project(h, params, config: ModelConfig, tables, adapter, key):
     return q, k, v
 
 
-def block(x, params, config: ModelConfig, attention, adapter, key):
+def block(
+    x: Float[Array, "B T D"],
+    params: Params,
+    config: ModelConfig,
+    attention: Callable[[jax.Array], jax.Array],
+    adapter: Adapter | None,
+    key: jax.Array | None,
+):
     """One layer; `attention(h)` maps normed input [B, T, D] to head outputs [B, T, N*H]."""
     mixed = linear(attention(norm(x, params, "input_norm", config)), params, "o_proj", config, adapter, key)
     if config.parallel_residual:
@@ -353,7 +385,7 @@ def block(x, params, config: ModelConfig, attention, adapter, key):
     return x + mlp(norm(x, params, "mlp_norm", config), params, config, adapter, key)
 
 
-def folded(params: dict[str, Any], adapter: Any, dtype: Any = None) -> dict[str, Any]:
+def folded(params: dict[str, Any], adapter: Adapter, dtype: DTypeLike | None = None) -> dict[str, Any]:
     """Parameters with W + a b * scale in place of each adapted W, in its dtype where no other is given."""
     layers = dict(params["layers"])
     for name, part in adapter.items():
@@ -414,7 +446,11 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
 
 
 def create(
-    config: ModelConfig, *, key: jax.Array, param_dtype: Any = None, compute_dtype: Any = None
+    config: ModelConfig,
+    *,
+    key: jax.Array,
+    param_dtype: DTypeLike | None = None,
+    compute_dtype: DTypeLike | None = None,
 ) -> Transformer:
     """A model with random weights: normal(0, 0.02) matrices, identity norms, zero biases."""
     config = with_dtypes(config, param_dtype, compute_dtype)
@@ -435,8 +471,10 @@ def create(
     return Transformer(config, jax.tree.unflatten(treedef, leaves))
 
 
-def with_dtypes(config: ModelConfig, param_dtype: Any = None, compute_dtype: Any = None) -> ModelConfig:
-    """The config with other dtypes; None keeps one."""
+def with_dtypes(
+    config: ModelConfig, param_dtype: DTypeLike | None = None, compute_dtype: DTypeLike | None = None
+) -> ModelConfig:
+    """The config with changed dtypes; None keeps a dtype."""
     return replace(
         config,
         param_dtype=config.param_dtype if param_dtype is None else jnp.dtype(param_dtype).name,
@@ -445,7 +483,7 @@ def with_dtypes(config: ModelConfig, param_dtype: Any = None, compute_dtype: Any
 
 
 def params_count(params: Any) -> int:
-    """Number of scalars in a tree; the scales of 8-bit ones are none."""
+    """Number of parameters in a tree; the scales of 8-bit weights are not counted."""
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Int8))
     return sum(int(np.prod(x.shape)) for x in leaves)
 

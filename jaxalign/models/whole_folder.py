@@ -44,5 +44,5 @@ def check_replaceable(folder: Path, marker: str) -> None:
         return
     if folder.exists():
         raise ModelError(
-            f"{folder}: it is there and holds no {marker}; nothing was replaced, choose another folder"
+            f"{folder}: the folder exists and has no {marker}; nothing was replaced, choose another folder"
         )

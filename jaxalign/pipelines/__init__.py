@@ -1,1 +1,1 @@
-"""Whole pipelines: the demonstration, and comparing methods. Configurations are shipped beside them."""
+"""Whole pipelines: the demo, and comparison of methods."""

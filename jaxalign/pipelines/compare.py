@@ -1,4 +1,4 @@
-"""Methods side by side: reward, KL to the supervised model, perplexity, win rate."""
+"""Compares methods: reward, KL to the SFT model, perplexity, win rate."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ TrueReward = Callable[[str, str], float]
 
 @dataclass(frozen=True)
 class Answers:
-    """One model's answers to the held-out prompts, judged.
+    """One model's completions of the held-out prompts, with scores.
 
     Attributes:
       completions: texts, N.
@@ -37,7 +37,7 @@ class Answers:
 
     @property
     def judged(self) -> np.ndarray:
-        """The scores that decide a win: true where known, else the reward model's."""
+        """The scores that decide a win: true rewards if known, else the reward model's."""
         return self.proxy if self.true is None else self.true
 
 
@@ -64,7 +64,7 @@ class MethodResult:
     length: float
 
     def plain(self) -> dict[str, Any]:
-        """The figures as numbers, for a JSON file."""
+        """The row as numbers, for a JSON file."""
         values: dict[str, Any] = {
             "method": self.name,
             "proxy_reward": self.proxy.mean,
@@ -130,7 +130,7 @@ class Comparison:
         self.opponent = self.answers(supervised, draw=1)
 
     def answers(self, model: Any, *, draw: int = 0) -> Answers:
-        """RowSampling and judges one answer a prompt."""
+        """Samples and judges one answer a prompt."""
         params = models.split(model)[1]
         self.sampler.update(params)
         done = self.sampler.generate(
@@ -191,7 +191,7 @@ def comparison_rows(results: Sequence[MethodResult]) -> list[dict[str, str]]:
 
 
 def gains(results: Sequence[MethodResult], *, baseline: str = "SFT") -> dict[str, float]:
-    """How many of the baseline's standard deviations each other method's reward lies above its mean.
+    """Each method's reward relative to the baseline's mean, in the baseline's standard deviations.
 
     The reward is the true one where it is known, else the proxy.
     """

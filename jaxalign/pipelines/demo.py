@@ -1,6 +1,6 @@
-"""`jaxalign demo`: the whole pipeline on a tiny model and a world of stories that it makes itself.
+"""`jaxalign demo`: the whole pipeline on a tiny model and a generated world of stories.
 
-Everything is made here and now: the texts, the tokenizer, the base model. The true
+Everything is generated on the spot: the texts, the tokenizer, the base model. The true
 quality of a story is known (`story_world.true_reward`), is never trained on beyond the
 noisy labels of the pairs, and stands beside the learned reward in every figure.
 """
@@ -40,16 +40,16 @@ class DemoConfig:
     """The demonstration, or the same pipeline on a model and files of your own.
 
     Attributes:
-      output: folder of everything: one run folder a stage, report.html, comparison.json.
-      seed: of the world, the weights and the order of everything.
-      device: auto, cpu, gpu or tpu.
-      quick: the same stages with fewer steps.
-      resume: go on with what the output folder holds.
-      model: a model folder or hub id in place of the demo's own; needs demonstrations and comparisons.
-      demonstrations: files for supervised fine-tuning.
-      comparisons: files of preference pairs.
-      prompts: files of prompts for PPO; empty takes the comparisons'.
-      settings: a pipeline configuration (file or name) for a model of your own.
+      output: folder for all results: one run folder per stage, report.html and comparison.json.
+      seed: seed for the generated data, the weights and the data order.
+      device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
+      quick: run the same stages with fewer steps.
+      resume: continue from the results in `output`.
+      model: a model folder or hub id to use in place of the demo's own; needs demonstrations and comparisons.
+      demonstrations: files with demonstrations, for supervised fine-tuning.
+      comparisons: files with comparisons, for the reward model and DPO.
+      prompts: files with prompts for PPO; empty uses the prompts of the comparisons.
+      settings: pipeline configuration (a file or a shipped name) to use with your own model.
     """
 
     output: str = "runs/demo"
@@ -73,7 +73,7 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class Steps:
-    """How long each stage is."""
+    """Optimizer steps (updates) of each stage."""
 
     base: int
     sft: int
@@ -87,7 +87,7 @@ QUICK = Steps(base=120, sft=120, reward=80, ppo=10, dpo=60)
 
 
 def run_demo(config: DemoConfig) -> PipelineResult:
-    """SFT, reward model, PPO and DPO on a tiny model, then a comparison and a report.
+    """Runs SFT, reward model, PPO and DPO on a tiny model, then compares them and writes a report.
 
     Args:
       config: see `DemoConfig`.
@@ -96,7 +96,7 @@ def run_demo(config: DemoConfig) -> PipelineResult:
       The output folder, the comparison and the live models.
 
     Raises:
-      UserError: anything wrong with configuration, files or rows, in one line.
+      UserError: an invalid configuration, file or row; the message is one line.
     """
     if config.model:
         return run_pipeline(own_pipeline(config))
@@ -107,7 +107,7 @@ def run_demo(config: DemoConfig) -> PipelineResult:
     files = story_world.write_world(folder / "data", seed=config.seed, **WORLD)
     tokenizer = story_world.build_tokenizer()
     plan = demo_pipeline(config, files)
-    with stages.stage("base", "a small Llama reads loose sentences, no stories yet"):
+    with stages.stage("base", "pre-training a small Llama on single sentences, without stories"):
         shape = model_shape(tokenizer)
         blank = models.create(shape, key=jax.random.key(config.seed))
         base = train_sft(base_stage(config, files), model=blank, tokenizer=tokenizer).model
@@ -120,10 +120,10 @@ def run_demo(config: DemoConfig) -> PipelineResult:
         stages=stages,
         title="jaxalign demo: a world of micro-stories",
         notes=[
-            f"The true reward is known here (at most {story_world.BEST_REWARD:g} points). The reward model (the proxy) "
-            "saw only pairs, of which one label in twenty is wrong; its scores have mean 0 and variance 1 over "
-            "held-out stories. Win rates are by the true reward, against other samples of the SFT model. "
-            "± is the standard error of the mean."
+            f"The true reward of a story is known (at most {story_world.BEST_REWARD:g} points). The reward model "
+            "(the proxy) saw only pairs, of which one label in twenty is wrong; its scores have mean 0 and "
+            "variance 1 over held-out stories. Win rates are by the true reward, against other samples of the SFT "
+            "model. ± is the standard error of the mean."
         ],
     )
 

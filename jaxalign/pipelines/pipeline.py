@@ -1,4 +1,4 @@
-"""The whole way in one process: SFT -> reward model -> PPO and DPO -> comparison and report."""
+"""The whole pipeline in one process: SFT -> reward model -> PPO and DPO -> comparison and report."""
 
 import json
 import os
@@ -38,10 +38,10 @@ class EvaluationConfig:
     """How the methods are compared.
 
     Attributes:
-      prompts: held-out prompts answered by each method, at most.
-      demonstrations: held-out demonstrations for perplexity, at most.
-      batch_size: rows scored at once.
-      samples: answers shown side by side in the report.
+      prompts: maximum number of held-out prompts that each method completes.
+      demonstrations: maximum number of held-out demonstrations for perplexity.
+      batch_size: rows to score at once.
+      samples: completions to show side by side in the report.
     """
 
     prompts: int = 200
@@ -57,18 +57,18 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """All stages. A stage's own run.output, run.seed, run.device and run.resume are set from here.
+    """All stages. The pipeline sets run.output, run.seed, run.device and run.resume of each.
 
     Attributes:
-      output: folder of everything; each stage gets a folder in it.
-      seed: of every stage.
-      device: auto, cpu, gpu or tpu.
-      resume: go on with what the folder holds.
-      sft: supervised fine-tuning; its model is where the pipeline begins.
-      reward: the reward model, on the supervised model's trunk.
-      ppo: PPO of the supervised model against the reward model.
-      dpo: DPO of the supervised model; without data of its own it takes the reward model's.
-      evaluation: the comparison.
+      output: folder for all results; each stage has a run folder in it.
+      seed: seed for every stage.
+      device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
+      resume: continue from the results in `output`.
+      sft: supervised fine-tuning; its model is the pipeline's initial model.
+      reward: the reward model, on the SFT model's trunk.
+      ppo: PPO of the SFT model against the reward model.
+      dpo: DPO of the SFT model; by default on the reward model's data.
+      evaluation: how the methods are compared.
     """
 
     output: str = ""
@@ -102,7 +102,7 @@ class PipelineResult:
 
 
 class Stages:
-    """Says on the terminal what is going on, and remembers how long it took."""
+    """Prints each stage, and records how long it took."""
 
     def __init__(self, say: Callable[[str], None] = print) -> None:
         self.say = say
@@ -141,7 +141,7 @@ def run_pipeline(
       notes: paragraphs for the report.
 
     Raises:
-      UserError: anything wrong with configuration, files or rows, in one line.
+      UserError: an invalid configuration, file or row; the message is one line.
     """
     if not config.output:
         raise ConfigError("output: expected a folder (or --output FOLDER)")
@@ -155,7 +155,7 @@ def run_pipeline(
         model, tokenizer = setup.load_model(plan.sft.model, mesh, seed=config.seed, packing=packing)
     with stages.stage("sft", "supervised fine-tuning on demonstrations"):
         sft = train_sft(plan.sft, model=model, tokenizer=tokenizer)
-    with stages.stage("reward", "reward model from preference pairs"):
+    with stages.stage("reward", "reward model on preference pairs"):
         scorer = train_reward(plan.reward, model=sft.model, tokenizer=tokenizer)
     proxy, _ = build_reward(
         plan.ppo.reward,
@@ -168,7 +168,7 @@ def run_pipeline(
     with stages.stage("dpo", "direct preference optimization on the same pairs"):
         dpo = train_dpo(plan.dpo, policy=sft.model, tokenizer=tokenizer)
     live = {"base": model, "SFT": sft.model, "PPO": ppo.model, "DPO": dpo.model}
-    with stages.stage("evaluation", "held-out prompts, all four models"):
+    with stages.stage("evaluation", "all four models on held-out prompts"):
         comparison = _comparison(plan, sft.model, proxy, tokenizer, true_reward)
         answers = {name: comparison.answers(one) for name, one in live.items()}
         results = [_row(comparison, name, live[name], answers[name]) for name in live]
@@ -240,20 +240,22 @@ def _comparison(
     plan: PipelineConfig, supervised: Any, proxy: Any, tokenizer: Any, true_reward: TrueReward | None
 ) -> Comparison:
     settings = plan.evaluation
-    asked = load_dataset(plan.ppo.data, "prompt", tokenizer, seed=plan.seed).validation[: settings.prompts]
-    told = load_dataset(plan.sft.data, "demonstration", tokenizer, seed=plan.seed).validation
-    for name, rows in (("ppo", asked), ("sft", told)):
+    prompts = load_dataset(plan.ppo.data, "prompt", tokenizer, seed=plan.seed).validation[: settings.prompts]
+    demonstrations = load_dataset(plan.sft.data, "demonstration", tokenizer, seed=plan.seed).validation
+    for name, rows in (("ppo", prompts), ("sft", demonstrations)):
         if not rows:
             raise ConfigError(
-                f"{name}.data.validation: nothing is held out; raise {name}.data.validation_fraction"
+                f"{name}.data.validation: no held-out data; raise {name}.data.validation_fraction"
             )
-    batches = eval_batches(told[: settings.demonstrations], settings.batch_size, collate_demonstrations)
+    batches = eval_batches(
+        demonstrations[: settings.demonstrations], settings.batch_size, collate_demonstrations
+    )
     return Comparison(
         supervised,
         reward=proxy,
         tokenizer=tokenizer,
-        prompts=[list(e.prompt_tokens) for e in asked],
-        prompt_texts=[e.prompt_text for e in asked],
+        prompts=[list(e.prompt_tokens) for e in prompts],
+        prompt_texts=[e.prompt_text for e in prompts],
         sampling=plan.ppo.sampling,
         held_out=list(batches),
         true_reward=true_reward,
@@ -323,14 +325,14 @@ def pictures(folder: Path, results: Sequence[MethodResult]) -> list[tuple[str, b
         along = {name: (kl, ppo[f"reward/{name}"][1]) for name in ("proxy", "true")}
         panels.insert(3, ("Over-optimisation: reward by KL", along, "KL to SFT (nats)"))
     return [
-        (title, plots.curve(found, title, xlabel=xlabel, points=xlabel.startswith("KL")))
-        for title, found, xlabel in panels
-        if found
+        (title, plots.curve(curves, title, xlabel=xlabel, points=xlabel.startswith("KL")))
+        for title, curves, xlabel in panels
+        if curves
     ]
 
 
 def side_by_side(comparison: Comparison, answers: Mapping[str, Answers], count: int) -> list[dict[str, str]]:
-    """The first prompts with every model's answer and its score."""
+    """The first prompts with every model's completion and its score."""
     rows = []
     for index, prompt in enumerate(comparison.prompt_texts[:count]):
         row = {"prompt": prompt}
@@ -343,7 +345,7 @@ def side_by_side(comparison: Comparison, answers: Mapping[str, Answers], count: 
 def _gain_notes(above: Mapping[str, float], truth: bool) -> list[str]:
     kind = "true" if truth else "proxy"
     return [
-        f"{name}: {kind} reward {value:+.2f} standard deviations of SFT's from SFT's mean."
+        f"{name}: {kind} reward {value:+.2f} SFT standard deviations relative to the SFT mean."
         for name, value in above.items()
         if name != "base"
     ]

@@ -1,13 +1,13 @@
 """A small world of micro-stories whose true quality is known.
 
-A prompt names a hero and a wish; a completion goes on with a meeting, kind and mean
+A prompt names a hero and a wish; a completion continues with a meeting, kind and mean
 deeds, perhaps the wish, and an ending:
 
     Once there was a fox named Mia . Mia wanted a kite .
     One day Mia met a bird . Mia helped it . It gave Mia the kite . They were happy ever after .
 
 `true_reward` reads such a text back by the same grammar, so that a learned reward
-(the proxy) can be held against the truth. Stories are written with a spread of
+(the proxy) can be compared with the truth. Stories are written with a spread of
 qualities, so that there is much to learn beyond imitating them.
 """
 
@@ -176,7 +176,7 @@ def judge(text: str) -> Judgement:
     unfinished = bool(words)
     if unfinished:
         sentences.append(" ".join(words))
-    found = dict.fromkeys(("mean", "wrong_wish", "strays", "repeats", "unreadable", "too_late"), 0)
+    counts = dict.fromkeys(("mean", "wrong_wish", "strays", "repeats", "unreadable", "too_late"), 0)
     hero, wish = opening["h"], opening["w"]
     met, kind, granted, ending = False, 0, False, "none"
     seen: set[str] = set()
@@ -184,28 +184,28 @@ def judge(text: str) -> Judgement:
         what, match = _read(sentence)
         if ending != "none":
             # A story that goes on had no ending.
-            found["too_late"] += 1
+            counts["too_late"] += 1
             ending = "none"
         if sentence in seen:
-            found["repeats"] += 1
+            counts["repeats"] += 1
             continue
         seen.add(sentence)
         if match is None:
-            found["unreadable"] += 1
+            counts["unreadable"] += 1
             continue
         names = match.groupdict()
         # Without a meeting "it" and "they" are nobody.
         nobody = not met and bool(_SOMEBODY.intersection(sentence.split()))
         if names.get("h", hero) != hero or nobody or (what == "meeting" and met):
-            found["strays"] += 1
+            counts["strays"] += 1
         elif what == "meeting":
             met = True
         elif what == "kind":
             kind += 1
         elif what == "mean":
-            found["mean"] += 1
+            counts["mean"] += 1
         elif what == "granted" and names["w"] != wish:
-            found["wrong_wish"] += 1
+            counts["wrong_wish"] += 1
         elif what == "granted":
             granted = granted or kind > 0
         elif what in ("happy", "sad"):
@@ -217,7 +217,7 @@ def judge(text: str) -> Judgement:
         ending=ending,
         too_long=max(0, len(sentences) - SENTENCES_ALLOWED),
         unfinished=unfinished,
-        **found,
+        **counts,
     )
 
 

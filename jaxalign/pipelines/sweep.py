@@ -1,4 +1,4 @@
-"""A run for every point of a grid, one after another, and which of them is the best."""
+"""One run per point of a grid, one after another, ranked by a metric."""
 
 import hashlib
 import itertools
@@ -33,15 +33,16 @@ class SweepConfig:
     """A grid of runs.
 
     Attributes:
-      command: the command that trains (tfpo, dpo, sft, ...); all flags but those below are its own, and the same in
-        every run.
+      command: the training command (tfpo, dpo, sft, ...); it receives all flags except those below, the same in every
+        run.
       grid: dotted keys of that command, each with a list of values, as in '{"loss.beta": [0.05, 0.1]}'; every
-        combination is a run.
-      metric: a number that the runs end with, by its name in metrics.jsonl, for example eval/accuracy.
-      mode: whether the smallest or the largest is best; auto takes the smallest of a loss (eval/loss, eval/nll,
-        eval/perplexity, eval/balance, eval/discrimination, objective/kl) and the largest of anything else.
-      output: folder of the sweep, with a run folder for every point, sweep.json and sweep.md.
-      resume: go on with the sweep in output: points that have ended are read, others go on from their checkpoints.
+        combination is one run.
+      metric: metric to compare the runs by, as named in metrics.jsonl, for example eval/accuracy; each run's final
+        value is used.
+      mode: whether a smaller (min) or a larger (max) metric is better; auto minimizes losses (eval/loss, eval/nll,
+        eval/perplexity, eval/balance, eval/discrimination, objective/kl) and maximizes everything else.
+      output: folder of the sweep, with one run folder per point, sweep.json and sweep.md.
+      resume: continue the sweep in `output`: finished points are read, others resume from their checkpoints.
     """
 
     command: str
@@ -54,7 +55,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the command line asks for: the sweep, the function that trains, and the settings that all points share."""
+    """A parsed sweep: its configuration, the function that trains, and the settings that all points share."""
 
     config: SweepConfig
     train: Callable[[Any], Any]
@@ -104,20 +105,20 @@ class SweepResult:
 
     @property
     def best(self) -> Point:
-        """The point that won."""
+        """The best point."""
         return self.points[0]
 
 
-def run_sweep(asked: Sweep) -> SweepResult:
-    """Trains a run for every point of a grid, one after another, and says which is the best.
+def run_sweep(plan: Sweep) -> SweepResult:
+    """Trains one run per point of a grid, one after another, and says which is the best.
 
     `jaxalign sweep tfpo --grid='{"loss.reward_scale": ["auto", 5]}' --metric=eval/accuracy --output=FOLDER` and then
     tfpo's own flags.
     """
-    config = asked.config
+    config = plan.config
     return sweep(
-        asked.train,
-        asked.settings,
+        plan.train,
+        plan.settings,
         config.grid,
         metric=config.metric,
         output=config.output,
@@ -137,7 +138,7 @@ def sweep(
     resume: bool = False,
     say: Callable[[str], None] = print,
 ) -> SweepResult:
-    """Trains a run for every point of a grid, one after another; a point that fails by a `UserError` is noted.
+    """Trains one run per point of a grid, one after another; a point that fails by a `UserError` is noted.
 
     Args:
       train: a function such as `train_dpo` that takes a configuration; one with live objects is
@@ -159,12 +160,12 @@ def sweep(
     points = _points(config, grid, folder, resume=resume)
     _check_folder(folder, resume=resume)
     done = [ended(place, settings) if resume else None for place, (_, settings) in points.items()]
-    found: list[Point] = []
+    finished: list[Point] = []
     result = SweepResult(folder, (), "")
     smaller = mode == "min" or (mode == "auto" and not SMALLER.isdisjoint(re.split(r"[/_-]", metric)))
     for number, (place, read) in enumerate(zip(points, done, strict=True), 1):
         values, settings = points[place]
-        say(f"[{number}/{len(points)}] {place.name}{' (had ended)' if read else ''}")
+        say(f"[{number}/{len(points)}] {place.name}{' (already finished)' if read else ''}")
         point = Point(values=values, folder=str(place))
         try:
             read = read or _trained(train, settings)
@@ -173,12 +174,12 @@ def sweep(
             print(f"{place.name}: {point.error}", file=sys.stderr)
         else:
             point = replace(point, **_measured(read, metric))
-        found.append(point)
-        result = _ranked(folder, found, metric, smaller=smaller)
+        finished.append(point)
+        result = _ranked(folder, finished, metric, smaller=smaller)
     if result.best.metric is None:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-        raise UserError(f"no point of the sweep came to an end; of the first: {found[0].error}")
+        raise UserError(f"every run of the sweep failed; the first with: {finished[0].error}")
     say(f"\n{result.table}\n\n{_verdict(result, metric)}")
     return result
 
@@ -190,9 +191,9 @@ def _points(
     names = [key.name for key in describe(type(config))]
     for key, values in grid.items():
         if key in OWN:
-            raise ConfigError(f"--grid: {key}: the sweep sets it")
+            raise ConfigError(f"--grid: {key}: set by the sweep")
         if any(name.startswith(f"{key}.") for name in names):
-            raise ConfigError(f"--grid: {key}: expected one key, as in {key}.NAME, not a group of them")
+            raise ConfigError(f"--grid: {key}: expected a single key, such as {key}.NAME, not a section")
         if not isinstance(values, (list, tuple)) or not values:
             raise ConfigError(f"--grid: {key}: expected a list of values, got {values!r:.60}")
     if not grid:
@@ -211,7 +212,7 @@ def _points(
             raise ConfigError(f"--grid: {error}") from None
         same = next((other for other, (_, each) in points.items() if _alike(each, settings)), None)
         if same is not None or place in points:
-            raise ConfigError(f"--grid: {place.name}: the same run as {(same or place).name}")
+            raise ConfigError(f"--grid: {place.name}: same run as {(same or place).name}")
         if data := getattr(settings, "data", None):
             check_there([*data.train, *data.validation])
         points[place] = (chosen, settings)
@@ -249,7 +250,7 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
         raise ConfigError(f"--output: {folder} is a file; expected a folder for the sweep")
     if not resume and folder.is_dir() and any(path.name not in CACHES for path in folder.iterdir()):
         raise ConfigError(
-            f"--output: {folder} is not empty; choose another folder, or --resume to go on with the sweep in it"
+            f"--output: {folder} is not empty; choose another folder, or continue its sweep with --resume"
         )
 
 
@@ -267,13 +268,13 @@ def _measured(metadata: Mapping[str, Any], metric: str) -> dict[str, float | Non
         close = nearest(metric, list(metrics))
         hint = f"did you mean {close}?" if close else f"they have {', '.join(sorted(metrics))}"
         raise ConfigError(
-            f"--metric: the runs end without {metric!r}; {hint} (--resume keeps what is trained)"
+            f"--metric: the runs report no {metric!r}; {hint} (--resume keeps the trained runs)"
         )
     low, high = (metrics.get(f"{metric}_{end}") for end in ("low", "high"))
     return {"metric": metrics[metric], "low": low, "high": high, "seconds": metadata["seconds"]}
 
 
-def _ranked(folder: Path, found: Sequence[Point], metric: str, *, smaller: bool) -> SweepResult:
+def _ranked(folder: Path, finished: Sequence[Point], metric: str, *, smaller: bool) -> SweepResult:
     """The points so far, the best first, written into the folder once one has ended."""
 
     def rank(point: Point) -> float:
@@ -282,7 +283,7 @@ def _ranked(folder: Path, found: Sequence[Point], metric: str, *, smaller: bool)
             return math.inf
         return point.metric if smaller else -point.metric
 
-    points = sorted(found, key=lambda point: (rank(point), point.metric is None))
+    points = sorted(finished, key=lambda point: (rank(point), point.metric is None))
     result = SweepResult(folder, points, format_table([_row(point, metric) for point in points]))
     if points[0].metric is not None:
         about = {"metric": metric, "mode": "min" if smaller else "max", "best": asdict(points[0])}
@@ -315,14 +316,14 @@ def _markdown(points: Sequence[Point], metric: str) -> str:
 
 
 def _verdict(result: SweepResult, metric: str) -> str:
-    """Which point won, and how surely."""
+    """The best point, and how many others have overlapping intervals."""
     best = result.best
     row = _row(best, metric)
     sure = f" {row['95% interval']}" if best.low is not None else ""
     text = f"best: {', '.join(f'{key}={row[key]}' for key in best.values)} ({metric} {row[metric]}{sure})"
     close = [p for p in result.points[1:] if _overlap(best, p)]
     return text + (
-        f"; intervals that overlap its own: {len(close)} of {len(result.points) - 1}" if close else ""
+        f"; overlapping intervals: {len(close)} of the other {len(result.points) - 1}" if close else ""
     )
 
 

@@ -2,11 +2,10 @@
 
 from jaxalign.rewards.base import Reward, Rewards, evaluate_reward
 from jaxalign.rewards.calls import RewardRequest, TrainerState
-from jaxalign.rewards.ensemble import EnsembleReward
 from jaxalign.rewards.functions import load_function
 from jaxalign.rewards.judge import PairwiseJudge, Verdicts, evaluate_judge
 from jaxalign.rewards.mix import WeightedMix
-from jaxalign.rewards.model import ModelReward
+from jaxalign.rewards.model import EnsembleReward, ModelReward
 from jaxalign.rewards.process import ProcessReward
 from jaxalign.rewards.user_code import UserCodeError
 

@@ -1,4 +1,4 @@
-"""What a reward is given and what it may return.
+"""Inputs and outputs of a reward.
 
 A reward is any callable
 
@@ -6,8 +6,8 @@ A reward is any callable
 
 or, as TRL and Tunix call them, `reward(prompts, completions, **columns)`, also a coroutine function, that returns
 floats or None per row (None: not applicable to this row), an array [N], an array [N, C] of token rewards, or a
-`Rewards`. `jaxalign.rewards.calls` says what it may ask for. A reward that wants the token ids of the prompts too
-(a reward model does) has a method `score(request)` instead.
+`Rewards`. `jaxalign.rewards.calls` lists the arguments it can declare. A reward that also needs the prompts' token
+ids (such as a reward model) has a method `score(request)` instead.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ class Rewards:
     """Rewards of N completions of at most C tokens.
 
     Attributes:
-      scores: float32 [N], or None; lands on the last valid token.
+      scores: float32 [N], or None; added at the last valid token.
       token_rewards: float32 [N, C], or None; added at each token.
       valid: bool [N]; False where no reward applies, and the row is left out of the update.
       metrics: numbers for the log.
@@ -56,12 +56,12 @@ class Reward(Protocol):
 
 
 def evaluate_reward(reward: Any, request: RewardRequest, *, name: str = "", texts: bool = False) -> Rewards:
-    """Calls a reward and brings what it returns into one form, checked.
+    """Calls a reward, checks its result and converts it to `Rewards`.
 
     Args:
       reward: see the module's docstring.
-      request: what it is asked.
-      name: of the reward, for messages; its own where empty.
+      request: the completions to score.
+      name: of the reward, for messages; empty uses its own.
       texts: see `begin_reward`.
 
     Returns:
@@ -70,9 +70,9 @@ def evaluate_reward(reward: Any, request: RewardRequest, *, name: str = "", text
       other than 0 in any case; it is None where the reward gave no token rewards.
 
     Raises:
-      UserError: a wrong number of rewards, a wrong shape, or a value that is no finite number, with its row; or
-        a function that asks for what the data does not have.
-      UserCodeError: a reward of the user's own raised.
+      UserError: a wrong number of rewards, a wrong shape, or a value that is not finite, with its row; or a function
+        with a parameter that the data has no column for.
+      UserCodeError: a user's reward raised.
     """
     return begin_reward(reward, request, name=name, texts=texts)()
 
@@ -80,7 +80,7 @@ def evaluate_reward(reward: Any, request: RewardRequest, *, name: str = "", text
 def begin_reward(
     reward: Any, request: RewardRequest, *, name: str = "", texts: bool = False
 ) -> Callable[[], Rewards]:
-    """Begins what `evaluate_reward` does; the function returned ends it. Coroutine functions run side by side.
+    """Starts `evaluate_reward`; the returned function finishes it. Coroutine functions run concurrently.
 
     Args:
       reward, request, name: as there.
@@ -92,8 +92,8 @@ def begin_reward(
 
         def checked() -> Rewards:
             result, logged = finish()
-            found = checked_rewards(result, request, label)
-            return replace(found, metrics={**found.metrics, **logged})
+            rewards = checked_rewards(result, request, label)
+            return replace(rewards, metrics={**rewards.metrics, **logged})
 
         return checked
 
@@ -106,7 +106,7 @@ def begin_reward(
 
 
 def checked_rewards(result: Any, request: RewardRequest, label: str) -> Rewards:
-    """What a reward returned, in the form of `evaluate_reward`, which see for errors."""
+    """A reward's result as `evaluate_reward` returns it; see there for errors."""
     rows, width = len(request.completions), request.width
     if not isinstance(result, Rewards):
         result = _from_plain(result, request, label)
@@ -149,7 +149,8 @@ def _from_plain(result: Any, request: RewardRequest, label: str) -> Rewards:
         return Rewards(token_rewards=array)
     if not array.shape:
         raise UserError(
-            f"reward {label}: expected a list or array with a reward for each of {rows} completions, got {result!r:.60}"
+            f"reward {label}: expected a list or array with one reward for each of {rows} completions, got "
+            f"{result!r:.60}"
         )
     if array.ndim == 1:
         raise UserError(f"reward {label}: returned {len(array)} rewards for {rows} completions")
@@ -161,7 +162,8 @@ def _as_array(value: Any, label: str) -> np.ndarray:
         return np.asarray(value)
     except Exception as error:  # a tensor of another library may refuse in its own way
         raise UserError(
-            f"reward {label}: {type(value).__name__} makes no array ({error}); return a list of floats"
+            f"reward {label}: {type(value).__name__} cannot be converted to an array ({error}); return a list of "
+            "floats"
         ) from None
 
 
@@ -175,16 +177,16 @@ def _floats(array: np.ndarray, valid: np.ndarray, request: RewardRequest, label:
     plain = array.dtype.kind in "biuf" or array.dtype.name.startswith(("bfloat16", "float8"))
     with np.errstate(over="ignore", invalid="ignore"):
         if plain:
-            found = array.astype(np.float32)
+            numbers = array.astype(np.float32)
         else:
-            found = np.zeros(array.shape, np.float32)
+            numbers = np.zeros(array.shape, np.float32)
             for place in np.ndindex(array.shape):
                 if valid[place[0]]:
-                    found[place] = _number(array[place])
-    found[~valid] = 0
-    wrong = np.argwhere(~np.isfinite(found))
+                    numbers[place] = _number(array[place])
+    numbers[~valid] = 0
+    wrong = np.argwhere(~np.isfinite(numbers))
     if not len(wrong):
-        return found
+        return numbers
     row, *column = wrong[0]
     value = array[tuple(wrong[0])]
     number = plain or isinstance(value, (int, float, np.number))

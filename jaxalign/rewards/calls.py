@@ -1,4 +1,4 @@
-"""How a reward function is called: by what its signature asks for.
+"""How a reward function is called: with the parameters that its signature declares.
 
 TRL and Tunix call by keyword, with the data's columns as keywords; a function of ours takes them as one mapping.
 """
@@ -17,7 +17,7 @@ from jaxalign.rewards.user_code import is_ours, user_code
 
 @dataclass(frozen=True)
 class RewardRequest:
-    """N completions to be judged.
+    """N completions to score.
 
     Attributes:
       prompts: text of each prompt.
@@ -46,7 +46,7 @@ class RewardRequest:
 
 @dataclass(frozen=True)
 class TrainerState:
-    """What a reward that changes in the course of training goes by; names as in `transformers.TrainerState`.
+    """Training progress, for rewards that change with it; names as in `transformers.TrainerState`.
 
     Attributes:
       global_step: updates done.
@@ -60,21 +60,21 @@ class TrainerState:
 def begin_call(
     function: Callable[..., Any], request: RewardRequest, label: str, *, texts: bool = False
 ) -> Callable[[], tuple[Any, dict[str, float]]]:
-    """Begins to call a reward function: a coroutine function runs from now on, others when the result is asked for.
+    """Starts a call of a reward function: a coroutine function runs from now on, others when the result is requested.
 
     Args:
-      function: takes, by position or name, prompts and completions, and by name whatever else it asks for:
+      function: takes prompts and completions, by position or name, and by name any of
         completion_ids (or completions_ids), columns, trainer_state, log_extra, log_metric, and every column.
       request: what it is asked.
       label: its name.
       texts: prompts and completions are texts also where prompts are messages.
 
     Returns:
-      A function that waits and gives what the function returned, and the metrics that it logged.
+      A function that waits, and returns the reward function's result and the metrics that it logged.
 
     Raises:
-      UserError: it asks for something that there is not.
-      UserCodeError: from the function returned, where the function raised.
+      UserError: it has a parameter that does not exist.
+      UserCodeError: raised by the returned function, if the reward function raised.
     """
     logged: dict[str, list[float]] = {}
     places, names = _arguments(function, request, logged, label, texts)
@@ -119,13 +119,13 @@ def _arguments(
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in offered:
             raise UserError(
-                f"reward {label}: it asks for {parameter.name!r}, which the data has no column of; its columns: "
+                f"reward {label}: parameter {parameter.name!r} is not a column of the data; columns: "
                 f"{', '.join(sorted(request.columns)) or 'none'}"
             )
     wanted = {p.name for p in named}
-    taken = {p.name for p in leading} if by_place else set()
+    by_position = {p.name for p in leading} if by_place else set()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        wanted |= set(offered) - (taken | {"prompts", "completions"} if by_place else set())
+        wanted |= set(offered) - (by_position | {"prompts", "completions"} if by_place else set())
     places = [request.prompts, request.completions] if by_place else []
     return places, {name: offered[name] for name in offered if name in wanted}
 

@@ -16,10 +16,10 @@ _LOADED: dict[Path, tuple[bytes, ModuleType]] = {}
 
 
 def load_function(name: str, *, kind: str = "reward function") -> Callable[..., Any]:
-    """The function that `name` names; `kind` says in messages what it is for.
+    """Loads the function `name`; `kind` describes it in messages.
 
-    A file runs as a module that its folder is importable for, as a script's would be. It is run once for all its
-    functions, and again when it has changed.
+    A file runs as a module that can import from its folder, like a script. It runs once for all its functions, and
+    again when it has changed.
 
     Raises:
       ConfigError: no such file, module or function; or the name has no colon.
@@ -31,7 +31,7 @@ def load_function(name: str, *, kind: str = "reward function") -> Callable[..., 
     if where.endswith(".py"):
         path = Path(where)
         if not path.is_file():
-            raise ConfigError(f"{kind} {name!r}: there is no file {where}")
+            raise ConfigError(f"{kind} {name!r}: no such file {where}")
         with user_code(f"{kind} {name!r}"):
             module = _run_file(path.resolve())
     else:

@@ -1,11 +1,11 @@
-"""A judge that compares two completions of a prompt, and what it may return.
+"""Inputs and outputs of a judge, which compares two completions of a prompt.
 
 A judge is any callable
 
     judge(prompts, first, second, *, columns)
 
-that says of each row how sure it is that `first` is the better one: a probability in [0, 1], True or False, or
-None for no opinion. It may prefer a place: which completion is shown first is drawn anew for each row.
+that returns for each row whether `first` is better: a probability in [0, 1], True or False, or None for no opinion.
+To cancel a position bias, the order is random for each row.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from jaxalign.rewards.user_code import is_ours, user_code
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a judge said of N pairs.
+    """A judge's verdicts on N pairs.
 
     Attributes:
       preference: float32 [N], how sure it is that `first`, as the caller gave it, is the better; 0.5 where it
@@ -58,7 +58,7 @@ def evaluate_judge(
     key: jax.Array,
     name: str = "",
 ) -> Verdicts:
-    """Shows a judge two completions of each prompt, in an order drawn for each row, and checks what it says.
+    """Shows a judge two completions of each prompt, in random order, and checks its verdicts.
 
     Args:
       judge: see the module's docstring.
@@ -70,8 +70,8 @@ def evaluate_judge(
       name: of the judge, for messages; its own where empty.
 
     Raises:
-      UserError: a wrong number of verdicts, or one that is no probability, bool or None.
-      UserCodeError: a judge of the user's own raised.
+      UserError: a wrong number of verdicts, or one that is not a probability, bool or None.
+      UserCodeError: a user's judge raised.
     """
     rows = len(prompts)
     swapped = np.asarray(jax.random.bernoulli(key, 0.5, (rows,)))
@@ -92,7 +92,7 @@ def _checked(result: Any, shown: Sequence[tuple[str, str]], label: str) -> np.nd
     if hasattr(result, "tolist"):
         result = result.tolist()
     if not isinstance(result, (list, tuple)):
-        raise UserError(f"judge {label}: expected a list with a verdict for each pair, got {result!r:.60}")
+        raise UserError(f"judge {label}: expected a list with one verdict per pair, got {result!r:.60}")
     if len(result) != len(shown):
         raise UserError(f"judge {label}: returned {len(result)} verdicts for {len(shown)} pairs")
     said = np.full(len(shown), 0.5)

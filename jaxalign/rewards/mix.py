@@ -12,12 +12,12 @@ from jaxalign.rewards.calls import RewardRequest
 class WeightedMix:
     """sum_i weight_i * reward_i, over the rewards that apply to a row.
 
-    A row to which none applies is not valid. A step ends where one of any part does. Each part's mean
-    is a metric. Coroutine functions are awaited side by side.
+    A row to which none applies is not valid. A step ends where it ends in any part. Each part's mean is a metric.
+    Coroutine functions run concurrently.
 
     Args:
       rewards: parts by name.
-      weights: by name; 1 where there is none.
+      weights: by name; 1 by default.
       texts: functions get texts also where prompts are messages.
     """
 
@@ -31,13 +31,13 @@ class WeightedMix:
         weights = weights or {}
         unknown = set(weights) - set(rewards)
         if unknown:
-            raise ValueError(f"weights for rewards that are not there: {sorted(unknown)}")
+            raise ValueError(f"weights for unknown rewards: {sorted(unknown)}")
         self.rewards = dict(rewards)
         self.texts = texts
         self.weights = {name: float(weights.get(name, 1.0)) for name in self.rewards}
 
     def offload(self) -> None:
-        """From now on the weights of reward models in it wait in the host's memory between calls."""
+        """Keeps the weights of its reward models in host memory between calls from now on."""
         for reward in self.rewards.values():
             if hasattr(reward, "offload"):
                 reward.offload()

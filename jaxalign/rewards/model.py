@@ -1,38 +1,47 @@
-"""A reward model as a reward."""
+"""Reward models as rewards: one, and an ensemble whose disagreement can count against a completion."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import models
+from jaxalign import losses, models
 from jaxalign.buckets import bucket
 from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, end_to_end, segments
 from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device, to_host
+from jaxalign.models.heads import ScalarDefinition, ScalarModel
 from jaxalign.rewards.base import Rewards
 from jaxalign.rewards.calls import RewardRequest
+
+Aggregate = Literal["mean", "mean_minus_std", "worst"]
 
 
 class ModelReward:
     """Scores prompt + completion with a `ScalarModel`, [N].
 
-    Rows are scored by the token ids that were sampled, so the model must share the policy's tokenizer.
+    Rows are scored by their sampled token ids, so the model must share the policy's tokenizer.
 
     Args:
       model: a `ScalarModel` that gives one score.
-      batch_size: packed rows scored at once; each holds several of the rows asked for, where those are short.
+      batch_size: packed rows scored at once; each holds several short rows.
       pad_multiple: columns of a packed row are a multiple of it.
-      vocabulary: tokens of the policy's, all of which the model must know; None does not check.
+      vocabulary: size of the policy's vocabulary, which the model's must cover; None skips the check.
 
     Raises:
       UserError: the model knows fewer tokens than the policy, or scores steps.
     """
 
     def __init__(
-        self, model: Any, *, batch_size: int = 32, pad_multiple: int = 32, vocabulary: int | None = None
+        self,
+        model: ScalarModel,
+        *,
+        batch_size: int = 32,
+        pad_multiple: int = 32,
+        vocabulary: int | None = None,
     ) -> None:
         check_vocabulary(model, vocabulary)
         check_scores_whole(model)
@@ -46,11 +55,73 @@ class ModelReward:
 
     def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """float32 [N]: the score of each row of token ids."""
-        found = token_scores(self._program, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
-        return np.asarray([scores[-1] for scores in found], np.float32)
+        scores = token_scores(self._program, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        return np.asarray([row[-1] for row in scores], np.float32)
 
     def offload(self) -> None:
-        """From now on the weights wait in the host's memory between calls."""
+        """Keeps the weights in host memory between calls from now on."""
+        self._program.offload()
+
+
+class EnsembleReward:
+    """Scores prompt + completion with K `ScalarModel`s and makes one score of K, [N].
+
+    Members of one shape are scored by one vmapped program, in which a trunk that they share bit for bit
+    runs once; members that differ in shape are scored one after another. See `ModelReward` for the rest.
+
+    Args:
+      members: at least one.
+      aggregate: see `losses.aggregate_ensemble`.
+      coefficient: lambda of mean_minus_std; not negative.
+      batch_size, pad_multiple, vocabulary: as for `ModelReward`; every member must fit.
+
+    Raises:
+      ValueError: no member.
+      UserError: a member whose vocabulary is smaller than the policy's, or one that scores steps.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Any],
+        *,
+        aggregate: Aggregate = "mean",
+        coefficient: float = 1.0,
+        batch_size: int = 32,
+        pad_multiple: int = 32,
+        vocabulary: int | None = None,
+    ) -> None:
+        if not members:
+            raise ValueError("an ensemble needs at least one reward model")
+        for member in members:
+            check_vocabulary(member, vocabulary)
+            check_scores_whole(member)
+        self.size = len(members)
+        self.batch_size, self.pad_multiple = batch_size, pad_multiple
+        self._aggregate = lambda scores: losses.aggregate_ensemble(
+            jnp.asarray(scores), mode=aggregate, coefficient=coefficient
+        )
+        self._program = together(members) if of_one_shape(members) else one_by_one(members)
+
+    def score(self, request: RewardRequest) -> Rewards:
+        """`Rewards` with scores [N]; metrics are the mean disagreement and each member's mean."""
+        scores = self.score_members(request_rows(request))
+        disagreement = losses.ensemble_disagreement(jnp.asarray(scores))
+        metrics = {"disagreement": float(np.mean(disagreement))}
+        metrics |= {f"member-{k}": float(mean) for k, mean in enumerate(scores.mean(axis=1))}
+        return Rewards(scores=np.asarray(self._aggregate(scores)), metrics=metrics)
+
+    def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """float32 [N]: the aggregated score of each row of token ids."""
+        return np.asarray(self._aggregate(self.score_members(rows)))
+
+    def score_members(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """float32 [K, N]: each member's score of each row of token ids."""
+        scores = token_scores(self._program, rows, batch_size=self.batch_size, pad_multiple=self.pad_multiple)
+        last = [row[:, -1] for row in scores]
+        return np.stack(last, axis=1) if last else np.zeros((self.size, 0), np.float32)
+
+    def offload(self) -> None:
+        """Keeps the weights in host memory between calls from now on."""
         self._program.offload()
 
 
@@ -72,17 +143,17 @@ class Program:
         return lambda *rows: self.function(params, *rows)
 
     def offload(self) -> None:
-        """From now on the weights wait in the host's memory between uses."""
+        """Keeps the weights in host memory between uses from now on."""
         self.params = to_host(self.params)
 
 
-def program_of(model: Any) -> Program:
+def program_of(model: ScalarModel) -> Program:
     """The program of `token_scores` for a `ScalarModel`: scores [R, T], compiled once a shape."""
     definition, params = models.split(model)
     return Program(jax.jit(forward_of(definition)), params)
 
 
-def forward_of(definition: Any, *, mapped: bool = False) -> Callable[..., jax.Array]:
+def forward_of(definition: ScalarDefinition, *, mapped: bool = False) -> Callable[..., jax.Array]:
     """(params, tokens, positions, segment_ids) -> the score after each token of packed rows.
 
     Args:
@@ -96,8 +167,52 @@ def forward_of(definition: Any, *, mapped: bool = False) -> Callable[..., jax.Ar
     )
 
 
-def check_vocabulary(model: Any, vocabulary: int | None) -> None:
-    """A reward model knows every token that the policy may sample.
+def of_one_shape(members: Sequence[Any]) -> bool:
+    """Whether the members' parameters can be stacked and run by one program."""
+    (first, like), *others = (models.split(member) for member in members)
+
+    def signature(params: dict[str, Any]):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), params)
+
+    return all(definition == first and signature(params) == signature(like) for definition, params in others)
+
+
+def together(members: Sequence[Any]) -> Program:
+    """The program of `token_scores`, [K, R, T], one for all members."""
+    definition = models.split(members[0])[0]
+    params = [models.split(member)[1] for member in members]
+    shared = all(same_arrays(params[0]["trunk"], other["trunk"]) for other in params[1:])
+    axes = {"trunk": None if shared else 0, "head": 0, "normalizer": 0}
+    stacked = {
+        name: params[0][name]
+        if axis is None
+        else jax.tree.map(lambda *x: jnp.stack(x), *(p[name] for p in params))
+        for name, axis in axes.items()
+    }
+
+    function = jax.jit(jax.vmap(forward_of(definition, mapped=True), in_axes=(axes, None, None, None)))
+    return Program(function, stacked)
+
+
+def one_by_one(members: Sequence[Any]) -> Program:
+    """The program of `token_scores`, [K, R, T], by a program for each member."""
+    programs = [program_of(member) for member in members]
+
+    def forward(params: Sequence[Any], *rows: np.ndarray):
+        return np.stack([p.function(own, *rows) for p, own in zip(programs, params, strict=True)])
+
+    return Program(forward, [program.params for program in programs])
+
+
+def same_arrays(a: Any, b: Any) -> bool:
+    """Whether two trees of one structure hold the same numbers, bit for bit."""
+    return all(
+        x is y or np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def check_vocabulary(model: ScalarModel, vocabulary: int | None) -> None:
+    """Checks that a reward model's vocabulary covers the policy's.
 
     Raises:
       UserError: it does not.
@@ -109,14 +224,16 @@ def check_vocabulary(model: Any, vocabulary: int | None) -> None:
         )
 
 
-def check_scores_whole(model: Any) -> None:
-    """A reward model gives one score for a prompt with its completion.
+def check_scores_whole(model: ScalarModel) -> None:
+    """Checks that a reward model gives one score per completion.
 
     Raises:
       UserError: it is a process reward model.
     """
     if model.steps is not None:
-        raise UserError("reward model: it scores the steps of a completion, not the whole; see ProcessReward")
+        raise UserError(
+            "reward model: it scores the steps of a completion, not the whole completion; see ProcessReward"
+        )
 
 
 def request_rows(request: RewardRequest) -> list[list[int]]:
@@ -134,7 +251,7 @@ def token_scores(
     batch_size: int,
     pad_multiple: int,
 ) -> list[np.ndarray]:
-    """What scalar models say after each token of rows of token ids, which are laid end to end in fewer rows.
+    """The scores after each token of rows of token ids, computed on packed rows.
 
     Equal rows are scored once: where they lie would change the last bit, and ties would be none.
 
@@ -147,8 +264,8 @@ def token_scores(
     Returns:
       N arrays, float32 [..., length of the row].
     """
-    asked = [tuple(row) or (0,) for row in rows]
-    rows = list(dict.fromkeys(asked))
+    requested = [tuple(row) or (0,) for row in rows]
+    rows = list(dict.fromkeys(requested))
     lengths = [len(row) for row in rows]
     width = pad_multiple * bucket(-(-max(lengths, default=1) // pad_multiple), per_octave=4)
     bins = best_fit_decreasing(lengths, width)
@@ -158,13 +275,13 @@ def token_scores(
     tokens = np.zeros(size + 1, np.int32)  # the last one stands in padding
     for index, row in enumerate(rows):
         tokens[index * width : index * width + len(row)] = row
-    found = np.zeros(0, np.float32)
+    flat_scores = np.zeros(0, np.float32)
     for start in range(0, len(bins), height):
         places = end_to_end(lengths, bins[start : start + height], width, height)
         layout = segments(places, size, width)
         scores = jax.device_get(forward(tokens[places], layout["positions"], layout["segment_ids"]))
         if not start:
-            found = np.zeros((*scores.shape[:-2], size + 1), np.float32)
-        found[..., places] = scores
+            flat_scores = np.zeros((*scores.shape[:-2], size + 1), np.float32)
+        flat_scores[..., places] = scores
     begins = {row: index * width for index, row in enumerate(rows)}
-    return [found[..., begins[row] : begins[row] + len(row)] for row in asked]
+    return [flat_scores[..., begins[row] : begins[row] + len(row)] for row in requested]

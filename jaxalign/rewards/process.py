@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxalign.data import ChatFormat
 from jaxalign.errors import ConfigError
+from jaxalign.models.heads import ScalarModel
 from jaxalign.rewards.base import Rewards
 from jaxalign.rewards.calls import RewardRequest
 from jaxalign.rewards.model import check_vocabulary, program_of, token_scores
@@ -16,12 +17,12 @@ StepScore = Literal["minimum", "difference", "probability", "logit"]
 
 
 class ProcessReward:
-    """Token rewards [N, C] from a token-level `ScalarModel`: what it says of each step, where the step ends.
+    """Token rewards [N, C] from a token-level `ScalarModel`: its reward of each step, where the step ends.
 
     A step ends at the token that holds its separator's end; the last one at the completion's last token,
-    with or without a separator. Text without anything but space between separators is no step. As in
-    training, each step is tokenized by itself and followed by the separator's own tokens, whatever tokens
-    the policy chose: its text is what is judged. A row longer than the model's context loses its beginning.
+    with or without a separator. Blank text between separators is not a step. As in
+    training, each step is tokenized by itself and followed by the separator's own tokens, regardless of the policy's
+    tokens: the text is scored. A row longer than the model's context loses its beginning.
 
     With p_k the probability that step k is right, its reward is
 
@@ -53,7 +54,7 @@ class ProcessReward:
 
     def __init__(
         self,
-        model: Any,
+        model: ScalarModel,
         tokenizer: Any,
         *,
         separator: str = "",
@@ -66,8 +67,8 @@ class ProcessReward:
         self.separator = separator or (model.steps.separator if model.steps else "")
         if not self.separator:
             raise ConfigError(
-                "reward.separator: the process reward model's folder does not say what ends a step; "
-                "set it to the text that its training data had there"
+                "reward.separator: the process reward model's folder does not name its separator; set the text "
+                "that ends a step in its training data"
             )
         self.config = model.config
         self.kind: StepScore = score
@@ -75,17 +76,19 @@ class ProcessReward:
         self._text = ChatFormat(tokenizer, "plain", ())
         self._end = self._text.continuation_ids(self.separator)
         if not self._end:
-            raise ConfigError(f"reward.separator: the tokenizer has no token for {self.separator!r}")
+            raise ConfigError(f"reward.separator: the tokenizer cannot encode {self.separator!r}")
         self._split = StepSplitter(tokenizer, self.separator)
         self._program = program_of(model)
 
     def score(self, request: RewardRequest) -> Rewards:
         """`Rewards` with token rewards [N, C] and where steps end."""
-        found = [self._split(ids) for ids in request.completion_ids]
-        logits = self.step_logits(request.prompt_ids, [[text for text, _ in steps] for steps in found])
-        rewards = np.zeros((len(found), request.width), np.float32)
+        steps_of_rows = [self._split(ids) for ids in request.completion_ids]
+        logits = self.step_logits(
+            request.prompt_ids, [[text for text, _ in steps] for steps in steps_of_rows]
+        )
+        rewards = np.zeros((len(steps_of_rows), request.width), np.float32)
         ends = np.zeros(rewards.shape, bool)
-        for row, (steps, values) in enumerate(zip(found, logits, strict=True)):
+        for row, (steps, values) in enumerate(zip(steps_of_rows, logits, strict=True)):
             at = [token for _, token in steps]
             ends[row, at] = True
             # Two separators in one token: what their steps earn lands there together.
@@ -99,7 +102,7 @@ class ProcessReward:
         return Rewards(token_rewards=rewards, steps=ends, metrics=metrics)
 
     def offload(self) -> None:
-        """From now on the weights wait in the host's memory between calls."""
+        """Keeps the weights in host memory between calls from now on."""
         self._program.offload()
 
     def step_logits(

@@ -1,4 +1,4 @@
-"""Code of the user's own, run so that its mistakes are told as theirs: by its own lines, without ours."""
+"""Runs user code so that its errors show the user's lines, without jaxalign's."""
 
 import asyncio
 import concurrent.futures
@@ -20,30 +20,30 @@ _BETWEEN = tuple(
 
 
 class UserCodeError(UserError):
-    """The user's code raised.
+    """User code raised.
 
     Attributes:
       user_traceback: Python's text of it, from the user's first line on; empty where no line of theirs had run.
     """
 
     def __init__(self, what: str, error: BaseException) -> None:
-        told = traceback.TracebackException.from_exception(error)
-        _leave_ours(told)
+        trace = traceback.TracebackException.from_exception(error)
+        _leave_ours(trace)
         place = ""
-        if told.stack:
-            own = told.stack[0].filename
-            last = [frame for frame in told.stack if frame.filename == own][-1]
+        if trace.stack:
+            own = trace.stack[0].filename
+            last = [frame for frame in trace.stack if frame.filename == own][-1]
             place = f" ({own}:{last.lineno})"
         said = str(error)
         if isinstance(error, SyntaxError):
             said, place = error.msg, f" ({error.filename}:{error.lineno})"
-        self.user_traceback = "".join(told.format()) if told.stack else ""
+        self.user_traceback = "".join(trace.format()) if trace.stack else ""
         super().__init__(f"{what}: {type(error).__name__}: {said}{place}")
 
 
 @contextlib.contextmanager
 def user_code(what: str) -> Iterator[None]:
-    """Takes what is raised inside for the user's mistake, unless it says already whose it is.
+    """Treats exceptions raised inside as the user's errors, unless they are marked otherwise.
 
     Args:
       what: what was run, for the message.
@@ -60,17 +60,17 @@ def user_code(what: str) -> Iterator[None]:
 
 
 def is_ours(value: object) -> bool:
-    """Whether a function or object is of this package, whose mistakes are not the user's."""
+    """Whether a function or object belongs to this package, so that its errors are not the user's."""
     module = getattr(value, "__module__", None) or type(value).__module__
     return module.partition(".")[0] == "jaxalign"
 
 
-def _leave_ours(told: traceback.TracebackException) -> None:
+def _leave_ours(trace: traceback.TracebackException) -> None:
     """Takes away the frames that stand before the user's, of the exception and of those it came from."""
     first = next(
-        (i for i, f in enumerate(told.stack) if not f.filename.startswith(_BETWEEN)), len(told.stack)
+        (i for i, f in enumerate(trace.stack) if not f.filename.startswith(_BETWEEN)), len(trace.stack)
     )
-    del told.stack[:first]
-    for other in (told.__cause__, told.__context__):
+    del trace.stack[:first]
+    for other in (trace.__cause__, trace.__context__):
         if other is not None:
             _leave_ours(other)

@@ -1,7 +1,7 @@
-"""Rewards that can be checked: an exact answer, a pattern, a length.
+"""Verifiable rewards: an exact answer, a pattern, a length.
 
-As functions on the command line: `--reward.functions='[jaxalign.rewards.verifiable:exact_answer]'`. What takes a
-setting is a class, used from Python or through a file of one's own.
+As functions on the command line: `--reward.functions='[jaxalign.rewards.verifiable:exact_answer]'`. Rewards with
+parameters are classes, for use from Python or in your own file.
 """
 
 import re
@@ -21,10 +21,10 @@ def exact_answer(
     completion_ids: Sequence[Sequence[int]],
     columns: Mapping[str, Sequence[Any]],
 ) -> list[float | None]:
-    """1 where the completion's final number is that of the data set's `answer` column, else 0 (GSM8K's format).
+    """1 if the completion's final number equals that of the `answer` column, else 0 (GSM8K's format).
 
     The final number of a text is what follows its last `####`, or else its last number; thousands separators,
-    currency signs and a trailing point do not matter, and 3.0 is 3. None where the reference has no number.
+    currency signs and a trailing point do not matter, and 3.0 is 3. None if the reference has no number.
 
     Raises:
       UserError: the data has no `answer` column.
@@ -32,7 +32,7 @@ def exact_answer(
     del prompts, completion_ids
     if "answer" not in columns:
         raise UserError(
-            f"reward exact_answer: the data has no column 'answer'; its columns: {sorted(columns) or 'none'}"
+            f"reward exact_answer: the data has no column 'answer'; columns: {sorted(columns) or 'none'}"
         )
     scores: list[float | None] = []
     for completion, reference in zip(completions, columns["answer"], strict=True):
@@ -42,19 +42,19 @@ def exact_answer(
 
 
 def final_number(text: str) -> Decimal | None:
-    """The number after the last `####`, or else the last number of a text; None where there is none."""
+    """The number after the last `####`, or else the last number of a text; None if there is none."""
     head, mark, tail = text.rpartition("####")
-    found = _NUMBER.findall(tail if mark else head + tail)
-    if not found:
+    numbers = _NUMBER.findall(tail if mark else head + tail)
+    if not numbers:
         return None
     try:
-        return Decimal((found[0] if mark else found[-1]).replace(",", "").rstrip("."))
+        return Decimal((numbers[0] if mark else numbers[-1]).replace(",", "").rstrip("."))
     except InvalidOperation:
         return None
 
 
 class Pattern:
-    """1 where a regular expression is found in (or, with `whole`, makes up) the completion, else 0.
+    """1 if a regular expression matches in the completion (with `whole`, all of it), else 0.
 
     Args:
       pattern: as in Python's `re`.
@@ -83,7 +83,7 @@ class Length:
 
     Args:
       low, high: tokens, the stop token included.
-      slope: reward a token.
+      slope: reward per token.
     """
 
     def __init__(self, low: int, high: int, *, slope: float = 0.01) -> None:

@@ -1,6 +1,6 @@
 """Sampling completions from a model, in this process or on a server."""
 
-from jaxalign.rollout.config import SamplingConfig
+from jaxalign.rollout.config import SamplingArguments, SamplingConfig
 from jaxalign.rollout.engine import Engine, EngineConfig
 from jaxalign.rollout.generate import Completions, Sampler, generate
 from jaxalign.rollout.server import ServerEngine
@@ -12,6 +12,7 @@ __all__ = [
     "EngineConfig",
     "Rows",
     "Sampler",
+    "SamplingArguments",
     "SamplingConfig",
     "ServerEngine",
     "generate",

@@ -24,6 +24,8 @@ from jaxalign.rollout.sampling import SamplerFeatures
 PREFILL_TOKENS = 16_384
 # The share of slots that must be free before prompts are read into them: reading few at a time is slow.
 REFILL = 4
+# Takes the tokens so far [N, C] and how many there are of each completion [N].
+OnTokens = Callable[[np.ndarray, np.ndarray], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Job:
     Attributes:
       definition, params, adapter: the model.
       prompts: token ids of each prompt.
-      copies: completions a prompt.
+      copies: completions per prompt.
       new_tokens: longest completion.
       draws: how each completion is drawn; host arrays.
       stops: int32, ids that end a completion; -1 is none.
@@ -42,7 +44,7 @@ class Job:
       max_rows: slots, at most; one prompt's completions always fit.
       block: tokens decoded between two looks at which rows have ended.
       int8_cache: keep keys and values as 8-bit integers.
-      told: is called with `tokens` [N, C] and `lengths` [N] as they are after each block.
+      on_tokens: is called with `tokens` [N, C] and `lengths` [N] as they are after each block.
     """
 
     definition: Any
@@ -58,7 +60,7 @@ class Job:
     max_rows: int
     block: int
     int8_cache: bool = False
-    told: Callable[[np.ndarray, np.ndarray], None] | None = None
+    on_tokens: OnTokens | None = None
 
 
 def run(job: Job) -> dict[str, np.ndarray]:
@@ -74,8 +76,8 @@ def run(job: Job) -> dict[str, np.ndarray]:
         if slots.alive.any():
             slots.fit()
             slots.decode()
-        if job.told is not None:
-            job.told(slots.out["tokens"], slots.out["lengths"])
+        if job.on_tokens is not None:
+            job.on_tokens(slots.out["tokens"], slots.out["lengths"])
     return slots.out
 
 

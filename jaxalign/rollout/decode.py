@@ -1,4 +1,4 @@
-"""The programs of generation: read prompts, seat them, decode a block of tokens, move the cache.
+"""The programs of generation: read prompts, place them, decode a block of tokens, move the cache.
 
 All shapes come from short ladders, and everything that changes between calls (settings,
 stop tokens, how many tokens to draw) is an array, so few programs serve all calls.
@@ -15,14 +15,16 @@ from jaxtyping import Array, Bool, Int
 
 from jaxalign import models
 from jaxalign.models import kv_cache
+from jaxalign.models.composite import ModelDefinition
 from jaxalign.models.kv_cache import KVCache
+from jaxalign.models.layers import Adapter, Params
 from jaxalign.rollout.sampling import SamplerFeatures, next_token, row_uniforms
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RowSampling:
-    """How each of B rows is drawn.
+    """How each of B rows is sampled.
 
     Attributes:
       ids: int32 [B], the randomness of the row.
@@ -59,26 +61,26 @@ def _drawn(
 
 
 @partial(jax.jit, static_argnames=("definition",))
-def decode_weights(definition: Any, params: Any, adapter: Any) -> Any:
+def decode_weights(definition: ModelDefinition, params: Params, adapter: Adapter | None) -> Any:
     """The weights that decoding reads, once for all blocks."""
     return models.merge(definition, params).decode_weights(adapter)
 
 
-def int8_params(definition: Any, params: Any, adapter: Any) -> Any:
+def int8_params(definition: ModelDefinition, params: Params, adapter: Adapter | None) -> Any:
     """The parameters as 8-bit integers, the adapter added to them before; without one, what is 8-bit is no copy."""
     return models.quantize_params(params) if adapter is None else _adapted(definition, params, adapter)
 
 
 @partial(jax.jit, static_argnames=("definition",))
-def _adapted(definition: Any, params: Any, adapter: Any) -> Any:
+def _adapted(definition: ModelDefinition, params: Params, adapter: Adapter) -> Any:
     return models.quantize_params(models.merge_adapter(models.merge(definition, params), adapter).params)
 
 
 @partial(jax.jit, static_argnames=("definition", "copies", "features", "int8_cache"))
 def read_prompts(
-    definition: Any,
-    params: Any,
-    adapter: Any,
+    definition: ModelDefinition,
+    params: Params,
+    adapter: Adapter | None,
     tokens: Int[Array, "n P"],
     lengths: Int[Array, " n"],
     draws: RowSampling,
@@ -128,8 +130,8 @@ def rearranged(cache: KVCache, rows: Int[Array, " R"], shift: Int[Array, ""], *,
 
 @partial(jax.jit, static_argnames=("definition", "features", "block"), donate_argnames=("cache",))
 def decode_block(
-    definition: Any,
-    weights: Any,
+    definition: ModelDefinition,
+    weights: Params,
     cache: KVCache,
     token: Int[Array, " B"],
     alive: Bool[Array, " B"],
@@ -143,7 +145,7 @@ def decode_block(
     features: SamplerFeatures,
     block: int,
 ) -> tuple[KVCache, dict[str, jax.Array]]:
-    """RowSampling up to `steps` (at most `block`) tokens a row, fewer where all rows end before.
+    """Samples up to `steps` (at most `block`) tokens per row, fewer where all rows end before.
 
     Args:
       definition: static part of the model.
@@ -170,10 +172,10 @@ def decode_block(
     positions = drawn[:, None] + jnp.arange(block)[None, :]
     uniforms = jax.vmap(lambda at: row_uniforms(key, draws.ids, at), in_axes=1, out_axes=1)(positions)
 
-    def unfinished(carry):
+    def unfinished(carry: dict[str, Any]):
         return (carry["step"] < steps) & carry["alive"].any()
 
-    def step(carry):
+    def step(carry: dict[str, Any]):
         at, alive = carry["step"], carry["alive"]
         hidden, cache = model.decode(weights, carry["token"], carry["cache"])
         here = jax.lax.dynamic_index_in_dim(uniforms, at, axis=1, keepdims=False)

@@ -1,61 +1,49 @@
-"""Who samples: the interface of a rollout engine, and what one is told."""
+"""Who samples: the interface of a rollout engine, and the settings of one."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import jax
-import numpy as np
-
+from jaxalign.models.layers import Adapter, Params
 from jaxalign.rollout.generate import Completions
 
 
 class Engine(Protocol):
-    """What a trainer asks of whoever samples for it; `Sampler` and `ServerEngine` are two."""
+    """The interface through which a trainer samples; `Sampler` and `ServerEngine` implement it."""
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        key: jax.Array,
-        temperature: float | np.ndarray = 1.0,
-        top_k: int | np.ndarray = 0,
-        top_p: float | np.ndarray = 1.0,
-        min_p: float | np.ndarray = 0.0,
-        stop_tokens: Sequence[int] | None = None,
-        num_samples: int = 1,
-        row_ids: Sequence[int] | None = None,
-    ) -> Completions:
-        """Completions of the prompts under the weights of the last `update`; see `Sampler.generate`."""
+    # Typed loosely: an engine may name the arguments that it takes, or take all as `**Unpack[SamplingArguments]`.
+    def generate(self, prompts: Sequence[Sequence[int]], *args: Any, **sampling: Any) -> Completions:
+        """Completions of the prompts under the weights of the last `update`.
+
+        It is called with the keyword arguments of `SamplingArguments`, and with no other.
+        """
         ...
 
-    def update(self, params: Any, *, adapter: Any = None) -> None:
-        """New weights, and a LoRA adapter where it is not merged into them; used from the next `generate` on."""
+    def update(self, params: Params, *, adapter: Adapter | None = None) -> None:
+        """Sets new weights, and a LoRA adapter unless it is merged into them; the next `generate` uses them."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Who samples.
+    """The engine that samples completions.
 
     Attributes:
-      kind: local (this process), vllm or sglang (a server that loads the policy's weights before each rollout), or
-        openai (a server of the OpenAI completions API, whose weights stay as they are).
-      url: the server, as http://host:port.
-      model: the model's name there; empty takes the only one it has.
-      api_key_env: environment variable with the server's API key; empty for none.
-      folder: where weights are written for the server, which must find them under the same path; empty takes the
-        run folder.
-      weights: what a LoRA run gives the server: merged (all weights) or adapter (a PEFT folder, which the server
-        must have been started for).
-      concurrency: requests under way at once.
-      timeout: seconds to wait for an answer.
-      retries: how often a request is sent again where the server cannot be reached, waiting longer each time.
-      logp_tolerance: largest mean difference of the server's and the training log-probs, nats a token: above it
-        the run stops before its first update, and warns later on.
-      allow_stale: train on samples of weights that are not the policy's (kind openai).
+      kind: local (this process), vllm or sglang (a server that loads the policy's weights before each rollout) or
+        openai (a server of the OpenAI completions API, whose weights never change).
+      url: address of the server, as http://host:port.
+      model: name of the model on the server; empty uses the only one it serves.
+      api_key_env: environment variable that holds the server's API key; empty sends none.
+      folder: folder to write weights to, which the server must see under the same path; empty uses the run folder.
+      weights: what a LoRA run sends to the server: merged (all weights) or adapter (a PEFT folder; the server must be
+        started with LoRA enabled).
+      concurrency: maximum number of simultaneous requests.
+      timeout: seconds to wait for a reply.
+      retries: number of times to resend a request to an unreachable server, waiting longer each time.
+      logp_tolerance: maximum mean difference, in nats per token, between the server's and the policy's log-probs:
+        above it the run stops before its first update, and warns after later ones.
+      allow_stale: train on samples from weights other than the policy's (kind=openai).
     """
 
     kind: Literal["local", "vllm", "sglang", "openai"] = "local"
@@ -89,8 +77,8 @@ class EngineConfig:
             raise ValueError(f"rollout.engine.retries must not be negative, got {self.retries}")
         if self.kind == "openai" and not self.allow_stale:
             raise ValueError(
-                "rollout.engine.kind=openai never loads the policy's new weights, so its samples grow stale; "
-                "take vllm or sglang, or accept it with rollout.engine.allow_stale=true"
+                "rollout.engine.kind=openai never loads the policy's new weights, so its samples grow stale; use "
+                "vllm or sglang, or allow it with rollout.engine.allow_stale=true"
             )
         if self.kind == "openai" and self.weights == "adapter":
             raise ValueError("rollout.engine.weights=adapter needs rollout.engine.kind vllm or sglang")

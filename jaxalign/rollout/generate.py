@@ -6,10 +6,10 @@ the same however rows are batched.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -17,22 +17,25 @@ import numpy as np
 from jaxalign import models
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
+from jaxalign.models.composite import CausalModel
+from jaxalign.models.layers import Adapter, Params
 from jaxalign.rollout import continuous_batching, decode
-from jaxalign.rollout.config import Storage, check_sampling
+from jaxalign.rollout.config import SamplingArguments, Storage, checked_sampling
+from jaxalign.rollout.continuous_batching import OnTokens
 from jaxalign.rollout.decode import RowSampling
 from jaxalign.rollout.sampling import SamplerFeatures
 
 
 @dataclass(frozen=True)
 class Completions:
-    """What was generated, as host arrays; rows in prompt order, samples of a prompt consecutive.
+    """Generated completions as host arrays; rows in prompt order, samples of a prompt consecutive.
 
     Attributes:
-      tokens: int32 [N, C]; what lies outside the mask is undefined.
+      tokens: int32 [N, C]; undefined outside the mask.
       mask: bool [N, C], the stop token included.
       lengths: int32 [N].
       logps: float32 [N, C], under the temperature-scaled policy before truncation (greedy: temperature 1).
-      sampling_logps: float32 [N, C], under the distribution really sampled from.
+      sampling_logps: float32 [N, C], under the distribution that was sampled from.
       finish_reason: `stop` or `length`, N of them.
     """
 
@@ -53,26 +56,26 @@ class Completions:
 
 
 class Sampler:
-    """Generates with one model, keeping its compiled programs; `update` gives it new parameters.
+    """Generates with one model and keeps its compiled programs; `update` sets new parameters.
 
     Args:
       model: a causal language model.
       adapter: an attached LoRA adapter, added to the decode weights.
-      max_rows: rows decoded at once; of more, the next ones start where others have ended.
-      block: tokens decoded between two looks at which rows have ended.
+      max_rows: maximum number of rows decoded at once; further rows start as others end.
+      block: tokens decoded between checks for rows that have ended.
       weights: int8 samples from the model with its weights rounded to 8-bit integers (see `models.quantize`), of
         which it keeps a copy; same takes them as they are.
-      cache: int8 keeps keys and values as 8-bit integers; same in the dtype in which attention reads them (the compute
-        dtype; in CPUs' forms of products float32).
+      cache: int8 keeps keys and values as 8-bit integers; same in the dtype in which attention reads them (the
+        compute dtype; in CPUs' forms of products float32).
 
     Log-probs of completions are those of the rounded model, which the samples are drawn from.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: CausalModel,
         *,
-        adapter: Any = None,
+        adapter: Adapter | None = None,
         max_rows: int = 256,
         block: int = 64,
         weights: Storage = "same",
@@ -91,8 +94,8 @@ class Sampler:
         """The model's shape."""
         return self.definition.config
 
-    def update(self, params: Any, *, adapter: Any = None) -> None:
-        """New parameters of the same shapes, and a new adapter where given; programs are kept."""
+    def update(self, params: Params, *, adapter: Adapter | None = None) -> None:
+        """Sets new parameters of the same shapes, and a new adapter if given; compiled programs are kept."""
         self.adapter = self.adapter if adapter is None else adapter
         int8 = self.weights == "int8"
         self.params = decode.int8_params(self.definition, params, self.adapter) if int8 else params
@@ -101,49 +104,24 @@ class Sampler:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
-        key: jax.Array,
-        temperature: float | np.ndarray = 1.0,
-        top_k: int | np.ndarray = 0,
-        top_p: float | np.ndarray = 1.0,
-        min_p: float | np.ndarray = 0.0,
-        stop_tokens: Sequence[int] | None = None,
-        num_samples: int = 1,
-        row_ids: Sequence[int] | None = None,
-        told: Callable[[np.ndarray, np.ndarray], None] | None = None,
+        on_tokens: OnTokens | None = None,
+        **sampling: Unpack[SamplingArguments],
     ) -> Completions:
         """Samples completions.
 
         Args:
           prompts: token ids of each prompt, at least one each.
-          max_new_tokens: longest completion, C.
-          key: source of all randomness.
-          temperature, top_k, top_p, min_p: numbers, or arrays with one a prompt.
-          stop_tokens: ids that end a completion; None takes the model's, () none.
-          num_samples: completions a prompt.
-          row_ids: the randomness of each completion, N of them; 0..N-1 when None.
-          told: is called after each block of tokens, with those so far [N, C] and their numbers [N].
+          on_tokens: is called after each block of tokens, with those so far [N, C] and their numbers [N].
+          **sampling: see `SamplingArguments`.
 
         Raises:
           UserError: an empty prompt, or one that leaves no room in the context.
-          ValueError: a sampling number out of range.
+          TypeError, ValueError: see `config.checked_sampling`.
         """
-        count = len(prompts)
-        settings = [
-            _per_prompt(v, count, n)
-            for v, n in ((temperature, "temperature"), (top_k, "top_k"), (top_p, "top_p"), (min_p, "min_p"))
-        ]
-        for values in zip(*settings, strict=True):
-            check_sampling(*values)
-        if max_new_tokens < 1 or num_samples < 1:
-            raise ValueError(
-                f"max_new_tokens and num_samples must be 1 or more, got {max_new_tokens}, {num_samples}"
-            )
-        self._check_prompts(prompts, max_new_tokens)
-        stops = np.asarray(self.config.eos_ids if stop_tokens is None else stop_tokens, np.int32).ravel()
-        total = count * num_samples
-        ids = np.arange(total) if row_ids is None else np.asarray(row_ids)
-        heat, k, p, least = (np.repeat(values, num_samples) for values in settings)
+        checked = checked_sampling(sampling, prompts=len(prompts), eos_ids=self.config.eos_ids)
+        self._check_prompts(prompts, checked.max_new_tokens)
+        stops = checked.stop_tokens
+        heat, k, p, least = (np.repeat(values, checked.num_samples) for values in checked.numbers)
         out = continuous_batching.run(
             continuous_batching.Job(
                 definition=self.definition,
@@ -151,10 +129,10 @@ class Sampler:
                 # It is in the integers already.
                 adapter=None if self.weights == "int8" else self.adapter,
                 prompts=prompts,
-                copies=num_samples,
-                new_tokens=max_new_tokens,
+                copies=checked.num_samples,
+                new_tokens=checked.max_new_tokens,
                 draws=RowSampling(
-                    ids=ids.astype(np.int32),
+                    ids=checked.row_ids.astype(np.int32),
                     temperature=heat.astype(np.float32),
                     top_k=k.astype(np.int32),
                     top_p=p.astype(np.float32),
@@ -164,7 +142,7 @@ class Sampler:
                 stops=np.pad(
                     stops, (0, continuous_batching.power_of_two(len(stops)) - len(stops)), constant_values=-1
                 ),
-                key=key,
+                key=checked.key,
                 features=SamplerFeatures(
                     sampled=bool((heat > 0).any()),
                     greedy=bool((heat == 0).any()),
@@ -175,18 +153,18 @@ class Sampler:
                 max_rows=self.max_rows,
                 block=self.block,
                 int8_cache=self.cache == "int8",
-                told=told,
+                on_tokens=on_tokens,
             )
         )
         stopped = out.pop("stopped")
-        mask = np.arange(max_new_tokens)[None, :] < out["lengths"][:, None]
+        mask = np.arange(checked.max_new_tokens)[None, :] < out["lengths"][:, None]
         reasons = ["stop" if s else "length" for s in stopped]
         return Completions(mask=mask, finish_reason=reasons, **out)
 
     def decoding_bytes(
         self, rows: int, longest: int, *, max_new_tokens: int, num_samples: int = 1
     ) -> tuple[int, int]:
-        """Bytes that `generate` needs beside the parameters, and gives back when it is done.
+        """Bytes that `generate` needs in addition to the parameters, and frees afterwards.
 
         Args:
           rows: completions in all.
@@ -217,7 +195,7 @@ class Sampler:
         there = by_path(self.params)
         copied = [like for path, like in by_path(weights).items() if there.get(path) != like]
         both = by_path((cache.keys, cache.values)).values(), copied
-        sizes = [sum(math.prod(shape) * dtype.itemsize for shape, dtype in found) for found in both]
+        sizes = [sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes) for shapes in both]
         return sizes[0], sizes[1]
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
@@ -236,16 +214,13 @@ class Sampler:
                 )
 
 
-def generate(model: Any, prompts: Sequence[Sequence[int]], **arguments: Any) -> Completions:
-    """`Sampler(model).generate(prompts, ...)`: for one call; keep a `Sampler` for several."""
-    adapter = arguments.pop("adapter", None)
-    return Sampler(model, adapter=adapter).generate(prompts, **arguments)
-
-
-def _per_prompt(value: Any, count: int, name: str) -> np.ndarray:
-    array = np.asarray(value)
-    if array.ndim == 0:
-        return np.full(count, array)
-    if array.shape != (count,):
-        raise ValueError(f"{name} has shape {array.shape}; expected a number or one per prompt, ({count},)")
-    return array
+def generate(
+    model: CausalModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    adapter: Adapter | None = None,
+    on_tokens: OnTokens | None = None,
+    **sampling: Unpack[SamplingArguments],
+) -> Completions:
+    """`Sampler(model, adapter=adapter).generate(prompts, ...)`: for one call; keep a `Sampler` for several."""
+    return Sampler(model, adapter=adapter).generate(prompts, on_tokens=on_tokens, **sampling)

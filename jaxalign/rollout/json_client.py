@@ -1,4 +1,4 @@
-"""JSON over HTTP: retries, time limits, and one line for whatever goes wrong."""
+"""JSON over HTTP, with retries, timeouts and one-line errors."""
 
 import http.client
 import json
@@ -15,13 +15,13 @@ BUSY = (429, 502, 503, 504)
 
 
 class JsonClient:
-    """Asks one server; safe to use from several threads.
+    """A client of one server; safe to use from several threads.
 
     Args:
       url: http://host:port, with or without a path.
       api_key: sent as a bearer token; empty for none.
-      timeout: seconds to wait for an answer.
-      retries: how often a request is sent again where the server is not reached or busy.
+      timeout: seconds to wait for a reply.
+      retries: number of times to resend a request to an unreachable or busy server.
       backoff: seconds before the first retry; each next one waits twice as long, at most 30.
     """
 
@@ -43,15 +43,15 @@ class JsonClient:
         return self._request("GET", path, None)
 
     def post(self, path: str, body: Any) -> Any:
-        """The JSON answer to a JSON body; None where the answer is empty.
+        """The JSON reply to a JSON body; None if the reply is empty.
 
         Raises:
-          UserError: no server, no answer in time, an HTTP error (with the server's message), or no JSON.
+          UserError: no server, no reply in time, an HTTP error (with the server's message), or invalid JSON.
         """
         return self._request("POST", path, json.dumps(body).encode())
 
     def abort(self) -> None:
-        """Ends the requests under way, in whatever threads: they raise. None is sent until `reopen`."""
+        """Aborts running requests in all threads: they raise. No request is sent until `reopen`."""
         self._aborted.set()
         with self._lock:
             for connection in self._open:
@@ -59,7 +59,7 @@ class JsonClient:
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
     def reopen(self) -> None:
-        """Requests are sent again."""
+        """Allows requests again."""
         self._aborted.clear()
 
     def _request(self, method: str, path: str, body: bytes | None) -> Any:
@@ -72,7 +72,7 @@ class JsonClient:
                 status, text = self._once(method, path, body)
             except TimeoutError:
                 raise UserError(
-                    f"{self.url}{path}: no answer within {self._timeout:g} seconds (rollout.engine.timeout)"
+                    f"{self.url}{path}: no reply within {self._timeout:g} seconds (rollout.engine.timeout)"
                 ) from None
             except (OSError, http.client.HTTPException) as error:
                 reason = str(error) or type(error).__name__
@@ -81,8 +81,8 @@ class JsonClient:
                 return self._answer(path, status, text)
             reason = f"HTTP {status}: {_message(text)}"
         raise UserError(
-            f"{self.url}: the server does not answer ({reason}; tries: {self._retries + 1}); "
-            "is rollout.engine.url right, and the server running?"
+            f"{self.url}: no reply from the server ({reason}; tries: {self._retries + 1}); check "
+            "rollout.engine.url, and that the server is running"
         )
 
     def _once(self, method: str, path: str, body: bytes | None) -> tuple[int, str]:
@@ -117,11 +117,11 @@ class JsonClient:
 def _message(text: str) -> str:
     """What an error says, in one line of at most 300 characters."""
     try:
-        found = json.loads(text)
+        body = json.loads(text)
         for name in ("error", "message", "detail"):
-            if isinstance(found, dict) and found.get(name):
-                found = found[name]
-        text = found if isinstance(found, str) else json.dumps(found)
+            if isinstance(body, dict) and body.get(name):
+                body = body[name]
+        text = body if isinstance(body, str) else json.dumps(body)
     except json.JSONDecodeError:
         pass
     return " ".join(text.split())[:300] or "no message"

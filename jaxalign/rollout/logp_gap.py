@@ -1,4 +1,4 @@
-"""How far a sampler's log-probs lie from the training forward's: what 8-bit weights or another engine change."""
+"""The gap between the log-probs of a sampler and of the training forward."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LogpGap:
-    """Differences of log-probs of a sampler's own completions, in nats.
+    """Differences of log-probs over the sampler's own completions, in nats.
 
     Attributes:
       tokens: completion tokens compared.
-      mean: mean absolute difference a token; 0 where there is none.
-      largest: of any token.
-      kl: KL(sampler || model) a token, by the estimator r - 1 - log r with r = p_model / p_sampler: unbiased
+      mean: mean absolute difference per token; 0 if there are no tokens.
+      largest: maximum absolute difference of a token.
+      kl: KL(sampler || model) per token, by the estimator r - 1 - log r with r = p_model / p_sampler: unbiased
         over the sampler's own samples, and never negative.
     """
 

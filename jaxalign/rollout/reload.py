@@ -1,4 +1,4 @@
-"""How each kind of server is told to load new weights.
+"""How each kind of server loads new weights.
 
 vLLM: `reload_weights` through `/collective_rpc`, which it has when started with VLLM_SERVER_DEV_MODE=1; adapters
 through `/v1/load_lora_adapter`, with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
@@ -16,7 +16,7 @@ from jaxalign.rollout.json_client import JsonClient
 
 @dataclass(frozen=True)
 class Server:
-    """What differs between kinds of servers.
+    """Differences between kinds of servers.
 
     Attributes:
       load: makes the server load all weights from a Hugging Face folder; None where it cannot.
@@ -42,7 +42,7 @@ class Server:
         )
 
     def unload_adapter(self, client: JsonClient, name: str) -> None:
-        """Frees an adapter's place."""
+        """Unloads an adapter."""
         assert self.adapter_routes is not None
         _checked(client, self.adapter_routes[1], client.post(self.adapter_routes[1], {"lora_name": name}))
 

@@ -1,9 +1,10 @@
 """From logits to a token: truncation without a sort, and inverse-CDF sampling in two levels.
 
 `jax.random.categorical` draws a number per vocabulary entry, which costs more than the
-rest of a decode step at large vocabularies; here one uniform number a row is enough.
+rest of a decode step at large vocabularies; here one uniform number per row is enough.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -41,9 +42,9 @@ class SamplerFeatures:
 def row_uniforms(
     key: jax.Array, row_ids: Int[Array, " B"], positions: Int[Array, " B"]
 ) -> Float[Array, " B"]:
-    """One uniform number in [0, 1) a row: of (key, row id, position) alone, not of the batch."""
+    """One uniform number in [0, 1) per row: a function of (key, row id, position), not of the batch."""
 
-    def draw(row, position):
+    def draw(row: jax.Array, position: jax.Array):
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), position))
 
     return jax.vmap(draw)(row_ids, positions)
@@ -90,7 +91,7 @@ def kept_tokens(
     min_p: Float[Array, " B"],
     features: SamplerFeatures = SamplerFeatures(),
 ) -> Bool[Array, "B V"]:
-    """Which tokens are left after top-k, then top-p among those, then min-p; one at least.
+    """The tokens left after top-k, then top-p among those, then min-p; at least one.
 
     top_k 0, top_p 1 and min_p 0 leave all; `features` says which of them any row has. Ties at a threshold
     are all kept. Thresholds are found by bisection over logits, so nothing is sorted.
@@ -112,24 +113,26 @@ def kept_tokens(
     return keep
 
 
-def _fewest(enough, logits: jax.Array, top: jax.Array) -> jax.Array:
+def _fewest(
+    enough: Callable[[Bool[Array, "B V"]], Bool[Array, " B"]], logits: jax.Array, top: jax.Array
+) -> jax.Array:
     """The largest logits of each row, bool [B, V]: the fewest, with their ties, that are `enough`.
 
     Bisection over the float32 numbers themselves (their bits in order), so it ends exact.
     """
 
-    def ordered(x):
+    def ordered(x: Float[Array, " B"]):
         bits = jax.lax.bitcast_convert_type(x, jnp.int32)
         return jnp.where(bits < 0, jnp.int32(-(2**31)) - bits, bits)
 
-    def number(bits):
+    def number(bits: Int[Array, " B"]):
         return jax.lax.bitcast_convert_type(
             jnp.where(bits < 0, jnp.int32(-(2**31)) - bits, bits), jnp.float32
         )
 
     low, high = ordered(jnp.minimum(logits.min(-1), -1e-30)), ordered(top)
 
-    def halve(_, bounds):
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]):
         low, high = bounds
         # Midpoint rounded up without overflow; low always holds, high + 1 never does.
         middle = (low >> 1) + (high >> 1) + ((low | high) & 1)
@@ -144,10 +147,10 @@ def _at_least(x: Float[Array, "B V"], threshold: Float[Array, " B"]) -> Bool[Arr
     """x >= threshold, of the very array that a loop before has read.
 
     In a loop too, whose operands a compiler must have in memory. Elsewhere it may compute them once more and round them
-    another way (a sum over doctors, say), and a number would be lost when it is compared with itself.
+    another way (a sum over several models, say), and a number would be lost when it is compared with itself.
     """
 
-    def turn(_, state):
+    def turn(_: jax.Array, state: tuple[jax.Array, jax.Array]):
         # The second turn compares with the threshold: with a constant one, the loop would be moved away.
         reached, _ = state
         return threshold, x >= reached[:, None]
@@ -165,11 +168,11 @@ def next_token(
     *,
     features: SamplerFeatures,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """RowSampling one token a row.
+    """Samples one token a row.
 
     Args:
       logits: float32.
-      uniforms: one number in [0, 1) a row.
+      uniforms: one number in [0, 1) per row.
       temperature: 0 is greedy (log-probs are then those of temperature 1).
       top_k, top_p, min_p: per row; each is read only where `features` has it.
       features: static.
@@ -205,7 +208,7 @@ def _first_top(x: Float[Array, "B V"]) -> Int[Array, " B"]:
     vocabulary = x.shape[-1]
     columns = jnp.arange(vocabulary, dtype=jnp.int32)[None, :]
 
-    def turn(_, state):
+    def turn(_: jax.Array, state: tuple[jax.Array, jax.Array]):
         top, _ = state
         # Where all is NaN nothing equals the maximum: the last token, not one outside the vocabulary.
         return x.max(-1), jnp.where(x >= top[:, None], columns, vocabulary - 1).min(-1)

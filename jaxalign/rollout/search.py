@@ -4,10 +4,10 @@ Both are what guided decoding is compared with. They ask a model that scores who
 ARGS about each of k candidates for each token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,46 +20,51 @@ from jaxalign.kernels.matmul import cached_dtype, matmul_implementation, product
 from jaxalign.masking import NEGATIVE
 from jaxalign.models import kv_cache
 from jaxalign.models.attention import scaled
-from jaxalign.models.composite import Composite
+from jaxalign.models.composite import CausalModel, Composite, CompositeDefinition
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.models.layers import norm, rope_tables, softcap
+from jaxalign.models.layers import Params, norm, rope_tables, softcap
+from jaxalign.models.stops import stopping
 from jaxalign.models.transformer import Transformer, block, embed, project
+from jaxalign.rollout.config import SamplingArguments, UntruncatedSampling
+from jaxalign.rollout.engine import Engine
 from jaxalign.rollout.generate import Completions, Sampler
 
 Scorer = Callable[[list[list[int]], list[list[int]]], Any]
 
 
 def best_of_n(
-    sampler: Any,
+    sampler: Engine,
     prompts: Sequence[Sequence[int]],
     score: Scorer,
     *,
     n: int,
-    key: jax.Array,
-    **sampling: Any,
+    **sampling: Unpack[SamplingArguments],
 ) -> Completions:
-    """RowSampling n completions a prompt and keeps the one with the highest score: naive rejection sampling.
+    """Samples n completions a prompt and keeps the one with the highest score: naive rejection sampling.
 
     Against the sampler's own distribution the completion kept diverges by log n - (n - 1) / n nats at most.
 
     Args:
-      sampler: a `Sampler`, or what generates as it does.
+      sampler: a `Sampler`, or another engine.
       prompts: token ids of each prompt.
       score: (prompt ids, completion ids) -> numbers [N * n], both lists of N * n lists of token ids, the samples of a
         prompt consecutive and completions with their stop token; larger is better.
       n: completions a prompt.
-      key: source of all randomness.
-      **sampling: further arguments of `Sampler.generate`, `max_new_tokens` among them.
+      **sampling: see `SamplingArguments`; not `num_samples`, which n stands for here.
 
     Returns:
       One completion a prompt: the first of those that score highest.
 
     Raises:
+      TypeError: `num_samples`, or an argument that `generate` does not take.
       ValueError: n below 1.
       UserError: not one score for each completion, or one that is not finite.
     """
-    done = sampler.generate(prompts, key=key, num_samples=n, **sampling)
+    if "num_samples" in sampling:
+        raise TypeError("best_of_n() takes n in place of num_samples")
+    arguments: SamplingArguments = {**sampling, "num_samples": n}
+    done = sampler.generate(prompts, **arguments)
     repeated = [list(prompt) for prompt in prompts for _ in range(n)]
     scores = np.asarray(score(repeated, done.token_lists()), np.float64)
     if scores.shape != (len(repeated),):
@@ -79,100 +84,98 @@ def best_of_n(
 
 
 def args_generate(
-    patient: Any,
+    model: CausalModel,
     scalar_model: models.ScalarModel,
     prompts: Sequence[Sequence[int]],
     *,
     weight: float,
     top_k: int,
-    max_new_tokens: int,
-    key: jax.Array,
-    temperature: float = 0.0,
-    **sampling: Any,
+    **sampling: Unpack[UntruncatedSampling],
 ) -> Completions:
     """Alignment as reward-guided search: each token is chosen by its log-prob and what a reward model says of it.
 
-        score(v) = log patient(v | s) + weight * reward(s, v)     for the k tokens most probable under the patient
+        score(v) = log model(v | s) + weight * reward(s, v)     for the k tokens most probable under the model
 
     The reward model reads the text so far through a cache of its own, and each step all candidates against it.
 
     Args:
-      patient: a causal model.
-      scalar_model: scores prompt and completion at their last token; of the patient's tokenizer. It is asked about
+      model: a causal model, the base of the search.
+      scalar_model: scores prompt and completion at their last token; of the model's tokenizer. It is asked about
         unfinished texts, of which its training may have shown it none.
       prompts: token ids of each prompt.
-      weight: of the reward, 0 or more; 0 is the patient. Another weight needs no other program.
+      weight: of the reward, 0 or more; 0 is the model alone. Another weight needs no other program.
       top_k: candidates a token.
-      max_new_tokens: longest completion.
-      key: source of all randomness.
-      temperature: 0 takes the candidate with the highest score (ARGS-greedy), else scores are divided by it and a
+      **sampling: see `SamplingArguments`; without its truncations, which `top_k` stands for here. `temperature` is 0
+        by default and takes the candidate with the highest score (ARGS-greedy), else scores are divided by it and a
         candidate is drawn (ARGS-stochastic).
-      **sampling: further arguments of `Sampler.generate`, but for its truncations, which `top_k` stands for here.
 
     Returns:
-      Completions, whose log-probs are those of the candidates' scores, not of the patient.
+      Completions, whose log-probs are those of the candidates' scores, not of the model.
 
     Raises:
       ValueError: a weight or top_k out of range.
-      UserError: the reward model knows fewer tokens than the patient, or scores steps; an empty prompt, or one that
+      UserError: the reward model knows fewer tokens than the model, or scores steps; an empty prompt, or one that
         leaves no room in the context of either model.
 
     Source: arXiv:2402.01694.
     """
-    model = reward_guided(patient, scalar_model, weight=weight, top_k=top_k)
-    return Sampler(model).generate(
-        prompts, max_new_tokens=max_new_tokens, key=key, temperature=temperature, **sampling
-    )
+    guided = reward_guided(model, scalar_model, weight=weight, top_k=top_k)
+    arguments: SamplingArguments = {"temperature": 0.0, **sampling}
+    return Sampler(guided).generate(prompts, **arguments)
 
 
 def reward_guided(
-    patient: Any, scalar_model: models.ScalarModel, *, weight: float, top_k: int
+    model: CausalModel, scalar_model: models.ScalarModel, *, weight: float, top_k: int
 ) -> "RewardGuided":
     """The model that `args_generate` samples from; arguments and errors as there."""
-    (definition, params), (scalar, reward) = models.split(patient), models.split(scalar_model)
+    (definition, params), (scalar, reward) = models.split(model), models.split(scalar_model)
     vocabulary = definition.config.vocab_size
     if not (np.isfinite(weight) and weight >= 0):
-        raise ValueError(f"weight must be a number that is not negative, got {weight}")
+        raise ValueError(f"weight must be non-negative and finite, got {weight}")
     if not 1 <= top_k <= vocabulary:
-        raise ValueError(f"top_k must lie in 1..{vocabulary} (the patient's vocabulary), got {top_k}")
+        raise ValueError(f"top_k must lie in [1, {vocabulary}] (the model's vocabulary), got {top_k}")
     if scalar.steps is not None:
-        raise UserError("reward model: it scores the steps of a completion, not the whole")
+        raise UserError("reward model: it scores the steps of a completion, not the whole completion")
     if scalar.config.vocab_size < vocabulary:
         raise UserError(
-            f"reward model: its vocabulary has {scalar.config.vocab_size} tokens, the patient's {vocabulary}; "
+            f"reward model: its vocabulary has {scalar.config.vocab_size} tokens, the model's {vocabulary}; "
             "they must share a tokenizer"
         )
     both = RewardGuidedDefinition(definition, scalar, top_k)
-    return RewardGuided(both, {"patient": params, "reward": reward, "weight": jnp.float32(weight)})
+    return RewardGuided(both, {"base": params, "reward": reward, "weight": jnp.float32(weight)})
 
 
 @dataclass(frozen=True)
-class RewardGuidedDefinition:
+class RewardGuidedDefinition(CompositeDefinition):
     """The static part of a `RewardGuided`: both models, and the number of candidates."""
 
-    patient: Any
+    base: Any
     reward: models.ScalarDefinition
     top_k: int
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The patient's, with the positions that both models have."""
-        positions = min(self.patient.config.max_positions, self.reward.config.max_positions)
-        return replace(self.patient.config, max_positions=positions)
+        """The base model's, with the positions that both models have."""
+        positions = min(self.base.config.max_positions, self.reward.config.max_positions)
+        return replace(self.base.config, max_positions=positions)
 
-    def merge(self, params: Any) -> "RewardGuided":
+    def merge(self, params: Params) -> "RewardGuided":
         """The model with these parameters; see `models.merge`."""
         return RewardGuided(self, params)
 
+    def with_stops(self, ids: Iterable[int]) -> "RewardGuidedDefinition":
+        """Its base stops at these tokens too."""
+        return replace(self, base=stopping(self.base, ids))
 
-class RewardGuided(Composite):
-    """A patient and a reward model, to be decoded as one model.
 
-    Its cache is one cache: the patient's layers, then those of the reward model.
+class RewardGuided(Composite[RewardGuidedDefinition]):
+    """A base model and a reward model, to be decoded as one model.
+
+    Its cache is one cache: the base model's layers, then those of the reward model.
 
     Attributes:
       definition: the static part.
-      params: `patient`, `reward` and `weight`.
+      params: `base`, `reward` and `weight`.
     """
 
     def prefill(
@@ -186,18 +189,18 @@ class RewardGuided(Composite):
     ) -> tuple[Float[Array, "B V"], KVCache]:
         """Reads right-padded prompts; see `Transformer.prefill`. The hidden states are the logits already."""
         del adapter, int8_cache  # `args_generate` asks for neither
-        states, mine = self._patient.prefill(tokens, lengths, cache_length=cache_length)
+        states, mine = self._base.prefill(tokens, lengths, cache_length=cache_length)
         reward = self.params["reward"]
         _, theirs = self._trunk(reward).prefill(tokens, lengths, cache_length=cache_length)
         reward = {**reward, "trunk": self._trunk(reward).decode_weights()}
-        return self._scored(self._patient.logits(states), reward, theirs), kv_cache.joined([mine, theirs])
+        return self._scored(self._base.logits(states), reward, theirs), kv_cache.joined([mine, theirs])
 
     def decode_weights(self, adapter: None = None) -> dict[str, Any]:
         """Weights for `decode`: of both models as `Transformer.decode_weights` makes them."""
         del adapter
         reward = self.params["reward"]
         reward = {**reward, "trunk": self._trunk(reward).decode_weights()}
-        return {**self.params, "patient": self._patient.decode_weights(), "reward": reward}
+        return {**self.params, "base": self._base.decode_weights(), "reward": reward}
 
     def decode(
         self, weights: dict[str, Any], tokens: Int[Array, " B"], cache: KVCache
@@ -206,24 +209,24 @@ class RewardGuided(Composite):
         first = len(cache.keys) - self.definition.reward.config.num_layers
         mine = kv_cache.take_layers(cache, 0, first)
         theirs = kv_cache.take_layers(cache, first, len(cache.keys) - first)
-        states, mine = self._patient.decode(weights["patient"], tokens, mine)
+        states, mine = self._base.decode(weights["base"], tokens, mine)
         reward = weights["reward"]
         _, theirs = self._trunk(reward).decode(reward["trunk"], tokens, theirs)
-        return self._scored(self._patient.logits(states), reward, theirs), kv_cache.joined([mine, theirs])
+        return self._scored(self._base.logits(states), reward, theirs), kv_cache.joined([mine, theirs])
 
     def logits(self, hidden: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
         """What `prefill` and `decode` give: scores of the candidates, -1e30 at all other tokens."""
         return hidden
 
     @property
-    def _patient(self) -> Any:
-        return models.merge(self.definition.patient, self.params["patient"])
+    def _base(self) -> Any:
+        return models.merge(self.definition.base, self.params["base"])
 
     def _trunk(self, reward: dict[str, Any]) -> Transformer:
         return Transformer(self.definition.reward.config, reward["trunk"])
 
     def _scored(self, logits: jax.Array, reward: dict[str, Any], cache: KVCache) -> jax.Array:
-        """[B, V]: the patient's logits with the weighted rewards of the k best of them; -1e30 elsewhere.
+        """[B, V]: the base model's logits with the weighted rewards of the k best of them; -1e30 elsewhere.
 
         Logits are log-probs but for a constant a row, which chooses no token.
         """
@@ -262,7 +265,12 @@ def states_after(
         window = kv_cache.window_of(config, layer)
         bias = jnp.where(there & ((cache.column - columns < window) | (window == 0)), 0.0, NEGATIVE)
 
-        def attention(h, params=params, layer=layer, bias=bias):
+        def attention(
+            h: Float[Array, "B C D"],
+            params: Params = params,
+            layer: int = layer,
+            bias: Float[Array, "B S"] = bias,
+        ):
             q, k, v = project(h, params, config, tables[config.layer_slides[layer]], None, None)
             return _attend_beside(q, k, v, cache.keys[layer], cache.values[layer], bias, config)
 

@@ -12,15 +12,17 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
 
 from jaxalign import models
 from jaxalign.errors import UserError
+from jaxalign.models.composite import ModelDefinition
+from jaxalign.models.layers import Adapter, Params
 from jaxalign.models.lora import LoraConfig
-from jaxalign.rollout.config import check_sampling
+from jaxalign.rollout.config import SamplingArguments, checked_sampling
 from jaxalign.rollout.engine import EngineConfig
 from jaxalign.rollout.generate import Completions
 from jaxalign.rollout.json_client import JsonClient
@@ -56,7 +58,7 @@ class ServerEngine:
     def __init__(
         self,
         config: EngineConfig,
-        definition: Any,
+        definition: ModelDefinition,
         folder: Path,
         *,
         lora: LoraConfig | None = None,
@@ -99,7 +101,7 @@ class ServerEngine:
 
     # --- weights ----------------------------------------------------------------------------
 
-    def update(self, params: Any, *, adapter: Any = None) -> None:
+    def update(self, params: Params, *, adapter: Adapter | None = None) -> None:
         """Writes the weights (or only the adapter, where one is given) and has the server load them.
 
         Raises:
@@ -138,47 +140,30 @@ class ServerEngine:
     # --- sampling ---------------------------------------------------------------------------
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        key: jax.Array,
-        temperature: float | np.ndarray = 1.0,
-        top_k: int | np.ndarray = 0,
-        top_p: float | np.ndarray = 1.0,
-        min_p: float | np.ndarray = 0.0,
-        stop_tokens: Sequence[int] | None = None,
-        num_samples: int = 1,
-        row_ids: Sequence[int] | None = None,
+        self, prompts: Sequence[Sequence[int]], **sampling: Unpack[SamplingArguments]
     ) -> Completions:
-        """Samples completions; arguments as of `Sampler.generate`.
+        """Samples completions; see `SamplingArguments`.
 
         A request's seed depends on the key and on the id of its first row alone.
 
         Raises:
           UserError: an empty prompt; a server that is not there, refuses, or answers with anything but token ids
             of the vocabulary with their log-probs, up to a stop token or the full length.
-          ValueError: a sampling number out of range.
+          TypeError, ValueError: see `config.checked_sampling`.
         """
         if not self._model:
             self.connect()
-        count, total = len(prompts), len(prompts) * num_samples
-        if max_new_tokens < 1 or num_samples < 1:
-            raise ValueError(
-                f"max_new_tokens and num_samples must be 1 or more, got {max_new_tokens}, {num_samples}"
-            )
-        settings = [np.broadcast_to(x, (count,)) for x in (temperature, top_k, top_p, min_p)]
-        stops = tuple(self._definition.config.eos_ids if stop_tokens is None else map(int, stop_tokens))
-        ids = np.arange(total) if row_ids is None else np.asarray(row_ids)
-        seeds = row_seeds(key, ids)
+        checked = checked_sampling(sampling, prompts=len(prompts), eos_ids=self._definition.config.eos_ids)
+        max_new_tokens, num_samples = checked.max_new_tokens, checked.num_samples
+        total, stops = len(prompts) * num_samples, tuple(checked.stop_tokens.tolist())
+        seeds = row_seeds(checked.key, checked.row_ids)
         at_once = num_samples if self._server.samples_at_once else 1
         requests = []
         for index, prompt in enumerate(prompts):
             if not len(prompt):
                 raise UserError(f"prompt {index} has no tokens")
-            check_sampling(*(x[index] for x in settings))
             for row in range(index * num_samples, (index + 1) * num_samples, at_once):
-                chosen = tuple(x[index].item() for x in settings)
+                chosen = tuple(x[index].item() for x in checked.numbers)
                 body = self._body(prompt, chosen, stops, max_new_tokens, at_once, int(seeds[row]))
                 requests.append(Request(row, at_once, body))
         answers = self._all(requests)
@@ -187,9 +172,9 @@ class ServerEngine:
         lengths, reasons = np.zeros(total, np.int32), [""] * total
         for request, answer in zip(requests, answers, strict=True):
             for row, choice in enumerate(self._choices(request, answer), start=request.row):
-                found, values, reasons[row] = self._completion(choice, stops, max_new_tokens)
-                lengths[row] = len(found)
-                tokens[row, : len(found)], logps[row, : len(found)] = found, values
+                ids, values, reasons[row] = self._completion(choice, stops, max_new_tokens)
+                lengths[row] = len(ids)
+                tokens[row, : len(ids)], logps[row, : len(ids)] = ids, values
         mask = np.arange(max_new_tokens)[None, :] < lengths[:, None]
         return Completions(
             tokens=tokens,
@@ -255,9 +240,9 @@ class ServerEngine:
     def _choices(self, request: Request, answer: Any) -> list[dict[str, Any]]:
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-            raise UserError(f"{self._where}: asked for {request.samples} completions and got no list of them")
+            raise UserError(f"{self._where}: requested {request.samples} completions, got no list")
         if len(choices) != request.samples:
-            raise UserError(f"{self._where}: asked for {request.samples} completions and got {len(choices)}")
+            raise UserError(f"{self._where}: requested {request.samples} completions, got {len(choices)}")
         return sorted(choices, key=lambda choice: choice.get("index", 0))
 
     def _completion(
@@ -268,15 +253,16 @@ class ServerEngine:
         tokens, values = _token_ids(choice), _logprobs(choice).get("token_logprobs")
         if tokens is None:
             raise UserError(
-                f"{where}: the answer has no token ids; the server must know return_token_ids "
-                "(vLLM from 0.10.2, SGLang from mid-2026)"
+                f"{where}: the reply has no token ids; the server must support return_token_ids (vLLM from 0.10.2, "
+                "SGLang from mid-2026)"
             )
         if not values or len(values) != len(tokens):
             raise UserError(
-                f"{where}: the answer has {len(tokens)} token ids and {len(values or [])} log-probs; expected one each"
+                f"{where}: the reply has {len(tokens)} token ids and {len(values or [])} log-probs; expected one "
+                "each"
             )
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in values):
-            raise UserError(f"{where}: the answer has a log-prob that is no finite number")
+            raise UserError(f"{where}: the reply has a log-prob that is not finite")
         size = self._definition.config.vocab_size
         outside = [token for token in tokens if not 0 <= token < size]
         if outside:
@@ -288,7 +274,7 @@ class ServerEngine:
         ended = [place for place, token in enumerate(tokens) if token in stops]
         if ended and ended[0] != len(tokens) - 1:
             raise UserError(
-                f"{where}: the server went on after stop token {tokens[ended[0]]}; it must obey stop_token_ids"
+                f"{where}: the server continued after stop token {tokens[ended[0]]}; it must support stop_token_ids"
             )
         if reason == "stop" and not ended:
             raise UserError(
@@ -314,8 +300,8 @@ def row_seeds(key: jax.Array, row_ids: np.ndarray) -> np.ndarray:
 
 
 def _logprobs(choice: dict[str, Any]) -> dict[str, Any]:
-    found = choice.get("logprobs")
-    return found if isinstance(found, dict) else {}
+    logprobs = choice.get("logprobs")
+    return logprobs if isinstance(logprobs, dict) else {}
 
 
 def _token_ids(choice: dict[str, Any]) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""Callbacks: a program's own code that sees a run as it goes, and may end it."""
+"""Callbacks: your own code that observes a run, and can stop it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ EVENTS = ("on_step", "on_eval", "on_save", "on_end")
 
 @dataclass(kw_only=True)
 class Event:
-    """What a callback is told.
+    """What a callback receives.
 
     Attributes:
       command: of the run: sft, dpo, grpo ...
@@ -21,9 +21,9 @@ class Event:
       step: optimizer steps so far; of PPO, GRPO and online DPO, updates.
       total: of the whole run.
       metrics: on_step: those of this step alone, named as in metrics.jsonl; on_eval: those of the evaluation;
-        on_save: those that the checkpoint is kept by; on_end: the final ones.
+        on_save: those that decide whether the checkpoint is kept; on_end: the final ones.
       state: the parameters and the optimizer's state, a `TrainState`; None at the end, where `folder / "export"` has
-        the model. The next step takes its memory: read it during the call, and copy what is to stay.
+        the model. The next step reuses its memory: read it during the call, and copy what you keep.
     """
 
     command: str
@@ -35,14 +35,14 @@ class Event:
     _stops: list[str] = field(default_factory=list)
 
     def stop(self, reason: str) -> None:
-        """Ends the run after this step as if it were the last: evaluation, checkpoint and export follow."""
+        """Stops the run after this step as if it were the last: evaluation, checkpoint and export follow."""
         self._stops.append(reason)
 
 
 class Callback:
-    """A base for callbacks; any object with one of these methods is one.
+    """Base class for callbacks; any object with one of these methods works.
 
-    All are called on the host, in the order in which the callbacks were given. What a callback raises ends the run.
+    Callbacks are called on the host, in the order given. An exception in a callback ends the run.
     """
 
     def on_step(self, event: Event) -> None:
@@ -52,13 +52,13 @@ class Callback:
         """After every evaluation."""
 
     def on_save(self, event: Event) -> None:
-        """After every checkpoint, when it is whole in `folder / "checkpoints" / str(step)`; the run waits for that."""
+        """After every checkpoint is complete in `folder / "checkpoints" / str(step)`; the run waits for it."""
 
     def on_end(self, event: Event) -> None:
-        """When the export and the report are written."""
+        """After the export and the report are written."""
 
     def state(self) -> Mapping[str, Any]:
-        """What a resumed run needs to go on, in the types of JSON; saved with every checkpoint."""
+        """State for a resumed run, as JSON types; saved with every checkpoint."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -66,13 +66,13 @@ class Callback:
 
 
 class EarlyStopping(Callback):
-    """Ends a run whose evaluations no longer get better.
+    """Stops a run whose evaluations no longer improve.
 
     Args:
-      metric: name of an evaluation's number, as in metrics.jsonl.
-      patience: evaluations in a row without an improvement after which it ends.
+      metric: name of an evaluation metric, as in metrics.jsonl.
+      patience: number of consecutive evaluations without improvement after which to stop.
       mode: whether smaller or larger is better.
-      min_delta: an improvement is more than this.
+      min_delta: minimum change that is an improvement.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class EarlyStopping(Callback):
         """See `Callback`.
 
         Raises:
-          ConfigError: the evaluation has no such number; the message names those that it has.
+          ConfigError: the evaluation has no such metric; the message lists those it has.
         """
         if self.metric not in event.metrics:
             raise ConfigError(
-                f"EarlyStopping: there is no metric {self.metric!r}; this run has {', '.join(sorted(event.metrics))}"
+                f"EarlyStopping: no metric {self.metric!r}; this run has {', '.join(sorted(event.metrics))}"
             )
         value = float(event.metrics[self.metric])
         sign = 1.0 if self.mode == "min" else -1.0
@@ -126,32 +126,32 @@ class Callbacks:
     """All callbacks of a run.
 
     Args:
-      found: the user's objects.
+      callbacks: the user's objects.
       command, folder: of the run.
 
     Attributes:
-      stopped: why one of them ended the run; empty while none has.
+      stopped: why one of them stopped the run; empty if none has.
 
     Raises:
       ConfigError: an object without any of the methods.
     """
 
-    def __init__(self, found: Sequence[Any], command: str, folder: Path) -> None:
-        for each in found:
+    def __init__(self, callbacks: Sequence[Any], command: str, folder: Path) -> None:
+        for each in callbacks:
             if not any(callable(getattr(each, name, None)) for name in EVENTS):
                 raise ConfigError(
                     f"callbacks: expected objects with one of {', '.join(EVENTS)}, got {each!r:.60}"
                 )
-        self._found, self._command, self._folder = list(found), command, folder
+        self._callbacks, self._command, self._folder = list(callbacks), command, folder
         self.stopped = ""
 
     def watch(self, name: str) -> bool:
-        """Whether one of them asks for an event."""
-        return any(self._method(each, name) for each in self._found)
+        """Whether any of them handles an event."""
+        return any(self._method(each, name) for each in self._callbacks)
 
     def tell(self, name: str, step: int, total: int, metrics: Mapping[str, float], state: Any = None) -> None:
-        """Tells all of an event."""
-        for each in self._found:
+        """Calls all of them with an event."""
+        for each in self._callbacks:
             if method := self._method(each, name):
                 event = Event(
                     command=self._command,
@@ -173,12 +173,12 @@ class Callbacks:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of them."""
-        states = [dict(each.state()) if hasattr(each, "state") else {} for each in self._found]
+        states = [dict(each.state()) if hasattr(each, "state") else {} for each in self._callbacks]
         return {"states": states, "stopped": self.stopped}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint."""
+        """Restores their state from a checkpoint."""
         self.stopped = str(saved.get("stopped", ""))
-        for each, state in zip(self._found, saved.get("states", []), strict=False):
+        for each, state in zip(self._callbacks, saved.get("states", []), strict=False):
             if hasattr(each, "restore"):
                 each.restore(state)

@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, made of what and how, and what was measured. It claims nothing else."""
+"""The model card of an export: what the model is, how and from what it was made, and its metrics."""
 
 import re
 import shlex
@@ -13,32 +13,32 @@ from jaxalign.data.datasets_files import is_hub_id
 
 KINDS = {
     "sft": "a language model, fine-tuned on demonstrations",
-    "dpo": "a language model, trained on preferences ({loss})",
-    "tfpo": "a doctor: a language model that guides a frozen patient (TFPO, LLMDoctor)",
-    "ppo": "a language model, trained against a reward by PPO",
-    "grpo": "a language model, trained against a reward by GRPO or a relative of it ({loss})",
-    "online-dpo": "a language model, trained on preferences between its own samples ({loss})",
-    "reward": "a reward model: one score a completion",
+    "dpo": "a language model, aligned to preferences with {loss}",
+    "tfpo": "a doctor: a language model that guides a larger frozen one, the patient (LLMDoctor, TFPO)",
+    "ppo": "a language model, trained against a reward with PPO",
+    "grpo": "a language model, trained against a reward with {loss}",
+    "online-dpo": "a language model, aligned to preferences between its own samples with {loss} (online DPO)",
+    "reward": "a reward model: one score per completion",
 }
-# Of a run's machine and rhythm, and not of what it trained.
+# Keys about the machine and the logging, not about what was trained.
 LEFT_OUT = re.compile(r"run\.(?!best|export)|data\.(train|validation|cache|workers)$|model\.path$")
 SHOWN = ("eval/", "objective/", "final/")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card says beside a run's metadata.
+    """What a card shows in addition to a run's metadata.
 
     Attributes:
       run: the run's name.
-      step: the optimizer step (or update) that the weights are of.
+      step: the optimizer step (or update) of the weights.
       form: model, reward, ensemble, doctors or adapter.
-      metrics: of that step, by name.
-      dtype: of the weights.
-      base: folder or hub id of the model that the run began with; empty where it has none.
+      metrics: metrics at that step, by name.
+      dtype: dtype of the weights.
+      base: folder or hub id of the run's initial model; empty if it has none.
       revision: of a hub id.
-      settings: dotted key -> value, of those that are not the defaults.
-      note: a line more, such as that scores are raw.
+      settings: dotted key -> value, for keys that differ from their defaults.
+      note: an additional line, such as that scores are raw.
     """
 
     run: str
@@ -64,41 +64,43 @@ def model_card(metadata: Mapping[str, Any], facts: CardFacts) -> str:
     loss = str((config.get("loss") or {}).get("name", "")) or command
     kind = KINDS.get(command, command).format(loss=loss)
     if command == "reward" and (config.get("loss") or {}).get("labels") == "steps":
-        kind = "a process reward model: one logit a step of a solution"
+        kind = "a process reward model: one logit per step of a solution"
     if facts.form == "ensemble":
-        kind += f", {(config.get('ensemble') or {}).get('size')} of them, one a folder"
+        kind += f"; an ensemble of {(config.get('ensemble') or {}).get('size')}, one per folder"
     if facts.form == "doctors":
-        kind = f"doctors, one a folder: {', '.join(config.get('dimensions') or ())}"
+        kind = f"doctors, one per folder: {', '.join(config.get('dimensions') or ())}"
     lora = (config.get("lora") or {}).get("enabled")
-    base = f"`{facts.base}`" if facts.base else "a model that no folder or hub id names"
+    base = f"`{facts.base}`" if facts.base else "a model that was passed live from Python"
     base += f" (revision {facts.revision})" if facts.revision else ""
     if facts.form == "adapter":
         made = f"It is a LoRA adapter on {base}."
     else:
-        made = f"It began as {base}" + ("; a LoRA adapter was trained and is merged here." if lora else ".")
+        made = f"Its initial model is {base}" + (
+            "; a LoRA adapter was trained and is merged in." if lora else "."
+        )
     if (config.get("model") or {}).get("random_init"):
-        made = f"Its weights began as random ones, in the shape of {base}."
+        made = f"It was trained from random weights, with the configuration of {base}."
     parts = [
         f"---\n{front}---\n",
         f"# {facts.run}, step {facts.step}\n",
-        f"{kind[0].upper()}{kind[1:]}, of step {facts.step}, weights in {facts.dtype}. {made}\n",
+        f"{kind[0].upper()}{kind[1:]}, exported at step {facts.step} in {facts.dtype}. {made}\n",
         *([f"{facts.note}\n"] if facts.note else []),
-        "## How it was made\n",
+        "## Training\n",
         f"With jaxalign {(metadata.get('versions') or {}).get('jaxalign', '')}, seed {metadata.get('seed')}:\n",
         f"```\n{_command(metadata, command)}\n```\n",
-        "Settings that are not the defaults:\n",
+        "Keys that differ from their defaults:\n",
         _table(
             ("key", "value"),
             [(f"`{key}`", f"`{value}`") for key, value in facts.settings.items() if not LEFT_OUT.match(key)],
         ),
         "## Data\n",
         _data(metadata.get("data", {}), config.get("data") or {}),
-        f"## Metrics of step {facts.step}\n",
+        f"## Metrics at step {facts.step}\n",
         _metrics(facts.metrics),
         "## Versions\n",
         ", ".join(f"{name} {number}" for name, number in metadata.get("versions", {}).items())
         + f", Python {metadata.get('python')}, on {metadata.get('backend')}.\n",
-        "No licence is stated here: that of the base model and of the data applies.\n",
+        "This card states no license: the licenses of the initial model and of the data apply.\n",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -137,17 +139,17 @@ def _command(metadata: Mapping[str, Any], command: str) -> str:
 
 def _data(data: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     files = list(dict.fromkeys([*config.get("train", ()), *config.get("validation", ())]))
-    lines = [f"- `{path}`" for path in files] or ["- rows that were given from Python"]
+    lines = [f"- `{path}`" for path in files] or ["- rows passed from Python"]
     if data:
         filtered = ", ".join(f"{count} {reason}" for reason, count in (data.get("filtered") or {}).items())
         rows = [
             f"{data.get('read')} rows read, {data.get('used')} used",
-            *([f"left out: {filtered}"] if filtered else []),
+            *([f"dropped: {filtered}"] if filtered else []),
             *([f"{data['truncated']} cut to length"] if data.get("truncated") else []),
         ]
         examples = data.get("train_rows", data.get("first_window_rows"))
         lines.append(
-            f"\n{'; '.join(rows)}. {examples} examples to train on, {data.get('validation_rows')} held out."
+            f"\n{'; '.join(rows)}. {examples} training examples, {data.get('validation_rows')} held out."
         )
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Where a run writes and how often."""
+"""Where a run writes, and how often: the keys of the section `run`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,31 +6,32 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The run folder and its rhythm.
+    """The run folder, and how often to log, evaluate, save and sample.
 
     Attributes:
-      output: run folder; made where it is not there.
-      seed: seeds Python, NumPy, JAX and the order of the data.
-      device: cpu, gpu or tpu; auto takes what JAX finds.
-      resume: go on from the newest checkpoint of the run in output.
-      log_every: steps (updates) between records in metrics.jsonl, each the means over them.
-      eval_every: steps between evaluations; 0 evaluates at the end only.
-      save_every: steps between checkpoints; 0 saves at the end only.
-      sample_every: steps between rows in samples.jsonl; 0 samples at the end only.
-      sample_rows: prompts sampled each time.
-      keep_last: newest checkpoints kept.
-      best_metric: also keep the checkpoint that is best by this metric, for example eval/loss, and export it at the end
-        in place of the last; empty for none.
-      best_mode: whether the smallest or the largest is best.
-      tensorboard: write TensorBoard events too (needs the tensorboard extra).
-      wandb: log to Weights & Biases too (needs the wandb extra), to project jaxalign under the folder's name unless
-        WANDB_PROJECT and WANDB_NAME say otherwise; WANDB_MODE=offline stays here.
-      mlflow: log to MLflow too (needs the mlflow extra), where MLFLOW_TRACKING_URI says, to experiment jaxalign under
-        the folder's name unless MLFLOW_EXPERIMENT_NAME and MLFLOW_RUN_NAME say otherwise.
-      trackio: log to Trackio too (needs the trackio extra), to project jaxalign unless TRACKIO_PROJECT says otherwise;
-        on this machine, or in the Hugging Face Space that TRACKIO_SPACE_ID names.
-      export_dtype: dtype of exported weights; auto takes that of the files which the run began with, and for weights
-        that it drew itself model.param_dtype.
+      output: the run folder; created if it does not exist.
+      seed: seed for Python, NumPy, JAX and the data order.
+      device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
+      resume: continue the run in `output` from its newest checkpoint.
+      log_every: steps (updates for RL) between records in metrics.jsonl; each record averages the steps since the
+        last one.
+      eval_every: steps between evaluations; 0 evaluates only at the end.
+      save_every: steps between checkpoints; 0 saves only at the end.
+      sample_every: steps between samples in samples.jsonl; 0 samples only at the end.
+      sample_rows: number of prompts to sample each time.
+      keep_last: number of most recent checkpoints to keep.
+      best_metric: metric, such as eval/loss, whose best checkpoint is also kept, and exported at the end in place of
+        the last one; empty keeps none.
+      best_mode: whether a smaller (min) or a larger (max) best_metric is better.
+      tensorboard: also write TensorBoard events (needs the tensorboard extra).
+      wandb: also log to Weights & Biases (needs the wandb extra), to project jaxalign under the run folder's name;
+        override them with WANDB_PROJECT and WANDB_NAME, and set WANDB_MODE=offline to upload nothing.
+      mlflow: also log to MLflow (needs the mlflow extra) at MLFLOW_TRACKING_URI, to experiment jaxalign under the run
+        folder's name; override them with MLFLOW_EXPERIMENT_NAME and MLFLOW_RUN_NAME.
+      trackio: also log to Trackio (needs the trackio extra), to project jaxalign; override it with TRACKIO_PROJECT.
+        Logs stay on this machine, or go to the Hugging Face Space named by TRACKIO_SPACE_ID.
+      export_dtype: dtype of the exported weights; auto uses the dtype of the initial model's files, or
+        model.param_dtype for randomly initialized weights.
       progress: show a progress line on standard error.
     """
 

@@ -1,4 +1,4 @@
-"""What a Python call gives a run beside its configuration, and that no YAML file can hold."""
+"""Python objects passed to a run in addition to its configuration."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from jaxalign.runs.trackers import Tracker
 
 
 class Live(TypedDict, total=False):
-    """Keyword arguments that every training call takes beside its own: the fields of `Given` of these names."""
+    """Keyword arguments that every training call accepts: the fields of `Given` of these names."""
 
     train_dataset: Any
     eval_dataset: Any
@@ -20,7 +20,7 @@ class Live(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Live objects in place of what the configuration names.
+    """Live objects that replace parts of the configuration.
 
     Attributes:
       train_dataset, eval_dataset: rows in place of data.train and data.validation (see `jaxalign.data.in_memory`).
@@ -50,32 +50,32 @@ class Given:
                 )
 
     def described(self) -> dict[str, str]:
-        """What was given, in words, by the name of the argument; for metadata.json."""
+        """A description of each argument passed, by name; for metadata.json."""
         single = {
             name: getattr(self, name) for name in ("train_dataset", "eval_dataset", "optimizer", "loss")
         }
-        found = {
+        described = {
             name: getattr(value, "__name__", type(value).__name__)
             for name, value in {**single, **self.others}.items()
             if value is not None
         }
         for name in ("callbacks", "trackers"):
             if getattr(self, name):
-                found[name] = ", ".join(type(each).__name__ for each in getattr(self, name))
-        return dict(sorted(found.items()))
+                described[name] = ", ".join(type(each).__name__ for each in getattr(self, name))
+        return dict(sorted(described.items()))
 
 
 def check_given_again(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """A resumed run is given what it began with; trackers, which change no number, may come and go.
+    """Checks that a resumed run receives the same objects as at its start; trackers may differ.
 
     Raises:
       ConfigError: naming what is missing, or new.
     """
-    old, new = ({name for name in found if name != "trackers"} for found in (before, now))
+    old, new = ({name for name in given if name != "trackers"} for given in (before, now))
     if missing := sorted(old - new):
-        told = ", ".join(f"{name} ({before[name]})" for name in missing)
+        lost = ", ".join(f"{name} ({before[name]})" for name in missing)
         raise ConfigError(
-            f"--resume: the run began with what a Python call gave, which no file holds: give it again: {told}"
+            f"--resume: the run started with Python objects, which are not saved; pass them again: {lost}"
         )
     if added := sorted(new - old):
-        raise ConfigError(f"--resume: the run began without {', '.join(added)}; leave it out")
+        raise ConfigError(f"--resume: the run started without {', '.join(added)}; do not pass it")

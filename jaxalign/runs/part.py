@@ -1,4 +1,4 @@
-"""One of several things that a run trains at once: the run, as it would be if that were all."""
+"""One of several models that a run trains at once, with the interface of a `Run`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How far a run is, on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run on standard error: a bar in a terminal, occasional lines elsewhere."""
 
 import os
 import sys
@@ -7,12 +7,12 @@ from typing import Any
 
 
 class Progress:
-    """A bar at the foot of a terminal, what is said meanwhile above it; where there is none a line now and then.
+    """A bar at the bottom of a terminal with messages above it; without a terminal, occasional lines.
 
     Args:
       enabled: False shows nothing.
-      label: what is running.
-      quiet_seconds: time between lines where standard error is no terminal.
+      label: name of what is running.
+      quiet_seconds: seconds between lines if standard error is not a terminal.
     """
 
     def __init__(self, enabled: bool, label: str, quiet_seconds: float = 30.0) -> None:
@@ -24,7 +24,7 @@ class Progress:
         self._bar: Any = None
 
     def show(self, step: int, total: int, name: str, value: float, tokens_per_second: float) -> None:
-        """Shows the step, a number by its name (loss, score), the speed and the time left."""
+        """Shows the step, a named value (loss, score), the speed and the time left."""
         now = time.monotonic()
         if self._start is None:
             self._start = (step, now)
@@ -47,7 +47,7 @@ class Progress:
             self.close()
 
     def note(self, message: str) -> None:
-        """A line that stays."""
+        """Prints a permanent line."""
         if not self.enabled:
             return
         # While there is a bar, rich's stand-in for standard error puts what is written above it. Before, a line that
@@ -56,14 +56,14 @@ class Progress:
         sys.stderr.flush()
 
     def close(self) -> None:
-        """Leaves the bar as it is and gives the terminal back."""
+        """Stops the bar and releases the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
 def _bar(label: str, total: int) -> Any:
-    """A bar that is drawn when it is asked to be: no thread takes time from training."""
+    """A bar that is drawn on request: no thread takes time from training."""
     from rich import progress
     from rich.console import Console
     from rich.table import Column

@@ -1,4 +1,4 @@
-"""JSON lines that survive a crash: whole lines only, and a torn last line is passed over."""
+"""JSON lines that survive a crash: only whole lines are read, an incomplete last line is ignored."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""report.html: what a run (or a comparison of runs) did, in one file that needs no other."""
+"""report.html: a run, or a comparison of runs, in one self-contained file."""
 
 import html
 import json
@@ -51,7 +51,7 @@ def write_report(folder: Path) -> Path:
         "<h2>Final metrics</h2>",
         _metric_table(meta.get("final_metrics", {})),
         "<h2>Curves</h2>",
-        "<p class=dim>A band is the 95% interval of each value.</p>" if banded else "",
+        "<p class=dim>Bands are 95% intervals.</p>" if banded else "",
         _picture_grid(pictures),
         *_samples(records.read(folder / "samples.jsonl")),
     ]
@@ -66,8 +66,8 @@ def write_report(folder: Path) -> Path:
 
 
 def _opening(meta: Mapping[str, Any]) -> list[str]:
-    """What the run said as it began, and the command that began it."""
-    rows = [{"part": part, "what": what} for part, what in meta.get("opening", {}).items()]
+    """The command that started the run, and what it printed at its start."""
+    rows = [{"part": part, "details": what} for part, what in meta.get("opening", {}).items()]
     command = shlex.join([meta.get("program") or "jaxalign", *meta.get("arguments", [])])
     shown = [f"<pre class=command>{_text(command)}</pre>"]
     return [*shown, _table(rows)] if rows else shown
@@ -87,11 +87,11 @@ def write_comparison_report(
 
     Args:
       path: the HTML file.
-      title, subtitle: what is compared, and on what.
+      title, subtitle: what is compared, and on which data.
       rows: the table: a mapping of column to text or number per method; all with the same columns.
       pictures: (title, PNG) each.
       samples: texts side by side: a mapping of column to text per prompt.
-      notes: what a reader should know, a paragraph each.
+      notes: paragraphs to show below the table.
     """
     body = [f"<h1>{_text(title)}</h1><p class=dim>{_text(subtitle)}</p>", "<h2>Comparison</h2>", _table(rows)]
     body += [f"<p class=dim>{_text(note)}</p>" for note in notes]
@@ -142,24 +142,24 @@ def _panels(series: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _banded(series: Mapping[str, Any]) -> dict[str, Any]:
     """name -> (steps, values), or (steps, values, low, high) where the interval of each value is known."""
-    found: dict[str, Any] = dict(series)
+    panels: dict[str, Any] = dict(series)
     for name, (steps, values) in series.items():
         bounds = [f"{name}_low", f"{name}_high"]
         if all(bound in series and series[bound][0] == steps for bound in bounds):
-            low, high = (found.pop(bound)[1] for bound in bounds)
-            found[name] = (steps, values, low, high)
-    return found
+            low, high = (panels.pop(bound)[1] for bound in bounds)
+            panels[name] = (steps, values, low, high)
+    return panels
 
 
 def _samples(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Completions as a table a step: the latest open, the earlier ones to be opened."""
+    """A table of samples per step: the latest open, earlier ones folded."""
     steps: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         steps.setdefault(row["step"], []).append({k: v for k, v in row.items() if k != "step"})
     if not steps:
         return []
     *earlier, last = sorted(steps)
-    body = ["<h2>Completions during training</h2>", f"<p class=dim>step {last}</p>", _table(steps[last])]
+    body = ["<h2>Samples during training</h2>", f"<p class=dim>step {last}</p>", _table(steps[last])]
     for step in reversed(earlier):
         body.append(f"<details><summary>step {step}</summary>{_table(steps[step])}</details>")
     return body

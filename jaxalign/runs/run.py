@@ -1,4 +1,4 @@
-"""The run folder: configuration, metadata, metrics, samples and a log, in known places."""
+"""The run folder: configuration, metadata, metrics, samples and a log."""
 
 import json
 import logging
@@ -43,15 +43,15 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tran
 
 
 class Run:
-    """One run's folder; a context manager. Made by `Run.open`.
+    """The folder of one run; a context manager. Create it with `Run.open`.
 
     Attributes:
       folder: the run folder.
       config: its `RunConfig`.
-      resumed: whether the folder held this run already.
-      raised: whether it is resumed to go on for longer than it was asked to before.
+      resumed: whether the folder already held this run.
+      raised: whether it is resumed for more steps than before.
       given: live objects of a Python call.
-      callbacks: those among them that are told how it goes.
+      callbacks: the callbacks among them.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Run:
         """Opens the folder `config.output` for `command`.
 
         Raises:
-          ConfigError: no folder given; the folder holds another run (or one, without resume); or a
-            resumed run was configured differently, or given other things by a Python call, naming them.
+          ConfigError: no folder; the folder holds another run (or one, without resume); or a resumed run has other
+            keys or other Python objects, naming them.
         """
         given = given or Given()
         if not config.output:
@@ -100,7 +100,9 @@ class Run:
             if "given" in old:  # earlier versions did not note it
                 check_given_again(old["given"], given.described())
         elif folder.is_dir() and any(path.name not in CACHES for path in folder.iterdir()):
-            raise ConfigError(f"run.output: {folder} is not empty and holds no run; choose another folder")
+            raise ConfigError(
+                f"run.output: {folder} is not empty and not a run folder; choose another folder"
+            )
         # Before anything is written: what they refuse leaves no folder behind.
         callbacks = Callbacks(given.callbacks, command, folder)
         trackers = [*make_trackers(config, folder, full), *given.trackers]
@@ -116,15 +118,16 @@ class Run:
         said = [k for k, v in _flat(full).items() if k.startswith("optimizer.") and v != own.get(k)]
         if said and hasattr(given.optimizer, "update"):
             run.warn(
-                f"optimizer: one was given in Python; {', '.join(said)} of the configuration are not used"
+                f"optimizer: an optimizer was passed in Python, so {', '.join(said)} of the configuration are not "
+                "used"
             )
         if raised:
             run.raised = True
             # From now on the run is this long; what it was stays beside it.
-            told = [f"{key} is {now:g} where it was {old:g}" for key, (old, now) in raised.items()]
-            longer = [*run.metadata().get("raised", []), *told]
+            changes = [f"{key} is {now:g} where it was {old:g}" for key, (old, now) in raised.items()]
+            longer = [*run.metadata().get("raised", []), *changes]
             run.add_metadata(config=full, raised=longer, finished=False)
-            run.warn(f"resumed: {', '.join(told)}; the learning rate goes on by the longer schedule")
+            run.warn(f"resumed: {', '.join(changes)}; the learning rate follows the longer schedule")
         return run
 
     def __enter__(self) -> "Run":
@@ -187,18 +190,18 @@ class Run:
                 log_samples(step, rows)
 
     def rewind(self, step: int) -> None:
-        """Drops what was logged after `step`: a resumed run writes it again."""
+        """Drops the log after `step`, which a resumed run writes again."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             records.keep_until(self.folder / name, step)
         self.info(f"resumed from step {max(step, 0)}")
 
     def progress(self, step: int, total: int, name: str, value: float, tokens_per_second: float) -> None:
-        """Shows how far the run is, and a number by its name."""
+        """Shows the progress of the run, with a named value."""
         self._at = (step, total)
         self._progress.show(step, total, name, value, tokens_per_second)
 
     def note_stopped(self, step: int) -> None:
-        """Says, where it is so, that a callback has ended the run."""
+        """Logs that a callback stopped the run, if one did."""
         if reason := self.callbacks.stopped:
             self.info(f"stopped at step {step}: {reason}")
             self._progress.note(f"stopped at step {step}: {reason}")
@@ -245,8 +248,8 @@ def ended(folder: Path, full_config: Any) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     raised = _raised(path, "", full_config, resume=True)
-    found = json.loads(path.read_text())
-    return found if found.get("finished") and not raised else None
+    metadata = json.loads(path.read_text())
+    return metadata if metadata.get("finished") and not raised else None
 
 
 def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[str, tuple[float, float]]:
@@ -260,11 +263,11 @@ def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[st
     try:
         old = json.loads(path.read_text())
     except json.JSONDecodeError:
-        raise ConfigError(f"{path}: not valid JSON; the folder holds a damaged run") from None
+        raise ConfigError(f"{path}: not valid JSON; the run folder is damaged") from None
     if not resume:
         raise ConfigError(
-            f"run.output: {path.parent} already holds a run of `{old.get('command')}`; "
-            "choose another folder, or --resume to go on with it"
+            f"run.output: {path.parent} already holds a run of `{old.get('command')}`; choose another folder, or "
+            "continue it with --resume"
         )
     if command and old.get("command") != command:
         raise ConfigError(
@@ -298,8 +301,8 @@ def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[st
         flags = shlex.join(f"--{k}={_typed(before[k])}" for k in changed[:8] if k in now and k in before)
         began = f": {flags}" if flags and len(changed) <= 8 else ""
         raise ConfigError(
-            f"--resume: {first} was {before.get(first)!r} and is now {now.get(first)!r}{only}{more}; "
-            f"a resumed run must be configured as it began{began}"
+            f"--resume: {first} was {before.get(first)!r} and is now {now.get(first)!r}{only}{more}; a resumed run "
+            f"must keep its configuration{began}"
         )
     return raised
 

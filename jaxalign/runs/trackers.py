@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases, MLflow and Trackio beside metrics.jsonl, where they are asked for."""
+"""Optional trackers in addition to metrics.jsonl: TensorBoard, Weights & Biases, MLflow and Trackio."""
 
 import html
 import importlib
@@ -41,7 +41,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     def cell(value: Any) -> str:
         text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
         # Letters with a meaning in Markdown as their numbers in HTML.
-        text = re.sub(r"[|\\`*_\[\]#~$]", lambda found: f"&#{ord(found[0])};", html.escape(text))
+        text = re.sub(r"[|\\`*_\[\]#~$]", lambda match: f"&#{ord(match[0])};", html.escape(text))
         return text.replace("\n", "<br>")
 
     columns = columns_of(rows)
@@ -50,14 +50,15 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _kept(file: Path, make: Callable[[], str]) -> str:
-    """What a file of the run folder holds, made at first: a resumed run goes on under the same name."""
+    """What a file of the run folder holds, made at first: a resumed run continues under the same name."""
     if not file.exists():
         file.write_text(make() + "\n")
     return file.read_text().strip()
 
 
 class _Late(ABC):
-    """A tracker whose run is opened with the first numbers: by then configuration, model and data are known to be good.
+    """A tracker whose run is opened with the first numbers: by then configuration, model and data are known to be
+    good.
 
     Args:
       module: the tracker's package.
@@ -153,8 +154,8 @@ class _MLflow(_Late):
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "jaxalign")
         experiment = os.environ.get("MLFLOW_EXPERIMENT_ID")
         if experiment is None:
-            found = client.get_experiment_by_name(name)
-            experiment = client.create_experiment(name) if found is None else found.experiment_id
+            existing = client.get_experiment_by_name(name)
+            experiment = client.create_experiment(name) if existing is None else existing.experiment_id
         run = client.create_run(experiment, run_name=os.environ.get("MLFLOW_RUN_NAME", self._folder.name))
         param, pairs = self._module.entities.Param, _flat(self._config)
         for start in range(0, len(pairs), 100):  # as many as a request may have

@@ -1,1 +1,1 @@
-"""Trainers: one file an algorithm, on what they share in `core`."""
+"""Trainers: one file per algorithm; `core` is shared."""

@@ -32,9 +32,9 @@ class SFTLossConfig:
 
     Attributes:
       label_smoothing: weight of the mean of -log p over the vocabulary, in [0, 1).
-      z_loss: weight of logsumexp squared, which keeps logits small.
-      function: your own loss in place of the cross-entropy, as file.py:function or package.module:function, called as
-        loss(logps[B, T], mask[B, T]) -> [B, T].
+      z_loss: weight of the squared logsumexp, which keeps logits small.
+      function: your own loss, as file.py:function or package.module:function, used in place of the cross-entropy;
+        called as loss(logps[B, T], mask[B, T]) -> [B, T].
     """
 
     label_smoothing: float = 0.0
@@ -54,14 +54,14 @@ class SFTConfig:
 
     Attributes:
       run: folder, seed, device, and how often to log, evaluate and save.
-      model: the model to start from.
+      model: the initial model.
       data: demonstrations.
       loss: the loss.
-      train: batches and length.
-      optimizer: AdamW and its schedule.
+      train: batches and length of training.
+      optimizer: the optimizer and its schedule.
       lora: train an adapter instead of all weights.
-      mesh: devices by axis.
-      sampling: how the samples of samples.jsonl are drawn.
+      mesh: number of devices along each mesh axis.
+      sampling: how to sample the completions in samples.jsonl.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -130,16 +130,16 @@ def train_sft(
 
     Args:
       config: see `SFTConfig`.
-      model: a live model in place of `config.model`; needs `tokenizer`.
+      model: a live model to use in place of `config.model`; needs `tokenizer`.
       tokenizer: its tokenizer.
-      loss: a function in place of the cross-entropy: loss(logps[B, T], mask[B, T]) -> [B, T].
-      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
+      loss: function to use in place of the cross-entropy: loss(logps[B, T], mask[B, T]) -> [B, T].
+      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
 
     Returns:
-      The run folder, final metrics (`eval/loss` in nats a token) and the model.
+      The run folder, final metrics (`eval/loss` in nats per token) and the model.
 
     Raises:
-      UserError: anything wrong with configuration, files or rows, in one line.
+      UserError: an invalid configuration, file or row; the message is one line.
     """
     unread = ("label_smoothing", "z_loss")
     arrays = {"logps": ("B", "T"), "mask": ("B", "T")}

@@ -71,11 +71,11 @@ def test_a_state_is_restored_onto_another_mesh(tmp_path, devices):
 def test_a_tree_of_another_shape_is_named(tmp_path):
     store = CheckpointStore(tmp_path)
     store.save(1, state(), {})
-    with pytest.raises(CheckpointError, match=r"params/a has shape \[4\], this run's has \[5\]"):
+    with pytest.raises(CheckpointError, match=r"params/a has shape \[4\], but this run's has \[5\]"):
         store.restore(1, state(5))
     with pytest.raises(CheckpointError, match="no array params/other"):
         store.restore(1, create_state({"other": jnp.zeros(2)}, OPTIMIZER))
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; steps: \[1\]"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at step 9; saved steps: \[1\]"):
         store.restore(9, state())
 
 

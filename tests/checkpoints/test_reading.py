@@ -54,9 +54,9 @@ def test_metrics_stand_with_their_checkpoint(folder):
 
 
 def test_what_is_not_there_is_one_line(folder, tmp_path):
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; steps: \[1, 2, 3, 4\]"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at step 9; saved steps: \[1, 2, 3, 4\]"):
         read_part(folder, 9, ("params",))
-    with pytest.raises(CheckpointError, match="it has no params/x"):
+    with pytest.raises(CheckpointError, match="the checkpoint has no params/x"):
         read_part(folder, 1, ("params", "x"))
     assert saved_steps(tmp_path / "none") == []
 

@@ -45,7 +45,7 @@ def test_hub_token_is_told_but_never_printed(capsys, monkeypatch):
 def test_model_folder_is_described(tiny_model_folder, capsys):
     assert cli.main(["check", "--model", str(tiny_model_folder)]) == 0
     shown = capsys.readouterr().out
-    assert "llama, 2 layers, width 16, 2 heads (1 of keys)" in shown
+    assert "llama, 2 layers, width 16, 2 heads, 1 for keys and values" in shown
     assert "vocabulary 259, context 64 tokens" in shown
 
 
@@ -63,10 +63,7 @@ def test_bytes_of_model_cache_and_doctors_are_told(make_doctor, tiny_model_folde
     sizes = f"{sized(size)} in float32, {sized(size / 2)} in bfloat16, {sized(rounded)} in int8"
     assert f"memory        {count:,} parameters: {sizes}\n" in shown
     # Two layers, keys and values of one head of 8.
-    assert (
-        "cache         of each token of a row: 0.1 KiB in float32, 0.1 KiB in bfloat16, 0.0 KiB in int8\n"
-        in shown
-    )
+    assert "cache         per token: 0.1 KiB in float32, 0.1 KiB in bfloat16, 0.0 KiB in int8\n" in shown
     assert f"doctor        {adapter / 'export'} (safe): an adapter of " in shown
     assert f"doctor        {whole / 'export'} (kind): {count:,} parameters: {sizes}\n" in shown
     assert cli.main(["check", f"--doctor={tiny_model_folder}"]) == 2
@@ -78,10 +75,10 @@ def test_rows_are_shown_as_tokens_with_their_mask(pairs, byte_tokenizer):
     text = "\n".join(lines)
     assert "format preference\n" in text
     assert "as comparison: 2 rows read, 2 used; 0 longer than data.max_length = 1024" in text
-    assert "row 1 of 2: 7 tokens, 5 count" in text
-    assert "counts     5  'good</s>'" in text
-    assert "given      2  'Hi'" in text
-    assert "counts     6  'bad!!</s>'" in text
+    assert "row 1 of 2: 7 tokens, 5 in the loss" in text
+    assert "loss       5  'good</s>'" in text
+    assert "masked     2  'Hi'" in text
+    assert "loss       6  'bad!!</s>'" in text
 
 
 def test_rows_over_the_limit_are_counted_but_stay_in_the_histogram(pairs, byte_tokenizer):
@@ -126,7 +123,7 @@ def test_data_is_shown_as_text_without_a_tokenizer(pairs):
     text = "\n".join(data(config_for(pairs)))
     assert "length in characters" in text
     assert "good" in text
-    assert "name --model or --tokenizer" in text
+    assert "set --model or --tokenizer" in text
 
 
 def test_data_flag_reads_the_file_as_in_training(pairs, tiny_model_folder, capsys):
@@ -197,7 +194,7 @@ def test_hub_is_not_asked_when_offline():
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (None, "may be read (revision 0123456789ab)"),
+        (None, "accessible (revision 0123456789ab)"),
         ("GatedRepoError", "gated"),
         ("RevisionNotFoundError", "has no revision"),
         (ConnectionError("token hf_secret refused"), "cannot be reached (ConnectionError)"),
@@ -222,7 +219,7 @@ def test_model_that_is_nowhere_is_the_users_mistake(monkeypatch, answer):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "HfApi", type("Fake", (Api,), {"answer": hub_error(answer)}))
-    with pytest.raises(ModelError, match=r"owner/name: neither a folder here"):
+    with pytest.raises(ModelError, match=r"owner/name: neither a folder"):
         list(checks.model("owner/name"))
 
 
@@ -231,9 +228,9 @@ def test_columns_that_nothing_reads_and_what_ends_an_answer_are_shown(tmp_path, 
     rows = [{"prompt": "Hi", "completion": "yes", "id": 3}, {"prompt": "Ho", "completion": "no"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for tokenizer in (None, byte_tokenizer):
-        assert "nothing reads: id (1 rows)" in "\n".join(data(config_for(str(path)), tokenizer))
+        assert "unused columns: id (1 rows)" in "\n".join(data(config_for(str(path)), tokenizer))
     text = "\n".join(data(config_for(str(path)), byte_tokenizer))
-    assert "template: plain; an answer ends with '</s>' (257)" in text
+    assert "template: plain; a completion ends with '</s>' (257)" in text
 
 
 def test_token_ids_of_labels_are_decoded_by_their_tokenizer(tmp_path, tiny_model_folder):

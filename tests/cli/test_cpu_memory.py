@@ -70,6 +70,6 @@ def test_a_new_start_keeps_process_and_arguments():
 @pytest.mark.parametrize("value", ["0", "1"])
 def test_the_variable_of_earlier_versions_is_not_dropped_without_a_word(value, capsys):
     cpu_memory.set_cpu_memory({"JAXALIGN_HUGE_PAGES": "0", "JAXALIGN_KEEP_MEMORY": value})
-    assert "JAXALIGN_KEEP_MEMORY is not read any more" in capsys.readouterr().err
+    assert "JAXALIGN_KEEP_MEMORY is no longer used" in capsys.readouterr().err
     cpu_memory.set_cpu_memory({"JAXALIGN_HUGE_PAGES": "0"})
     assert capsys.readouterr().err == ""

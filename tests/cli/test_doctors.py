@@ -56,9 +56,7 @@ def test_the_model_is_the_patient(make_doctor, tiny_model_folder):
     doctor, other = (str(make_doctor("kind", patient="gone")),), make_doctor("other", seed=5)
     named = [written(doctor=doctor, **{key: str(tiny_model_folder)}) for key in ("model", "patient")]
     assert named[0] == named[1] != written(doctor=doctor, model=str(other))
-    with pytest.raises(
-        ConfigError, match=r"--model=.* and --patient=other: with doctors both are the patient"
-    ):
+    with pytest.raises(ConfigError, match=r"--model=.* and --patient=other: both name the patient"):
         written(doctor=doctor, model=str(tiny_model_folder), patient="other")
 
 
@@ -119,8 +117,8 @@ def test_a_mistake_gets_one_line_and_status_2(make_doctor, tiny_model_folder, ca
     for arguments, words in (
         (["--doctor", doctor, "--preference-weights", '{"kind": -1}'], "preference_weights.kind must be"),
         (["--doctor", doctor, "--preference-weights", '{"safe": 1}'], "no doctor of 'safe'"),
-        (["--doctor", str(tiny_model_folder)], "there is no doctor.json"),
-        (["--beta=1", "--model", str(tiny_model_folder)], "beta is for a patient with doctors"),
+        (["--doctor", str(tiny_model_folder)], "no doctor.json"),
+        (["--beta=1", "--model", str(tiny_model_folder)], "beta needs doctors"),
     ):
         assert cli.main(["generate", "--prompt=one", *arguments]) == 2
         error = capsys.readouterr().err

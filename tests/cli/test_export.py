@@ -46,7 +46,7 @@ def test_the_run_is_the_first_argument(run, tmp_path, capsys):
     assert folder_dtype(tmp_path / "one") == "bfloat16"
     for flags in ([f"--run={run}", "--checkpoint=1"], [f"{run}@1"]):
         assert main(["export", *flags]) == 0
-    assert capsys.readouterr().out.splitlines()[1].endswith("exports/step-1 (made before)")
+    assert capsys.readouterr().out.splitlines()[1].endswith("exports/step-1 (exported before)")
 
 
 def test_a_flag_alone_is_true_and_false_writes_the_adapter(run, capsys):
@@ -80,8 +80,8 @@ def test_an_export_elsewhere_is_asked_as_in_training(run, tmp_path):
     [
         ([], "expected the run: jaxalign export RUN"),
         (["nowhere"], "nowhere: expected a run folder"),
-        (["RUN@7"], "there is no checkpoint of step 7; steps: 1, 2"),
-        (["RUN@1", "--checkpoint=2"], "name two checkpoints"),
+        (["RUN@7"], "no checkpoint at step 7; saved steps: 1, 2"),
+        (["RUN@1", "--checkpoint=2"], "name different checkpoints"),
         (["RUN", "--dtype=int8"], "--dtype: expected"),
         (["RUN", "--push-to-hub=me"], "--push-to-hub=me: expected OWNER/NAME"),
         (["RUN", "more"], "'more': expected --dotted.key=value"),
@@ -153,6 +153,6 @@ def test_what_the_hub_refuses_is_one_line(run, hub, capsys, monkeypatch):
     monkeypatch.setattr(Hub, "broken", "401 Client Error\nInvalid token")
     assert main(["export", str(run), "--checkpoint=1", "--push-to-hub=me/mine"]) == 2
     error = capsys.readouterr().err
-    assert "--push-to-hub=me/mine: the hub did not take it (401 Client Error Invalid token)" in error
+    assert "--push-to-hub=me/mine: the hub rejected the upload (401 Client Error Invalid token)" in error
     assert len(error.splitlines()) == 1
     assert exporting.check_repository("a/b") is None

@@ -146,7 +146,7 @@ def test_run_folder_stands_for_its_export(run_folder, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "metadata.json").write_text("{}")
-    with pytest.raises(ModelError, match="no export/ folder yet"):
+    with pytest.raises(ModelError, match="no export/ yet"):
         model_folder(str(empty))
 
 
@@ -225,7 +225,7 @@ def test_turn_longer_than_the_context_is_said_and_not_kept(tiny_model_folder):
     said = []
     config = ChatConfig(model=str(tiny_model_folder), sampling=SHORT)
     chat(config, lines=["x" * 100, "short"], write=said.append)
-    assert "100 tokens long; the context of 64 tokens leaves 58" in said[0]
+    assert "100 tokens, but the context of 64 tokens leaves room for 58" in said[0]
     assert len(said) == 2
 
 

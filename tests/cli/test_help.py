@@ -32,7 +32,7 @@ def test_help_has_the_common_keys_of_a_command_and_help_all_has_all(name, capsys
     brief = shown(capsys, name, "--help")
     assert entries(brief) == {key for key in keys if key in common or "." not in key}
     assert entries(shown(capsys, name, "--help-all")) == keys
-    assert (f"`jaxalign {name} --help-all` prints all" in " ".join(brief.split())) == (entries(brief) != keys)
+    assert (f"`jaxalign {name} --help-all` lists all" in " ".join(brief.split())) == (entries(brief) != keys)
 
 
 def test_help_of_a_section_has_its_keys_alone(capsys):

@@ -203,10 +203,10 @@ def test_flag_of_a_command_without_run_is_its_own_key(fake):
         (["train", "--rate=1", "--rate=2"], "jaxalign train: error: --rate is given twice: 1 and 2"),
         (["train", "--seed=1", "--run.seed=2"], "jaxalign train: error: --seed is given twice: 1 and 2"),
         (["train", "--texts=[a", "--texts=[{]"], "jaxalign train: error: [{]: not valid YAML"),
-        (["write", "--seed=1"], "jaxalign write: error: --seed: this command has none"),
+        (["write", "--seed=1"], "jaxalign write: error: --seed: this command has no such flag"),
         (
             ["train", "--device=gpu"],
-            "jaxalign train: error: --device gpu: there is no gpu here; devices: cpu",
+            "jaxalign train: error: --device gpu: no gpu found; available: cpu",
         ),
         (["train", "--device=npu"], "--run.device: expected auto | cpu | gpu | tpu, got 'npu'"),
     ],
@@ -238,7 +238,7 @@ def test_bug_keeps_its_traceback_and_gives_status_1(fake, capfd):
     ("error", "status", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (Stopped("stopped by signal 15; --resume goes on"), 143, "stopped by signal 15; --resume goes on"),
+        (Stopped("stopped by signal 15; continue from"), 143, "stopped by signal 15; continue from"),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore"),
             2,
@@ -447,6 +447,4 @@ def test_a_data_file_that_is_not_there_is_named_before_the_model_is_looked_for(t
         f"--output={tmp_path / 'run'}",
     ]
     assert cli.main(["sft", *arguments]) == 2
-    assert (
-        capsys.readouterr().err == f"jaxalign sft: error: {tmp_path / 'none.jsonl'}: there is no such file\n"
-    )
+    assert capsys.readouterr().err == f"jaxalign sft: error: {tmp_path / 'none.jsonl'}: no such file\n"

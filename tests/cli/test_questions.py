@@ -128,14 +128,14 @@ def test_turns_that_the_context_has_no_room_for_are_left_out_and_said(tmp_path, 
     rows = generate(replace(config, file=str(tmp_path / "q.jsonl")))
     assert rows[0]["choices"][0]["left_out"] == [0, 2]
     assert "left_out" not in rows[1]["choices"][0]
-    assert "\nwarning: 1 questions were asked without the turns before them" in capsys.readouterr().err
+    assert "\nwarning: 1 questions were asked without their earlier turns" in capsys.readouterr().err
 
 
 def test_a_row_of_another_layout_and_a_prompt_beside_are_refused(tmp_path, mt_bench, config):
     (tmp_path / "mixed.jsonl").write_text("\n".join(json.dumps(row) for row in (MT[0], ALPACA[0])))
     with pytest.raises(DataError, match=r"mixed.jsonl:2: expected a question of mt_bench"):
         generate(replace(config, file=str(tmp_path / "mixed.jsonl")))
-    with pytest.raises(ConfigError, match=r"--prompt: rows of MT-bench"):
+    with pytest.raises(ConfigError, match=r"--prompt: cannot be combined with MT-bench"):
         generate(replace(config, file=mt_bench, prompt=("hi",)))
 
 

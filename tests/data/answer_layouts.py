@@ -312,6 +312,6 @@ DEMONSTRATIONS = [
         "image parts (OpenAI)",
         "",
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}, HI[1]]},
-        "a part of type 'image_url': only text is read",
+        "unsupported part of type 'image_url': only text is read",
     ),
 ]  # fmt: skip

@@ -59,9 +59,7 @@ def test_prompt_that_is_other_json_stays_text(write):
 def test_turns_as_python_prints_them_are_refused(write):
     printed = str([ASK, GOOD])
     for row in ({"prompt": printed}, {"prompt": "q", "completion": printed}):
-        with pytest.raises(
-            DataError, match=r"field '\w+': expected turns as JSON, got them as Python prints them"
-        ):
+        with pytest.raises(DataError, match=r"field '\w+': expected turns as JSON, got a Python literal"):
             record_of(write, row)
     with pytest.raises(DataError, match="field 'chosen': expected turns as JSON"):
         record_of(write, {"prompt": "q", "chosen": printed, "rejected": printed})
@@ -114,7 +112,9 @@ def test_prompt_that_an_answer_repeats_stands_once(write, prompt, before, asks):
 
 @pytest.mark.parametrize(("prompt", "before"), OTHER, ids=range(len(OTHER)))
 def test_prompt_and_dialogues_that_ask_different_things_are_a_bad_row(write, prompt, before):
-    message = "rows.jsonl:1: field 'prompt': expected the prompt that the turns of '.*' repeat, got another"
+    message = (
+        "rows.jsonl:1: field 'prompt': expected the prompt that the turns of '.*' repeat, got a different one"
+    )
     for row in (
         {"prompt": prompt, "chosen": [*before, GOOD], "rejected": [*before, BAD]},
         {"prompt": prompt, "completion": [*before, GOOD]},
@@ -191,7 +191,7 @@ def test_functions_that_no_template_could_write_are_refused(write):
     deep = json.loads("[" * 300 + "]" * 300)
     wrong = [
         ([FUNCTION | {"more": deep}], "nested too deeply"),
-        (json.dumps([FUNCTION | {"more": float("nan")}]), "expected numbers that JSON has, got nan"),
+        (json.dumps([FUNCTION | {"more": float("nan")}]), "expected a finite number, got nan"),
         ('[{"name": "\\ud800"}]', "not valid text"),
     ]
     for tools, message in wrong:

@@ -69,7 +69,7 @@ def test_restored_iterator_goes_on_as_if_never_stopped(before):
 def test_position_of_other_data_is_refused():
     state = iterator().state()
     for other in (iterator(EXAMPLES[:6]), iterator(seed=1)):
-        with pytest.raises(DataError, match="made on other data"):
+        with pytest.raises(DataError, match="saved with other data"):
             other.restore(state)
 
 

@@ -25,7 +25,7 @@ def make(tokenizer, template: Template = "auto", end_token=""):
 
 def told(chat, turns):
     """Ids and weights of a chat that is one row."""
-    [row] = chat.encoder.rows(chat.told(turns).rows)
+    [row] = chat.encoder.rows(chat.conversation(turns).rows)
     return row.ids, row.weights
 
 

@@ -48,7 +48,7 @@ def test_rows_of_a_chat_are_the_ids_of_its_whole_text(count):
     tokenizer = spaced_tokenizer()
     tokenizer.chat_template = INST
     chat = chat_format(tokenizer, "tokenizer", "", "", "")
-    [row] = chat.encoder.rows(chat.told(CHAT[:count]).rows)
+    [row] = chat.encoder.rows(chat.conversation(CHAT[:count]).rows)
     turns = [{"role": m.role, "content": m.content} for m in CHAT[:count]]
     text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -68,7 +68,7 @@ def test_white_space_that_a_special_token_swallows_does_not_come_back():
         {"additional_special_tokens": [AddedToken("<|stop|>", rstrip=True, special=True)]}
     )
     chat = chat_format(tokenizer, "tokenizer", "", "", "")
-    [row] = chat.encoder.rows(chat.told(CHAT).rows)
+    [row] = chat.encoder.rows(chat.conversation(CHAT).rows)
     turns = [{"role": m.role, "content": m.content} for m in CHAT]
     text = str(tokenizer.apply_chat_template(turns, tokenize=False)).rstrip("\n")
     assert row.ids == tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -135,7 +135,7 @@ def test_prompt_longer_than_the_context_is_left_out_or_cut(chat, plain_bytes):
 
 
 def test_answers_labelled_bad_are_not_imitated(chat):
-    with pytest.raises(Filtered, match="not to be imitated"):
+    with pytest.raises(Filtered, match="labeled undesirable"):
         make_example(Rating("a", "b", None, False), "demonstration", chat, limits())
     assert make_example(Rating("a", "b", None, True), "demonstration", chat, limits()).rows
 
@@ -232,10 +232,10 @@ def test_a_template_that_changes_the_answer_is_refused(plain_bytes):
     upper = byte_tokenizer(
         "{% for m in messages %}[{{ m.content | upper if m.role == 'assistant' else m.content }}]{% endfor %}"
     )
-    with pytest.raises(DataError, match="the chat template leaves out part of an answer"):
+    with pytest.raises(DataError, match="the chat template drops part of an answer"):
         chat_format(upper, "tokenizer", "", "", "").steps("q", ["abc"], ";")
     spaced = byte_tokenizer("{% for m in messages %}[{{ m.content | replace('b', ' b') }}]{% endfor %}")
-    with pytest.raises(DataError, match="the chat template changes the answer"):
+    with pytest.raises(DataError, match="the chat template changes the completion"):
         chat_format(spaced, "tokenizer", "", "", "").steps("q", ["abc"], ";")
 
 

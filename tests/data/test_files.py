@@ -114,9 +114,9 @@ def test_broken_file_gives_one_line_that_names_it(tmp_path, name, body, message)
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"none.jsonl: there is no such file"):
+    with pytest.raises(DataError, match=r"none.jsonl: no such file"):
         read_records(str(tmp_path / "none.jsonl"))
-    with pytest.raises(DataError, match=r"^data/none.jsonl: there is no such file$"):
+    with pytest.raises(DataError, match=r"^data/none.jsonl: no such file$"):
         read_records("data/none.jsonl")
 
 
@@ -132,8 +132,8 @@ GOOD = '{"prompt": "a", "completion": "b"}'
 MALFORMED = {
     "no JSON": (b'{"prompt"', "not valid JSON"),
     "no UTF-8": (b'{"prompt": "\xe9"}', "not UTF-8 text"),
-    "half a character": (b'{"prompt": "x \\ud83d y"}', r"\\ud83d is half a character"),
-    "half a character, second": (b'{"prompt": ["\\uDE00"]}', r"\\ude00 is half a character"),
+    "an unpaired surrogate": (b'{"prompt": "x \\ud83d y"}', r"\\ud83d is an unpaired surrogate"),
+    "an unpaired surrogate, second": (b'{"prompt": ["\\uDE00"]}', r"\\ude00 is an unpaired surrogate"),
     "a long integer": (b'{"prompt": ' + b"9" * 5000 + b"}", "4300 digits"),
     "deep nesting": (b'{"prompt": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
     "no object": (b'"text"', "expected an object with named fields, got str"),
@@ -295,7 +295,7 @@ def test_rows_of_a_folder_are_numbered_through_its_files_and_placed_in_each(tmp_
         (tmp_path / name).write_text("".join(f'{{"prompt": "{name} {i}"}}\n\n' for i in range(count)))
     chunks = list(chunks_of(str(tmp_path)))
     assert len(chunks) > 4
-    found = [item for chunk in chunks for item in pickle.loads(pickle.dumps(chunk)).found()]
+    found = [item for chunk in chunks for item in pickle.loads(pickle.dumps(chunk)).numbered_rows()]
     assert [number for number, _, _ in found] == list(range(11))
     assert [place for _, place, _ in found][6:9] == ["train-0.jsonl:13", "train-1.jsonl:1", "train-1.jsonl:3"]
     assert count_rows(str(tmp_path)) == 11
@@ -303,10 +303,10 @@ def test_rows_of_a_folder_are_numbered_through_its_files_and_placed_in_each(tmp_
 
 README = '---\nconfigs:\n- config_name: default\n  data_files: "*.csv"\n  sep: ";"\n---\n'
 UNREAD = [
-    ({"train.jsonl": "", "other.jsonl": ""}, r"other\.jsonl lies in no split \(train\); name the files one by one"),
-    ({"a.jsonl": "", "b.jsonl": "", "c.csv": ""}, r"c\.csv lies in no split"),
+    ({"train.jsonl": "", "other.jsonl": ""}, r"other\.jsonl belongs to no split \(train\); name the files one by one"),
+    ({"a.jsonl": "", "b.jsonl": "", "c.csv": ""}, r"c\.csv belongs to no split"),
     ({"a.txt": "x"}, r"a\.txt: expected a \.jsonl, \.json, \.csv, \.parquet file"),
-    ({"a.csv": "x;y\n", "README.md": README}, "its README sets sep, which is not read; name its files one by one"),
+    ({"a.csv": "x;y\n", "README.md": README}, "its README sets sep, which is not supported; name its files one by one"),
 ]  # fmt: skip
 
 
@@ -353,7 +353,9 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     table = pyarrow.table([["q1"], ["first"], ["second"]], names=["prompt", "completion", "completion"])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     for name in ("a.csv", "a.parquet"):
-        with pytest.raises(DataError, match=rf"{name}: .* for each column, got 'completion' twice$"):
+        with pytest.raises(
+            DataError, match=rf"{name}: expected unique column names, got 'completion' twice$"
+        ):
             list(rows_of(str(tmp_path / name)))
 
 

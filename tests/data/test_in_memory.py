@@ -99,13 +99,13 @@ def test_what_holds_no_rows_is_refused_with_what_would(read, rows, message):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "train_dataset: there are no rows"),
+        ([], "train_dataset: no rows"),
         ([*ROWS[:2], 3], "train_dataset:row 3: expected an object with named fields, got int"),
         ([*ROWS[:2], {"prompt": "q"}], "train_dataset:row 3: expected the field 'chosen'"),
         ([{"prompt": b"q"}], "train_dataset:row 1: column 'prompt': expected text"),
         (
             [Comparison("a", "b", "c"), ROWS[0]],
-            "train_dataset:row 2: expected a record, as the first row is one",
+            "train_dataset:row 2: expected a record like the first row",
         ),
     ],
 )

@@ -273,7 +273,7 @@ def test_row_that_the_chat_template_refuses_is_named_or_counted(no_system, write
     turns = [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "a"), ("assistant", "bb"))]
     path = write([{"messages": turns[1:]}, {"messages": turns}])
     config = DataConfig(train=(path,), validation_fraction=0.0)
-    with pytest.raises(DataError, match=r"rows.jsonl:2: the chat template refuses .*: no system turns"):
+    with pytest.raises(DataError, match=r"rows.jsonl:2: the chat template rejects .*: no system turns"):
         load_dataset(config, "demonstration", no_system, seed=0)
     data = load_dataset(replace(config, on_bad_row="skip"), "demonstration", no_system, seed=0)
     assert data.counts.filtered == {"refused by the chat template": 1}

@@ -101,7 +101,7 @@ def test_column_that_is_mapped_but_not_read_is_refused(write):
 
 def test_column_that_a_mapped_one_would_hide_is_refused(write):
     path = write([{"prompt": "old", "question": "Q", "completion": "C"}])
-    with pytest.raises(DataError, match=r"data.columns: prompt: the file has a column of that name too"):
+    with pytest.raises(DataError, match=r"data.columns: prompt: the file also has a column of that name"):
         read(path, columns={"prompt": "question"})
     ((record,), _) = read(path, columns={"prompt": "question"}, ignore_columns=("prompt",))
     assert record.prompt == "Q"
@@ -317,7 +317,7 @@ def test_label_tokenizer_decodes_ids(write, tmp_path, plain_bytes):
 
 
 def test_unknown_format_is_refused_by_the_configuration():
-    with pytest.raises(DataError, match=r"data.format: 'hh' is not known; expected auto or one of"):
+    with pytest.raises(DataError, match=r"data.format: 'hh' is unknown; expected auto or one of"):
         Reading(format="hh")
 
 

@@ -155,7 +155,7 @@ def test_rows_that_hold_more_than_offsets_can_say_are_refused_by_place(jobs, mon
     recipe, chunk = list(jobs(Fails()))[1]
     monkeypatch.setattr(blocks.Recipe, "examples", lambda *_: ([], [], blocks.Tally()))
     with pytest.raises(
-        DataError, match=r"rows\.jsonl: the rows from row \d+ on cannot be kept \(.* more than 2 GiB\)"
+        DataError, match=r"rows\.jsonl: cannot store the rows from row \d+ on \(.* more than 2 GiB\)"
     ):
         recipe.block(chunk)
 
@@ -292,7 +292,7 @@ def test_temporary_files_that_vanish_or_belong_to_others_stop_nobody(load, write
 
 
 @pytest.mark.parametrize(("cache", "message"), [
-    ("~no-such-user/x", r"^data\.cache: ~no-such-user/x: there is no such home folder"),
+    ("~no-such-user/x", r"^data\.cache: ~no-such-user/x: no such home folder"),
     ("x" * 300, r"^data\.cache: x+/data cannot be read \(File name too long\)"),
 ], ids=["user", "name"])  # fmt: skip
 def test_a_cache_folder_that_cannot_be_is_named(load, write, cache, message):
@@ -314,7 +314,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused_and_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(sources, "identity", slow)
-        with pytest.raises(DataError, match=r"rows\.jsonl: it changed while it was read"):
+        with pytest.raises(DataError, match=r"rows\.jsonl: the file changed while it was read"):
             load(path)
     assert kept(tmp_path) == []
 
@@ -571,9 +571,7 @@ def test_where_no_process_is_to_be_had_the_setting_is_named(load, write, tmp_pat
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(workers.subprocess, "Popen", refused)
-    with pytest.raises(
-        ConfigError, match=r"^data\.workers: no process can be started \(Resource temporarily"
-    ):
+    with pytest.raises(ConfigError, match=r"^data\.workers: cannot start a process \(Resource temporarily"):
         load(write(rows(60)), workers=2)
     assert kept(tmp_path) == []
 
@@ -618,13 +616,13 @@ def test_ctrl_c_ends_the_workers_and_leaves_no_file(write, plain_bytes, tmp_path
             from jaxalign.data import DataConfig, files, load_dataset, sources, workers
 
             files.CHUNK_BYTES, workers.FEW_CHUNKS = 512, 1
-            told = sources.Sources._told
+            told = sources.Sources._with_progress
             def slow(self, path, blocks):
                 for block in told(self, path, blocks):
                     print("block", flush=True)
                     time.sleep(0.5)
                     yield block
-            sources.Sources._told = slow
+            sources.Sources._with_progress = slow
             config = DataConfig(train=({path!r},), template="plain", workers=2, cache={str(tmp_path / "cache")!r})
             tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / "tokenizer")!r})
             load_dataset(config, "demonstration", tokenizer, seed=0)
@@ -707,7 +705,7 @@ def test_a_position_in_data_of_equal_length_is_refused(load, write):
     other = batches(
         load(write([*rows(8), {"prompt": "q", "completion": "a"}], "o.jsonl"), validation_fraction=0.0)
     )
-    with pytest.raises(DataError, match="made on other data"):
+    with pytest.raises(DataError, match="saved with other data"):
         other.restore(state)
     del state["data"]  # of an earlier version
     other.restore(state)

@@ -106,11 +106,11 @@ def test_a_position_in_other_data_is_refused(stream, write):
         batches(stream(path, max_length=100)),
         batches(stream(path, window=9)),
     ):
-        with pytest.raises(DataError, match="made on other data, or with another seed"):
+        with pytest.raises(DataError, match="saved with other data or another seed"):
             other.restore(state)
     body = rows(60)
     body[1]["completion"] = "ANSWER 1"  # of the same length
-    with pytest.raises(DataError, match="made on other data"):
+    with pytest.raises(DataError, match="saved with other data"):
         batches(stream(write(body))).restore(state)
 
 
@@ -125,7 +125,7 @@ def test_a_row_that_changed_between_the_ends_of_a_large_file_is_found_at_the_pos
     body[30]["completion"] = "ANSWER 30"
     fresh = batches(stream(write(body)), size=5)
     fresh.restore(state)
-    with pytest.raises(DataError, match="the rows at which the checkpoint was made have changed"):
+    with pytest.raises(DataError, match="the rows at the checkpoint have changed"):
         fresh.next()
 
 
@@ -141,7 +141,7 @@ def test_a_file_that_was_written_since_is_named_though_its_ends_are_the_same(str
     body[50]["completion"] = "ANSWER 50"  # behind the position
     write(body)
     batches(stream(path)).restore(state)
-    assert f"{path} was written since the checkpoint" in stream.said[-1]
+    assert f"{path} was modified since the checkpoint" in stream.said[-1]
     del state["written"]  # of an earlier version
     batches(stream(path)).restore(state)
     assert len(stream.said) == 1
@@ -164,7 +164,7 @@ def test_a_position_in_a_folder_with_other_files_is_refused(stream, tmp_path, sa
     drawn(found, 5)
     state = json.loads(json.dumps(found.state()))
     batches(stream(str(tmp_path / "folder"))).restore(state)
-    with pytest.raises(DataError, match="made on other data"):
+    with pytest.raises(DataError, match="saved with other data"):
         batches(stream(written([*rows(40), *rows(20, start=900)]))).restore(state)
 
 
@@ -209,9 +209,9 @@ def test_rows_that_repeat_a_held_out_row_are_left_out_and_all_are_counted(stream
 
 
 WRONG = [
-    ({"validation_fraction": 0.05}, "data.validation_fraction: nothing can be split off a stream"),
-    ({"limit": 5}, "data.limit: the rows of a stream are not known"),
-    ({"weights": (0.5,)}, "data.weights: rows of a stream cannot be weighed"),
+    ({"validation_fraction": 0.05}, "data.validation_fraction: a stream cannot be split"),
+    ({"limit": 5}, "data.limit: not supported for a stream"),
+    ({"weights": (0.5,)}, "data.weights: a stream cannot be weighted"),
 ]
 
 

@@ -90,7 +90,7 @@ def shown(chat, rows):
 
 def told(template, *turns):
     chat = make(template)
-    return shown(chat, chat.told(turns).rows)
+    return shown(chat, chat.conversation(turns).rows)
 
 
 def test_answers_that_a_template_rewrites_later_are_trained_as_they_were_written_at_their_time():
@@ -144,11 +144,11 @@ def test_a_system_turn_that_moves_stands_where_the_model_is_asked():
 def test_reasoning_goes_on_from_where_the_template_asks():
     chat = make(OPENS)
     thinks, plain = "<think>\nhm\n</think>\n\nyo", "yo"
-    written = chat.told((U, Message("assistant", thinks)))
+    written = chat.conversation((U, Message("assistant", thinks)))
     assert shown(chat, written.rows) == ["[hi]<|im_start|><think>\n«hm\n</think>\n\nyo<eos>»"]
     assert written.note == ""
     assert chat.prompt_text((U,)) == "hi"
-    without = chat.told((U, A))
+    without = chat.conversation((U, A))
     assert shown(chat, without.rows) == ["[hi]<|im_start|><think>\n«\n</think>\n\nyo<eos>»"]
     assert (
         without.note
@@ -160,8 +160,8 @@ def test_reasoning_goes_on_from_where_the_template_asks():
         assert chat.example((U,), answer).ids[: len(prompt)] == prompt
     assert shown(chat, chat.answered((U,), "<html>").rows)[0].endswith("</think>\n\n<html><eos>»")
     asks = OPENS.replace("<think>\n", "Well: ")
-    with pytest.raises(DataError, match="asks for answers with 'Well:', with which this one does not begin"):
-        make(asks).told((U, A))
+    with pytest.raises(DataError, match="starts answers with 'Well:', but this one does not start with it"):
+        make(asks).conversation((U, A))
 
 
 def test_a_chat_that_begins_with_an_answer_does_not_count_what_stands_before_it():
@@ -183,10 +183,10 @@ def test_turns_of_weight_0_are_given_and_others_count_by_their_weights():
     [line] = told(DEFAULT, S, U, quiet, U2, A2)
     assert re.findall("«(.*?)»", line, re.DOTALL) == ["sure<|im_end|>"]
     chat = make(DEFAULT)
-    [row] = chat.encoder.rows(chat.told((S, U, Message("assistant", "yo", weight=0.5), U2, A2)).rows)
+    [row] = chat.encoder.rows(chat.conversation((S, U, Message("assistant", "yo", weight=0.5), U2, A2)).rows)
     assert set(row.weights) == {0.0, 0.5, 1.0}
     assert sum(weight == 0.5 for weight in row.weights) == len("yo") + 1
-    assert chat.told((U, quiet)).rows == []
+    assert chat.conversation((U, quiet)).rows == []
 
 
 def test_tools_calls_and_what_they_gave_are_written_and_only_answers_count():
@@ -200,32 +200,32 @@ def test_tools_calls_and_what_they_gave_are_written_and_only_answers_count():
 
 
 LEFT_OUT = [
-    (DROPS, (S, U, A), r"the chat template leaves out a turn of the system \('Be kind\.'\)"),
-    (DROPS, (TOOLS, U, A), "leaves out the tools that the row lists .'weather'"),
-    (CLOSES, (U, CALLS), "leaves out the calls of tools .'weather'"),
+    (DROPS, (S, U, A), r"the chat template drops a turn of the system \('Be kind\.'\)"),
+    (DROPS, (TOOLS, U, A), "drops the row's tools .'weather'"),
+    (CLOSES, (U, CALLS), "drops the tool calls .'weather'"),
     (
         CLOSES,
         (U, Message("assistant", "yo", extra={"reasoning_content": "hm"})),
-        "leaves out the field 'reasoning_content' of an answer .'hm'",
+        "drops the field 'reasoning_content' of an answer .'hm'",
     ),
-    (MOVES, (U, CALLS, GAVE, A2), "leaves out the calls of tools"),
-    (MOVES, (U, A, GAVE, A2), "leaves out a turn of the tool"),
-    (MOVES, (U, A, Message("tool", "\u6674\u308c"), A2), "leaves out a turn of the tool"),
-    (MARKED, (U, Message("assistant", "yonder"), U2, A2), "leaves out a turn of the assistant .'yonder'"),
+    (MOVES, (U, CALLS, GAVE, A2), "drops the tool calls"),
+    (MOVES, (U, A, GAVE, A2), "drops a turn of the tool"),
+    (MOVES, (U, A, Message("tool", "\u6674\u308c"), A2), "drops a turn of the tool"),
+    (MARKED, (U, Message("assistant", "yonder"), U2, A2), "drops a turn of the assistant .'yonder'"),
     (
         CLOSES,
         (U, Message("assistant", "", weight=0.0, extra={"tool_calls": [CALL]}), U2, A2),
-        "the calls of tools",
+        "the tool calls",
     ),
     (
         CLOSES,
         (U, Message("assistant", "yo", extra={"thinking": "hm"})),
-        "leaves out the field 'thinking' of an answer .'hm'",
+        "drops the field 'thinking' of an answer .'hm'",
     ),
     (
         "{% for m in messages %}[{{ m.content | upper }}]{% endfor %}",
         (U, A),
-        "leaves out part of an answer .'yo'",
+        "drops part of an answer .'yo'",
     ),
 ]
 
@@ -233,30 +233,30 @@ LEFT_OUT = [
 @pytest.mark.parametrize(("template", "turns", "message"), LEFT_OUT)
 def test_what_a_template_would_leave_out_is_refused_by_name(template, turns, message):
     with pytest.raises(DataError, match=message):
-        make(template).told(turns)
+        make(template).conversation(turns)
 
 
 @pytest.mark.parametrize("template", ["markers", "plain"])
 def test_without_a_chat_template_what_only_one_can_write_is_refused(plain_bytes, template):
     chat = chat_format(plain_bytes, template, "", "\n\nHuman:", "\n\nAssistant:")
-    with pytest.raises(DataError, match="a message has tool_calls, which only a chat template can write"):
-        chat.told((U, CALLS))
+    with pytest.raises(DataError, match="a message has tool_calls, which needs a chat template"):
+        chat.conversation((U, CALLS))
     with pytest.raises(DataError, match=r"the row lists tools, .* data\.ignore_columns"):
-        chat.told((TOOLS, U, A))
+        chat.conversation((TOOLS, U, A))
 
 
 def test_names_that_are_not_written_are_remarked():
     named = Message("user", "hi", extra={"name": "Ada"})
-    assert make(DEFAULT).told((named, A)).note == "names of messages are not written"
-    assert make(DEFAULT).told((U, A)).note == ""
+    assert make(DEFAULT).conversation((named, A)).note == "names of messages are not written"
+    assert make(DEFAULT).conversation((U, A)).note == ""
 
 
 def test_a_template_writes_the_day_of_the_run():
     chat = make(DATED, "2026-01-31")
-    assert shown(chat, chat.told((U, A)).rows)[0].startswith("31 Jan 2026<|im_start|>")
+    assert shown(chat, chat.conversation((U, A)).rows)[0].startswith("31 Jan 2026<|im_start|>")
     assert chat.tokenizer.decode(chat.prompt_ids((U,))).startswith("31 Jan 2026<|im_start|>")
-    with pytest.raises(DataError, match="writes today's date in a form that is not known"):
-        make("{% set f = '%Y' %}{{ strftime_now(f) }}" + CLOSES, "2026-01-31").told((U, A))
+    with pytest.raises(DataError, match="prints today's date in an unsupported way"):
+        make("{% set f = '%Y' %}{{ strftime_now(f) }}" + CLOSES, "2026-01-31").conversation((U, A))
 
 
 def test_a_prompt_that_a_template_has_written_already_is_refused(chatml, write):
@@ -301,7 +301,7 @@ def test_a_turn_may_end_with_a_token_that_is_not_special_and_calls_with_one_of_t
     tokenizer.add_tokens(["<|done|>"])
     chat = chat_format(tokenizer, "tokenizer", "", "", "")
     assert chat.stop_ids == (tokenizer.convert_tokens_to_ids("<|done|>"), 0)
-    assert shown(chat, chat.told((U, A)).rows) == ["hi<|done|>\n«yo<|done|>»"]
+    assert shown(chat, chat.conversation((U, A)).rows) == ["hi<|done|>\n«yo<|done|>»"]
 
 
 def test_arguments_are_given_as_text_to_a_template_that_joins_them():
@@ -313,7 +313,7 @@ def test_arguments_are_given_as_text_to_a_template_that_joins_them():
 
 
 def test_calls_in_a_prompt_that_a_template_leaves_out_are_refused():
-    with pytest.raises(DataError, match="leaves out the calls of tools"):
+    with pytest.raises(DataError, match="drops the tool calls"):
         make(CLOSES).prompt_ids((U, CALLS, GAVE))
-    with pytest.raises(DataError, match="leaves out the calls of tools"):
+    with pytest.raises(DataError, match="drops the tool calls"):
         make(CLOSES).answered((U, CALLS, GAVE), "sure")

@@ -131,7 +131,7 @@ def test_restored_they_go_on_as_if_never_stopped(before):
 def test_a_position_among_other_batches_is_refused():
     state = batches().state()
     for other in (batches(EXAMPLES[:-1]), batches(seed=1), batches(tokens=8192), batches(multiple=3)):
-        with pytest.raises(DataError, match="made on other data"):
+        with pytest.raises(DataError, match="saved with other data"):
             other.restore(state)
 
 

@@ -102,8 +102,8 @@ BAD = [
     (["x"], "message 0: expected role and content, got str"),
     ([{"content": "x"}], "message 0: expected role and content"),
     ([{"role": "user", "content": 3}], "message 0: expected role and content"),
-    ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "a part of type 'input_audio'"),
-    ([CALL | {"tool_calls": [{"function": {"arguments": {}}}]}], "a call of a tool: expected an object with name"),
+    ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "part of type 'input_audio'"),
+    ([CALL | {"tool_calls": [{"function": {"arguments": {}}}]}], "a tool call: expected an object with name"),
     ([CALL | {"tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "arguments of the tool 'f': not valid"),
     ([{"from": "function_call", "value": "no"}], "message 0: expected JSON, got 'no'"),
     ("[{'role': 'user'}]", "field 'messages': expected JSON"),
@@ -128,12 +128,12 @@ def call_with(arguments):
 HALF = '"hi \\ud83d"'
 DEEP = "[" * 300 + "]" * 300
 CANNOT_BE_JSON = [
-    (f'[{{"role": "user", "content": {HALF}}}]', r"field 'messages': not valid text .\\ud83d is half a character"),
+    (f'[{{"role": "user", "content": {HALF}}}]', r"field 'messages': not valid text .\\ud83d is an unpaired surrogate"),
     (call_with(f'{{"q": {HALF}}}'), "message 0: arguments of the tool 'f': not valid text"),
     (call_with('{"q": "\\uD83D"}'), "arguments of the tool 'f': not valid text"),
-    (call_with('{"q": NaN}'), "arguments of the tool 'f': expected numbers that JSON has, got nan"),
-    (call_with('{"q": [-1e999]}'), "arguments of the tool 'f': expected numbers that JSON has, got -inf"),
-    (call_with({"q": math.inf}), "arguments of the tool 'f': expected numbers that JSON has, got inf"),
+    (call_with('{"q": NaN}'), "arguments of the tool 'f': expected a finite number, got nan"),
+    (call_with('{"q": [-1e999]}'), "arguments of the tool 'f': expected a finite number, got -inf"),
+    (call_with({"q": math.inf}), "arguments of the tool 'f': expected a finite number, got inf"),
     (call_with(DEEP), "arguments of the tool 'f': nested too deeply"),
     (call_with(json.loads(DEEP)), "arguments of the tool 'f': nested too deeply"),
     (call_with("[" * 100_000), "arguments of the tool 'f': nested too deeply"),

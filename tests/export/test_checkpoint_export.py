@@ -128,7 +128,7 @@ def test_the_last_checkpoint_becomes_what_the_run_exported(name, runs, tmp_path)
     before, after = tensors_of(tmp_path / "half"), tensors_of(tmp_path / "made")
     assert before.keys() == after.keys()
     assert any(not np.array_equal(before[key], after[key]) for key in before)
-    assert "of step 2" in (tmp_path / "half" / "README.md").read_text()
+    assert "at step 2" in (tmp_path / "half" / "README.md").read_text()
 
 
 def test_a_checkpoint_half_way_is_that_of_a_run_which_ends_there(runs, configs, tmp_path):
@@ -279,8 +279,7 @@ def test_a_metric_that_no_checkpoint_has_is_said_and_the_last_is_exported(config
     train_sft(replace(config, run=replace(config.run, best_metric="eval/los")))
     log = (tmp_path / "run" / "run.log").read_text()
     assert (
-        "run.best_metric=eval/los: no checkpoint was evaluated by it (metrics there: eval/entropy, eval/loss"
-        in log
+        "run.best_metric=eval/los: no checkpoint was evaluated by it (metrics: eval/entropy, eval/loss" in log
     )
     assert json.loads((tmp_path / "run" / "metadata.json").read_text())["exported_step"] == 4
     with pytest.raises(CheckpointError, match="no checkpoint was evaluated by eval/los; name a step: 2, 4"):
@@ -292,17 +291,17 @@ def test_a_metric_that_no_checkpoint_has_is_said_and_the_last_is_exported(config
 
 def test_what_is_not_there_is_one_line(runs, tmp_path):
     run = runs("sft")
-    with pytest.raises(CheckpointError, match=r"there is no checkpoint of step 3; steps: 2, 4"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at step 3; saved steps: 2, 4"):
         export_checkpoint(run, "3")
     with pytest.raises(ConfigError, match=r"run\.best_metric was not set, .*; name a step: 2, 4"):
         export_checkpoint(run, "best")
     with pytest.raises(ConfigError, match=r"--checkpoint=newest: expected a step, best or latest"):
         export_checkpoint(run, "newest")
-    with pytest.raises(ConfigError, match=r"expected a run folder, there is no metadata.json in it"):
+    with pytest.raises(ConfigError, match=r"expected a run folder, but it has no metadata.json"):
         export_checkpoint(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(ModelError, match=r"holds no config\.json; nothing was replaced"):
+    with pytest.raises(ModelError, match=r"has no config\.json; nothing was replaced"):
         export_checkpoint(run, output=tmp_path / "full")
 
 
@@ -310,7 +309,9 @@ def test_a_run_of_a_live_model_asks_for_its_base(configs, tiny_model_folder, tmp
     live, tokenizer = models.load_pretrained(tiny_model_folder), models.load_tokenizer(tiny_model_folder)
     config = configs.sft(tmp_path / "run", model=replace(configs.model, path=""), lora=LORA)
     train_sft(config, model=live, tokenizer=tokenizer)
-    with pytest.raises(ConfigError, match=r"its model was given live .*--checkpoint=4 --base=FOLDER"):
+    with pytest.raises(
+        ConfigError, match=r"the initial model was passed live .*--checkpoint=4 --base=FOLDER"
+    ):
         export_checkpoint(tmp_path / "run")
     export_checkpoint(tmp_path / "run", base=str(tiny_model_folder), output=tmp_path / "made")
     jax.tree.map(
@@ -319,7 +320,7 @@ def test_a_run_of_a_live_model_asks_for_its_base(configs, tiny_model_folder, tmp
     wide = replace(models.load_config(tiny_model_folder), hidden_size=32)
     models.save_pretrained(models.create(wide, key=jax.random.key(0)), tmp_path / "wide", tokenizer=tokenizer)
     with pytest.raises(
-        ModelError, match=r"k_proj/a of the checkpoint has shape \[2, 16, 2\].*it has \[2, 32, 2\]"
+        ModelError, match=r"k_proj/a of the checkpoint has shape \[2, 16, 2\].*wide.* \[2, 32, 2\]"
     ):
         export_checkpoint(tmp_path / "run", base=str(tmp_path / "wide"), output=tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -332,9 +333,7 @@ def test_a_run_whose_model_has_moved_says_which_and_takes_another(runs, tiny_mod
     assert noted["models"]["model"]["path"] == str(tiny_model_folder)
     noted["models"]["model"]["path"] = "/not/here"
     (run / "metadata.json").write_text(json.dumps(noted))
-    with pytest.raises(
-        ModelError, match=r"is not here; name it with --base \(/not/here: there is no such folder"
-    ):
+    with pytest.raises(ModelError, match=r"was not found; name it with --base \(/not/here: no such folder"):
         export_checkpoint(run, "2")
     assert export_checkpoint(run, "2", base=str(tiny_model_folder)).step == 2
 
@@ -352,6 +351,6 @@ def test_a_family_whose_adapter_peft_cannot_hold_leaves_the_merged_export_and_sa
     run = tmp_path / "run"
     train_sft(configs.sft(run, model=source, lora=LORA, train=replace(configs.train, steps=1)))
     assert (run / "export" / "model.safetensors").is_file() and not (run / "adapter").exists()
-    assert "no adapter/ is written: gpt2 fuses " in (run / "run.log").read_text()
+    assert "no adapter/ exported: gpt2 fuses " in (run / "run.log").read_text()
     with pytest.raises(ModelError, match="gpt2 fuses"):
         export_checkpoint(run, "1", merge=False)

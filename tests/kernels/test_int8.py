@@ -184,7 +184,7 @@ def test_a_decode_loop_does_not_keep_floats_of_all_layers():
 
 
 def test_a_quantized_model_is_not_saved(tmp_path):
-    with pytest.raises(ValueError, match="8-bit weights is not written"):
+    with pytest.raises(ValueError, match="8-bit weights cannot be saved"):
         models.save_pretrained(pair("llama")[0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -64,7 +64,7 @@ def test_without_system_turns_the_instruction_opens_the_users_first_turn(templat
     assert text(form, TURNS) == (
         "[user]be good\n\nhi there<eos>[assistant]yes<eos>[user]more<eos>[assistant]"
     )
-    with pytest.raises(DataError, match="no turn of the user"):
+    with pytest.raises(DataError, match="the prompt no user turn"):
         form.prompt((Message("assistant", "yes"),), "be good")
 
 

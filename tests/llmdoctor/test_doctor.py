@@ -76,7 +76,7 @@ def test_a_value_head_comes_back_bit_for_bit_and_the_model_beside_it_loads(kind,
         (lambda card: card | {"colour": 1}, "unknown key colour"),
         (lambda card: {k: v for k, v in card.items() if k != "beta"}, "the key beta is missing"),
         (lambda card: card | {"alpha": "big"}, "alpha is 'big', expected float"),
-        (lambda card: card | {"beta": -1.0}, "beta must be a number that is not negative, got -1.0"),
+        (lambda card: card | {"beta": -1.0}, "beta must be non-negative and finite, got -1.0"),
         (lambda card: card | {"guidance": "sum"}, r"guidance is 'sum', expected product \| ratio"),
         (lambda card: [card], "expected an object"),
         (lambda card: "{", "not valid JSON"),
@@ -93,15 +93,15 @@ def test_a_damaged_card_is_named_with_its_key_in_one_line(change, message, expor
 
 
 def test_folders_that_hold_no_doctor_are_refused(export, tmp_path):
-    with pytest.raises(ModelError, match=r"there is no doctor\.json; expected the run folder of a doctor"):
+    with pytest.raises(ModelError, match=r"no doctor\.json; expected the run folder of a doctor"):
         llmdoctor.load_doctor_card(export)
-    with pytest.raises(ModelError, match=r"there is no value_head\.safetensors"):
+    with pytest.raises(ModelError, match=r"no value_head\.safetensors"):
         llmdoctor.load_value_head(export)
-    with pytest.raises(ModelError, match=r"there is no config\.json; a doctor's card"):
+    with pytest.raises(ModelError, match=r"no config\.json; a doctor's card"):
         llmdoctor.save_doctor(tmp_path, CARD, head())
     llmdoctor.save_doctor(export, CARD, head())
     (export / "value_head.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(ModelError, match=r"value_head\.safetensors: it is no head"):
+    with pytest.raises(ModelError, match=r"value_head\.safetensors: not a log-value head"):
         llmdoctor.load_value_head(export)
 
 

@@ -365,10 +365,10 @@ def test_what_a_sampler_is_given_can_be_split_and_merged():
     ("doctors", "options", "words"),
     [
         ([], {"betas": []}, "at least one doctor"),
-        ([Doctor(DOCTOR)], {"betas": [-0.1]}, r"betas must be numbers that are not negative, got \[-0.1"),
+        ([Doctor(DOCTOR)], {"betas": [-0.1]}, r"betas must be non-negative and finite, got \[-0.1"),
         ([Doctor(DOCTOR)], {"betas": [1.0, 1.0]}, "one for each of 1 doctors"),
-        ([Doctor(DOCTOR)], {"betas": [float("nan")]}, "betas must be numbers"),
-        ([Doctor(DOCTOR)], {"betas": [1.0], "alpha": -1.0}, "alpha must be a number"),
+        ([Doctor(DOCTOR)], {"betas": [float("nan")]}, "betas must be non-negative"),
+        ([Doctor(DOCTOR)], {"betas": [1.0], "alpha": -1.0}, "alpha must be non-negative"),
         (
             [Doctor(DOCTOR)],
             {"betas": [1.0], "guidance": "ratio"},
@@ -378,7 +378,7 @@ def test_what_a_sampler_is_given_can_be_split_and_merged():
         (
             [Doctor(DOCTOR, vocabulary=np.arange(40)), Doctor(OTHER, vocabulary=np.arange(39))],
             {"betas": [1.0, 1.0]},
-            r"differ in length: \[39, 40\]",
+            r"differ in size: \[39, 40\]",
         ),
     ],
 )

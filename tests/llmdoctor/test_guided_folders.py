@@ -134,7 +134,7 @@ def test_a_doctor_with_another_tokenizer_is_refused_and_mapped_where_asked(
         guided(run)
     message = str(caught.value)
     assert (
-        "259 and 259 tokens; the first that differs is id 32, 'C' for the doctor and 'A' for the" in message
+        "259 and 259 tokens; the first difference is at id 32, 'C' for the doctor and 'A' for the" in message
     )
     assert "--vocabulary=map" in message and "\n" not in message
     doctor = exported(run)
@@ -222,19 +222,34 @@ def test_a_live_patient_needs_no_folder(make_doctor, patient, byte_tokenizer):
 @pytest.mark.parametrize(
     ("second", "settings", "error", "message"),
     [
-        ({"dimension": "kind"}, {}, ConfigError, "both doctors of kind; expected one a dimension"),
-        ({"patient": "elsewhere"}, {}, ConfigError, "has patient .* has elsewhere; say which with --patient"),
-        ({"guidance": "ratio"}, {}, ConfigError, "has guidance product in its card, .* has ratio; say which"),
-        ({"alpha": 0.5}, {}, ConfigError, r"has alpha 1\.0 in its card, .* has 0\.5; say which with --alpha"),
+        ({"dimension": "kind"}, {}, ConfigError, "both doctors of kind; expected one per dimension"),
+        (
+            {"patient": "elsewhere"},
+            {},
+            ConfigError,
+            "has patient .* has elsewhere; choose one with --patient",
+        ),
+        (
+            {"guidance": "ratio"},
+            {},
+            ConfigError,
+            "has guidance product in its card, .* has ratio; choose one",
+        ),
+        (
+            {"alpha": 0.5},
+            {},
+            ConfigError,
+            r"has alpha 1\.0 in its card, .* has 0\.5; choose one with --alpha",
+        ),
         ({}, {"preference_weights": {"kinder": 1.0}}, ConfigError, "no doctor of 'kinder'; .* kind, safe"),
-        ({}, {"preference_weights": {"kind": 1.0}}, ConfigError, "no weight for safe; 0 leaves"),
+        ({}, {"preference_weights": {"kind": 1.0}}, ConfigError, "no weight for safe; set it to 0"),
         (
             {},
             {"guidance": "ratio"},
             ModelError,
-            "kind/export/doctor.json: .* began as, and names none; --gui",
+            "kind/export/doctor.json: .* initial model, and names none; --gui",
         ),
-        ({}, {"patient": "./gone"}, ModelError, r"^\./gone: there is no such folder"),
+        ({}, {"patient": "./gone"}, ModelError, r"^\./gone: no such folder"),
     ],
 )
 def test_doctors_that_do_not_go_together_are_named_in_one_line(make_doctor, second, settings, error, message):
@@ -247,11 +262,11 @@ def test_doctors_that_do_not_go_together_are_named_in_one_line(make_doctor, seco
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        ({"patient": "./gone"}, "doctor.json: its patient is not here; name it with --patient .*gone"),
-        ({"patient": ""}, "doctor.json: it names no patient; name it with --patient"),
+        ({"patient": "./gone"}, "doctor.json: its patient was not found; set --patient .*gone"),
+        ({"patient": ""}, "doctor.json: the card names no patient; set --patient"),
         (
             {"guidance": "ratio", "reference": "./gone"},
-            "began as, and .*gone is not here; --guidance=product",
+            "initial model, and .*gone is not here; --guidance=product",
         ),
     ],
 )
@@ -262,26 +277,26 @@ def test_a_card_that_leads_nowhere_says_what_to_do(make_doctor, card, message):
 
 
 def test_a_folder_that_is_no_doctor_is_said_to_be_none(tiny_model_folder):
-    with pytest.raises(ModelError, match=r"there is no doctor\.json; expected the run folder of a doctor"):
+    with pytest.raises(ModelError, match=r"no doctor\.json; expected the run folder of a doctor"):
         guided(tiny_model_folder)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--doctor=d", "--beta=-1"], "beta must be a number that is not negative, got -1.0"),
-        (["--doctor=d", "--alpha=.inf"], "alpha must be a number that is not negative, got inf"),
+        (["--doctor=d", "--beta=-1"], "beta must be non-negative and finite, got -1.0"),
+        (["--doctor=d", "--alpha=.inf"], "alpha must be non-negative and finite, got inf"),
         (
             ["--doctor=d", "--preference-weights", '{"kind": 0.8, "safe": -0.2}'],
-            "preference_weights.safe must be a number that is not negative, got -0.2",
+            "preference_weights.safe must be non-negative and finite, got -0.2",
         ),
-        (["--beta=0"], "beta is for a patient with doctors; name them with --doctor=FOLDER"),
-        (["--patient=m"], "patient is for a patient with doctors"),
-        (["--doctor=d", "--plausibility=2"], "plausibility must be a number from 0 to 1, got 2.0"),
-        (["--plausibility=0.1"], "plausibility is for a patient with doctors"),
-        (["--guidance=ratio"], "guidance is for a patient with doctors"),
-        (["--vocabulary=map"], "vocabulary is for a patient with doctors"),
-        (["--preference-weights={kind: 1}"], "preference_weights is for a patient with doctors"),
+        (["--beta=0"], "beta needs doctors; name them with --doctor=FOLDER"),
+        (["--patient=m"], "patient needs doctors"),
+        (["--doctor=d", "--plausibility=2"], r"plausibility must lie in \[0, 1\], got 2.0"),
+        (["--plausibility=0.1"], "plausibility needs doctors"),
+        (["--guidance=ratio"], "guidance needs doctors"),
+        (["--vocabulary=map"], "vocabulary needs doctors"),
+        (["--preference-weights={kind: 1}"], "preference_weights needs doctors"),
         (["--doctor=d", "--preference-weights={kind: much}"], "expected mapping of text to float, got"),
         (["--doctor=d", "--guidance=sum"], r"guidance: expected auto \| product \| ratio"),
     ],

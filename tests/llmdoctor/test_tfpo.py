@@ -282,7 +282,7 @@ def test_the_shipped_configuration_runs_from_the_command_line(configs, pairs_fil
     }  # fmt: skip
     assert (tmp_path / "run" / "token_rewards").is_dir()
     # The context is 64, and the longest prompt has 5 tokens.
-    assert "samples have 59 new tokens at most" in (tmp_path / "run" / "run.log").read_text()
+    assert "samples have at most 59 new tokens" in (tmp_path / "run" / "run.log").read_text()
 
 
 def test_a_shipped_configuration_keeps_the_value_head_that_starts_at_zero():
@@ -319,14 +319,14 @@ def test_comparisons_of_identical_responses_are_counted_and_left_out(configs, li
         "chosen equals rejected once trimmed or cut": 2,
     }
     assert found["train_rows"] + found["validation_rows"] == found["used"] == 12
-    assert said.lines == ["4 comparisons left out, whose two responses are the same tokens"]
+    assert said.lines == ["4 comparisons skipped, as their two completions have the same tokens"]
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (SAME, "^4 comparisons have two equal responses"),
-        ([SAME[1], SAME[0]], "^1 comparisons have two equal responses"),
+        (SAME, "^4 comparisons have two equal completions"),
+        ([SAME[1], SAME[0]], "^1 comparisons have two equal completions"),
     ],
 )
 def test_comparisons_of_identical_responses_stop_the_run_where_asked(rows, message, configs, tmp_path):

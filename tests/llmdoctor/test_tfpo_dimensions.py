@@ -146,9 +146,7 @@ def test_one_pass_of_the_patient_scores_the_faces_of_all(together):
 
 
 def test_the_only_doctors_parts_are_not_guessed_of_several(together):
-    with pytest.raises(
-        AttributeError, match=r"^card: there are several doctors; take that of doctors\[dimension\]"
-    ):
+    with pytest.raises(AttributeError, match=r"^card: the run has several doctors; use doctors\[dimension\]"):
         _ = together.card
 
 
@@ -279,7 +277,7 @@ def test_a_checkpoint_is_exported_as_all_of_its_doctors(together, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, leaves, jax.tree.map(np.asarray, saved))
         head = llmdoctor.load_value_head(half / name)
         np.testing.assert_array_equal(head["horizon"], together.doctors[name].value_head["horizon"])
-    with pytest.raises(ConfigError, match=r"^--merge=false: .*each has its adapter/"):
+    with pytest.raises(ConfigError, match=r"^--merge=false: .*always exports each adapter/"):
         export_checkpoint(run, "2", merge=False)
 
 
@@ -327,15 +325,15 @@ def test_live_tilted_doctors_of_one_label_share_what_they_began_as(settings, tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora": LoraConfig()}, "dimensions: several doctors share one base, as adapters; set lora.enabled=true"),
+        ({"lora": LoraConfig()}, "dimensions: several doctors are adapters on one base model; set lora.enabled=true"),
         ({"dimensions": LABELS | {"safety": "kinder"}}, r"dimensions\.safety: no label 'kinder'; expected better"),
-        ({"dimensions": (*LABELS, "safety")}, "dimensions: a name is there twice in kindness, safety, safety"),
+        ({"dimensions": (*LABELS, "safety")}, "dimensions: a name occurs twice in kindness, safety, safety"),
         ({"dimensions": (*LABELS, "wit")}, "dimensions: no instructions are shipped for 'wit'"),
         ({"dimensions": LABELS | {"a/b": "better"}}, "dimensions: 'a/b' cannot name a doctor's folder"),
-        ({"dimensions": {"safety": "safer"}}, r"rewards\.instructions\.kindness: this run has no dimension"),
+        ({"dimensions": {"safety": "safer"}}, r"rewards\.instructions\.kindness: this run has no such dimension"),
         ({"rewards": TokenRewardConfig(positive="a", negative="b", instructions=INSTRUCTIONS)},
-         "rewards.positive is of one dimension"),
-        ({"train": TrainConfig(batch_tokens=64)}, "train.batch_tokens: the batches of several dimensions"),
+         "rewards.positive sets one dimension's instruction"),
+        ({"train": TrainConfig(batch_tokens=64)}, "train.batch_tokens cannot be combined with dimensions"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work_are_named(changes, message):
@@ -351,9 +349,7 @@ def test_settings_that_cannot_work_are_named(changes, message):
 def test_labels_of_data_that_hold_one_are_refused_before_the_patient_reads(settings, pairs_file, tmp_path):
     config = settings(tmp_path / "run")
     config = replace(config, data=replace(config.data, train=(str(pairs_file),)))
-    with pytest.raises(
-        ConfigError, match="by the labels better and safer the data give the same comparisons"
-    ) as e:
+    with pytest.raises(ConfigError, match="the labels better and safer give the same comparisons") as e:
         train_tfpo(config)
     assert "\n" not in str(e.value)
     assert not (tmp_path / "run").exists()

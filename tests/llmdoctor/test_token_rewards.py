@@ -143,7 +143,7 @@ def test_rows_of_a_batch_get_their_own_rewards_in_any_order(make, data):
     for place, number in enumerate(numbers):
         span = slice(table.train.scores.offsets[2 * number], table.train.scores.offsets[2 * number + 2])
         np.testing.assert_array_equal(rewards[place][batch["mask"][place]], table.train.rewards[span])
-    with pytest.raises(ValueError, match="does not hold the responses"):
+    with pytest.raises(ValueError, match="completions are not those of the token rewards"):
         table.attached(batch | {"row_ids": np.asarray([1, 2, 3, 4])}, training=True)
 
 
@@ -211,12 +211,12 @@ def test_a_damaged_part_is_named(make, data, tmp_path):
     [path] = (tmp_path / "rewards").glob("scores-*/train-00000.parquet")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match=r"train-00000.parquet: .* cannot be read .* delete the file"):
+    with pytest.raises(CheckpointError, match=r"train-00000.parquet: cannot read .* delete the file"):
         make()
     rows = token_reward_store.unscored(data.train)
     for first, ids in ((0, rows.token_ids + 1), (1, rows.token_ids)):
         token_reward_store.write_scores(path, data.train, replace(rows, token_ids=ids), first=first)
-        with pytest.raises(CheckpointError, match=r"train-00000.parquet: it holds other responses"):
+        with pytest.raises(CheckpointError, match=r"train-00000.parquet: the file holds other completions"):
             make()
     path.unlink()
     make()
@@ -282,7 +282,7 @@ def test_pairs_without_a_reward_are_skipped_where_asked(make, data):
 def test_a_patient_with_broken_weights_is_named_with_the_row(make, patient, data):
     definition, params = models.split(patient)
     broken = models.merge(definition, jax.tree.map(lambda x: x * jnp.nan, params))
-    with pytest.raises(ModelError, match=f"^{data.train[0].source}: .* no numbers"):
+    with pytest.raises(ModelError, match=f"^{data.train[0].source}: .* not finite"):
         make(patient=broken)
 
 

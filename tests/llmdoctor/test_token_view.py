@@ -30,7 +30,7 @@ def test_tokens_are_escaped_and_marked_by_sign_and_size(tmp_path):
     assert [mark for mark, _, _ in tokens] == marks
     assert "log-prob -1.000 under the positive, -2.500 under the negative" in tokens[1][1]
     assert "difference +1.500 nats; importance 0.750; reward +0.750" in tokens[1][1]
-    assert "1 of 3 tokens rewarded; the faces differ by 1.5 nats a token" in page
+    assert "1 of 3 tokens rewarded; the log-probs differ by 1.5 nats per token" in page
     for text in ("&lt;p&gt;ask", "a&amp;b.jsonl:1", "x &lt; y", "&lt;t&gt;"):
         assert text in page
     assert "<b>" not in page

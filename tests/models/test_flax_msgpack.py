@@ -62,11 +62,11 @@ def truncate(folder: Path) -> None:
     ("name", "damage", "expected"),
     [
         ("gpt2", truncate, r"flax_model\.msgpack: not a readable Flax msgpack file"),
-        ("gpt2", lambda f: (f / FILE).write_bytes(b"\x01"), "holds no tree"),
+        ("gpt2", lambda f: (f / FILE).write_bytes(b"\x01"), "contains no parameter tree"),
         (
             "gpt2_sharded",
             lambda f: (f / "flax_model-00002-of-00002.msgpack").unlink(),
-            r"00002-of-00002\.msgpack: named in flax_model\.msgpack\.index\.json, but there is no such file",
+            r"00002-of-00002\.msgpack: named in flax_model\.msgpack\.index\.json, but the file does not exist",
         ),
         ("gpt2_sharded", lambda f: (f / INDEX).write_text("{}"), r"index\.json: not a readable index"),
         (
@@ -74,7 +74,7 @@ def truncate(folder: Path) -> None:
             lambda f: (f / INDEX).write_text(
                 json.dumps({"weight_map": {"a": "flax_model-00001-of-00002.msgpack"}})
             ),
-            r"the tensor \S+ is missing",
+            r"missing tensor \S+",
         ),
     ],
 )

@@ -34,7 +34,7 @@ def test_other_names_stand_for_themselves(path):
 
 
 def test_a_checkpoint_of_what_is_no_run_is_one_line(run):
-    with pytest.raises(ModelError, match="there is no run in nowhere"):
+    with pytest.raises(ModelError, match="nowhere is not a run folder"):
         model_folder("nowhere@best")
-    with pytest.raises(ModelError, match=r"this run has no export/ folder yet.*run@latest"):
+    with pytest.raises(ModelError, match=r"this run has no export/ yet.*run@latest"):
         model_folder(str(run))

@@ -104,10 +104,14 @@ def test_what_was_rounded_unasked_is_said_with_the_key_that_keeps_it():
     def text(**options):
         return memory.weights_text(model.config, model.params, key="patient.param_dtype", **options)
 
-    assert text(asked="auto", files="float32").endswith(
+    assert text(setting="auto", files="float32").endswith(
         "in bfloat16; products in float32; rounded from float32, which patient.param_dtype=float32 would not do"
     )
-    for options in ({"asked": "auto", "files": "bfloat16"}, {"asked": "bfloat16", "files": "float32"}, {}):
+    for options in (
+        {"setting": "auto", "files": "bfloat16"},
+        {"setting": "bfloat16", "files": "float32"},
+        {},
+    ):
         assert text(**options).endswith("in bfloat16; products in float32")
 
 

@@ -179,7 +179,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused():
         def get_vocab(self):
             return {"a": 59}
 
-    with pytest.raises(models.huggingface.ModelError, match="60 tokens, the model's vocabulary 48"):
+    with pytest.raises(models.huggingface.ModelError, match="60 tokens, but the model's vocabulary has 48"):
         models.check_vocabulary(models.load_config(GOLDEN / "llama"), Tokenizer())
 
 

@@ -97,7 +97,7 @@ def test_intervals_stand_beside_the_metric_and_what_is_no_number_is_last(tmp_pat
     )
     assert ranked(result) == [0.3, 0.2, 0.1]
     assert "[0.75, 1.05]" in result.table
-    assert said[-1].endswith("(eval/accuracy 0.9 [0.75, 1.05]); intervals that overlap its own: 1 of 2")
+    assert said[-1].endswith("(eval/accuracy 0.9 [0.75, 1.05]); overlapping intervals: 1 of the other 2")
 
 
 @pytest.mark.parametrize(
@@ -105,13 +105,13 @@ def test_intervals_stand_beside_the_metric_and_what_is_no_number_is_last(tmp_pat
     [
         ({RATE: [0.1, "fast"]}, r"^--grid: optimizer.learning_rate: expected float, got 'fast'"),
         ({"learning_rate": [0.1]}, r"^--grid: learning_rate: unknown key; did you mean optimizer.learning_rate"),
-        ({"optimizer": [{"name": "adamw"}]}, r"^--grid: optimizer: expected one key, as in optimizer\.NAME"),
+        ({"optimizer": [{"name": "adamw"}]}, r"^--grid: optimizer: expected a single key, such as optimizer\.NAME"),
         ({RATE: 0.1}, r"^--grid: optimizer.learning_rate: expected a list of values, got 0.1"),
         ({RATE: []}, r"expected a list of values"),
         ({RATE: [0.1, -1.0]}, r"^--grid: .*learning_rate must"),
-        ({RATE: [0.1, 0.1]}, r"^--grid: optimizer.learning_rate=0.1: the same run as optimizer.learning_rate=0.1"),
-        ({RATE: [1, 1.0]}, r"the same run as"),
-        ({"run.output": ["a", "b"]}, r"^--grid: run.output: the sweep sets it"),
+        ({RATE: [0.1, 0.1]}, r"^--grid: optimizer.learning_rate=0.1: same run as optimizer.learning_rate=0.1"),
+        ({RATE: [1, 1.0]}, r"same run as"),
+        ({"run.output": ["a", "b"]}, r"^--grid: run.output: set by the sweep"),
         ({}, r"^--grid: expected keys with lists"),
         ({"data.train": [["nowhere.jsonl"]]}, r"nowhere\.jsonl"),
     ],
@@ -135,14 +135,14 @@ def test_a_point_that_fails_by_the_users_mistake_is_noted_and_the_sweep_goes_on(
     assert result.points[1].error == "step 3: the loss is not finite"
     assert "failed" in result.table and "step 3: the loss" in (tmp_path / "s" / "sweep.md").read_text()
     assert capsys.readouterr().err == f"{RATE}=2.0: step 3: the loss is not finite\n"
-    with pytest.raises(UserError, match=r"^no point of the sweep came to an end; of the first: step 3"):
+    with pytest.raises(UserError, match=r"^every run of the sweep failed; the first with: step 3"):
         swept(Trainer(numbers), tmp_path / "t", {RATE: [2.0, 3.0]})
     assert not (tmp_path / "t").exists()
 
 
 def test_a_metric_that_no_run_reports_is_refused_with_the_nearest(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"^--metric: the runs end without 'eval/los'; did you mean eval/loss"
+        ConfigError, match=r"^--metric: the runs report no 'eval/los'; did you mean eval/loss"
     ):
         swept(Trainer(loss_of), tmp_path / "s", {RATE: [0.1]}, "eval/los")
 
@@ -228,7 +228,7 @@ def test_the_command_takes_the_flags_of_the_command_that_trains(tmp_path, monkey
     assert printed.splitlines()[-1] == f"results: {tmp_path / 's'}"
     assert main(command(tmp_path / "s", *flags, "--resume")) == 0
     assert len(trainer.seen) == 2
-    assert "[1/2] optimizer.learning_rate=0.1 (had ended)" in capsys.readouterr().out
+    assert "[1/2] optimizer.learning_rate=0.1 (already finished)" in capsys.readouterr().out
 
 
 def test_a_signal_ends_the_sweep_with_its_status(tmp_path, monkeypatch):
@@ -268,6 +268,6 @@ def test_a_mistake_gets_one_line_and_status_2(arguments, message, tmp_path, monk
 def test_help_explains(capsys):
     assert main(["sweep", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "usage: jaxalign sweep [COMMAND]" in text and "every combination is a run" in " ".join(
+    assert "usage: jaxalign sweep [COMMAND]" in text and "every combination is one run" in " ".join(
         text.split()
     )

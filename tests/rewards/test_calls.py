@@ -148,9 +148,7 @@ def test_a_column_that_the_data_lacks_is_named():
     def reward(completions, solution, **kwargs):
         return [0.0] * len(completions)
 
-    with pytest.raises(
-        UserError, match=r"reward mine: it asks for 'solution', .* its columns: ground_truth, task"
-    ):
+    with pytest.raises(UserError, match=r"reward mine: parameter 'solution' .* columns: ground_truth, task"):
         evaluate_reward(reward, TEXTS, name="mine")
 
 

@@ -19,7 +19,7 @@ def test_a_function_is_found_in_a_file_and_in_a_module(tmp_path):
     ("name", "message"),
     [
         ("short", "expected module:function or file.py:function"),
-        ("nowhere.py:short", "there is no file nowhere.py"),
+        ("nowhere.py:short", "no such file nowhere.py"),
         ("no_such_module:short", "No module named 'no_such_module'"),
         ("os.path:short", "os.path has no function short"),
         ("os.path:sep", "os.path has no function sep"),

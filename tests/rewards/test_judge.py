@@ -82,8 +82,8 @@ def test_a_judge_is_given_the_columns():
         ([float("nan"), 0.0, 1.0], "pair 0: .* got nan"),
         (["1", 0.0, 1.0], "pair 0: .* got '1'"),
         (np.zeros((3, 1)), r"pair 0: .* got \[0.0\]"),
-        (0.5, "expected a list with a verdict for each pair, got 0.5"),
-        (None, "expected a list with a verdict for each pair, got None"),
+        (0.5, "expected a list with one verdict per pair, got 0.5"),
+        (None, "expected a list with one verdict per pair, got None"),
     ],
 )
 def test_a_wrong_verdict_is_named(value, message):
@@ -95,5 +95,5 @@ def test_a_wrong_verdict_is_named(value, message):
 def test_a_judge_is_loaded_like_a_reward_function(tmp_path):
     (tmp_path / "mine.py").write_text("def judge(prompts, first, second, *, columns):\n    return [True]\n")
     assert load_function(f"{tmp_path}/mine.py:judge", kind="judge")([], [], [], columns={}) == [True]
-    with pytest.raises(ConfigError, match=r"^judge 'nowhere.py:judge': there is no file nowhere.py$"):
+    with pytest.raises(ConfigError, match=r"^judge 'nowhere.py:judge': no such file nowhere.py$"):
         load_function("nowhere.py:judge", kind="judge")

@@ -36,5 +36,5 @@ def test_metrics_of_the_parts_carry_their_name():
 
 
 def test_a_weight_without_its_reward_is_refused():
-    with pytest.raises(ValueError, match=r"not there: \['c'\]"):
+    with pytest.raises(ValueError, match=r"unknown rewards: \['c'\]"):
         WeightedMix({"a": returning([0.0])}, {"c": 1.0})

@@ -140,7 +140,7 @@ def test_a_model_without_a_separator_and_one_of_another_vocabulary_are_refused(p
     bare = models.ScalarModel(
         process_model.config, process_model.head_config, process_model.params, models.StepConfig()
     )
-    with pytest.raises(ConfigError, match=r"reward\.separator: .* does not say what ends a step"):
+    with pytest.raises(ConfigError, match=r"reward\.separator: .* does not name its separator"):
         ProcessReward(bare, byte_tokenizer)
     assert ProcessReward(bare, byte_tokenizer, separator="\n").separator == "\n"
     with pytest.raises(UserError, match="its vocabulary has 259 tokens"):

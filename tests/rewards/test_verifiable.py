@@ -35,7 +35,7 @@ def test_an_exact_answer_counts_by_its_value():
 
 
 def test_a_missing_answer_column_is_named():
-    with pytest.raises(UserError, match=r"no column 'answer'; its columns: \['question'\]"):
+    with pytest.raises(UserError, match=r"no column 'answer'; columns: \['question'\]"):
         exact_answer(["p"], ["1"], completion_ids=[[1]], columns={"question": ["q"]})
 
 

@@ -1,5 +1,6 @@
 """Sampling and generation: exact truncation, the cached loop equals the forward, batching changes nothing."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -10,7 +11,15 @@ import pytest
 from jaxalign import models
 from jaxalign.errors import UserError
 from jaxalign.evaluation.policy import make_scorer, token_logps
-from jaxalign.rollout import Sampler, SamplingConfig, generate, join_rows
+from jaxalign.rollout import (
+    EngineConfig,
+    Sampler,
+    SamplingArguments,
+    SamplingConfig,
+    ServerEngine,
+    generate,
+    join_rows,
+)
 from jaxalign.rollout.decode import RowSampling, read_prompts
 from jaxalign.rollout.sampling import SamplerFeatures, kept_tokens, row_uniforms, sample
 from jaxalign.training.core.batch import TokenRows
@@ -176,6 +185,59 @@ def test_bad_prompts_are_named(sampler):
         sampler.generate([[1]], max_new_tokens=2, key=KEY, top_p=0.0)
     with pytest.raises(ValueError, match="num_samples"):
         SamplingConfig(num_samples=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"temprature": 0.5},
+            r"unexpected keyword argument 'temprature'; expected max_new_tokens, key, temp",
+        ),
+        ({"num_samples": 0}, "max_new_tokens and num_samples must be 1 or more, got 2, 0"),
+        ({"min_p": 1.0}, r"min_p must lie in \[0, 1\), got 1.0"),
+        (
+            {"top_k": np.asarray([1, 2])},
+            r"top_k has shape \(2,\); expected a number or one per prompt, \(3,\)",
+        ),
+        ({"row_ids": [0, 1]}, r"row_ids has shape \(2,\); expected one per completion, \(3,\)"),
+    ],
+)
+def test_every_engine_refuses_the_same_arguments(changes, expected, model, sampler):
+    server = ServerEngine(
+        EngineConfig(kind="vllm", url="http://127.0.0.1:9"), models.split(model)[0], Path("x")
+    )
+    server._model = "there"
+    for engine in (sampler, server):
+        with pytest.raises((TypeError, ValueError), match=expected):
+            engine.generate(PROMPTS, **({"max_new_tokens": 2, "key": KEY} | changes))
+
+
+@pytest.mark.parametrize("missing", ["max_new_tokens", "key"])
+def test_a_missing_argument_is_named(missing, sampler):
+    arguments = {"max_new_tokens": 2, "key": KEY}
+    del arguments[missing]
+    with pytest.raises(TypeError, match=f"misses the keyword argument '{missing}'"):
+        sampler.generate(PROMPTS, **arguments)
+
+
+def test_what_a_configuration_holds_is_an_argument_of_generate():
+    held = {field.name for field in dataclasses.fields(SamplingConfig)}
+    assert SamplingArguments.__annotations__.keys() - held == {"key", "row_ids"}
+    assert held <= SamplingArguments.__annotations__.keys()
+
+
+def test_tokens_are_shown_after_each_block(model):
+    shown = []
+    done = Sampler(model, block=2).generate(
+        PROMPTS,
+        max_new_tokens=5,
+        key=KEY,
+        stop_tokens=(),
+        on_tokens=lambda _, counts: shown.append(counts.tolist()),
+    )
+    assert shown == [[3] * 3, [5] * 3]
+    assert done.lengths.tolist() == [5] * 3
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -148,18 +148,18 @@ def whole(status, answer, path="/v1/completions"):
 @pytest.mark.parametrize(
     ("alter", "message"),
     [
-        (whole(200, {"choices": []}), "asked for 2 completions and got 0"),
-        (whole(200, {}), "asked for 2 completions and got no"),
+        (whole(200, {"choices": []}), "requested 2 completions, got 0"),
+        (whole(200, {}), "requested 2 completions, got no"),
         (
             changed(token_ids=lambda x: None, logprobs__tokens=lambda x: ["a"] * len(x)),
-            "no token ids; the server must know return_token_ids",
+            "no token ids; the server must support return_token_ids",
         ),
         (changed(logprobs=lambda x: None), "6 token ids and 0 log-probs"),
         (changed(logprobs__token_logprobs=lambda x: x[:-1]), "6 token ids and 5 log-probs"),
-        (changed(logprobs__token_logprobs=lambda x: [*x[:-1], None]), "a log-prob that is no finite number"),
+        (changed(logprobs__token_logprobs=lambda x: [*x[:-1], None]), "a log-prob that is not finite"),
         (
             changed(logprobs__token_logprobs=lambda x: [*x[:-1], float("nan")]),
-            "a log-prob that is no finite number",
+            "a log-prob that is not finite",
         ),
         (
             changed(token_ids=lambda x: [*x[:-1], 259]),
@@ -171,7 +171,7 @@ def whole(status, answer, path="/v1/completions"):
             changed(finish_reason=lambda x: "stop"),
             "which is not a stop token; add it to sampling.stop_tokens",
         ),
-        (changed(token_ids=lambda x: [257, *x[1:]]), "went on after stop token 257"),
+        (changed(token_ids=lambda x: [257, *x[1:]]), "continued after stop token 257"),
         (
             changed(token_ids=lambda x: x[:4], logprobs__token_logprobs=lambda x: x[:4]),
             "cut after 4 of 6 tokens; the server's context is too short",
@@ -181,9 +181,9 @@ def whole(status, answer, path="/v1/completions"):
             "HTTP 400: max_tokens is too large$",
         ),
         (whole(422, {"detail": [{"msg": "no such field"}]}), r'HTTP 422: \[{"msg": "no such field"}\]$'),
-        (whole(503, {"message": "loading"}), r"does not answer \(HTTP 503: loading; tries: 2\)"),
-        (whole(200, None), "asked for 2 completions and got no"),
-        (whole(200, {"choices": ["a", "b"]}), "asked for 2 completions and got no"),
+        (whole(503, {"message": "loading"}), r"no reply from the server \(HTTP 503: loading; tries: 2\)"),
+        (whole(200, None), "requested 2 completions, got no"),
+        (whole(200, {"choices": ["a", "b"]}), "requested 2 completions, got no"),
         (changed(logprobs=lambda x: [1]), "6 token ids and 0 log-probs"),
         (whole(200, {"data": []}, "/v1/models"), "serves no model; name one of them"),
         (whole(404, {"detail": "Not Found"}, "/v1/models"), "/v1/models: HTTP 404: Not Found"),
@@ -205,7 +205,9 @@ def test_a_server_that_is_not_there_is_one_line_after_the_retries(make):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    with pytest.raises(UserError, match=r"does not answer \(.*; tries: 2\); is rollout.engine.url right"):
+    with pytest.raises(
+        UserError, match=r"no reply from the server \(.*; tries: 2\); check rollout.engine.url"
+    ):
         make(url=url).connect()
 
 
@@ -229,7 +231,7 @@ def test_no_answer_in_time_is_one_line(make, stub):
     release = threading.Event()
     stub.alter = lambda path, answer: release.wait(20) and answer if "completions" in path else answer
     try:
-        with pytest.raises(UserError, match=r"no answer within 0.3 seconds \(rollout.engine.timeout\)"):
+        with pytest.raises(UserError, match=r"no reply within 0.3 seconds \(rollout.engine.timeout\)"):
             generate(make(timeout=0.3, retries=0))
     finally:
         release.set()
@@ -327,7 +329,7 @@ VLLM = EngineConfig(kind="vllm", url="http://127.0.0.1:8000")
         ({"url": ""}, "url must be http://host:port for rollout.engine.kind=vllm, got ''"),
         ({"url": "localhost:8000"}, "url must be http://host:port"),
         ({"kind": "local"}, "needs rollout.engine.kind vllm, sglang or openai"),
-        ({"kind": "openai"}, "grow stale; take vllm or sglang, or accept it with"),
+        ({"kind": "openai"}, "grow stale; use vllm or sglang, or allow it with"),
         ({"kind": "openai", "allow_stale": True, "weights": "adapter"}, "weights=adapter needs"),
         ({"timeout": 0.0}, "timeout must be positive, got 0"),
         ({"concurrency": 0}, "concurrency must be positive, got 0"),

@@ -72,13 +72,13 @@ def test_the_front_matter_names_what_lies_on_the_hub_and_nothing_else(tmp_path):
 
 def test_a_card_has_command_data_settings_metrics_and_versions():
     text = card()
-    assert "trained on preferences (ipo), of step 40, weights in bfloat16" in text
+    assert "aligned to preferences with ipo, exported at step 40 in bfloat16" in text
     assert "jaxalign dpo --model.path=owner/base '--data.train=a b.jsonl'" in text and "seed 3" in text
     assert "| `loss.name` | `ipo` |" in text
     assert "run.output" not in text and "secret" not in text
     assert "- `held.jsonl`" in text
     assert (
-        "50 rows read, 40 used; left out: 10 too long; 2 cut to length. 36 examples to train on, 4 held out."
+        "50 rows read, 40 used; dropped: 10 too long; 2 cut to length. 36 training examples, 4 held out."
         in text
     )
     assert "| eval/accuracy | 0.75 | 0.3 to 0.95 |" in text and "| eval/margin | 0.1235 |  |" in text
@@ -89,18 +89,22 @@ def test_a_card_has_command_data_settings_metrics_and_versions():
 def test_a_card_claims_nothing_that_was_not_measured():
     text = card(metrics={"train/loss": 1.0})
     assert "This checkpoint was not evaluated." in text and "accuracy" not in text
-    assert "license" not in front(text) and "No licence is stated here" in text
+    assert "license" not in front(text) and "This card states no license" in text
 
 
 @pytest.mark.parametrize(
     ("metadata", "form", "said"),
     [
-        ({"command": "tfpo"}, "model", "A doctor: a language model that guides a frozen patient"),
+        ({"command": "tfpo"}, "model", "A doctor: a language model that guides a larger frozen one"),
         ({"command": "reward", "config": {"loss": {"labels": "steps"}}}, "reward", "A process reward model"),
-        ({"command": "reward", "config": {"ensemble": {"size": 3}}}, "ensemble", "3 of them, one a folder"),
-        ({"config": {"model": {"random_init": True}}}, "model", "Its weights began as random ones"),
+        (
+            {"command": "reward", "config": {"ensemble": {"size": 3}}},
+            "ensemble",
+            "an ensemble of 3, one per folder",
+        ),
+        ({"config": {"model": {"random_init": True}}}, "model", "It was trained from random weights"),
         ({"arguments": ["train.py"]}, "model", "dpo, called from Python"),
-        ({"config": {}}, "model", "rows that were given from Python"),
+        ({"config": {}}, "model", "rows passed from Python"),
     ],
 )
 def test_a_card_says_what_kind_of_model_it_is(metadata, form, said):

@@ -73,7 +73,9 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
 def test_resuming_with_another_setting_names_it_and_a_free_one_is_allowed(tmp_path):
     with opened(config(tmp_path)):
         pass
-    with pytest.raises(ConfigError, match=r"rate was 1\.0 and is now 2\.0; .* as it began: --rate=1\.0$"):
+    with pytest.raises(
+        ConfigError, match=r"rate was 1\.0 and is now 2\.0; .* must keep its configuration: --rate=1\.0$"
+    ):
         opened(replace(config(tmp_path, resume=True), rate=2.0))
     with opened(config(tmp_path, resume=True, log_every=3)) as run:
         assert run.resumed
@@ -266,7 +268,7 @@ def test_completions_of_all_steps_are_in_the_report_with_long_ones_folded(tmp_pa
             )
         run.finish({})
     page = (tmp_path / "report.html").read_text()
-    section = page[page.index("<h2>Completions during training</h2>") :]
+    section = page[page.index("<h2>Samples during training</h2>") :]
     # The latest is open, the others are under their steps, the newest first.
     assert section.index("<p class=dim>step 6</p>") < section.index("asked 6") < section.index("asked 4")
     assert (

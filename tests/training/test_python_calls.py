@@ -131,11 +131,11 @@ def test_a_run_goes_on_only_with_what_it_was_given(configs, tmp_path, pairs_file
         and watch.events[-1] == ("end", 3, 4, True)
     )
     again = replace(config, run=replace(config.run, resume=True))
-    with pytest.raises(ConfigError, match=r"give it again: callbacks \(Watch\), train_dataset \(list\)"):
+    with pytest.raises(ConfigError, match=r"pass them again: callbacks \(Watch\), train_dataset \(list\)"):
         train_sft(again)
-    with pytest.raises(ConfigError, match="the run began without optimizer; leave it out"):
+    with pytest.raises(ConfigError, match="the run started without optimizer; do not pass it"):
         train_sft(again, train_dataset=rows, callbacks=[watch], optimizer=optax.sgd(0.1))
-    with pytest.raises(ConfigError, match="train_dataset has changed since the run began"):
+    with pytest.raises(ConfigError, match="train_dataset or the tokenizer has changed since the run started"):
         train_sft(again, train_dataset=rows[:20], callbacks=[watch])
     # What a callback has ended stays ended, until the run is made longer.
     resumed = Watch(until=3)
@@ -192,7 +192,7 @@ def test_policy_and_critic_may_be_given_an_optimizer_each_or_one_for_both(config
     assert steps(config, optax.constant_schedule(0.5))[1] == {"policy", "critic"}
     with pytest.raises(ConfigError, match="expected the keys policy and critic, got policy"):
         steps(config, {"policy": optax.sgd(0.5)})
-    with pytest.raises(ConfigError, match=r"critic\.shared_trunk has one for policy and critic together"):
+    with pytest.raises(ConfigError, match=r"with critic\.shared_trunk policy and critic share one optimizer"):
         steps(shared, each)
 
 
@@ -308,7 +308,7 @@ def test_a_loss_of_a_file_is_checked_as_a_live_one_is(configs, tmp_path, own_fil
 
     nowhere = tmp_path / "nowhere.py"
     for value, message in {
-        f"{nowhere}:one": f"loss.function '{nowhere}:one': there is no file {nowhere}",
+        f"{nowhere}:one": f"loss.function '{nowhere}:one': no such file {nowhere}",
         f"{own_file}:none": f"loss.function '{own_file}:none': {own_file} has no function none",
         "own.py": "loss.function 'own.py': expected module:function or file.py:function",
     }.items():
@@ -367,7 +367,7 @@ def test_own_advantages_that_cannot_be_called_are_refused(configs, tmp_path, own
     with pytest.raises(ConfigError, match=rf"loss.advantage_function: {called} must return floats \[B\]"):
         train(with_loss(advantage_function=f"{own_file}:short"))
     with pytest.raises(
-        ConfigError, match=r"loss\.advantage_function 'nowhere\.py:f': there is no file nowhere\.py"
+        ConfigError, match=r"loss\.advantage_function 'nowhere\.py:f': no such file nowhere\.py"
     ):
         train(with_loss(advantage_function="nowhere.py:f"))
     with pytest.raises(

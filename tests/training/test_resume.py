@@ -243,5 +243,5 @@ def test_a_row_longer_than_the_context_is_named_before_any_training(name, config
         config = replace(
             config, data=replace(config.data, train=(str(long),), max_length=90, validation_fraction=0.0)
         )
-    with pytest.raises(UserError, match=r"jsonl:\d+: the row has \d+ tokens.* context 64; set data\.max_"):
+    with pytest.raises(UserError, match=r"jsonl:\d+: the row has \d+ tokens.* context is 64; set data\.max_"):
         TRAINERS[name](config)

@@ -85,4 +85,4 @@ def test_samples_are_as_long_as_the_context_allows_and_a_run_ends_well(name, con
     assert rows and all(row["completion"] for row in rows)
     positions = result.model.config.max_positions
     log = (tmp_path / "run" / "run.log").read_text()
-    assert f"not sampling.max_new_tokens=10000: the model's context is {positions}" in log
+    assert f"instead of sampling.max_new_tokens=10000: the model's context is {positions}" in log

@@ -88,7 +88,9 @@ class Origin:
             return self.dtype
         kept = str(jax.tree.leaves(params)[0].dtype)
         if self.source_dtype == "float16" and not _fits_float16(params):
-            self.say(f"export: a weight is beyond float16, the dtype of {self.base}; written as {kept}")
+            self.say(
+                f"export: a weight exceeds the largest float16 (the dtype of {self.base}); exported as {kept}"
+            )
             return kept
         return self.source_dtype or kept
 
@@ -134,7 +136,7 @@ class Origin:
             return tokenizer
         found, problem = with_marker_template(chat)
         if problem:
-            self.say(f"export: no chat template is written for the turn markers, as {problem}")
+            self.say(f"export: no chat template written for the turn markers: {problem}")
         return found
 
 
@@ -236,7 +238,9 @@ def export_adapter(
 ) -> None:
     """The `adapter/` of a run which ends; a line where its family has none that PEFT could read."""
     if fused := fused_targets(leaves, config):
-        run.warn(f"no adapter/ is written: {config.family} fuses {', '.join(fused)}; export/ has it merged")
+        run.warn(
+            f"no adapter/ exported: {config.family} fuses {', '.join(fused)}; export/ contains it merged"
+        )
         return
     write_adapter(origin_of(run), leaves, run.folder / "adapter", lora, config, tokenizer)
 
@@ -319,8 +323,8 @@ def chosen_state(run: Run, store: CheckpointStore, state: TrainState, step: int)
     if best is None:
         there = sorted({name for each in store.steps() for name in saved_metrics(store.folder, each)})
         run.warn(
-            f"run.best_metric={metric}: no checkpoint was evaluated by it (metrics there: "
-            f"{', '.join(there) or 'none'}); the last is exported"
+            f"run.best_metric={metric}: no checkpoint was evaluated by it (metrics: {', '.join(there) or 'none'}); "
+            "exporting the last checkpoint"
         )
         return state
     value = saved_metrics(store.folder, best)[metric]

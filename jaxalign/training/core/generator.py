@@ -1,4 +1,4 @@
-"""Completions of the policy in training: for rollouts, and for the samples that a run shows."""
+"""Generates completions with the policy in training, for rollouts and samples."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,7 +92,7 @@ def samples_of(
     if room >= sampling.max_new_tokens:
         return sampling, prompts
     run.warn(
-        f"samples have {room} new tokens at most, not sampling.max_new_tokens={sampling.max_new_tokens}: "
-        f"the model's context is {positions}"
+        f"samples have at most {room} new tokens instead of sampling.max_new_tokens={sampling.max_new_tokens}: the "
+        f"model's context is {positions}"
     )
     return replace(sampling, max_new_tokens=room), prompts

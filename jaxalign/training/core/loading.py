@@ -1,4 +1,4 @@
-"""The data of a run: loaded once as it begins, and the same when it resumes."""
+"""Loads the data of a run, and checks that it is the same on resume."""
 
 import datetime
 from collections.abc import Sequence
@@ -35,19 +35,19 @@ def load_data(
     seed: int,
     new_tokens: int = 0,
 ) -> Dataset:
-    """The examples of a run, which fit the model; what they are goes into its metadata, and what to mind is said.
+    """Loads the examples of a run, records them in its metadata and prints warnings; all rows must fit the model.
 
     Args:
       run: the open run.
-      config: what is read.
-      kind: what it trains.
+      config: the section `data`.
+      kind: what the rows train.
       tokenizer: of the model.
       model_config: the model's shape.
       seed: see `load_dataset`.
-      new_tokens: tokens that each prompt must leave room for.
+      new_tokens: tokens to reserve after each prompt.
 
     Raises:
-      UserError: anything wrong with files or rows; of a run that resumes, a file that has changed since it began.
+      UserError: an invalid file or row; on resume, a file that has changed since the run started.
     """
     room = model_config.max_positions - new_tokens
     config = dated(run, config).within(room if room > 1 else model_config.max_positions)
@@ -63,9 +63,7 @@ def load_data(
     check_context(model_config, data, new_tokens=new_tokens)
     if isinstance(data.train, Stream):
         data.train.fits = partial(check_fits, model_config, new_tokens=new_tokens)
-        run.warn(
-            "data.streaming: repeated rows are not left out, and files are shuffled by data.window rows at a time"
-        )
+        run.warn("data.streaming: duplicate rows are kept, and only data.window rows at a time are shuffled")
     if run.resumed:
         check_unchanged(run, data)
     run.add_metadata(data=data.summary())
@@ -74,13 +72,13 @@ def load_data(
     taught = kind in ("demonstration", "comparison", "label") and config.end_token != "none"
     if taught and not chat_of(config, tokenizer).stop_ids:
         run.warn(
-            "data: the chat template ends no answer, so none is taught to stop; data.end_token names a token"
+            "data: the chat template has no end token, so the model does not learn to stop; set data.end_token"
         )
     return data
 
 
 def check_context(config: Any, data: Dataset, *, new_tokens: int = 0) -> None:
-    """Every row (and `new_tokens` after each prompt) fits the model's positions.
+    """Checks that every row (with `new_tokens` after each prompt) fits the model's context.
 
     Raises:
       ConfigError: naming the place of the first row that is too long, and the setting that would cut it.
@@ -98,13 +96,14 @@ def check_fits(config: Any, example: Example, *, new_tokens: int = 0) -> None:
         more = f" with sampling.max_new_tokens = {new_tokens}" if new_tokens else ""
         name = "max_prompt_length" if new_tokens else "max_length"
         raise ConfigError(
-            f"{example.source}: the row has {longest} tokens{more}, the model's context {config.max_positions}; "
-            f"set data.{name} to {config.max_positions - new_tokens} or less (data.truncation says what happens)"
+            f"{example.source}: the row has {longest} tokens{more}, but the model's context is "
+            f"{config.max_positions}; set data.{name} to {config.max_positions - new_tokens} or less "
+            "(data.truncation sets how longer rows are handled)"
         )
 
 
 def check_unchanged(run: Run, data: Dataset) -> None:
-    """Every file gives the rows that it gave when the run began.
+    """Checks that every file has the same rows as when the run started.
 
     Raises:
       ConfigError: naming the first that does not.
@@ -113,45 +112,42 @@ def check_unchanged(run: Run, data: Dataset) -> None:
     began = run.metadata().get("data", {}).get("files", {})
     changed = [path for path, found in data.files.items() if path in began and began[path] != found]
     if changed:
-        more = f" (and so have {', '.join(changed[1:4])})" if len(changed) > 1 else ""
+        more = f" (also {', '.join(changed[1:4])})" if len(changed) > 1 else ""
         raise ConfigError(
-            f"--resume: {changed[0]} has changed since the run began, or the tokenizer has{more}; a resumed run must "
-            "read the rows that it began with"
+            f"--resume: {changed[0]} or the tokenizer has changed since the run started{more}; a resumed run must "
+            "read the same rows"
         )
 
 
 def tell(run: Run, data: Dataset) -> None:
-    """Warns of what the data has that training does not use, or that a reader of the results should know."""
+    """Warns about columns that training does not use, and about what affects the results."""
     counts = data.counts
     if counts.unread:
         columns = ", ".join(f"{name} ({rows} rows)" for name, rows in counts.unread.most_common())
-        run.warn(f"data: columns that nothing reads: {columns}")
+        run.warn(f"data: unused columns: {columns}")
     for note, number in counts.notes.most_common():
         run.warn(f"data: {note} ({number})")
     if data.shared_prompts:
         run.warn(
-            f"data: {data.shared_prompts} training rows begin as rows of data.validation do; what is measured there "
-            "is in part remembered"
+            f"data: {data.shared_prompts} training rows share a prompt with data.validation, so evaluation partly "
+            "measures memorization"
         )
 
 
 def row_batches(
     examples: Sequence[Example], *, batch_size: int, seed: int, collate: Collate
 ) -> BatchIterator | StreamBatches:
-    """Batches of so many rows, of examples at hand or of a stream."""
+    """Batches of batch_size rows, of examples or of a stream."""
     if isinstance(examples, Stream):
         return StreamBatches(examples, batch_size=batch_size, seed=seed, collate=collate)
     return BatchIterator(examples, batch_size=batch_size, seed=seed, collate=collate)
 
 
 def refuse_stream(data: Dataset, asked_by: str) -> None:
-    """Refuses a stream for what must know all rows beforehand.
+    """Rejects a stream where all rows are needed in advance.
 
     Raises:
       ConfigError: naming the setting.
     """
     if isinstance(data.train, Stream):
-        raise ConfigError(
-            f"{asked_by} must know all rows beforehand, which data.streaming=true reads as they are drawn; set "
-            "data.streaming=false"
-        )
+        raise ConfigError(f"{asked_by} needs all rows in advance; set data.streaming=false")

@@ -33,20 +33,19 @@ LATEST = ("learning_rate", "kl_coefficient")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long and in what batches.
+    """Length of training, and batches.
 
     Attributes:
-      batch_size: rows (pairs, questions) an optimizer step sees.
-      batch_tokens: columns of tokens an optimizer step sees at most, padding included (and, for loss.name=kto, the
-        rows by which it estimates the KL), in place of batch_size: rows of like lengths go together, many short ones or
-        few long ones; 0 takes batch_size. Not with packing.
-      accumulation_steps: micro-batches a step is split into, to save memory.
-      steps: optimizer steps in all; 0 takes epochs.
-      epochs: passes over the training rows, where steps is 0.
-      eval_batch_size: rows in an evaluation batch; 0 takes batch_size.
-      eval_batches: evaluation batches at most; 0 takes all.
-      packing: lay out the rows of a batch end to end in fewer rows, so that padding costs little; the loss is
-        the same.
+      batch_size: examples (rows, pairs or questions) per optimizer step.
+      batch_tokens: maximum tokens per optimizer step, padding included (for loss.name=kto also the rows that estimate
+        the KL), in place of batch_size; a batch then groups rows of similar length. 0 uses batch_size. Cannot be
+        combined with packing.
+      accumulation_steps: number of micro-batches to split each optimizer step into, to save memory.
+      steps: total optimizer steps; 0 uses `epochs`.
+      epochs: passes over the training examples, used when `steps` is 0.
+      eval_batch_size: examples per evaluation batch; 0 uses batch_size.
+      eval_batches: maximum number of evaluation batches; 0 uses all.
+      packing: pack several short rows into one to reduce padding; the loss does not change.
     """
 
     batch_size: int = 8
@@ -65,7 +64,8 @@ class TrainConfig:
             raise ValueError(f"train.batch_tokens must not be negative, got {self.batch_tokens}")
         if self.batch_tokens and self.packing:
             raise ValueError(
-                "train.batch_tokens and train.packing: choose one; packed rows have little padding at any batch_size"
+                "train.batch_tokens and train.packing: choose one; packed rows have little padding at any "
+                "batch_size"
             )
         if self.accumulation_steps < 1:
             raise ValueError(f"train.accumulation_steps must be 1 or more, got {self.accumulation_steps}")
@@ -77,7 +77,7 @@ class TrainConfig:
         if self.steps < 0:
             raise ValueError(f"train.steps must not be negative, got {self.steps}")
         if not self.steps and self.epochs <= 0:
-            raise ValueError(f"train.epochs must be positive where train.steps is 0, got {self.epochs}")
+            raise ValueError(f"train.epochs must be positive when train.steps is 0, got {self.epochs}")
 
     def total_steps(self, per_epoch: float) -> int:
         """Optimizer steps, of batches of which an epoch has so many."""
@@ -92,7 +92,7 @@ class Interrupted(BaseException):
     """
 
     def __init__(self, signal: int) -> None:
-        super().__init__(f"stopped by signal {signal}; --resume goes on from the saved checkpoint")
+        super().__init__(f"stopped by signal {signal}; continue from the saved checkpoint with --resume")
         self.signal = signal
 
 

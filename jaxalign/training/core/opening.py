@@ -1,6 +1,6 @@
-"""What a run says as it begins: the model, the rows, the devices, its length, and that it compiles.
+"""What a run prints at its start: model, rows, devices, length and compilation.
 
-Each is one line on standard error and in run.log, and a field of metadata.json, from which report.html has it.
+Each is one line on standard error and in run.log, and a field of metadata.json, which report.html shows.
 """
 
 import time
@@ -18,27 +18,27 @@ from jaxalign.mesh import AXES, devices_of
 from jaxalign.models.memory import weights_text
 from jaxalign.runs import Run
 
-# A larger part of the rows that is lost is a warning.
+# Warn if more than this fraction of the rows is lost.
 LOSS = 0.05
-# How the reasons begin under which rows are left out by what the user asked for, or because others say the same.
+# Prefixes of the reasons for dropping rows that the user asked for, or that lose nothing.
 ASKED_FOR = (
     "duplicate", "repeats a held-out row", "left out by", "over data.limit", "other type", "unscored",
-    "score below data.min_score", "labelled as not to be imitated",
+    "score below data.min_score", "labeled undesirable",
 )  # fmt: skip
 # Reason -> the keys that change it.
 KEYS = {
     "too long": ("data.max_length", "data.truncation=cut_completion"),
     "prompt too long": ("data.max_length", "data.max_prompt_length", "data.truncation=cut_prompt_start"),
     "completion too long": ("data.max_length", "data.truncation=cut_completion"),
-    "malformed line": ("data.on_bad_row=stop names the first",),
-    "bad row": ("data.on_bad_row=stop names the first",),
+    "malformed line": ("see the first with data.on_bad_row=stop",),
+    "bad row": ("see the first with data.on_bad_row=stop",),
     "shorter than data.prompt_tokens": ("data.prompt_tokens",),
     "the separator inside a step": ("data.separator",),
 }
 
 
 def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
-    """What a section of the configuration loaded: `source` names it, `model` is it."""
+    """Prints what a section of the configuration loaded: `source` names it, `model` is it."""
     params = models.split(model)[1]
     noted = run.metadata().get("models", {})
     # Where it lies is noted when its files are found, see `exports.note_model`.
@@ -50,26 +50,26 @@ def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
         "compute_dtype": source.compute_dtype,
     }
     run.add_metadata(models=noted | {section: before | found})
-    drawn = "its shape, weights drawn from the seed; " if source.random_init else ""
+    drawn = "random weights; " if source.random_init else ""
     size = weights_text(
         model.config,
         params,
         key=f"{section}.param_dtype",
-        asked=source.param_dtype,
+        setting=source.param_dtype,
         files=None if source.random_init else before.get("dtype"),
     )
     run.tell(section, f"{source.path} ({drawn}{model.config.family}, {size})")
 
 
 def tell_devices(run: Run, mesh: Mesh) -> None:
-    """The devices of the mesh; a warning where most of them have nothing to do."""
+    """Prints the devices of the mesh; warns if some are unused."""
     run.add_metadata(mesh=dict(mesh.shape))
     there = len(devices_of(run.config.device))
     run.tell("devices", devices_text(mesh, there))
     if mesh.size == 1 < there:
         run.warn(
-            f"{there - 1} of {there} devices have nothing to do: mesh.data=-1 splits the rows over all of them, "
-            f"mesh.fsdp={there} the parameters too"
+            f"{there - 1} of {there} devices are unused: set mesh.data=-1 to split the rows over all devices, or "
+            f"mesh.fsdp={there} to shard the parameters too"
         )
 
 
@@ -82,16 +82,16 @@ def devices_text(mesh: Mesh, there: int) -> str:
 
 
 def tell_rows(run: Run, config: DataConfig, data: Dataset, shape: Any) -> None:
-    """What became of the rows of the files; a warning where more is lost than a few, with the keys that change it.
+    """Prints how many rows were read, used and cut; warns if many were lost, with the keys that change that.
 
     Args:
-      run: is told.
-      config: what was read, its `max_length` known.
-      data: what came of it.
-      shape: of the model, which is told too where it was given live.
+      run: the open run.
+      config: the section `data`, with `max_length` set.
+      data: the loaded data.
+      shape: configuration of the model, which is printed too if it was passed live.
     """
     if not {"model", "patient"} & run.metadata().get("opening", {}).keys():
-        run.tell("model", f"given live ({shape.family})")
+        run.tell("model", f"passed live ({shape.family})")
     context = shape.max_positions
     counts, summary = data.counts, run.metadata()["data"]
     cut = summary["truncated"]
@@ -101,13 +101,13 @@ def tell_rows(run: Run, config: DataConfig, data: Dataset, shape: Any) -> None:
     parts += [f"{cut:,} cut to {config.max_length:,} tokens"] if cut else []
     streamed = isinstance(data.train, Stream)
     lengths = lengths_of(data.train)
-    parts.append(f"{len(data.train):,} to train on, {len(data.validation):,} held out")
-    parts.append(f"{lengths.mean():,.0f} tokens each, {lengths.max():,} at most")
-    run.tell("data", ("of the first window: " if streamed else "") + "; ".join(parts))
+    parts.append(f"{len(data.train):,} for training, {len(data.validation):,} held out")
+    parts.append(f"{lengths.mean():,.0f} tokens on average, at most {lengths.max():,}")
+    run.tell("data", ("in the first window: " if streamed else "") + "; ".join(parts))
     measured = run.config.eval_every or run.config.best_metric.startswith("eval/")
     if not len(data.validation) and measured:
         run.warn(
-            "data: no row is held out, so that nothing is evaluated: name files in data.validation, or raise "
+            "data: no held-out rows, so nothing is evaluated: set data.validation, or raise "
             f"data.validation_fraction={config.validation_fraction:g}"
         )
     lost = Counter({r: n for r, n in counts.filtered.items() if not r.startswith(ASKED_FOR)})
@@ -116,11 +116,11 @@ def tell_rows(run: Run, config: DataConfig, data: Dataset, shape: Any) -> None:
         why = "; ".join(
             f"{reason}: {n:,}{_keys(reason, config, context)}" for reason, n in lost.most_common()
         )
-        run.warn(f"data: {_share(lost.total(), meant)} are left out: {why}")
+        run.warn(f"data: {_share(lost.total(), meant)} were dropped: {why}")
     if cut > LOSS * meant:
-        more = f"; the model reads {context:,}" if context > config.max_length else ""
+        more = f"; the model's context is {context:,}" if context > config.max_length else ""
         run.warn(
-            f"data: {_share(cut, meant)} are cut by data.truncation={config.truncation} to "
+            f"data: {_share(cut, meant)} were cut by data.truncation={config.truncation} to "
             f"data.max_length={config.max_length}{more}"
         )
 
@@ -139,7 +139,7 @@ def _share(number: int, total: int) -> str:
 
 
 def announced(loop: Any, state: Any) -> Callable[[Any, Any], Any]:
-    """The update of a `Loop` that begins with `state`: before its first step it tells how long the run is."""
+    """The update of a `Loop` that starts from `state`: before its first step it prints the length of the run."""
     update, run, first = loop.update, loop.run, True
 
     def told(state: Any, batch: Any) -> Any:
@@ -150,7 +150,8 @@ def announced(loop: Any, state: Any) -> Callable[[Any, Any], Any]:
         tokens = int(loop.tokens_in(batch))
         _tell_length(
             run,
-            f"{loop.total_steps:,} steps, {loop.batches.per_epoch:,.1f} an epoch; {tokens:,} tokens in the first",
+            f"{loop.total_steps:,} steps, {loop.batches.per_epoch:,.1f} per epoch; {tokens:,} tokens in the first "
+            "batch",
             state.params,
             steps=loop.total_steps,
             batches_per_epoch=loop.batches.per_epoch,
@@ -159,20 +160,20 @@ def announced(loop: Any, state: Any) -> Callable[[Any, Any], Any]:
         run.note("compiling the training step ...")
         began = time.perf_counter()
         result = update(state, batch)
-        _tell_compiled(run, "the training step compiled", began)
+        _tell_compiled(run, "training step compiled", began)
         return result
 
     return told
 
 
 def tell_updates(trainer: Any) -> Callable[[], None]:
-    """How long a run of updates is; the function that comes back is to be called after the first of them."""
+    """Prints the length of a run of updates; call the returned function after the first of them."""
     run, train, copies = trainer.run, trainer.config.train, trainer.config.sampling.num_samples
     steps = train.epochs * train.minibatches
     _tell_length(
         run,
         f"{train.updates:,} updates of {train.prompts:,} prompts x {copies:,} completions, {steps:,} optimizer "
-        f"step{'s' if steps > 1 else ''} each; {trainer.prompts.per_epoch:,.1f} an epoch",
+        f"step{'s' if steps > 1 else ''} each; {trainer.prompts.per_epoch:,.1f} per epoch",
         trainer.state.params,
         updates=train.updates,
         batches_per_epoch=trainer.prompts.per_epoch,
@@ -180,7 +181,7 @@ def tell_updates(trainer: Any) -> Callable[[], None]:
     )
     run.note("compiling sampling, scoring and the training step ...")
     began = time.perf_counter()
-    return lambda: _tell_compiled(run, "the first update, with compiling, done", began)
+    return lambda: _tell_compiled(run, "first update (including compilation) finished", began)
 
 
 def _tell_length(run: Run, length: str, params: Any, **facts: Any) -> None:
@@ -190,7 +191,7 @@ def _tell_length(run: Run, length: str, params: Any, **facts: Any) -> None:
     )
     run.add_metadata(training={**facts, "trained_parameters": trained})
     share = f" ({trained / whole:.2%} of the model)" if trained < whole else ""
-    run.tell("train", f"{length}; {trained:,} parameters trained{share}")
+    run.tell("train", f"{length}; {trained:,} trainable parameters{share}")
 
 
 def _tell_compiled(run: Run, what: str, began: float) -> None:

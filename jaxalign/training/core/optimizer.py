@@ -1,4 +1,4 @@
-"""The Optax chain that a configuration describes."""
+"""Builds the Optax chain of a configuration."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -14,26 +14,29 @@ from jaxalign.training.core.update_rules import RULES, Name, Numbers
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The update rule, its schedule and its clipping.
+    """The optimizer, its learning-rate schedule and gradient clipping.
 
     Attributes:
-      name: adamw; adam; lion (arXiv:2302.06675); adafactor (arXiv:1804.04235, at this learning rate and not one
-        relative to the weights); muon for the layers' matrices, with updates as large as AdamW's (arXiv:2502.16982),
-        and adamw for the rest; sgd; or schedule_free_adamw (arXiv:2405.15682), which needs schedule=constant and is
-        for training on given data.
+      name: optimizer: adamw; adam; lion (arXiv:2302.06675); adafactor (arXiv:1804.04235; learning_rate is absolute,
+        not relative to the weights); muon for the layers' matrices, scaled to the size of AdamW's updates
+        (arXiv:2502.16982), with adamw for all other parameters; sgd; or schedule_free_adamw (arXiv:2405.15682), which
+        needs schedule=constant and supports only training on a fixed data set.
       learning_rate: peak learning rate.
-      schedule: shape after warm-up: constant, linear (to final_ratio), cosine (to final_ratio), or
-        cosine_restarts (cycles equal cosines, each from the peak).
-      warmup_steps: optimizer steps of linear warm-up from 0; 0 takes warmup_ratio.
-      warmup_ratio: warm-up as a fraction of all optimizer steps, where warmup_steps is 0.
-      cycles: number of cosines for cosine_restarts.
-      final_ratio: last learning rate divided by the peak, for linear and cosine.
-      beta1: decay of the first moment (muon, sgd: momentum); null takes the rule's own: 0.9, of muon 0.95, of sgd 0.
-      beta2: decay of the second moment; null takes 0.999, of lion 0.99, of adafactor 0.8 (by which it grows to 1).
-      epsilon: added to the root of the second moment; null takes 1e-8, of adafactor 1e-30 (added to the square).
-      moment_dtype: dtype of the first moment: that of the parameters, float32 or bfloat16.
-      weight_decay: decoupled weight decay, on matrices only (norms and biases are left alone).
-      max_grad_norm: global-norm clip; 0 turns it off.
+      schedule: learning-rate schedule after warm-up: constant, linear (down to final_ratio), cosine (down to
+        final_ratio) or cosine_restarts (`cycles` equal cosines, each from the peak).
+      warmup_steps: optimizer steps of linear warm-up; 0 uses warmup_ratio.
+      warmup_ratio: warm-up as a fraction of all optimizer steps, used when warmup_steps is 0.
+      cycles: number of cosine cycles for cosine_restarts.
+      final_ratio: final learning rate as a fraction of the peak.
+      beta1: decay rate of the first moment (momentum of muon and sgd); null uses the optimizer's default: 0.9, 0.95
+        for muon, 0 for sgd.
+      beta2: decay rate of the second moment; null uses 0.999, 0.99 for lion, 0.8 for adafactor (the exponent of its
+        rising decay rate).
+      epsilon: constant added to the root of the second moment; null uses 1e-8, or 1e-30 for adafactor (added to the
+        squared gradient).
+      moment_dtype: dtype of the first moment: the parameters' own, float32 or bfloat16.
+      weight_decay: decoupled weight decay, applied to matrices only (not to norms and biases).
+      max_grad_norm: maximum global norm of the gradient, which is clipped to it; 0 disables clipping.
     """
 
     name: Name = "adamw"
@@ -64,23 +67,23 @@ class OptimizerConfig:
         rule = RULES[self.name]
         for key in ("beta1", "beta2", "epsilon"):
             if getattr(self, key) is not None and key not in rule.defaults:
-                raise ValueError(
-                    f"optimizer.{key} has no meaning for optimizer.name={self.name}; set it to null"
-                )
+                raise ValueError(f"optimizer.{key} is not used by optimizer.name={self.name}; set it to null")
         if self.weight_decay and not rule.decays:
-            raise ValueError(f"optimizer.weight_decay: optimizer.name={self.name} has none; adamw does")
+            raise ValueError(
+                f"optimizer.weight_decay: optimizer.name={self.name} does not support it; adamw does"
+            )
         if self.moment_dtype != "parameters" and not rule.moment:
             raise ValueError(
                 f"optimizer.moment_dtype: optimizer.name={self.name} has no first moment; set it to parameters"
             )
         if self.name == "schedule_free_adamw" and self.schedule != "constant":
             raise ValueError(
-                "optimizer.name=schedule_free_adamw averages in place of a decaying rate: it needs "
-                f"optimizer.schedule=constant, got {self.schedule}"
+                "optimizer.name=schedule_free_adamw averages weights instead of decaying the learning rate: it "
+                f"needs optimizer.schedule=constant, got {self.schedule}"
             )
 
     def numbers(self) -> Numbers:
-        """What the rule is told, with its own numbers where the configuration names none."""
+        """The numbers of the update rule, with its defaults where the configuration has none."""
         given = {key: getattr(self, key) for key in ("beta1", "beta2", "epsilon")}
         own = RULES[self.name].defaults
         dtype = None if self.moment_dtype == "parameters" else self.moment_dtype
@@ -174,7 +177,7 @@ def with_other_parts(new: Any, old: Any, name: str) -> Any:
 
     state = jax.tree.map(mixed, new, old, is_leaf=lambda x: isinstance(x, optax.PartitionState))
     if not found:
-        raise ValueError(f"the optimizer has no state of its own for {name}")
+        raise ValueError(f"the optimizer has no separate state for {name}")
     return state
 
 

@@ -54,19 +54,20 @@ class ModelSource:
     """Where a model comes from and in what precision it runs.
 
     Attributes:
-      path: a Hugging Face folder, a run folder, or a hub id.
-      tokenizer: folder or hub id of the tokenizer; empty takes the model's own.
-      revision: revision of a hub id; empty takes the newest.
-      param_dtype: dtype the parameters are kept (and updated) in.
-      compute_dtype: dtype of the matrix products; norms, softmax and losses are float32 always.
-      random_init: take only config.json from path and draw the weights from the seed.
-      remat: what of a layer waits for the backward pass, to save memory; the rest is computed again. From most
-        memory to least: none (all is kept), minimal (products are kept), save_qkv_context (those of attention and its
-        output), save_context (attention's output), full (nothing; also read as true). false is none.
-      attention: how whole rows attend, with the same result: plain, blockwise (fast on CPUs), cudnn (NVIDIA GPUs) or
-        splash (TPUs); auto takes what is fast here and can compute this model, or when resuming what the run had.
-      products: how matrix products are computed in bfloat16: compute_dtype (GPUs, TPUs), bfloat16_float32 (CPUs with
-        bfloat16 instructions, AMX or AVX-512 BF16) or float32 (other CPUs); auto likewise. metadata.json records both.
+      path: a Hugging Face folder, a run folder or a hub id.
+      tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
+      revision: revision of a hub id; empty uses the newest.
+      param_dtype: dtype in which parameters are stored and updated.
+      compute_dtype: dtype of matrix products; norms, softmax and losses always use float32.
+      random_init: read only config.json from `path` and initialize the weights at random from run.seed.
+      remat: activations of each layer to store for the backward pass; the rest are recomputed, which saves memory.
+        From most memory to least: none (store all), minimal (matrix products), save_qkv_context (attention's products
+        and its output), save_context (attention's output) and full (nothing). true means full, false means none.
+      attention: attention implementation; all give the same result: plain, blockwise (fast on CPUs), cudnn (NVIDIA
+        GPUs) or splash (TPUs). auto picks a fast one that supports this device and model, and keeps the run's choice
+        on resume.
+      products: how bfloat16 matrix products are computed: compute_dtype (GPUs, TPUs), bfloat16_float32 (CPUs with AMX
+        or AVX-512 BF16) or float32 (other CPUs). auto chooses in the same way; metadata.json records both choices.
     """
 
     path: str = ""
@@ -146,7 +147,10 @@ def load_model(
     tokenizer = models.load_tokenizer(
         source.tokenizer or folder, revision=None if source.tokenizer else revision
     )
-    dtypes = {"param_dtype": jnp.dtype(param_dtype), "compute_dtype": jnp.dtype(source.compute_dtype)}
+    dtypes: dict[str, Any] = {
+        "param_dtype": jnp.dtype(param_dtype),
+        "compute_dtype": jnp.dtype(source.compute_dtype),
+    }
     if source.random_init:
         model = models.create(
             models.load_config(folder, revision=revision), key=jax.random.key(seed), **dtypes

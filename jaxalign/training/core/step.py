@@ -29,7 +29,7 @@ CountFunction = Callable[[Batch], Any]
 
 
 def mean_of(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A metric's (sum, count) over the counted slots; masked slots may hold anything."""
+    """A metric's (sum, count) over the counted slots; masked entries may hold anything."""
     mask = jnp.broadcast_to(mask, values.shape)
     total = jnp.sum(jnp.where(mask, values, 0).astype(jnp.float32))
     return total, jnp.sum(mask.astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""Optax's update rules by name: what a clipped gradient becomes on its way to the parameters."""
+"""Optax's update rules by name, from a clipped gradient to a parameter update."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Name = Literal["adamw", "adam", "lion", "adafactor", "muon", "sgd", "schedule_fr
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a rule is told; None where it does not read a number.
+    """The numbers of a rule; None for those it does not use.
 
     Attributes:
       beta1, beta2, epsilon, weight_decay: see `OptimizerConfig`.
@@ -133,7 +133,7 @@ def is_matrix(params: Any) -> Any:
 
 
 def averaged_params(params: Any, opt_state: Any) -> Any:
-    """The parameters to evaluate and keep: the average of a schedule-free optimizer, else `params` themselves.
+    """The parameters to evaluate and save: the average of a schedule-free optimizer, else `params` themselves.
 
     Where the optimizer is schedule-free it takes all of the parameters; see `refuse_schedule_free`.
     """
@@ -148,7 +148,9 @@ def refuse_schedule_free(opt_state: Any, reason: str) -> None:
       ConfigError: with the reason.
     """
     if schedule_free_states(opt_state):
-        raise ConfigError(f"optimizer: a schedule-free one does not go with {reason}; choose another")
+        raise ConfigError(
+            f"optimizer: a schedule-free optimizer cannot be combined with {reason}; choose another"
+        )
 
 
 def schedule_free_states(opt_state: Any) -> list[contrib.ScheduleFreeState]:

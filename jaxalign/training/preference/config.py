@@ -1,4 +1,4 @@
-"""Settings of preference training: which loss, and its numbers."""
+"""Configuration of preference training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
@@ -32,43 +32,44 @@ def options_of(table: Mapping[str, LossSpec]) -> dict[str, Option]:
 
 
 def _meanings(table: Mapping[str, LossSpec]) -> dict[str, str]:
-    """What `--help` says of the keys that depend on the table."""
+    """Meanings, for `--help`, of the keys that depend on the table."""
 
     def names(holds: Any) -> str:
         return ", ".join(name for name, spec in table.items() if holds(spec))
 
     kinds = {
-        "of pairs with a reference": names(lambda spec: not spec.unpaired and spec.reference),
-        "of pairs without one": names(lambda spec: not spec.unpaired and not spec.reference),
-        "of labelled completions (or pairs, taken apart)": names(lambda spec: spec.unpaired),
+        "pairs, with a reference": names(lambda spec: not spec.unpaired and spec.reference),
+        "pairs, without a reference": names(lambda spec: not spec.unpaired and not spec.reference),
+        "labeled completions (or pairs, split into two)": names(lambda spec: spec.unpaired),
     }
     supervised = names(lambda spec: spec.sft_weight)
     return {
-        "name": "the loss; " + "; ".join(f"{kind}: {found}" for kind, found in kinds.items()),
+        "name": "the loss. For " + "; for ".join(f"{kind}: {found}" for kind, found in kinds.items()),
         **{
-            name: f"{option.meaning}; for {names(lambda spec, o=option: o in spec.options)}"
+            name: f"{option.meaning} ({names(lambda spec, o=option: o in spec.options)})"
             for name, option in options_of(table).items()
         },
-        "sft_weight": "weight of the chosen completion's negative log-likelihood a token (the RPO term); unset, the "
-        f"one of the loss's paper, which {supervised} have, and 0 for the others",
+        "sft_weight": "weight of the chosen completion's negative log-likelihood per token (the RPO term); null "
+        f"uses the paper's weight for {supervised}, and 0 for all others",
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceLossConfig:
-    """What all preference losses are configured by; `loss_config` adds the options of each.
+    """The keys that all preference losses share; `loss_config` adds the options of each.
 
     Attributes:
-      beta: strength of the pull to the reference, in units of 1 / nats (simpo, alphapo: scale of the margin;
+      beta: strength of the penalty that keeps the policy close to the reference (simpo, alphapo: scale of the margin;
         orpo: weight of the odds ratio).
-      length_normalize: give a loss with a reference the mean log-prob a token instead of the sum (IPO as in TRL).
-      length_alpha: weight of the tokens by which a completion is longer than its pair's other one (LD-DPO); 1
-        counts them as all others.
-      weighted: multiply by the pair's WPO weight, the likelihood of both completions under the policy.
-      function: your own loss, as file.py:function or package.module:function, called in place of the one that `name`
-        names with the same arrays and none of its options: for dpo, loss(policy_chosen_logps[B],
-        policy_rejected_logps[B], ref_chosen_logps[B], ref_rejected_logps[B]) -> [B]. Beta then scales the logged
-        rewards alone.
+      length_normalize: divide each completion's log-prob by its length, for losses with a reference (for ipo this
+        matches TRL).
+      length_alpha: weight of the tokens that make one completion longer than the other of its pair (LD-DPO); 1
+        weights all tokens alike.
+      weighted: multiply each pair's loss by its WPO weight, the likelihood of both completions under the policy.
+      function: your own loss, as file.py:function or package.module:function, used in place of the one that `name`
+        selects; it receives the same arrays and none of the options. For dpo: loss(policy_chosen_logps[B],
+        policy_rejected_logps[B], ref_chosen_logps[B], ref_rejected_logps[B]) -> [B]. beta then only scales the logged
+        rewards.
     """
 
     table: ClassVar[Mapping[str, LossSpec]] = {}
@@ -99,14 +100,12 @@ class PreferenceLossConfig:
             # One that is set and not read would mislead.
             if moved and option not in spec.options:
                 raise ValueError(
-                    f"loss.{option.name} has no meaning for loss.name={self.name}; leave it at {option.default}"
+                    f"loss.{option.name} is not used by loss.name={self.name}; leave it at {option.default}"
                 )
         if spec.unpaired and (self.length_alpha != 1 or self.weighted):
             raise ValueError(f"loss.length_alpha and loss.weighted need pairs, not loss.name={self.name}")
         if self.length_normalize and (spec.unpaired or not spec.reference):
-            raise ValueError(
-                f"loss.length_normalize has no meaning for loss.name={self.name}; set it to false"
-            )
+            raise ValueError(f"loss.length_normalize is not used by loss.name={self.name}; set it to false")
 
     @property
     def spec(self) -> LossSpec:
@@ -167,20 +166,20 @@ class DPOConfig:
 
     Attributes:
       run: folder, seed, device, and how often to log, evaluate and save.
-      model: the policy to start from.
-      reference: the frozen reference; an empty path takes the policy as it starts (with LoRA: its base).
-      reference_logps: live (the reference runs beside the policy) or precomputed (its log-probs of all rows
-        are computed once and kept in files, and the reference leaves the device: what train.offload is elsewhere, which
-        would move it there and back for every step).
-      reference_cache: folder of the files; empty takes the run's own. Runs on the same data and reference
-        may share one.
-      data: comparisons; for a loss of labelled completions (see loss.name) also those.
-      loss: which loss, and its numbers.
-      train: batches and length.
-      optimizer: AdamW and its schedule.
+      model: the policy's initial model.
+      reference: the frozen reference; an empty path uses the policy's initial model (with LoRA, its base model).
+      reference_logps: live (run the reference beside the policy) or precomputed (compute its log-probs for all rows
+        once, store them in files and free the reference's device memory; use this instead of train.offload, which
+        would move the reference to the device and back at every step).
+      reference_cache: folder of the precomputed log-probs; empty uses the run folder. Runs with the same data and
+        reference can share one.
+      data: comparisons; losses of labeled completions (see loss.name) also read those.
+      loss: which loss, and its options.
+      train: batches and length of training.
+      optimizer: the optimizer and its schedule.
       lora: train an adapter instead of all weights.
-      mesh: devices by axis.
-      sampling: how the samples of samples.jsonl are drawn.
+      mesh: number of devices along each mesh axis.
+      sampling: how to sample the completions in samples.jsonl.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -202,8 +201,8 @@ class DPOConfig:
         statistic = self.loss.spec.statistic
         if statistic and statistic.mismatched and self.reference_logps == "precomputed":
             raise ValueError(
-                f"reference_logps=precomputed does not go with loss.name={self.loss.name}, which also scores each "
-                "prompt with another one's completion, and those change with every batch"
+                f"reference_logps=precomputed cannot be combined with loss.name={self.loss.name}, which also "
+                "scores each prompt with the completion of another, different in every batch"
             )
         read = {
             "batch_size": not (self.train.batch_tokens and self.train.eval_batch_size),
@@ -212,8 +211,8 @@ class DPOConfig:
         for name in (name for name, used in read.items() if used):
             if statistic and getattr(self.train, name) == 1:
                 raise ValueError(
-                    f"train.{name} must be 2 or more with loss.name={self.loss.name}, which sets each example against "
-                    "the others of its batch; got 1"
+                    f"train.{name} must be 2 or more with loss.name={self.loss.name}, which compares each example "
+                    "with the others of its batch; got 1"
                 )
         if self.reference_cache and self.reference_logps == "live":
             raise ValueError("reference_cache needs reference_logps=precomputed")

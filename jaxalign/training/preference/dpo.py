@@ -58,24 +58,24 @@ def train_dpo(
     loss: Any = None,
     **live: Unpack[Live],
 ) -> TrainResult:
-    """Trains a policy on comparisons or labelled completions with a direct preference loss.
+    """Trains a policy on comparisons or labeled completions with a direct preference loss (DPO and its family).
 
     Args:
       config: see `DPOConfig`.
-      policy: a live model in place of `config.model`; needs `tokenizer`.
-      reference: a live model in place of `config.reference`.
+      policy: a live model to use in place of `config.model`; needs `tokenizer`.
+      reference: a live model to use in place of `config.reference`.
       tokenizer: the policy's tokenizer.
-      loss: a function called in place of the one that `config.loss.name` names, with the same arrays and none of its
-        options: for dpo, loss(policy_chosen_logps[B], policy_rejected_logps[B], ref_chosen_logps[B],
-        ref_rejected_logps[B]) -> [B]. `config.loss.beta` then scales the logged rewards alone.
-      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
+      loss: function to use in place of the one that `config.loss.name` selects; it receives the same arrays and none
+        of the options. For dpo: loss(policy_chosen_logps[B], policy_rejected_logps[B], ref_chosen_logps[B],
+        ref_rejected_logps[B]) -> [B]. `config.loss.beta` then only scales the logged rewards.
+      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, final metrics (`eval/accuracy` and `eval/margin` over held-out pairs, each with a
         95% interval `..._low`, `..._high`) and the model.
 
     Raises:
-      UserError: anything wrong with configuration, files or rows, in one line.
+      UserError: an invalid configuration, file or row; the message is one line.
     """
     loss = check_pair_loss(loss, config.loss)
     given = Given(

@@ -35,12 +35,12 @@ from jaxalign.training.core.update_rules import refuse_schedule_free
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleConfig:
-    """Several reward models from one run, which differ in the seed of their heads and of their data order.
+    """Several reward models from one run, each with its own seed for the head and the data order.
 
     Attributes:
-      size: members; 1 trains a single model.
-      members: models (each with a trunk, or with lora an adapter, of its own) or heads (on one trunk, which
-        stays as it is: cheap, and weaker).
+      size: number of members; 1 trains a single model.
+      members: what each member owns: models (a trunk, or with LoRA an adapter) or heads (only a head on one shared,
+        frozen trunk; cheaper, and weaker).
     """
 
     size: int = 1

@@ -40,13 +40,14 @@ class RewardLossConfig:
     """The reward model's loss.
 
     Attributes:
-      labels: pairs (Bradley-Terry on chosen and rejected), best_of_n (softmax over candidates) or steps (a process
-        reward model: cross-entropy where each step of a solution ends).
-      label_smoothing: chance that a label is flipped, in [0, 0.5), for pairs.
-      center_coefficient: weight of (chosen + rejected) squared, which keeps scores near 0, for pairs.
-      use_margin: subtract the data's margin from each difference, for pairs.
-      function: your own loss in place of the named one, as file.py:function or package.module:function, called for
-        pairs as loss(chosen_rewards[B], rejected_rewards[B]) -> [B], for best_of_n as loss(rewards[B, K], best[B]).
+      labels: pairs (Bradley-Terry loss on chosen and rejected), best_of_n (softmax over the candidates) or steps
+        (process reward model: cross-entropy at the end of each step of a solution).
+      label_smoothing: assumed probability that a label is flipped, in [0, 0.5); pairs only.
+      center_coefficient: weight of (chosen + rejected) squared, which keeps scores near 0; pairs only.
+      use_margin: subtract the data's margin from each score difference; pairs only.
+      function: your own loss, as file.py:function or package.module:function, used in place of the named one; called
+        as loss(chosen_rewards[B], rejected_rewards[B]) -> [B] for pairs and as loss(rewards[B, K], best[B]) for
+        best_of_n.
     """
 
     labels: Literal["pairs", "best_of_n", "steps"] = "pairs"
@@ -67,18 +68,18 @@ class RewardConfig:
 
     Attributes:
       run: folder, seed, device, and how often to log, evaluate and save.
-      model: the causal language model whose trunk is taken.
-      head: the scalar head.
-      data: comparisons, best-of-n labels, or solutions in steps with a label each (data.separator ends a step).
+      model: the causal language model whose trunk the reward model uses.
+      head: the scalar head on the trunk.
+      data: comparisons, best-of-n labels, or solutions with one label per step (data.separator ends a step).
       loss: the loss.
-      train: batches and length.
-      optimizer: AdamW and its schedule.
+      train: batches and length of training.
+      optimizer: the optimizer and its schedule.
       lora: train an adapter on the trunk instead of all its weights.
-      mesh: devices by axis.
-      ensemble: several reward models at once, for rewards that doubt.
-      normalize: after training set gain and bias so that scores of the held-out (else the
-        training) completions have mean 0 and variance 1; null does so but for steps, whose scores are
-        logits with a scale of their own.
+      mesh: number of devices along each mesh axis.
+      ensemble: train several reward models in one run, to measure their disagreement.
+      normalize: after training, set gain and bias so that scores of the held-out completions (the training
+        completions if there are none) have mean 0 and variance 1; null does so except for steps, whose scores are
+        logits.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -215,20 +216,20 @@ def train_reward(
 
     Args:
       config: see `RewardConfig`.
-      model: a live causal model (its trunk is copied) in place of `config.model`; needs `tokenizer`.
+      model: a live causal model to use in place of `config.model` (its trunk is copied); needs `tokenizer`.
       tokenizer: its tokenizer.
-      loss: a function in place of that of `config.loss`: loss(chosen_rewards[B], rejected_rewards[B]) -> [B] for pairs,
-        loss(rewards[B, K], best[B]) -> [B] for best_of_n.
-      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
+      loss: function to use in place of the loss that `config.loss` selects: loss(chosen_rewards[B],
+        rejected_rewards[B]) -> [B] for pairs, loss(rewards[B, K], best[B]) -> [B] for best_of_n.
+      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, final metrics (`eval/accuracy` and `eval/margin` over held-out pairs, each with a
         95% interval `..._low`, `..._high`; of steps those of `process_reward.step_measures`) and the `ScalarModel`.
         With `config.ensemble.size` above 1 a list of them, and the metrics of their mean score, see
-        `reward_ensemble.HeldOut.metrics`.
+        `ensemble.HeldOut.metrics`.
 
     Raises:
-      UserError: anything wrong with configuration, files or rows, in one line.
+      UserError: an invalid configuration, file or row; the message is one line.
     """
     loss = check_reward_loss(loss, config)
     given = Given(loss=loss, others={"model": model, "tokenizer": tokenizer}, **live)

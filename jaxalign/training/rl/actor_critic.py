@@ -120,13 +120,11 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
         scalar = models.create_scalar_model(policy, critic.head, key=key)
     elif critic.init == "reward":
         if reward_model is None:
-            raise ConfigError(
-                "critic.init=reward: there is no reward model; set reward.model or critic.init=policy"
-            )
+            raise ConfigError("critic.init=reward: no reward model; set reward.model or critic.init=policy")
         scalar = reward_model
     else:
         if not critic.path:
-            raise ConfigError("critic.path: expected the folder of a scalar model where critic.init=path")
+            raise ConfigError("critic.path: expected the folder of a scalar model with critic.init=path")
         scalar = models.load_reward_model(setup.model_folder(critic.path))
     if not (critic.shared_trunk or critic.init == "policy"):
         # It learns as the policy does. A reward model that scores, perhaps the same one, stays in float32.
@@ -176,7 +174,7 @@ def _optimizer(
         return in_parts({n: rule for n, (rule, _) in made.items()}), {n: r for n, (_, r) in made.items() if r}
     if isinstance(given, Mapping):
         raise ConfigError(
-            "optimizer: critic.shared_trunk has one for policy and critic together, got one of each"
+            "optimizer: with critic.shared_trunk policy and critic share one optimizer, got two"
         )
     if not warmup:
         optimizer, rate = make_optimizer(config.optimizer, its, given)

@@ -13,13 +13,13 @@ PHRASE, SHORTEST = 4, 8
 
 @dataclass(frozen=True, kw_only=True)
 class CollapseConfig:
-    """When to warn that the policy may have collapsed; training goes on.
+    """When to warn that the policy may have collapsed; training continues.
 
     Attributes:
-      entropy: objective/entropy below so many nats a token; 0 turns it off.
-      kl: objective/kl above so many nats a completion; 0 turns it off.
-      repetition: rollout/repetition above this: the share of a completion's phrases of 4 tokens that it had before,
-        in completions of 8 tokens or more; 0 turns it off.
+      entropy: warn when objective/entropy falls below this many nats per token; 0 disables the warning.
+      kl: warn when objective/kl exceeds this many nats per completion; 0 disables the warning.
+      repetition: warn when rollout/repetition exceeds this: the fraction of a completion's 4-token phrases that
+        occurred in it before, over completions of 8 tokens or more; 0 disables the warning.
     """
 
     entropy: float = 0.05

@@ -292,26 +292,26 @@ def train_grpo(
     advantages: Any = None,
     **live: Unpack[Live],
 ) -> TrainResult:
-    """Trains a policy against a reward by GRPO or one of its relatives.
+    """Trains a policy against a reward with GRPO or a related policy-gradient method.
 
     Args:
       config: see `GRPOConfig`.
-      policy: a live model in place of `config.model`; needs `tokenizer`.
-      reward: a live reward (see `jaxalign.rewards`) or scalar model in place of `config.reward`.
+      policy: a live model to use in place of `config.model`; needs `tokenizer`.
+      reward: a live reward (see `jaxalign.rewards`) or scalar model to use in place of `config.reward`.
       tokenizer: the policy's tokenizer.
-      engine: who samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
-      loss: a function called in place of the one that `config.loss.name` names, with the same arrays and none of its
-        options: for grpo, loss(logps[B, T], old_logps[B, T], advantages[B, T], mask[B, T]) -> [B, T].
-      advantages: a function in place of what `config.loss.advantages` names, called on a whole rollout:
-        advantages(rewards[B], group_size, mask[B]) -> [B], such as `losses.gpg_advantages`. Completions of a prompt lie
-        together, group_size of them; mask holds those that have a reward.
-      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
+      engine: the engine that samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
+      loss: function to use in place of the one that `config.loss.name` selects; it receives the same arrays and none
+        of the options. For grpo: loss(logps[B, T], old_logps[B, T], advantages[B, T], mask[B, T]) -> [B, T].
+      advantages: function to use in place of `config.loss.advantages`, called on a whole rollout:
+        advantages(rewards[B], group_size, mask[B]) -> [B], such as `losses.gpg_advantages`. The group_size
+        completions of a prompt are consecutive; mask is True for completions with a reward.
+      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, the last record of metrics and the model.
 
     Raises:
-      UserError: anything wrong with configuration, files, rows or rewards, in one line.
+      UserError: an invalid configuration, file, row or reward; the message is one line.
     """
 
     loss, advantages = check_policy_loss(loss, config.loss), check_advantages(advantages, config.loss)

@@ -89,33 +89,33 @@ class Advantages:
 
 ADVANTAGES: Mapping[str, Advantages] = {
     "group": Advantages(
-        of_rows(losses.group_advantages), "less the group's mean, over its standard deviation"
+        of_rows(losses.group_advantages), "minus the group's mean, divided by its standard deviation"
     ),
     "group_mean": Advantages(
-        of_rows(partial(losses.group_advantages, scale="none")), "less the group's mean only"
+        of_rows(partial(losses.group_advantages, scale="none")), "minus the group's mean"
     ),
     "batch": Advantages(
         of_rows(partial(losses.group_advantages, scale="batch")),
-        "less the group's mean, over the batch's deviation",
+        "minus the group's mean, divided by the batch's standard deviation",
     ),
     "leave_one_out": Advantages(
-        of_rows(losses.leave_one_out_advantages), "less the mean of the group's others"
+        of_rows(losses.leave_one_out_advantages), "minus the mean of the group's other completions"
     ),
-    "global": Advantages(of_rows(_global), "normalised over the whole batch, no groups", groups=False),
+    "global": Advantages(of_rows(_global), "normalized over the whole batch, without groups", groups=False),
     "reinforce++": Advantages(
         _reinforce_plus_plus,
-        "over the tokens of the whole batch, with the KL in the reward",
+        "normalized over all tokens of the batch, with the KL in the reward",
         groups=False,
         takes_kl=True,
     ),
     "reinforce++_baseline": Advantages(
         of_rows(losses.reinforce_plus_plus_baseline_advantages),
-        "less the group's mean, normalised over the whole batch",
+        "minus the group's mean, normalized over the whole batch",
     ),
     "process": Advantages(
         _process,
-        "token rewards of steps, normalised over the group; a token's is the sum of those still to come, and a score "
-        "is part of the last step's reward",
+        "token rewards of steps, normalized over the group; a token's advantage is the sum of the rewards from it on, "
+        "and a score is added to the last step's reward",
         steps=True,
     ),
 }

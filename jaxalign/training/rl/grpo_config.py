@@ -1,4 +1,4 @@
-"""What a run of GRPO or one of its relatives is told; the algorithms themselves are in `recipes`."""
+"""Configuration of GRPO and its relatives; the algorithms themselves are in `recipes`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,10 +26,10 @@ def _names(holds: Callable[[Recipe], Any]) -> str:
 
 
 def _told(cls: type[T]) -> type[T]:
-    """Fills in what the docstring of a configuration, which `--help` prints, says of the tables."""
+    """Fills the tables' names into the docstring of a configuration, which `--help` prints."""
     cls.__doc__ = (cls.__doc__ or "").format(
         losses=", ".join(RL_RECIPES),
-        advantages="; ".join(f"{name}, {each.meaning}" for name, each in ADVANTAGES.items()),
+        advantages="; ".join(f"{name} ({each.meaning})" for name, each in ADVANTAGES.items()),
         rows=_names(lambda recipe: recipe.of_rows),
         dual=_names(lambda recipe: recipe.takes_dual_clip),
     )
@@ -43,29 +43,31 @@ class GRPOLossConfig:
 
     Attributes:
       name: the algorithm: {losses}.
-      advantages: from rewards: {advantages}; auto takes the algorithm's.
-      clip_low: the ratio is clipped at 1 - clip_low; -1 takes the algorithm's.
-      clip_high: and at 1 + clip_high (cispo: at clip_high itself); -1 takes the algorithm's.
-      dual_clip: bound on the loss where the advantage is negative, above 1; 0 turns it off ({dual}).
-      beta: weight of the KL to the reference (its k3 estimate a token in the loss; for rloo its k1 estimate, summed
-        over the completion, off the reward, and for reinforce++ off each token's); 0 needs no reference.
+      advantages: how rewards become advantages: {advantages}; auto uses the algorithm's own.
+      clip_low: clip the ratio at 1 - clip_low; -1 uses the algorithm's own value.
+      clip_high: clip the ratio at 1 + clip_high (cispo: at clip_high); -1 uses the algorithm's own value.
+      dual_clip: upper bound, above 1, on the ratio of tokens with a negative advantage ({dual}); 0 disables it.
+      beta: weight of the KL to the reference, a k3 estimate per token in the loss (rloo: a k1 estimate per
+        completion, subtracted from the reward; reinforce++: a k1 estimate per token, subtracted from the token's
+        reward); 0 needs no reference.
       entropy_weight: weight of the entropy bonus.
-      mask_truncated: completions cut by length are not learnt from (DAPO's overlong filtering). Their rewards still
-        count in the mean and deviation that others are compared with.
-      overlong_buffer: tokens before the longest completion over which a penalty grows from 0 to
-        overlong_penalty (DAPO); 0 turns it off.
-      overlong_penalty: taken from the score of a completion of the longest length.
-      importance_cap: tokens weigh by the ratio of the policy in training to the sampler, at most this (for truncated
-        sampling, or another engine); 0 turns it off, -1 is 2 with a server and 0 else.
-      importance_level: token, or sequence (one ratio for a whole completion); auto is sequence for {rows}, which
-        have one loss a completion, else token.
-      importance_mode: truncate (a weight above the cap is the cap) or mask (it is 0).
-      function: your own loss, as file.py:function or package.module:function, called in place of the one that `name`
-        names with the same arrays and none of its options: for grpo, loss(logps[B, T], old_logps[B, T],
+      mask_truncated: leave completions that were cut at the length limit out of the loss (DAPO's overlong filtering);
+        their rewards still contribute to the group's mean and standard deviation.
+      overlong_buffer: number of tokens before the maximum length over which a penalty grows from 0 to
+        overlong_penalty (DAPO); 0 disables it.
+      overlong_penalty: amount to subtract from the score of a completion of the maximum length.
+      importance_cap: maximum importance weight (ratio of the policy to the sampler) of a token or completion, which
+        corrects for truncated sampling or another engine; 0 disables the correction, -1 uses 2 with a server and 0
+        otherwise.
+      importance_level: one importance weight per token, or one per sequence (the whole completion); auto is sequence
+        for {rows}, which have one loss per completion, and token otherwise.
+      importance_mode: what to do with a weight above the cap: truncate (set it to the cap) or mask (set it to 0).
+      function: your own loss, as file.py:function or package.module:function, used in place of the one that `name`
+        selects; it receives the same arrays and none of the options. For grpo: loss(logps[B, T], old_logps[B, T],
         advantages[B, T], mask[B, T]) -> [B, T].
-      advantage_function: your own advantages, likewise, called as advantages(rewards[B], group_size, mask[B]) -> [B]
-        on a whole rollout: completions of a prompt lie together, group_size of them, and mask holds those that have a
-        reward.
+      advantage_function: your own advantages, as file.py:function or package.module:function, called as
+        advantages(rewards[B], group_size, mask[B]) -> [B] on a whole rollout: the group_size completions of a prompt
+        are consecutive, and mask is True for completions with a reward.
     """
 
     name: LossName = "grpo"
@@ -89,24 +91,24 @@ class GRPOLossConfig:
             raise ValueError(f"loss.beta must not be negative, got {self.beta}")
         if self.dual_clip and (self.dual_clip <= 1 or not self.recipe.takes_dual_clip):
             raise ValueError(
-                "loss.dual_clip must be above 1 and needs one of loss.name "
+                "loss.dual_clip must be above 1 and needs a loss.name of "
                 f"{_names(lambda recipe: recipe.takes_dual_clip)}; got {self.dual_clip} for {self.name}"
             )
         check_cap(self.importance_cap)
         if self.importance_cap and self.importance_level == "token" and self.recipe.of_rows:
             raise ValueError(
-                f"loss.importance_level=token weighs tokens, and loss.name={self.name} has one loss a completion; "
-                f"take sequence (or auto), or one of {_names(lambda recipe: not recipe.of_rows)}"
+                f"loss.importance_level=token weights tokens, but loss.name={self.name} has one loss per completion; "
+                f"use sequence or auto, or a loss.name of {_names(lambda recipe: not recipe.of_rows)}"
             )
         if self.advantage.steps and self.recipe.of_rows:
             raise ValueError(
-                f"loss.advantages=process differs from token to token, and loss.name={self.name} has one loss a "
+                f"loss.advantages=process gives one advantage per token, but loss.name={self.name} has one loss per "
                 f"completion; use one of {_names(lambda recipe: not recipe.of_rows)}"
             )
 
     @property
     def kl_in_reward(self) -> bool:
-        """Whether beta's KL is taken off the rewards, before advantages are made of them; else the loss has it."""
+        """Whether beta's KL is subtracted from the rewards, before advantages; otherwise it is a term of the loss."""
         return self.recipe.kl_in_score or self.advantage.takes_kl
 
     @property
@@ -135,11 +137,11 @@ class GRPOLossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOTrainConfig(RolloutTrainConfig):
-    """The size of a rollout and how it is used.
+    """Size of a rollout, and the updates made from it.
 
     Attributes:
-      sampling_rounds: groups whose rewards are all equal teach nothing; up to so many rounds of prompts are
-        sampled until there are enough others (DAPO's dynamic sampling). 1 only leaves such groups out.
+      sampling_rounds: maximum number of rounds of prompts to sample until enough groups have rewards that differ
+        (DAPO's dynamic sampling); 1 only drops groups whose rewards are all equal, as they give no gradient.
     """
 
     sampling_rounds: int = 1
@@ -155,7 +157,7 @@ class GRPOConfig(OnPolicyConfig):
     """Policy gradients from groups of completions, without a critic.
 
     Attributes:
-      sampling: how completions are drawn; num_samples is the group's size.
+      sampling: how completions are sampled; num_samples is the group size.
       loss: advantages and loss.
     """
 
@@ -176,7 +178,9 @@ class GRPOConfig(OnPolicyConfig):
                 f"a prompt; got {self.sampling.num_samples}"
             )
         if self.reward.whiten:
-            raise ValueError("reward.whiten is for PPO; here loss.advantages says how rewards are scaled")
+            raise ValueError(
+                "reward.whiten is for PPO; for GRPO, loss.advantages sets how rewards are scaled"
+            )
 
     @property
     def importance_cap(self) -> float:

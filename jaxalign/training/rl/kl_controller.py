@@ -9,13 +9,14 @@ class KLConfig:
     """The KL penalty in the reward.
 
     Attributes:
-      coefficient: beta, reward taken away per nat of KL to the reference (the start, where adaptive).
-      controller: fixed, or adaptive towards target.
-      target: sequence KL in nats that the adaptive controller steers to.
-      horizon: episodes over which it does so; larger is slower.
-      estimator: k1 (log-ratio), k2 (half its square), k3 (unbiased and positive) or abs, per token.
-      monitor: measure the KL also where the coefficient is 0, to log it and to warn. false spares the reference
-        there: its weights and a forward pass an update.
+      coefficient: beta, the reward subtracted per nat of KL to the reference (the initial value with
+        controller=adaptive).
+      controller: fixed, or adaptive (adjusts the coefficient towards `target`).
+      target: target KL per completion, in nats, for the adaptive controller.
+      horizon: number of episodes over which the adaptive controller reacts; larger is slower.
+      estimator: KL estimator per token: k1 (log-ratio), k2 (half its square), k3 (unbiased and non-negative) or abs.
+      monitor: measure the KL for logs and warnings even if the coefficient is 0; false then loads no reference and
+        saves its forward pass.
     """
 
     coefficient: float = 0.05

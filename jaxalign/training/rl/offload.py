@@ -23,13 +23,13 @@ def offloaded(reference: Any, reward: Any, policy: Any, mesh: Any, run: Run) -> 
       run: is told, once, what was done.
     """
     if not accelerated(mesh):
-        run.warn("train.offload=true: the device is the host itself, so nothing is moved")
+        run.warn("train.offload=true: the device is the host, so nothing is moved")
         return reference
     if hasattr(reward, "offload"):
         reward.offload()
     base = {id(x) for x in jax.tree.leaves(policy)}
     if any(id(x) in base for x in jax.tree.leaves(reference)):
-        run.info("train.offload: the reference is the policy's own base, which stays on the device")
+        run.info("train.offload: the reference is the policy's base model, which stays on the device")
         return reference
     return to_host(reference)
 

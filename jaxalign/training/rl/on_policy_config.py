@@ -1,4 +1,4 @@
-"""What every run that learns from its own samples is told."""
+"""Configuration shared by all on-policy runs."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,7 +14,7 @@ from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.rl.collapse import CollapseConfig
 from jaxalign.training.rl.reward_source import RewardSource
 
-# What a server computes is close to the policy but not equal: the largest importance weight of its samples.
+# A server computes almost the policy, not exactly: the largest importance weight of its samples.
 SERVER_CAP = 2.0
 
 ImportanceLevel = Literal["auto", "token", "sequence"]
@@ -22,7 +22,7 @@ ImportanceMode = Literal["truncate", "mask"]
 
 
 def check_cap(cap: float) -> None:
-    """Raises ValueError for a loss.importance_cap that is none."""
+    """Raises ValueError for a loss.importance_cap out of range."""
     if cap not in (0.0, -1.0) and cap < 1:
         raise ValueError(
             f"loss.importance_cap must be 1 or more, 0 for none, or -1 for the default, got {cap}"
@@ -31,26 +31,26 @@ def check_cap(cap: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutTrainConfig:
-    """The size of a rollout and how it is used.
+    """Size of a rollout, and the updates made from it.
 
     Attributes:
-      updates: rollouts in all.
-      prompts: prompts a rollout; with sampling.num_samples completions each.
-      epochs: passes over a rollout.
-      minibatches: optimizer steps a pass.
-      accumulation_steps: micro-batches an optimizer step is split into.
-      score_batch_size: rows scored at once by policy, reference and critic, and packed rows (each of several
-        completions, where they are short) by reward models.
-      eval_prompts: held-out prompts (data.validation, or data.validation_fraction of the training prompts) that an
-        evaluation answers at most, at run.eval_every and at the end; 0 for no evaluation.
-      target_kl: stop the passes over a rollout when approx-KL (nats a token) exceeds it; 0 turns it off.
-      logp_tolerance: largest difference of sampler and training log-probs allowed before the first
-        update, nats; 0 picks 1e-3 for float32 and 0.1 for bfloat16 (a server has rollout.engine.logp_tolerance).
-        With int8 rollouts it bounds the mean difference, and 0 picks 0.05.
-      packing: lay out the rows of a batch end to end in fewer rows, so that padding costs little; the loss is
-        the same.
-      offload: keep the reference and the reward models in the host's memory while they are not used, where the
-        device has memory of its own (GPU, TPU). Each update copies them to the device once.
+      updates: number of rollouts in the run; each is one update.
+      prompts: prompts per rollout, with sampling.num_samples completions each.
+      epochs: passes over each rollout.
+      minibatches: optimizer steps per pass.
+      accumulation_steps: number of micro-batches to split each minibatch into, to save memory.
+      score_batch_size: rows that the policy, reference and critic score at once; for reward models, packed rows
+        (several short completions each).
+      eval_prompts: maximum number of held-out prompts (data.validation, or data.validation_fraction of the training
+        prompts) per evaluation, run every run.eval_every updates and at the end; 0 disables evaluation.
+      target_kl: stop the passes over a rollout once the approximate KL, in nats per token, exceeds this; 0 disables
+        the check.
+      logp_tolerance: maximum difference, in nats, between the sampler's and the policy's log-probs before the first
+        update; 0 uses 1e-3 for float32 and 0.1 for bfloat16. For int8 rollouts it limits the mean difference, and 0
+        uses 0.05; servers use rollout.engine.logp_tolerance instead.
+      packing: pack several short rows into one to reduce padding; the loss does not change.
+      offload: keep the reference and reward models in host memory while they are idle, on devices with their own
+        memory (GPU, TPU); each update copies them to the device once.
     """
 
     updates: int = 100
@@ -78,11 +78,11 @@ class RolloutConfig:
     """Where rollouts come from.
 
     Attributes:
-      engine: who samples.
-      weights: int8 samples from the policy with its weights rounded to 8-bit integers, in a quarter of the memory
-        (float32); same takes them as they are.
-      cache: int8 keeps the keys and values of a rollout as 8-bit integers; same in the compute dtype. Either makes the
-        sampler another distribution than the policy: PPO and GRPO ask for loss.importance_cap then.
+      engine: the engine that samples.
+      weights: int8 samples from the policy with 8-bit integer weights, a quarter of the float32 memory; same uses
+        them unchanged.
+      cache: int8 stores the keys and values of a rollout as 8-bit integers; same uses the compute dtype. With either,
+        the sampler's distribution differs from the policy's, so PPO and GRPO require loss.importance_cap.
     """
 
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -93,7 +93,7 @@ class RolloutConfig:
         if self.int8 and self.engine.kind != "local":
             raise ValueError(
                 f"rollout.weights and rollout.cache must be same with rollout.engine.kind={self.engine.kind}: "
-                "the server has its own settings for that"
+                "the server configures its own precision"
             )
 
     @property
@@ -102,36 +102,36 @@ class RolloutConfig:
         return "int8" in (self.weights, self.cache)
 
     def importance_cap(self, asked: float) -> float:
-        """The cap that a loss asks for; where it leaves that open, SERVER_CAP for a server's samples and 0 for ours."""
+        """The cap that a loss sets; by default SERVER_CAP for a server's samples and 0 for the local sampler's."""
         if asked >= 0:
             return asked
         return 0.0 if self.engine.kind == "local" else SERVER_CAP
 
     def check_corrected(self, importance_cap: float) -> None:
-        """Raises ValueError where samples of a rounded policy would be taken for the policy's own."""
+        """Raises ValueError if samples of a rounded policy would be used without importance weights."""
         if self.int8 and not importance_cap:
             raise ValueError(
-                "rollout.weights=int8 and rollout.cache=int8 sample from another distribution than the policy's; "
-                "correct for it with loss.importance_cap=2 (where the loss has it), or leave both at same"
+                "rollout.weights=int8 and rollout.cache=int8 sample from a distribution that is not the policy's; "
+                "correct for it with loss.importance_cap=2 (if the loss has that key), or set both to same"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnPolicyConfig:
-    """A policy that learns from rewards of its own samples.
+    """Training a policy on rewards for its own samples.
 
     Attributes:
       run: folder, seed, device, and how often to log and save (in updates).
-      model: the policy to start from.
-      reference: the frozen reference; an empty path takes the policy as it starts (with LoRA: its base).
+      model: the policy's initial model.
+      reference: the frozen reference; an empty path uses the policy's initial model (with LoRA, its base model).
       reward: where rewards come from.
-      data: prompts (any format; completions are ignored).
-      sampling: how completions are drawn; its temperature is the one log-probs are scored at.
-      rollout: who draws them.
-      train: the size of a rollout and how it is used.
-      optimizer: the policy's optimizer.
+      data: prompts (any layout; completions are ignored).
+      sampling: how completions are sampled; log-probs are scored at the same temperature.
+      rollout: the engine that samples them.
+      train: size of a rollout, and the updates made from it.
+      optimizer: the optimizer and its schedule.
       lora: train an adapter instead of all policy weights.
-      mesh: devices by axis.
+      mesh: number of devices along each mesh axis.
       collapse: when to warn that the policy may have collapsed.
     """
 
@@ -153,7 +153,7 @@ class OnPolicyConfig:
         step = self.train.minibatches * self.train.accumulation_steps
         if rows % step:
             raise ValueError(
-                f"train.prompts x sampling.num_samples = {rows} completions do not divide by "
+                f"train.prompts x sampling.num_samples = {rows} completions must be divisible by "
                 f"train.minibatches x train.accumulation_steps = {step}"
             )
         if self.sampling.temperature <= 0:
@@ -164,7 +164,7 @@ class OnPolicyConfig:
         if engine.kind != "local" and (sampling.top_k or sampling.top_p < 1 or sampling.min_p):
             raise ValueError(
                 f"sampling.top_k, top_p and min_p must be off with rollout.engine.kind={engine.kind}: the server's "
-                "log-probs of a truncated distribution cannot be held against the policy's"
+                "log-probs of a truncated distribution are not comparable with the policy's"
             )
         if engine.weights == "adapter" and not self.lora.enabled:
             raise ValueError("rollout.engine.weights=adapter needs lora.enabled")

@@ -325,20 +325,20 @@ def train_online_dpo(
 
     Args:
       config: see `OnlineDPOConfig`.
-      policy: a live model in place of `config.model`; needs `tokenizer`.
-      reward: a live reward (see `jaxalign.rewards`) or scalar model in place of `config.reward`.
-      judge: a live judge (see `jaxalign.rewards.judge`) in place of `config.judge.function`.
+      policy: a live model to use in place of `config.model`; needs `tokenizer`.
+      reward: a live reward (see `jaxalign.rewards`) or scalar model to use in place of `config.reward`.
+      judge: a live judge (see `jaxalign.rewards.judge`) to use in place of `config.judge.function`.
       tokenizer: the policy's tokenizer.
-      engine: who samples from the policy, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
+      engine: the engine that samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
       loss: as for `train_dpo`.
-      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, the last record of metrics and the model. `objective/score` is the mean reward of all samples;
-        with a judge it is how often it prefers the policy's samples to the reference's, ties as halves.
+        with a judge, the policy's win rate over the reference (a tie is half a win).
 
     Raises:
-      UserError: anything wrong with configuration, files, rows, rewards or verdicts, in one line.
+      UserError: an invalid configuration, file, row, reward or verdict; the message is one line.
     """
 
     loss = check_pair_loss(loss, config.loss)

@@ -1,4 +1,4 @@
-"""What a run of online DPO is told."""
+"""Configuration of online DPO."""
 
 from dataclasses import dataclass, field
 
@@ -12,13 +12,14 @@ from jaxalign.training.rl.reward_source import RewardSource
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeSource:
-    """Who compares the two completions of a prompt, in place of a reward.
+    """The judge that compares two completions of a prompt, in place of a reward.
 
     Attributes:
-      function: a Python function, as package.module:function or file.py:function (see jaxalign.rewards.judge);
-        empty for none.
-      reference_prompts: the first so many prompts of each rollout (all, where there are fewer) are also answered
-        by the reference, and the judge compares; how often the policy wins is objective/score. 0 leaves it out.
+      function: a Python function, as package.module:function or file.py:function (see jaxalign.rewards.judge); empty
+        uses the reward.
+      reference_prompts: number of prompts per rollout (at most all of them) that the reference also completes, so
+        that the judge can compare it with the policy; the policy's win rate is logged as objective/score. 0 disables
+        this.
     """
 
     function: str = ""
@@ -31,14 +32,14 @@ class JudgeSource:
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineDPOConfig(OnPolicyConfig):
-    """Preference training on pairs of the policy's own samples, ranked as they are drawn.
+    """Preference training on pairs of the policy's own samples, ranked as they are sampled.
 
     Attributes:
-      reward: where rewards come from; of a prompt's completions the best and the worst make the pair.
-      judge: who prefers one of two completions, in place of a reward.
-      sampling: how completions are drawn, 2 or more a prompt (with a judge 2); its temperature is the one
-        log-probs are scored at.
-      loss: which loss of pairs, and its numbers.
+      reward: where rewards come from; the best and the worst completion of a prompt form its pair.
+      judge: prefers one of two completions, in place of a reward.
+      sampling: how completions are sampled, 2 or more per prompt (exactly 2 with a judge); log-probs are scored at
+        the same temperature.
+      loss: which pair loss, and its options.
     """
 
     judge: JudgeSource = field(default_factory=JudgeSource)
@@ -52,27 +53,27 @@ class OnlineDPOConfig(OnPolicyConfig):
         train, samples = self.train, self.sampling.num_samples
         if self.loss.spec.unpaired:
             raise ValueError(
-                f"loss.name={self.loss.name} learns from single completions with labels, and here there are pairs; "
+                f"loss.name={self.loss.name} needs labeled completions, and online DPO makes pairs; "
                 f"use one of {', '.join(name for name, spec in PREFERENCE_LOSSES.items() if not spec.unpaired)}"
             )
         if samples < 2:
             raise ValueError(f"sampling.num_samples must be 2 or more, to make a pair; got {samples}")
         if train.prompts % (train.minibatches * train.accumulation_steps):
             raise ValueError(
-                f"train.prompts = {train.prompts} pairs do not divide by train.minibatches x "
+                f"train.prompts = {train.prompts} pairs must be divisible by train.minibatches x "
                 f"train.accumulation_steps = {train.minibatches * train.accumulation_steps}"
             )
         if self.reward.whiten:
-            raise ValueError("reward.whiten is for PPO; here rewards only rank the completions of a prompt")
+            raise ValueError("reward.whiten is for PPO; online DPO uses rewards only to rank completions")
         if self.judge.function:
             self.check_judged()
         super().__post_init__()
 
     def check_judged(self) -> None:
-        """Raises ValueError for what does not go with a judge."""
+        """Raises ValueError for keys that cannot be combined with a judge."""
         if self.sampling.num_samples != 2:
             raise ValueError(
                 f"sampling.num_samples must be 2 with a judge, which compares two; got {self.sampling.num_samples}"
             )
         if self.reward != RewardSource():
-            raise ValueError("judge and reward: choose one; a judge compares, and nothing is scored")
+            raise ValueError("judge and reward: choose one; a judge compares completions and scores none")

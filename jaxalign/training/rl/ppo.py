@@ -261,24 +261,24 @@ def train_ppo(
     loss: Any = None,
     **live: Unpack[Live],
 ) -> TrainResult:
-    """Trains a policy against a reward by PPO.
+    """Trains a policy against a reward with proximal policy optimization (PPO).
 
     Args:
       config: see `PPOConfig`.
-      policy: a live model in place of `config.model`; needs `tokenizer`.
-      reward: a live reward (see `jaxalign.rewards`) or scalar model in place of `config.reward`.
+      policy: a live model to use in place of `config.model`; needs `tokenizer`.
+      reward: a live reward (see `jaxalign.rewards`) or scalar model to use in place of `config.reward`.
       tokenizer: the policy's tokenizer.
-      engine: who samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
-      loss: a function in place of the clipped policy loss: loss(logps[B, T], old_logps[B, T], advantages[B, T],
+      engine: the engine that samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
+      loss: function to use in place of the clipped policy loss: loss(logps[B, T], old_logps[B, T], advantages[B, T],
         mask[B, T]) -> [B, T].
-      live: train_dataset, eval_dataset, optimizer, callbacks, trackers: see `jaxalign.runs.Given`.
-        `optimizer` is the policy's and the critic's, each with a state of its own, or {"policy": ..., "critic": ...}.
+      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`. `optimizer` is
+        used for both policy and critic, each with its own state, or is {"policy": ..., "critic": ...}.
 
     Returns:
       The run folder, the last record of metrics and the model.
 
     Raises:
-      UserError: anything wrong with configuration, files, rows or rewards, in one line.
+      UserError: an invalid configuration, file, row or reward; the message is one line.
     """
     given = Given(
         loss=check_policy_loss(loss, config.loss),

@@ -1,4 +1,4 @@
-"""What a PPO run is told."""
+"""Configuration of PPO."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,14 +20,14 @@ class CriticConfig:
     """The value function.
 
     Attributes:
-      init: reward (copy of the reward model, of an ensemble its first member), policy (the policy's trunk
-        under a fresh head), or path. It computes in the policy's dtype.
-      path: folder of a scalar model, where init is path.
-      shared_trunk: one trunk for policy and value, with a value head on it.
-      head: the value head, where it is fresh; it starts at zero (head.init_std), so that first values are 0.
-      optimizer: the critic's own optimizer (unused with a shared trunk).
-      warmup_updates: first updates, in which only the critic learns (of a shared trunk its value head alone). The
-        policy, its moments and its schedule begin after them.
+      init: initial weights: reward (the reward model, or the first member of an ensemble), policy (the policy's trunk
+        with a new head) or path. The critic uses the policy's compute dtype.
+      path: folder of a scalar model, for init=path.
+      shared_trunk: share one trunk between policy and critic, with a value head on it.
+      head: a new value head; head.init_std=0 starts it at zero, so that the first values are 0.
+      optimizer: the critic's optimizer (unused with a shared trunk).
+      warmup_updates: number of initial updates that train only the critic (with a shared trunk, only its value head);
+        the policy, its optimizer state and its schedule start afterwards.
     """
 
     init: Literal["reward", "policy", "path"] = "policy"
@@ -42,7 +42,8 @@ class CriticConfig:
     def __post_init__(self) -> None:
         if self.shared_trunk and self.init != "policy":
             raise ValueError(
-                f"critic.shared_trunk and critic.init={self.init}: choose one; a head on the policy's trunk is fresh"
+                f"critic.shared_trunk and critic.init={self.init}: choose one; a shared trunk always gets a new "
+                "head"
             )
 
 
@@ -51,25 +52,27 @@ class PPOLossConfig:
     """Advantages and the two losses.
 
     Attributes:
-      gamma: discount of a token's successor.
+      gamma: discount per token.
       lam: lambda of generalized advantage estimation.
-      clip_low: the ratio is clipped at 1 - clip_low.
-      clip_high: and at 1 + clip_high.
-      dual_clip: bound on the loss where the advantage is negative, above 1; 0 turns it off.
-      ratio_limit: an optimizer step whose mean ratio exceeds it is skipped (TRL 0.11 takes 10); 0 turns it off.
-      value_clip: clip of the value's change, in units of reward; 0 turns it off.
+      clip_low: clip the ratio at 1 - clip_low.
+      clip_high: clip the ratio at 1 + clip_high.
+      dual_clip: upper bound, above 1, on the ratio of tokens with a negative advantage (dual-clip PPO); 0 disables
+        it.
+      ratio_limit: skip an optimizer step whose mean ratio exceeds this (TRL 0.11 uses 10); 0 disables the check.
+      value_clip: maximum change of a value per rollout, in units of reward; 0 disables clipping.
       value_weight: weight of the value loss.
       entropy_weight: weight of the entropy bonus.
-      whiten_advantages: shift and scale advantages over the rollout batch.
-      unbiased_variance: divide by n - 1 in whitening (TRL) rather than by n (OpenAI).
-      reduction: token (mean over all tokens) or sequence (mean over rows of row means).
-      bootstrap_truncated: completions cut by length are followed by the critic's value, not by 0.
-      importance_cap: tokens of the policy loss weigh by the ratio of the policy in training to the sampler, at most
-        this (for truncated sampling, or another engine); 0 turns it off, -1 is 2 with a server and 0 else.
-      importance_level: token, or sequence (one ratio for a whole completion); auto is token.
-      importance_mode: truncate (a weight above the cap is the cap) or mask (it is 0).
-      function: your own loss in place of the clipped policy loss, as file.py:function or package.module:function,
-        called as loss(logps[B, T], old_logps[B, T], advantages[B, T], mask[B, T]) -> [B, T].
+      whiten_advantages: shift and scale advantages to mean 0 and variance 1 over the rollout.
+      unbiased_variance: divide by n - 1 when whitening (as TRL does) instead of n (as OpenAI does).
+      reduction: token (mean over all tokens) or sequence (mean over rows of each row's mean).
+      bootstrap_truncated: after a completion that was cut at the length limit, use the critic's value instead of 0.
+      importance_cap: maximum importance weight (ratio of the policy to the sampler) of a token in the policy loss,
+        which corrects for truncated sampling or another engine; 0 disables the correction, -1 uses 2 with a server
+        and 0 otherwise.
+      importance_level: one importance weight per token, or one per sequence (the whole completion); auto is token.
+      importance_mode: what to do with a weight above the cap: truncate (set it to the cap) or mask (set it to 0).
+      function: your own loss, as file.py:function or package.module:function, used in place of the clipped policy
+        loss; called as loss(logps[B, T], old_logps[B, T], advantages[B, T], mask[B, T]) -> [B, T].
     """
 
     gamma: float = 1.0
@@ -131,8 +134,8 @@ class PPOConfig(OnPolicyConfig):
         super().__post_init__()
         if not 0 <= self.critic.warmup_updates <= self.train.updates:
             raise ValueError(
-                f"critic.warmup_updates must lie in 0 to train.updates = {self.train.updates}, "
-                f"got {self.critic.warmup_updates}"
+                f"critic.warmup_updates must lie in 0 to train.updates = {self.train.updates}, got "
+                f"{self.critic.warmup_updates}"
             )
         self.rollout.check_corrected(self.importance_cap)
         if self.critic.shared_trunk and self.lora.enabled:

@@ -1,4 +1,4 @@
-"""GRPO and its relatives as values: what each one's advantages, policy loss, clip and mean are."""
+"""GRPO and its relatives as values: the advantages, policy loss, clip range and reduction of each."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,20 +46,20 @@ def _none(low: float, high: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an algorithm's paper takes where the configuration says nothing.
+    """An algorithm's defaults, from its paper.
 
     Attributes:
-      loss: the policy loss, (logps[B, T], old_logps[B, T], advantages, mask[B, T]) and its clip by name; advantages
-        and result are [B, T], or [B] of a loss of rows.
-      advantages: how rewards become advantages, of `ADVANTAGES`.
-      reduction: the mean that a loss of tokens (and every term beside it) is brought to.
+      loss: the policy loss, (logps[B, T], old_logps[B, T], advantages, mask[B, T]) plus its clip range by keyword;
+        advantages and result are [B, T], or [B] if `of_rows`.
+      advantages: how rewards become advantages: a key of `ADVANTAGES`.
+      reduction: the mean of token losses (and of every other term of the loss).
       clip: (low, high) bounds of the ratio.
       clip_arguments: the bounds as keywords of the loss.
-      clipped: what the bounds clip (see `clip_fraction`); None where nothing is.
-      of_rows: one ratio, and one loss, for a whole completion; its mean is over rows.
-      reads_old: it is given old_logps; REINFORCE is not.
-      takes_dual_clip: it has `dual_clip`.
-      kl_in_score: beta's KL, summed over the completion, comes off the score before advantages are made.
+      clipped: what the bounds clip (see `clip_fraction`); None if nothing.
+      of_rows: one ratio and one loss per completion; the reduction is the mean over rows.
+      reads_old: the loss receives old_logps; REINFORCE does not.
+      takes_dual_clip: the loss has `dual_clip`.
+      kl_in_score: beta's KL, summed over the completion, is subtracted from the score before advantages are computed.
     """
 
     loss: Callable[..., jax.Array]

@@ -48,9 +48,9 @@ class StepsRequired:
         found = evaluate_reward(self.reward, request)
         if self.silent:
             raise ConfigError(
-                f"loss.advantages=process: reward {self.silent[0]} gave token rewards and does not say where steps "
-                "end, so that a step with reward 0 would not count; return Rewards(token_rewards=..., steps=...), "
-                "steps a bool array [N, C]"
+                f"loss.advantages=process: reward {self.silent[0]} returned token rewards but no steps, so a step "
+                "with reward 0 would be ignored; return Rewards(token_rewards=..., steps=...), steps a bool array "
+                "[N, C]"
             )
         # Asked again, zeros would be token rewards.
         return replace(found, token_rewards=None) if found.steps is None else found

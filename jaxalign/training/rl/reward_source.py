@@ -19,26 +19,26 @@ class RewardSource:
     """Where rewards come from: a reward model, Python functions, or a weighted mix of both.
 
     Attributes:
-      model: folder of a reward model, a process reward model or a reward ensemble (or its run folder); empty for none.
-      models: in place of model, folders of several reward models that make an ensemble.
-      aggregate: one score of an ensemble's: mean, mean_minus_std (mean - aggregate_coefficient * standard
-        deviation over the members) or worst (the smallest).
+      model: folder (or run folder) of a reward model, a process reward model or a reward ensemble; empty uses none.
+      models: folders of several reward models that form an ensemble, in place of `model`.
+      aggregate: how an ensemble's scores become one: mean, mean_minus_std (mean - aggregate_coefficient * standard
+        deviation over the members) or worst (the minimum).
       aggregate_coefficient: lambda of mean_minus_std.
-      step_score: what a step earns by a process reward model: minimum (change of its lowest probability so far),
-        difference (change of the probability), probability or logit; auto takes probability where
+      step_score: how a process reward model rewards a step: minimum (change of the lowest probability so far),
+        difference (change of the probability), probability or logit; auto uses probability with
         loss.advantages=process, else minimum.
-      separator: text that ends a step; empty takes what the process reward model was trained with.
-      functions: Python functions, as package.module:function or file.py:function.
-      model_weight: weight of the reward model (or ensemble) in the mix.
-      weights: weights of the functions, in their order; empty for 1 each.
-      texts: functions get the texts of prompts and completions also where prompts are messages; otherwise those that
-        do not ask for `columns` get messages there, as TRL's do.
-      missing_stop_penalty: taken from the score of a completion without a stop token.
-      missing_stop_score: score of a completion without a stop token, in place of its own; None keeps it.
-      clip: scores are clipped to +-clip (token rewards are not); 0 turns it off.
-      normalize: divide scores by their running standard deviation, after taking the running mean away (token
+      separator: text that ends a step; empty uses the one that the process reward model was trained with.
+      functions: reward functions in Python, as package.module:function or file.py:function.
+      model_weight: weight of the reward model (or ensemble) in the sum.
+      weights: weights of the functions, in order; empty weights each by 1.
+      texts: always pass prompts and completions to functions as text. Otherwise, if prompts are messages, functions
+        without a `columns` parameter receive messages, as in TRL.
+      missing_stop_penalty: amount to subtract from the score of a completion without a stop token.
+      missing_stop_score: score that replaces the score of a completion without a stop token; null keeps it.
+      clip: clip scores to [-clip, clip] (token rewards are not clipped); 0 disables clipping.
+      normalize: subtract the running mean from scores and divide them by their running standard deviation (token
         rewards are left as they are).
-      whiten: scale token rewards to variance 1 over the rollout batch, the mean kept.
+      whiten: scale token rewards to variance 1 over the rollout without shifting their mean.
     """
 
     model: str = ""
@@ -62,7 +62,9 @@ class RewardSource:
         if self.model and self.models:
             raise ValueError("reward.model and reward.models: choose one")
         if len(self.models) == 1:
-            raise ValueError("reward.models: expected two folders or more, got 1; one goes to reward.model")
+            raise ValueError(
+                "reward.models: expected two or more folders, got 1; set a single one as reward.model"
+            )
         if self.aggregate_coefficient < 0:
             raise ValueError(
                 f"reward.aggregate_coefficient must not be negative, got {self.aggregate_coefficient}"
@@ -115,7 +117,7 @@ def build_reward(
         if isinstance(found, ScalarModel):
             if source.aggregate != "mean":
                 raise ConfigError(
-                    f"reward.aggregate={source.aggregate} needs an ensemble; there is one reward model only"
+                    f"reward.aggregate={source.aggregate} needs an ensemble; there is only one reward model"
                 )
             return alone(found), found
         if any(member.steps for member in found):
@@ -146,7 +148,7 @@ def build_reward(
     if isinstance(reward, (list, tuple)):
         return _mix_of(reward, source, alone)
     if source.weights and not source.functions:
-        raise ConfigError("reward.weights: there are no functions that they could be of")
+        raise ConfigError("reward.weights: no reward.functions to weight")
     if reward is not None:
         return WeightedMix({_name_of(reward): reward}, texts=True) if source.texts else reward, None
     model = None
@@ -156,16 +158,18 @@ def build_reward(
         rewards["model"], model = scored_by(_load(source))
         weights["model"] = source.model_weight
     elif source.aggregate != "mean":
-        raise ConfigError(f"reward.aggregate={source.aggregate} needs an ensemble; there is no reward model")
+        raise ConfigError(
+            f"reward.aggregate={source.aggregate} needs an ensemble, but there is no reward model"
+        )
     for index, name in enumerate(source.functions):
         label = _free(name.rpartition(":")[2], rewards, index)
         rewards[label] = load_function(name)
         weights[label] = source.weights[index] if source.weights else 1.0
     if not rewards:
-        raise ConfigError("reward: expected reward.model, reward.models or reward.functions; there is none")
+        raise ConfigError("reward: expected reward.model, reward.models or reward.functions, got none")
     if (source.separator or source.step_score != "auto") and (model is None or model.steps is None):
         name = "separator" if source.separator else "step_score"
-        raise ConfigError(f"reward.{name} is for a process reward model; reward.model names none")
+        raise ConfigError(f"reward.{name} needs a process reward model in reward.model")
     return WeightedMix(rewards, weights, texts=source.texts), model
 
 
@@ -184,7 +188,7 @@ def _mix_of(
         label = _free("model" if isinstance(part, ScalarModel) else _name_of(part), rewards, index)
         rewards[label] = scored_by(part) if isinstance(part, ScalarModel) else part
     if not rewards:
-        raise ConfigError("reward: expected one function at least, got none")
+        raise ConfigError("reward: expected at least one function, got none")
     weights = dict(zip(rewards, source.weights or [1.0] * len(rewards), strict=True))
     model = next((part for part in parts if isinstance(part, ScalarModel)), None)
     return WeightedMix(rewards, weights, texts=source.texts), model

@@ -56,7 +56,7 @@ def test_a_file_that_changed_since_the_run_began_is_named(name, configs, tmp_pat
     Path(path).write_text(body.replace('"q7"', '"p7"'))
     assert len(Path(path).read_text()) == len(body)
     with pytest.raises(
-        ConfigError, match=r"^--resume: .*/rows\.jsonl has changed since the run began"
+        ConfigError, match=r"^--resume: .*/rows\.jsonl or the tokenizer has changed since the run started"
     ) as caught:
         train(resumed(config))
     assert "\n" not in str(caught.value)
@@ -70,7 +70,9 @@ def test_a_streamed_file_that_changed_since_the_run_began_is_named(configs, tmp_
     train_sft(resumed(config))
     body = Path(path).read_text()
     Path(path).write_text(body.replace('"q7"', '"p7"'))
-    with pytest.raises(ConfigError, match=r"^--resume: .*/rows\.jsonl has changed since the run began"):
+    with pytest.raises(
+        ConfigError, match=r"^--resume: .*/rows\.jsonl or the tokenizer has changed since the run started"
+    ):
         train_sft(resumed(config))
 
 
@@ -129,8 +131,8 @@ def test_what_training_does_not_use_is_warned_of_with_a_count(
     with Run.open(configs.run(tmp_path / "run"), configs.sft(tmp_path / "run"), "sft") as run:
         load_data(run, settings, "demonstration", byte_tokenizer, shape, seed=0)
     log = (tmp_path / "run" / "run.log").read_text()
-    assert "WARNING data: columns that nothing reads: colour (24 rows)" in log
-    assert "WARNING data: 4 training rows begin as rows of data.validation do" in log
+    assert "WARNING data: unused columns: colour (24 rows)" in log
+    assert "WARNING data: 4 training rows share a prompt with data.validation" in log
     found = metadata(tmp_path / "run")["data"]
     assert (found["unread_columns"], found["shared_prompts"]) == ({"colour": 24}, 4)
 
@@ -203,15 +205,15 @@ def test_what_must_know_all_rows_refuses_a_stream_by_name(configs, tmp_path, pai
             train_dpo,
             configs.dpo,
             {"reference_logps": "precomputed"},
-            "^reference_logps=precomputed must know all",
+            "^reference_logps=precomputed needs all",
         ),
         (
             train_reward,
             configs.reward,
             {"ensemble": EnsembleConfig(size=2)},
-            "^ensemble.size must know all rows",
+            "^ensemble.size needs all rows",
         ),
-        (train_tfpo, configs.tfpo, {}, "^tfpo must know all rows"),
+        (train_tfpo, configs.tfpo, {}, "^tfpo needs all rows"),
     ]
     for number, (run, make, changes, message) in enumerate(wrong):
         with pytest.raises(ConfigError, match=message):
@@ -222,5 +224,5 @@ def test_a_streamed_row_that_does_not_fit_the_model_is_named(configs, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "a", "completion": "' + "b" * 70 + '"}\n')
     data = streamed(configs, str(path), max_length=90)
-    with pytest.raises(UserError, match=r"a\.jsonl:1: the row has \d+ tokens.* context 64"):
+    with pytest.raises(UserError, match=r"a\.jsonl:1: the row has \d+ tokens.* context is 64"):
         train_sft(configs.sft(tmp_path / "run", data=data))

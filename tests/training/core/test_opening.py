@@ -54,12 +54,12 @@ def test_a_run_says_what_it_begins_with(begun, tiny_model_folder):
     assert (meta["training"]["steps"], meta["training"]["batches_per_epoch"]) == (2, 3.0)
     lines = [
         f"model: {tiny_model_folder} (llama, {whole:,} parameters, {4 * whole / 1024:.1f} KiB in float32)",
-        "data: 20 rows read; 18 used; 2 filtered (prompt too long: 2); 5 cut to 64 tokens; 18 to train on, 0 held",
+        "data: 20 rows read; 18 used; 2 filtered (prompt too long: 2); 5 cut to 64 tokens; 18 for training, 0 held",
         "devices: 1 of 8 cpu",
-        f"train: 2 steps, 3.0 an epoch; {meta['training']['first_batch_tokens']} tokens in the first; {trained} "
-        f"parameters trained ({trained / whole:.2%} of the model)",
+        f"train: 2 steps, 3.0 per epoch; {meta['training']['first_batch_tokens']} tokens in the first batch; "
+        f"{trained} trainable parameters ({trained / whole:.2%} of the model)",
         "compiling the training step ...",
-        "the training step compiled in ",
+        "training step compiled in ",
     ]
     log, page = (folder / "run.log").read_text(), (folder / "report.html").read_text()
     for line in lines:
@@ -73,19 +73,16 @@ def test_a_run_says_what_it_begins_with(begun, tiny_model_folder):
 def test_a_loss_of_rows_and_devices_without_work_are_warnings_with_their_keys(begun):
     _, _, said = begun
     assert (
-        "warning: data: 2 of 20 rows (10%) are left out: prompt too long: 2 ("
+        "warning: data: 2 of 20 rows (10%) were dropped: prompt too long: 2 ("
         "data.truncation=cut_prompt_start)\n" in said
     )
     assert (
-        "warning: data: 5 of 20 rows (25%) are cut by data.truncation=cut_completion to data.max_length=64\n"
+        "warning: data: 5 of 20 rows (25%) were cut by data.truncation=cut_completion to data.max_length=64\n"
         in said
     )
-    assert "warning: 7 of 8 devices have nothing to do: mesh.data=-1 " in said
+    assert "warning: 7 of 8 devices are unused: set mesh.data=-1 " in said
     # The run was to be evaluated, and holds nothing out.
-    assert (
-        "warning: data: no row is held out, so that nothing is evaluated: name files in data.validation"
-        in said
-    )
+    assert "warning: data: no held-out rows, so nothing is evaluated: set data.validation" in said
 
 
 def test_the_report_has_the_command_as_it_can_be_typed(begun):
@@ -107,7 +104,9 @@ def test_a_run_that_began_with_an_older_default_says_how_to_go_on(begun):
     meta["config"]["data"] |= {"max_length": 512, "truncation": "filter"}
     (folder / "metadata.json").write_text(json.dumps(meta))
     again = replace(config, run=replace(config.run, resume=True))
-    with pytest.raises(ConfigError, match=r"it began: --data\.max_length=512 --data\.truncation=filter$"):
+    with pytest.raises(
+        ConfigError, match=r"must keep its configuration: --data\.max_length=512 --data\.truncation=filter$"
+    ):
         train_sft(again)
 
 
@@ -127,5 +126,5 @@ def test_rows_that_were_asked_to_be_left_out_are_no_loss(tmp_path):
             found = SimpleNamespace(train=[example], validation=[], counts=counts)
             tell_rows(run, DataConfig().within(64), found, shape)
         log = (tmp_path / "run" / "run.log").read_text()
-    assert "model: given live (llama)" in log
-    assert log.count("WARNING") == 1 and "6 of 101 rows (6%) are left out: tie: 6\n" in log
+    assert "model: passed live (llama)" in log
+    assert log.count("WARNING") == 1 and "6 of 101 rows (6%) were dropped: tie: 6\n" in log

@@ -120,7 +120,7 @@ def test_schedule_free_steps_are_those_of_the_paper_and_their_average_is_kept():
         np.testing.assert_allclose(found["layers"][leaf], y, rtol=1e-4, atol=1e-5)
         average = averaged_params(found, state)["layers"][leaf]
         np.testing.assert_allclose(average, x, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ConfigError, match="a schedule-free one does not go with ppo"):
+    with pytest.raises(ConfigError, match="a schedule-free optimizer cannot be combined with ppo"):
         refuse_schedule_free(state, "ppo")
 
 
@@ -142,11 +142,11 @@ def test_the_first_moment_may_be_kept_in_half_the_bytes(name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "lion", "epsilon": 1e-8}, "optimizer.epsilon has no meaning for optimizer.name=lion"),
-        ({"name": "sgd", "beta2": 0.9}, "optimizer.beta2 has no meaning for optimizer.name=sgd"),
+        ({"name": "lion", "epsilon": 1e-8}, "optimizer.epsilon is not used by optimizer.name=lion"),
+        ({"name": "sgd", "beta2": 0.9}, "optimizer.beta2 is not used by optimizer.name=sgd"),
         (
             {"name": "adam", "weight_decay": 0.1},
-            "optimizer.weight_decay: optimizer.name=adam has none; adamw does",
+            "optimizer.weight_decay: optimizer.name=adam does not support it; adamw does",
         ),
         ({"name": "adafactor", "moment_dtype": "bfloat16"}, "optimizer.name=adafactor has no first moment"),
         ({"name": "schedule_free_adamw"}, "it needs optimizer.schedule=constant, got cosine"),

@@ -208,7 +208,7 @@ def test_losses_that_set_examples_against_each_other_ask_for_two(name, configs, 
     [
         ({"beta": 0.0}, "loss.beta must be positive"),
         ({"label_smoothing": 0.5}, "loss.label_smoothing must lie in"),
-        ({"name": "hinge", "label_smoothing": 0.1}, "has no meaning for loss.name=hinge"),
+        ({"name": "hinge", "label_smoothing": 0.1}, "is not used by loss.name=hinge"),
     ],
 )
 def test_numbers_without_meaning_are_named(changes, message):

@@ -69,8 +69,8 @@ def test_a_loss_that_joins_the_table_can_be_configured_and_is_called():
     }
     keys = {key.name: key for key in describe(loss_config(table))}
     assert keys["name"].type.endswith("shifted") and keys["shift"].default == "2.0"
-    assert keys["shift"].meaning == "added to each loss; for shifted."
-    assert "without one: simpo, cpo, alphapo, orpo, shifted" in keys["name"].meaning
+    assert keys["shift"].meaning == "added to each loss (shifted)."
+    assert "without a reference: simpo, cpo, alphapo, orpo, shifted" in keys["name"].meaning
     assert "cpo, orpo, shifted" in keys["sft_weight"].meaning
     settings = from_dict(loss_config(table), {"name": "shifted", "shift": 1.0})
     assert settings.supervised_weight == 0.5
@@ -80,7 +80,7 @@ def test_a_loss_that_joins_the_table_can_be_configured_and_is_called():
     )
     with pytest.raises(ConfigError, match=r"loss\.shift must not be negative, got -1"):
         from_dict(loss_config(table), {"name": "shifted", "shift": -1.0})
-    with pytest.raises(ConfigError, match=r"loss\.shift has no meaning for loss\.name=dpo; leave it at 2"):
+    with pytest.raises(ConfigError, match=r"loss\.shift is not used by loss\.name=dpo; leave it at 2"):
         from_dict(loss_config(table), {"name": "dpo", "shift": 1.0})
 
 
@@ -146,7 +146,7 @@ def test_filler_rows_do_not_change_the_statistics(name):
 def test_an_option_that_a_loss_does_not_read_is_refused(option):
     value = "alpha" if option == "divergence" else 0.25
     name = next(n for n, spec in PREFERENCE_LOSSES.items() if OPTIONS[option] not in spec.options)
-    with pytest.raises(ValueError, match=rf"loss\.{option} has no meaning for loss\.name={name}"):
+    with pytest.raises(ValueError, match=rf"loss\.{option} is not used by loss\.name={name}"):
         config(name, **{option: value})
 
 
@@ -160,7 +160,7 @@ def test_an_option_that_a_loss_does_not_read_is_refused(option):
         ({"name": "discopop", "tau": 0.0}, "loss.tau must be positive, got 0"),
         ({"length_alpha": 1.5}, "loss.length_alpha must lie in"),
         ({"name": "kto", "weighted": True}, "need pairs"),
-        ({"name": "simpo", "length_normalize": True}, "no meaning for loss.name=simpo"),
+        ({"name": "simpo", "length_normalize": True}, "not used by loss.name=simpo"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(changes, message):

@@ -200,7 +200,7 @@ def test_an_adapter_learns_steps_too_and_is_merged(configs, tmp_path):
         (lambda: RewardLossConfig(labels="steps", use_margin=True), r"loss\.use_margin is for pairs"),
         (
             lambda: GRPOLossConfig(name="gspo", advantages="process"),
-            "differs from token to token, and loss.name=gspo",
+            "gives one advantage per token, but loss.name=gspo",
         ),
     ],
 )
@@ -306,9 +306,9 @@ def test_rewards_without_tokens_are_refused_for_process_advantages(configs, tmp_
 
 def test_a_separator_without_a_token_is_refused(configs, in_world, tmp_path):
     config = configs.steps(tmp_path / "run", model=in_world()["model"])
-    with pytest.raises(DataError, match=r"data\.separator: the tokenizer has no token for '\\n'"):
+    with pytest.raises(DataError, match=r"data\.separator: the tokenizer cannot encode '\\n'"):
         train_reward(replace(config, data=replace(config.data, separator="\n")))
-    with pytest.raises(ConfigError, match=r"reward\.separator: the tokenizer has no token for '\\n'"):
+    with pytest.raises(ConfigError, match=r"reward\.separator: the tokenizer cannot encode '\\n'"):
         train_grpo(grpo(configs, tmp_path / "grpo", **in_world(separator="\n")))
 
 
@@ -316,5 +316,5 @@ def test_a_separator_without_a_token_is_refused(configs, in_world, tmp_path):
 def test_settings_of_steps_need_a_process_reward_model(changes, configs, tmp_path):
     source = replace(configs.ppo(tmp_path).reward, **changes)
     name = next(iter(changes))
-    with pytest.raises(ConfigError, match=rf"reward\.{name} is for a process reward model"):
+    with pytest.raises(ConfigError, match=rf"reward\.{name} needs a process reward model"):
         train_ppo(configs.ppo(tmp_path / "run", reward=source))

@@ -328,7 +328,7 @@ def test_truncated_sampling_is_corrected_by_importance_weights(grpo, tmp_path):
     ("changes", "message"),
     [
         ({"sampling": SamplingConfig(num_samples=1)}, "num_samples must be 2 or more: loss.name=grpo"),
-        ({"train": GRPOTrainConfig(prompts=3, minibatches=5)}, "do not divide by"),
+        ({"train": GRPOTrainConfig(prompts=3, minibatches=5)}, "must be divisible by"),
         ({"sampling": SamplingConfig(num_samples=4, temperature=0.0)}, "temperature must be positive"),
     ],
 )

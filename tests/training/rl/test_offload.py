@@ -93,7 +93,7 @@ def test_on_a_cpu_nothing_is_moved_and_one_line_says_so(configs, tmp_path, seen,
     train = GRPOTrainConfig(updates=2, prompts=4, score_batch_size=16, offload=True)
     train_grpo(grpo(configs, tmp_path / "run", train=train))
     assert seen["updating"] == [{"device"}] * 2
-    text = "train.offload=true: the device is the host itself, so nothing is moved"
+    text = "train.offload=true: the device is the host, so nothing is moved"
     assert (tmp_path / "run" / "run.log").read_text().count(text) == 1
 
 
@@ -109,7 +109,7 @@ def test_the_base_of_an_adapter_stays_and_is_held_once(configs, tmp_path, apart,
     ((reference, base),) = held
     assert all(a is b for a, b in zip(*map(jax.tree.leaves, (reference, base)), strict=True))
     assert kinds(reference) == {"device"}
-    assert "the reference is the policy's own base" in (tmp_path / "run" / "run.log").read_text()
+    assert "the reference is the policy's base model" in (tmp_path / "run" / "run.log").read_text()
 
 
 @pytest.mark.slow

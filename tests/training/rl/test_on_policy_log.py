@@ -84,7 +84,9 @@ def test_a_run_of_updates_says_how_long_it_is(tmp_path, monkeypatch):
     updated(tmp_path, monkeypatch)
     log = (tmp_path / "run.log").read_text()
     assert (
-        "train: 7 updates of 4 prompts x 1 completions, 2 optimizer steps each; 2.5 an epoch; 3 parameters"
+        "train: 7 updates of 4 prompts x 1 completions, 2 optimizer steps each; 2.5 per epoch; 3 trainable"
         in log
     )
-    assert log.index("compiling sampling, scoring") < log.index("the first update, with compiling, done in ")
+    assert log.index("compiling sampling, scoring") < log.index(
+        "first update (including compilation) finished in "
+    )

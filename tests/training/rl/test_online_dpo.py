@@ -335,10 +335,13 @@ def test_with_an_adapter_the_reference_is_the_base(online, tmp_path):
     [
         (
             {"loss": DPOLossConfig(name="kto")},
-            "loss.name=kto learns from single completions.*use one of dpo, ",
+            "loss.name=kto needs labeled completions.*use one of dpo, ",
         ),
         ({"sampling": SamplingConfig(num_samples=1)}, "num_samples must be 2 or more, to make a pair; got 1"),
-        ({"train": RolloutTrainConfig(prompts=6, minibatches=4)}, "train.prompts = 6 pairs do not divide by"),
+        (
+            {"train": RolloutTrainConfig(prompts=6, minibatches=4)},
+            "train.prompts = 6 pairs must be divisible by",
+        ),
         ({"reward": RewardSource(whiten=True)}, "reward.whiten is for PPO"),
         ({"judge": JudgeSource(function="judge.py:f")}, "judge and reward: choose one"),
         (
@@ -361,7 +364,7 @@ def test_a_missing_or_wrong_judge_is_one_line_and_leaves_nothing(online, tmp_pat
     folder = tmp_path / "run"
     with pytest.raises(ConfigError, match=r"reward.model, reward.functions or judge.function; there is none"):
         train_online_dpo(online(folder, **nothing))
-    with pytest.raises(ConfigError, match=r"judge 'nowhere.py:f': there is no file nowhere.py"):
+    with pytest.raises(ConfigError, match=r"judge 'nowhere.py:f': no such file nowhere.py"):
         train_online_dpo(online(folder, judge=JudgeSource(function="nowhere.py:f"), **nothing))
     with pytest.raises(ConfigError, match="judge and reward: choose one"):
         train_online_dpo(online(folder), judge=judge_ascii)

@@ -424,11 +424,11 @@ def test_a_live_function_and_token_rewards_are_accepted(configs, tmp_path):
 def test_no_reward_and_wrong_rewards_are_named(configs, tmp_path):
     with pytest.raises(ConfigError, match=r"reward\.model, reward\.models or reward\.functions"):
         train_ppo(configs.ppo(tmp_path / "a", reward=RewardSource()))
-    with pytest.raises(ConfigError, match=r"no file nowhere\.py"):
+    with pytest.raises(ConfigError, match=r"no such file nowhere\.py"):
         train_ppo(configs.ppo(tmp_path / "b", reward=RewardSource(functions=("nowhere.py:f",))))
     with pytest.raises(UserError, match="returned 1 rewards for 8 completions"):
         train_ppo(configs.ppo(tmp_path / "c"), reward=lambda p, c, **_: [1.0])
-    with pytest.raises(ValueError, match="do not divide"):
+    with pytest.raises(ValueError, match="must be divisible"):
         configs.ppo(tmp_path, train=PPOTrainConfig(prompts=3, minibatches=4))
 
 

@@ -15,7 +15,7 @@ from jaxalign.training.rl.required_steps import StepsRequired
 
 TOKENS = np.asarray([[1, 0, 0], [1, 1, 0]], np.float32)
 STEPS = np.asarray([[1, 1, 0], [1, 1, 1]], bool)
-SILENT = r"loss\.advantages=process: reward zero_or_one gave token rewards and does not say where steps end"
+SILENT = r"loss\.advantages=process: reward zero_or_one returned token rewards but no steps"
 
 
 def request():
@@ -49,7 +49,7 @@ class Scoring:
 @pytest.mark.parametrize("mixed", [False, True])
 def test_token_rewards_without_steps_are_refused(reward, mixed):
     source = WeightedMix({"first": lambda p, c, **_: [0.0, 1.0], "second": reward}) if mixed else reward
-    with pytest.raises(ConfigError, match="gave token rewards and does not say where steps end"):
+    with pytest.raises(ConfigError, match="returned token rewards but no steps"):
         evaluate_reward(StepsRequired(source), request())
 
 

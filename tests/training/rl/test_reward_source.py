@@ -24,7 +24,7 @@ def build(source, reward=None):
     ("settings", "message"),
     [
         ({"model": "a", "models": ("a", "b")}, r"reward\.model and reward\.models: choose one"),
-        ({"models": ("a",)}, r"reward\.models: expected two folders or more, got 1"),
+        ({"models": ("a",)}, r"reward\.models: expected two or more folders, got 1"),
         ({"aggregate": "mean_minus_std", "aggregate_coefficient": -1.0}, "must not be negative, got -1"),
         ({"aggregate": "worst", "aggregate_coefficient": 2.0}, "mean_minus_std only, got worst"),
     ],
@@ -59,16 +59,16 @@ def test_a_rule_for_ensembles_needs_one(members, tmp_path):
         (RewardSource(aggregate="worst"), members[0]),
     ):
         with pytest.raises(
-            ConfigError, match=r"aggregate=worst needs an ensemble; there is one reward model"
+            ConfigError, match=r"aggregate=worst needs an ensemble; there is only one reward model"
         ):
             build(source, reward)
-    with pytest.raises(ConfigError, match=r"aggregate=worst needs an ensemble; there is no reward model"):
+    with pytest.raises(ConfigError, match=r"aggregate=worst needs an ensemble, but there is no reward model"):
         build(RewardSource(aggregate="worst", functions=("jaxalign.rewards.verifiable:exact_answer",)))
 
 
 def test_an_ensemble_among_several_folders_is_one_line(members, tmp_path):
     folder = str(models.save_reward_ensemble(members, tmp_path / "saved"))
-    with pytest.raises(ModelError, match="an ensemble of reward models, where one model is expected"):
+    with pytest.raises(ModelError, match="expected one model, but this is a reward ensemble"):
         build(RewardSource(models=(folder, folder)))
 
 
@@ -97,9 +97,9 @@ def test_a_list_of_live_functions_is_a_mix_by_the_weights_of_the_configuration(m
     ("weights", "reward", "message"),
     [
         ((1.0,), [len, max], "expected one weight for each of the 2 functions, got 1"),
-        ((1.0,), None, "there are no functions that they could be of"),
+        ((1.0,), None, "no reward.functions to weight"),
         ((), [len, "max"], "expected functions, rewards or scalar models, got 'max'"),
-        ((), [], "expected one function at least, got none"),
+        ((), [], "expected at least one function, got none"),
     ],
 )
 def test_lists_and_weights_that_do_not_fit_are_named(weights, reward, message):

@@ -375,7 +375,7 @@ def test_8_bit_rollouts_without_a_correction_are_refused(part, grpo, configs, tm
     for make in (grpo, configs.ppo):
         with pytest.raises(ValueError, match=r"correct for it with loss.importance_cap=2"):
             make(tmp_path, rollout=rollout)
-    with pytest.raises(ValueError, match=r"loss.name=rloo has one loss a completion"):
+    with pytest.raises(ValueError, match=r"loss.name=rloo has one loss per completion"):
         grpo(
             tmp_path,
             rollout=rollout,

@@ -37,7 +37,7 @@ def test_members_come_back_in_order_together_and_alone(members, byte_tokenizer, 
 
 def test_a_failed_save_leaves_the_old_ensemble(members, tmp_path, monkeypatch):
     models.save_reward_ensemble(members, tmp_path / "saved")
-    plain, written = models.reward_ensemble.save_reward_model, []
+    plain, written = models.reward_folders.save_reward_model, []
 
     def full(*arguments, **options):
         if written:
@@ -45,7 +45,7 @@ def test_a_failed_save_leaves_the_old_ensemble(members, tmp_path, monkeypatch):
         written.append(1)
         return plain(*arguments, **options)
 
-    monkeypatch.setattr("jaxalign.models.reward_ensemble.save_reward_model", full)
+    monkeypatch.setattr("jaxalign.models.reward_folders.save_reward_model", full)
     with pytest.raises(OSError, match="No space"):
         models.save_reward_ensemble(members[::-1], tmp_path / "saved")
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]
@@ -56,7 +56,7 @@ def test_a_failed_save_leaves_the_old_ensemble(members, tmp_path, monkeypatch):
 @pytest.mark.parametrize("load", [models.load_reward_model, models.load_pretrained, models.load_tokenizer])
 def test_an_ensemble_where_one_model_is_expected_is_named(load, members, tmp_path):
     models.save_reward_ensemble(members, tmp_path / "saved")
-    with pytest.raises(ModelError, match=r"saved: an ensemble of reward models, .*/saved/member-0$"):
+    with pytest.raises(ModelError, match=r"saved: expected one model, .*/saved/member-0$"):
         load(tmp_path / "saved")
 
 
@@ -66,8 +66,8 @@ def test_an_ensemble_where_one_model_is_expected_is_named(load, members, tmp_pat
         ("{", r'expected \{"members"'),
         ('{"parts": []}', r'expected \{"members"'),
         ('{"members": 3}', r'expected \{"members"'),
-        ('{"members": []}', "it names no member"),
-        ('{"members": ["member-0", "member-7"]}', "there is no such folder: .*member-7$"),
+        ('{"members": []}', "no members"),
+        ('{"members": ["member-0", "member-7"]}', "no such folder: .*member-7$"),
     ],
 )
 def test_a_wrong_ensemble_file_is_named(body, expected, members, tmp_path):
@@ -79,8 +79,8 @@ def test_a_wrong_ensemble_file_is_named(body, expected, members, tmp_path):
 
 def test_a_folder_of_another_kind_is_neither_read_nor_replaced(members, tmp_path):
     models.save_reward_model(members[0], tmp_path / "one")
-    with pytest.raises(ModelError, match=r"one: there is no ensemble\.json; expected an ensemble"):
+    with pytest.raises(ModelError, match=r"one: no ensemble\.json; expected a reward ensemble"):
         models.load_reward_ensemble(tmp_path / "one")
-    with pytest.raises(ModelError, match=r"holds no ensemble\.json; nothing was replaced"):
+    with pytest.raises(ModelError, match=r"has no ensemble\.json; nothing was replaced"):
         models.save_reward_ensemble(members, tmp_path / "one")
     assert json.loads((tmp_path / "one" / "config.json").read_text())["num_labels"] == 1

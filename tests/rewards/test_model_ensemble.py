@@ -12,7 +12,7 @@ from jaxalign.kernels import cudnn_attention
 from jaxalign.models import attention
 from jaxalign.models.heads import HeadConfig
 from jaxalign.rewards import EnsembleReward, ModelReward, RewardRequest
-from jaxalign.rewards.ensemble import of_one_shape, same_arrays
+from jaxalign.rewards.model import of_one_shape, same_arrays
 
 ROWS = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10], [11, 12, 13, 14]]
 REQUEST = RewardRequest([""] * 4, [""] * 4, [r[:1] for r in ROWS], [r[1:] for r in ROWS], {}, width=4)
