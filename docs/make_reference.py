@@ -46,7 +46,7 @@ def command_page(name: str) -> str:
     dotted = any("." in key.name for key in keys)
     chosen = [known[key] for some in help_texts.COMMON.values() for key in some if key in known]
     if dotted and chosen:
-        lines += ["## The keys most runs set", "", *table(chosen, flags)]
+        lines += ["## Common keys", "", *table(chosen, flags)]
     sections: dict[str, list[configs.Key]] = {}
     for key in keys:
         sections.setdefault(key.name.rpartition(".")[0], []).append(key)
@@ -105,35 +105,35 @@ def cli_page() -> str:
             "jaxalign COMMAND [--config FILE_OR_NAME] [--dotted.key=value ...]",
             "```",
             "",
-            "A run takes its settings from three places, the later over the earlier: the defaults, a YAML file",
-            "(`--config`: a path, or the name of a [shipped configuration](configs.md)), and flags. A flag is the",
-            "key's dotted name, `--train.steps=200` or `--train.steps 200`; lists and mappings are YAML or JSON,",
-            "`--data.train='[a.jsonl, b.jsonl]'`. An unknown key, a key given twice or a value of the wrong type stops",
-            "the command with one line that names it.",
+            "Settings come from the defaults, a YAML file (`--config`: a path, or the name of a",
+            "[shipped configuration](configs.md)) and flags; later sources override earlier ones. A flag is the key's",
+            "dotted name, `--train.steps=200` or `--train.steps 200`. Lists and mappings are YAML or JSON,",
+            "`--data.train='[a.jsonl, b.jsonl]'`. An unknown key, a duplicate key or a value of the wrong type stops",
+            "the command with a one-line error that names it.",
             "",
             "## Commands",
             "",
             *["| command | what it does |", "|---|---|", *rows, ""],
-            "## Flags of every command that has the key",
+            "## Common flags",
             "",
             *["| flag | meaning |", "|---|---|", *plain, ""],
             "## Short flags",
             "",
-            "A command takes these where it has the key and no other of that name.",
+            "A command accepts a short flag if it has the key and no other key of that name.",
             "",
             *["| flag | stands for |", "|---|---|", *short, ""],
             "## Help",
             "",
-            "`jaxalign COMMAND --help` prints the keys most runs set, `--help-all` all of them, `--help SECTION` one",
-            "section (`data`, `loss`, `optimizer`, ...).",
+            "`jaxalign COMMAND --help` prints the common keys, `--help-all` all keys, and `--help SECTION` one section",
+            "(`data`, `loss`, `optimizer`, ...).",
             "",
             "## Exit status",
             "",
             *["| status | meaning |", "|---:|---|"],
-            "| 0 | done |",
-            "| 1 | a bug, in jaxalign or a library: the traceback says where |",
-            "| 2 | something for you to fix: one line names the key, file, row or device and what was expected |",
-            "| 130, 143 | stopped by SIGINT or SIGTERM, with a checkpoint; the same command with `--resume` goes on |",
+            "| 0 | success |",
+            "| 1 | a bug in jaxalign or a library; the traceback shows where |",
+            "| 2 | a mistake in the input: a one-line error names the key, file, row or device and what was expected |",
+            "| 130, 143 | stopped by SIGINT or SIGTERM after saving a checkpoint; `--resume` continues the run |",
             "",
         ]
     )
@@ -144,7 +144,7 @@ def configs_page() -> str:
     lines = [
         "# Shipped configurations",
         "",
-        "`--config NAME` takes one of these; flags override its keys.",
+        "Select one with `--config NAME`; flags override its keys.",
         "",
     ]
     for name, path in configs.shipped_configs().items():
