@@ -57,7 +57,7 @@ def legend(found: Results) -> str:
     """What each case compared when it was measured."""
     several = len({result["machine"]["commit"] for _, result in found}) > 1
     lines = [f"- {case.name}: {said(result)}{of_commit(result) if several else ''}" for case, result in found]
-    return "\n".join(["What the cases are:", "", *lines])
+    return "\n".join(["The cases:", "", *lines])
 
 
 def of_commit(result: dict[str, Any]) -> str:
@@ -84,7 +84,7 @@ def origin(found: Results) -> str:
 def steps(found: Results) -> str:
     """The table of times of a step."""
     lines = [
-        "| case | ratio (95% interval) | pairs | target | ms a step, ours / peer | useful tokens/s, ours / peer "
+        "| case | ratio (95% interval) | pairs | target | ms per step, ours / peer | useful tokens/s, ours / peer "
         "| peak MiB, ours / peer | compile s, programs, again |",
         "|---|---|---:|---|---:|---:|---:|---:|",
     ]
@@ -105,9 +105,9 @@ def steps(found: Results) -> str:
     if len(lines) == 2:
         return ""
     note = (
-        f"busy: so many of both sides' repetitions waited for a core for more than {WAITED:.0%} of their time (all "
-        "threads added up, no longer than other processes ran), also when they were taken twice more; those are in "
-        "these figures."
+        f"busy: the number of repetitions, of both sides, that waited for a core for more than {WAITED:.0%} of their "
+        "time (summed over threads, at most the time that other processes ran), even after two retries; the figures "
+        "include them."
     )
     return "\n".join([*lines, *(["", note] if crowded else [])])
 
@@ -116,7 +116,7 @@ def starts(found: Results) -> str:
     """The table of times to the first step."""
     lines = [
         "| case | ratio (95% interval) | pairs | target | s to the end of the first step, ours / peer "
-        "| of which compiling, or reading what was compiled |",
+        "| s of compilation, or of reading the cache |",
         "|---|---|---:|---|---:|---:|",
     ]
     for case, result in found:
@@ -161,8 +161,8 @@ def splits(found: Results) -> str:
     if not lines:
         return ""
     return (
-        "Milliseconds of a step by part (means; `step` is all that is in no other part, `data` the making of a batch, "
-        "which is done while the last step computes):\n\n" + "\n".join(lines)
+        "Milliseconds per step by part (means; `step` is everything in no other part; `data` is building a batch, "
+        "which overlaps with the previous step):\n\n" + "\n".join(lines)
     )
 
 

@@ -33,14 +33,15 @@ TITLES = {
 }
 # Of the tables with figures.
 COLUMNS = 5
-HEAD = """# Losses
+HEAD = """# Losses and parity
 
-Every function is `jaxalign.losses.NAME`: arrays in, unreduced float32 arrays out, no model or trainer inside. The
-[API reference](api/losses.md) has the equation, shapes, units, conventions and errors; this page has the proof.
+Every function is `jaxalign.losses.NAME`: it takes arrays and returns unreduced float32 arrays, with no model or trainer
+inside. The [API reference](api/losses.md) has equations, shapes, units, conventions and exceptions; this page has the
+errors against references.
 
-Each row compares one function, with one set of options, to a reference on random inputs. Errors are
-max |ours - reference| / (1 + |reference|) of the value, and of the gradient of a random weighted sum of the result,
-both in float32 on CPU, rounded up to a power of two. The tests enforce 1e-6 for values and 1e-5 for
+Each row compares one function, with one set of options, with a reference on random inputs. Errors are
+max |ours - reference| / (1 + |reference|) for the value, and for the gradient of a random weighted sum of the result,
+both in float32 on a CPU, rounded up to a power of two. The tests enforce 1e-6 for values and 1e-5 for
 gradients, unless a note says otherwise. The reference is TRL's own torch code if TRL has the loss, else a
 derivation in float64; `make parity` recomputes all of them and fails on drift.
 
@@ -61,9 +62,9 @@ def trained() -> list[str]:
     """The table of what `jaxalign dpo --loss.name` takes: names, functions and needs, from their records."""
     lines = [
         "## Names of `--loss.name`\n",
-        "What `jaxalign dpo` (and, of pairs, `jaxalign online-dpo`) trains by: the records of "
+        "The losses of `jaxalign dpo`, and those on pairs also of `jaxalign online-dpo`, from "
         "`losses.PREFERENCE_LOSSES`.\n",
-        "| name | loss | examples | log-probs | reference | of the whole batch | options besides `loss.beta` |",
+        "| name | loss | examples | log-probs | reference model | batch statistics | options besides `loss.beta` |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, spec in losses.PREFERENCE_LOSSES.items():

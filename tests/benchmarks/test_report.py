@@ -83,7 +83,10 @@ def test_cases_that_other_processes_held_up_are_marked(benchmark, folder):
     (folder / "sft-s" / "result.json").write_text(json.dumps(held))
     text = report.write_report(folder)
     assert "| sft-s | 2.00 [2.00, 2.00], busy 2/4 | 2 |" in text
-    assert text.count("busy: so many of both sides' repetitions waited for a core for more than 6%") == 1
+    assert (
+        text.count("busy: the number of repetitions, of both sides, that waited for a core for more than 6%")
+        == 1
+    )
 
 
 def test_documentation_changes_between_its_markers_only(benchmark, folder, tmp_path, monkeypatch):
