@@ -132,7 +132,8 @@ def train_tfpo(
     unread = ("reward_scale", "reference_weight", "decay", "window", "pin_terminal", "reduction")
     ended = {"terminated": ("B",)}
     check_own_loss(loss, arrays, ("B",), config=config.loss, unread=unread, keywords=ended)
-    given = Given(loss=loss, others={"patient": patient, "doctor": doctor, "tokenizer": tokenizer}, **live)
+    others = {"patient": patient, "doctor": doctor, "tokenizer": tokenizer}
+    given = Given.of(train_tfpo, live, loss=loss, others=others)
 
     def begin(run: OfflineRun) -> Task[TFPOResult]:
         doctor_patient = DoctorPatientPair.open(

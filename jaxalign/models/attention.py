@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
@@ -165,15 +166,9 @@ def attend(
             implementation = "plain"
     if implementation == "plain":
         return attend_plain(q, k, v, positions, segments, window, config)
-    rows, length, heads, size = q.shape
     if implementation == "blockwise":
-        kv_heads = k.shape[2]
-        q = (
-            scaled(q, config)
-            .reshape(rows, length, kv_heads, heads // kv_heads, size)
-            .transpose(0, 2, 1, 3, 4)
-        )
-        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        q = rearrange(scaled(q, config), "b t (k g) h -> b k t g h", k=k.shape[2])
+        k, v = (rearrange(x, "b t k h -> b k t h") for x in (k, v))
         out = blockwise_attention(
             q,
             k,
@@ -184,7 +179,7 @@ def attend(
             softcap=config.attention_softcap,
             dtype=operand_dtype(config),
         )
-        return out.transpose(0, 2, 1, 3, 4).reshape(rows, length, heads * size)
+        return rearrange(out, "b k t g h -> b t (k g h)")
     if implementation == "cudnn":
         scale = config.query_scale or config.head_dim**-0.5
         call = functools.partial(cudnn_attention.cudnn_attention, scale=scale, max_segments=max_segments)
@@ -192,7 +187,8 @@ def attend(
         q = scaled(q, config)
         call = functools.partial(splash_attention.splash_attention, softcap=config.attention_softcap)
     # What waits for the backward pass, a kernel names itself, or nothing of it does.
-    return _by_kernel(call, q, k, v, segments, window, config).reshape(rows, length, heads * size)
+    out = _by_kernel(call, q, k, v, segments, window, config)
+    return rearrange(out, "b t n h -> b t (n h)")
 
 
 def _specs(
@@ -249,12 +245,10 @@ def attend_plain(
     config: ModelConfig,
 ) -> Float[Array, "B T NH"]:
     """Causal attention in blocks of queries, each against the columns up to its own end; arguments as of `attend`."""
-    rows, length, heads, size = q.shape
-    kv_heads = k.shape[2]
-    group, dtype = heads // kv_heads, operand_dtype(config)
-    # (B, K, G, T, H) once: the transposes stay off the score path.
-    q = scaled(q, config).reshape(rows, length, kv_heads, group, size).transpose(0, 2, 3, 1, 4)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    length, dtype = q.shape[1], operand_dtype(config)
+    # Once: the transposes stay off the score path.
+    q = rearrange(scaled(q, config), "b t (k g) h -> b k g t h", k=k.shape[2])
+    k, v = (rearrange(x, "b t k h -> b k t h") for x in (k, v))
     parts = []
     for start in range(0, length, BLOCK):
         end = min(start + BLOCK, length)
@@ -265,7 +259,7 @@ def attend_plain(
         scores = softcap(scores, config.attention_softcap) + jnp.where(seen, 0.0, NEGATIVE)[:, None, None]
         parts.append(_weighted(scores, v[:, :, :end], "bkgts,bksd->bkgtd", dtype))
     out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=3)
-    return checkpoint_name(out.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * size), CONTEXT)
+    return checkpoint_name(rearrange(out, "b k g t h -> b t (k g h)"), CONTEXT)
 
 
 def attend_cached(
@@ -276,9 +270,7 @@ def attend_cached(
     config: ModelConfig,
 ) -> Float[Array, "B NH"]:
     """One query a row against the columns of its cache that it sees; by a kernel where one is faster."""
-    rows, heads, size = q.shape
-    kv_heads = keys.shape[1]
-    q = scaled(q, config).reshape(rows, kv_heads, heads // kv_heads, size)
+    q = rearrange(scaled(q, config), "b (k g) h -> b k g h", k=keys.shape[1])
     dtype = cached_dtype(config)
     if (
         isinstance(keys, jax.Array)
@@ -287,7 +279,7 @@ def attend_cached(
     ):
         q = q.astype(values.dtype)
         out = decode_attention.decode_attention(q, keys, values, seen.first, seen.last)
-        return out.reshape(rows, heads * size)
+        return rearrange(out, "b k g h -> b (k g h)")
     # A token has one scale a head, so integers go into the products and scales to the scores and weights.
     key_scales = keys.scales if isinstance(keys, Int8) else None
     value_scales = values.scales.swapaxes(2, 3) if isinstance(values, Int8) else None
@@ -296,4 +288,4 @@ def attend_cached(
     scores = scores if key_scales is None else scores * key_scales
     scores = softcap(scores, config.attention_softcap) + seen.bias[:, None, None, :]
     out = _weighted(scores, v, "bkgs,bksd->bkgd", dtype, value_scales)
-    return out.astype(q.dtype).reshape(rows, heads * size)
+    return rearrange(out.astype(q.dtype), "b k g h -> b (k g h)")

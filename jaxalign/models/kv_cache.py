@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from jaxalign.kernels.int8 import Int8, quantized
@@ -72,7 +73,10 @@ def from_prompt(
 ) -> KVCache:
     """A cache of `cache_length` columns that holds prompts, each in the last of P columns; `int8`: as integers."""
     width = keys.shape[2]
-    by_layer = [k.transpose(0, 2, 3, 1) for k in keys], [v.transpose(0, 2, 1, 3) for v in values]
+    by_layer = (
+        [rearrange(k, "b p k h -> b k h p") for k in keys],
+        [rearrange(v, "b p k h -> b k p h") for v in values],
+    )
     cache = KVCache(
         keys=tuple(quantized(k, axis=2) if int8 else k for k in by_layer[0]),
         values=tuple(quantized(v, axis=3) if int8 else v for v in by_layer[1]),

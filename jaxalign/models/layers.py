@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
@@ -129,12 +130,11 @@ def rope_tables_apart(
     XLA's CPU compiler computes sines and cosines again for each layer and head where it can; out of a loop it
     cannot (a barrier does not stop it). Elsewhere that costs less than the memory traffic of tables.
     """
-    rows, length = positions.shape
-    if jax.default_backend() != "cpu" or length % 2 or config.positions != "rope":
+    if jax.default_backend() != "cpu" or positions.shape[1] % 2 or config.positions != "rope":
         return rope_tables(positions, config, local=local)
-    halves = positions.reshape(rows, 2, length // 2).swapaxes(0, 1)
+    halves = rearrange(positions, "b (half t) -> half b t", half=2)
     tables = jax.lax.map(lambda half: rope_tables(half, config, local=local), halves)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(rows, length, *x.shape[3:]), tables)
+    return jax.tree.map(lambda x: rearrange(x, "half b t ... -> b (half t) ..."), tables)
 
 
 @jax.custom_vjp

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -231,8 +232,10 @@ class Transformer(nnx.Module):
                 projected = project(h, params, config, tables[config.layer_slides[layer]], part, None)
                 # Members are heads here: a cache of more rows would be copied at every step.
                 q, k, v = (y.reshape(-1, 1, members * y.shape[2], y.shape[3]) for y in projected)
-                key = kv_cache.written(cache.keys[layer], k.transpose(0, 2, 3, 1), column, axis=3)
-                value = kv_cache.written(cache.values[layer], v.transpose(0, 2, 1, 3), column, axis=2)
+                key = kv_cache.written(cache.keys[layer], rearrange(k, "b t k h -> b k h t"), column, axis=3)
+                value = kv_cache.written(
+                    cache.values[layer], rearrange(v, "b t k h -> b k t h"), column, axis=2
+                )
                 keys.append(key)
                 values.append(value)
                 out = attend_cached(q[:, 0], key, value, seen[windows[layer]], config)

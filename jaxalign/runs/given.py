@@ -1,6 +1,7 @@
 """Python objects passed to a run in addition to its configuration."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -48,6 +49,28 @@ class Given:
                 raise ConfigError(
                     f"trackers: expected objects with log(step, values) and close(), got {tracker!r:.60}"
                 )
+
+    @classmethod
+    def of(
+        cls, call: Callable[..., Any], live: Live, *, loss: Any = None, others: Mapping[str, Any]
+    ) -> "Given":
+        """The objects passed to a training call.
+
+        Args:
+          call: the training call.
+          live: its keyword arguments beyond its own parameters.
+          loss, others: see `Given`.
+
+        Raises:
+          TypeError: `live` holds an argument that the call does not have; the message lists those that it has.
+        """
+        if unknown := sorted(live.keys() - Live.__annotations__):
+            own = [n for n, p in inspect.signature(call).parameters.items() if p.kind != p.VAR_KEYWORD]
+            raise TypeError(
+                f"{call.__name__}() got an unexpected keyword argument {unknown[0]!r}; "
+                f"expected {', '.join([*own, *Live.__annotations__])}"
+            )
+        return cls(loss=loss, others=others, **live)
 
     def described(self) -> dict[str, str]:
         """A description of each argument passed, by name; for metadata.json."""

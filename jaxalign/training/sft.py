@@ -144,7 +144,7 @@ def train_sft(
     unread = ("label_smoothing", "z_loss")
     arrays = {"logps": ("B", "T"), "mask": ("B", "T")}
     loss = check_own_loss(loss, arrays, ("B", "T"), config=config.loss, unread=unread)
-    given = Given(loss=loss, others={"model": model, "tokenizer": tokenizer}, **live)
+    given = Given.of(train_sft, live, loss=loss, others={"model": model, "tokenizer": tokenizer})
 
     def begin(run: OfflineRun) -> Task[TrainResult]:
         start, words = run.load_policy(model, tokenizer)

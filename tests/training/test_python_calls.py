@@ -1,6 +1,7 @@
 """Runs called from Python: rows, optimizer, loss, callbacks and trackers that no YAML file can hold."""
 
 import functools
+import inspect
 import json
 import re
 from dataclasses import replace
@@ -71,6 +72,16 @@ class Watch(Callback):
 
     def on_end(self, event):
         self.events.append(("end", event.step, event.total, (event.folder / "export").is_dir()))
+
+
+@pytest.mark.parametrize("call", [train_sft, train_dpo, train_grpo], ids=lambda call: call.__name__)
+def test_an_unknown_argument_is_named_with_those_that_the_call_has(call):
+    config = inspect.signature(call).parameters["config"].annotation()
+    names = r".*tokenizer.*, train_dataset, eval_dataset, optimizer, callbacks, trackers"
+    with pytest.raises(
+        TypeError, match=rf"^{call.__name__}\(\) got an .* 'modle'; expected config, {names}$"
+    ):
+        call(config, modle=None)
 
 
 @pytest.fixture(scope="module")

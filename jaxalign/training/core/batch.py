@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Bool, Int
 
 from jaxalign.arrays import AnyArray
@@ -95,9 +96,9 @@ class CompletionBatch(TokenRows):
         """The completions one after another, [B * G, T], in which no token of a filler counts."""
         mask = self.mask & self.valid[:, None, None]
         return TokenRows(
-            tokens=self.tokens.reshape(-1, self.tokens.shape[2]),
-            lengths=self.lengths.reshape(-1),
-            mask=mask.reshape(-1, mask.shape[2]),
+            tokens=rearrange(self.tokens, "b g t -> (b g) t"),
+            lengths=rearrange(self.lengths, "b g -> (b g)"),
+            mask=rearrange(mask, "b g t -> (b g) t"),
             packing=self.packing,
         )
 
@@ -115,14 +116,16 @@ ROW_COLUMNS = ("tokens", "mask", "lengths", "kl_tokens", "kl_mask", "kl_lengths"
 def pair_axis(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Chosen rows, then rejected rows, [2 * B, ...] -> [B, 2, ...], so that micro-batches keep pairs together."""
     return dict(columns) | {
-        name: rows.reshape(2, -1, *rows.shape[1:]).swapaxes(0, 1) for name, rows in _rows(columns)
+        name: rearrange(rows, "(side b) ... -> b side ...", side=2) for name, rows in _rows(columns)
     }
 
 
 def question_axis(columns: Mapping[str, Any]) -> dict[str, Any]:
     """The completions of a prompt one after another, [B * G, ...] -> [B, G, ...]."""
     count = len(columns["row_ids"])
-    return dict(columns) | {name: rows.reshape(count, -1, *rows.shape[1:]) for name, rows in _rows(columns)}
+    return dict(columns) | {
+        name: rearrange(rows, "(b g) ... -> b g ...", b=count) for name, rows in _rows(columns)
+    }
 
 
 def _rows(columns: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 
 from jaxalign.training.core.optimizer import with_other_parts
 from jaxalign.training.core.state import TrainState
@@ -187,15 +188,14 @@ def split_rows(num_microbatches: int):
     """A function [B, ...] -> [M, B / M, ...], by which a batch becomes micro-batches."""
 
     def split(x):
-        rows, rest = divmod(x.shape[0], num_microbatches)
-        if rest:
+        if x.shape[0] % num_microbatches:
             raise ValueError(f"{x.shape[0]} rows do not divide by {num_microbatches} accumulation steps")
         # Strided, so that each device keeps its own rows under a batch-sharded mesh.
-        return x.reshape(rows, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
+        return rearrange(x, "(b m) ... -> m b ...", m=num_microbatches)
 
     return split
 
 
 def joined_rows(x: jax.Array) -> jax.Array:
     """The inverse of `split_rows`: [M, B / M, ...] -> [B, ...]."""
-    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    return rearrange(x, "m b ... -> (b m) ...")

@@ -12,12 +12,21 @@ class Stopwatch:
     sampled: float = 0.0
     scored: float = 0.0
 
+    def end_sampling(self) -> None:
+        """Scoring begins."""
+        self.sampled = time.perf_counter()
+
+    def end_scoring(self) -> None:
+        """Optimizing begins."""
+        self.scored = time.perf_counter()
+
     def metrics(self, tokens: int) -> dict[str, float]:
         """Seconds of each part, and sampled tokens a second of the whole."""
         now = time.perf_counter()
+        scored = self.scored or now
         return {
             "time/sample_seconds": self.sampled - self.started,
-            "time/score_seconds": self.scored - self.sampled,
-            "time/optimize_seconds": now - self.scored,
+            "time/score_seconds": scored - self.sampled,
+            "time/optimize_seconds": now - scored,
             "time/tokens_per_second": tokens / (now - self.started),
         }

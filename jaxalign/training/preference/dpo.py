@@ -78,9 +78,8 @@ def train_dpo(
       UserError: an invalid configuration, file or row; the message is one line.
     """
     loss = check_pair_loss(loss, config.loss)
-    given = Given(
-        loss=loss, others={"policy": policy, "reference": reference, "tokenizer": tokenizer}, **live
-    )
+    others = {"policy": policy, "reference": reference, "tokenizer": tokenizer}
+    given = Given.of(train_dpo, live, loss=loss, others=others)
     spec = config.loss.spec
 
     def begin(run: OfflineRun) -> Task[TrainResult]:

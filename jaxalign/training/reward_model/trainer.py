@@ -232,7 +232,7 @@ def train_reward(
       UserError: an invalid configuration, file or row; the message is one line.
     """
     loss = check_reward_loss(loss, config)
-    given = Given(loss=loss, others={"model": model, "tokenizer": tokenizer}, **live)
+    given = Given.of(train_reward, live, loss=loss, others={"model": model, "tokenizer": tokenizer})
     kind, collate, arrange, batch, count = LABELS[config.loss.labels]
 
     def begin(run: OfflineRun) -> Task[TrainResult]:

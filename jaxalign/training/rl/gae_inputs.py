@@ -50,8 +50,8 @@ class RunningMoments:
         return float(np.sqrt(self.square / self.count)) if self.count > 1 and self.square > 0 else 1.0
 
 
-def judged(reward: Any, request: RewardRequest, completions: Completions) -> Rewards:
-    """What a reward says of completions, checked (see `evaluate_reward`); what lies behind a completion's end is 0."""
+def rewards_of(reward: Any, request: RewardRequest, completions: Completions) -> Rewards:
+    """Rewards of completions, checked (see `evaluate_reward`); 0 after the end of a completion."""
     rewards = evaluate_reward(reward, request)
     assert rewards.token_rewards is not None
     steps = None if rewards.steps is None else rewards.steps & completions.mask

@@ -2,8 +2,8 @@
 
 One update:
 
-    sample groups of completions -> reward -> (more prompts while groups are all alike)
-    -> score them (policy, reference: whichever is needed) -> advantages -> epochs x minibatches of the loss
+    sample groups of completions -> reward -> (more prompts while all rewards of a group are equal)
+    -> score them (policy, and reference if the loss reads it) -> advantages -> epochs x minibatches of the loss
     -> log, save
 
 GRPO, Dr. GRPO, DAPO, GSPO, CISPO, GMPO, RLOO, REINFORCE and REINFORCE++ differ in three choices, see
@@ -11,7 +11,6 @@ GRPO, Dr. GRPO, DAPO, GSPO, CISPO, GMPO, RLOO, REINFORCE and REINFORCE++ differ 
 the loss, and what it is divided by.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Unpack
@@ -27,8 +26,7 @@ from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows, sampler_logps
 from jaxalign.runs import Given, Live
 from jaxalign.training.core.step import make_update
-from jaxalign.training.core.stopwatch import Stopwatch
-from jaxalign.training.rl.gae_inputs import final_scores, judged
+from jaxalign.training.rl.gae_inputs import final_scores, rewards_of
 from jaxalign.training.rl.group_rollout import Rollout, ending_at_last, informative, replaced
 from jaxalign.training.rl.grpo_advantages import RewardedRows, of_rows
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig
@@ -42,7 +40,6 @@ from jaxalign.training.rl.grpo_step import (
 )
 from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_policy
 from jaxalign.training.rl.policy_trainer import PolicyScores, PolicyTrainer, policy_trainer
-from jaxalign.training.rl.required_steps import StepsRequired
 from jaxalign.training.rl.reward_source import build_reward
 from jaxalign.training.rl.rollout_metrics import rollout_counts, rollout_metrics
 
@@ -52,7 +49,7 @@ __all__ = ["GRPOConfig", "train_grpo"]
 def advantages_of(
     config: GRPOLossConfig, rows: RewardedRows, own: Callable[..., jax.Array] | None = None
 ) -> jax.Array:
-    """Advantages [N, T] of a whole rollout, by the way that the configuration names, or by the user's function."""
+    """Advantages [N, T] of a whole rollout, by `config.advantages` or by the user's function."""
     if config.beta and config.recipe.kl_in_score:
         assert rows.logps is not None and rows.ref_logps is not None
         # The k1 estimate of the whole completion, of which the baseline takes its part.
@@ -83,28 +80,27 @@ class Trainer(PolicyTrainer):
 
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics and a few samples as rows."""
-        watch = Stopwatch()
         rollout, sampling_metrics = self._rollout(number)
         completions, rewards = rollout.completions, rollout.rewards
-        watch.sampled = time.perf_counter()
-        rows, counts = self._counted(rollout)
-        metrics = self._learn(number, rollout, rows, counts, watch)
+        self.watch.end_sampling()
+        rows, in_loss = self._rows_of(rollout)
+        metrics = self._learn(number, rollout, rows, in_loss)
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
         metrics |= rollout_metrics(completions, rewards, raw) | sampling_metrics
         metrics |= {
-            "rollout/counted_rows": float(counts.mean()),
-            **watch.metrics(int(completions.lengths.sum())),
+            "rollout/counted_rows": float(in_loss.mean()),
+            **self.watch.metrics(int(completions.lengths.sum())),
         }
         return metrics, self.samples(rollout.request, raw)
 
     def _learn_in_several_steps(
-        self, number: int, rollout: Rollout, rows: Rows, counts: np.ndarray, watch: Stopwatch
+        self, number: int, rollout: Rollout, rows: Rows, in_loss: np.ndarray
     ) -> dict[str, float]:
         """Scores the rollout, then takes epochs x minibatches of steps on it."""
         completions, cap = rollout.completions, self.config.importance_cap
         scores, gaps = self.score_completions(number, rows, completions)
         assert scores.logps is not None
-        mask = rows.mask & counts[:, None]
+        mask = rows.mask & in_loss[:, None]
         weights = np.ones(mask.shape, np.float32)
         if cap:
             weights = self.weights(cap, rows, scores.logps, mask, completions)
@@ -117,14 +113,13 @@ class Trainer(PolicyTrainer):
             weights=weights,
             ref_logps=scores.ref_logps,
         )
-        watch.scored = time.perf_counter()
         return self.passes(number, batch, self._update) | gaps | _objective(scores, mask)
 
     def _learn_in_one_step(
-        self, number: int, rollout: Rollout, rows: Rows, counts: np.ndarray, watch: Stopwatch
+        self, number: int, rollout: Rollout, rows: Rows, in_loss: np.ndarray
     ) -> dict[str, float]:
         """Takes one step on the rollout, whose own forward pass scores it before it moves the policy."""
-        completions, mask = rollout.completions, rows.mask & counts[:, None]
+        completions, mask = rollout.completions, rows.mask & in_loss[:, None]
         if checked := self.must_check(number):
             ref_logps = self.score_completions(number, rows, completions)[0].ref_logps
         else:
@@ -137,7 +132,6 @@ class Trainer(PolicyTrainer):
             advantages=self._advantages_of(rollout, rows, mask, PolicyScores(ref_logps=ref_logps)),
             ref_logps=ref_logps,
         )
-        watch.scored = time.perf_counter()
         metrics = self.single_step(number, batch, self._update, checked=checked)
         if metrics["policy/steps"]:
             metrics["objective/entropy"] = metrics["policy/entropy"]
@@ -163,14 +157,14 @@ class Trainer(PolicyTrainer):
         rewarded = RewardedRows(**arrays, group=self.group, beta=self.config.loss.beta)
         return np.where(mask, np.asarray(self._advantages(rewarded)), 0.0)
 
-    def _counted(self, rollout: Rollout) -> tuple[Rows, np.ndarray]:
-        """Prompts with completions, whose tokens count where a reward applies; and bool [N], rows that are learnt."""
+    def _rows_of(self, rollout: Rollout) -> tuple[Rows, np.ndarray]:
+        """Prompts with completions, masked where no reward applies; and bool [N], the rows that the loss reads."""
         rows = join_rows(rollout.request.prompt_ids, rollout.completions, multiple=16)
         rows = replace(rows, mask=rows.mask & np.asarray(rollout.rewards.valid)[:, None])
-        return rows, self._learnt(rollout.completions, rollout.rewards) & rows.mask.any(1)
+        return rows, self._in_loss(rollout.completions, rollout.rewards) & rows.mask.any(1)
 
-    def _learnt(self, completions: Completions, rewards: Rewards) -> np.ndarray:
-        """Bool [N]: rows that the loss reads. Others with a reward count in their group's statistics alone."""
+    def _in_loss(self, completions: Completions, rewards: Rewards) -> np.ndarray:
+        """Bool [N]: rows that the loss reads. Other rows with a reward count only in the statistics of their group."""
         valid = np.asarray(rewards.valid)
         if not self.config.loss.mask_truncated:
             return valid
@@ -179,15 +173,15 @@ class Trainer(PolicyTrainer):
     # --- rollouts ---------------------------------------------------------------------------
 
     def _rollout(self, number: int) -> tuple[Rollout, dict[str, float]]:
-        """A rollout of `train.prompts` groups; groups that teach nothing are replaced while rounds are left."""
+        """A rollout of `train.prompts` groups; further rounds replace groups whose rewards are all equal."""
         wanted = self.config.train.prompts
-        kept, seen = self._judged(number), wanted
-        scores = [_scored(kept)]
+        kept, seen = self._sample_groups(number), wanted
+        scores = [_raw_scores(kept)]
         for round_number in range(1, self.config.train.sampling_rounds):
             if kept.informative.all():
                 break
-            more = self._judged(number, round_number)
-            scores.append(_scored(more))
+            more = self._sample_groups(number, round_number)
+            scores.append(_raw_scores(more))
             kept = replaced(kept, more, self.group)
             seen += wanted
         if not np.asarray(kept.rewards.valid).any():
@@ -197,10 +191,10 @@ class Trainer(PolicyTrainer):
         return kept, {
             "rollout/groups_sampled": float(seen),
             "rollout/groups_alike": float((~kept.informative).sum() / self.group),
-        } | self._left_out(np.concatenate(scores), _scored(kept))
+        } | self._left_out(np.concatenate(scores), _raw_scores(kept))
 
     def _left_out(self, sampled: np.ndarray, kept: np.ndarray) -> dict[str, float]:
-        """Mean rewards of all that was sampled, and of the groups that others took the place of."""
+        """Mean rewards of all sampled rows, and of the groups that were replaced."""
         if self.config.train.sampling_rounds == 1:
             return {}
         metrics = {"objective/score_sampled": float(sampled.mean())}
@@ -215,10 +209,10 @@ class Trainer(PolicyTrainer):
 
     @property
     def one_step(self) -> bool:
-        """Whether a rollout has one optimizer step, whose own forward pass tells all that is asked of the policy.
+        """Whether the only optimizer step of a rollout can score it by its own forward pass.
 
         The old log-probs are then the new ones, without their gradient. Importance weights, and a KL in the rewards
-        (RLOO, REINFORCE++), are needed before.
+        (RLOO, REINFORCE++), need them before the step.
         """
         train, loss = self.config.train, self.config.loss
         before = self.config.importance_cap or (loss.beta and loss.kl_in_reward)
@@ -229,9 +223,10 @@ class Trainer(PolicyTrainer):
         """Completions a prompt."""
         return self.config.sampling.num_samples
 
-    def _judged(self, number: int, round_number: int = 0) -> Rollout:
+    def _sample_groups(self, number: int, round_number: int = 0) -> Rollout:
+        """One round: completions of the next prompts, with their rewards."""
         completions, request = self.sample(number, round_number)
-        rewards = judged(self.reward, request, completions)
+        rewards = rewards_of(self.reward, request, completions)
         loss = self.config.loss
         by_step = loss.advantage.steps
         if by_step and rewards.steps is None:
@@ -253,7 +248,7 @@ class Trainer(PolicyTrainer):
         # What must differ within a group: rewards of steps, or of rows.
         values = np.where(steps, step_rewards, np.nan) if by_step else scores[:, None]
         values = np.where(np.asarray(rewards.valid)[:, None], values, np.nan)
-        teaches = informative(values, self._learnt(completions, rewards), self.group)
+        teaches = informative(values, self._in_loss(completions, rewards), self.group)
         return Rollout(
             completions,
             request,
@@ -275,8 +270,8 @@ def _objective(scores: PolicyScores, mask: np.ndarray) -> dict[str, float]:
     return metrics
 
 
-def _scored(rollout: Rollout) -> np.ndarray:
-    """The rewards before any shaping of the rows that have one, float64."""
+def _raw_scores(rollout: Rollout) -> np.ndarray:
+    """Float64: the rewards before any shaping, of the rows that have one."""
     raw = np.asarray(rollout.rewards.scores, np.float64) + np.asarray(rollout.rewards.token_rewards).sum(1)
     return raw[np.asarray(rollout.rewards.valid)]
 
@@ -315,7 +310,9 @@ def train_grpo(
     """
 
     loss, advantages = check_policy_loss(loss, config.loss), check_advantages(advantages, config.loss)
-    given = Given(
+    given = Given.of(
+        train_grpo,
+        live,
         loss=loss,
         others={
             "policy": policy,
@@ -324,20 +321,17 @@ def train_grpo(
             "engine": engine,
             "advantages": advantages,
         },
-        **live,
     )
 
     def begin(run: OnPolicyRun, start: Any, words: Any) -> Trainer:
-        by_step = config.loss.advantage.steps
         source, _ = build_reward(
             config.reward,
             reward,
             batch_size=config.train.score_batch_size,
             vocabulary=start.config.vocab_size,
             tokenizer=words,
-            step_score="probability" if by_step else "minimum",
+            by_step=config.loss.advantage.steps,
         )
-        scored = StepsRequired(source) if by_step else source
-        return policy_trainer(Trainer, "grpo", run, start, words, reward=scored)
+        return policy_trainer(Trainer, "grpo", run, start, words, reward=source)
 
     return fit_on_policy("grpo", config, given, begin)

@@ -31,6 +31,7 @@ from jaxalign.training.core.opening import tell_updates
 from jaxalign.training.core.optimizer import steps_taken
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.state import TrainState
+from jaxalign.training.core.stopwatch import Stopwatch
 from jaxalign.training.rl.collapse import collapse_signs
 from jaxalign.training.rl.gae_inputs import RunningMoments
 from jaxalign.training.rl.policy_evaluation import Evaluated, evaluate_policy
@@ -62,6 +63,7 @@ class OnPolicyTrainer(Evaluated):
       noted: metrics of the latest rollout that are not of the algorithm.
       schedules: learning rate by optimizer step, of each part of the parameters that has its own.
       collapsed: signs of collapse that this process has warned of.
+      watch: times the parts of the update.
     """
 
     config: Any
@@ -83,6 +85,7 @@ class OnPolicyTrainer(Evaluated):
     noted: dict[str, float] = field(default_factory=dict)
     schedules: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
     collapsed: set[str] = field(default_factory=set)
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     @abstractmethod
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -204,6 +207,7 @@ class OnPolicyTrainer(Evaluated):
         Raises:
           UserError: a loss or gradient that is not finite.
         """
+        self.watch.end_scoring()
         fetched = jax.device_get(self._steps(number, rollout, step, counted))
         if not all(m["finite"] for m in fetched):
             raise UserError(
@@ -225,14 +229,7 @@ class OnPolicyTrainer(Evaluated):
     def single_step(
         self, number: int, rollout: TokenRows, step: Callable, *, checked: bool
     ) -> dict[str, float]:
-        """`passes` of one optimizer step on the whole rollout, whose metrics include `sampler_gaps`.
-
-        Args:
-          number: of the update.
-          rollout: see `passes`.
-          step: see `passes`.
-          checked: whether `check_logps` has seen this rollout; else the gap is checked now.
-        """
+        """`passes` of one step on all of a rollout; checks the `sampler_gaps` of its metrics unless `checked`."""
         metrics = self.passes(number, rollout, step)
         if metrics["policy/steps"]:
             metrics["rollout/logp_gap"] = metrics.pop("rollout/logp_gap_max")
@@ -347,6 +344,7 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             run.log_metrics(0, evaluated)
             run.callbacks.tell("on_eval", 0, total, evaluated, trainer.state)
         for number in range(done + 1, done + 1 if over else total + 1):
+            trainer.watch = Stopwatch()
             metrics, samples = trainer.update(number)
             if compiled and number == done + 1:
                 compiled()

@@ -11,7 +11,6 @@ Sources: arXiv:2402.04792 (two completions and a judge); arXiv:2401.10020, secti
 several, ties left out; there in rounds of whole data sets).
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -30,7 +29,6 @@ from jaxalign.runs import Given, Live
 from jaxalign.training.core.batch import valid_count
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.step import make_update
-from jaxalign.training.core.stopwatch import Stopwatch
 from jaxalign.training.preference.config import DPOLossConfig
 from jaxalign.training.preference.objectives import (
     PAIR,
@@ -41,7 +39,7 @@ from jaxalign.training.preference.objectives import (
     scored_rows,
     whole_batch_statistics,
 )
-from jaxalign.training.rl.gae_inputs import final_scores, judged
+from jaxalign.training.rl.gae_inputs import final_scores, rewards_of
 from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_policy
 from jaxalign.training.rl.online_dpo_config import JudgeSource, OnlineDPOConfig
 from jaxalign.training.rl.policy_trainer import PolicyTrainer, policy_trainer
@@ -153,10 +151,9 @@ class Trainer(PolicyTrainer):
 
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics and a few pairs as rows."""
-        watch = Stopwatch()
         completions, request = self.sample(number)
         answers = self._reference_answers(number, request)
-        watch.sampled = time.perf_counter()
+        self.watch.end_sampling()
         rows = join_rows(request.prompt_ids, completions, multiple=16)
         scored, gaps = self.score_completions(number, rows, completions)
         logps, ref_logps, entropy = scored.logps, scored.ref_logps, scored.entropy
@@ -183,7 +180,6 @@ class Trainer(PolicyTrainer):
             desirable=np.tile(PAIR, (len(order), 1)),
             valid=pairs.valid,
         )
-        watch.scored = time.perf_counter()
         if counted:
             metrics |= self.passes(number, batch, self._update, counted=pairs.valid)
         else:
@@ -196,7 +192,7 @@ class Trainer(PolicyTrainer):
             "rollout/pairs": float(counted),
             "rollout/ties": float(len(order) - counted),
             **gaps,
-            **watch.metrics(int(completions.lengths.sum())),
+            **self.watch.metrics(int(completions.lengths.sum())),
         }
         if scores is not None and counted:
             metrics["objective/score_chosen"] = float(scores[pairs.chosen[pairs.valid]].mean())
@@ -215,7 +211,7 @@ class Trainer(PolicyTrainer):
         self, number: int, completions: Completions, request: RewardRequest
     ) -> tuple[Pairs, dict[str, float], np.ndarray]:
         """Pairs by reward; metrics; the rewards before any shaping, [N]."""
-        rewards = judged(self.reward, request, completions)
+        rewards = rewards_of(self.reward, request, completions)
         assert rewards.valid is not None
         if not rewards.valid.any():
             raise UserError(
@@ -342,10 +338,11 @@ def train_online_dpo(
     """
 
     loss = check_pair_loss(loss, config.loss)
-    given = Given(
+    given = Given.of(
+        train_online_dpo,
+        live,
         loss=loss,
         others={"policy": policy, "reward": reward, "judge": judge, "tokenizer": tokenizer, "engine": engine},
-        **live,
     )
 
     def begin(run: OnPolicyRun, start: Any, words: Any) -> Trainer:

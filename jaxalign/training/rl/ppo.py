@@ -13,7 +13,6 @@ models); the details follow "The N implementation details of RLHF with PPO" (202
 """
 
 import functools
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
@@ -30,9 +29,8 @@ from jaxalign.runs import Given, Live
 from jaxalign.training.core.batch import TokenBatch
 from jaxalign.training.core.state import TrainState
 from jaxalign.training.core.step import make_update
-from jaxalign.training.core.stopwatch import Stopwatch
 from jaxalign.training.rl.actor_critic import ActorCritic, build
-from jaxalign.training.rl.gae_inputs import Outcome, RolloutScores, advantages_of, final_scores, judged
+from jaxalign.training.rl.gae_inputs import Outcome, RolloutScores, advantages_of, final_scores, rewards_of
 from jaxalign.training.rl.kl_controller import negative_streak, next_coefficient
 from jaxalign.training.rl.on_policy import OnPolicyTrainer
 from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_policy
@@ -110,18 +108,17 @@ class Trainer(OnPolicyTrainer):
 
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics and a few samples as rows."""
-        watch = Stopwatch()
         completions, request = self.sample(number)
-        watch.sampled = time.perf_counter()
-        rewards = judged(self.reward, request, completions)
+        self.watch.end_sampling()
+        rewards = rewards_of(self.reward, request, completions)
         raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
         rollout = self._rollout(number, request, completions, rewards)
         step = self._warm_up if number <= self.config.critic.warmup_updates else self._update
-        metrics = self._learn(number, rollout, step, watch)
+        metrics = self._learn(number, rollout, step)
         metrics |= rollout_metrics(completions, rewards, raw)
         metrics |= {
             "objective/kl_coefficient": self.coefficient,
-            **watch.metrics(int(completions.lengths.sum())),
+            **self.watch.metrics(int(completions.lengths.sum())),
         }
         if not self.config.kl.measured:
             # There is no reference: what stands for its log-probs says nothing.
@@ -151,9 +148,7 @@ class Trainer(OnPolicyTrainer):
         warming = number <= self.config.critic.warmup_updates
         return Rollout(completions, rows, outcome, np.full(len(valid), 0.0 if warming else 1.0, np.float32))
 
-    def _learn_in_several_steps(
-        self, number: int, rollout: Rollout, step: Any, watch: Stopwatch
-    ) -> dict[str, float]:
+    def _learn_in_several_steps(self, number: int, rollout: Rollout, step: Any) -> dict[str, float]:
         """Scores the rollout, then takes epochs x minibatches of steps on it."""
         rows, completions = rollout.rows, rollout.completions
         scores = self._scored(rows)
@@ -164,7 +159,6 @@ class Trainer(OnPolicyTrainer):
         weights = np.ones(rows.mask.shape, np.float32)
         if cap := self.config.importance_cap:
             weights = self.weights(cap, rows, scores.logps, rows.mask, completions)
-        watch.scored = time.perf_counter()
         batch = PPOBatch(
             tokens=rows.tokens,
             lengths=rows.lengths,
@@ -179,9 +173,7 @@ class Trainer(OnPolicyTrainer):
         objective = {name: float(value) for name, value in objective.items()}
         return objective | self.passes(number, batch, step) | gaps
 
-    def _learn_in_one_step(
-        self, number: int, rollout: Rollout, step: Any, watch: Stopwatch
-    ) -> dict[str, float]:
+    def _learn_in_one_step(self, number: int, rollout: Rollout, step: Any) -> dict[str, float]:
         """Takes one step on the rollout, which scores it by itself."""
         rows, completions = rollout.rows, rollout.completions
         gaps, ref_logps = {}, None
@@ -191,7 +183,6 @@ class Trainer(OnPolicyTrainer):
             ref_logps = scores.ref_logps if self.config.kl.measured else None
         elif self.config.kl.measured:
             ref_logps = self._reference_logps(rows)
-        watch.scored = time.perf_counter()
         batch = PPORollout(
             tokens=rows.tokens,
             lengths=rows.lengths,
@@ -280,10 +271,11 @@ def train_ppo(
     Raises:
       UserError: an invalid configuration, file, row or reward; the message is one line.
     """
-    given = Given(
+    given = Given.of(
+        train_ppo,
+        live,
         loss=check_policy_loss(loss, config.loss),
         others={"policy": policy, "reward": reward, "tokenizer": tokenizer, "engine": engine},
-        **live,
     )
 
     def begin(run: OnPolicyRun, start: Any, words: Any) -> Trainer:

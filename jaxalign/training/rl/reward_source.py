@@ -12,6 +12,7 @@ from jaxalign.models.heads import ScalarModel
 from jaxalign.rewards import EnsembleReward, ModelReward, ProcessReward, WeightedMix, load_function
 from jaxalign.rewards.process import StepScore
 from jaxalign.training.core import setup
+from jaxalign.training.rl.required_steps import StepsRequired
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def build_reward(
     batch_size: int,
     vocabulary: int,
     tokenizer: Any = None,
-    step_score: StepScore = "minimum",
+    by_step: bool = False,
 ) -> tuple[Any, ScalarModel | None]:
     """The reward, and the reward model in it where there is one (of an ensemble: its first member).
 
@@ -105,14 +106,27 @@ def build_reward(
       batch_size: packed rows that a reward model scores at once.
       vocabulary: the policy's; a reward model must know as many tokens.
       tokenizer: the policy's; a process reward model needs it.
-      step_score: what `auto` stands for.
+      by_step: whether the algorithm reads the rewards of steps: token rewards must then say where steps end (see
+        `StepsRequired`), and `step_score=auto` is the probability of each step instead of the change of the minimum.
 
     Raises:
       ConfigError: no reward, no such function, a rule for ensembles where there is none, or a process reward
         model that is a member of one or has no separator.
       ModelError, UserError: a reward model that is damaged or does not fit.
     """
+    step_score: StepScore = "probability" if by_step else "minimum"
+    found, model = _build(source, reward, batch_size, vocabulary, tokenizer, step_score)
+    return (StepsRequired(found) if by_step else found), model
 
+
+def _build(
+    source: RewardSource,
+    reward: Any,
+    batch_size: int,
+    vocabulary: int,
+    tokenizer: Any,
+    step_score: StepScore,
+) -> tuple[Any, ScalarModel | None]:
     def scored_by(found: ScalarModel | Sequence[ScalarModel]) -> tuple[Any, ScalarModel]:
         if isinstance(found, ScalarModel):
             if source.aggregate != "mean":
