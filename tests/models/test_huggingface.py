@@ -158,9 +158,9 @@ def test_shards_with_an_index_load_exactly(tmp_path):
     [
         (
             lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
-            "model.layers.1.mlp.up_proj.weight is missing",
+            "missing tensor model.layers.1.mlp.up_proj.weight",
         ),
-        (lambda t: t.pop("lm_head.weight"), "lm_head.weight is missing"),
+        (lambda t: t.pop("lm_head.weight"), "missing tensor lm_head.weight"),
         (lambda t: t.update({"model.extra.weight": np.zeros(3, np.float32)}), "model.extra.weight"),
         (
             lambda t: t.update({"model.norm.weight": np.zeros(31, np.float32)}),
