@@ -35,7 +35,7 @@ class OpenRun:
     def load_model(self, live: Any, tokenizer: Any, *, mapped: bool = False) -> tuple[Any, Any]:
         """The live model and its tokenizer, else those of `config.model`; `mapped`: several run as one."""
         if live is not None:
-            return live, tokenizer
+            return self.placed(live), tokenizer
         config = self.config
         return setup.load_model(
             config.model,
@@ -45,6 +45,10 @@ class OpenRun:
             packing=config.train.packing,
             mapped=mapped,
         )
+
+    def placed(self, live: Any) -> Any:
+        """The live model, on the run's mesh if that has several devices."""
+        return setup.place_model(live, self.mesh) if self.mesh.size > 1 else live
 
     def load_reference(self, policy: Any, *, read: bool = True) -> Any:
         """See `setup.load_reference`."""

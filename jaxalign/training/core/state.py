@@ -29,18 +29,48 @@ class TrainState:
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state. Parameters are copied: the step donates them, and the caller may keep his.
 
-    Where the parameters lie on a mesh, so does all of the state.
+    If the parameters lie on a mesh, so does the whole state, each moment sharded as its parameter is.
     """
     params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
-    # Under jit the moments take the sharding of the parameters.
-    state = TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
+    step = jnp.zeros((), jnp.int32)
     mesh = next(
         (x.sharding.mesh for x in jax.tree.leaves(params) if isinstance(x.sharding, NamedSharding)), None
     )
     if mesh is None:
-        return state
+        return TrainState(step, params, jax.jit(optimizer.init)(params))
+    replicated = NamedSharding(mesh, P())
+    params = jax.tree.map(
+        lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, replicated), params
+    )
+    abstract = jax.eval_shape(optimizer.init, params)
+    init = jax.jit(optimizer.init, out_shardings=moment_shardings(abstract, params, replicated))
+    return TrainState(jax.device_put(step, replicated), params, init(params))
 
-    def place(x: jax.Array) -> jax.Array:
-        return x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, NamedSharding(mesh, P()))
 
-    return jax.tree.map(place, state)
+def moment_shardings(opt_state: Any, params: Any, otherwise: NamedSharding) -> Any:
+    """Shardings of an optimizer state: moments lie as their parameters do.
+
+    `init` makes moments of zeros, which depend on no parameter, so XLA would replicate them. A leaf belongs to the
+    parameter whose path ends its own path (`mu['layers']['up_proj']`) if their shapes are equal: that holds for
+    `optax.partition`, for masks and for any transformation that maps over the parameters.
+
+    Args:
+      opt_state: the state, or its shapes.
+      params: arrays (or shapes with a sharding) on the mesh.
+      otherwise: the sharding of counters and of factored statistics.
+    """
+    leaves = {_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = _names(path)
+        for start in range(len(names)):
+            parameter = leaves.get(names[start:])
+            if parameter is not None and parameter.shape == leaf.shape:
+                return parameter.sharding
+        return otherwise
+
+    return jax.tree_util.tree_map_with_path(sharding, opt_state)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(map(str, path))

@@ -94,9 +94,9 @@ def make_update(
             opt_state = with_other_parts(opt_state, state.opt_state, learning)
             return TrainState(state.step + 1, {**state.params, learning: learnt}, opt_state)
 
-        # A branch, not a choice between two states: those would both be in memory. (Under `vmap`, by which `lift` makes
-        # an ensemble's update, it is a choice: each member has its own guard. `docs/memory.md` says what that takes.)
-        return jax.lax.cond(keep, stepped, lambda: state), metrics
+        # Leaf by leaf, which XLA fuses with the optimizer's update, in place. `lax.cond` would hold a second state on
+        # GPUs.
+        return jax.tree.map(lambda new, old: jnp.where(keep, new, old), stepped(), state), metrics
 
     compiled: Callable | None = None
 

@@ -84,9 +84,10 @@ def train_dpo(
 
     def begin(run: OfflineRun) -> Task[TrainResult]:
         start, words = run.load_policy(policy, tokenizer)
-        against = reference
-        if against is None:
+        if reference is None:
             against = run.load_reference(start, read=spec.reference)
+        else:
+            against = run.placed(reference)
         data = run.load_data("label" if spec.unpaired else "comparison", words, start.config)
         _check_rows(data, config.loss)
         # The update donates its own copy of the parameters, so the start can serve as reference.
