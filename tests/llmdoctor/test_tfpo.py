@@ -396,7 +396,7 @@ def test_a_run_without_a_patient_says_so(configs, live, tmp_path):
     config = configs.tfpo(tmp_path / "run", patient=PatientSource())
     with pytest.raises(ConfigError, match=r"^patient\.path: expected"):
         train_tfpo(config)
-    with pytest.raises(ConfigError, match=r"^patient: given without tokenizer; a live model needs both"):
+    with pytest.raises(ConfigError, match=r"^patient: passed without tokenizer; a live model needs both"):
         train_tfpo(config, patient=live[0])
 
 

@@ -452,12 +452,12 @@ def test_every_named_policy_loss_is_called_as_an_own_one_is(name):
 
 def test_a_live_model_comes_with_its_tokenizer(configs, tmp_path, plain):
     _, result = plain
-    with pytest.raises(ConfigError, match="model: given without tokenizer; a live model needs both"):
+    with pytest.raises(ConfigError, match="model: passed without tokenizer; a live model needs both"):
         train_sft(configs.sft(tmp_path / "run"), model=result.model)
-    with pytest.raises(ConfigError, match="tokenizer: given without policy"):
+    with pytest.raises(ConfigError, match="tokenizer: passed without policy"):
         train_dpo(configs.dpo(tmp_path / "run"), tokenizer=result.tokenizer)
     with pytest.raises(
-        ConfigError, match=r"policy: expected a live model, got 'folder'; a folder goes to model\.path"
+        ConfigError, match=r"policy: expected a live model, got 'folder'; set model\.path to load a folder"
     ):
         train_dpo(configs.dpo(tmp_path / "run"), policy="folder", tokenizer=result.tokenizer)
 
