@@ -107,7 +107,7 @@ class RewardConfig:
             )
         if self.ensemble.size > 1 and self.train.batch_tokens:
             raise ValueError(
-                "train.batch_tokens needs a single reward model, because members of an ensemble take batches of one shape; "
+                "train.batch_tokens needs a single reward model: members of an ensemble take batches of one shape; "
                 f"set train.packing=true with ensemble.size above 1, got {self.ensemble.size}"
             )
         if self.ensemble.members == "heads" and self.lora.enabled:
