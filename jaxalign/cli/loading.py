@@ -146,7 +146,7 @@ def load_speaker(
         doctors = read_doctors(replace(guide, patient=guide.patient or model))
         model = doctors.patient_folder()
     if not model:
-        raise ConfigError("--model: expected a Hugging Face folder, a run folder or a hub id; it is empty")
+        raise ConfigError("--model: expected a Hugging Face folder, a run folder or a hub id; got nothing")
     import jax.numpy as jnp
 
     from jaxalign import models

@@ -69,8 +69,8 @@ class RewardGradients:
         """
         if not self.usable:
             raise ConfigError(
-                "loss.reward_scale=auto: the rewards of the first batches have no gradient that it could be read off "
-                f"(its norm is {self.label_norm:g}, without rewards {self.base_norm:g}); set it to a number"
+                "loss.reward_scale=auto cannot be measured: the rewards of the first batches have no gradient "
+                f"(norm {self.label_norm:g}, without rewards {self.base_norm:g}); set loss.reward_scale to a number"
             )
         return max(self.base_norm / (RATIO * self.label_norm), GAP / self.gap)
 
@@ -171,8 +171,8 @@ def reward_scale(run: Run, asked: float | str, measure: Callable[[], RewardGradi
     )
     run.tell(
         "reward scale",
-        f"{value:.4g}{' (auto)' if isinstance(asked, str) else ''}: the rewards of two responses differ by "
-        f"{value * found.gap:.3g} nats; the step's cosine to the labels' gradient is {cosine:.2f}",
+        f"{value:.4g}{' (auto)' if isinstance(asked, str) else ''}: the rewards of the two completions differ by "
+        f"{value * found.gap:.3g} nats; cosine of the step to the labels' gradient: {cosine:.2f}",
     )
     if found.usable and cosine < BURIED:
         run.warn(

@@ -39,7 +39,7 @@ def group_advantages(
 
     Raises:
       AssertionError: shapes differ.
-      ValueError: group size below 2, rows that do not divide by it, no such scale, or a concrete epsilon
+      ValueError: group size below 2, rows that are not divisible by it, no such scale, or a concrete epsilon
         out of range.
 
     Source: arXiv:2402.03300, section 4.1.2; `none`: arXiv:2503.20783.
@@ -78,7 +78,7 @@ def leave_one_out_advantages(
 
     Raises:
       AssertionError: shapes differ.
-      ValueError: group size below 2, or rows that do not divide by it.
+      ValueError: group size below 2, or rows that are not divisible by it.
 
     Source: arXiv:2402.14740, eq. 9.
     """
@@ -114,7 +114,7 @@ def gpg_advantages(
 
     Raises:
       AssertionError: shapes differ.
-      ValueError: group size below 2, rows that do not divide by it, or a concrete alpha that is negative.
+      ValueError: group size below 2, rows that are not divisible by it, or a concrete alpha that is negative.
 
     Source: arXiv:2504.02546. verl takes the rows with a reward other than 0 for those with a signal.
     """
@@ -157,7 +157,7 @@ def reinforce_plus_plus_baseline_advantages(
 
     Raises:
       AssertionError: shapes differ.
-      ValueError: group size below 2, rows that do not divide by it, or a concrete epsilon out of range.
+      ValueError: group size below 2, rows that are not divisible by it, or a concrete epsilon out of range.
 
     Source: arXiv:2501.03262.
     """
@@ -200,7 +200,7 @@ def gdpo_advantages(
 
     Raises:
       AssertionError: shapes differ.
-      ValueError: group size below 2, rows that do not divide by it, or a concrete epsilon out of range.
+      ValueError: group size below 2, rows that are not divisible by it, or a concrete epsilon out of range.
 
     Source: arXiv:2601.05242.
     """
@@ -247,7 +247,7 @@ def process_group_advantages(
 
     Raises:
       AssertionError: shapes differ, or not [B, T].
-      ValueError: group size below 2, rows that do not divide by it, or a concrete epsilon out of range.
+      ValueError: group size below 2, rows that are not divisible by it, or a concrete epsilon out of range.
 
     Source: arXiv:2402.03300, section 4.1.3.
     """

@@ -14,13 +14,14 @@ from jaxalign.rollout import continuous_batching, decode
 
 def test_packed_rows_are_as_many_as_asked_for_and_nearly_full(benchmark):
     batch = benchmark("gpu_rows").packed_batch(512, 4, 1024)
-    assert batch["packed"].shape == (4, 1024)
-    filled = (batch["packed"] < batch["tokens"].size).sum()
-    assert filled == batch["lengths"].sum() and 0.9 * 4 * 1024 < filled <= 4 * 1024
-    assert (batch["lengths"] == 1024).sum() == 2 and len(batch["lengths"]) > 6
-    assert batch["mask"].sum() == filled - len(batch["lengths"])
+    places = batch.packing.flat_indices
+    assert places.shape == (4, 1024)
+    filled = (places < batch.tokens.size).sum()
+    assert filled == batch.lengths.sum() and 0.9 * 4 * 1024 < filled <= 4 * 1024
+    assert (batch.lengths == 1024).sum() == 2 and len(batch.lengths) > 6
+    assert batch.mask.sum() == filled - len(batch.lengths)
     short = benchmark("gpu_rows").packed_batch(512, 2, 64)  # dialogues longer than a row are cut
-    assert short["packed"].shape == (2, 64) and short["lengths"].max() == 64
+    assert short.packing.flat_indices.shape == (2, 64) and short.lengths.max() == 64
 
 
 def test_operations_are_those_of_the_products(benchmark):

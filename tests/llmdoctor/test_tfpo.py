@@ -149,7 +149,7 @@ def test_of_a_live_patient_8_bit_copies_lie_beside_what_its_owner_holds(configs,
     # Norms are shared.
     assert 0.9 * rounded < seen["scored"] < 1.2 * rounded
     assert seen["doctor"] < 0.1 * rounded
-    assert seen["said"][0].startswith("patient: given live (llama, ")
+    assert seen["said"][0].startswith("patient: passed live (llama, ")
 
 
 @pytest.mark.parametrize("weights", ["same", "int8"])
@@ -396,7 +396,7 @@ def test_a_run_without_a_patient_says_so(configs, live, tmp_path):
     config = configs.tfpo(tmp_path / "run", patient=PatientSource())
     with pytest.raises(ConfigError, match=r"^patient\.path: expected"):
         train_tfpo(config)
-    with pytest.raises(ConfigError, match=r"^patient: given without tokenizer; a live model needs both"):
+    with pytest.raises(ConfigError, match=r"^patient: passed without tokenizer; a live model needs both"):
         train_tfpo(config, patient=live[0])
 
 

@@ -292,7 +292,7 @@ def test_a_prompt_too_long_for_the_patient_is_cut_and_counted(make, patient, dat
     # The prompt of 5 ids does not fit beside "others: " and long completions.
     longest = [max(map(len, e.rows)) - len(e.prompt_tokens) for e in (*data.train, *data.validation)]
     assert table.summary()["cut_rows"] == sum(8 + 5 + length > 20 for length in longest) > 0
-    with pytest.raises(DataError, match=r"pairs.jsonl:\d+: .* the patient's context 12"):
+    with pytest.raises(DataError, match=r"pairs.jsonl:\d+: .* the patient's context is 12"):
         make(patient=models.with_config(patient, max_positions=12))
 
 

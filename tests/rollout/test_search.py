@@ -151,7 +151,7 @@ def test_states_after_candidates_are_those_of_decoding_each(name):
 
 def test_args_refuses_models_and_numbers_that_do_not_fit(base, reward):
     arguments = {"max_new_tokens": 2, "key": KEY}
-    with pytest.raises(ValueError, match=r"top_k must lie in 1\.\.48"):
+    with pytest.raises(ValueError, match=r"top_k must lie in \[1, 48\]"):
         args_generate(base, reward, PROMPTS, weight=1.0, top_k=49, **arguments)
     with pytest.raises(ValueError, match="weight"):
         args_generate(base, reward, PROMPTS, weight=-1.0, top_k=4, **arguments)

@@ -230,7 +230,7 @@ def test_schedule_free_runs_evaluate_and_export_the_average(configs, tmp_path):
     again = jaxalign.models.load_pretrained(tmp_path / "again")
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
     with pytest.raises(
-        ConfigError, match="does not go with ppo, which must sample from the weights that it trains"
+        ConfigError, match="cannot be combined with ppo, which must sample from the weights that it trains"
     ):
         train_ppo(configs.ppo(tmp_path / "ppo", optimizer=rule))
 
@@ -444,7 +444,7 @@ def test_every_named_policy_loss_is_called_as_an_own_one_is(name):
     clip = {"cispo": {"cap": high}, "reinforce": {}}.get(name, {"clip_low": low, "clip_high": high})
     own = functools.partial(getattr(losses, f"{name}_loss"), **clip)
     check_policy_loss(own, config)
-    batch = {"old_logps": old, "advantages": advantages, "mask": mask}
+    batch = SimpleNamespace(old_logps=old, advantages=advantages, mask=mask)
     np.testing.assert_allclose(
         policy_terms(config, logps, batch, own), policy_terms(config, logps, batch), rtol=1e-6
     )
@@ -452,12 +452,12 @@ def test_every_named_policy_loss_is_called_as_an_own_one_is(name):
 
 def test_a_live_model_comes_with_its_tokenizer(configs, tmp_path, plain):
     _, result = plain
-    with pytest.raises(ConfigError, match="model: given without tokenizer; a live model needs both"):
+    with pytest.raises(ConfigError, match="model: passed without tokenizer; a live model needs both"):
         train_sft(configs.sft(tmp_path / "run"), model=result.model)
-    with pytest.raises(ConfigError, match="tokenizer: given without policy"):
+    with pytest.raises(ConfigError, match="tokenizer: passed without policy"):
         train_dpo(configs.dpo(tmp_path / "run"), tokenizer=result.tokenizer)
     with pytest.raises(
-        ConfigError, match=r"policy: expected a live model, got 'folder'; a folder goes to model\.path"
+        ConfigError, match=r"policy: expected a live model, got 'folder'; set model\.path to load a folder"
     ):
         train_dpo(configs.dpo(tmp_path / "run"), policy="folder", tokenizer=result.tokenizer)
 

@@ -74,7 +74,7 @@ def stack_batches(
     shapes = [batch["tokens"].shape for batch in found]
     if len({shape[:-1] for shape in shapes}) > 1:
         raise DataError(
-            "rankings in one data set need the same number of candidates; there are "
+            "all rankings of a data set need the same number of candidates; found "
             + " and ".join(sorted({str(shape[1]) for shape in shapes}))
         )
     width = max(shape[-1] for shape in shapes)

@@ -137,7 +137,7 @@ def load_model(
     """
     if not source.path:
         raise ConfigError(
-            f"{section}.path: expected a Hugging Face folder, a run folder or a hub id; it is empty"
+            f"{section}.path: expected a Hugging Face folder, a run folder or a hub id; got nothing"
         )
     folder = exports.begun_with(run, section, source.path)
     revision = source.revision or None
@@ -177,10 +177,12 @@ def check_live(model: Any, tokenizer: Any, name: str = "model") -> None:
       ConfigError: one of the two alone, or a folder in place of a model.
     """
     if isinstance(model, (str, Path)):
-        raise ConfigError(f"{name}: expected a live model, got {str(model)!r}; a folder goes to model.path")
+        raise ConfigError(
+            f"{name}: expected a live model, got {str(model)!r}; set model.path to load a folder"
+        )
     if (model is None) != (tokenizer is None):
         there, missing = ("tokenizer", name) if model is None else (name, "tokenizer")
-        raise ConfigError(f"{there}: given without {missing}; a live model needs both")
+        raise ConfigError(f"{there}: passed without {missing}; a live model needs both")
 
 
 def load_reference(config: Any, policy: Any, mesh: Mesh, run: Run | None, *, read: bool = True) -> Any:
@@ -276,7 +278,7 @@ def training_batches(
         if config.batch_tokens:
             raise ConfigError(
                 "train.batch_tokens: the lengths of a stream's rows are not known before they are read; set it to 0 "
-                "(train.packing=true also makes little of padding), or data.streaming=false"
+                "(train.packing=true also reduces padding), or data.streaming=false"
             )
         if not config.steps:
             raise ConfigError(

@@ -60,7 +60,7 @@ def make_update(
     The others and what the optimizer holds for them (see `optimizer.in_parts`) stay as they are, bit for bit.
 
     Raises:
-      ValueError: the rows do not divide by `accumulation_steps` (when traced).
+      ValueError: the rows are not divisible by `accumulation_steps` (when traced).
     """
     gradient = jax.value_and_grad(loss_function, has_aux=True)
     if learning:
@@ -121,7 +121,7 @@ def accumulated(gradient: Callable, steps: int) -> Callable:
       steps: micro-batches that a batch is split into.
 
     Raises:
-      ValueError: `steps` below 1; rows that do not divide by it (when traced).
+      ValueError: `steps` below 1; rows that are not divisible by it (when traced).
     """
     if steps < 1:
         raise ValueError(f"accumulation_steps must be 1 or more, got {steps}")
@@ -189,7 +189,7 @@ def split_rows(num_microbatches: int):
 
     def split(x):
         if x.shape[0] % num_microbatches:
-            raise ValueError(f"{x.shape[0]} rows do not divide by {num_microbatches} accumulation steps")
+            raise ValueError(f"{x.shape[0]} rows are not divisible by {num_microbatches} accumulation steps")
         # Strided, so that each device keeps its own rows under a batch-sharded mesh.
         return rearrange(x, "(b m) ... -> m b ...", m=num_microbatches)
 

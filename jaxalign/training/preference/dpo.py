@@ -27,8 +27,8 @@ def _check_rows(data: Dataset, config: DPOLossConfig) -> None:
     """A loss that sets each example against others has others."""
     if config.spec.statistic and 1 in (len(data.train), len(data.validation)):
         raise ConfigError(
-            f"loss.name={config.name} sets each example against others: expected 2 or more, there are "
-            f"{len(data.train)} to train on and {len(data.validation)} held out"
+            f"loss.name={config.name} compares each example with others: expected 2 or more, got "
+            f"{len(data.train)} for training and {len(data.validation)} held out"
         )
 
 

@@ -132,8 +132,10 @@ def _read(path: Path, data: Dataset) -> ReferenceTable:
             table = ReferenceTable(stored["train"], stored["validation"])
     except Exception as error:
         raise CheckpointError(
-            f"{path}: the reference's log-probs cannot be read ({error}); delete the file to compute them anew"
+            f"{path}: the reference's log-probs cannot be read ({error}); delete the file to recompute them"
         ) from error
     if len(table.train) != len(data.train) or len(table.validation) != len(data.validation):
-        raise CheckpointError(f"{path}: it holds another number of rows; delete the file to compute it anew")
+        raise CheckpointError(
+            f"{path}: the number of rows differs from the data; delete the file to recompute it"
+        )
     return table

@@ -59,7 +59,7 @@ class RewardLossConfig:
     def __post_init__(self) -> None:
         for name in ("label_smoothing", "center_coefficient", "use_margin"):
             if self.labels == "steps" and getattr(self, name):
-                raise ValueError(f"loss.{name} is for pairs; loss.labels=steps has no use for it")
+                raise ValueError(f"loss.{name} is not used by loss.labels=steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,23 +97,23 @@ class RewardConfig:
     def __post_init__(self) -> None:
         if self.normalize and self.loss.labels == "steps":
             raise ValueError(
-                "normalize=true: the scores of loss.labels=steps are logits, which gain and bias would spoil; "
+                "normalize=true: the scores of loss.labels=steps are logits and must not be rescaled; "
                 "leave it out"
             )
         if self.ensemble.size > 1 and self.loss.labels == "steps":
             raise ValueError(
-                "ensemble.size above 1 is for loss.labels=pairs and best_of_n: the members' rewards are made one "
-                f"a completion; got {self.ensemble.size} with loss.labels=steps"
+                "ensemble.size above 1 needs loss.labels=pairs or best_of_n, whose rewards are one per "
+                f"completion; got {self.ensemble.size} with loss.labels=steps"
             )
         if self.ensemble.size > 1 and self.train.batch_tokens:
             raise ValueError(
-                "train.batch_tokens is for a single reward model: the members of an ensemble take steps of one shape; "
+                "train.batch_tokens needs a single reward model: members of an ensemble take batches of one shape; "
                 f"set train.packing=true with ensemble.size above 1, got {self.ensemble.size}"
             )
         if self.ensemble.members == "heads" and self.lora.enabled:
             raise ValueError(
-                "ensemble.members=heads and lora.enabled: choose one; heads leave the trunk as it is, and "
-                "ensemble.members=models gives each member an adapter of its own"
+                "ensemble.members=heads and lora.enabled: choose one; heads keep the trunk frozen, and "
+                "ensemble.members=models trains one adapter per member"
             )
 
     @property
@@ -200,9 +200,7 @@ LABELS = {
 def check_reward_loss(loss: Any, config: RewardConfig) -> Any:
     """The user's loss, see `check_own_loss`; for what it may be see `train_reward`."""
     if (loss is not None or config.loss.function) and config.loss.labels == "steps":
-        raise ConfigError(
-            "loss: a function of one's own is for loss.labels=pairs and best_of_n, not for steps"
-        )
+        raise ConfigError("loss: a function is accepted with loss.labels=pairs and best_of_n, not with steps")
     pairs = {"chosen_rewards": ("B",), "rejected_rewards": ("B",)}
     arrays = pairs if config.loss.labels == "pairs" else {"rewards": ("B", "K"), "best": ("B",)}
     unread = ("label_smoothing", "center_coefficient", "use_margin")

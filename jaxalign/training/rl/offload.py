@@ -23,7 +23,7 @@ def offloaded(reference: Any, reward: Any, policy: Any, mesh: Any, run: Run) -> 
       run: is told, once, what was done.
     """
     if not accelerated(mesh):
-        run.warn("train.offload=true: the device is the host, so nothing is moved")
+        run.warn("train.offload=true: no effect on a CPU, where device and host share memory")
         return reference
     if hasattr(reward, "offload"):
         reward.offload()

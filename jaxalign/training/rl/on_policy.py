@@ -167,7 +167,7 @@ class OnPolicyTrainer(Evaluated):
             gap = gaps["rollout/logp_gap_mean" if int8 else "rollout/logp_gap"]
             if number == 1 and not gap <= tolerance:
                 raise UserError(
-                    f"sampler and training log-probs of the same tokens differ by {gap:.3g} nats"
+                    f"the log-probs of sampler and trainer differ by {gap:.3g} nats"
                     f"{' in the mean' if int8 else ''}, more than train.logp_tolerance = {tolerance:g}; the update "
                     "would not be on-policy"
                 )
@@ -175,7 +175,7 @@ class OnPolicyTrainer(Evaluated):
         wrong = server_gap(engine, gaps)
         if wrong and self.must_check(number):
             raise UserError(
-                f"{wrong}; it has another model, or reports log-probs before temperature (vLLM: start it with "
+                f"{wrong}; the server has another model, or reports log-probs before temperature (vLLM: start it with "
                 "--logprobs-mode processed_logprobs)"
             )
         if wrong and not self.server_warned:
@@ -215,7 +215,7 @@ class OnPolicyTrainer(Evaluated):
                 "(a smaller learning rate or float32 compute may help)"
             )
         if not fetched:
-            self.run.warn(f"update {number}: no completion counts in any minibatch; it is skipped")
+            self.run.warn(f"update {number}: skipped, because the loss reads no completion of it")
             return {"policy/steps": 0.0}
         metrics = {
             name: float(np.mean([m[name] for m in fetched])) for name in fetched[0] if name != "finite"

@@ -184,7 +184,7 @@ class Trainer(PolicyTrainer):
             metrics |= self.passes(number, batch, self._update, counted=pairs.valid)
         else:
             self.run.warn(
-                f"update {number}: no pair is left, the completions of all {len(order)} prompts tie; it is skipped"
+                f"update {number}: skipped, because the completions of all {len(order)} prompts tie"
             )
         metrics |= {
             "objective/kl": float((logps - ref_logps).sum() / len(logps)),
@@ -348,7 +348,9 @@ def train_online_dpo(
     def begin(run: OnPolicyRun, start: Any, words: Any) -> Trainer:
         judging = judge is not None or bool(config.judge.function)
         if judging and reward is not None:
-            raise ConfigError("judge and reward: choose one; a judge compares, and nothing is scored")
+            raise ConfigError(
+                "judge and reward: pass one of them; a judge compares completions instead of scoring them"
+            )
         if judging:
             try:
                 config.check_judged()
@@ -357,9 +359,7 @@ def train_online_dpo(
             compares = judge or load_function(config.judge.function, kind="judge")
             return policy_trainer(Trainer, "online-dpo", run, start, words, reward=None, judge=compares)
         if reward is None and config.reward == RewardSource():
-            raise ConfigError(
-                "expected reward.model, reward.functions or judge.function; there is none of them"
-            )
+            raise ConfigError("reward: expected reward.model, reward.functions or judge.function, got none")
         source, _ = build_reward(
             config.reward,
             reward,

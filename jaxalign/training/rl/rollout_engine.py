@@ -37,8 +37,8 @@ def make_generator(
     settings = config.rollout.engine
     if engine is not None and config.rollout.int8:
         raise ConfigError(
-            "rollout.weights and rollout.cache must be same with an engine of your own (engine=), which does not "
-            "read them"
+            "rollout.weights and rollout.cache must be same if you pass your own engine (engine=), which does not "
+            "use them"
         )
     if engine is None and settings.kind != "local":
         # A name that nothing else has: what lies there is removed before the first weights are written.

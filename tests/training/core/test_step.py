@@ -167,7 +167,7 @@ def test_the_whole_state_is_updated_in_place(axes, devices, monkeypatch):
 
 
 def test_rows_that_do_not_divide_are_refused(devices):
-    with pytest.raises(ValueError, match="8 rows do not divide by 3"):
+    with pytest.raises(ValueError, match="8 rows are not divisible by 3"):
         one_step(sft_case, make_mesh(MeshConfig(), devices), accumulation_steps=3)
 
 

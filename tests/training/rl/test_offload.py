@@ -93,7 +93,7 @@ def test_on_a_cpu_nothing_is_moved_and_one_line_says_so(configs, tmp_path, seen,
     train = GRPOTrainConfig(updates=2, prompts=4, score_batch_size=16, offload=True)
     train_grpo(grpo(configs, tmp_path / "run", train=train))
     assert seen["updating"] == [{"device"}] * 2
-    text = "train.offload=true: the device is the host, so nothing is moved"
+    text = "train.offload=true: no effect on a CPU, where device and host share memory"
     assert (tmp_path / "run" / "run.log").read_text().count(text) == 1
 
 

@@ -125,7 +125,7 @@ def test_a_server_with_other_weights_is_refused_before_the_first_update(grpo, st
     stub.reloads = False
     stub.sampler.update(jax.tree.map(lambda x: 3 * x, stub.model.params))
     with pytest.raises(
-        UserError, match=r"more than rollout.engine.logp_tolerance = 0.05; it has another model"
+        UserError, match=r"more than rollout.engine.logp_tolerance = 0.05; the server has another model"
     ):
         train_grpo(grpo(tmp_path / "run", stub))
     assert not (tmp_path / "run").exists()
