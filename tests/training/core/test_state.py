@@ -37,7 +37,7 @@ def rule(name):
     if name == "chain of masked":
         mask = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
         return optax.chain(optax.masked(optax.trace(0.9), mask), optax.scale_by_adam())
-    return make_optimizer(OptimizerConfig(name=name), 10)[0]
+    return make_optimizer(OptimizerConfig(name=name, schedule="constant"), 10)[0]
 
 
 @pytest.fixture(scope="module")
