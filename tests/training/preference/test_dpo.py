@@ -198,7 +198,7 @@ def test_losses_that_set_examples_against_each_other_ask_for_two(name, configs, 
     path.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     data = replace(configs.data, train=(str(path),), validation_fraction=0.0)
     with pytest.raises(
-        ConfigError, match=rf"loss.name={name} sets .* 2 or more, there are 1 to train on and 0 held"
+        ConfigError, match=rf"loss.name={name} compares .* 2 or more, got 1 for training and 0 held"
     ):
         train_dpo(configs.dpo(tmp_path / "run", loss=settings["loss"], data=data))
 

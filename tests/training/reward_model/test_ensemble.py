@@ -255,7 +255,7 @@ def test_narrow_rows_are_filled_up_to_the_widest():
 
 def test_questions_of_different_sizes_are_named():
     parts = [{"tokens": np.zeros((2, g, 4), np.int32)} for g in (3, 4)]
-    with pytest.raises(DataError, match="same number of candidates; there are 3 and 4"):
+    with pytest.raises(DataError, match="same number of candidates; found 3 and 4"):
         stack_batches(parts)
 
 

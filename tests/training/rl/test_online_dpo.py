@@ -362,7 +362,7 @@ def test_settings_that_cannot_work_are_named(changes, message, online, tmp_path)
 def test_a_missing_or_wrong_judge_is_one_line_and_leaves_nothing(online, tmp_path):
     nothing = {"reward": RewardSource()}
     folder = tmp_path / "run"
-    with pytest.raises(ConfigError, match=r"reward.model, reward.functions or judge.function; there is none"):
+    with pytest.raises(ConfigError, match=r"reward.model, reward.functions or judge.function, got none"):
         train_online_dpo(online(folder, **nothing))
     with pytest.raises(ConfigError, match=r"judge 'nowhere.py:f': no such file nowhere.py"):
         train_online_dpo(online(folder, judge=JudgeSource(function="nowhere.py:f"), **nothing))
