@@ -45,7 +45,8 @@ def test_at_the_rules_ratio_the_step_is_within_fifteen_degrees_of_the_labels(ang
 @pytest.mark.parametrize("wrong", [{"label_norm": 0.0}, {"gap": 0.0}, {"base_norm": math.inf}])
 def test_rewards_without_a_gradient_ask_for_a_number(wrong):
     with pytest.raises(
-        ConfigError, match=r"loss\.reward_scale=auto cannot be measured: .* set loss\.reward_scale to a number"
+        ConfigError,
+        match=r"loss\.reward_scale=auto cannot be measured: .* set loss\.reward_scale to a number",
     ):
         replace(RewardGradients(base_norm=1.0, label_norm=1.0, product=0.0, gap=1.0), **wrong).scale()
 
