@@ -109,7 +109,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(configs, tmp_path):
         TrainConfig(batch_tokens=128, packing=True)
     with pytest.raises(ValueError, match=r"train\.batch_tokens must not be negative, got -1"):
         TrainConfig(batch_tokens=-1)
-    with pytest.raises(ValueError, match=r"train\.batch_tokens is for a single reward model: .* got 3"):
+    with pytest.raises(ValueError, match=r"train\.batch_tokens needs a single reward model: .* got 3"):
         RewardConfig(train=TrainConfig(batch_tokens=128), ensemble=EnsembleConfig(size=3))
     TrainConfig(batch_tokens=128, accumulation_steps=3)  # batch_size = 8 has no part in it
     config = configs.sft(tmp_path / "run", train=TrainConfig(batch_tokens=10))
