@@ -35,7 +35,7 @@ def choose_matmul(config: KernelConfig, platform: str, flags: frozenset[str] | N
       flags: of the CPU; None reads them here.
     """
     if config.products != "auto":
-        return Choice(config.products, "asked for")
+        return Choice(config.products, "configured")
     if platform != "cpu":
         return Choice("compute_dtype", f"the {platform} multiplies {config.compute_dtype} itself")
     if config.compute_dtype == "float32":

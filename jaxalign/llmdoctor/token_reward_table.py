@@ -31,7 +31,7 @@ class TokenRewardTable:
         Where pairs without any reward are to be skipped, their `valid` is False.
 
         Args:
-          batch: comparisons as `pairs.pair_axis` arranges them: tokens and mask [B, 2, T]; row_ids and valid [B].
+          batch: comparisons as `batch.pair_axis` arranges them: tokens and mask [B, 2, T]; row_ids and valid [B].
           training: whether row ids are those of the training set.
 
         Raises:

@@ -74,7 +74,7 @@ def choose_attention(
     return (
         Choice("plain", why)
         if why
-        else Choice(implementation, "asked for" if configured else f"a {device.platform}")
+        else Choice(implementation, "configured" if configured else f"a {device.platform}")
     )
 
 

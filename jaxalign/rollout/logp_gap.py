@@ -31,11 +31,14 @@ def logp_gap(model_logps: np.ndarray, sampler_logps: np.ndarray, mask: np.ndarra
       sampler_logps: log-probs that the sampler reported.
       mask: bool, tokens that count.
     """
-    difference = (np.asarray(model_logps, np.float64) - sampler_logps)[mask]
+    # A sampler may report log-probs that are not finite: the gap is not finite then, which callers refuse.
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = (np.asarray(model_logps, np.float64) - sampler_logps)[mask]
+        kl = np.expm1(difference) - difference
     count = max(difference.size, 1)
     return LogpGap(
         tokens=difference.size,
         mean=float(np.abs(difference).sum() / count),
         largest=float(np.max(np.abs(difference), initial=0.0)),
-        kl=float((np.expm1(difference) - difference).sum() / count),
+        kl=float(kl.sum() / count),
     )

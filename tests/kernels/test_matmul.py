@@ -37,7 +37,7 @@ def test_the_form_follows_from_platform_and_cpu_flags(dtype, platform, flags, fo
 
 def test_a_form_that_is_asked_for_is_taken():
     asked = config(compute_dtype="bfloat16", products="compute_dtype")
-    assert products.choose_matmul(asked, "cpu", frozenset({"amx_bf16"})) == ("compute_dtype", "asked for")
+    assert products.choose_matmul(asked, "cpu", frozenset({"amx_bf16"})) == ("compute_dtype", "configured")
 
 
 def test_cpu_flags_are_read_from_the_first_processor(tmp_path):

@@ -86,7 +86,7 @@ def test_balance_falls_and_the_doctor_is_written_with_its_card(configs, tmp_path
     assert meta["loss"] == dict(result.card.loss)
     scale = meta["reward_scale"]["value"]
     readme = (tmp_path / "run" / "export" / "README.md").read_text()
-    assert f"| `loss.reward_scale` | `{scale:.4g} (asked for: auto)` |" in readme
+    assert f"| `loss.reward_scale` | `{scale:.4g} (configured: auto)` |" in readme
     assert meta["loss"]["reference_weight"] == 0.0
     assert meta["ended_fraction"] == 1.0
     assert meta["token_rewards"]["rows"] == meta["data"]["train_rows"]

@@ -50,7 +50,7 @@ def test_the_form_is_the_fast_one_that_can_compute_the_model(where, changes, for
 @pytest.mark.parametrize("form", ["plain", "blockwise"])
 @pytest.mark.parametrize("where", [CPU, TPU, HOPPER])
 def test_a_form_that_is_asked_for_is_taken(form, where):
-    assert attention.choose_attention(config(attention=form), where) == (form, "asked for")
+    assert attention.choose_attention(config(attention=form), where) == (form, "configured")
 
 
 @pytest.mark.parametrize(

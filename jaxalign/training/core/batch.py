@@ -45,6 +45,12 @@ class TokenRows:
           TypeError: a field without a default has no column.
         """
         names = {field.name for field in dataclasses.fields(cls)}
+        needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        needed -= {f.name for f in dataclasses.fields(cls) if f.default_factory is not dataclasses.MISSING}
+        if missing := sorted(prefix + name for name in needed if prefix + name not in columns):
+            raise TypeError(
+                f"{cls.__name__}: missing column {missing[0]}; there are {', '.join(sorted(columns))}"
+            )
         found = {name: columns[prefix + name] for name in names if prefix + name in columns}
         return cls(**{"packing": Packing.of(columns, prefix), **found})
 

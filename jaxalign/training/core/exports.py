@@ -114,7 +114,7 @@ class Origin:
         usual = defaults(config_class(self.metadata["command"]))
         settings = {key: value for key, value in _flat(config, usual).items() if usual.get(key) != value}
         if scale := self.metadata.get("reward_scale"):
-            settings["loss.reward_scale"] = f"{scale['value']:.4g} (asked for: {scale['asked']})"
+            settings["loss.reward_scale"] = f"{scale['value']:.4g} (configured: {scale['asked']})"
         facts = CardFacts(
             run=self.run.name,
             step=self.step,

@@ -86,6 +86,8 @@ def train_dpo(
         start, words = run.load_policy(policy, tokenizer)
         if reference is None:
             against = run.load_reference(start, read=spec.reference)
+        elif reference is policy or not spec.reference:
+            against = start
         else:
             against = run.placed(reference)
         data = run.load_data("label" if spec.unpaired else "comparison", words, start.config)

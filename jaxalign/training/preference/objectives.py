@@ -1,4 +1,4 @@
-"""What one optimizer step of preference training minimises: any loss of the family, on scored completions."""
+"""What one optimizer step of preference training minimizes: any loss of the family, on scored completions."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -127,7 +127,7 @@ def row_terms(
 
 
 def batch_statistics(rows: ScoredRows, config: DPOLossConfig) -> dict[str, jax.Array]:
-    """What a loss that couples rows is told of the whole batch, by name; no gradient. Empty for the others."""
+    """What a loss that couples rows reads of the whole batch, by name; no gradient. Empty for the others."""
     statistic = config.spec.statistic
     return statistic.compute(jax.lax.stop_gradient(rows), config.beta) if statistic else {}
 

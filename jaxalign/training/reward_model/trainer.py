@@ -222,7 +222,7 @@ def train_reward(
 
     Returns:
       The run folder, final metrics (`eval/accuracy` and `eval/margin` over held-out pairs, each with a
-        95% interval `..._low`, `..._high`; of steps those of `process_reward.step_measures`) and the `ScalarModel`.
+        95% interval `..._low`, `..._high`; of steps those of `process.step_measures`) and the `ScalarModel`.
         With `config.ensemble.size` above 1 a list of them, and the metrics of their mean score, see
         `ensemble.HeldOut.metrics`.
 

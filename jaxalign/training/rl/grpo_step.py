@@ -1,4 +1,4 @@
-"""What one optimizer step of GRPO or one of its relatives minimises, on a minibatch of scored completions."""
+"""What one optimizer step of GRPO or one of its relatives minimizes, on a minibatch of scored completions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,7 +175,7 @@ def check_advantages(advantages: Any, config: GRPOLossConfig) -> Any:
     )
     if found is not None and config.beta and config.advantage.takes_kl:
         raise ConfigError(
-            f"loss.beta: with loss.name={config.name} the KL is part of the advantages, whose place yours take; leave "
-            "it at 0, or take another loss.name"
+            f"loss.beta: with loss.name={config.name} the KL is part of the advantages, which your function "
+            "replaces; set loss.beta=0 or use another loss.name"
         )
     return found

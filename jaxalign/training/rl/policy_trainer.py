@@ -22,7 +22,7 @@ from jaxalign.training.rl.on_policy_run import OnPolicyRun
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class PolicyScores:
-    """What policy and reference say of rows, 0 outside their mask; None of whom was not asked.
+    """What policy and reference say of rows, 0 outside their mask; None for a model that was not run.
 
     Attributes:
       logps: log-probs under the policy, nats.

@@ -100,7 +100,7 @@ class Trainer(OnPolicyTrainer):
 
     @property
     def one_step(self) -> bool:
-        """Whether a rollout has one optimizer step, on all of it at once, and nothing is asked of the policy before."""
+        """Whether the only optimizer step of a rollout, on all of it at once, can score it."""
         train = self.config.train
         return train.epochs * train.minibatches * train.accumulation_steps == 1 and not (
             self.config.importance_cap
@@ -120,8 +120,10 @@ class Trainer(OnPolicyTrainer):
             "objective/kl_coefficient": self.coefficient,
             **self.watch.metrics(int(completions.lengths.sum())),
         }
+        if not metrics["policy/steps"]:
+            return metrics, self.samples(request, raw)
         if not self.config.kl.measured:
-            # There is no reference: what stands for its log-probs says nothing.
+            # Without a reference its log-probs are the policy's.
             del metrics["objective/kl"], metrics["objective/kl_per_token"]
             return metrics, self.samples(request, raw)
         kl = metrics["objective/kl"]

@@ -102,7 +102,7 @@ def test_a_resumed_run_takes_another_form_where_it_is_asked_to(loaded, tmp_path)
         "attention": "blockwise",
         "attention_reason": "a cpu",
         "products": "compute_dtype",
-        "products_reason": "asked for",
+        "products_reason": "configured",
     }
 
 
