@@ -113,7 +113,7 @@ def checked_sampling(
 
     Raises:
       TypeError: an argument that `generate` does not know, or a missing one; names it.
-      ValueError: a number out of range, or not one per prompt (of row_ids: a completion).
+      ValueError: a number out of range, or not one per prompt (row_ids: per completion).
     """
     known = SamplingArguments.__annotations__
     if unknown := [name for name in arguments if name not in known]:
@@ -121,7 +121,7 @@ def checked_sampling(
             f"generate() got an unexpected keyword argument {unknown[0]!r}; expected {', '.join(known)}"
         )
     if missing := [name for name in known if name in SamplingArguments.__required_keys__ - arguments.keys()]:
-        raise TypeError(f"generate() misses the keyword argument {missing[0]!r}")
+        raise TypeError(f"generate() is missing the keyword argument {missing[0]!r}")
     given = SamplingConfig().arguments(**arguments)
     new_tokens, samples = given["max_new_tokens"], given["num_samples"]
     numbers = {

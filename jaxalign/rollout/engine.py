@@ -1,4 +1,4 @@
-"""Who samples: the interface of a rollout engine, and the settings of one."""
+"""The interface of a rollout engine, and the settings of one."""
 
 import os
 from collections.abc import Sequence

@@ -217,7 +217,7 @@ def test_every_engine_refuses_the_same_arguments(changes, expected, model, sampl
 def test_a_missing_argument_is_named(missing, sampler):
     arguments = {"max_new_tokens": 2, "key": KEY}
     del arguments[missing]
-    with pytest.raises(TypeError, match=f"misses the keyword argument '{missing}'"):
+    with pytest.raises(TypeError, match=f"is missing the keyword argument '{missing}'"):
         sampler.generate(PROMPTS, **arguments)
 
 

@@ -63,34 +63,29 @@ class TokenRows:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TokenBatch(TokenRows):
-    """One row an example.
+    """Rows of B examples, one each, some of which may be fillers.
 
     Attributes:
-      valid: False in filler rows.
+      valid: False for fillers.
     """
 
     valid: Bool[AnyArray, " B"]
 
     def rows(self) -> TokenRows:
-        """The rows, in which no token of a filler counts."""
+        """All rows one after another, in which no token of a filler counts."""
+        valid = self.valid.reshape(-1, *[1] * (self.mask.ndim - 1))
         return TokenRows(
-            tokens=self.tokens,
-            lengths=self.lengths,
-            mask=self.mask & self.valid[:, None],
+            tokens=rearrange(self.tokens, "b ... t -> (b ...) t"),
+            lengths=rearrange(self.lengths, "b ... -> (b ...)"),
+            mask=rearrange(self.mask & valid, "b ... t -> (b ...) t"),
             packing=self.packing,
         )
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class CompletionBatch(TokenRows):
-    """G completions of each prompt (chosen and rejected, or candidates): tokens and mask [B, G, T], lengths [B, G].
-
-    Attributes:
-      valid: False in filler prompts.
-    """
-
-    valid: Bool[AnyArray, " B"]
+class CompletionBatch(TokenBatch):
+    """G completions of each prompt (chosen and rejected, or candidates): tokens and mask [B, G, T], lengths [B, G]."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -98,18 +93,8 @@ class CompletionBatch(TokenRows):
         batch, group, _ = self.tokens.shape
         return batch, group
 
-    def rows(self) -> TokenRows:
-        """The completions one after another, [B * G, T], in which no token of a filler counts."""
-        mask = self.mask & self.valid[:, None, None]
-        return TokenRows(
-            tokens=rearrange(self.tokens, "b g t -> (b g) t"),
-            lengths=rearrange(self.lengths, "b g -> (b g)"),
-            mask=rearrange(mask, "b g t -> (b g) t"),
-            packing=self.packing,
-        )
 
-
-def valid_count(batch: TokenBatch | CompletionBatch) -> jax.Array:
+def valid_count(batch: TokenBatch) -> jax.Array:
     """The number of examples that count, float32."""
     return jnp.sum(batch.valid, dtype=jnp.float32)
 

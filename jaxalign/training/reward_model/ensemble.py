@@ -31,6 +31,7 @@ from jaxalign.training.core.setup import TrainResult
 from jaxalign.training.core.state import TrainState
 from jaxalign.training.core.step import Batch, LossFunction, make_evaluation
 from jaxalign.training.core.update_rules import refuse_schedule_free
+from jaxalign.training.reward_model.batches import PairBatch, RankingBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +190,7 @@ def make_member_evaluation(policy: ScalarPolicy, loss_of: Callable[[Any], LossFu
 
 
 def score_held_out(
-    evaluate: Callable, params: Any, frozen: Any, batches: Iterable[CompletionBatch], limit: int = 0
+    evaluate: Callable, params: Any, frozen: Any, batches: Iterable[PairBatch | RankingBatch], limit: int = 0
 ) -> HeldOut:
     """Scores batches with all members; at most `limit` where not 0."""
     scores, best, sums = [], [], {}
@@ -199,8 +200,7 @@ def score_held_out(
         found, parts = jax.device_get(evaluate(params, frozen, batch))
         valid = np.asarray(batch.valid)
         scores.append(found[:, valid])
-        # A pair's first completion is the chosen one.
-        best.append(np.asarray(getattr(batch, "best", np.zeros(len(valid), np.int32)))[valid])
+        best.append(np.asarray(batch.best)[valid])
         for name, pair in parts.items():
             sums[name] = sums.get(name, 0.0) + np.asarray(pair, np.float64)
     return HeldOut(np.concatenate(scores, axis=1), np.concatenate(best), sums)
@@ -214,7 +214,7 @@ class _Feed:
     """Batches of all members, stacked [K, ...], on the host and on the mesh; an `offline.Feed`."""
 
     batches: MemberBatches
-    kind: type[CompletionBatch]
+    kind: type[PairBatch] | type[RankingBatch]
     mesh: Mesh
 
     def place(self, columns: Mapping[str, Any]) -> Batch:
@@ -227,7 +227,7 @@ def ensemble_task(
     tokenizer: Any,
     data: Dataset,
     collate: Callable,
-    kind: type[CompletionBatch],
+    kind: type[PairBatch] | type[RankingBatch],
     loss_of: Callable[[Any], LossFunction],
 ) -> Task[TrainResult]:
     """The task of training all members; the model that the call returns is a list of `ScalarModel`s.

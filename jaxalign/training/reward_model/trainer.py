@@ -8,10 +8,8 @@ from typing import Any, Literal, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
 
 from jaxalign import models
-from jaxalign.arrays import AnyArray
 from jaxalign.data import DataConfig, collate_comparisons, collate_rankings, collate_steps
 from jaxalign.data.batches import Collate
 from jaxalign.errors import ConfigError
@@ -21,7 +19,7 @@ from jaxalign.models.heads import HeadConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import Given, Live, RunConfig
 from jaxalign.training.core import setup
-from jaxalign.training.core.batch import CompletionBatch, pair_axis, question_axis, valid_count
+from jaxalign.training.core.batch import pair_axis, question_axis, valid_count
 from jaxalign.training.core.loading import refuse_stream
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.offline import DatasetFeed, OfflineRun, Task, fit
@@ -31,6 +29,7 @@ from jaxalign.training.core.scoring import ScalarPolicy
 from jaxalign.training.core.setup import ModelSource, TrainResult
 from jaxalign.training.core.state import TrainState
 from jaxalign.training.core.step import make_evaluation, mean_of
+from jaxalign.training.reward_model.batches import PairBatch, RankingBatch
 from jaxalign.training.reward_model.ensemble import EnsembleConfig, ensemble_task
 from jaxalign.training.reward_model.process import StepBatch, held_out_steps, process_loss, step_count
 
@@ -120,30 +119,6 @@ class RewardConfig:
     def normalizes(self) -> bool:
         """Whether scores are brought to mean 0 and variance 1 after training."""
         return self.loss.labels != "steps" if self.normalize is None else self.normalize
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class PairBatch(CompletionBatch):
-    """Chosen and rejected completions, G = 2.
-
-    Attributes:
-      margin: by which the labels say that the chosen one is better; 0 where they do not.
-    """
-
-    margin: Float[AnyArray, " B"]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class RankingBatch(CompletionBatch):
-    """G candidates of each question.
-
-    Attributes:
-      best: the index of the best one.
-    """
-
-    best: Int[AnyArray, " B"]
 
 
 def make_reward_loss(policy: ScalarPolicy, config: RewardLossConfig, own: Callable[..., Any] | None = None):

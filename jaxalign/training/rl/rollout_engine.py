@@ -1,4 +1,4 @@
-"""Rollouts by another engine than the trainer's own sampler and how far its log-probs lie from ours."""
+"""Rollouts from another engine than the trainer's own sampler, and how far its log-probs are from the policy's."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -45,3 +45,12 @@ def test_live_models_are_laid_out_on_the_mesh(name, configs, tmp_path):
     trained = result.model.params["layers"]["up_proj"]
     assert tuple(trained.sharding.spec) == (None, "fsdp", "tensor")
     assert len(live.params["layers"]["up_proj"].sharding.device_set) == 1
+
+
+def test_a_live_model_that_is_policy_and_reference_is_laid_out_once(configs, tmp_path, monkeypatch):
+    config = configs.dpo(tmp_path / "run", train=TrainConfig(batch_size=8, steps=1))
+    live, placed = models.load_pretrained(config.model.path), []
+    monkeypatch.setattr(OpenRun, "placed", lambda self, model: placed.append(model) or model)
+    tokenizer = models.load_tokenizer(config.model.path)
+    train_dpo(config, policy=live, reference=live, tokenizer=tokenizer)
+    assert placed == [live]

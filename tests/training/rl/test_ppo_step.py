@@ -10,11 +10,11 @@ from jaxalign.training.rl.ppo_config import PPOLossConfig
 from tests.training.cases import ppo_case
 
 
-def total(devices, weights=None, **changes):
-    """(loss, metrics as means, batch) of the tiny model."""
+def total(devices, fields=None, **changes):
+    """(loss, metrics as means, batch) of the tiny model, whose batch has these fields."""
     mesh = make_mesh(MeshConfig(), devices[:1])
     loss, counts, trained, frozen, batch = ppo_case(mesh, PPOLossConfig(**changes))
-    batch = shard_batch(batch if weights is None else replace(batch, weights=weights), mesh)
+    batch = shard_batch(replace(batch, **(fields or {})), mesh)
     value, sums = loss(trained, frozen, batch, None, counts(batch))
     return float(value), {name: float(a / b) for name, (a, b) in sums.items()}, batch
 
@@ -36,13 +36,13 @@ def test_entropy_is_rewarded(devices):
 def test_importance_weights_scale_the_policy_loss_and_nothing_else(devices):
     plain, metrics, batch = total(devices, entropy_weight=0.1)
     halves = np.full(batch.mask.shape, 0.5, np.float32)
-    weighed, _, _ = total(devices, halves, entropy_weight=0.1, importance_cap=2.0)
+    weighed, _, _ = total(devices, {"weights": halves}, entropy_weight=0.1, importance_cap=2.0)
     clipped = metrics["policy/loss"] + 0.1 * metrics["policy/entropy"]
     assert abs(clipped) > 1e-3
     assert weighed == pytest.approx(plain - 0.5 * clipped, rel=1e-5)
     # One weight belongs to one token.
     halves[0] = 1.0
-    other, _, _ = total(devices, halves, entropy_weight=0.1, importance_cap=2.0)
+    other, _, _ = total(devices, {"weights": halves}, entropy_weight=0.1, importance_cap=2.0)
     assert abs(other - weighed) > 1e-5
 
 
@@ -52,3 +52,9 @@ def test_rows_weigh_alike_under_the_sequence_reduction(devices):
     assert rows != pytest.approx(tokens, rel=1e-3)
     # Where every row has as many tokens, the two are one: the difference comes from the lengths alone.
     assert len(np.unique(batch.mask.sum(1))) > 1
+
+
+def test_only_the_value_loss_is_left_while_the_critic_warms_up(devices):
+    warming, metrics, _ = total(devices, {"policy_weight": np.zeros(8, np.float32)}, value_weight=0.5)
+    assert warming == pytest.approx(0.5 * metrics["value/loss"], rel=1e-5)
+    assert abs(metrics["policy/loss"]) > 1e-3
