@@ -26,7 +26,6 @@ from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows, sampler_logps
 from jaxalign.runs import Given, Live
 from jaxalign.training.core.step import make_update
-from jaxalign.training.rl.gae_inputs import final_scores, rewards_of
 from jaxalign.training.rl.group_rollout import Rollout, ending_at_last, informative, replaced
 from jaxalign.training.rl.grpo_advantages import RewardedRows, of_rows
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig
@@ -42,6 +41,7 @@ from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_
 from jaxalign.training.rl.policy_trainer import PolicyScores, PolicyTrainer, policy_trainer
 from jaxalign.training.rl.reward_source import build_reward
 from jaxalign.training.rl.rollout_metrics import rollout_counts, rollout_metrics
+from jaxalign.training.rl.shaped_rewards import final_scores, rewards_of
 
 __all__ = ["GRPOConfig", "train_grpo"]
 

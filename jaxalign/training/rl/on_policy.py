@@ -33,9 +33,9 @@ from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.state import TrainState
 from jaxalign.training.core.stopwatch import Stopwatch
 from jaxalign.training.rl.collapse import collapse_signs
-from jaxalign.training.rl.gae_inputs import RunningMoments
 from jaxalign.training.rl.policy_evaluation import Evaluated, evaluate_policy
 from jaxalign.training.rl.rollout_engine import importance, logp_gaps, server_gap
+from jaxalign.training.rl.shaped_rewards import RunningMoments
 from jaxalign.training.rl.truncation import truncated_mass, truncation_of, truncation_warning
 
 

@@ -39,12 +39,12 @@ from jaxalign.training.preference.objectives import (
     scored_rows,
     whole_batch_statistics,
 )
-from jaxalign.training.rl.gae_inputs import final_scores, rewards_of
 from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_policy
 from jaxalign.training.rl.online_dpo_config import JudgeSource, OnlineDPOConfig
 from jaxalign.training.rl.policy_trainer import PolicyTrainer, policy_trainer
 from jaxalign.training.rl.reward_source import RewardSource, build_reward
 from jaxalign.training.rl.rollout_metrics import completion_metrics, rollout_metrics, step_metrics
+from jaxalign.training.rl.shaped_rewards import final_scores, rewards_of
 
 __all__ = ["JudgeSource", "OnlineDPOConfig", "train_online_dpo"]
 

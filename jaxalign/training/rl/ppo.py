@@ -30,7 +30,7 @@ from jaxalign.training.core.batch import TokenBatch
 from jaxalign.training.core.state import TrainState
 from jaxalign.training.core.step import make_update
 from jaxalign.training.rl.actor_critic import ActorCritic, build
-from jaxalign.training.rl.gae_inputs import Outcome, RolloutScores, advantages_of, final_scores, rewards_of
+from jaxalign.training.rl.gae_inputs import Outcome, RolloutScores, advantages_of
 from jaxalign.training.rl.kl_controller import negative_streak, next_coefficient
 from jaxalign.training.rl.on_policy import OnPolicyTrainer
 from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_policy
@@ -43,6 +43,7 @@ from jaxalign.training.rl.ppo_step import (
     make_single_step_ppo_loss,
 )
 from jaxalign.training.rl.rollout_metrics import rollout_counts, rollout_metrics
+from jaxalign.training.rl.shaped_rewards import final_scores, rewards_of
 
 __all__ = ["PPOConfig", "train_ppo"]
 

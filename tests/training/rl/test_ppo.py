@@ -12,8 +12,7 @@ import pytest
 from jaxalign import models
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.mesh import MeshConfig, make_mesh
-from jaxalign.rewards import Rewards
-from jaxalign.rollout import Completions, SamplingConfig
+from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Run, records
 from jaxalign.training.core import setup
 from jaxalign.training.core.optimizer import OptimizerConfig
@@ -21,13 +20,7 @@ from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.reward_model.trainer import train_reward
 from jaxalign.training.rl import actor_critic
 from jaxalign.training.rl.actor_critic import build
-from jaxalign.training.rl.gae_inputs import (
-    Outcome,
-    RolloutScores,
-    RunningMoments,
-    advantages_of,
-    final_scores,
-)
+from jaxalign.training.rl.gae_inputs import Outcome, RolloutScores, advantages_of
 from jaxalign.training.rl.kl_controller import NEGATIVE_UPDATES, KLConfig, negative_streak, next_coefficient
 from jaxalign.training.rl.ppo import Trainer, train_ppo
 from jaxalign.training.rl.ppo_config import CriticConfig, PPOLossConfig, PPOTrainConfig
@@ -35,14 +28,6 @@ from jaxalign.training.rl.reward_source import RewardSource
 
 # Half of all tokens end a completion.
 STOPS_EARLY = SamplingConfig(max_new_tokens=6, num_samples=2, stop_tokens=tuple(range(128)))
-
-
-def completions(*reasons: str) -> Completions:
-    shape = (len(reasons), 2)
-    zeros = np.zeros(shape, np.float32)
-    return Completions(
-        zeros.astype(int), np.ones(shape, bool), np.full(len(reasons), 2), zeros, zeros, list(reasons)
-    )
 
 
 def scored(mask, logps=0.0, ref=0.0, values=0.0):
@@ -113,30 +98,6 @@ def test_rows_in_which_nothing_counts_change_nothing():
     np.testing.assert_allclose(data["advantages"][0], alone["advantages"][0], rtol=1e-6)
     for name in expected:
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-6, err_msg=name)
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        (RewardSource(), [3.0, -2.0]),
-        (RewardSource(missing_stop_penalty=1.0), [3.0, -3.0]),
-        (RewardSource(missing_stop_score=-1.0), [3.0, -1.0]),
-        (RewardSource(clip=2.5), [2.5, -2.0]),
-        (RewardSource(normalize=True), [1.0, -1.0]),
-    ],
-)
-def test_scores_follow_the_rules_for_stop_tokens_clipping_and_normalisation(source, expected):
-    rewards = Rewards(scores=np.asarray([3.0, -2.0], np.float32), valid=np.ones(2, bool))
-    scores = final_scores(source, rewards, completions("stop", "length"), RunningMoments())
-    np.testing.assert_allclose(scores, expected, rtol=1e-6)
-
-
-def test_running_moments_are_those_of_all_values():
-    values = np.random.default_rng(0).standard_normal(50) * 3 + 1
-    moments = RunningMoments()
-    for part in np.split(values, [1, 4, 30]):
-        moments.update(part)
-    np.testing.assert_allclose([moments.count, moments.mean, moments.std], [50, values.mean(), values.std()])
 
 
 def test_the_adaptive_controller_moves_by_a_fifth_of_the_batch_at_most():
