@@ -115,7 +115,7 @@ def fit_on_policy(
     live, tokenizer = given.others["policy"], given.others["tokenizer"]
     setup.check_live(live, tokenizer, "policy")
     mesh = setup.start(config.run, config.mesh)
-    with Run.open(config.run, config, command, given) as run:
+    with setup.default_device(mesh), Run.open(config.run, config, command, given) as run:
         opened = OnPolicyRun(config, run, mesh, jax.random.key(config.run.seed))
         # What the trainer does not hold leaves the device with `begin`.
         trainer = begin(opened, *opened.load_policy(live, tokenizer))

@@ -26,7 +26,9 @@ class Killed(Exception):
 
 def updated(folder, monkeypatch, *, resume=False, killed=0):
     """The records of a trainer whose scores are known, and what it returns; it is killed in one update, if any."""
-    monkeypatch.setattr(on_policy_run, "evaluate_policy", lambda trainer, number: {"eval/score": float(number)})
+    monkeypatch.setattr(
+        on_policy_run, "evaluate_policy", lambda trainer, number: {"eval/score": float(number)}
+    )
     monkeypatch.setattr(on_policy_run, "truncation_warning", lambda config: "")
     run_config = RunConfig(output=str(folder), log_every=3, save_every=2, resume=resume, progress=False)
     trainer = SimpleNamespace(noted={}, number=0)
