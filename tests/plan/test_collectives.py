@@ -18,7 +18,7 @@ HloModule jit_step
 }
 
 %body (arg: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
-  %all-gather-start.1 = ((bf16[4,8], f32[2]), (bf16[32,8]{1,0}, f32[16]{0})) all-gather-start(%a), metadata={op_name="dot"}
+  %all-gather-start.1 = ((bf16[4,8], f32[2]), (bf16[32,8], f32[16])) all-gather-start(%a), metadata={op_name="dot"}
   %all-gather-done.1 = (bf16[32,8]{1,0}, f32[16]{0}) all-gather-done(%all-gather-start.1)
   %scatter = ((f32[64,8]{1,0}), f32[16,8]{1,0}) async-start(%c), calls=%wrapped
 }
