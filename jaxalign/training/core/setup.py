@@ -244,7 +244,25 @@ def on_mesh(
     Args:
       columns: of the batch, arrays by name.
       kind: what it becomes; it takes the columns that it has fields for.
-      mesh: the devices.
+      mesh, packing, num_microbatches, head: see `laid_out`.
+    """
+    columns = laid_out(columns, mesh, packing=packing, num_microbatches=num_microbatches, head=head)
+    return shard_batch(kind.of(columns), mesh)
+
+
+def laid_out(
+    columns: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    packing: bool = False,
+    num_microbatches: int = 1,
+    head: bool = True,
+) -> Mapping[str, Any]:
+    """The columns of a batch, with what tells a model which tokens to compute and where its head is read.
+
+    Args:
+      columns: of the batch, arrays by name.
+      mesh: the devices that its rows will be split over.
       packing: lay out its rows of tokens in fewer, fuller ones (see `data.packed`), unless they have been.
       num_microbatches: micro-batches it will be split into.
       head: whether a vocabulary head reads them; it will read what predicts counted tokens.
@@ -254,7 +272,7 @@ def on_mesh(
         columns = packed(columns, num_microbatches=num_microbatches, shards=shards, loss_positions=head)
     elif head and not packing:
         columns = with_loss_positions(columns, num_microbatches=num_microbatches, shards=shards)
-    return shard_batch(kind.of(columns), mesh)
+    return columns
 
 
 def training_batches(
