@@ -48,7 +48,7 @@ class OpenRun:
 
     def placed(self, live: Any) -> Any:
         """The live model, on the run's mesh if that has several devices."""
-        return setup.place_model(live, self.mesh) if self.mesh.size > 1 else live
+        return setup.placed(live, self.mesh)
 
     def load_reference(self, policy: Any, *, read: bool = True) -> Any:
         """See `setup.load_reference`."""

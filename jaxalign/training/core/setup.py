@@ -206,6 +206,11 @@ def place_model(model: Any, mesh: Mesh) -> Any:
     return models.merge(definition, place_params(params, mesh))
 
 
+def placed(live: Any, mesh: Mesh) -> Any:
+    """A live model, laid out on the mesh if that, or the one where it lies, has several devices."""
+    return place_model(live, mesh) if mesh.size > 1 or live.config.mesh is not None else live
+
+
 def place_params(params: Any, mesh: Mesh) -> Any:
     """Parameters laid out on the mesh by their logical axes."""
     return on_mesh_params(params, mesh)

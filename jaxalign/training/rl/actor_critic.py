@@ -97,7 +97,7 @@ def build(
     reference_definition, reference_params = models.split(reference)
     batch, vocabulary = config.train.score_batch_size, policy.config.vocab_size
     reward, reward_model = build_reward(
-        config.reward, reward, batch_size=batch, vocabulary=vocabulary, tokenizer=tokenizer
+        config.reward, reward, mesh=mesh, batch_size=batch, vocabulary=vocabulary, tokenizer=tokenizer
     )
     scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
     critic, critic_trained, critic_frozen, head = _critic(config, policy, reward_model, mesh, key, run)
@@ -125,7 +125,7 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
     else:
         if not critic.path:
             raise ConfigError("critic.path: expected the folder of a scalar model with critic.init=path")
-        scalar = models.load_reward_model(setup.model_folder(critic.path))
+        scalar = models.load_reward_model(setup.model_folder(critic.path), mesh=mesh)
     if not (critic.shared_trunk or critic.init == "policy"):
         # It learns as the policy does. A reward model that scores, perhaps the same one, stays in float32.
         scalar = models.with_config(scalar, compute_dtype=policy.config.compute_dtype)

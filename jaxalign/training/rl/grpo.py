@@ -327,6 +327,7 @@ def train_grpo(
         source, _ = build_reward(
             config.reward,
             reward,
+            mesh=run.mesh,
             batch_size=config.train.score_batch_size,
             vocabulary=start.config.vocab_size,
             tokenizer=words,

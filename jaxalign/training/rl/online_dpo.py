@@ -363,6 +363,7 @@ def train_online_dpo(
         source, _ = build_reward(
             config.reward,
             reward,
+            mesh=run.mesh,
             batch_size=config.train.score_batch_size,
             vocabulary=start.config.vocab_size,
             tokenizer=words,

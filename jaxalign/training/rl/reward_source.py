@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jax.sharding import Mesh
+
 from jaxalign import models
 from jaxalign.config_values import as_tuples
 from jaxalign.data import check_separator
@@ -92,6 +94,7 @@ def build_reward(
     source: RewardSource,
     reward: Any,
     *,
+    mesh: Mesh,
     batch_size: int,
     vocabulary: int,
     tokenizer: Any = None,
@@ -103,6 +106,8 @@ def build_reward(
       source: what the configuration names.
       reward: in place of `source`: a live reward, a scalar model, several scalar models (an ensemble), or a list of
         functions and scalar models (a mix by `source.weights`); or None.
+      mesh: the devices that reward models, live ones too, are sharded over, and the rows that they score. A live
+        reward stays where its model is.
       batch_size: packed rows that a reward model scores at once.
       vocabulary: the policy's; a reward model must know as many tokens.
       tokenizer: the policy's; a process reward model needs it.
@@ -115,13 +120,18 @@ def build_reward(
       ModelError, UserError: a reward model that is damaged or does not fit.
     """
     step_score: StepScore = "probability" if by_step else "minimum"
-    found, model = _build(source, reward, batch_size, vocabulary, tokenizer, step_score)
+    if isinstance(reward, ScalarModel):
+        reward = setup.placed(reward, mesh)
+    elif isinstance(reward, (list, tuple)):
+        reward = [setup.placed(part, mesh) if isinstance(part, ScalarModel) else part for part in reward]
+    found, model = _build(source, reward, mesh, batch_size, vocabulary, tokenizer, step_score)
     return (StepsRequired(found) if by_step else found), model
 
 
 def _build(
     source: RewardSource,
     reward: Any,
+    mesh: Mesh,
     batch_size: int,
     vocabulary: int,
     tokenizer: Any,
@@ -169,7 +179,7 @@ def _build(
     rewards: dict[str, Any] = {}
     weights: dict[str, float] = {}
     if source.model or source.models:
-        rewards["model"], model = scored_by(_load(source))
+        rewards["model"], model = scored_by(_load(source, mesh))
         weights["model"] = source.model_weight
     elif source.aggregate != "mean":
         raise ConfigError(
@@ -220,10 +230,10 @@ def _is_ensemble(reward: Any) -> bool:
     return isinstance(reward, Sequence) and bool(reward) and all(isinstance(r, ScalarModel) for r in reward)
 
 
-def _load(source: RewardSource) -> ScalarModel | list[ScalarModel]:
+def _load(source: RewardSource, mesh: Mesh) -> ScalarModel | list[ScalarModel]:
     if source.models:
-        return [models.load_reward_model(setup.model_folder(path)) for path in source.models]
+        return [models.load_reward_model(setup.model_folder(path), mesh=mesh) for path in source.models]
     folder = setup.model_folder(source.model)
     if models.is_reward_ensemble(folder):
-        return models.load_reward_ensemble(folder)
-    return models.load_reward_model(folder)
+        return models.load_reward_ensemble(folder, mesh=mesh)
+    return models.load_reward_model(folder, mesh=mesh)
