@@ -76,6 +76,7 @@ class Run:
         self._log.addHandler(self._handler)
         self._started = time.time()
         self._at = (0, 0)
+        self._warned: set[str] = set()
 
     @staticmethod
     def open(config: RunConfig, full_config: Any, command: str, given: Given | None = None) -> "Run":
@@ -172,6 +173,12 @@ class Run:
         """A line in run.log and on standard error."""
         self._log.warning(message)
         self._progress.note(f"warning: {message}")
+
+    def warn_once(self, section: str, message: str) -> None:
+        """A warning about a section of the configuration, unless the same was said of another."""
+        if message not in self._warned:
+            self._warned.add(message)
+            self.warn(f"{section}: {message}")
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """A record in metrics.jsonl (and the trackers). Wall-clock fields are named `time/...`."""

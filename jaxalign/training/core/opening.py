@@ -17,6 +17,7 @@ from jaxalign.data.table import lengths_of
 from jaxalign.mesh import AXES, devices_of
 from jaxalign.models.memory import weights_text
 from jaxalign.runs import Run
+from jaxalign.training.core.mesh_fit import tell_idle
 
 # Warn if more than this fraction of the rows is lost.
 LOSS = 0.05
@@ -64,13 +65,8 @@ def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
 def tell_devices(run: Run, mesh: Mesh) -> None:
     """Prints the devices of the mesh; warns if some are unused."""
     run.add_metadata(mesh=dict(mesh.shape))
-    there = len(devices_of(run.config.device))
-    run.tell("devices", devices_text(mesh, there))
-    if mesh.size == 1 < there:
-        run.warn(
-            f"{there - 1} of {there} devices are unused: set mesh.data=-1 to split the rows over all devices, or "
-            f"mesh.fsdp={there} to shard the parameters too"
-        )
+    run.tell("devices", devices_text(mesh, len(devices_of(run.config.device))))
+    tell_idle(run, mesh)
 
 
 def devices_text(mesh: Mesh, there: int) -> str:

@@ -43,6 +43,7 @@ from jaxalign.training.core.batch import Kind
 from jaxalign.training.core.implementations import with_implementations
 from jaxalign.training.core.loading import row_batches
 from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.mesh_fit import tell_fit
 from jaxalign.training.core.opening import tell_model
 from jaxalign.training.core.scoring import CausalPolicy, ScalarPolicy
 
@@ -144,6 +145,8 @@ def load_model(
     param_dtype = exports.kept_dtype(run, section, source, mesh.devices.flat[0])
     if run is not None:
         exports.note_model(run, section, folder, source)
+    if mesh.size > 1:
+        tell_fit(run, section, models.load_config(folder, revision=revision), mesh)
     tokenizer = models.load_tokenizer(
         source.tokenizer or folder, revision=None if source.tokenizer else revision
     )
@@ -206,8 +209,13 @@ def place_model(model: Any, mesh: Mesh) -> Any:
     return models.merge(definition, place_params(params, mesh))
 
 
-def placed(live: Any, mesh: Mesh) -> Any:
-    """A live model, laid out on the mesh if that, or the one where it lies, has several devices."""
+def placed(live: Any, mesh: Mesh, *, run: Run | None = None, section: str = "model") -> Any:
+    """A live model, laid out on the mesh if that, or the one where it lies, has several devices.
+
+    Raises:
+      ConfigError: see `tell_fit`, which the `run` is told by.
+    """
+    tell_fit(run, section, live.config, mesh)
     return place_model(live, mesh) if mesh.size > 1 or live.config.mesh is not None else live
 
 

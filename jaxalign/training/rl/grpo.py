@@ -328,6 +328,7 @@ def train_grpo(
             config.reward,
             reward,
             mesh=run.mesh,
+            run=run.run,
             batch_size=config.train.score_batch_size,
             vocabulary=start.config.vocab_size,
             tokenizer=words,

@@ -122,9 +122,9 @@ class OnPolicyTrainer(Evaluated):
           The tree on the host, with N rows.
         """
         count = len(rows.lengths)
-        # Few rows are filled up to what the devices share evenly.
+        # Filled up to what the devices share evenly.
         shards = row_shards(self.mesh)
-        size = min(self.config.train.score_batch_size, -(-count // shards) * shards)
+        size = -(-min(self.config.train.score_batch_size, count) // shards) * shards
         batches = self._on_mesh([rows.batch(start, size) for start in range(0, count, size)], TokenBatch)
         parts = [score(batch) for batch in batches]
         # Fetched when all are under way, so that the device does not wait for the host in between.

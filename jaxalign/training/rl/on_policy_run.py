@@ -11,6 +11,7 @@ from jaxalign.rollout import Engine
 from jaxalign.runs import Given, Run
 from jaxalign.training.core import setup
 from jaxalign.training.core.loading import load_data, row_batches
+from jaxalign.training.core.mesh_fit import check_rows
 from jaxalign.training.core.open_run import OpenRun
 from jaxalign.training.core.opening import tell_devices
 from jaxalign.training.core.scoring import CausalPolicy
@@ -95,6 +96,7 @@ def fit_on_policy(
     live, tokenizer = given.others["policy"], given.others["tokenizer"]
     setup.check_live(live, tokenizer, "policy")
     mesh = setup.start(config.run, config.mesh)
+    check_rows(config, mesh)
     with Run.open(config.run, config, command, given) as run:
         opened = OnPolicyRun(config, run, mesh, jax.random.key(config.run.seed))
         # What the trainer does not hold leaves the device with `begin`.

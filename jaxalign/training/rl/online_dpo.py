@@ -364,6 +364,7 @@ def train_online_dpo(
             config.reward,
             reward,
             mesh=run.mesh,
+            run=run.run,
             batch_size=config.train.score_batch_size,
             vocabulary=start.config.vocab_size,
             tokenizer=words,
