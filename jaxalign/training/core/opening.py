@@ -38,8 +38,16 @@ KEYS = {
 }
 
 
-def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
-    """Prints what a section of the configuration loaded: `source` names it, `model` is it."""
+def tell_model(run: Run, section: str, source: Any, model: Any, why: str) -> None:
+    """Prints what a section of the configuration loaded.
+
+    Args:
+      run: the open run.
+      section: of the configuration.
+      source: the section, which names the model.
+      model: it.
+      why: it computes in its dtype.
+    """
     params = models.split(model)[1]
     noted = run.metadata().get("models", {})
     # Where it lies is noted when its files are found, see `exports.note_model`.
@@ -48,7 +56,8 @@ def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
         "family": model.config.family,
         "parameters": models.params_count(params),
         "param_dtype": model.config.param_dtype,
-        "compute_dtype": source.compute_dtype,
+        "compute_dtype": model.config.compute_dtype,
+        "compute_dtype_reason": why,
     }
     run.add_metadata(models=noted | {section: before | found})
     drawn = "random weights; " if source.random_init else ""
@@ -58,6 +67,7 @@ def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
         key=f"{section}.param_dtype",
         setting=source.param_dtype,
         files=None if source.random_init else before.get("dtype"),
+        why=f"{section}.compute_dtype=auto: {why}" if source.compute_dtype == "auto" else "",
     )
     run.tell(section, f"{source.path} ({drawn}{model.config.family}, {size})")
 

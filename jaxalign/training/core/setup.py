@@ -37,6 +37,7 @@ from jaxalign.mesh import (
 from jaxalign.models.folders import model_folder as model_folder
 from jaxalign.models.lora import LoraConfig, create_adapter
 from jaxalign.models.sharding import on_mesh as on_mesh_params
+from jaxalign.models.tensor_dtypes import AutoDtype
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.core import exports
 from jaxalign.training.core.batch import Kind
@@ -59,7 +60,8 @@ class ModelSource:
       tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       revision: revision of a hub id; empty uses the newest.
       param_dtype: dtype in which parameters are stored and updated.
-      compute_dtype: dtype of matrix products; norms, softmax and losses always use float32.
+      compute_dtype: dtype of matrix products; norms, softmax and losses always use float32. auto is bfloat16 on GPUs
+        and TPUs and float32 on CPUs, and keeps the run's choice on resume.
       random_init: read only config.json from `path` and initialize the weights at random from run.seed.
       remat: activations of each layer to store for the backward pass; the rest are recomputed, which saves memory.
         From most memory to least: none (store all), minimal (matrix products), save_qkv_context (attention's products
@@ -75,7 +77,7 @@ class ModelSource:
     tokenizer: str = ""
     revision: str = ""
     param_dtype: Dtype = "float32"
-    compute_dtype: Dtype = "float32"
+    compute_dtype: AutoDtype = "auto"
     random_init: bool = False
     remat: models.Remat | bool = "none"
     attention: Literal["auto"] | models.AttentionImplementation = "auto"
@@ -142,7 +144,9 @@ def load_model(
         )
     folder = exports.begun_with(run, section, source.path)
     revision = source.revision or None
-    param_dtype = exports.kept_dtype(run, section, source, mesh.devices.flat[0])
+    device = mesh.devices.flat[0]
+    param_dtype, _ = exports.kept_dtype(run, section, source, "param_dtype", device)
+    compute_dtype, why = exports.kept_dtype(run, section, source, "compute_dtype", device)
     if run is not None:
         exports.note_model(run, section, folder, source)
     if mesh.size > 1:
@@ -152,7 +156,7 @@ def load_model(
     )
     dtypes: dict[str, Any] = {
         "param_dtype": jnp.dtype(param_dtype),
-        "compute_dtype": jnp.dtype(source.compute_dtype),
+        "compute_dtype": jnp.dtype(compute_dtype),
     }
     if source.random_init:
         model = models.create(
@@ -169,7 +173,7 @@ def load_model(
     )
     model = place_model(model, mesh)
     if run is not None:
-        tell_model(run, section, source, model)
+        tell_model(run, section, source, model, why)
     return model, tokenizer
 
 

@@ -55,7 +55,7 @@ def precomputed_reference(run: OfflineRun, feed: DatasetFeed, definition: Any, p
         Path(config.reference_cache or run.run.folder / "reference"),
         feed.data,
         params,
-        {"length_alpha": alpha, "dtype": config.model.compute_dtype},
+        {"length_alpha": alpha, "dtype": definition.config.compute_dtype},
         lambda batch: score(params, feed.place(batch, training=False)),
         feed.collate,
         batch_size=feed.eval_size,

@@ -162,7 +162,8 @@ class OnPolicyTrainer(Evaluated):
         """Raises, or warns once, where these differences are larger than is allowed; see `check_logps`."""
         engine, int8 = self.config.rollout.engine, self.config.rollout.int8
         if engine.kind == "local":
-            exact = 1e-3 if self.config.model.compute_dtype == "float32" else 0.1
+            computed = self.policy.definition.config.compute_dtype
+            exact = 1e-3 if computed == "float32" else 0.1
             tolerance = self.config.train.logp_tolerance or (0.05 if int8 else exact)
             gap = gaps["rollout/logp_gap_mean" if int8 else "rollout/logp_gap"]
             if number == 1 and not gap <= tolerance:
@@ -170,6 +171,7 @@ class OnPolicyTrainer(Evaluated):
                     f"the log-probs of sampler and trainer differ by {gap:.3g} nats"
                     f"{' in the mean' if int8 else ''}, more than train.logp_tolerance = {tolerance:g}; the update "
                     "would not be on-policy"
+                    f"{'' if computed == 'float32' else '; raise it, or set model.compute_dtype=float32'}"
                 )
             return
         wrong = server_gap(engine, gaps)

@@ -48,7 +48,7 @@ def test_a_run_says_what_it_begins_with(begun, tiny_model_folder):
     assert meta["models"]["model"] == {
         "path": str(tiny_model_folder.resolve()), "revision": "", "tokenizer": "", "random_init": False,
         "dtype": "float32", "family": "llama", "parameters": whole, "param_dtype": "float32",
-        "compute_dtype": "float32",
+        "compute_dtype": "float32", "compute_dtype_reason": "a cpu",
     }  # fmt: skip
     assert 0 < trained < whole
     assert (meta["training"]["steps"], meta["training"]["batches_per_epoch"]) == (2, 3.0)
