@@ -29,6 +29,9 @@ DEFAULT_RULES: Rules = {
     "vocab": "tensor",
     "rank": None,
 }
+# While completions are decoded each group of `tensor` devices has all weights and rows of its own: a token needs
+# nothing of another group.
+ROLLOUT_RULES: Rules = {**DEFAULT_RULES, "embed": None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,101 @@
+"""Rollouts on a mesh: where weights, rows and caches lie, and programs in which each device minds its own rows.
+
+The rows of a batch are split over `data` and `fsdp` (`mesh.ROLLOUT_RULES`); what devices share them is a group, of as
+many as `tensor` says. A group has all the weights. So it decodes its rows as if it were alone: the loop over tokens is
+the group's own, ends when the group's rows have ended, and exchanges nothing with other groups.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxalign import models
+from jaxalign.mesh import ROLLOUT_RULES, Rules, partition_spec, tree_shardings
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.kv_cache import KVCache
+
+ROW_AXES = ("data", "fsdp")
+ROWS = PartitionSpec(ROW_AXES)
+ALL = PartitionSpec()
+
+
+def mesh_of(config: Any) -> Mesh | None:
+    """The mesh of several devices that a model lies on; None on one device."""
+    mesh = config.mesh
+    return None if mesh is None or mesh.size == 1 else mesh
+
+
+def by_rows(tree: Any, mesh: Mesh | None) -> Any:
+    """Host arrays with an entry a row, on a mesh split over the groups."""
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, ROWS))
+
+
+def constrained_rows(tree: Any, mesh: Mesh | None) -> Any:
+    """In a program: arrays with an entry a row, on a mesh split over the groups."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, ROWS))
+
+
+def constrained_cache(cache: KVCache, mesh: Mesh | None) -> KVCache:
+    """In a program: a cache, on a mesh its rows split over the groups and its heads over `tensor` if that divides them."""
+    if mesh is None:
+        return cache
+
+    def placed(x: jax.Array) -> jax.Array:
+        spec = partition_spec(("batch", "kv_heads", None, None), x.shape, mesh, ROLLOUT_RULES)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    keys, values = jax.tree.map(placed, (cache.keys, cache.values))
+    return replace(cache, keys=keys, values=values, starts=constrained_rows(cache.starts, mesh))
+
+
+def weight_shardings(weights: Any, mesh: Mesh, rules: Rules = ROLLOUT_RULES) -> Any:
+    """Where the leaves of `decode_weights` lie."""
+    return tree_shardings(weights, models.param_logical_axes(weights), mesh, rules)
+
+
+def group_program(
+    function: Callable[..., Any], mesh: Mesh | None, in_specs: tuple[Any, ...], out_specs: Any
+) -> Callable[..., Any]:
+    """A function that each group runs on its own rows; itself on one device.
+
+    Args:
+      function: of arrays; inside, `tensor` is left to the compiler.
+      mesh: the devices.
+      in_specs, out_specs: `ROWS` for what has an entry a row, `ALL` for what all groups have; of trees, a prefix.
+    """
+    if mesh is None:
+        return function
+    # A kernel's custom call must find no axis that is left to the compiler.
+    axes = set(mesh.axis_names) if mesh.shape["tensor"] == 1 else set(ROW_AXES)
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False
+    )
+
+
+def in_group(definition: Any, mesh: Mesh | None) -> Any:
+    """The definition of a model, and of those it is made of, for a program of one group: it knows of no other devices."""
+    if mesh is None:
+        return definition
+    group = Mesh(mesh.devices[:1, :1], mesh.axis_names, axis_types=mesh.axis_types)
+
+    def changed(part: Any) -> Any:
+        if isinstance(part, ModelConfig):
+            return replace(part, mesh=group)
+        if isinstance(part, tuple):
+            return tuple(map(changed, part))
+        if is_dataclass(part) and not isinstance(part, type):
+            return replace(part, **{f.name: changed(getattr(part, f.name)) for f in fields(part)})
+        return part
+
+    return changed(definition)
+
+
+def spread_for_sampling(logits: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """In a group's program: logits [B, V] with all of the vocabulary on a device, rows split over `tensor` too if they divide."""
+    if mesh is None or mesh.shape["tensor"] == 1:
+        return logits
+    rows = "tensor" if logits.shape[0] % mesh.shape["tensor"] == 0 else None
+    return jax.lax.with_sharding_constraint(logits, PartitionSpec(rows, None))
