@@ -52,11 +52,16 @@ class RowSampling:
 
 
 def _drawn(
-    logits: jax.Array, uniforms: jax.Array, draws: RowSampling, stops: jax.Array, features: SamplerFeatures
+    logits: jax.Array,
+    uniforms: jax.Array,
+    draws: RowSampling,
+    stops: jax.Array,
+    features: SamplerFeatures,
+    mesh: Mesh | None,
 ) -> dict[str, jax.Array]:
-    """A token a row, its log-probs, and whether it is a stop token."""
+    """A token a row of a group, its log-probs, and whether it is a stop token."""
     token, logp, sampling_logp = next_token(
-        logits,
+        sharding.spread_for_sampling(logits, mesh),
         uniforms,
         draws.temperature,
         draws.top_k,
@@ -64,6 +69,7 @@ def _drawn(
         draws.min_p,
         features=features,
     )
+    token = sharding.whole_in_group(token, mesh)
     stop = (token[:, None] == stops[None, :]).any(-1)
     return {"tokens": token, "logps": logp, "sampling_logps": sampling_logp, "stop": stop}
 
@@ -115,8 +121,7 @@ def read_prompts(
 
     def first(logits: jax.Array, draws: RowSampling, stops: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         uniforms = row_uniforms(key, draws.ids, jnp.zeros_like(draws.ids))
-        logits = sharding.spread_for_sampling(jnp.repeat(logits, copies, axis=0), mesh)
-        return _drawn(logits, uniforms, draws, stops, features)
+        return _drawn(jnp.repeat(logits, copies, axis=0), uniforms, draws, stops, features, mesh)
 
     drawn = sharding.group_program(first, mesh, (ROWS, ROWS, ALL, ALL), ROWS)(logits, draws, stops, key)
     return sharding.constrained_cache(cache, mesh), drawn
@@ -245,14 +250,13 @@ def _block(
     uniforms = jax.vmap(lambda at: row_uniforms(key, draws.ids, at), in_axes=1, out_axes=1)(positions)
 
     def unfinished(carry: dict[str, Any]):
-        return (carry["step"] < steps) & carry["alive"].any()
+        return (carry["step"] < steps) & carry["going"]
 
     def step(carry: dict[str, Any]):
         at, alive = carry["step"], carry["alive"]
         hidden, cache = model.decode(weights, carry["token"], carry["cache"])
         here = jax.lax.dynamic_index_in_dim(uniforms, at, axis=1, keepdims=False)
-        logits = sharding.spread_for_sampling(model.logits(hidden), mesh)
-        new = _drawn(logits, here, draws, stops, features)
+        new = _drawn(model.logits(hidden), here, draws, stops, features, mesh)
         written = {
             name: jax.lax.dynamic_update_slice_in_dim(
                 carry[name], jnp.where(alive, new[name], 0)[:, None], at, 1
@@ -260,13 +264,15 @@ def _block(
             for name in ("tokens", "logps", "sampling_logps")
         }
         drawn = carry["drawn"] + alive
+        still = alive & ~new["stop"] & (drawn < limit)
         return {
             **written,
             "cache": cache,
             "token": new["tokens"],
             "drawn": drawn,
             "stopped": carry["stopped"] | (alive & new["stop"]),
-            "alive": alive & ~new["stop"] & (drawn < limit),
+            "alive": still,
+            "going": sharding.any_in_step(still, mesh),
             "step": at + 1,
         }
 
@@ -279,8 +285,10 @@ def _block(
         "drawn": drawn,
         "stopped": jnp.zeros(rows, bool),
         "alive": alive,
+        "going": sharding.any_in_step(alive, mesh),
         "step": jnp.zeros((), jnp.int32),
     }
     carry = jax.lax.while_loop(unfinished, step, carry)
     cache = carry.pop("cache")
+    carry.pop("going")
     return cache, carry if mesh is None else {**carry, "step": carry["step"][None]}

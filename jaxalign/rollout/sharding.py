@@ -1,8 +1,8 @@
 """Rollouts on a mesh: where weights, rows and caches lie, and programs in which each device minds its own rows.
 
 The rows of a batch are split over `data` and `fsdp` (`mesh.ROLLOUT_RULES`); what devices share them is a group, of as
-many as `tensor` says. A group has all the weights. So it decodes its rows as if it were alone: the loop over tokens is
-the group's own, ends when the group's rows have ended, and exchanges nothing with other groups.
+many as `tensor` says. A group has all the weights. So it decodes its rows as if it were alone: nothing of weights or
+cache passes between groups, and where a group is one device nothing at all: it ends its loop when its own rows end.
 """
 
 from collections.abc import Callable
@@ -94,8 +94,25 @@ def in_group(definition: Any, mesh: Mesh | None) -> Any:
 
 
 def spread_for_sampling(logits: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """In a group's program: logits [B, V] with all of the vocabulary on a device, rows split over `tensor` too if they divide."""
+    """In a group's program: logits [B, V] with no row torn, and each device with as many rows if they divide."""
     if mesh is None or mesh.shape["tensor"] == 1:
         return logits
     rows = "tensor" if logits.shape[0] % mesh.shape["tensor"] == 0 else None
     return jax.lax.with_sharding_constraint(logits, PartitionSpec(rows, None))
+
+
+def whole_in_group(rows: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """In a group's program: what each device of the group needs of all rows."""
+    alone = mesh is None or mesh.shape["tensor"] == 1
+    return rows if alone else jax.lax.with_sharding_constraint(rows, PartitionSpec())
+
+
+def any_in_step(rows: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """In a group's program: whether any row is true, of all whose devices must take the same steps.
+
+    That is a group's own; but groups of several devices exchange parts in operations that are all groups' together, so
+    one that ended earlier would leave the others waiting.
+    """
+    found = rows.any()
+    alone = mesh is None or mesh.shape["tensor"] == 1
+    return found if alone else jax.lax.pmax(found.astype(jax.numpy.int32), ROW_AXES) > 0
