@@ -117,7 +117,7 @@ def read_prompts(
     hidden, cache = model.prefill(
         tokens, lengths, cache_length=tokens.shape[1], adapter=adapter, int8_cache=int8_cache
     )
-    logits = sharding.constrained_rows(model.logits(sharding.constrained_rows(hidden, mesh)), mesh)
+    logits = sharding.constrained_rows(model.logits(sharding.constrained_rows(hidden, mesh)), mesh, "vocab")
 
     def first(logits: jax.Array, draws: RowSampling, stops: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         uniforms = row_uniforms(key, draws.ids, jnp.zeros_like(draws.ids))
@@ -245,7 +245,8 @@ def _block(
     model = models.merge(sharding.in_group(definition, mesh), weights)
     rows = token.shape[0]
     # A dead row starts at the next column: nothing of it is seen, and its position is small.
-    cache = replace(cache, starts=jnp.where(alive, cache.starts, cache.column))
+    starts = sharding.whole_in_group(jnp.where(alive, cache.starts, cache.column), mesh)
+    cache = replace(cache, starts=starts)
     positions = drawn[:, None] + jnp.arange(block)[None, :]
     uniforms = jax.vmap(lambda at: row_uniforms(key, draws.ids, at), in_axes=1, out_axes=1)(positions)
 
@@ -255,6 +256,7 @@ def _block(
     def step(carry: dict[str, Any]):
         at, alive = carry["step"], carry["alive"]
         hidden, cache = model.decode(weights, carry["token"], carry["cache"])
+        hidden = sharding.whole_in_group(hidden, mesh)
         here = jax.lax.dynamic_index_in_dim(uniforms, at, axis=1, keepdims=False)
         new = _drawn(model.logits(hidden), here, draws, stops, features, mesh)
         written = {
@@ -264,7 +266,7 @@ def _block(
             for name in ("tokens", "logps", "sampling_logps")
         }
         drawn = carry["drawn"] + alive
-        still = alive & ~new["stop"] & (drawn < limit)
+        still = sharding.whole_in_group(alive & ~new["stop"] & (drawn < limit), mesh)
         return {
             **written,
             "cache": cache,

@@ -33,21 +33,22 @@ def by_rows(tree: Any, mesh: Mesh | None) -> Any:
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, ROWS))
 
 
-def constrained_rows(tree: Any, mesh: Mesh | None) -> Any:
-    """In a program: arrays with an entry a row, on a mesh split over the groups."""
-    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, ROWS))
+def constrained_rows(tree: Any, mesh: Mesh | None, *axes: str) -> Any:
+    """In a program: arrays with an entry a row, on a mesh split over the groups; `axes`: logical, of other dimensions."""
+    if mesh is None:
+        return tree
+
+    def placed(x: jax.Array) -> jax.Array:
+        names = ("batch", *axes, *[None] * (x.ndim - 1 - len(axes)))
+        spec = partition_spec(names, x.shape, mesh, ROLLOUT_RULES)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, tree)
 
 
 def constrained_cache(cache: KVCache, mesh: Mesh | None) -> KVCache:
     """In a program: a cache, on a mesh its rows split over the groups and its heads over `tensor` if that divides them."""
-    if mesh is None:
-        return cache
-
-    def placed(x: jax.Array) -> jax.Array:
-        spec = partition_spec(("batch", "kv_heads", None, None), x.shape, mesh, ROLLOUT_RULES)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-    keys, values = jax.tree.map(placed, (cache.keys, cache.values))
+    keys, values = constrained_rows((cache.keys, cache.values), mesh, "kv_heads")
     return replace(cache, keys=keys, values=values, starts=constrained_rows(cache.starts, mesh))
 
 
@@ -97,14 +98,17 @@ def spread_for_sampling(logits: jax.Array, mesh: Mesh | None) -> jax.Array:
     """In a group's program: logits [B, V] with no row torn, and each device with as many rows if they divide."""
     if mesh is None or mesh.shape["tensor"] == 1:
         return logits
-    rows = "tensor" if logits.shape[0] % mesh.shape["tensor"] == 0 else None
-    return jax.lax.with_sharding_constraint(logits, PartitionSpec(rows, None))
+    rows, vocabulary = ("tensor" if size % mesh.shape["tensor"] == 0 else None for size in logits.shape)
+    # First as the head gives them: else the compiler would gather the head.
+    for spec in ((None, vocabulary), (rows, None)):
+        logits = jax.lax.with_sharding_constraint(logits, PartitionSpec(*spec))
+    return logits
 
 
-def whole_in_group(rows: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """In a group's program: what each device of the group needs of all rows."""
+def whole_in_group(tree: Any, mesh: Mesh | None) -> Any:
+    """In a group's program: what each device of the group is to have of all rows."""
     alone = mesh is None or mesh.shape["tensor"] == 1
-    return rows if alone else jax.lax.with_sharding_constraint(rows, PartitionSpec())
+    return tree if alone else jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
 def any_in_step(rows: jax.Array, mesh: Mesh | None) -> jax.Array:
