@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import core as jax_core
 from jaxtyping import Array, Float
 
+from jaxalign.target import platform
+
 Scalar = float | int | Float[Array, ""]
 """A hyper-parameter: a Python number or a traced scalar."""
 
@@ -28,7 +30,7 @@ def product_precision(dtype: Any) -> jax.lax.Precision | None:
     on CPUs, and where `jax_default_matmul_precision` says what is wanted.
     """
     asked = jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
-    if asked or jnp.dtype(dtype) != jnp.float32 or jax.default_backend() == "cpu":
+    if asked or jnp.dtype(dtype) != jnp.float32 or platform() == "cpu":
         return None
     return jax.lax.Precision.HIGHEST
 

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "jaxalign"
 
 # A group may import the groups before it, never itself's neighbours; see the style guide in CONTRIBUTING.md.
 BASE = {
+    "target",
     "arrays",
     "buckets",
     "masking",
@@ -45,6 +46,7 @@ BASE_ORDER = [
     "errors",
     "uncertainty",
     "buckets",
+    "target",
     "arrays",
     "masking",
     "logprobs",

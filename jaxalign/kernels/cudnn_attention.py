@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.kernels.config import KernelConfig
+from jaxalign.target import is_nvidia
 
 # The kernels count elements in 32 bits where they are told offsets.
 MOST_ELEMENTS = 1 << 31
@@ -22,8 +23,8 @@ MOST_ELEMENTS = 1 << 31
 
 def refusal(config: KernelConfig, device: jax.Device) -> str:
     """Why a device cannot run a model's attention so; empty where it can."""
-    version = " ".join(device.client.platform_version.split())  # it may have several lines
-    if device.platform != "gpu" or "cuda" not in version:
+    if not is_nvidia(device):
+        version = " ".join(device.client.platform_version.split())  # it may have several lines
         return f"cuDNN needs an NVIDIA GPU, this is a {device.platform} ({version})"
     if config.compute_dtype not in ("bfloat16", "float16"):
         return f"cuDNN computes in bfloat16 or float16, compute_dtype is {config.compute_dtype}"

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign.kernels.config import KernelConfig
 from jaxalign.masking import NEGATIVE
+from jaxalign.target import is_nvidia
 
 # Columns read at a time: the best of 64 and 128 on an H200, with 2 or 4 warps, on 64 and 256 rows, heads of 64 and 128.
 BLOCK, WARPS, STAGES = 64, 2, 3
@@ -31,7 +32,7 @@ LEAST_PROGRAMS = 512
 def refusal(config: KernelConfig, device: jax.Device, shape: tuple[int, ...], dtype: DTypeLike) -> str:
     """Why values [B, K, S, H] of a dtype are not read by the kernel on a device; empty where they are."""
     rows, kv_heads, columns, size = shape
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+    if not is_nvidia(device):
         return f"the kernel needs an NVIDIA GPU, this is a {device.platform}"
     if config.attention not in ("auto", "cudnn"):
         return f"attention is {config.attention}"

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxalign.arrays import product_precision
 from jaxalign.kernels.ordering import after
+from jaxalign.target import platform
 
 
 @jax.tree_util.register_dataclass
@@ -89,7 +90,7 @@ def _beside(x: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Left alone, a compiler converts weights before a decode loop, and the floats of all layers stay.
     """
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return x, after(x, values).astype(x.dtype)
     x, values = jax.lax.optimization_barrier((x, values))
     return x, values.astype(x.dtype)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxalign.arrays import product_precision
 from jaxalign.kernels.config import Choice, KernelConfig, MatmulImplementation
+from jaxalign.target import platform
 
 # With either, a CPU multiplies bfloat16 faster than float32 (`docs/performance_appendix.md`). The first that a CPU has
 # is named as the reason.
@@ -58,8 +59,8 @@ def cpu_flags(path: str = "/proc/cpuinfo") -> frozenset[str]:
 
 
 def matmul_implementation(config: KernelConfig) -> MatmulImplementation:
-    """How a model computes products: as it was told, else what is fast on the default backend."""
-    return choose_matmul(config, jax.default_backend()).implementation
+    """How a model computes products: as it was told, else what is fast on its devices."""
+    return choose_matmul(config, platform(config.mesh)).implementation
 
 
 def operand_dtype(config: KernelConfig) -> Any:
@@ -145,7 +146,7 @@ def _dense_backward(
             preferred_element_type=jnp.float32,
         )
 
-    if jax.default_backend() == "cpu" and operand == jnp.float32 and x.shape[-1] > dy.shape[-1]:
+    if platform() == "cpu" and operand == jnp.float32 and x.shape[-1] > dy.shape[-1]:
         # XLA's CPU compiler transposes the left side of a product over rows: let it be the narrower one. The barrier
         # keeps it from writing the other product itself.
         dw = jax.lax.optimization_barrier(over_rows(dy, x)).T

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign.kernels.config import KernelConfig
 from jaxalign.kernels.remat import CONTEXT
+from jaxalign.target import platform
 
 # Rows and head sizes are filled up to multiples of it.
 LANES = 128
@@ -83,7 +84,7 @@ def _kernel(length: int, heads: int, window: int, softcap: float) -> Any:
         attn_logits_soft_cap=softcap or None,
         # Its output, and with it the logarithms of sums that its backward pass reads.
         residual_checkpoint_name=CONTEXT,
-        interpret=jax.default_backend() == "cpu",
+        interpret=platform() == "cpu",
     )
     # What it computes of the mask must be numbers, also while a program is traced.
     with jax.ensure_compile_time_eval():

@@ -38,6 +38,7 @@ from jaxalign.mesh import partition_spec
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import Seen
 from jaxalign.models.layers import softcap
+from jaxalign.target import target_device
 
 BLOCK = 512
 REFUSALS = {"cudnn": cudnn_attention.refusal, "splash": splash_attention.refusal}
@@ -94,7 +95,7 @@ def attention_for(config: ModelConfig, *, max_segments: int = 1, mapped: bool = 
 
 def _device(config: ModelConfig) -> Any:
     """One of the devices that run the model."""
-    return jax.devices()[0] if config.mesh is None else config.mesh.devices.flat[0]
+    return target_device(config.mesh)
 
 
 def visible(

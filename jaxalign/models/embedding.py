@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxalign.kernels.int8 import Int8
+from jaxalign.target import platform
 
 Form = Literal["scatter", "sorted"]
 
@@ -30,7 +31,7 @@ def embedding_form() -> Form:
     the tokens are sorted by id first, and a resumed run has the same bits. A CPU adds in order, and faster unsorted
     (docs/performance_appendix.md).
     """
-    return "scatter" if jax.default_backend() == "cpu" else "sorted"
+    return "scatter" if platform() == "cpu" else "sorted"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

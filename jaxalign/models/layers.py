@@ -15,6 +15,7 @@ from jaxalign.kernels.int8 import Int8, scaled_product
 from jaxalign.kernels.matmul import dense, matmul_implementation, operand_dtype
 from jaxalign.kernels.remat import ADAPTER
 from jaxalign.models.config import ModelConfig, RopeScaling
+from jaxalign.target import platform
 
 Params = dict[str, Any]
 # Attached to a model (`lora.attach`): target -> factors, scale and perhaps dropout, [L, ...] each.
@@ -130,7 +131,7 @@ def rope_tables_apart(
     XLA's CPU compiler computes sines and cosines again for each layer and head where it can; out of a loop it
     cannot (a barrier does not stop it). Elsewhere that costs less than the memory traffic of tables.
     """
-    if jax.default_backend() != "cpu" or positions.shape[1] % 2 or config.positions != "rope":
+    if platform(config.mesh) != "cpu" or positions.shape[1] % 2 or config.positions != "rope":
         return rope_tables(positions, config, local=local)
     halves = rearrange(positions, "b (half t) -> half b t", half=2)
     tables = jax.lax.map(lambda half: rope_tables(half, config, local=local), halves)

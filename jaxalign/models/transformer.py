@@ -37,6 +37,7 @@ from jaxalign.models.layers import (
     rotate,
     softcap,
 )
+from jaxalign.target import platform
 
 UNROLLED_LAYERS = 8
 
@@ -303,7 +304,7 @@ def written_out(config: ModelConfig, level: Remat, *, trained: bool) -> bool:
     (width 2,048, 16,384 tokens, remat=minimal), holds 1.8 GiB less, and compiles for 15 s in place of 7
     (`docs/performance_appendix.md`).
     """
-    if jax.default_backend() == "gpu" and trained and (config.mesh is None or config.mesh.size == 1):
+    if platform(config.mesh) == "gpu" and trained and (config.mesh is None or config.mesh.size == 1):
         return True
     return level == "none" and config.num_layers <= UNROLLED_LAYERS
 

@@ -10,8 +10,10 @@ import pytest
 from jaxalign import models
 from jaxalign.kernels import matmul as products
 from jaxalign.models import layers
+from jaxalign.target import compiling_for
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.sft import DemonstrationBatch, SFTLossConfig, make_sft_loss, sft_counts
+from tests.fake_devices import AMD
 from tests.models.attention_cases import config
 
 FORMS = ("compute_dtype", "bfloat16_float32", "float32")
@@ -286,7 +288,7 @@ def precisions(jaxpr, found):
 
 
 @pytest.mark.parametrize("form", ["auto", pytest.param("plain", marks=pytest.mark.slow)])
-def test_float32_is_float32_on_gpus_and_tpus_unless_jax_is_told_otherwise(form, monkeypatch, request):
+def test_float32_is_float32_on_gpus_and_tpus_unless_jax_is_told_otherwise(form):
     highest = (jax.lax.Precision.HIGHEST,) * 2
 
     def step(**changes):
@@ -315,11 +317,8 @@ def test_float32_is_float32_on_gpus_and_tpus_unless_jax_is_told_otherwise(form, 
         return precisions(jax.make_jaxpr(decoded)(params).jaxpr, found)
 
     assert step() == {("float32", None)}
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    # What was traced for the other backend, which no process has.
-    jax.clear_caches()
-    request.addfinalizer(jax.clear_caches)
-    assert step() == {("float32", highest)}
-    assert ("float32", None) not in step(compute_dtype="bfloat16")
-    with jax.default_matmul_precision("tensorfloat32"):
-        assert highest not in {precision for _, precision in step()}
+    with compiling_for(AMD):
+        assert step() == {("float32", highest)}
+        assert ("float32", None) not in step(compute_dtype="bfloat16")
+        with jax.default_matmul_precision("tensorfloat32"):
+            assert highest not in {precision for _, precision in step()}

@@ -1,5 +1,7 @@
 """Token embeddings: the sorted gradient is the scattered one, on one device and on eight."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.models import embedding
 from jaxalign.models.embedding import token_embeddings
+from jaxalign.target import compiling_for
 from tests.training.cases import sft_case
 
 IDS = jnp.asarray([[3, 0, 3, 7, 3, 3], [3, 9, 0, 3, 3, 3]])
@@ -38,11 +41,11 @@ def test_sums_of_bfloat16_are_rounded_once(form, monkeypatch):
     np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
 
 
-def test_a_cpu_scatters_and_no_other_backend_does(monkeypatch):
+def test_a_cpu_scatters_and_no_other_backend_does():
     assert embedding.embedding_form() == "scatter"
     for backend in ("gpu", "tpu"):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        assert embedding.embedding_form() == "sorted"
+        with compiling_for(SimpleNamespace(platform=backend)):
+            assert embedding.embedding_form() == "sorted"
 
 
 @pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}], ids=str)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,11 @@ import pytest
 from flax import nnx
 
 from jaxalign import models
-from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import kv_cache, transformer
 from jaxalign.models.attention import BLOCK
 from jaxalign.models.lora import LoraConfig
+from jaxalign.target import compiling_for
+from tests.fake_devices import H100
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 ALL = ["llama", "mistral", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "qwen3"]
@@ -183,13 +185,15 @@ def test_a_tokenizer_larger_than_the_model_is_refused():
         models.check_vocabulary(models.load_config(GOLDEN / "llama"), Tokenizer())
 
 
-def test_on_one_gpu_the_layers_that_are_trained_are_written_out_and_no_others(monkeypatch):
+def test_on_one_gpu_the_layers_that_are_trained_are_written_out_and_no_others():
     model = models.load_pretrained(GOLDEN / "llama")
     wide = replace(model.config, num_layers=20)
     assert transformer.written_out(model.config, "none", trained=False)
     assert not transformer.written_out(wide, "none", trained=True)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert all(transformer.written_out(wide, level, trained=True) for level in ("none", "minimal", "full"))
-    assert not transformer.written_out(wide, "none", trained=False)
-    mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:2])
-    assert not transformer.written_out(replace(wide, mesh=mesh), "none", trained=True)
+    with compiling_for(H100):
+        assert all(
+            transformer.written_out(wide, level, trained=True) for level in ("none", "minimal", "full")
+        )
+        assert not transformer.written_out(wide, "none", trained=False)
+    gpus = SimpleNamespace(devices=np.asarray([H100] * 2), size=2)
+    assert not transformer.written_out(replace(wide, mesh=gpus), "none", trained=True)

@@ -98,7 +98,7 @@ def fit(command: str, config: Any, given: Given, begin: Callable[["OfflineRun"],
             setup.check_live(given.others[name], given.others["tokenizer"], name)
     mesh, train = setup.start(config.run, config.mesh), config.train
     key = jax.random.key(config.run.seed)
-    with Run.open(config.run, config, command, given) as run:
+    with setup.default_device(mesh), Run.open(config.run, config, command, given) as run:
         task = begin(OfflineRun(config, run, mesh, key))
         total = train.total_steps(task.feed.batches.per_epoch)
         chain = task.optimizer or partial(_optimizer, config.optimizer, given.optimizer)

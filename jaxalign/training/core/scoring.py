@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxalign.logprobs import linear_logprobs
 from jaxalign.models import LoraConfig, attach, merge
+from jaxalign.target import memory_of, target_device
 from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.packing import Packing, spread, taken
 
@@ -75,8 +76,8 @@ class TokenScores:
 
 def whole_logits_limit() -> int:
     """Bytes of logits that a pass with a gradient may keep here: `WHOLE_LOGITS`, or a share of a GPU's memory."""
-    device = jax.devices()[0]
-    memory = (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform == "gpu" else 0
+    device = target_device()
+    memory = memory_of(device) if device.platform == "gpu" else 0
     return max(WHOLE_LOGITS, int(WHOLE_SHARE * memory))
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,12 @@ def start(run: RunConfig, mesh: MeshConfig) -> Mesh:
     random.seed(run.seed)
     np.random.seed(run.seed % 2**32)
     return make_mesh(mesh, devices_of(run.device))
+
+
+def default_device(mesh: Mesh) -> AbstractContextManager[Any]:
+    """Within it, arrays without a place of their own lie on a device of the mesh's kind, for which programs compile."""
+    device = mesh.devices.flat[0]
+    return nullcontext() if device.platform == jax.default_backend() else jax.default_device(device)
 
 
 def load_model(

@@ -1,12 +1,18 @@
-"""Groups of completions with what rewards say of them: rows, steps, and whether a group teaches anything."""
+"""Groups of completions with what they earned: sampled until enough of them teach something."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxalign import losses
+from jaxalign.errors import ConfigError, UserError
 from jaxalign.rewards import RewardRequest, Rewards
 from jaxalign.rollout import Completions
+from jaxalign.training.rl.grpo_config import GRPOLossConfig
+from jaxalign.training.rl.on_policy import OnPolicyTrainer
+from jaxalign.training.rl.shaped_rewards import ShapedRewards
 
 
 @dataclass
@@ -15,11 +21,98 @@ class Rollout:
 
     completions: Completions
     request: RewardRequest
-    rewards: Rewards
-    scores: np.ndarray
+    rewards: ShapedRewards
+    scores: np.ndarray  # float32 [N]: after shaping, with the sums of token rewards
     informative: np.ndarray  # bool [N]: a row of the group that is learnt has an advantage
     step_rewards: np.ndarray  # [N, C]: token rewards, and the score at the last token
     steps: np.ndarray  # bool [N, C]: where a step ends
+
+
+def sample_rollout(trainer: OnPolicyTrainer, number: int) -> tuple[Rollout, dict[str, float]]:
+    """A rollout of `train.prompts` groups, and metrics; further rounds replace groups that teach nothing.
+
+    Raises:
+      UserError: no reward applies to any completion.
+    """
+    rounds, group = trainer.config.train.sampling_rounds, trainer.config.sampling.num_samples
+    kept = sample_groups(trainer, number)
+    scores = [_raw_scores(kept)]
+    for round_number in range(1, rounds):
+        if kept.informative.all():
+            break
+        more = sample_groups(trainer, number, round_number)
+        scores.append(_raw_scores(more))
+        kept = replaced(kept, more, group)
+    if not kept.rewards.valid.any():
+        raise UserError(f"update {number}: no reward applies to any of the {len(kept.scores)} completions")
+    metrics = {
+        "rollout/groups_sampled": float(trainer.config.train.prompts * len(scores)),
+        "rollout/groups_alike": float((~kept.informative).sum() / group),
+    }
+    if rounds > 1:
+        metrics |= _left_out(np.concatenate(scores), _raw_scores(kept))
+    return kept, metrics
+
+
+def sample_groups(trainer: OnPolicyTrainer, number: int, round_number: int = 0) -> Rollout:
+    """One round: completions of the next prompts, with their rewards.
+
+    Raises:
+      ConfigError: advantages of steps from a reward that names no steps.
+    """
+    completions, request = trainer.sample(number, round_number)
+    rewards, loss = trainer.rewarded(request, completions), trainer.config.loss
+    by_step = loss.advantage.steps
+    if by_step and rewards.rewards.steps is None:
+        raise ConfigError(
+            "loss.advantages=process: the reward gave no token rewards; it needs a process reward model "
+            "(jaxalign reward --loss.labels=steps) or a function that returns Rewards with token_rewards and steps"
+        )
+    scores = rewards.scores
+    if loss.overlong_buffer:
+        penalty = losses.overlong_penalty(
+            jnp.asarray(completions.lengths),
+            max_length=trainer.config.sampling.max_new_tokens,
+            buffer=loss.overlong_buffer,
+            penalty=loss.overlong_penalty,
+        )
+        scores = scores + np.asarray(penalty)
+    step_rewards, steps = ending_at_last(rewards.rewards, scores, completions)
+    scores = scores + rewards.token_sums
+    # What must differ within a group: rewards of steps, or of rows.
+    values = np.where(steps, step_rewards, np.nan) if by_step else scores[:, None]
+    values = np.where(rewards.valid[:, None], values, np.nan)
+    group = trainer.config.sampling.num_samples
+    teaches = informative(values, in_loss(loss, completions, rewards), group)
+    return Rollout(
+        completions,
+        request,
+        rewards,
+        scores.astype(np.float32),
+        np.repeat(teaches, group),
+        step_rewards,
+        steps,
+    )
+
+
+def in_loss(config: GRPOLossConfig, completions: Completions, rewards: ShapedRewards) -> np.ndarray:
+    """Bool [N]: rows that the loss reads. Other rows with a reward count only in the statistics of their group."""
+    if not config.mask_truncated:
+        return rewards.valid
+    return rewards.valid & np.array([reason != "length" for reason in completions.finish_reason])
+
+
+def _left_out(sampled: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+    """Mean rewards of all sampled rows, and of the groups that were replaced."""
+    metrics = {"objective/score_sampled": float(sampled.mean())}
+    if number := len(sampled) - len(kept):
+        metrics["objective/score_replaced"] = float((sampled.sum() - kept.sum()) / number)
+    return metrics
+
+
+def _raw_scores(rollout: Rollout) -> np.ndarray:
+    """Float64: the rewards before any shaping, of the rows that have one."""
+    return rollout.rewards.raw[rollout.rewards.valid].astype(np.float64)
 
 
 def ending_at_last(
@@ -77,11 +170,15 @@ def replaced(kept: Rollout, more: Rollout, group: int) -> Rollout:
     shown = {
         name: joined(first.shown[name], second.shown[name]) for name in first.shown if name in second.shown
     }
-    arrays = fields_of(kept.rewards, more.rewards, "scores token_rewards valid")
+    arrays = fields_of(kept.rewards.rewards, more.rewards.rewards, "scores token_rewards valid")
+    shaped = ShapedRewards(
+        Rewards(**arrays, metrics=kept.rewards.rewards.metrics),
+        **fields_of(kept.rewards, more.rewards, "raw scores"),
+    )
     drawn = "tokens mask lengths logps sampling_logps finish_reason"
     return Rollout(
         Completions(**fields_of(kept.completions, more.completions, drawn)),
         replace(first, **texts, columns=columns, shown=shown),
-        Rewards(**arrays, metrics=kept.rewards.metrics),
+        shaped,
         **fields_of(kept, more, "scores informative step_rewards steps"),
     )

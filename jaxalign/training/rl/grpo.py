@@ -19,14 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import losses
-from jaxalign.errors import ConfigError, UserError
-from jaxalign.rewards import Rewards
-from jaxalign.rollout import Completions, Engine, join_rows
+from jaxalign.rollout import Engine, join_rows
 from jaxalign.rollout.trajectory import Rows, sampler_logps
 from jaxalign.runs import Given, Live
-from jaxalign.training.core.step import make_update
-from jaxalign.training.rl.group_rollout import Rollout, ending_at_last, informative, replaced
+from jaxalign.training.rl.group_rollout import Rollout, in_loss, sample_rollout
 from jaxalign.training.rl.grpo_advantages import RewardedRows, of_rows
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig
 from jaxalign.training.rl.grpo_step import (
@@ -39,9 +35,6 @@ from jaxalign.training.rl.grpo_step import (
 )
 from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_policy
 from jaxalign.training.rl.policy_trainer import PolicyScores, PolicyTrainer, policy_trainer
-from jaxalign.training.rl.reward_source import build_reward
-from jaxalign.training.rl.rollout_metrics import rollout_counts, rollout_metrics
-from jaxalign.training.rl.shaped_rewards import final_scores, rewards_of
 
 __all__ = ["GRPOConfig", "train_grpo"]
 
@@ -70,37 +63,27 @@ class Trainer(PolicyTrainer):
             self._learn, make_loss = self._learn_in_one_step, make_single_step_grpo_loss
         else:
             self._learn, make_loss = self._learn_in_several_steps, make_grpo_loss
-        self._update = make_update(
-            make_loss(self.policy, config.loss, temperature, length, own),
-            rollout_counts,
-            self.optimizer,
-            accumulation_steps=config.train.accumulation_steps,
-        )
+        self._update = self.make_step(make_loss(self.policy, config.loss, temperature, length, own))
         self._advantages = jax.jit(lambda rows: advantages_of(config.loss, rows, own_advantages))
 
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics and a few samples as rows."""
-        rollout, sampling_metrics = self._rollout(number)
-        completions, rewards = rollout.completions, rollout.rewards
+        rollout, sampling_metrics = sample_rollout(self, number)
         self.watch.end_sampling()
-        rows, in_loss = self._rows_of(rollout)
-        metrics = self._learn(number, rollout, rows, in_loss)
-        raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
-        metrics |= rollout_metrics(completions, rewards, raw) | sampling_metrics
-        metrics |= {
-            "rollout/counted_rows": float(in_loss.mean()),
-            **self.watch.metrics(int(completions.lengths.sum())),
-        }
-        return metrics, self.samples(rollout.request, raw)
+        rows, counted = self._rows_of(rollout)
+        metrics = self._learn(number, rollout, rows, counted)
+        metrics |= self.rollout_metrics(rollout.completions, rollout.rewards) | sampling_metrics
+        metrics["rollout/counted_rows"] = float(counted.mean())
+        return metrics, self.samples(rollout.request, rollout.rewards.raw)
 
     def _learn_in_several_steps(
-        self, number: int, rollout: Rollout, rows: Rows, in_loss: np.ndarray
+        self, number: int, rollout: Rollout, rows: Rows, counted: np.ndarray
     ) -> dict[str, float]:
         """Scores the rollout, then takes epochs x minibatches of steps on it."""
         completions, cap = rollout.completions, self.config.importance_cap
         scores, gaps = self.score_completions(number, rows, completions)
         assert scores.logps is not None
-        mask = rows.mask & in_loss[:, None]
+        mask = rows.mask & counted[:, None]
         weights = np.ones(mask.shape, np.float32)
         if cap:
             weights = self.weights(cap, rows, scores.logps, mask, completions)
@@ -116,10 +99,10 @@ class Trainer(PolicyTrainer):
         return self.passes(number, batch, self._update) | gaps | _objective(scores, mask)
 
     def _learn_in_one_step(
-        self, number: int, rollout: Rollout, rows: Rows, in_loss: np.ndarray
+        self, number: int, rollout: Rollout, rows: Rows, counted: np.ndarray
     ) -> dict[str, float]:
         """Takes one step on the rollout, whose own forward pass scores it before it moves the policy."""
-        completions, mask = rollout.completions, rows.mask & in_loss[:, None]
+        completions, mask = rollout.completions, rows.mask & counted[:, None]
         if checked := self.must_check(number):
             ref_logps = self.score_completions(number, rows, completions)[0].ref_logps
         else:
@@ -147,7 +130,7 @@ class Trainer(PolicyTrainer):
         step_rewards, steps = (rows.from_completion(x) for x in (rollout.step_rewards, rollout.steps))
         arrays: dict[str, Any] = {
             "scores": rollout.scores,
-            "valid": np.asarray(rollout.rewards.valid),
+            "valid": rollout.rewards.valid,
             "mask": rows.mask,
             "logps": scores.logps,
             "ref_logps": scores.ref_logps,
@@ -160,47 +143,8 @@ class Trainer(PolicyTrainer):
     def _rows_of(self, rollout: Rollout) -> tuple[Rows, np.ndarray]:
         """Prompts with completions, masked where no reward applies; and bool [N], the rows that the loss reads."""
         rows = join_rows(rollout.request.prompt_ids, rollout.completions, multiple=16)
-        rows = replace(rows, mask=rows.mask & np.asarray(rollout.rewards.valid)[:, None])
-        return rows, self._in_loss(rollout.completions, rollout.rewards) & rows.mask.any(1)
-
-    def _in_loss(self, completions: Completions, rewards: Rewards) -> np.ndarray:
-        """Bool [N]: rows that the loss reads. Other rows with a reward count only in the statistics of their group."""
-        valid = np.asarray(rewards.valid)
-        if not self.config.loss.mask_truncated:
-            return valid
-        return valid & np.array([reason != "length" for reason in completions.finish_reason])
-
-    # --- rollouts ---------------------------------------------------------------------------
-
-    def _rollout(self, number: int) -> tuple[Rollout, dict[str, float]]:
-        """A rollout of `train.prompts` groups; further rounds replace groups whose rewards are all equal."""
-        wanted = self.config.train.prompts
-        kept, seen = self._sample_groups(number), wanted
-        scores = [_raw_scores(kept)]
-        for round_number in range(1, self.config.train.sampling_rounds):
-            if kept.informative.all():
-                break
-            more = self._sample_groups(number, round_number)
-            scores.append(_raw_scores(more))
-            kept = replaced(kept, more, self.group)
-            seen += wanted
-        if not np.asarray(kept.rewards.valid).any():
-            raise UserError(
-                f"update {number}: no reward applies to any of the {len(kept.scores)} completions"
-            )
-        return kept, {
-            "rollout/groups_sampled": float(seen),
-            "rollout/groups_alike": float((~kept.informative).sum() / self.group),
-        } | self._left_out(np.concatenate(scores), _raw_scores(kept))
-
-    def _left_out(self, sampled: np.ndarray, kept: np.ndarray) -> dict[str, float]:
-        """Mean rewards of all sampled rows, and of the groups that were replaced."""
-        if self.config.train.sampling_rounds == 1:
-            return {}
-        metrics = {"objective/score_sampled": float(sampled.mean())}
-        if number := len(sampled) - len(kept):
-            metrics["objective/score_replaced"] = float((sampled.sum() - kept.sum()) / number)
-        return metrics
+        rows = replace(rows, mask=rows.mask & rollout.rewards.valid[:, None])
+        return rows, in_loss(self.config.loss, rollout.completions, rollout.rewards) & rows.mask.any(1)
 
     @classmethod
     def reads_reference(cls, config: GRPOConfig) -> bool:
@@ -223,42 +167,6 @@ class Trainer(PolicyTrainer):
         """Completions a prompt."""
         return self.config.sampling.num_samples
 
-    def _sample_groups(self, number: int, round_number: int = 0) -> Rollout:
-        """One round: completions of the next prompts, with their rewards."""
-        completions, request = self.sample(number, round_number)
-        rewards = rewards_of(self.reward, request, completions)
-        loss = self.config.loss
-        by_step = loss.advantage.steps
-        if by_step and rewards.steps is None:
-            raise ConfigError(
-                "loss.advantages=process: the reward gave no token rewards; it needs a process reward model "
-                "(jaxalign reward --loss.labels=steps) or a function that returns Rewards with token_rewards and steps"
-            )
-        scores = final_scores(self.config.reward, rewards, completions, self.moments)
-        if loss.overlong_buffer:
-            penalty = losses.overlong_penalty(
-                jnp.asarray(completions.lengths),
-                max_length=self.config.sampling.max_new_tokens,
-                buffer=loss.overlong_buffer,
-                penalty=loss.overlong_penalty,
-            )
-            scores = scores + np.asarray(penalty)
-        step_rewards, steps = ending_at_last(rewards, scores, completions)
-        scores = scores + np.asarray(rewards.token_rewards).sum(1)
-        # What must differ within a group: rewards of steps, or of rows.
-        values = np.where(steps, step_rewards, np.nan) if by_step else scores[:, None]
-        values = np.where(np.asarray(rewards.valid)[:, None], values, np.nan)
-        teaches = informative(values, self._in_loss(completions, rewards), self.group)
-        return Rollout(
-            completions,
-            request,
-            rewards,
-            scores.astype(np.float32),
-            np.repeat(teaches, self.group),
-            step_rewards,
-            steps,
-        )
-
 
 def _objective(scores: PolicyScores, mask: np.ndarray) -> dict[str, float]:
     """Entropy a counted token, and the KL a counted row where there is a reference."""
@@ -268,12 +176,6 @@ def _objective(scores: PolicyScores, mask: np.ndarray) -> dict[str, float]:
         kl = (scores.logps - scores.ref_logps).sum(where=mask)
         metrics["objective/kl"] = float(kl / max(int(mask.any(1).sum()), 1))
     return metrics
-
-
-def _raw_scores(rollout: Rollout) -> np.ndarray:
-    """Float64: the rewards before any shaping, of the rows that have one."""
-    raw = np.asarray(rollout.rewards.scores, np.float64) + np.asarray(rollout.rewards.token_rewards).sum(1)
-    return raw[np.asarray(rollout.rewards.valid)]
 
 
 def train_grpo(
@@ -324,14 +226,7 @@ def train_grpo(
     )
 
     def begin(run: OnPolicyRun, start: Any, words: Any) -> Trainer:
-        source, _ = build_reward(
-            config.reward,
-            reward,
-            batch_size=config.train.score_batch_size,
-            vocabulary=start.config.vocab_size,
-            tokenizer=words,
-            by_step=config.loss.advantage.steps,
-        )
+        source = run.reward(reward, start, words, by_step=config.loss.advantage.steps)
         return policy_trainer(Trainer, "grpo", run, start, words, reward=source)
 
     return fit_on_policy("grpo", config, given, begin)

@@ -3,10 +3,8 @@
 A trainer adds what makes the algorithm: how rows are scored, and `update`.
 """
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,29 +12,28 @@ import jax
 import numpy as np
 import optax
 
-from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import Example, packed_alike
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
 from jaxalign.rewards import RewardRequest
 from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
-from jaxalign.runs import Run, StopFlag
+from jaxalign.runs import Run
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import Kind, TokenBatch, TokenRows
-from jaxalign.training.core.exports import chosen_state
 from jaxalign.training.core.generator import Generator
-from jaxalign.training.core.loop import Batches, Interrupted, Interval, restore_callbacks, tell_saved
-from jaxalign.training.core.opening import tell_updates
+from jaxalign.training.core.loop import Batches
 from jaxalign.training.core.optimizer import steps_taken
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.state import TrainState
+from jaxalign.training.core.step import make_update
 from jaxalign.training.core.stopwatch import Stopwatch
 from jaxalign.training.rl.collapse import collapse_signs
-from jaxalign.training.rl.policy_evaluation import Evaluated, evaluate_policy
+from jaxalign.training.rl.policy_evaluation import Evaluated
 from jaxalign.training.rl.rollout_engine import importance, logp_gaps, server_gap
-from jaxalign.training.rl.shaped_rewards import RunningMoments
-from jaxalign.training.rl.truncation import truncated_mass, truncation_of, truncation_warning
+from jaxalign.training.rl.rollout_metrics import rollout_counts, rollout_metrics
+from jaxalign.training.rl.shaped_rewards import RunningMoments, ShapedRewards, shaped_rewards
+from jaxalign.training.rl.truncation import truncated_mass, truncation_of
 
 
 @dataclass(kw_only=True)
@@ -91,6 +88,11 @@ class OnPolicyTrainer(Evaluated):
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics and a few samples as rows."""
 
+    def make_step(self, loss: Callable, *, counts: Callable = rollout_counts, **options: Any) -> Callable:
+        """The optimizer step of a loss over minibatches of a rollout; see `step.make_update` for arguments."""
+        steps = self.config.train.accumulation_steps
+        return make_update(loss, counts, self.optimizer, accumulation_steps=steps, **options)
+
     def sample(self, number: int, part: int = 0) -> tuple[Completions, RewardRequest]:
         """Completions of the next prompts, samples of a prompt together, and what a reward is asked about them.
 
@@ -110,6 +112,16 @@ class OnPolicyTrainer(Evaluated):
         if truncation_of(sampling):
             self.noted["rollout/truncated_mass"] = truncated_mass(completions)
         return completions, self.request_of(batch, completions, number, sampling.num_samples)
+
+    def rewarded(self, request: RewardRequest, completions: Completions) -> ShapedRewards:
+        """What completions earn, shaped as `config.reward` has it."""
+        return shaped_rewards(self.reward, self.config.reward, request, completions, self.moments)
+
+    def rollout_metrics(self, completions: Completions, rewards: ShapedRewards) -> dict[str, float]:
+        """What the rollout looked like, and where the time of the update went."""
+        return rollout_metrics(completions, rewards.rewards, rewards.raw) | self.watch.metrics(
+            int(completions.lengths.sum())
+        )
 
     def score_rows(self, rows: Rows, score: Callable[[TokenBatch], Any]) -> Any:
         """`score` over all rows, in batches of one shape.
@@ -317,81 +329,3 @@ class OnPolicyTrainer(Evaluated):
         self.state = state
         self.prompts.restore(extra["prompts"])
         self.moments = RunningMoments(*extra["moments"])
-
-
-def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
-    """All updates, from the newest checkpoint where the run resumes; returns the last record.
-
-    A record is of the updates since the one before, see `Interval`.
-    """
-    record: dict[str, float] = {}
-    run, config = trainer.run, trainer.config
-    if warning := truncation_warning(config):
-        run.warn(warning)
-        run.add_metadata(truncated_sampling=warning)
-    total, every = config.train.updates, config.run
-    with (
-        closing(trainer.generator),
-        setup.checkpoint_store(run) as store,
-        StopFlag() as stop,
-    ):
-        done, interval = _updates_done(trainer, store)
-        if over := done >= total or bool(run.callbacks.stopped):
-            record = run.final_metrics()
-        compiled = None if over else tell_updates(trainer)
-        evaluated = evaluate_policy(trainer, 0) if not done and every.eval_every else {}
-        if evaluated:
-            run.log_metrics(0, evaluated)
-            run.callbacks.tell("on_eval", 0, total, evaluated, trainer.state)
-        for number in range(done + 1, done + 1 if over else total + 1):
-            trainer.watch = Stopwatch()
-            metrics, samples = trainer.update(number)
-            if compiled and number == done + 1:
-                compiled()
-            metrics |= trainer.noted | trainer.learning_rates()
-            trainer.warn_of_collapse(number, metrics)
-            run.callbacks.tell("on_step", number, total, metrics, trainer.state)
-            last = number == total or bool(run.callbacks.stopped)
-            halted = stop.signal_received is not None
-            due = last or (not halted and every.eval_every and number % every.eval_every == 0)
-            interval.add(metrics)
-            record = interval.means()
-            if due:
-                evaluated = evaluate_policy(trainer, number)
-                record |= evaluated
-                run.callbacks.tell("on_eval", number, total, evaluated, trainer.state)
-                last = last or bool(run.callbacks.stopped)
-            if number == 1 or due or (every.log_every and number % every.log_every == 0):
-                run.log_metrics(number, record)
-                interval = Interval()
-            shown = "score" if "objective/score" in metrics else "loss"
-            value = metrics.get("objective/score", metrics.get("loss", float("nan")))
-            run.progress(number, total, shown, value, metrics["time/tokens_per_second"])
-            if last or (every.sample_every and number % every.sample_every == 0):
-                run.log_samples(number, samples)
-            if last or halted or (every.save_every and number % every.save_every == 0):
-                kept = {"interval": dataclasses.asdict(interval), "callbacks": run.callbacks.state()}
-                store.save(number, trainer.state, trainer.extra() | kept, metrics=record)
-                tell_saved(run, store, number, total, record, trainer.state)
-            if halted and not last:
-                raise Interrupted(stop.signal_received or 15)
-            if last:
-                run.note_stopped(number)
-                break
-        trainer.state = chosen_state(run, store, trainer.state, store.latest_step() or 0)
-    return record
-
-
-def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> tuple[int, Interval]:
-    """The number of the newest checkpoint of a run that resumes, to which trainer and log go back, and what it has
-    not logged yet; else 0."""
-    if not trainer.run.resumed:
-        return 0, Interval()
-    done, extra = store.latest_step() or 0, {}
-    if done:
-        state, extra = store.restore(done, trainer.state)
-        trainer.restore(state, extra)
-        restore_callbacks(trainer.run, extra)
-    trainer.run.rewind(done if done else -1)
-    # Checkpoints of earlier versions have none: they logged single updates.
-    return done, Interval(**extra.get("interval", {}))

@@ -1,30 +1,50 @@
 """The run that all trainers which learn from their own samples share: open, load, update, export."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 import jax
 import optax
 
+from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import collate_prompts
 from jaxalign.rollout import Engine
-from jaxalign.runs import Given, Run
+from jaxalign.runs import Given, Run, StopFlag
 from jaxalign.training.core import setup
+from jaxalign.training.core.exports import chosen_state
 from jaxalign.training.core.loading import load_data, row_batches
+from jaxalign.training.core.loop import Interrupted, Interval, restore_callbacks, tell_saved
 from jaxalign.training.core.open_run import OpenRun
-from jaxalign.training.core.opening import tell_devices
+from jaxalign.training.core.opening import tell_devices, tell_updates
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.setup import TrainResult
 from jaxalign.training.core.state import create_state
+from jaxalign.training.core.stopwatch import Stopwatch
 from jaxalign.training.core.update_rules import refuse_schedule_free
 from jaxalign.training.rl.offload import offloaded
-from jaxalign.training.rl.on_policy import OnPolicyTrainer, run_updates
+from jaxalign.training.rl.on_policy import OnPolicyTrainer
 from jaxalign.training.rl.on_policy_config import OnPolicyConfig
+from jaxalign.training.rl.policy_evaluation import evaluate_policy
+from jaxalign.training.rl.reward_source import build_reward
 from jaxalign.training.rl.rollout_engine import make_generator
+from jaxalign.training.rl.truncation import truncation_warning
 
 
 class OnPolicyRun(OpenRun):
     """An open run, from which an algorithm takes the parts of its trainer."""
+
+    def reward(self, live: Any, policy: Any, tokenizer: Any, *, by_step: bool = False) -> Any:
+        """The live reward, else that of `config.reward`; see `reward_source.build_reward`."""
+        return build_reward(
+            self.config.reward,
+            live,
+            batch_size=self.config.train.score_batch_size,
+            vocabulary=policy.config.vocab_size,
+            tokenizer=tokenizer,
+            by_step=by_step,
+        )[0]
 
     def offloaded(self, reference: Any, reward: Any, policy: Any) -> Any:
         """The reference's leaves where `train.offload` has them wait; see `offload.offloaded`."""
@@ -95,7 +115,7 @@ def fit_on_policy(
     live, tokenizer = given.others["policy"], given.others["tokenizer"]
     setup.check_live(live, tokenizer, "policy")
     mesh = setup.start(config.run, config.mesh)
-    with Run.open(config.run, config, command, given) as run:
+    with setup.default_device(mesh), Run.open(config.run, config, command, given) as run:
         opened = OnPolicyRun(config, run, mesh, jax.random.key(config.run.seed))
         # What the trainer does not hold leaves the device with `begin`.
         trainer = begin(opened, *opened.load_policy(live, tokenizer))
@@ -120,3 +140,81 @@ def load_prompts(
     tell_devices(run, mesh)
     prompts = row_batches(data.train, batch_size=config.train.prompts, seed=seed, collate=collate_prompts)
     return {"prompts": prompts, "held_out": data.validation}
+
+
+def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
+    """All updates, from the newest checkpoint where the run resumes; returns the last record.
+
+    A record is of the updates since the one before, see `Interval`.
+    """
+    record: dict[str, float] = {}
+    run, config = trainer.run, trainer.config
+    if warning := truncation_warning(config):
+        run.warn(warning)
+        run.add_metadata(truncated_sampling=warning)
+    total, every = config.train.updates, config.run
+    with (
+        closing(trainer.generator),
+        setup.checkpoint_store(run) as store,
+        StopFlag() as stop,
+    ):
+        done, interval = _updates_done(trainer, store)
+        if over := done >= total or bool(run.callbacks.stopped):
+            record = run.final_metrics()
+        compiled = None if over else tell_updates(trainer)
+        evaluated = evaluate_policy(trainer, 0) if not done and every.eval_every else {}
+        if evaluated:
+            run.log_metrics(0, evaluated)
+            run.callbacks.tell("on_eval", 0, total, evaluated, trainer.state)
+        for number in range(done + 1, done + 1 if over else total + 1):
+            trainer.watch = Stopwatch()
+            metrics, samples = trainer.update(number)
+            if compiled and number == done + 1:
+                compiled()
+            metrics |= trainer.noted | trainer.learning_rates()
+            trainer.warn_of_collapse(number, metrics)
+            run.callbacks.tell("on_step", number, total, metrics, trainer.state)
+            last = number == total or bool(run.callbacks.stopped)
+            halted = stop.signal_received is not None
+            due = last or (not halted and every.eval_every and number % every.eval_every == 0)
+            interval.add(metrics)
+            record = interval.means()
+            if due:
+                evaluated = evaluate_policy(trainer, number)
+                record |= evaluated
+                run.callbacks.tell("on_eval", number, total, evaluated, trainer.state)
+                last = last or bool(run.callbacks.stopped)
+            if number == 1 or due or (every.log_every and number % every.log_every == 0):
+                run.log_metrics(number, record)
+                interval = Interval()
+            shown = "score" if "objective/score" in metrics else "loss"
+            value = metrics.get("objective/score", metrics.get("loss", float("nan")))
+            run.progress(number, total, shown, value, metrics["time/tokens_per_second"])
+            if last or (every.sample_every and number % every.sample_every == 0):
+                run.log_samples(number, samples)
+            if last or halted or (every.save_every and number % every.save_every == 0):
+                kept = {"interval": dataclasses.asdict(interval), "callbacks": run.callbacks.state()}
+                store.save(number, trainer.state, trainer.extra() | kept, metrics=record)
+                tell_saved(run, store, number, total, record, trainer.state)
+            if halted and not last:
+                raise Interrupted(stop.signal_received or 15)
+            if last:
+                run.note_stopped(number)
+                break
+        trainer.state = chosen_state(run, store, trainer.state, store.latest_step() or 0)
+    return record
+
+
+def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> tuple[int, Interval]:
+    """The number of the newest checkpoint of a run that resumes, to which trainer and log go back, and what it has
+    not logged yet; else 0."""
+    if not trainer.run.resumed:
+        return 0, Interval()
+    done, extra = store.latest_step() or 0, {}
+    if done:
+        state, extra = store.restore(done, trainer.state)
+        trainer.restore(state, extra)
+        restore_callbacks(trainer.run, extra)
+    trainer.run.rewind(done if done else -1)
+    # Checkpoints of earlier versions have none: they logged single updates.
+    return done, Interval(**extra.get("interval", {}))

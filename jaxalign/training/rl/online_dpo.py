@@ -28,7 +28,6 @@ from jaxalign.rollout import Completions, Engine, Sampler, join_rows
 from jaxalign.runs import Given, Live
 from jaxalign.training.core.batch import valid_count
 from jaxalign.training.core.scoring import CausalPolicy
-from jaxalign.training.core.step import make_update
 from jaxalign.training.preference.config import DPOLossConfig
 from jaxalign.training.preference.objectives import (
     PAIR,
@@ -42,9 +41,8 @@ from jaxalign.training.preference.objectives import (
 from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_policy
 from jaxalign.training.rl.online_dpo_config import JudgeSource, OnlineDPOConfig
 from jaxalign.training.rl.policy_trainer import PolicyTrainer, policy_trainer
-from jaxalign.training.rl.reward_source import RewardSource, build_reward
-from jaxalign.training.rl.rollout_metrics import completion_metrics, rollout_metrics, step_metrics
-from jaxalign.training.rl.shaped_rewards import final_scores, rewards_of
+from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.rl.rollout_metrics import completion_metrics, step_metrics
 
 __all__ = ["JudgeSource", "OnlineDPOConfig", "train_online_dpo"]
 
@@ -134,12 +132,8 @@ class Trainer(PolicyTrainer):
         super().__post_init__()
         config, temperature = self.config, self.config.sampling.temperature
         num_microbatches, spec = config.train.accumulation_steps, config.loss.spec
-        self._step = make_update(
-            make_pair_loss(self.policy, config.loss, temperature, self.run.given.loss),
-            valid_count,
-            self.optimizer,
-            accumulation_steps=num_microbatches,
-        )
+        loss = make_pair_loss(self.policy, config.loss, temperature, self.run.given.loss)
+        self._step = self.make_step(loss, counts=valid_count)
         self._coupled = num_microbatches > 1 and bool(spec.statistic)
         self._with_statistics = whole_batch_statistics(
             self.policy, None, config.loss, num_microbatches, temperature=temperature
@@ -211,17 +205,14 @@ class Trainer(PolicyTrainer):
         self, number: int, completions: Completions, request: RewardRequest
     ) -> tuple[Pairs, dict[str, float], np.ndarray]:
         """Pairs by reward; metrics; the rewards before any shaping, [N]."""
-        rewards = rewards_of(self.reward, request, completions)
-        assert rewards.valid is not None
+        rewards = self.rewarded(request, completions)
         if not rewards.valid.any():
             raise UserError(
                 f"update {number}: no reward applies to any of the {len(rewards.valid)} completions"
             )
-        token_rewards = np.asarray(rewards.token_rewards).sum(1)
-        raw = np.asarray(rewards.scores) + token_rewards
-        scores = final_scores(self.config.reward, rewards, completions, self.moments) + token_rewards
+        scores = rewards.scores + rewards.token_sums
         pairs = best_and_worst(scores, rewards.valid, self.config.sampling.num_samples)
-        return pairs, rollout_metrics(completions, rewards, raw), raw
+        return pairs, self.rollout_metrics(completions, rewards), rewards.raw
 
     def _judged(
         self, number: int, request: RewardRequest, answers: list[str]
@@ -360,13 +351,7 @@ def train_online_dpo(
             return policy_trainer(Trainer, "online-dpo", run, start, words, reward=None, judge=compares)
         if reward is None and config.reward == RewardSource():
             raise ConfigError("reward: expected reward.model, reward.functions or judge.function, got none")
-        source, _ = build_reward(
-            config.reward,
-            reward,
-            batch_size=config.train.score_batch_size,
-            vocabulary=start.config.vocab_size,
-            tokenizer=words,
-        )
+        source = run.reward(reward, start, words)
         return policy_trainer(Trainer, "online-dpo", run, start, words, reward=source)
 
     return fit_on_policy("online-dpo", config, given, begin)

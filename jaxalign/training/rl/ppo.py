@@ -22,17 +22,16 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device
-from jaxalign.rewards import RewardRequest, Rewards
+from jaxalign.rewards import RewardRequest
 from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows, sampler_logps
 from jaxalign.runs import Given, Live
 from jaxalign.training.core.batch import TokenBatch
 from jaxalign.training.core.state import TrainState
-from jaxalign.training.core.step import make_update
 from jaxalign.training.rl.actor_critic import ActorCritic, build
 from jaxalign.training.rl.gae_inputs import Outcome, RolloutScores, advantages_of
 from jaxalign.training.rl.kl_controller import negative_streak, next_coefficient
-from jaxalign.training.rl.on_policy import OnPolicyTrainer
+from jaxalign.training.rl.on_policy import OnPolicyTrainer, ShapedRewards
 from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_policy
 from jaxalign.training.rl.ppo_config import PPOConfig
 from jaxalign.training.rl.ppo_step import (
@@ -42,8 +41,6 @@ from jaxalign.training.rl.ppo_step import (
     make_ppo_loss,
     make_single_step_ppo_loss,
 )
-from jaxalign.training.rl.rollout_metrics import rollout_counts, rollout_metrics
-from jaxalign.training.rl.shaped_rewards import final_scores, rewards_of
 
 __all__ = ["PPOConfig", "train_ppo"]
 
@@ -87,15 +84,9 @@ class Trainer(OnPolicyTrainer):
         else:
             self._learn = self._learn_in_several_steps
             loss = make_ppo_loss(self.models, config.loss, temperature, own)
-        update = functools.partial(
-            make_update,
-            loss,
-            rollout_counts,
-            self.optimizer,
-            accumulation_steps=config.train.accumulation_steps,
-            accept=self._within_limit if config.loss.ratio_limit else None,
-        )
-        self._update, self._warm_up = update(), update(learning="critic")
+        accept = self._within_limit if config.loss.ratio_limit else None
+        self._update = self.make_step(loss, accept=accept)
+        self._warm_up = self.make_step(loss, accept=accept, learning="critic")
         self._score, self._score_reference = jax.jit(self._scores_of), jax.jit(self._reference_logps_of)
         self._advantages = jax.jit(advantages)
 
@@ -111,40 +102,37 @@ class Trainer(OnPolicyTrainer):
         """One rollout and its passes; returns metrics and a few samples as rows."""
         completions, request = self.sample(number)
         self.watch.end_sampling()
-        rewards = rewards_of(self.reward, request, completions)
-        raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
+        rewards = self.rewarded(request, completions)
         rollout = self._rollout(number, request, completions, rewards)
         step = self._warm_up if number <= self.config.critic.warmup_updates else self._update
         metrics = self._learn(number, rollout, step)
-        metrics |= rollout_metrics(completions, rewards, raw)
-        metrics |= {
-            "objective/kl_coefficient": self.coefficient,
-            **self.watch.metrics(int(completions.lengths.sum())),
-        }
+        metrics |= self.rollout_metrics(completions, rewards)
+        metrics["objective/kl_coefficient"] = self.coefficient
+        samples = self.samples(request, rewards.raw)
         if not metrics["policy/steps"]:
-            return metrics, self.samples(request, raw)
+            return metrics, samples
         if not self.config.kl.measured:
             # Without a reference its log-probs are the policy's.
             del metrics["objective/kl"], metrics["objective/kl_per_token"]
-            return metrics, self.samples(request, raw)
+            return metrics, samples
         kl = metrics["objective/kl"]
         self.negative, warning = negative_streak(self.negative, kl)
         if warning:
             self.run.warn(f"update {number}: {warning}")
-        self.coefficient = next_coefficient(self.config.kl, self.coefficient, kl, len(raw))
-        return metrics, self.samples(request, raw)
+        self.coefficient = next_coefficient(self.config.kl, self.coefficient, kl, len(rewards.raw))
+        return metrics, samples
 
     def _rollout(
-        self, number: int, request: RewardRequest, completions: Completions, rewards: Rewards
+        self, number: int, request: RewardRequest, completions: Completions, rewards: ShapedRewards
     ) -> Rollout:
-        valid = np.asarray(rewards.valid)
+        valid = rewards.valid
         if not valid.any():
             raise UserError(f"update {number}: no reward applies to any of the {len(valid)} completions")
         rows = join_rows(request.prompt_ids, completions, multiple=16)
         rows = replace(rows, mask=rows.mask & valid[:, None])
-        token_rewards = rows.from_completion(np.asarray(rewards.token_rewards))
+        token_rewards = rows.from_completion(np.asarray(rewards.rewards.token_rewards))
         outcome = Outcome(
-            scores=final_scores(self.config.reward, rewards, completions, self.moments),
+            scores=rewards.scores,
             token_rewards=np.where(rows.mask, token_rewards, 0.0),
             truncated=np.array([reason == "length" for reason in completions.finish_reason]),
         )

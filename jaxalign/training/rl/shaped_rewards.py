@@ -1,4 +1,4 @@
-"""Rewards of a rollout: computed, normalized, clipped and shaped by the rules for a missing stop token."""
+"""Rewards of completions: computed, normalized, clipped and shaped by the rules for a missing stop token."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +33,47 @@ class RunningMoments:
     def std(self) -> float:
         """Population standard deviation; 1 before there are two values."""
         return float(np.sqrt(self.square / self.count)) if self.count > 1 and self.square > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class ShapedRewards:
+    """What N completions earned.
+
+    Attributes:
+      rewards: as they were given; 0 after the end of a completion.
+      raw: float [N], their sums before any shaping.
+      scores: float32 [N], after it, without the token rewards.
+    """
+
+    rewards: Rewards
+    raw: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Bool [N]: completions to which a reward applies."""
+        return np.asarray(self.rewards.valid)
+
+    @property
+    def token_sums(self) -> np.ndarray:
+        """[N]: sums of the token rewards."""
+        return np.asarray(self.rewards.token_rewards).sum(1)
+
+
+def shaped_rewards(
+    reward: Any,
+    source: RewardSource,
+    request: RewardRequest,
+    completions: Completions,
+    moments: RunningMoments,
+) -> ShapedRewards:
+    """Asks `reward` about completions and shapes what it says as `source` has it.
+
+    Changes `moments` where scores are normalised.
+    """
+    rewards = rewards_of(reward, request, completions)
+    raw = np.asarray(rewards.scores) + np.asarray(rewards.token_rewards).sum(1)
+    return ShapedRewards(rewards, raw, final_scores(source, rewards, completions, moments))
 
 
 def rewards_of(reward: Any, request: RewardRequest, completions: Completions) -> Rewards:

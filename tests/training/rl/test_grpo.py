@@ -18,6 +18,7 @@ from jaxalign.runs import records
 from jaxalign.training.core.loop import Interrupted
 from jaxalign.training.core.optimizer import OptimizerConfig
 from jaxalign.training.core.setup import ModelSource
+from jaxalign.training.rl import group_rollout
 from jaxalign.training.rl.group_rollout import informative
 from jaxalign.training.rl.grpo import Trainer, advantages_of, train_grpo
 from jaxalign.training.rl.grpo_advantages import ADVANTAGES, RewardedRows
@@ -371,8 +372,8 @@ def one_a_token(prompts, completions, *, completion_ids, columns):
 
 
 def test_token_rewards_behind_the_end_of_a_completion_do_not_count(grpo, tmp_path, monkeypatch):
-    seen, plain = [], Trainer._sample_groups
-    monkeypatch.setattr(Trainer, "_sample_groups", lambda *args: seen.append(plain(*args)) or seen[-1])
+    seen, plain = [], group_rollout.sample_groups
+    monkeypatch.setattr(group_rollout, "sample_groups", lambda *args: seen.append(plain(*args)) or seen[-1])
     sampling = SamplingConfig(max_new_tokens=6, num_samples=4, stop_tokens=tuple(range(128)))
     config = grpo(
         tmp_path / "run", sampling=sampling, train=GRPOTrainConfig(updates=1, prompts=4, eval_prompts=0)

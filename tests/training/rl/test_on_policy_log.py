@@ -9,7 +9,7 @@ import pytest
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Run, RunConfig, records
 from jaxalign.training.core.state import TrainState
-from jaxalign.training.rl import on_policy
+from jaxalign.training.rl import on_policy_run
 from jaxalign.training.sft import SFTConfig
 
 SCORES = [4.0, 1.0, 2.0, 6.0, 8.0, 1.0, 5.0]
@@ -26,8 +26,10 @@ class Killed(Exception):
 
 def updated(folder, monkeypatch, *, resume=False, killed=0):
     """The records of a trainer whose scores are known, and what it returns; it is killed in one update, if any."""
-    monkeypatch.setattr(on_policy, "evaluate_policy", lambda trainer, number: {"eval/score": float(number)})
-    monkeypatch.setattr(on_policy, "truncation_warning", lambda config: "")
+    monkeypatch.setattr(
+        on_policy_run, "evaluate_policy", lambda trainer, number: {"eval/score": float(number)}
+    )
+    monkeypatch.setattr(on_policy_run, "truncation_warning", lambda config: "")
     run_config = RunConfig(output=str(folder), log_every=3, save_every=2, resume=resume, progress=False)
     trainer = SimpleNamespace(noted={}, number=0)
 
@@ -59,7 +61,7 @@ def updated(folder, monkeypatch, *, resume=False, killed=0):
             restore=lambda state, extra: None,
         )
         with pytest.raises(Killed) if killed else nullcontext():
-            final = on_policy.run_updates(trainer)
+            final = on_policy_run.run_updates(trainer)
             return list(records.read(folder / "metrics.jsonl")), final
     return [], {}
 
