@@ -24,7 +24,6 @@ from jaxalign.rollout import sharding
 from jaxalign.rollout.sampling import SamplerFeatures, next_token, row_uniforms
 from jaxalign.rollout.sharding import ALL, ROWS
 
-
 # Keys, values and starts have an entry a row.
 CACHE = KVCache(keys=ROWS, values=ROWS, starts=ROWS, column=ALL)  # type: ignore[arg-type]
 
@@ -77,7 +76,10 @@ def _drawn(
 @partial(jax.jit, static_argnames=("definition",))
 def decode_weights(definition: ModelDefinition, params: Params, adapter: Adapter | None) -> Any:
     """The weights that decoding reads, once for all blocks; on a mesh each group of devices gets all of them."""
-    weights, mesh = models.merge(definition, params).decode_weights(adapter), sharding.mesh_of(definition.config)
+    weights, mesh = (
+        models.merge(definition, params).decode_weights(adapter),
+        sharding.mesh_of(definition.config),
+    )
     if mesh is None:
         return weights
     # First where the parameters lie: what travels is then in the dtype that they were cast to.
@@ -119,7 +121,9 @@ def read_prompts(
     )
     logits = sharding.constrained_rows(model.logits(sharding.constrained_rows(hidden, mesh)), mesh, "vocab")
 
-    def first(logits: jax.Array, draws: RowSampling, stops: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def first(
+        logits: jax.Array, draws: RowSampling, stops: jax.Array, key: jax.Array
+    ) -> dict[str, jax.Array]:
         uniforms = row_uniforms(key, draws.ids, jnp.zeros_like(draws.ids))
         return _drawn(jnp.repeat(logits, copies, axis=0), uniforms, draws, stops, features, mesh)
 
@@ -129,7 +133,12 @@ def read_prompts(
 
 @partial(jax.jit, static_argnames=("length", "mesh"))
 def new_cache(
-    prompts: KVCache, source: Int[Array, " B"], column: Int[Array, ""], *, length: int, mesh: Mesh | None = None
+    prompts: KVCache,
+    source: Int[Array, " B"],
+    column: Int[Array, ""],
+    *,
+    length: int,
+    mesh: Mesh | None = None,
 ) -> KVCache:
     """`seat` in an empty cache of B rows and `length` columns, of which `column` is written next."""
 
@@ -151,7 +160,7 @@ def new_cache(
 
 @partial(jax.jit, static_argnames=("mesh",), donate_argnames=("cache",))
 def seat(cache: KVCache, prompts: KVCache, source: Int[Array, " B"], *, mesh: Mesh | None = None) -> KVCache:
-    """Prompts in the rows of the cache where `source` says which one (on a mesh, of the row's group), negative elsewhere."""
+    """Prompts in the rows of the cache where `source` says which (on a mesh, of its group), negative elsewhere."""
     seated = sharding.group_program(kv_cache.put_rows, mesh, (CACHE, CACHE, ROWS), CACHE)
     return sharding.constrained_cache(seated(cache, prompts, source), mesh)
 

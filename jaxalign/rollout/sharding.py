@@ -5,7 +5,7 @@ many as `tensor` says. A group has all the weights. So it decodes its rows as if
 cache passes between groups, and where a group is one device nothing at all: it ends its loop when its own rows end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -33,28 +33,52 @@ def by_rows(tree: Any, mesh: Mesh | None) -> Any:
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, ROWS))
 
 
+def row_sharding(shape: Sequence[int], mesh: Mesh, *axes: str) -> NamedSharding:
+    """Of an array with an entry a row: rows split over the groups; `axes`: logical, of the dimensions that follow."""
+    names = ("batch", *axes, *[None] * (len(shape) - 1 - len(axes)))
+    return NamedSharding(mesh, partition_spec(names, shape, mesh, ROLLOUT_RULES))
+
+
 def constrained_rows(tree: Any, mesh: Mesh | None, *axes: str) -> Any:
-    """In a program: arrays with an entry a row, on a mesh split over the groups; `axes`: logical, of other dimensions."""
+    """In a program: arrays that lie, on a mesh, as `row_sharding` says."""
     if mesh is None:
         return tree
+    return jax.tree.map(
+        lambda x: jax.lax.with_sharding_constraint(x, row_sharding(x.shape, mesh, *axes)), tree
+    )
 
-    def placed(x: jax.Array) -> jax.Array:
-        names = ("batch", *axes, *[None] * (x.ndim - 1 - len(axes)))
-        spec = partition_spec(names, x.shape, mesh, ROLLOUT_RULES)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
-    return jax.tree.map(placed, tree)
+def cache_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Of keys and values: rows split over the groups, heads over `tensor` if that divides them."""
+    return jax.tree.map(lambda x: row_sharding(x.shape, mesh, "kv_heads"), tree)
 
 
 def constrained_cache(cache: KVCache, mesh: Mesh | None) -> KVCache:
-    """In a program: a cache, on a mesh its rows split over the groups and its heads over `tensor` if that divides them."""
-    keys, values = constrained_rows((cache.keys, cache.values), mesh, "kv_heads")
+    """In a program: a cache that lies, on a mesh, as `cache_shardings` says."""
+    if mesh is None:
+        return cache
+    both = cache.keys, cache.values
+    keys, values = jax.lax.with_sharding_constraint(both, cache_shardings(both, mesh))
     return replace(cache, keys=keys, values=values, starts=constrained_rows(cache.starts, mesh))
 
 
 def weight_shardings(weights: Any, mesh: Mesh, rules: Rules = ROLLOUT_RULES) -> Any:
     """Where the leaves of `decode_weights` lie."""
     return tree_shardings(weights, models.param_logical_axes(weights), mesh, rules)
+
+
+def held(
+    tree: Any, mesh: Mesh | None, place: Callable[[Any, Mesh], Any]
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of what a device holds of each leaf, by path; `place` gives the shardings of a tree on a mesh."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    shapes = [leaf.shape for _, leaf in leaves]
+    if mesh is not None:
+        shapes = [s.shard_shape(n) for s, n in zip(jax.tree.leaves(place(tree, mesh)), shapes, strict=True)]
+    return {
+        jax.tree_util.keystr(path): (shape, leaf.dtype)
+        for (path, leaf), shape in zip(leaves, shapes, strict=True)
+    }
 
 
 def group_program(
@@ -77,7 +101,7 @@ def group_program(
 
 
 def in_group(definition: Any, mesh: Mesh | None) -> Any:
-    """The definition of a model, and of those it is made of, for a program of one group: it knows of no other devices."""
+    """The definition of a model, and of those it is made of, for a group's program: it knows of no other devices."""
     if mesh is None:
         return definition
     group = Mesh(mesh.devices[:1, :1], mesh.axis_names, axis_types=mesh.axis_types)
