@@ -6,16 +6,20 @@ XLA keeps them instead.) One primitive serves supervised, preference and policy-
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxalign.arrays import Scalar, check_range, check_rank, check_shapes, product_precision
 from jaxalign.masking import NEGATIVE, as_mask
+from jaxalign.mesh import partition_spec
 
 CHUNK_SIZE = 4096
+VOCABULARY_AXIS = "tensor"
 
 
 class LogprobStatistics(NamedTuple):
@@ -75,6 +79,7 @@ def linear_logprobs(
     bias: Float[Array, " V"] | None = None,
     logit_scale: Scalar = 1.0,
     product_dtype: Any = None,
+    mesh: Mesh | None = None,
 ) -> LogprobStatistics:
     """Statistics of softmax(logits / temperature), logits = cap(logit_scale * hidden @ embedding^T + bias).
 
@@ -90,6 +95,8 @@ def linear_logprobs(
       logit_scale: factor on the logits; no gradient.
       product_dtype: dtype that the operands of products are cast to; None uses the dtype of hidden. (float32 is
         faster than bfloat16 on CPUs without bfloat16 instructions.)
+      mesh: devices that the arrays lie on; None for one. Where its axis `tensor` splits the vocabulary, each device
+        takes its rows (`data`, `fsdp`) and its part of the vocabulary.
 
     Returns:
       `LogprobStatistics`; gradients reach hidden, embedding and bias.
@@ -114,7 +121,12 @@ def linear_logprobs(
         bias = jnp.zeros(embedding.shape[0], jnp.float32)
     scales = jnp.stack([jnp.asarray(logit_scale, jnp.float32), 1.0 / jnp.asarray(temperature, jnp.float32)])
     dtype = jnp.dtype(product_dtype or hidden.dtype)
-    static = _Static(min(chunk_size, embedding.shape[0]), float(softcap or 0.0), with_bias, dtype)
+    # Left to itself, the partitioner would gather each chunk of a vocabulary that is split. What is not, it does well.
+    if mesh is not None and (
+        mesh.shape[VOCABULARY_AXIS] == 1 or embedding.shape[0] % mesh.shape[VOCABULARY_AXIS]
+    ):
+        mesh = None
+    static = _Static(chunk_size, float(softcap or 0.0), with_bias, dtype, mesh)
     values: tuple[jax.Array, ...] = _statistics(static, hidden, embedding, bias, scales, targets)
     return LogprobStatistics(*(jnp.where(mask, v, 0.0) for v in values))
 
@@ -126,6 +138,11 @@ class _Static(NamedTuple):
     softcap: float  # 0 for none
     with_bias: bool
     product_dtype: Any
+    mesh: Mesh | None  # where it splits the vocabulary
+
+    def size(self, embedding: jax.Array) -> int:
+        """Rows of a chunk."""
+        return min(self.chunk_size, embedding.shape[0])
 
 
 def _chunks(vocabulary: int, size: int) -> tuple[jax.Array, jax.Array]:
@@ -137,7 +154,7 @@ def _chunks(vocabulary: int, size: int) -> tuple[jax.Array, jax.Array]:
 
 def _chunk_logits(static, hidden, embedding, bias, scales, start, first):
     """Scaled logits [B, T, C] of one chunk (NEGATIVE at rows of the chunk before), and d(logit)/d(product)."""
-    size, cap, dtype = static.chunk_size, static.softcap, static.product_dtype
+    size, cap, dtype = static.size(embedding), static.softcap, static.product_dtype
     weights = jax.lax.dynamic_slice_in_dim(embedding, start, size, 0).astype(dtype)
     shift = jax.lax.dynamic_slice_in_dim(bias, start, size, 0).astype(jnp.float32)
     logits = _product("btd,vd->btv", hidden.astype(dtype), weights)
@@ -161,7 +178,13 @@ def _statistics(static, hidden, embedding, bias, scales, targets):
 
 
 def _forward(static, hidden, embedding, bias, scales, targets):
-    vocabulary = embedding.shape[0]
+    arrays = (hidden, embedding, bias, scales, targets)
+    values, normalizer, mean_logit = _over_mesh(_values, static, arrays)
+    return values, (*arrays, normalizer, mean_logit, values[4])
+
+
+def _values(static: _Static, shards: "_Shards", hidden, embedding, bias, scales, targets):
+    """The statistics, the log normalizer and the mean logit; targets count from the first row that is here."""
 
     def body(carry, bounds):
         top, total, weighted, squared, plain, chosen = carry
@@ -184,31 +207,40 @@ def _forward(static, hidden, embedding, bias, scales, targets):
         return carry, None
 
     zero = jnp.zeros(targets.shape, jnp.float32)
-    start = (zero + NEGATIVE, zero, zero, zero, zero, zero)
-    bounds = _chunks(vocabulary, static.chunk_size)
-    if static.chunk_size == vocabulary:  # one chunk: no loop in the way of fusion
-        carry, _ = body(start, (0, 0))
+    carry = (zero + NEGATIVE, zero, zero, zero, zero, zero)
+    if static.size(embedding) == embedding.shape[0]:  # one chunk: no loop in the way of fusion
+        carry, _ = body(carry, (0, 0))
     else:
-        carry, _ = jax.lax.scan(body, start, bounds)
-    top, total, weighted, squared, plain, chosen = carry
+        carry, _ = jax.lax.scan(body, carry, _chunks(embedding.shape[0], static.size(embedding)))
+    top, total, weighted, squared, plain, chosen = shards.combined(carry)
     normalizer = top + jnp.log(total)
     mean_logit = weighted / total
     values = (
         chosen - normalizer,
         normalizer - mean_logit,
         normalizer,
-        plain / vocabulary - normalizer,
+        plain / shards.vocabulary - normalizer,
         squared / jnp.square(total),
         (chosen >= top).astype(jnp.float32),
     )
-    return values, (hidden, embedding, bias, scales, targets, normalizer, mean_logit, values[4])
+    return values, normalizer, mean_logit
 
 
 def _backward(static, saved: Any, cotangents: Any):
-    hidden, embedding, bias, scales, targets, normalizer, mean_logit, squares = saved
-    size, dtype = static.chunk_size, static.product_dtype
-    d_logps, d_entropy, d_normalizer, d_mean, d_squares, _ = cotangents
-    vocabulary = embedding.shape[0]
+    hidden, embedding, bias, scales, targets, *found = saved
+    d_hidden, d_embedding, d_bias = _over_mesh(
+        _gradients, static, (hidden, embedding, bias, scales, targets), (*found, *cotangents)
+    )
+    return d_hidden, d_embedding, d_bias, jnp.zeros_like(scales), None
+
+
+def _gradients(
+    static: _Static, shards: "_Shards", hidden, embedding, bias, scales, targets,
+    normalizer, mean_logit, squares, d_logps, d_entropy, d_normalizer, d_mean, d_squares, d_top1,
+):  # fmt: skip
+    del d_top1
+    size, dtype = static.size(embedding), static.product_dtype
+    here, vocabulary = embedding.shape[0], shards.vocabulary
     # d(stat)/d(logit_v), with p = softmax: logps: hit - p; entropy: -p (l - mean); normalizer: p;
     # mean_logps: 1/V - p; sum of squares: 2 p (p - sum p^2).
     on_p = d_normalizer - d_logps - d_mean
@@ -235,7 +267,7 @@ def _backward(static, saved: Any, cotangents: Any):
         dw = _product("btd,btv->dv", hidden.astype(dtype), part)
         dh = _product("btv,vd->btd", part, weights)
         # Without the barrier XLA writes the transposed product itself, which its CPU backend has not for bfloat16.
-        dw = jax.lax.optimization_barrier(dw).T
+        dw = shards.scattered(jax.lax.optimization_barrier(dw).T)
         old = jax.lax.dynamic_slice_in_dim(d_embedding, start, size, 0)
         d_embedding = jax.lax.dynamic_update_slice_in_dim(d_embedding, old + dw, start, 0)
         if static.with_bias:
@@ -246,21 +278,81 @@ def _backward(static, saved: Any, cotangents: Any):
 
     zeros = (
         jnp.zeros(hidden.shape, jnp.float32),
-        jnp.zeros(embedding.shape, jnp.float32),
-        jnp.zeros(vocabulary, jnp.float32),
+        jnp.zeros((here, embedding.shape[1] // shards.parts), jnp.float32),
+        jnp.zeros(here, jnp.float32),
     )
-    if size == vocabulary:
+    if size == here:
         carry, _ = body(zeros, (0, 0))
     else:
-        carry, _ = jax.lax.scan(body, zeros, _chunks(vocabulary, size))
-    d_hidden, d_embedding, d_bias = carry
-    return (
-        d_hidden.astype(hidden.dtype),
-        d_embedding.astype(embedding.dtype),
-        d_bias.astype(bias.dtype),
-        jnp.zeros_like(scales),
-        None,
-    )
+        carry, _ = jax.lax.scan(body, zeros, _chunks(here, size))
+    d_hidden, d_embedding, d_bias = shards.summed(*carry)
+    return d_hidden.astype(hidden.dtype), d_embedding.astype(embedding.dtype), d_bias.astype(bias.dtype)
 
 
 _statistics.defvjp(_forward, _backward)
+
+
+class _Shards(NamedTuple):
+    """How a call is split over the mesh; the empty ones of one device."""
+
+    vocabulary: int
+    rows: tuple[str, ...] = ()  # mesh axes that the rows are split over
+    tokens: str = ""  # the one that the vocabulary is split over
+    width: tuple[str, ...] = ()  # likewise the columns of the embedding's gradient
+    parts: int = 1  # number of parts of those columns
+
+    def combined(self, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        """Sums over parts of the vocabulary -> sums over all of it."""
+        if not self.tokens:
+            return carry
+        top, total, weighted, squared, plain, chosen = carry
+        highest = jax.lax.pmax(top, self.tokens)
+        decay = jnp.exp(top - highest)
+        sums = (total * decay, weighted * decay, squared * jnp.square(decay), plain, chosen)
+        return highest, *jax.lax.psum(sums, self.tokens)
+
+    def scattered(self, d_embedding: jax.Array) -> jax.Array:
+        """The gradient [C, D] of what is here -> the columns that lie here, summed over the rows along `width`."""
+        for axis in self.width:
+            d_embedding = jax.lax.psum_scatter(d_embedding, axis, scatter_dimension=1, tiled=True)
+        return d_embedding
+
+    def summed(self, d_hidden: jax.Array, d_embedding: jax.Array, d_bias: jax.Array) -> tuple[jax.Array, ...]:
+        """Gradients of what is here -> those of all rows and of the whole vocabulary, each where its array lies."""
+        if self.tokens:
+            d_hidden = jax.lax.psum(d_hidden, self.tokens)
+        if others := tuple(axis for axis in self.rows if axis not in self.width):
+            d_embedding = jax.lax.psum(d_embedding, others)
+        return d_hidden, d_embedding, jax.lax.psum(d_bias, self.rows) if self.rows else d_bias
+
+
+def _over_mesh(function: Any, static: _Static, arrays: tuple[jax.Array, ...], per_token: Any = ()) -> Any:
+    """`_values` or `_gradients` of the arrays, on each device of the mesh with its rows and its vocabulary."""
+    _, embedding, _, _, targets = arrays
+    mesh = static.mesh
+    if mesh is None:
+        return function(static, _Shards(embedding.shape[0]), *arrays, *per_token)
+
+    def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+        names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+        return tuple(name for name in names if mesh.shape[name] > 1)
+
+    rows = axes_of(partition_spec(("batch", None), targets.shape, mesh)[0])
+    # Rows that are on every device give every device the whole gradient.
+    width = [x for x in axes_of(partition_spec(("vocab", "embed"), embedding.shape, mesh)[1]) if x in rows]
+    parts = math.prod(mesh.shape[axis] for axis in width)
+    shards = _Shards(embedding.shape[0], rows, VOCABULARY_AXIS, tuple(width), parts)
+    of_rows, of_tokens = PartitionSpec(rows or None), PartitionSpec(VOCABULARY_AXIS)
+
+    def call(hidden, embedding, bias, scales, targets, *per_token):
+        targets = targets - jax.lax.axis_index(VOCABULARY_AXIS) * embedding.shape[0]
+        return function(static, shards, hidden, embedding, bias, scales, targets, *per_token)
+
+    of_embedding = PartitionSpec(VOCABULARY_AXIS, tuple(width) or None)
+    return jax.shard_map(
+        call,
+        mesh=mesh,
+        in_specs=(of_rows, of_tokens, of_tokens, PartitionSpec(), *[of_rows] * (1 + len(per_token))),
+        out_specs=of_rows if function is _values else (of_rows, of_embedding, of_tokens),
+        check_vma=False,
+    )(*arrays, *per_token)

@@ -123,6 +123,20 @@ def tree_shardings(
     return jax.tree.unflatten(treedef, shardings)
 
 
+def constrained(
+    x: jax.Array, logical_axes: Sequence[str | None], mesh: Mesh | None, rules: Rules = DEFAULT_RULES
+) -> jax.Array:
+    """x, which the partitioner must lay out by its logical axes; as it is on one device (None).
+
+    Without this it may split a product over the axis that parameters are sharded along, and sum activations of the
+    whole batch over the devices.
+    """
+    if mesh is None or mesh.size == 1:
+        return x
+    spec = partition_spec(logical_axes, x.shape, mesh, rules)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -34,7 +34,7 @@ LEVELS = [
     {"training"},
     {"llmdoctor"},
     {"evaluation"},
-    {"hitl", "serving", "export"},
+    {"hitl", "serving", "export", "plan"},
     {"pipelines"},
     {"cli"},
 ]
@@ -49,8 +49,8 @@ BASE_ORDER = [
     "target",
     "arrays",
     "masking",
-    "logprobs",
     "mesh",
+    "logprobs",
     "host_memory",
     "config_values",
     "config_words",

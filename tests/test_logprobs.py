@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from jaxalign.logprobs import linear_logprobs, token_logprobs
+from jaxalign.mesh import MeshConfig, make_mesh, partition_spec
 
 B, T, D, V = 2, 5, 8, 37
 KEYS = jax.random.split(jax.random.key(0), 6)
@@ -150,3 +152,39 @@ def test_the_gradient_of_a_head_takes_no_second_copy_of_it():
 
     program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).compile()
     assert program.memory_analysis().temp_size_in_bytes < head.nbytes / 2
+
+
+@pytest.mark.parametrize("rows", [4, 3])
+@pytest.mark.parametrize("axes", [{"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_a_vocabulary_that_is_split_over_devices_gives_the_values_and_gradients_of_one(axes, rows, devices):
+    """Rows that do not divide lie on all devices."""
+    mesh, keys = make_mesh(MeshConfig(**axes), devices), jax.random.split(jax.random.key(7), 5)
+    hidden, head = jax.random.normal(keys[0], (rows, T, D)), jax.random.normal(keys[1], (40, D))
+    bias, targets = jax.random.normal(keys[2], (40,)), jax.random.randint(keys[3], (rows, T), 0, 40)
+    mask, weights = (
+        jnp.arange(T) < jnp.asarray([[5], [2], [4], [1]][:rows]),
+        jax.random.normal(keys[4], (5, rows, T)),
+    )
+
+    def run(mesh, hidden, head, bias):
+        def loss(*arrays):
+            hidden, head, bias = arrays
+            options = OPTIONS | {"chunk_size": 3, "bias": bias, "mesh": mesh}
+            stats = linear_logprobs(hidden, head, targets, mask, **options)
+            return sum(
+                (w * getattr(stats, name)).sum() for w, name in zip(weights, FIELDS, strict=True)
+            ), stats
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(hidden, head, bias)
+
+    places = [("batch", None, None), ("vocab", "embed"), ("vocab",)]
+    arrays = (hidden, head, bias)
+    placed = [
+        jax.device_put(x, NamedSharding(mesh, partition_spec(names, x.shape, mesh)))
+        for x, names in zip(arrays, places, strict=True)
+    ]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),
+        run(mesh, *placed),
+        run(None, *arrays),
+    )

@@ -14,8 +14,14 @@ from jaxtyping import Array, Float, Int
 from jaxalign.kernels.int8 import Int8, scaled_product
 from jaxalign.kernels.matmul import dense, matmul_implementation, operand_dtype
 from jaxalign.kernels.remat import ADAPTER
+from jaxalign.mesh import constrained
 from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.target import platform
+
+# Logical axes of activations: between layers [B, T, D], out of attention [B, T, N*H], inside the MLP [B, T, F].
+RESIDUAL = ("batch", None, None)
+HEADS = ("batch", None, "heads")
+INNER = ("batch", None, "mlp")
 
 Params = dict[str, Any]
 # Attached to a model (`lora.attach`): target -> factors, scale and perhaps dropout, [L, ...] each.
@@ -207,14 +213,15 @@ def mlp(
     adapter: Adapter | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """The feed-forward block, [..., D] -> [..., D]."""
+    """The feed-forward block, [B, T, D] -> [B, T, D]."""
     up = linear(x, params, "up_proj", config, adapter, key)
     if config.gated_mlp:
         gate = linear(x, params, "gate_proj", config, adapter, key)
         inner: jax.Array = activated(config.activation, gate, up)
     else:
         inner = activated(config.activation, up, None)
-    return linear(inner, params, "down_proj", config, adapter, key)
+    inner = constrained(inner, INNER, config.mesh)
+    return constrained(linear(inner, params, "down_proj", config, adapter, key), RESIDUAL, config.mesh)
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:

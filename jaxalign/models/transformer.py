@@ -20,12 +20,15 @@ from jaxtyping import Array, Float, Int
 from jaxalign.kernels.int8 import Int8, scaled_logits
 from jaxalign.kernels.matmul import cached_dtype, matmul_implementation, operand_dtype, product
 from jaxalign.kernels.remat import Remat, rematerialized
+from jaxalign.mesh import constrained
 from jaxalign.models import kv_cache
 from jaxalign.models.attention import attend, attend_cached, visible
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.embedding import token_embeddings
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import (
+    HEADS,
+    RESIDUAL,
     Adapter,
     Params,
     linear,
@@ -133,7 +136,8 @@ class Transformer(nnx.Module):
         """Further arguments of `logprobs.linear_logprobs` besides the head."""
         bias = self.weights["head"]["bias"][...] if self.config.head_bias else None
         dtype = operand_dtype(self.config)
-        return {"softcap": self.config.final_softcap or None, "bias": bias, "product_dtype": dtype}
+        cap, mesh = self.config.final_softcap or None, self.config.mesh
+        return {"softcap": cap, "bias": bias, "product_dtype": dtype, "mesh": mesh}
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits of hidden states."""
@@ -337,12 +341,12 @@ def embed(
     params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], config: ModelConfig
 ) -> jax.Array:
     """Token (and learned position) embeddings, in the compute dtype."""
-    x = token_embeddings(params["embed"]["tokens"], tokens).astype(config.compute_dtype)
+    x = token_embeddings(params["embed"]["tokens"], tokens, config.mesh).astype(config.compute_dtype)
     if config.embedding_scale != 1.0:
         x = x * jnp.asarray(config.embedding_scale, x.dtype)
     if config.positions == "learned":
         x = x + params["embed"]["positions"][positions].astype(x.dtype)
-    return x
+    return constrained(x, RESIDUAL, config.mesh)
 
 
 def project(
@@ -378,7 +382,8 @@ def block(
     key: jax.Array | None,
 ):
     """One layer; `attention(h)` maps normed input [B, T, D] to head outputs [B, T, N*H]."""
-    mixed = linear(attention(norm(x, params, "input_norm", config)), params, "o_proj", config, adapter, key)
+    heads = constrained(attention(norm(x, params, "input_norm", config)), HEADS, config.mesh)
+    mixed = constrained(linear(heads, params, "o_proj", config, adapter, key), RESIDUAL, config.mesh)
     if config.parallel_residual:
         return x + mixed + mlp(norm(x, params, "mlp_norm", config), params, config, adapter, key)
     if config.post_norms:

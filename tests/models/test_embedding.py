@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.models import embedding
@@ -17,7 +18,7 @@ IDS = jnp.asarray([[3, 0, 3, 7, 3, 3], [3, 9, 0, 3, 3, 3]])
 
 
 def gradient(form, table, monkeypatch):
-    monkeypatch.setattr(embedding, "embedding_form", lambda: form)
+    monkeypatch.setattr(embedding, "embedding_form", lambda mesh=None: form)
     weights = jax.random.normal(jax.random.key(1), (*IDS.shape, table.shape[1])).astype(table.dtype)
     return jax.jit(jax.grad(lambda t: (token_embeddings(t, IDS) * weights).sum()))(table), weights
 
@@ -48,11 +49,10 @@ def test_a_cpu_scatters_and_no_other_backend_does():
             assert embedding.embedding_form() == "sorted"
 
 
-@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
-def test_over_a_mesh_that_splits_the_vocabulary_the_sorted_gradient_is_that_of_one_device(
-    axes, devices, monkeypatch
-):
-    monkeypatch.setattr(embedding, "embedding_form", lambda: "sorted")
+@pytest.mark.parametrize("form", ["scatter", "sorted"])
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}, {"data": 8}], ids=str)
+def test_over_a_mesh_the_gradient_is_that_of_one_device(axes, form, devices, monkeypatch):
+    monkeypatch.setattr(embedding, "embedding_form", lambda mesh=None: form)
 
     def gradient(mesh):
         loss, counts, trained, frozen, batch = sft_case(mesh)
@@ -62,5 +62,7 @@ def test_over_a_mesh_that_splits_the_vocabulary_the_sorted_gradient_is_that_of_o
 
     one, _ = gradient(make_mesh(MeshConfig(), devices))
     eight, table = gradient(make_mesh(MeshConfig(**axes), devices))
-    assert table.sharding.spec[0] == "tensor"
+    assert table.sharding.spec == PartitionSpec(
+        "tensor" if "tensor" in axes else None, "fsdp" if "fsdp" in axes else None
+    )
     np.testing.assert_allclose(eight, one, atol=1e-5 * float(np.linalg.norm(one)))

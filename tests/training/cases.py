@@ -46,7 +46,8 @@ def rows(*lead: int, seed: int = 0) -> dict:
 
 
 def sft_case(mesh):
-    policy, trained, frozen = setup.policy_of(models.create(shape(), key=KEY), LoraConfig(), mesh, key=KEY)
+    model = setup.place_model(models.create(shape(), key=KEY), mesh)
+    policy, trained, frozen = setup.policy_of(model, LoraConfig(), mesh, key=KEY)
     loss = make_sft_loss(policy, SFTLossConfig(label_smoothing=0.1, z_loss=0.01))
     columns = rows(8)
     batch = DemonstrationBatch.of({**columns, "weights": columns["mask"].astype(np.float32)})
@@ -60,9 +61,11 @@ PLAIN_LORA = LoraConfig()
 
 def preference_parts(mesh, config):
     """(policy, reference definition, trained, frozen, batch) of pairs, for KTO with its mismatched rows."""
-    model, reference = (models.create(shape(), key=jax.random.key(k)) for k in (0, 1))
+    model, reference = (
+        setup.place_model(models.create(shape(), key=jax.random.key(k)), mesh) for k in (0, 1)
+    )
     policy, trained, base = setup.policy_of(model, LoraConfig(), mesh, key=KEY)
-    definition, params = models.split(setup.place_model(reference, mesh))
+    definition, params = models.split(reference)
     batch = rows(8, 2) | {"margin": np.zeros(8, np.float32)}
     if config.spec.unpaired:
         batch["desirable"] = np.tile([True, False], (8, 1))

@@ -1,0 +1,1 @@
+"""What a training or sampling program takes on devices that need not be there: bytes, collectives, time."""
