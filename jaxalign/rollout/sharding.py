@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign import models
-from jaxalign.mesh import ROLLOUT_RULES, Rules, partition_spec, tree_shardings
+from jaxalign.mesh import ROLLOUT_RULES, Rules, constrained, partition_spec, tree_shardings
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 
@@ -35,17 +35,16 @@ def by_rows(tree: Any, mesh: Mesh | None) -> Any:
 
 def row_sharding(shape: Sequence[int], mesh: Mesh, *axes: str) -> NamedSharding:
     """Of an array with an entry a row: rows split over the groups; `axes`: logical, of the dimensions that follow."""
-    names = ("batch", *axes, *[None] * (len(shape) - 1 - len(axes)))
-    return NamedSharding(mesh, partition_spec(names, shape, mesh, ROLLOUT_RULES))
+    return NamedSharding(mesh, partition_spec(_names(shape, *axes), shape, mesh, ROLLOUT_RULES))
+
+
+def _names(shape: Sequence[int], *axes: str) -> tuple[str | None, ...]:
+    return ("batch", *axes, *[None] * (len(shape) - 1 - len(axes)))
 
 
 def constrained_rows(tree: Any, mesh: Mesh | None, *axes: str) -> Any:
     """In a program: arrays that lie, on a mesh, as `row_sharding` says."""
-    if mesh is None:
-        return tree
-    return jax.tree.map(
-        lambda x: jax.lax.with_sharding_constraint(x, row_sharding(x.shape, mesh, *axes)), tree
-    )
+    return jax.tree.map(lambda x: constrained(x, _names(x.shape, *axes), mesh, ROLLOUT_RULES), tree)
 
 
 def cache_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -55,10 +54,7 @@ def cache_shardings(tree: Any, mesh: Mesh) -> Any:
 
 def constrained_cache(cache: KVCache, mesh: Mesh | None) -> KVCache:
     """In a program: a cache that lies, on a mesh, as `cache_shardings` says."""
-    if mesh is None:
-        return cache
-    both = cache.keys, cache.values
-    keys, values = jax.lax.with_sharding_constraint(both, cache_shardings(both, mesh))
+    keys, values = constrained_rows((cache.keys, cache.values), mesh, "kv_heads")
     return replace(cache, keys=keys, values=values, starts=constrained_rows(cache.starts, mesh))
 
 

@@ -14,9 +14,9 @@ import pytest
 from jaxalign import llmdoctor, models
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models.sharding import on_mesh
+from jaxalign.plan import collectives
 from jaxalign.rollout import Sampler, decode
 from jaxalign.rollout.search import args_generate
-from tests.rollout.hlo import collectives, collectives_in_loops
 
 LAYERS = 2
 SHAPE = models.ModelConfig(
@@ -72,9 +72,10 @@ def lowered_of(programs, name):
     return next(lowered for program, lowered, _ in programs if program == name)
 
 
-def text_of(programs, name):
-    """The first program of that name, compiled."""
-    return lowered_of(programs, name).compile().as_text()
+def passed(programs, name, *, in_loop=False):
+    """How many collectives of each kind the first program of that name takes, perhaps only in its loops."""
+    found = collectives.collectives(lowered_of(programs, name).compile().as_text())
+    return Counter(one.kind for one in found if one.in_loop or not in_loop)
 
 
 @pytest.fixture
@@ -118,18 +119,25 @@ def expected(model):
 
 
 @pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 8}], ids=str)
-def test_nothing_passes_between_devices_while_they_decode(axes, model, programs):
+def test_nothing_passes_between_devices_while_they_decode_and_weights_alone_while_they_read(
+    axes, model, programs
+):
     completions(spread(model, axes), new=4, max_rows=16)
-    text = text_of(programs, "decode_block")
-    assert collectives_in_loops(text) == Counter()
+    assert passed(programs, "decode_block", in_loop=True) == Counter()
     # After the block: the largest number of steps.
-    assert collectives(text) <= Counter({"all-reduce": 1})
+    assert passed(programs, "decode_block") <= Counter({"all-reduce": 1})
+    # Prompts are read by gathered weights, one after the other; no activation is summed over devices.
+    gathers = 7 * LAYERS + 1 if "fsdp" in axes else 0
+    found = passed(programs, "read_prompts")
+    assert gathers <= found["all-gather"] <= gathers + (1 if gathers else 0)
+    assert found["all-reduce"] == 0
+    assert found["all-to-all"] <= (1 if gathers else 0)
 
 
 @pytest.mark.parametrize("axes", [{"data": 4, "tensor": 2}, {"fsdp": 2, "tensor": 4}], ids=str)
 def test_devices_that_share_a_row_sum_twice_a_layer_and_change_the_logits_once(axes, model, programs):
     completions(spread(model, axes), new=4, max_rows=16)
-    found = collectives_in_loops(text_of(programs, "decode_block"))
+    found = passed(programs, "decode_block", in_loop=True)
     # Beside two a layer: the embedding, and whether all rows have ended.
     assert found["all-reduce"] <= 2 * LAYERS + 2
     assert found["all-to-all"] <= 1
@@ -142,7 +150,7 @@ def test_rows_stay_where_they_are_while_others_come_and_go(model, programs, expe
     live = spread(model, {"data": 2, "fsdp": 2, "tensor": 2})
     compare(completions(live, max_rows=4, block=3), expected)
     for name in ("new_cache", "seat", "rearranged"):
-        assert collectives(text_of(programs, name)) == Counter(), name
+        assert passed(programs, name) == Counter(), name
 
 
 @pytest.mark.parametrize(
@@ -194,7 +202,7 @@ def test_integers_and_adapters_are_sampled_from_as_on_one_device(axes, int8, mod
     kind = {"sampler": {"weights": "int8", "cache": "int8"}} if int8 else {"adapter": adapter}
     many = completions(spread(model, axes), **kind)
     if "tensor" not in axes:
-        assert collectives_in_loops(text_of(programs, "decode_block")) == Counter()
+        assert passed(programs, "decode_block", in_loop=True) == Counter()
     cache = [found for name, _, found in programs if name == "decode_block"][-1][0]
     rows, heads = 8 // axes.get("tensor", 1), axes.get("tensor", 1)
     assert {shared(x) for x in jax.tree.leaves((cache.keys, cache.values))} == {(rows, heads)}
@@ -217,7 +225,7 @@ def guided(model):
 def test_doctors_decode_beside_their_patient(axes, model, programs):
     many = completions(guided(spread(model, axes)), new=6)
     if "tensor" not in axes:
-        assert collectives_in_loops(text_of(programs, "decode_block")) == Counter()
+        assert passed(programs, "decode_block", in_loop=True) == Counter()
     compare(many, completions(guided(model), new=6))
 
 
@@ -236,7 +244,7 @@ def test_a_reward_model_guides_beside_its_base(model, programs):
         )
 
     many = searched(spread(model, {"fsdp": 8}))
-    assert collectives_in_loops(text_of(programs, "decode_block")) == Counter()
+    assert passed(programs, "decode_block", in_loop=True) == Counter()
     compare(many, searched(model))
 
 

@@ -40,7 +40,9 @@ def opened(mesh, lora):
     return Generator(policy, frozen, sampling, WORDS, jax.random.key(2), storage={"block": 4}), trained
 
 
-@pytest.mark.parametrize("lora", [models.LoraConfig(), models.LoraConfig(enabled=True, rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora", [models.LoraConfig(), models.LoraConfig(enabled=True, rank=2)], ids=["full", "lora"]
+)
 def test_an_update_lays_weights_out_once_and_its_samples_are_those_of_one_device(lora, laid_out, devices):
     generator, trained = opened(make_mesh(MeshConfig(fsdp=8), devices), lora)
     engine = generator.refresh(trained)
