@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from jaxalign.cli.loading import (
     ChatModel,
-    Dtype,
     Stream,
     Template,
     decoding_text,
@@ -19,7 +18,7 @@ from jaxalign.cli.loading import (
 from jaxalign.errors import UserError
 from jaxalign.llmdoctor.guided_folders import GuideConfig
 from jaxalign.mesh import MeshConfig
-from jaxalign.models.tensor_dtypes import ParamDtype
+from jaxalign.models.tensor_dtypes import AutoDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
 
@@ -44,7 +43,7 @@ class ChatConfig(GuideConfig):
       device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
       param_dtype: dtype in which parameters are stored; auto uses bfloat16 on a GPU or TPU, regardless of the files'
         dtype, and float32 on a CPU.
-      compute_dtype: dtype of matrix products.
+      compute_dtype: dtype of matrix products; auto uses bfloat16 on a GPU or TPU and float32 on a CPU.
       weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers, which saves memory and
         changes completions slightly; same keeps their dtype.
       cache: int8 stores the cached keys and values as 8-bit integers; same keeps their dtype.
@@ -63,8 +62,8 @@ class ChatConfig(GuideConfig):
     )
     seed: int = 0
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    param_dtype: ParamDtype = "auto"
-    compute_dtype: Dtype = "float32"
+    param_dtype: AutoDtype = "auto"
+    compute_dtype: AutoDtype = "auto"
     weights: Storage = "same"
     cache: Storage = "same"
     mesh: MeshConfig = field(default_factory=MeshConfig)

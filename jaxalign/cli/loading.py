@@ -15,11 +15,10 @@ from jaxalign.mesh import MeshConfig, devices_of, make_mesh
 from jaxalign.models.folders import checkpoint_named, model_folder
 from jaxalign.models.memory import bytes_of, sized, weights_text
 from jaxalign.models.sharding import on_mesh
-from jaxalign.models.tensor_dtypes import ParamDtype, folder_dtype, frozen_dtype
+from jaxalign.models.tensor_dtypes import AutoDtype, device_dtype, folder_dtype
 from jaxalign.rollout.config import Storage
 from jaxalign.training.core.opening import devices_text
 
-Dtype = Literal["float32", "bfloat16"]
 Template = Literal["auto", "tokenizer", "markers", "plain"]
 
 
@@ -105,8 +104,8 @@ def load_speaker(
     adapter: str = "",
     revision: str = "",
     template: Template = "auto",
-    param_dtype: ParamDtype = "auto",
-    compute_dtype: Dtype = "float32",
+    param_dtype: AutoDtype = "auto",
+    compute_dtype: AutoDtype = "auto",
     weights: Storage = "same",
     cache: Storage = "same",
     guide: GuideConfig | None = None,
@@ -126,7 +125,7 @@ def load_speaker(
       adapter: a PEFT folder to merge into the model; empty for none.
       revision: revision of a hub id.
       template: how prompts are written, see `format_of`.
-      param_dtype, compute_dtype: precision of the weights (auto: see `frozen_dtype`) and of the matrix products.
+      param_dtype, compute_dtype: precision of the weights and of the matrix products (auto: see `device_dtype`).
       weights, cache: as of a `Sampler`.
       guide: doctors that steer the model, if it names any.
       device, mesh: the devices: their kind, and how many the weights and the rows are split over; None for one.
@@ -155,13 +154,14 @@ def load_speaker(
     folder = model_folder(model)
     there = devices_of(device)
     on = make_mesh(mesh, there)
+    first = on.devices.flat[0]
     # What floats are needed for: an adapter is added to them, and a doctor may be made of the same.
     floats = adapter or (doctors is not None and doctors.start_as(folder))
     live = models.load_pretrained(
         folder,
         revision=revision or None,
-        param_dtype=jnp.dtype(frozen_dtype(param_dtype, on.devices.flat[0])),
-        compute_dtype=jnp.dtype(compute_dtype),
+        param_dtype=jnp.dtype(device_dtype(param_dtype, first)),
+        compute_dtype=jnp.dtype(device_dtype(compute_dtype, first)),
         mesh=on,
         weights="same" if floats else weights,
     )
@@ -186,19 +186,18 @@ def load_speaker(
     live = models.with_stops(live, [token for token in stops if token < live.config.vocab_size])
     definition, params = models.split(live)
     sampler = Sampler(models.merge(definition, on_mesh(params, on)), weights=weights, cache=cache)
-    _tell(tell, sampler, model, doctors, files=folder_dtype(folder), setting=param_dtype)
+    why = f"--compute_dtype=auto: a {first.platform}" if compute_dtype == "auto" else ""
+    _tell(tell, sampler, model, doctors, files=folder_dtype(folder), setting=param_dtype, why=why)
     if len(there) > 1:
         tell(f"devices: {devices_text(on, len(there))}")
     return ChatModel(sampler, words, written, int(live.config.max_positions))
 
 
-def _tell(
-    tell: Callable[[str], Any], sampler: Any, model: str, doctors: Any, *, files: str | None, setting: str
-) -> None:
-    """A line for the model, one for its doctors."""
+def _tell(tell: Callable[[str], Any], sampler: Any, model: str, doctors: Any, **dtypes: Any) -> None:
+    """A line for the model, one for its doctors; `dtypes` is what `weights_text` takes."""
     config, params = sampler.config, sampler.params
     patient = params if doctors is None else params["patient"]
-    size = weights_text(config, patient, key="--param_dtype", setting=setting, files=files)
+    size = weights_text(config, patient, key="--param_dtype", **dtypes)
     tell(f"{'model' if doctors is None else 'patient'}: {model} ({config.family}, {size})")
     if doctors is not None:
         more = bytes_of(params) - bytes_of(patient)

@@ -88,6 +88,12 @@ COMMANDS: dict[str, Command] = {
         "jaxalign.pipelines.sweep:run_sweep",
         positional="command",
     ),
+    "plan": Command(
+        "bytes and collectives of a training step on devices you do not have yet",
+        "jaxalign.plan.plan:PlanConfig",
+        "jaxalign.plan.plan:plan",
+        positional="command",
+    ),
     "generate": Command(
         "generate completions with any model folder or run",
         "jaxalign.cli.generate:GenerateConfig",
@@ -262,8 +268,8 @@ def read_settings(command: Command, arguments: Sequence[str]) -> Any:
         arguments = [f"--{command.positional}={arguments[0]}", *arguments[1:]]
     file, overrides = split_arguments(arguments)
     cls = load(command.config)
-    if command is COMMANDS.get("sweep"):
-        return read_sweep(cls, file, overrides)
+    if command in (COMMANDS.get("sweep"), COMMANDS.get("plan")):
+        return read_with_command(command, file, overrides)
     return settings_of(command, cls, file, overrides)
 
 
@@ -280,14 +286,17 @@ def settings_of(command: Command, cls: type, file: str | None, overrides: Sequen
     return configs.parse(cls, file, [f"--{key}={joined(cls, key, values)}" for key, values in given.items()])
 
 
-def read_sweep(cls: type, file: str | None, overrides: Sequence[tuple[str, str]]) -> Any:
-    """The `Sweep` of `jaxalign sweep COMMAND`: its own flags, and all others as that command reads them.
+def read_with_command(outer: Command, file: str | None, overrides: Sequence[tuple[str, str]]) -> Any:
+    """What `jaxalign sweep COMMAND` or `jaxalign plan COMMAND` takes: its own flags, and all others as that command
+    reads them.
 
     Raises:
       ConfigError: as `read_settings`; a command that does not train.
     """
+    name = "sweep" if outer is COMMANDS["sweep"] else "plan"
+    cls = load(outer.config)
     keys = {key.name for key in configs.describe(cls)}
-    own = settings_of(COMMANDS["sweep"], cls, None, [item for item in overrides if item[0] in keys])
+    own = settings_of(outer, cls, None, [item for item in overrides if item[0] in keys])
     command = find_command(own.command)
     trainers = [
         name
@@ -295,8 +304,11 @@ def read_sweep(cls: type, file: str | None, overrides: Sequence[tuple[str, str]]
         if each.config.startswith(("jaxalign.training.", "jaxalign.llmdoctor."))
     ]
     if command.config not in [COMMANDS[name].config for name in trainers]:
-        raise ConfigError(f"sweep {own.command}: expected a command that trains: {', '.join(trainers)}")
+        raise ConfigError(f"{name} {own.command}: expected a command that trains: {', '.join(trainers)}")
     others = [item for item in overrides if item[0] not in keys]
+    if name == "plan":
+        settings = settings_of(command, load(command.config), file, others)
+        return load("jaxalign.plan.plan:Plan")(own, settings)
     if reserved := [f"--{flag}" for flag, _ in others if flag in ("run.output", "run.resume")]:
         raise ConfigError(f"{reserved[0]}: the sweep sets it for every run")
     settings = settings_of(command, load(command.config), file, others)

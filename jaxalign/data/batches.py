@@ -96,14 +96,20 @@ def position(state: Mapping[str, Any], here: Mapping[str, Any]) -> int:
     return int(state["drawn"])
 
 
-def eval_batches(examples: Sequence[Example], batch_size: int, collate: Collate) -> Iterator[Batch]:
-    """Every example once, in order; the last batch is padded with rows whose `valid` is False."""
+def eval_batches(
+    examples: Sequence[Example], batch_size: int, collate: Collate, *, multiple: int = 1
+) -> Iterator[Batch]:
+    """Every example once, in order; the last batch is padded with rows whose `valid` is False.
+
+    All are padded to a `multiple` of rows, such as devices that they are to be split over.
+    """
+    padded = -(-batch_size // multiple) * multiple
     for start in range(0, len(examples), batch_size):
         rows = list(range(start, min(start + batch_size, len(examples))))
         # A row that is left alone has another one beside it, whose completion KTO needs.
-        filled = rows + [rows[0] if len(rows) > 1 else 0] * (batch_size - len(rows))
+        filled = rows + [rows[0] if len(rows) > 1 else 0] * (padded - len(rows))
         batch = collate([examples[r] for r in filled], filled)
-        batch["valid"] = np.arange(batch_size) < len(rows)
+        batch["valid"] = np.arange(padded) < len(rows)
         yield batch
 
 

@@ -13,7 +13,7 @@ from jaxalign.llmdoctor.token_rewards import TokenRewardConfig
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.heads import HeadConfig
 from jaxalign.models.lora import LoraConfig
-from jaxalign.models.tensor_dtypes import ParamDtype
+from jaxalign.models.tensor_dtypes import AutoDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
 from jaxalign.runs import RunConfig
@@ -175,7 +175,7 @@ class PatientSource(ModelSource):
         tokens.
     """
 
-    param_dtype: ParamDtype = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
+    param_dtype: AutoDtype = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
     weights: Storage = "same"
 
 

@@ -24,6 +24,7 @@ from jaxalign.llmdoctor.tfpo_parts import (
 )
 from jaxalign.llmdoctor.tfpo_step import TFPOBatch
 from jaxalign.llmdoctor.token_rewards import TokenRewardTable, Wanted, token_reward_tables
+from jaxalign.mesh import row_shards
 from jaxalign.runs import Run, RunPart
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import pair_axis
@@ -128,7 +129,7 @@ class Dimension:
         """The batches of an evaluation, without rewards."""
         train = self.config.train
         size = train.eval_batch_size or train.batch_size
-        return eval_batches(self.data.validation, size, self.begun.collate)
+        return eval_batches(self.data.validation, size, self.begun.collate, multiple=row_shards(self.mesh))
 
 
 def load_dimensions(

@@ -20,12 +20,13 @@ from jaxalign.errors import DataError
 from jaxalign.llmdoctor.doctor import DoctorCard, create_value_head
 from jaxalign.llmdoctor.tfpo_config import TFPOConfig, TFPONumbers
 from jaxalign.llmdoctor.vocabulary import check_same_vocabulary
-from jaxalign.mesh import replicated
+from jaxalign.mesh import replicated, row_shards
 from jaxalign.models.folders import checkpoint_named
 from jaxalign.models.memory import weights_text
 from jaxalign.runs import Run
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import CompletionBatch, pair_axis
+from jaxalign.training.core.mesh_fit import tell_fit
 from jaxalign.training.core.optimizer import make_optimizer
 from jaxalign.training.core.packing import most_segments
 from jaxalign.training.core.scoring import score_tokens
@@ -82,6 +83,7 @@ class DoctorPatientPair:
             if live is not None:
                 size = weights_text(live.config, live.params)
                 run.tell(section, f"passed live ({live.config.family}, {size})")
+                tell_fit(run, section, live.config, mesh)
         placed = {id(live): setup.place_model(live, mesh) for live in (patient, doctor) if live is not None}
         patient, doctor = placed.get(id(patient)), placed.get(id(doctor))
         if doctor is None:
@@ -256,7 +258,7 @@ def start_sums(
     definition, params = models.split(model)
     size = config.train.eval_batch_size or config.train.batch_size
     parts = [np.zeros((2, 0, 2))]
-    for batch in eval_batches(examples, size, collate):
+    for batch in eval_batches(examples, size, collate, multiple=row_shards(mesh)):
         placed = setup.on_mesh(pair_axis(batch), CompletionBatch, mesh, packing=config.train.packing)
         valid = np.asarray(batch["valid"])
         parts.append(

@@ -19,6 +19,7 @@ from jaxalign.errors import ModelError
 from jaxalign.llmdoctor import token_reward_store as store
 from jaxalign.llmdoctor.contrastive_prompts import ContrastiveFormat, ContrastiveRows
 from jaxalign.llmdoctor.token_reward_store import FaceScores
+from jaxalign.mesh import row_shards
 from jaxalign.runs import Run
 from jaxalign.runs.progress import Progress
 from jaxalign.training.core import setup
@@ -154,7 +155,7 @@ class FaceScorer:
         end = task.rows + len(part.examples)
         part.scores.cut[:] = rows.cut[task.rows : end]
         size = min(self._size, store.PART, len(rows))
-        batches = eval_batches(rows[task.rows : end], size, missing.collate)
+        batches = eval_batches(rows[task.rows : end], size, missing.collate, multiple=row_shards(self._mesh))
         found = [self._batch(task, batch) for batch in batches]
         positive, negative = (np.concatenate(values) for values in zip(*found, strict=True))
         self._check(part, positive, negative)

@@ -67,7 +67,13 @@ def bytes_a_device(tree: Any) -> int:
 
 
 def weights_text(
-    config: ModelConfig, params: Any, *, key: str = "param_dtype", setting: str = "", files: str | None = None
+    config: ModelConfig,
+    params: Any,
+    *,
+    key: str = "param_dtype",
+    setting: str = "",
+    files: str | None = None,
+    why: str = "",
 ) -> str:
     """A model's size in words: `134,515,008 parameters, 256.6 MiB in bfloat16`.
 
@@ -78,11 +84,13 @@ def weights_text(
       key: of the configuration, that says the dtype of the parameters.
       setting: what it says.
       files: the dtype that the weights were read in; None where that is not known.
+      why: products have their dtype, where that was not said.
     """
     whole, part, dtype = bytes_of(params), bytes_a_device(params), kept_in(config, params)
     text = f"{params_count(params):,} parameters, {sized(whole)} in {dtype}"
     text += "" if part == whole else f", {sized(part)} a device"
-    text += "" if config.compute_dtype == config.param_dtype else f"; products in {config.compute_dtype}"
+    if config.compute_dtype != config.param_dtype or (why and config.compute_dtype != "float32"):
+        text += f"; products in {config.compute_dtype}" + (f" ({why})" if why else "")
     if setting == "auto" and dtype == "bfloat16" and files not in (None, dtype):
         text += f"; rounded from {files}, which {key}=float32 would not do"
     return text

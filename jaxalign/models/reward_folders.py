@@ -11,9 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxalign.errors import ModelError
+from jaxalign.mesh import Rules
 from jaxalign.models.families import FAMILIES, config_to_json
 from jaxalign.models.heads import HeadConfig, ScalarModel, StepConfig
 from jaxalign.models.huggingface import (
@@ -40,11 +42,14 @@ def load_reward_model(
     *,
     param_dtype: DTypeLike | None = None,
     compute_dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
     revision: str | None = None,
 ) -> ScalarModel:
     """A scalar model from a `...ForSequenceClassification` folder with one label.
 
     A `...ForTokenClassification` folder gives a process reward model, whose `steps` are set; see `token_classifier`.
+    Arguments are those of `load_pretrained`.
 
     Raises:
       ModelError: as `load_pretrained`; or the folder holds no scalar head.
@@ -72,7 +77,9 @@ def load_reward_model(
         },
     }
     steps = StepConfig(separator=extra.get("separator", "")) if tokens else None
-    return ScalarModel(config, head_config, to_device(params, config.param_dtype), steps)
+    config = replace(config, mesh=mesh if mesh is not None and mesh.size > 1 else None)
+    placed = to_device(params, config.param_dtype, mesh=mesh, rules=rules)
+    return ScalarModel(config, head_config, placed, steps)
 
 
 def save_reward_model(
@@ -142,9 +149,13 @@ def save_reward_ensemble(
 
 
 def load_reward_ensemble(
-    folder: str | Path, *, param_dtype: DTypeLike | None = None, compute_dtype: DTypeLike | None = None
+    folder: str | Path,
+    *,
+    param_dtype: DTypeLike | None = None,
+    compute_dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
 ) -> list[ScalarModel]:
-    """The members of an ensemble, in the order of its `ensemble.json`.
+    """The members of an ensemble, in the order of its `ensemble.json`. Arguments are those of `load_pretrained`.
 
     Raises:
       ModelError: no ensemble, an `ensemble.json` that names no folders, or a member that cannot be read.
@@ -165,5 +176,6 @@ def load_reward_ensemble(
     if missing:
         raise ModelError(f"{path / ENSEMBLE_FILE}: no such folder: {', '.join(missing)}")
     return [
-        load_reward_model(member, param_dtype=param_dtype, compute_dtype=compute_dtype) for member in members
+        load_reward_model(member, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh)
+        for member in members
     ]

@@ -14,8 +14,8 @@ import numpy as np
 from jaxalign.errors import ModelError
 
 ExportDtype = Literal["float32", "bfloat16", "float16"]
-# Of weights that do not learn; see `frozen_dtype`.
-ParamDtype = Literal["auto", "float32", "bfloat16"]
+# Of weights that do not learn, and of matrix products; see `device_dtype`.
+AutoDtype = Literal["auto", "float32", "bfloat16"]
 # By their names in safetensors files; wider ones are written as float32.
 NAMES: dict[str, ExportDtype] = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -46,8 +46,8 @@ def folder_dtype(folder: str | Path) -> ExportDtype | None:
     return name if name in NAMES.values() else None
 
 
-def frozen_dtype(setting: str, device: jax.Device) -> str:
-    """The dtype that weights which do not learn are kept in.
+def device_dtype(setting: str, device: jax.Device) -> str:
+    """The dtype that a setting means on a device, for weights that do not learn and for matrix products.
 
     Args:
       setting: float32, bfloat16 or auto, which is bfloat16 on an accelerator, whatever the files have (those of most

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jaxalign.config import save_yaml
 from jaxalign.data import collate_demonstrations, eval_batches, load_dataset
 from jaxalign.errors import ConfigError
+from jaxalign.mesh import devices_of, make_mesh
 from jaxalign.pipelines.compare import (
     Answers,
     Comparison,
@@ -160,6 +161,7 @@ def run_pipeline(
     proxy, _ = build_reward(
         plan.ppo.reward,
         scorer.model,
+        mesh=make_mesh(plan.ppo.mesh, devices_of(plan.ppo.run.device)),
         batch_size=plan.ppo.train.score_batch_size,
         vocabulary=sft.model.config.vocab_size,
     )

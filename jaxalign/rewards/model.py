@@ -1,5 +1,6 @@
 """Reward models as rewards: one, and an ensemble whose disagreement can count against a completion."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -7,12 +8,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign import losses, models
 from jaxalign.buckets import bucket
 from jaxalign.data.packing import MAX_SEGMENTS, best_fit_decreasing, end_to_end, segments
 from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device, to_host
+from jaxalign.mesh import row_shards, shard_batch
 from jaxalign.models.heads import ScalarDefinition, ScalarModel
 from jaxalign.rewards.base import Rewards
 from jaxalign.rewards.calls import RewardRequest
@@ -23,11 +26,13 @@ Aggregate = Literal["mean", "mean_minus_std", "worst"]
 class ModelReward:
     """Scores prompt + completion with a `ScalarModel`, [N].
 
-    Rows are scored by their sampled token ids, so the model must share the policy's tokenizer.
+    Rows are scored by their sampled token ids, so the model must share the policy's tokenizer. They are split over the
+    devices of the model's mesh (`model.config.mesh`).
 
     Args:
       model: a `ScalarModel` that gives one score.
-      batch_size: packed rows scored at once; each holds several short rows.
+      batch_size: packed rows scored at once, on a mesh rounded up to what its devices share evenly; each holds several
+        short rows.
       pad_multiple: columns of a packed row are a multiple of it.
       vocabulary: size of the policy's vocabulary, which the model's must cover; None skips the check.
 
@@ -131,11 +136,13 @@ class Program:
 
     Attributes:
       function: (weights, tokens, positions, segment_ids), int32 [R, T] -> scores [..., R, T].
-      params: the weights, on the device or in the host's memory.
+      params: the weights, on their devices or in the host's memory.
+      shards: R must be a multiple of it.
     """
 
     function: Callable[..., Any]
     params: Any
+    shards: int = 1
 
     def loaded(self) -> Callable[..., Any]:
         """(tokens, positions, segment_ids) -> scores, with the weights on the device for as long as it is there."""
@@ -150,7 +157,16 @@ class Program:
 def program_of(model: ScalarModel) -> Program:
     """The program of `token_scores` for a `ScalarModel`: scores [R, T], compiled once a shape."""
     definition, params = models.split(model)
-    return Program(jax.jit(forward_of(definition)), params)
+    return _split_over(definition.config.mesh, jax.jit(forward_of(definition)), params)
+
+
+def _split_over(mesh: Mesh | None, function: Callable[..., Any], params: Any) -> Program:
+    """The program of a function whose rows are split over the mesh; None for one device."""
+    if mesh is None:
+        return Program(function, params)
+    return Program(
+        lambda params, *rows: function(params, *shard_batch(rows, mesh)), params, shards=row_shards(mesh)
+    )
 
 
 def forward_of(definition: ScalarDefinition, *, mapped: bool = False) -> Callable[..., jax.Array]:
@@ -184,14 +200,21 @@ def together(members: Sequence[Any]) -> Program:
     shared = all(same_arrays(params[0]["trunk"], other["trunk"]) for other in params[1:])
     axes = {"trunk": None if shared else 0, "head": 0, "normalizer": 0}
     stacked = {
-        name: params[0][name]
-        if axis is None
-        else jax.tree.map(lambda *x: jnp.stack(x), *(p[name] for p in params))
+        name: params[0][name] if axis is None else jax.tree.map(_stacked, *(p[name] for p in params))
         for name, axis in axes.items()
     }
 
     function = jax.jit(jax.vmap(forward_of(definition, mapped=True), in_axes=(axes, None, None, None)))
-    return Program(function, stacked)
+    return _split_over(definition.config.mesh, function, stacked)
+
+
+def _stacked(*arrays: jax.Array) -> jax.Array:
+    """Arrays of one shape as one, [K, ...], each device with its part of every one."""
+    like = arrays[0].sharding
+    if not isinstance(like, NamedSharding):
+        return jnp.stack(arrays)
+    sharding = NamedSharding(like.mesh, PartitionSpec(None, *like.spec))
+    return jax.jit(lambda *x: jnp.stack(x), out_shardings=sharding)(*arrays)
 
 
 def one_by_one(members: Sequence[Any]) -> Program:
@@ -201,7 +224,8 @@ def one_by_one(members: Sequence[Any]) -> Program:
     def forward(params: Sequence[Any], *rows: np.ndarray):
         return np.stack([p.function(own, *rows) for p, own in zip(programs, params, strict=True)])
 
-    return Program(forward, [program.params for program in programs])
+    shards = math.lcm(*(program.shards for program in programs))
+    return Program(forward, [program.params for program in programs], shards)
 
 
 def same_arrays(a: Any, b: Any) -> bool:
@@ -258,7 +282,7 @@ def token_scores(
     Args:
       program: gives [..., R, T].
       rows: N rows; an empty one stands for a row of token 0.
-      batch_size: packed rows R at most.
+      batch_size: packed rows R at most, rounded up to a multiple of the program's shards.
       pad_multiple: T is a multiple of it, R and T are of short ladders, so that few programs serve all calls.
 
     Returns:
@@ -271,6 +295,8 @@ def token_scores(
     bins = best_fit_decreasing(lengths, width)
     batches = max(-(-len(bins) // batch_size), 1)
     height = max(min(bucket(-(-len(bins) // batches), per_octave=4), batch_size), 1)
+    # Rows that are missing are filled up.
+    height = -(-height // program.shards) * program.shards
     size, forward = len(rows) * width, program.loaded()
     tokens = np.zeros(size + 1, np.int32)  # the last one stands in padding
     for index, row in enumerate(rows):

@@ -76,6 +76,7 @@ class Run:
         self._log.addHandler(self._handler)
         self._started = time.time()
         self._at = (0, 0)
+        self._warned: set[str] = set()
 
     @staticmethod
     def open(config: RunConfig, full_config: Any, command: str, given: Given | None = None) -> "Run":
@@ -93,7 +94,7 @@ class Run:
             raise ConfigError(f"run.output: {folder} is a file; expected a folder for the run")
         full = to_dict(full_config)
         before = folder / "metadata.json"
-        resumed, raised = before.is_file(), {}
+        resumed, raised, old = before.is_file(), {}, {}
         if resumed:
             raised = _raised(before, command, full_config, config.resume)
             old = json.loads(before.read_text())
@@ -126,6 +127,10 @@ class Run:
             # From now on the run is this long; what it was stays beside it.
             changes = [f"{key} is {now:g} where it was {old:g}" for key, (old, now) in raised.items()]
             longer = [*run.metadata().get("raised", []), *changes]
+            # What models compute in was decided when it began.
+            for section, keys in full.items():
+                if isinstance(keys, dict) and keys.get("compute_dtype") == "auto":
+                    keys["compute_dtype"] = old["config"].get(section, {}).get("compute_dtype", "auto")
             run.add_metadata(config=full, raised=longer, finished=False)
             run.warn(f"resumed: {', '.join(changes)}; the learning rate follows the longer schedule")
         return run
@@ -172,6 +177,12 @@ class Run:
         """A line in run.log and on standard error."""
         self._log.warning(message)
         self._progress.note(f"warning: {message}")
+
+    def warn_once(self, section: str, message: str) -> None:
+        """A warning about a section of the configuration, unless the same was said of another."""
+        if message not in self._warned:
+            self._warned.add(message)
+            self.warn(f"{section}: {message}")
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """A record in metrics.jsonl (and the trackers). Wall-clock fields are named `time/...`."""
@@ -288,6 +299,7 @@ def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[st
         for k, v in before.items()
         if now.get(k, 0) is None and "optimizer." in k and v == numbers.get(k.rpartition(".")[2])
     }
+    before |= _same_dtypes(old, before, now)
     changed = sorted(
         k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in FREE_KEYS
     )
@@ -305,6 +317,21 @@ def _raised(path: Path, command: str, full_config: Any, resume: bool) -> dict[st
             f"must keep its configuration{began}"
         )
     return raised
+
+
+def _same_dtypes(old: Mapping[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The compute dtypes as they are set now, where that means what the run began with.
+
+    auto keeps what it began with: what the device chose, or what an earlier version, whose default was a dtype, wrote
+    down. The dtype that auto chose can be named too.
+    """
+    same = {}
+    for key in (key for key in now if key.endswith("compute_dtype") and key in before):
+        chosen = (old.get("models", {}).get(key.rpartition(".")[0]) or {}).get("compute_dtype")
+        began = chosen if before[key] == "auto" else before[key]
+        if now[key] in ("auto", began):
+            same[key] = now[key]
+    return same
 
 
 def _typed(value: Any) -> str:

@@ -14,7 +14,7 @@ from jaxalign.cli.generate import GenerateConfig, complete, generate
 from jaxalign.cli.loading import ChatModel, Stream, load_speaker, model_folder, run_data
 from jaxalign.errors import ConfigError, DataError, ModelError, UserError
 from jaxalign.models.memory import bytes_of, sized
-from jaxalign.models.tensor_dtypes import frozen_dtype
+from jaxalign.models.tensor_dtypes import device_dtype
 from jaxalign.rollout import SamplingConfig, decode
 
 SHORT = SamplingConfig(max_new_tokens=6)
@@ -320,10 +320,13 @@ def test_weights_are_bfloat16_where_the_device_likes_it_and_nothing_else_is_said
     tiny_model_folder, monkeypatch
 ):
     gpu = SimpleNamespace(platform="gpu")
-    monkeypatch.setattr(loading, "frozen_dtype", lambda asked, device: frozen_dtype(asked, gpu))
+    monkeypatch.setattr(loading, "device_dtype", lambda asked, device: device_dtype(asked, gpu))
     lines = []
     for options in ({}, {"param_dtype": "float32"}):
         chat_model = load_speaker(str(tiny_model_folder), tell=lines.append, **options)
         assert chat_model.sampler.config.param_dtype == options.get("param_dtype", "bfloat16")
+        assert chat_model.sampler.config.compute_dtype == "bfloat16"
     assert "rounded from float32, which --param_dtype=float32 would not do)" in lines[0]
-    assert lines[2].endswith("in float32)")
+    assert lines[2].endswith("in float32; products in bfloat16 (--compute_dtype=auto: a cpu))")
+    load_speaker(str(tiny_model_folder), compute_dtype="float32", tell=lines.append)
+    assert "; products in float32; rounded from float32" in lines[4]

@@ -9,7 +9,7 @@ from jaxalign import models
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import memory, sharding
 from jaxalign.models.huggingface import load_config, read_tensors
-from jaxalign.models.tensor_dtypes import frozen_dtype
+from jaxalign.models.tensor_dtypes import device_dtype
 from tests.kernels.test_int8 import GOLDEN
 
 FAMILIES = ("llama", "gpt2", "gemma2")
@@ -95,7 +95,7 @@ class Device:
     + [(dtype, platform, dtype) for dtype in ("float32", "bfloat16") for platform in ("cpu", "gpu")],
 )
 def test_frozen_weights_are_bfloat16_on_accelerators_where_nothing_is_said(asked, platform, dtype):
-    assert frozen_dtype(asked, Device(platform)) == dtype
+    assert device_dtype(asked, Device(platform)) == dtype
 
 
 def test_what_was_rounded_unasked_is_said_with_the_key_that_keeps_it():

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from jaxalign.models.folders import checkpoint_named, model_folder
 from jaxalign.models.huggingface import local_folder
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.peft import fused_targets
-from jaxalign.models.tensor_dtypes import folder_dtype, frozen_dtype
+from jaxalign.models.tensor_dtypes import device_dtype, folder_dtype
 from jaxalign.models.whole_folder import whole_folder
 from jaxalign.runs import Run
 from jaxalign.runs.card import CardFacts, model_card
@@ -295,13 +295,19 @@ def begun_with(run: Run | None, section: str, path: str) -> str:
     return model_folder(path)
 
 
-def kept_dtype(run: Run | None, section: str, source: Any, device: Any) -> str:
-    """The dtype of a model's parameters: where it is left to the device, of a resumed run that which it began with."""
-    if source.param_dtype == "auto" and run is not None and run.resumed:
-        before = (run.metadata().get("models", {}).get(section) or {}).get("param_dtype", "")
-        if before:
-            return before
-    return frozen_dtype(source.param_dtype, device)
+def kept_dtype(
+    run: Run | None, section: str, source: Any, name: Literal["param_dtype", "compute_dtype"], device: Any
+) -> tuple[str, str]:
+    """A dtype of a model, and why: where it is left to the device, of a resumed run that which it began with."""
+    setting = getattr(source, name)
+    if setting == "auto" and run is not None and run.resumed:
+        metadata = run.metadata()
+        noted = metadata.get("models", {}).get(section) or {}
+        # Earlier versions noted no compute dtype, but their configurations name it.
+        before = noted.get(name) or (metadata.get("config", {}).get(section) or {}).get(name, setting)
+        if before != "auto":
+            return before, noted.get(f"{name}_reason", "the run began with it")
+    return device_dtype(setting, device), "configured" if setting != "auto" else f"a {device.platform}"
 
 
 def chosen_state(run: Run, store: CheckpointStore, state: TrainState, step: int) -> TrainState:

@@ -17,12 +17,14 @@ from jax.sharding import Mesh
 from jaxalign.data import Dataset, eval_batches
 from jaxalign.data.batches import Collate
 from jaxalign.data.config import Kind
+from jaxalign.mesh import row_shards
 from jaxalign.runs import Given, Run
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.generator import Generator, samples_of
 from jaxalign.training.core.loading import load_data
 from jaxalign.training.core.loop import Batches, Loop, TrainConfig, evaluation
+from jaxalign.training.core.mesh_fit import check_rows
 from jaxalign.training.core.open_run import OpenRun
 from jaxalign.training.core.opening import tell_devices
 from jaxalign.training.core.optimizer import make_optimizer
@@ -97,6 +99,7 @@ def fit(command: str, config: Any, given: Given, begin: Callable[["OfflineRun"],
         if name in given.others:
             setup.check_live(given.others[name], given.others["tokenizer"], name)
     mesh, train = setup.start(config.run, config.mesh), config.train
+    check_rows(config, mesh)
     key = jax.random.key(config.run.seed)
     with setup.default_device(mesh), Run.open(config.run, config, command, given) as run:
         task = begin(OfflineRun(config, run, mesh, key))
@@ -186,7 +189,7 @@ class DatasetFeed:
     def held_out(self, *, or_training: bool = False) -> Iterator[Mapping[str, Any]]:
         """The held-out batches on the host, or those of the training rows where asked for and none are held out."""
         rows = self.data.validation or (self.data.train if or_training else ())
-        return eval_batches(rows, self.eval_size, self.collate)
+        return eval_batches(rows, self.eval_size, self.collate, multiple=row_shards(self.mesh))
 
     def evaluation(self, evaluate_batch: Callable[..., Any], frozen: Any) -> Evaluation | None:
         """`step.make_evaluation`'s function over all held-out batches; None where there are none."""

@@ -46,9 +46,9 @@ class OpenRun:
             mapped=mapped,
         )
 
-    def placed(self, live: Any) -> Any:
-        """The live model, on the run's mesh if that has several devices."""
-        return setup.place_model(live, self.mesh) if self.mesh.size > 1 else live
+    def placed(self, live: Any, section: str = "model") -> Any:
+        """The live model, on the run's mesh if that has several devices; `section` is what it stands in for."""
+        return setup.placed(live, self.mesh, run=self.run, section=section)
 
     def load_reference(self, policy: Any, *, read: bool = True) -> Any:
         """See `setup.load_reference`."""

@@ -17,6 +17,7 @@ from jaxalign.data.table import lengths_of
 from jaxalign.mesh import AXES, devices_of
 from jaxalign.models.memory import weights_text
 from jaxalign.runs import Run
+from jaxalign.training.core.mesh_fit import tell_idle
 
 # Warn if more than this fraction of the rows is lost.
 LOSS = 0.05
@@ -37,8 +38,16 @@ KEYS = {
 }
 
 
-def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
-    """Prints what a section of the configuration loaded: `source` names it, `model` is it."""
+def tell_model(run: Run, section: str, source: Any, model: Any, why: str) -> None:
+    """Prints what a section of the configuration loaded.
+
+    Args:
+      run: the open run.
+      section: of the configuration.
+      source: the section, which names the model.
+      model: it.
+      why: it computes in its dtype.
+    """
     params = models.split(model)[1]
     noted = run.metadata().get("models", {})
     # Where it lies is noted when its files are found, see `exports.note_model`.
@@ -47,7 +56,8 @@ def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
         "family": model.config.family,
         "parameters": models.params_count(params),
         "param_dtype": model.config.param_dtype,
-        "compute_dtype": source.compute_dtype,
+        "compute_dtype": model.config.compute_dtype,
+        "compute_dtype_reason": why,
     }
     run.add_metadata(models=noted | {section: before | found})
     drawn = "random weights; " if source.random_init else ""
@@ -57,6 +67,7 @@ def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
         key=f"{section}.param_dtype",
         setting=source.param_dtype,
         files=None if source.random_init else before.get("dtype"),
+        why=f"{section}.compute_dtype=auto: {why}" if source.compute_dtype == "auto" else "",
     )
     run.tell(section, f"{source.path} ({drawn}{model.config.family}, {size})")
 
@@ -64,13 +75,8 @@ def tell_model(run: Run, section: str, source: Any, model: Any) -> None:
 def tell_devices(run: Run, mesh: Mesh) -> None:
     """Prints the devices of the mesh; warns if some are unused."""
     run.add_metadata(mesh=dict(mesh.shape))
-    there = len(devices_of(run.config.device))
-    run.tell("devices", devices_text(mesh, there))
-    if mesh.size == 1 < there:
-        run.warn(
-            f"{there - 1} of {there} devices are unused: set mesh.data=-1 to split the rows over all devices, or "
-            f"mesh.fsdp={there} to shard the parameters too"
-        )
+    run.tell("devices", devices_text(mesh, len(devices_of(run.config.device))))
+    tell_idle(run, mesh)
 
 
 def devices_text(mesh: Mesh, there: int) -> str:

@@ -38,12 +38,14 @@ from jaxalign.mesh import (
 from jaxalign.models.folders import model_folder as model_folder
 from jaxalign.models.lora import LoraConfig, create_adapter
 from jaxalign.models.sharding import on_mesh as on_mesh_params
+from jaxalign.models.tensor_dtypes import AutoDtype
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.core import exports
 from jaxalign.training.core.batch import Kind
 from jaxalign.training.core.implementations import with_implementations
 from jaxalign.training.core.loading import row_batches
 from jaxalign.training.core.loop import TrainConfig
+from jaxalign.training.core.mesh_fit import tell_fit
 from jaxalign.training.core.opening import tell_model
 from jaxalign.training.core.scoring import CausalPolicy, ScalarPolicy
 
@@ -59,7 +61,8 @@ class ModelSource:
       tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       revision: revision of a hub id; empty uses the newest.
       param_dtype: dtype in which parameters are stored and updated.
-      compute_dtype: dtype of matrix products; norms, softmax and losses always use float32.
+      compute_dtype: dtype of matrix products; norms, softmax and losses always use float32. auto is bfloat16 on GPUs
+        and TPUs and float32 on CPUs, and keeps the run's choice on resume.
       random_init: read only config.json from `path` and initialize the weights at random from run.seed.
       remat: activations of each layer to store for the backward pass; the rest are recomputed, which saves memory.
         From most memory to least: none (store all), minimal (matrix products), save_qkv_context (attention's products
@@ -75,7 +78,7 @@ class ModelSource:
     tokenizer: str = ""
     revision: str = ""
     param_dtype: Dtype = "float32"
-    compute_dtype: Dtype = "float32"
+    compute_dtype: AutoDtype = "auto"
     random_init: bool = False
     remat: models.Remat | bool = "none"
     attention: Literal["auto"] | models.AttentionImplementation = "auto"
@@ -148,15 +151,19 @@ def load_model(
         )
     folder = exports.begun_with(run, section, source.path)
     revision = source.revision or None
-    param_dtype = exports.kept_dtype(run, section, source, mesh.devices.flat[0])
+    device = mesh.devices.flat[0]
+    param_dtype, _ = exports.kept_dtype(run, section, source, "param_dtype", device)
+    compute_dtype, why = exports.kept_dtype(run, section, source, "compute_dtype", device)
     if run is not None:
         exports.note_model(run, section, folder, source)
+    if mesh.size > 1:
+        tell_fit(run, section, models.load_config(folder, revision=revision), mesh)
     tokenizer = models.load_tokenizer(
         source.tokenizer or folder, revision=None if source.tokenizer else revision
     )
     dtypes: dict[str, Any] = {
         "param_dtype": jnp.dtype(param_dtype),
-        "compute_dtype": jnp.dtype(source.compute_dtype),
+        "compute_dtype": jnp.dtype(compute_dtype),
     }
     if source.random_init:
         model = models.create(
@@ -173,7 +180,7 @@ def load_model(
     )
     model = place_model(model, mesh)
     if run is not None:
-        tell_model(run, section, source, model)
+        tell_model(run, section, source, model, why)
     return model, tokenizer
 
 
@@ -213,6 +220,16 @@ def place_model(model: Any, mesh: Mesh) -> Any:
     return models.merge(definition, place_params(params, mesh))
 
 
+def placed(live: Any, mesh: Mesh, *, run: Run | None = None, section: str = "model") -> Any:
+    """A live model, laid out on the mesh if that, or the one where it lies, has several devices.
+
+    Raises:
+      ConfigError: see `tell_fit`, which the `run` is told by.
+    """
+    tell_fit(run, section, live.config, mesh)
+    return place_model(live, mesh) if mesh.size > 1 or live.config.mesh is not None else live
+
+
 def place_params(params: Any, mesh: Mesh) -> Any:
     """Parameters laid out on the mesh by their logical axes."""
     return on_mesh_params(params, mesh)
@@ -244,7 +261,25 @@ def on_mesh(
     Args:
       columns: of the batch, arrays by name.
       kind: what it becomes; it takes the columns that it has fields for.
-      mesh: the devices.
+      mesh, packing, num_microbatches, head: see `laid_out`.
+    """
+    columns = laid_out(columns, mesh, packing=packing, num_microbatches=num_microbatches, head=head)
+    return shard_batch(kind.of(columns), mesh)
+
+
+def laid_out(
+    columns: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    packing: bool = False,
+    num_microbatches: int = 1,
+    head: bool = True,
+) -> Mapping[str, Any]:
+    """The columns of a batch, with what tells a model which tokens to compute and where its head is read.
+
+    Args:
+      columns: of the batch, arrays by name.
+      mesh: the devices that its rows will be split over.
       packing: lay out its rows of tokens in fewer, fuller ones (see `data.packed`), unless they have been.
       num_microbatches: micro-batches it will be split into.
       head: whether a vocabulary head reads them; it will read what predicts counted tokens.
@@ -254,7 +289,7 @@ def on_mesh(
         columns = packed(columns, num_microbatches=num_microbatches, shards=shards, loss_positions=head)
     elif head and not packing:
         columns = with_loss_positions(columns, num_microbatches=num_microbatches, shards=shards)
-    return shard_batch(kind.of(columns), mesh)
+    return columns
 
 
 def training_batches(

@@ -45,7 +45,7 @@ def make_update(
     accept: Callable[[Mapping[str, jax.Array]], jax.Array] | None = None,
     lift: Callable[[Callable], Callable] | None = None,
     learning: str = "",
-) -> Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+) -> "Update":
     """Builds `update(state, frozen, batch, key) -> (state, metrics)`, jitted, `state` donated.
 
     The rows of the batch (axis 0 of every array) are split into `accumulation_steps`
@@ -98,19 +98,32 @@ def make_update(
         # GPUs.
         return jax.tree.map(lambda new, old: jnp.where(keep, new, old), stepped(), state), metrics
 
-    compiled: Callable | None = None
+    return Update(lift(update) if lift else update)
 
-    def call(state: TrainState, frozen: Any, batch: Batch, key: jax.Array):
-        nonlocal compiled
-        if compiled is None:
-            # The new state lies where the old one lay: else the second step would be another program.
-            shardings = jax.tree.map(lambda x: x.sharding, state)
-            compiled = jax.jit(
-                lift(update) if lift else update, donate_argnums=0, out_shardings=(shardings, None)
-            )
-        return compiled(state, frozen, batch, key)
 
-    return call
+class Update:
+    """An optimizer step, jitted; `state` is donated. The new state lies where the old one lay."""
+
+    def __init__(self, function: Callable[..., tuple[TrainState, dict[str, jax.Array]]]) -> None:
+        self._function = function
+        self._compiled: Any = None
+
+    def __call__(
+        self, state: TrainState, frozen: Any, batch: Any, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Takes the step."""
+        if self._compiled is None:
+            self._compiled = self._jitted(state)
+        return self._compiled(state, frozen, batch, key)
+
+    def lower(self, state: TrainState, frozen: Any, batch: Any, key: Any) -> jax.stages.Lowered:
+        """The step traced for arguments, or for their shapes (`jax.ShapeDtypeStruct` with a sharding)."""
+        return self._jitted(state).lower(state, frozen, batch, key)
+
+    def _jitted(self, state: TrainState) -> Any:
+        # Shardings of the result: else the second step would be another program.
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        return jax.jit(self._function, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def accumulated(gradient: Callable, steps: int) -> Callable:

@@ -89,7 +89,7 @@ def train_dpo(
         elif reference is policy or not spec.reference:
             against = start
         else:
-            against = run.placed(reference)
+            against = run.placed(reference, "reference")
         data = run.load_data("label" if spec.unpaired else "comparison", words, start.config)
         _check_rows(data, config.loss)
         # The update donates its own copy of the parameters, so the start can serve as reference.

@@ -15,6 +15,7 @@ import numpy as np
 from jaxalign import models
 from jaxalign.data import Dataset, Example, eval_batches
 from jaxalign.errors import CheckpointError
+from jaxalign.mesh import row_shards
 from jaxalign.training.core.loading import refuse_stream
 from jaxalign.training.core.offline import DatasetFeed, OfflineRun
 from jaxalign.training.core.scoring import score_tokens
@@ -54,10 +55,11 @@ def precomputed_reference(run: OfflineRun, feed: DatasetFeed, definition: Any, p
         Path(config.reference_cache or run.run.folder / "reference"),
         feed.data,
         params,
-        {"length_alpha": alpha, "dtype": config.model.compute_dtype},
+        {"length_alpha": alpha, "dtype": definition.config.compute_dtype},
         lambda batch: score(params, feed.place(batch, training=False)),
         feed.collate,
         batch_size=feed.eval_size,
+        multiple=row_shards(run.mesh),
     )
     run.run.add_metadata(reference_logps=str(path))
     return table
@@ -72,6 +74,7 @@ def reference_table(
     collate: Callable[..., dict[str, Any]],
     *,
     batch_size: int,
+    multiple: int = 1,
 ) -> tuple[ReferenceTable, Path]:
     """The table of a data set, read from `folder` where it lies there, else computed and written.
 
@@ -83,7 +86,7 @@ def reference_table(
       settings: whatever else the log-probs depend on.
       score: a batch -> float32 [B, G].
       collate: examples to a batch.
-      batch_size: examples scored at once.
+      batch_size, multiple: examples scored at once, see `eval_batches`.
 
     Raises:
       CheckpointError: a damaged file.
@@ -98,7 +101,7 @@ def reference_table(
     def rows(examples: Sequence[Example]) -> np.ndarray:
         parts = [
             np.asarray(score(batch), np.float32)[batch["valid"]]
-            for batch in eval_batches(examples, batch_size, collate)
+            for batch in eval_batches(examples, batch_size, collate, multiple=multiple)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 

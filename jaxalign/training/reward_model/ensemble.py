@@ -256,7 +256,12 @@ def ensemble_task(
     evaluate = make_member_evaluation(policy, loss_of)
 
     def held_out(params: Any, limit: int = 0) -> HeldOut:
-        rows = eval_batches(data.validation or data.train, train.eval_batch_size or train.batch_size, collate)
+        rows = eval_batches(
+            data.validation or data.train,
+            train.eval_batch_size or train.batch_size,
+            collate,
+            multiple=row_shards(run.mesh),
+        )
         placed = (
             setup.on_mesh(columns, kind, run.mesh, packing=train.packing, head=False) for columns in rows
         )

@@ -15,6 +15,7 @@ from jaxalign.runs import Run
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.implementations import with_implementations
+from jaxalign.training.core.mesh_fit import tell_fit
 from jaxalign.training.core.optimizer import clipping, in_parts, make_optimizer, make_schedule, update_rule
 from jaxalign.training.core.scoring import (
     CausalPolicy,
@@ -97,7 +98,13 @@ def build(
     reference_definition, reference_params = models.split(reference)
     batch, vocabulary = config.train.score_batch_size, policy.config.vocab_size
     reward, reward_model = build_reward(
-        config.reward, reward, batch_size=batch, vocabulary=vocabulary, tokenizer=tokenizer
+        config.reward,
+        reward,
+        mesh=mesh,
+        batch_size=batch,
+        vocabulary=vocabulary,
+        tokenizer=tokenizer,
+        run=run,
     )
     scorer, trained, frozen = setup.policy_of(policy, config.lora, mesh, key=jax.random.fold_in(key, 1))
     critic, critic_trained, critic_frozen, head = _critic(config, policy, reward_model, mesh, key, run)
@@ -125,7 +132,8 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
     else:
         if not critic.path:
             raise ConfigError("critic.path: expected the folder of a scalar model with critic.init=path")
-        scalar = models.load_reward_model(setup.model_folder(critic.path))
+        scalar = models.load_reward_model(setup.model_folder(critic.path), mesh=mesh)
+        tell_fit(run, "critic", scalar.config, mesh)
     if not (critic.shared_trunk or critic.init == "policy"):
         # It learns as the policy does. A reward model that scores, perhaps the same one, stays in float32.
         scalar = models.with_config(scalar, compute_dtype=policy.config.compute_dtype)

@@ -134,9 +134,9 @@ class OnPolicyTrainer(Evaluated):
           The tree on the host, with N rows.
         """
         count = len(rows.lengths)
-        # Few rows are filled up to what the devices share evenly.
+        # Filled up to what the devices share evenly.
         shards = row_shards(self.mesh)
-        size = min(self.config.train.score_batch_size, -(-count // shards) * shards)
+        size = -(-min(self.config.train.score_batch_size, count) // shards) * shards
         batches = self._on_mesh([rows.batch(start, size) for start in range(0, count, size)], TokenBatch)
         parts = [score(batch) for batch in batches]
         # Fetched when all are under way, so that the device does not wait for the host in between.
@@ -174,7 +174,8 @@ class OnPolicyTrainer(Evaluated):
         """Raises, or warns once, where these differences are larger than is allowed; see `check_logps`."""
         engine, int8 = self.config.rollout.engine, self.config.rollout.int8
         if engine.kind == "local":
-            exact = 1e-3 if self.config.model.compute_dtype == "float32" else 0.1
+            computed = self.policy.definition.config.compute_dtype
+            exact = 1e-3 if computed == "float32" else 0.1
             tolerance = self.config.train.logp_tolerance or (0.05 if int8 else exact)
             gap = gaps["rollout/logp_gap_mean" if int8 else "rollout/logp_gap"]
             if number == 1 and not gap <= tolerance:
@@ -182,6 +183,7 @@ class OnPolicyTrainer(Evaluated):
                     f"the log-probs of sampler and trainer differ by {gap:.3g} nats"
                     f"{' in the mean' if int8 else ''}, more than train.logp_tolerance = {tolerance:g}; the update "
                     "would not be on-policy"
+                    f"{'' if computed == 'float32' else '; raise it, or set model.compute_dtype=float32'}"
                 )
             return
         wrong = server_gap(engine, gaps)

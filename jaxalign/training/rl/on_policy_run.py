@@ -16,6 +16,7 @@ from jaxalign.training.core import setup
 from jaxalign.training.core.exports import chosen_state
 from jaxalign.training.core.loading import load_data, row_batches
 from jaxalign.training.core.loop import Interrupted, Interval, restore_callbacks, tell_saved
+from jaxalign.training.core.mesh_fit import check_rows
 from jaxalign.training.core.open_run import OpenRun
 from jaxalign.training.core.opening import tell_devices, tell_updates
 from jaxalign.training.core.scoring import CausalPolicy
@@ -40,6 +41,8 @@ class OnPolicyRun(OpenRun):
         return build_reward(
             self.config.reward,
             live,
+            mesh=self.mesh,
+            run=self.run,
             batch_size=self.config.train.score_batch_size,
             vocabulary=policy.config.vocab_size,
             tokenizer=tokenizer,
@@ -115,6 +118,7 @@ def fit_on_policy(
     live, tokenizer = given.others["policy"], given.others["tokenizer"]
     setup.check_live(live, tokenizer, "policy")
     mesh = setup.start(config.run, config.mesh)
+    check_rows(config, mesh)
     with setup.default_device(mesh), Run.open(config.run, config, command, given) as run:
         opened = OnPolicyRun(config, run, mesh, jax.random.key(config.run.seed))
         # What the trainer does not hold leaves the device with `begin`.

@@ -69,6 +69,11 @@ class OnlineDPOConfig(OnPolicyConfig):
             self.check_judged()
         super().__post_init__()
 
+    @property
+    def rows_per_prompt(self) -> int:
+        """One pair."""
+        return 1
+
     def check_judged(self) -> None:
         """Raises ValueError for keys that cannot be combined with a judge."""
         if self.sampling.num_samples != 2:

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
+
+from jax.sharding import Mesh
 
 from jaxalign import models
 from jaxalign.config_values import as_tuples
@@ -11,7 +14,9 @@ from jaxalign.errors import ConfigError
 from jaxalign.models.heads import ScalarModel
 from jaxalign.rewards import EnsembleReward, ModelReward, ProcessReward, WeightedMix, load_function
 from jaxalign.rewards.process import StepScore
+from jaxalign.runs import Run
 from jaxalign.training.core import setup
+from jaxalign.training.core.mesh_fit import tell_fit
 from jaxalign.training.rl.required_steps import StepsRequired
 
 
@@ -92,10 +97,12 @@ def build_reward(
     source: RewardSource,
     reward: Any,
     *,
+    mesh: Mesh,
     batch_size: int,
     vocabulary: int,
     tokenizer: Any = None,
     by_step: bool = False,
+    run: Run | None = None,
 ) -> tuple[Any, ScalarModel | None]:
     """The reward, and the reward model in it where there is one (of an ensemble: its first member).
 
@@ -103,11 +110,14 @@ def build_reward(
       source: what the configuration names.
       reward: in place of `source`: a live reward, a scalar model, several scalar models (an ensemble), or a list of
         functions and scalar models (a mix by `source.weights`); or None.
+      mesh: the devices that reward models, live ones too, are sharded over, and the rows that they score. A live
+        reward stays where its model is.
       batch_size: packed rows that a reward model scores at once.
       vocabulary: the policy's; a reward model must know as many tokens.
       tokenizer: the policy's; a process reward model needs it.
       by_step: whether the algorithm reads the rewards of steps: token rewards must then say where steps end (see
         `StepsRequired`), and `step_score=auto` is the probability of each step instead of the change of the minimum.
+      run: is told how the models fit the mesh.
 
     Raises:
       ConfigError: no reward, no such function, a rule for ensembles where there is none, or a process reward
@@ -115,13 +125,21 @@ def build_reward(
       ModelError, UserError: a reward model that is damaged or does not fit.
     """
     step_score: StepScore = "probability" if by_step else "minimum"
-    found, model = _build(source, reward, batch_size, vocabulary, tokenizer, step_score)
+
+    def placed(part: Any) -> Any:
+        scalar = isinstance(part, ScalarModel)
+        return setup.placed(part, mesh, run=run, section="reward") if scalar else part
+
+    reward = [placed(part) for part in reward] if isinstance(reward, (list, tuple)) else placed(reward)
+    load = partial(_load, source, mesh, run)
+    found, model = _build(source, reward, load, batch_size, vocabulary, tokenizer, step_score)
     return (StepsRequired(found) if by_step else found), model
 
 
 def _build(
     source: RewardSource,
     reward: Any,
+    load: Callable[[], ScalarModel | list[ScalarModel]],
     batch_size: int,
     vocabulary: int,
     tokenizer: Any,
@@ -169,7 +187,7 @@ def _build(
     rewards: dict[str, Any] = {}
     weights: dict[str, float] = {}
     if source.model or source.models:
-        rewards["model"], model = scored_by(_load(source))
+        rewards["model"], model = scored_by(load())
         weights["model"] = source.model_weight
     elif source.aggregate != "mean":
         raise ConfigError(
@@ -220,10 +238,17 @@ def _is_ensemble(reward: Any) -> bool:
     return isinstance(reward, Sequence) and bool(reward) and all(isinstance(r, ScalarModel) for r in reward)
 
 
-def _load(source: RewardSource) -> ScalarModel | list[ScalarModel]:
+def _load(source: RewardSource, mesh: Mesh, run: Run | None) -> ScalarModel | list[ScalarModel]:
+    def loaded(folder: str) -> ScalarModel:
+        tell_fit(run, "reward", models.load_config(folder), mesh)
+        return models.load_reward_model(folder, mesh=mesh)
+
     if source.models:
-        return [models.load_reward_model(setup.model_folder(path)) for path in source.models]
+        return [loaded(setup.model_folder(path)) for path in source.models]
     folder = setup.model_folder(source.model)
     if models.is_reward_ensemble(folder):
-        return models.load_reward_ensemble(folder)
-    return models.load_reward_model(folder)
+        members = models.load_reward_ensemble(folder, mesh=mesh)
+        for member in members:
+            tell_fit(run, "reward", member.config, mesh)
+        return members
+    return loaded(folder)

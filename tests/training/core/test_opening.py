@@ -48,7 +48,7 @@ def test_a_run_says_what_it_begins_with(begun, tiny_model_folder):
     assert meta["models"]["model"] == {
         "path": str(tiny_model_folder.resolve()), "revision": "", "tokenizer": "", "random_init": False,
         "dtype": "float32", "family": "llama", "parameters": whole, "param_dtype": "float32",
-        "compute_dtype": "float32",
+        "compute_dtype": "float32", "compute_dtype_reason": "a cpu",
     }  # fmt: skip
     assert 0 < trained < whole
     assert (meta["training"]["steps"], meta["training"]["batches_per_epoch"]) == (2, 3.0)
@@ -80,7 +80,7 @@ def test_a_loss_of_rows_and_devices_without_work_are_warnings_with_their_keys(be
         "warning: data: 5 of 20 rows (25%) were cut by data.truncation=cut_completion to data.max_length=64\n"
         in said
     )
-    assert "warning: 7 of 8 devices are unused: set mesh.data=-1 " in said
+    assert "warning: 7 of 8 devices are unused (cpu 1 to 7; the mesh has cpu 0): set mesh.data=-1 " in said
     # The run was to be evaluated, and holds nothing out.
     assert "warning: data: no held-out rows, so nothing is evaluated: set data.validation" in said
 

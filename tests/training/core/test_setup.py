@@ -15,10 +15,11 @@ from jaxalign.kernels import matmul as products
 from jaxalign.llmdoctor.tfpo_config import PatientSource, TFPOConfig
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import attention
-from jaxalign.models.tensor_dtypes import frozen_dtype
+from jaxalign.models.tensor_dtypes import device_dtype
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.core import exports, setup
 from jaxalign.training.core.implementations import recorded_implementations
+from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.sft import SFTConfig
 
@@ -49,7 +50,7 @@ def test_a_frozen_patients_weights_are_as_the_device_likes_them_and_stay_so_when
 
     def load(platform, **options):
         there = SimpleNamespace(platform=platform)
-        monkeypatch.setattr(exports, "frozen_dtype", lambda asked, device: frozen_dtype(asked, there))
+        monkeypatch.setattr(exports, "device_dtype", lambda asked, device: device_dtype(asked, there))
         config = TFPOConfig(run=run, patient=source)
         with Run.open(run, config, "tfpo") as began:
             return setup.load_model(
@@ -58,7 +59,7 @@ def test_a_frozen_patients_weights_are_as_the_device_likes_them_and_stay_so_when
 
     model = load(platform)
     assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(dtype)}
-    assert model.config.compute_dtype == "float32"
+    assert model.config.compute_dtype == dtype
     said = (tmp_path / "run" / "run.log").read_text()
     assert f" in {dtype}" in said
     assert ("rounded from float32, which patient.param_dtype=float32 would not do" in said) == (
@@ -68,6 +69,65 @@ def test_a_frozen_patients_weights_are_as_the_device_likes_them_and_stay_so_when
     other = load("cpu" if platform == "gpu" else "gpu")
     assert other.config.param_dtype == dtype
     assert load(platform, param_dtype="bfloat16").config.param_dtype == "bfloat16"
+
+
+@pytest.fixture
+def on(tiny_model_folder, tmp_path, monkeypatch):
+    """Loads the model of a run as if on devices of a platform: its compute dtype, and what the run notes of it."""
+    kept = exports.kept_dtype
+
+    def load(platform, steps=1, **options):
+        there = SimpleNamespace(platform=platform)
+        monkeypatch.setattr(exports, "kept_dtype", lambda *args: kept(*args[:-1], there))
+        source = ModelSource(path=str(tiny_model_folder), **options)
+        own = RunConfig(output=str(tmp_path / "run"), resume=True)
+        config = SFTConfig(run=own, model=source, train=TrainConfig(steps=steps))
+        with Run.open(own, config, "sft") as run:
+            model, _ = setup.load_model(source, make_mesh(), seed=0, run=run)
+            return model.config.compute_dtype, run.metadata()["models"]["model"]
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
+)
+def test_products_are_bfloat16_on_accelerators_and_stay_as_they_began_when_resumed(
+    platform, dtype, on, tmp_path
+):
+    found, noted = on(platform)
+    assert found == noted["compute_dtype"] == dtype
+    assert (noted["param_dtype"], noted["compute_dtype_reason"]) == ("float32", f"a {platform}")
+    said = (tmp_path / "run" / "run.log").read_text()
+    told = f"in float32; products in bfloat16 (model.compute_dtype=auto: a {platform}))"
+    assert (told in said) == (dtype == "bfloat16")
+    # On another machine it goes on as it began, and where that is named; another is refused.
+    for options in ({}, {"compute_dtype": dtype}):
+        assert on("gpu" if platform == "cpu" else "cpu", **options)[0] == dtype
+    other = "bfloat16" if dtype == "float32" else "float32"
+    with pytest.raises(
+        ConfigError, match=r"model\.compute_dtype was 'auto' and is now .*compute_dtype=auto$"
+    ):
+        on(platform, compute_dtype=other)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_run_that_began_when_float32_was_the_default_goes_on_in_it(noted, steps, on, tmp_path):
+    """Also where it is made longer, which writes down its configuration anew."""
+    on("cpu", compute_dtype="float32")
+    file = tmp_path / "run" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    del metadata["models"]["model"]["compute_dtype_reason"]
+    if not noted:
+        del metadata["models"]["model"]["compute_dtype"]
+    file.write_text(json.dumps(metadata))
+    for _ in range(2):
+        found, now = on("gpu", steps)
+        assert found == now["compute_dtype"] == "float32"
+        assert now["compute_dtype_reason"] == "the run began with it"
+    with pytest.raises(ConfigError, match=r"model\.compute_dtype was 'float32' and is now 'bfloat16'"):
+        on("gpu", steps, compute_dtype="bfloat16")
 
 
 def recorded(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from jaxalign import models
 from jaxalign.errors import ConfigError, ModelError
+from jaxalign.mesh import make_mesh
 from jaxalign.rewards import ModelReward, RewardRequest, evaluate_reward, load_function
 from jaxalign.training.rl.reward_source import RewardSource, build_reward
 
@@ -17,7 +18,7 @@ def members(tiny_model_folder):
 
 
 def build(source, reward=None):
-    return build_reward(source, reward, batch_size=4, vocabulary=259)
+    return build_reward(source, reward, mesh=make_mesh(), batch_size=4, vocabulary=259)
 
 
 @pytest.mark.parametrize(

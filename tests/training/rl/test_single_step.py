@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from jaxalign import models
+from jaxalign.errors import UserError
 from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.models.lora import LoraConfig
 from jaxalign.training.core import setup
+from jaxalign.training.core.scoring import CausalPolicy
+from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.rl.gae_inputs import RolloutScores, advantages_of
 from jaxalign.training.rl.grpo_config import GRPOLossConfig
 from jaxalign.training.rl.grpo_step import (
@@ -23,6 +26,7 @@ from jaxalign.training.rl.grpo_step import (
 )
 from jaxalign.training.rl.kl_controller import KLConfig
 from jaxalign.training.rl.on_policy import OnPolicyTrainer
+from jaxalign.training.rl.on_policy_config import RolloutConfig, RolloutTrainConfig
 from jaxalign.training.rl.ppo_config import PPOLossConfig
 from jaxalign.training.rl.ppo_step import PPOBatch, make_ppo_loss, make_single_step_ppo_loss
 from jaxalign.training.rl.rollout_metrics import rollout_counts
@@ -123,3 +127,23 @@ def test_ppo_takes_the_gradient_of_a_rollout_scored_before(loss, devices):
     found = gradient(single, parts.trained, parts.frozen, rollout)
     expected = gradient(make_ppo_loss(parts.models, config, HEAT, loss), parts.trained, parts.frozen, scored)
     assert_same(found, expected)
+
+
+def test_sampler_and_trainer_may_differ_as_the_policys_own_dtype_makes_them():
+    """A live policy's too, whatever the configuration says of other models."""
+
+    def check(dtype, gap):
+        config = SimpleNamespace(rollout=RolloutConfig(), train=RolloutTrainConfig(), model=ModelSource())
+        policy = CausalPolicy(models.Definition(dataclasses.replace(shape(), compute_dtype=dtype)))
+        trainer = SimpleNamespace(config=config, policy=policy)
+        OnPolicyTrainer.check_gaps(trainer, 1, {"rollout/logp_gap": gap})
+
+    check("bfloat16", 0.05)
+    with pytest.raises(
+        UserError, match=r"train\.logp_tolerance = 0\.1; .*or set model\.compute_dtype=float32$"
+    ):
+        check("bfloat16", 0.2)
+    with pytest.raises(
+        UserError, match=r"train\.logp_tolerance = 0\.001; the update would not be on-policy$"
+    ):
+        check("float32", 0.05)

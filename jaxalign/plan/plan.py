@@ -1,0 +1,156 @@
+"""`jaxalign plan COMMAND`: compiles the command's optimizer step for devices that need not be there, and says what it
+takes of each."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from jaxalign.errors import ConfigError
+from jaxalign.mesh import make_mesh
+from jaxalign.models.memory import number_of_weights, sized
+from jaxalign.plan.collectives import Collective, collectives
+from jaxalign.plan.steps import model_of, planned, shape_of
+from jaxalign.plan.targets import Target, cudnn_of, devices_of, parse_target
+from jaxalign.target import compiling_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What to plan; all other flags are those of the command.
+
+    Attributes:
+      command: training command to plan: sft, reward, dpo, grpo or ppo.
+      target: kind and number of devices, such as h100x8 (H100 SXM, 80 GB); cpux8 compiles for virtual CPU devices,
+        whose bytes and collectives differ from an accelerator's.
+      tokens: length of a row, prompt and completion.
+      collectives: number of collectives to list, largest first.
+    """
+
+    command: str
+    target: str = "h100x8"
+    tokens: int = 2048
+    collectives: int = 3
+
+    def __post_init__(self) -> None:
+        for name, least in (("tokens", 2), ("collectives", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan and the configuration of the command that it is for."""
+
+    own: PlanConfig
+    settings: Any
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a compiled step takes of one device.
+
+    Attributes:
+      arguments: bytes of parameters, optimizer state, frozen models and the batch.
+      temporaries: bytes beside them while it runs.
+      unaliased: bytes of results that take no argument's place.
+      collectives: what moves between devices.
+      seconds: time to compile.
+    """
+
+    arguments: int
+    temporaries: int
+    unaliased: int
+    collectives: list[Collective]
+    seconds: float
+
+    @property
+    def total(self) -> int:
+        """Bytes of a device at most."""
+        return self.arguments + self.temporaries + self.unaliased
+
+
+def plan(asked: Plan) -> None:
+    """Compiles the optimizer step of a training command for a target, and prints bytes and collectives of a device.
+
+    Only config.json of the model is read: no weights, no data.
+
+    Args:
+      asked: what to plan, and the command's configuration.
+
+    Raises:
+      UserError: an invalid configuration, or a compiler that is not installed.
+    """
+    target = parse_target(asked.own.target)
+    model_of(asked.own.command, asked.settings)  # before the compiler is looked for
+    for line in report(asked, target, figures(asked.own.command, asked.settings, target, asked.own.tokens)):
+        print(line)
+
+
+def figures(command: str, config: Any, target: Target, tokens: int) -> Figures:
+    """What the step of a command takes of a device of the target.
+
+    Args:
+      command: see `steps.planned`.
+      config: the command's.
+      target: the devices.
+      tokens: of a row.
+    """
+    devices = devices_of(target)
+    with compiling_for(devices[0]), cudnn_of(target):
+        mesh = make_mesh(config.mesh, devices)
+        if mesh.size < target.count:
+            raise ConfigError(
+                f"mesh: data x fsdp x tensor = {mesh.size}, but the target has {target.count} devices; set "
+                f"mesh.data=-1, or --target={target.kind}x{mesh.size}"
+            )
+        begun = time.perf_counter()
+        update, shapes = planned(command, config, mesh, tokens)
+        compiled = update.lower(*shapes).compile(compiler_options=cast(Any, target.compiler_options or None))
+        seconds = time.perf_counter() - begun
+    memory: Any = compiled.memory_analysis()
+    return Figures(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        unaliased=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        collectives=collectives(compiled.as_text() or ""),
+        seconds=seconds,
+    )
+
+
+def report(asked: Plan, target: Target, found: Figures) -> Iterator[str]:
+    """The lines that `jaxalign plan` prints."""
+    config, own = asked.settings, asked.own
+    shape = shape_of(own.command, config, make_mesh(config.mesh, devices_of(target)))
+    axes = ", ".join(
+        f"{name}={size}" for name in ("data", "fsdp", "tensor") if (size := getattr(config.mesh, name)) != 1
+    )
+    yield (
+        f"{own.command} of {number_of_weights(shape) / 1e9:.3g}B parameters on {own.target}"
+        f" (mesh {axes or 'of one device'}), rows of {own.tokens:,} tokens, compiled in {found.seconds:.0f} s"
+    )
+    yield f"parameters in {shape.param_dtype}, products in {shape.compute_dtype}, remat={shape.remat}"
+    if target.kind == "cpu":
+        yield "virtual CPU devices: an accelerator's bytes and collectives differ"
+    yield ""
+    yield "bytes of a device"
+    yield f"  parameters, optimizer, frozen models, batch  {sized(found.arguments):>12s}"
+    yield f"  temporaries                                  {sized(found.temporaries):>12s}"
+    room = f" of {sized(target.memory)}" if target.memory else ""
+    yield f"  total                                        {sized(found.total):>12s}{room}"
+    if target.memory and found.total > target.memory:
+        yield "  does not fit: more devices along mesh.fsdp, more train.accumulation_steps, model.remat=full or"
+        yield "  lora.enabled=true take less of each"
+    yield ""
+    yield "collectives of a step, bytes of a device"
+    count, total = Counter[str](), Counter[str]()
+    for one in found.collectives:
+        count[one.kind] += one.count
+        total[one.kind] += one.total_bytes
+    for kind, size in total.most_common():
+        yield f"  {kind:20s} {count[kind]:6d}  {sized(size):>12s}"
+    if not total:
+        yield "  none"
+    for one in found.collectives[: own.collectives]:
+        yield f"    {one.kind} {one.count} x {sized(one.bytes)} {one.operation}".rstrip()

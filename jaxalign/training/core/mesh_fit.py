@@ -1,0 +1,191 @@
+"""Whether a run fits its mesh: devices without work, and rows and weights that do not divide by an axis.
+
+An array whose axis does not divide is replicated: the result is the same, and every device pays for all of it. So what
+scores without a gradient is filled up with rows that do not count (see `data.eval_batches`); rows that train must
+divide; weights that do not are told with what they cost.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxalign import models
+from jaxalign.errors import ConfigError
+from jaxalign.mesh import DEFAULT_RULES, devices_of, partition_spec, row_shards
+from jaxalign.models.memory import sized
+from jaxalign.models.transformer import parameter_shapes
+from jaxalign.runs import Run
+
+# --- devices ----------------------------------------------------------------------------------
+
+
+def tell_idle(run: Run, mesh: Mesh) -> None:
+    """Warns of visible devices that are not in the mesh, with the nearest setting that uses all."""
+    there = devices_of(run.config.device)
+    used = set(mesh.devices.flat)
+    idle = [device for device in there if device not in used]
+    if idle:
+        run.warn(
+            f"{len(idle)} of {len(there)} devices are unused ({_numbered(idle)}; the mesh has "
+            f"{_numbered([d for d in there if d in used])}): set {_using_all(len(there), mesh)}"
+        )
+
+
+def _numbered(devices: Sequence[Any]) -> str:
+    """`cpu 2 to 7`."""
+    ids = [device.id for device in devices]
+    if len(ids) > 2 and ids == list(range(ids[0], ids[-1] + 1)):
+        return f"{devices[0].platform} {ids[0]} to {ids[-1]}"
+    return f"{devices[0].platform} {', '.join(map(str, ids))}"
+
+
+def _using_all(there: int, mesh: Mesh) -> str:
+    if mesh.size == 1:
+        return f"mesh.data=-1 to split the rows over all devices, or mesh.fsdp={there} to shard the parameters too"
+    sizes = {name: mesh.shape[name] for name in ("fsdp", "tensor")}
+    if there % math.prod(sizes.values()):
+        sizes["tensor"] = _nearest(there, sizes["tensor"])[0]
+        sizes["fsdp"] = _nearest(there // sizes["tensor"], sizes["fsdp"])[0]
+    changed = [f"mesh.{name}={size}" for name, size in sizes.items() if size != mesh.shape[name]]
+    return " and ".join(["mesh.data=-1", *changed]) + " to use all"
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+def check_rows(config: Any, mesh: Mesh) -> None:
+    """Checks that the rows of a training step can be split evenly over the mesh, those of each micro-batch too.
+
+    Packed rows always can, and so can batches by tokens.
+
+    Raises:
+      ConfigError: they cannot; names the key, its value and the nearest that fit.
+    """
+    train, shards = config.train, row_shards(mesh)
+    if shards == 1 or train.packing or getattr(train, "batch_tokens", 0):
+        return
+    if hasattr(train, "batch_size"):
+        key, size, each, parts = "batch_size", train.batch_size, 1, train.accumulation_steps
+    else:
+        key, size, each = "prompts", train.prompts, config.rows_per_prompt
+        parts = train.minibatches * train.accumulation_steps
+    if size * each % (parts * shards) == 0:
+        return
+    unit = parts * shards // math.gcd(parts * shards, each)
+    fitting = [str(n) for n in (size // unit * unit, -(-size // unit) * unit) if n]
+    part = "an optimizer step" if parts == 1 else "a micro-batch"
+    raise ConfigError(
+        f"train.{key}={size}: the {size * each // parts} rows of {part} cannot be split evenly over mesh.data x "
+        f"mesh.fsdp = {shards} devices, so each would compute all of them; set train.{key} to "
+        f"{' or '.join(dict.fromkeys(fitting))}, or train.packing=true"
+    )
+
+
+# --- weights ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A logical axis of weights that are replicated over a mesh axis, as its size does not divide by the axis'.
+
+    Attributes:
+      name, size: of the logical axis.
+      mesh_axis, width: the mesh axis and its size.
+      cost: bytes that a device holds of them in addition to its share.
+    """
+
+    name: str
+    size: int
+    mesh_axis: str
+    width: int
+    cost: float
+
+
+def misfits(config: models.ModelConfig, mesh: Mesh) -> tuple[list[Misfit], set[str]]:
+    """What of a model's weights does not divide by the mesh, and the mesh axes that any of its matrices divides by."""
+    itemsize = jnp.dtype(config.param_dtype).itemsize
+    shapes = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, config.param_dtype),
+        parameter_shapes(config),
+        is_leaf=lambda shape: isinstance(shape, tuple),
+    )
+    leaves, treedef = jax.tree.flatten(shapes)
+    costs: Counter[tuple[str, int, str]] = Counter()
+    divided: set[str] = set()
+    for leaf, names in zip(leaves, treedef.flatten_up_to(models.param_logical_axes(shapes)), strict=True):
+        spec = partition_spec(names, leaf.shape, mesh)
+        own = {target for target in spec if isinstance(target, str)}
+        if len(names) - ("layers" in names) > 1:
+            divided |= own
+        held = math.prod(leaf.shape) * itemsize / math.prod(mesh.shape[target] for target in own)
+        for name, size in zip(names, leaf.shape, strict=True):
+            target = DEFAULT_RULES.get(name) if name else None
+            if isinstance(target, str) and size % mesh.shape[target]:
+                costs[name, size, target] += held * (1 - 1 / mesh.shape[target])
+    found = [Misfit(*key, mesh.shape[key[2]], cost) for key, cost in costs.items()]
+    return found, divided
+
+
+def tell_fit(run: Run | None, section: str, config: models.ModelConfig, mesh: Mesh) -> None:
+    """Warns of weights and heads of a model that are replicated over an axis of the mesh; of equal models once.
+
+    Args:
+      run: the open run; None only checks.
+      section: of the configuration that names the model.
+      config: the model's shape.
+      mesh: the devices.
+
+    Raises:
+      ConfigError: none of its matrices divides by an axis that is asked for.
+    """
+    if mesh.size == 1:
+        return
+    found, divided = misfits(config, mesh)
+    for axis in ("fsdp", "tensor"):
+        if mesh.shape[axis] > 1 and axis not in divided:
+            raise ConfigError(_nothing_divides(section, axis, mesh, found))
+    if run is None:
+        return
+    for misfit in found:
+        axis, width = misfit.mesh_axis, misfit.width
+        run.warn_once(
+            section,
+            f"{misfit.name} = {misfit.size} is not divisible by mesh.{axis}={width}: those weights are replicated "
+            f"over it, which costs {sized(misfit.cost)} a device; nearest that fits: "
+            f"{_settings(axis, _nearest(misfit.size, width))}",
+        )
+    heads, width = config.num_kv_heads, mesh.shape["tensor"]
+    if heads % width:
+        run.warn_once(
+            section,
+            f"{heads} KV head{'s' if heads > 1 else ''} cannot be split over mesh.tensor={width}: keys, values and "
+            f"attention are replicated over it; nearest that fits: "
+            f"{_settings('tensor', _nearest(heads, width))}",
+        )
+
+
+def _nothing_divides(section: str, axis: str, mesh: Mesh, found: Iterable[Misfit]) -> str:
+    width, sizes = mesh.shape[axis], {m.name: m.size for m in found if m.mesh_axis == axis}
+    common = _nearest(math.gcd(*sizes.values()), width)
+    shape = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+    return (
+        f"mesh.{axis}={width}: none of the matrices of {section} ({shape}) can be sharded over it; nearest that fits: "
+        f"{_settings(axis, common)}" + (f", or use mesh.data={width}" if axis == "fsdp" else "")
+    )
+
+
+def _nearest(size: int, width: int) -> list[int]:
+    """The divisors of a size just below and just above a width, up to twice that; the nearer one first."""
+    divisors = [n for n in range(1, min(size, 2 * width) + 1) if size % n == 0]
+    beside = [*[n for n in divisors if n <= width][-1:], *[n for n in divisors if n > width][:1]]
+    return sorted(beside, key=lambda n: (abs(n - width), -n))
+
+
+def _settings(axis: str, sizes: Iterable[int]) -> str:
+    return " or ".join(f"mesh.{axis}={size}" for size in sorted(sizes))

@@ -1,0 +1,70 @@
+"""A plan compiles the step that a run takes: the same shapes in the same places."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+
+from jaxalign.mesh import MeshConfig, make_mesh
+from jaxalign.plan.steps import planned
+from jaxalign.training.core.step import Update
+from jaxalign.training.preference.dpo import train_dpo
+from jaxalign.training.reward_model.trainer import train_reward
+from jaxalign.training.rl.grpo import GRPOConfig, train_grpo
+from jaxalign.training.rl.ppo import train_ppo
+from jaxalign.training.sft import train_sft
+
+
+class Seen(Exception):
+    """Ends a run before its first step."""
+
+
+def grpo(configs, output, **changes):
+    base = configs.ppo(output)
+    shared = {name: getattr(base, name) for name in ("run", "model", "data", "sampling", "reward", "mesh")}
+    config = GRPOConfig(**shared)
+    train = replace(config.train, prompts=4, minibatches=1, updates=1)
+    return replace(config, train=train, loss=replace(config.loss, beta=0.1), **changes)
+
+
+CASES = {
+    "sft": (train_sft, lambda configs, output: configs.sft(output)),
+    "reward": (train_reward, lambda configs, output: configs.reward(output)),
+    "dpo": (train_dpo, lambda configs, output: configs.dpo(output)),
+    "ppo": (train_ppo, lambda configs, output: configs.ppo(output)),
+    "grpo": (train_grpo, grpo),
+}
+
+
+def described(tree):
+    """Path -> (shape, dtype, how many parts of each axis a device has), of every leaf."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        jax.tree_util.keystr(path): (x.shape, str(x.dtype), x.sharding.shard_shape(x.shape))
+        for path, x in leaves
+    }
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_state_frozen_models_and_batch_are_those_of_a_run(command, configs, devices, tmp_path, monkeypatch):
+    train, make = CASES[command]
+    config = replace(make(configs, tmp_path / "run"), mesh=MeshConfig(fsdp=2))
+    seen = []
+
+    def first(self, *arguments):
+        seen.append(jax.tree.map(lambda x: x, arguments))
+        raise Seen
+
+    monkeypatch.setattr(Update, "__call__", first)
+    with pytest.raises(Seen):
+        train(config)
+    state, frozen, batch, _ = seen[0]
+    mesh = make_mesh(config.mesh, devices)
+    _, (own_state, own_frozen, own_batch, _) = planned(command, config, mesh, batch.tokens.shape[-1])
+    assert described(own_state) == described(state)
+    assert described(own_frozen) == described(frozen)
+    # Which tokens the head reads is the data's; a plan takes all.
+    ours, theirs = (
+        {path: x for path, x in described(one).items() if "packing" not in path} for one in (own_batch, batch)
+    )
+    assert ours == theirs
