@@ -29,6 +29,9 @@ DEFAULT_RULES: Rules = {
     "vocab": "tensor",
     "rank": None,
 }
+# While completions are decoded each group of `tensor` devices has all weights and rows of its own: a token needs
+# nothing of another group.
+ROLLOUT_RULES: Rules = {**DEFAULT_RULES, "embed": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,9 @@ def constrained(
     if mesh is None or mesh.size == 1:
         return x
     spec = partition_spec(logical_axes, x.shape, mesh, rules)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    # In a `shard_map` that leaves axes to the partitioner, its own mesh is meant: the given one says their sizes.
+    inside = jax.sharding.get_abstract_mesh().manual_axes
+    return jax.lax.with_sharding_constraint(x, spec if inside else NamedSharding(mesh, spec))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -47,7 +47,8 @@ class ChatConfig(GuideConfig):
       weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers, which saves memory and
         changes completions slightly; same keeps their dtype.
       cache: int8 stores the cached keys and values as 8-bit integers; same keeps their dtype.
-      mesh: number of devices along each mesh axis; the weights of all models are sharded over it.
+      mesh: number of devices along each mesh axis; the weights of all models are sharded over it, and
+        gathered over fsdp to decode.
     """
 
     model: str = ""

@@ -59,8 +59,8 @@ class GenerateConfig(GuideConfig):
       weights: int8 rounds the weights (of a patient, not of its doctors) to 8-bit integers, which saves memory and
         changes completions slightly; same keeps their dtype.
       cache: int8 stores the cached keys and values as 8-bit integers; same keeps their dtype.
-      mesh: number of devices along each mesh axis; the weights of all models are sharded over it, prompts over data
-        and fsdp.
+      mesh: number of devices along each mesh axis; the weights of all models are sharded over it, and
+        gathered over fsdp to decode; prompts are sharded over data and fsdp.
     """
 
     model: str = ""

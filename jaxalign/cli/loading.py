@@ -221,8 +221,10 @@ def decoding_text(chat_model: ChatModel, prompts: int, longest: int, sampling: M
     )
     count = prompts * copies
     rows = f"{count:,} completion{'s' if count > 1 else ''}, with prompt up to {longest + new:,} tokens"
-    more = f"; the weights laid out for decoding: {sized(copied)} more" if copied else ""
-    return f"cache: {sized(cache)} of keys and values ({rows}){more}"
+    mesh = chat_model.sampler.config.mesh
+    share = "" if mesh is None or mesh.size == 1 else " a device"
+    more = f"; the weights laid out for decoding: {sized(copied)} more{share}" if copied else ""
+    return f"cache: {sized(cache)}{share} of keys and values ({rows}){more}"
 
 
 def printed_aside(line: str) -> None:

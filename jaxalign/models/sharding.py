@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import KeyPath
+from jax.tree_util import KeyPath, SequenceKey
 
 from jaxalign.kernels.int8 import int8_axis, keys_of, quantized
 from jaxalign.mesh import DEFAULT_RULES, Rules, tree_shardings
 
-# By the last key of a leaf; stacked layers get `layers` in front.
+# By the last key of a leaf; where layers are stacked, `layers` is in front.
 _AXES: dict[str, tuple[str | None, ...]] = {
     "q_proj": ("embed", "heads"),
     "k_proj": ("embed", "kv_heads"),
@@ -39,8 +39,7 @@ def param_logical_axes(params: Any) -> Any:
         # Of an `Int8` the path ends in an attribute: integers and scales lie as the array would.
         names = keys_of(path)
         own = _AXES.get(names[-1], ())
-        stacked = ("layers",) if "layers" in names else ()
-        known = (*stacked, *own)
+        known = (*(("layers",) if _stacked(path) else ()), *own)
         if len(known) != leaf.ndim:
             return (None,) * leaf.ndim
         return (
@@ -50,6 +49,12 @@ def param_logical_axes(params: Any) -> Any:
         )
 
     return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _stacked(path: KeyPath) -> bool:
+    """Whether a leaf holds all layers; those of `decode_weights` are a list."""
+    below = [path[i + 1] for i, part in enumerate(path[:-1]) if getattr(part, "key", None) == "layers"]
+    return bool(below) and not isinstance(below[0], SequenceKey)
 
 
 def on_mesh(params: Any, mesh: Mesh, rules: Rules | None = None) -> Any:

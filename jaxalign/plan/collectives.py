@@ -83,11 +83,12 @@ def _walk(
             size = _bytes(kind, operation, types, rest)
             yield Collective(kind, count, size, in_loop, source[1] if source else "")
         elif operation == "while":
-            body = re.search(r"body=%?([\w.\-]+)", rest)
+            # What decides whether a loop goes on may take a collective too.
+            parts = re.findall(r"(?:body|condition)=%?([\w.\-]+)", rest)
             trips = re.search(r"known_trip_count[^0-9]*(\d+)", rest)
             times = int(trips[1]) if trips else 1
-            if body:
-                yield from _walk(computations, body[1], count * times, in_loop=True)
+            for part in parts:
+                yield from _walk(computations, part, count * times, in_loop=True)
         else:
             for one, several in _CALLED.findall(rest):
                 for called in [one] if one else several.split(","):

@@ -3,6 +3,9 @@
 The host sees the rows after each block of tokens. While prompts wait, slots that fall free
 get the next ones; when none waits, the rows that are left move into half as many slots.
 A row's tokens depend on none of it.
+
+On a mesh the slots are split over the groups of devices that each decode rows of their own (`rollout.sharding`), all of
+them with equally many. A group reads the prompts of the completions that it will decode, and rows never leave it.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,16 +14,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.buckets import width_bucket
-from jaxalign.mesh import DEFAULT_RULES, row_shards
+from jaxalign.mesh import row_shards
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.rollout import decode
+from jaxalign.rollout import decode, sharding
 from jaxalign.rollout.decode import RowSampling
 from jaxalign.rollout.sampling import SamplerFeatures
 
-# Prompt tokens read by one program, padding included: bounds its memory.
+# Prompt tokens that a group of devices reads by one program, padding included: bounds its memory.
 PREFILL_TOKENS = 16_384
 # The share of slots that must be free before prompts are read into them: reading few at a time is slow.
 REFILL = 4
@@ -90,9 +92,11 @@ class _Slots:
         lengths = np.asarray([len(p) for p in job.prompts])
         # Longest first: prompts of like length are read together, and later ones fit where earlier ones did.
         self.waiting = np.argsort(-lengths, kind="stable").tolist()
-        self.mesh = job.definition.config.mesh
-        self.shards = 1 if self.mesh is None else row_shards(self.mesh)
-        size = slots_of(total, job.copies, job.max_rows, self.shards)
+        self.mesh = sharding.mesh_of(job.definition.config)
+        # The programs of one device are called as if there were no mesh.
+        self.on_mesh = {} if self.mesh is None else {"mesh": self.mesh}
+        self.groups = 1 if self.mesh is None else row_shards(self.mesh)
+        size = slots_of(total, job.copies, job.max_rows, self.groups)
         self.row = np.zeros(size, np.int32)
         self.token = np.zeros(size, np.int32)
         self.drawn = np.zeros(size, np.int32)
@@ -117,17 +121,18 @@ class _Slots:
             return
         while self.waiting and self._free():
             width = width_of(len(self.job.prompts[self.waiting[0]]), self.job.definition.config.max_positions)
-            count = min(len(self.waiting), self._free(), max(1, PREFILL_TOKENS // width))
+            count = min(len(self.waiting), self._free(), max(1, PREFILL_TOKENS * self.groups // width))
             chosen, self.waiting = self.waiting[:count], self.waiting[count:]
             self._read(chosen, width)
 
     def fit(self) -> None:
         """Halves the slots as long as that suffices, and makes room for the next block."""
-        size, seats = len(self.alive), None
-        if not self.waiting and self.alive.sum() <= size // 2:
-            kept = np.flatnonzero(self.alive)
-            fewer = multiple(power_of_two(len(kept)), self.shards)
-            seats = np.resize(kept, fewer) if fewer < size else None
+        alive, seats = self._by_group(self.alive), None
+        most = int(alive.sum(1).max())
+        if not self.waiting and most <= alive.shape[1] // 2:
+            fewer = power_of_two(most)
+            if fewer < alive.shape[1]:
+                seats = np.stack([np.resize(np.flatnonzero(a) if a.any() else [0], fewer) for a in alive])
         if seats is not None or self.column + self._ahead() > self._length:
             self._rearrange(seats)
 
@@ -137,14 +142,18 @@ class _Slots:
         if self.weights is None:
             self.weights = decode.decode_weights(job.definition, job.params, job.adapter)
         before = self.drawn
+        rows = (self.token, self.alive, self.drawn, job.draws.take(self.row))
+        token, alive, drawn, draws = sharding.by_rows(rows, self.mesh)
         self.cache, new = decode.decode_block(
             job.definition,
             self.weights,
             self._placed(),
-            *self._by_rows((self.token, self.alive, self.drawn)),
+            token,
+            alive,
+            drawn,
             np.int32(job.new_tokens),
             np.int32(self._ahead()),
-            self._by_rows(job.draws.take(self.row)),
+            draws,
             job.stops,
             job.key,
             features=job.features,
@@ -162,27 +171,35 @@ class _Slots:
 
     def _read(self, chosen: list[int], width: int) -> None:
         """Reads the chosen prompts, keeps their first tokens, and seats the rows that go on."""
-        job, count = self.job, len(chosen)
-        padded = np.resize(chosen, multiple(power_of_two(count), self.shards))
+        job, copies = self.job, self.job.copies
+        seats = self._seats(len(chosen) * copies)
+        group, prompt = seats // (len(self.alive) // self.groups), np.repeat(np.arange(len(chosen)), copies)
+        own = [np.unique(prompt[group == g]) for g in range(self.groups)]
+        share = power_of_two(max(map(len, own)))
+        # A group without any reads one all the same.
+        padded = np.asarray(chosen)[[np.resize(n if len(n) else [0], share) for n in own]].ravel()
         tokens = np.zeros((len(padded), width), np.int32)
-        for index, prompt in enumerate(padded):
-            tokens[index, : len(job.prompts[prompt])] = job.prompts[prompt]
-        lengths = np.asarray([len(job.prompts[prompt]) for prompt in padded], np.int32)
-        rows = (padded[:, None] * job.copies + np.arange(job.copies)).ravel()
+        for index, number in enumerate(padded):
+            tokens[index, : len(job.prompts[number])] = job.prompts[number]
+        lengths = np.asarray([len(job.prompts[number]) for number in padded], np.int32)
+        read = (padded[:, None] * copies + np.arange(copies)).ravel()
+        given = sharding.by_rows((tokens, lengths, job.draws.take(read)), self.mesh)
         prompts, first = decode.read_prompts(
             job.definition,
             job.params,
             job.adapter,
-            *self._by_rows((tokens, lengths)),
-            self._by_rows(job.draws.take(rows)),
+            *given,
             job.stops,
             job.key,
-            copies=job.copies,
+            copies=copies,
             features=job.features,
             int8_cache=job.int8_cache,
         )
-        first = {name: value[: count * job.copies] for name, value in jax.device_get(first).items()}
-        rows = rows[: count * job.copies]
+        # Where its group has read each completion's prompt, counted from the group's first.
+        at = np.concatenate([np.searchsorted(n, prompt[group == g]) for g, n in enumerate(own)])
+        drawn = (group * share + at) * copies + np.tile(np.arange(copies), len(chosen))
+        first = {name: value[drawn] for name, value in jax.device_get(first).items()}
+        rows = read[drawn]
         for name in ("tokens", "logps", "sampling_logps"):
             self.out[name][rows, 0] = first[name]
         self.out["lengths"][rows] = 1
@@ -190,27 +207,39 @@ class _Slots:
         if job.new_tokens == 1 or first["stop"].all():
             return
         going = np.flatnonzero(~first["stop"])
-        slots = np.flatnonzero(~self.alive)[: len(going)]
+        slots = [seats[group == g][: (group[going] == g).sum()] for g in range(self.groups)]
+        slots = np.concatenate(slots)
         source = np.full(len(self.alive), -1, np.int32)
-        source[slots] = going // job.copies
+        source[slots] = at[going]
         self._seat(prompts, source, width)
         self.row[slots], self.token[slots], self.drawn[slots] = rows[going], first["tokens"][going], 1
-        self.starts[slots] = self.column - lengths[going // job.copies]
+        self.starts[slots] = self.column - lengths[drawn[going] // copies]
         self.alive[slots] = True
+
+    def _seats(self, count: int) -> np.ndarray:
+        """So many free slots, in order, of the groups that have the fewest rows."""
+        alive = self._by_group(self.alive)
+        filled = (alive.sum(1, keepdims=True) + np.cumsum(~alive, axis=1)).ravel()
+        free = np.flatnonzero(~self.alive)
+        return np.sort(free[np.argsort(filled[free], kind="stable")[:count]])
 
     def _seat(self, prompts: KVCache, source: np.ndarray, width: int) -> None:
         ahead = min(self.job.block, self.job.new_tokens - 1)
         if self.cache is None:
             self.column = width
             length = width_of(width + ahead)
-            self.cache = decode.new_cache(prompts, source, np.int32(width), length=length)
+            source = sharding.by_rows(source, self.mesh)
+            self.cache = decode.new_cache(prompts, source, np.int32(width), length=length, **self.on_mesh)
             return
         if self.column < width or self.column + ahead > self._length:
             self._rearrange(None, width=width, ahead=ahead)
-        self.cache = decode.seat(self._placed(), prompts, source)
+        source = sharding.by_rows(source, self.mesh)
+        self.cache = decode.seat(self._placed(), prompts, source, **self.on_mesh)
 
     def _rearrange(self, seats: np.ndarray | None, *, width: int = 0, ahead: int = 0) -> None:
         """The given slots (all when None) in a cache with `width` columns before the next one, and room after it.
+
+        Slots are given by group, counted from its first.
 
         Columns that no row needs any more are left out where that makes it shorter.
         """
@@ -220,30 +249,32 @@ class _Slots:
         length = width_of(tight + room)
         column = self.column if self.column >= width and width_of(self.column + room) == length else tight
         shift = column - self.column
-        order = np.arange(len(self.alive)) if seats is None else seats
+        alive = self._by_group(self.alive)
+        order = np.broadcast_to(np.arange(alive.shape[1]), alive.shape) if seats is None else seats
         self.cache = decode.rearranged(
-            self._placed(), order.astype(np.int32), np.int32(shift) if shift else None, length=length
+            self._placed(),
+            sharding.by_rows(order.ravel().astype(np.int32), self.mesh),
+            np.int32(shift) if shift else None,
+            length=length,
+            **self.on_mesh,
         )
         if seats is not None:
-            self.row, self.token, self.drawn = self.row[seats], self.token[seats], self.drawn[seats]
-            self.starts, self.alive = self.starts[seats], self.alive[seats]
+            slots = (seats + np.arange(self.groups)[:, None] * alive.shape[1]).ravel()
+            self.row, self.token, self.drawn = self.row[slots], self.token[slots], self.drawn[slots]
+            self.starts = self.starts[slots]
             # The slots that fill up to a power of two repeat rows; each row is alive once.
-            self.alive &= np.arange(len(seats)) < len(np.unique(seats))
+            self.alive = (np.arange(seats.shape[1]) < alive.sum(1)[:, None]).ravel()
         self.starts, self.column = self.starts + shift, column
 
     def _placed(self) -> KVCache:
         """The cache, with the columns that the host keeps."""
         assert self.cache is not None
-        keys, values = self._by_rows((self.cache.keys, self.cache.values))
-        starts = self.starts.astype(np.int32)
-        return replace(self.cache, keys=keys, values=values, starts=starts, column=np.int32(self.column))
+        starts = sharding.by_rows(self.starts.astype(np.int32), self.mesh)
+        return replace(self.cache, starts=starts, column=np.int32(self.column))
 
-    def _by_rows(self, tree: Any) -> Any:
-        """Arrays, on a mesh split by rows over the devices that share them."""
-        if self.mesh is None:
-            return tree
-        rows = NamedSharding(self.mesh, PartitionSpec(DEFAULT_RULES["batch"]))
-        return jax.device_put(tree, rows)
+    def _by_group(self, of_slots: np.ndarray) -> np.ndarray:
+        """An array with an entry a slot, [groups, slots of each]."""
+        return of_slots.reshape(self.groups, -1)
 
     def _ahead(self) -> int:
         """Tokens of the next block."""

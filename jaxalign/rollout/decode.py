@@ -11,14 +11,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from jaxalign import models
+from jaxalign.mesh import DEFAULT_RULES, ROLLOUT_RULES
 from jaxalign.models import kv_cache
 from jaxalign.models.composite import ModelDefinition
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import Adapter, Params
+from jaxalign.rollout import sharding
 from jaxalign.rollout.sampling import SamplerFeatures, next_token, row_uniforms
+from jaxalign.rollout.sharding import ALL, ROWS
+
+# Keys, values and starts have an entry a row.
+CACHE = KVCache(keys=ROWS, values=ROWS, starts=ROWS, column=ALL)  # type: ignore[arg-type]
 
 
 @jax.tree_util.register_dataclass
@@ -44,11 +51,16 @@ class RowSampling:
 
 
 def _drawn(
-    logits: jax.Array, uniforms: jax.Array, draws: RowSampling, stops: jax.Array, features: SamplerFeatures
+    logits: jax.Array,
+    uniforms: jax.Array,
+    draws: RowSampling,
+    stops: jax.Array,
+    features: SamplerFeatures,
+    mesh: Mesh | None,
 ) -> dict[str, jax.Array]:
-    """A token a row, its log-probs, and whether it is a stop token."""
+    """A token a row of a group, its log-probs, and whether it is a stop token."""
     token, logp, sampling_logp = next_token(
-        logits,
+        sharding.spread_for_sampling(logits, mesh),
         uniforms,
         draws.temperature,
         draws.top_k,
@@ -56,14 +68,25 @@ def _drawn(
         draws.min_p,
         features=features,
     )
+    token = sharding.whole_in_group(token, mesh)
     stop = (token[:, None] == stops[None, :]).any(-1)
     return {"tokens": token, "logps": logp, "sampling_logps": sampling_logp, "stop": stop}
 
 
 @partial(jax.jit, static_argnames=("definition",))
 def decode_weights(definition: ModelDefinition, params: Params, adapter: Adapter | None) -> Any:
-    """The weights that decoding reads, once for all blocks."""
-    return models.merge(definition, params).decode_weights(adapter)
+    """The weights that decoding reads, once for all blocks; on a mesh each group of devices gets all of them."""
+    weights, mesh = (
+        models.merge(definition, params).decode_weights(adapter),
+        sharding.mesh_of(definition.config),
+    )
+    if mesh is None:
+        return weights
+    # First where the parameters lie: what travels is then in the dtype that they were cast to.
+    for rules in (DEFAULT_RULES, ROLLOUT_RULES):
+        shardings = sharding.weight_shardings(weights, mesh, rules)
+        weights = jax.lax.with_sharding_constraint(weights, shardings)
+    return weights
 
 
 def int8_params(definition: ModelDefinition, params: Params, adapter: Adapter | None) -> Any:
@@ -92,40 +115,72 @@ def read_prompts(
     int8_cache: bool,
 ) -> tuple[KVCache, dict[str, jax.Array]]:
     """Reads n prompts, each once, and draws the first token of the n * `copies` completions."""
-    model = models.merge(definition, params)
+    model, mesh = models.merge(definition, params), sharding.mesh_of(definition.config)
     hidden, cache = model.prefill(
         tokens, lengths, cache_length=tokens.shape[1], adapter=adapter, int8_cache=int8_cache
     )
-    logits = jnp.repeat(model.logits(hidden), copies, axis=0)
-    uniforms = row_uniforms(key, draws.ids, jnp.zeros_like(draws.ids))
-    return cache, _drawn(logits, uniforms, draws, stops, features)
+    logits = sharding.constrained_rows(model.logits(sharding.constrained_rows(hidden, mesh)), mesh, "vocab")
+
+    def first(
+        logits: jax.Array, draws: RowSampling, stops: jax.Array, key: jax.Array
+    ) -> dict[str, jax.Array]:
+        uniforms = row_uniforms(key, draws.ids, jnp.zeros_like(draws.ids))
+        return _drawn(jnp.repeat(logits, copies, axis=0), uniforms, draws, stops, features, mesh)
+
+    drawn = sharding.group_program(first, mesh, (ROWS, ROWS, ALL, ALL), ROWS)(logits, draws, stops, key)
+    return sharding.constrained_cache(cache, mesh), drawn
 
 
-@partial(jax.jit, static_argnames=("length",))
-def new_cache(prompts: KVCache, source: Int[Array, " B"], column: Int[Array, ""], *, length: int) -> KVCache:
+@partial(jax.jit, static_argnames=("length", "mesh"))
+def new_cache(
+    prompts: KVCache,
+    source: Int[Array, " B"],
+    column: Int[Array, ""],
+    *,
+    length: int,
+    mesh: Mesh | None = None,
+) -> KVCache:
     """`seat` in an empty cache of B rows and `length` columns, of which `column` is written next."""
-    rows = source.shape[0]
-    empty = KVCache(
-        keys=jax.tree.map(lambda k: jnp.zeros((rows, *k.shape[1:3], length), k.dtype), prompts.keys),
-        values=jax.tree.map(
-            lambda v: jnp.zeros((rows, v.shape[1], length, v.shape[3]), v.dtype), prompts.values
-        ),
-        starts=jnp.broadcast_to(column, (rows,)),
-        column=column,
-    )
-    return kv_cache.put_rows(empty, prompts, source)
+
+    def made(prompts: KVCache, source: Int[Array, " B"], column: Int[Array, ""]) -> KVCache:
+        rows = source.shape[0]
+        empty = KVCache(
+            keys=jax.tree.map(lambda k: jnp.zeros((rows, *k.shape[1:3], length), k.dtype), prompts.keys),
+            values=jax.tree.map(
+                lambda v: jnp.zeros((rows, v.shape[1], length, v.shape[3]), v.dtype), prompts.values
+            ),
+            starts=jnp.broadcast_to(column, (rows,)),
+            column=column,
+        )
+        return kv_cache.put_rows(empty, prompts, source)
+
+    cache = sharding.group_program(made, mesh, (CACHE, ROWS, ALL), CACHE)(prompts, source, column)
+    return sharding.constrained_cache(cache, mesh)
 
 
-@partial(jax.jit, donate_argnames=("cache",))
-def seat(cache: KVCache, prompts: KVCache, source: Int[Array, " B"]) -> KVCache:
-    """Prompts in the rows of the cache where `source` says which one, negative elsewhere."""
-    return kv_cache.put_rows(cache, prompts, source)
+@partial(jax.jit, static_argnames=("mesh",), donate_argnames=("cache",))
+def seat(cache: KVCache, prompts: KVCache, source: Int[Array, " B"], *, mesh: Mesh | None = None) -> KVCache:
+    """Prompts in the rows of the cache where `source` says which (on a mesh, of its group), negative elsewhere."""
+    seated = sharding.group_program(kv_cache.put_rows, mesh, (CACHE, CACHE, ROWS), CACHE)
+    return sharding.constrained_cache(seated(cache, prompts, source), mesh)
 
 
-@partial(jax.jit, static_argnames=("length",))
-def rearranged(cache: KVCache, rows: Int[Array, " R"], shift: Int[Array, ""], *, length: int) -> KVCache:
-    """The given rows, their columns moved by `shift`, in a cache of `length` columns."""
-    return kv_cache.moved(kv_cache.take_rows(cache, rows), shift, length)
+@partial(jax.jit, static_argnames=("length", "mesh"))
+def rearranged(
+    cache: KVCache,
+    rows: Int[Array, " R"],
+    shift: Int[Array, ""] | None,
+    *,
+    length: int,
+    mesh: Mesh | None = None,
+) -> KVCache:
+    """The given rows (on a mesh, of their group), their columns moved by `shift`, in a cache of `length` columns."""
+
+    def made(cache: KVCache, rows: Int[Array, " R"], shift: Int[Array, ""] | None) -> KVCache:
+        return kv_cache.moved(kv_cache.take_rows(cache, rows), shift, length)
+
+    cache = sharding.group_program(made, mesh, (CACHE, ROWS, ALL), CACHE)(cache, rows, shift)
+    return sharding.constrained_cache(cache, mesh)
 
 
 @partial(jax.jit, static_argnames=("definition", "features", "block"), donate_argnames=("cache",))
@@ -165,21 +220,54 @@ def decode_block(
       ended, with `token`, `alive` and `drawn` [B] as they are now, and `stopped` [B]: ended
       by a stop token in this block.
     """
-    model = models.merge(definition, weights)
+    mesh = sharding.mesh_of(definition.config)
+    block_of = partial(_block, definition, mesh=mesh, features=features, block=block)
+    by_row = (CACHE, ROWS, ROWS, ROWS)
+    run = sharding.group_program(block_of, mesh, (ALL, *by_row, ALL, ALL, ROWS, ALL, ALL), (CACHE, ROWS))
+    before = sharding.constrained_cache(cache, mesh)
+    cache, out = run(weights, before, token, alive, drawn, limit, steps, draws, stops, key)
+    if mesh is None:
+        return cache, out
+    # Groups whose rows had ended took fewer steps; what they did not write no row reads.
+    out["step"] = out["step"].max()
+    return sharding.constrained_cache(replace(cache, column=before.column + out["step"]), mesh), out
+
+
+def _block(
+    definition: ModelDefinition,
+    weights: Params,
+    cache: KVCache,
+    token: Int[Array, " B"],
+    alive: Bool[Array, " B"],
+    drawn: Int[Array, " B"],
+    limit: Int[Array, ""],
+    steps: Int[Array, ""],
+    draws: RowSampling,
+    stops: Int[Array, " Z"],
+    key: jax.Array,
+    *,
+    mesh: Mesh | None,
+    features: SamplerFeatures,
+    block: int,
+) -> tuple[KVCache, dict[str, jax.Array]]:
+    """`decode_block` of one group of the mesh; its `step` is [1] there."""
+    model = models.merge(sharding.in_group(definition, mesh), weights)
     rows = token.shape[0]
     # A dead row starts at the next column: nothing of it is seen, and its position is small.
-    cache = replace(cache, starts=jnp.where(alive, cache.starts, cache.column))
+    starts = sharding.whole_in_group(jnp.where(alive, cache.starts, cache.column), mesh)
+    cache = replace(cache, starts=starts)
     positions = drawn[:, None] + jnp.arange(block)[None, :]
     uniforms = jax.vmap(lambda at: row_uniforms(key, draws.ids, at), in_axes=1, out_axes=1)(positions)
 
     def unfinished(carry: dict[str, Any]):
-        return (carry["step"] < steps) & carry["alive"].any()
+        return (carry["step"] < steps) & carry["going"]
 
     def step(carry: dict[str, Any]):
         at, alive = carry["step"], carry["alive"]
         hidden, cache = model.decode(weights, carry["token"], carry["cache"])
+        hidden = sharding.whole_in_group(hidden, mesh)
         here = jax.lax.dynamic_index_in_dim(uniforms, at, axis=1, keepdims=False)
-        new = _drawn(model.logits(hidden), here, draws, stops, features)
+        new = _drawn(model.logits(hidden), here, draws, stops, features, mesh)
         written = {
             name: jax.lax.dynamic_update_slice_in_dim(
                 carry[name], jnp.where(alive, new[name], 0)[:, None], at, 1
@@ -187,13 +275,15 @@ def decode_block(
             for name in ("tokens", "logps", "sampling_logps")
         }
         drawn = carry["drawn"] + alive
+        still = sharding.whole_in_group(alive & ~new["stop"] & (drawn < limit), mesh)
         return {
             **written,
             "cache": cache,
             "token": new["tokens"],
             "drawn": drawn,
             "stopped": carry["stopped"] | (alive & new["stop"]),
-            "alive": alive & ~new["stop"] & (drawn < limit),
+            "alive": still,
+            "going": sharding.any_in_step(still, mesh),
             "step": at + 1,
         }
 
@@ -206,8 +296,10 @@ def decode_block(
         "drawn": drawn,
         "stopped": jnp.zeros(rows, bool),
         "alive": alive,
+        "going": sharding.any_in_step(alive, mesh),
         "step": jnp.zeros((), jnp.int32),
     }
     carry = jax.lax.while_loop(unfinished, step, carry)
     cache = carry.pop("cache")
-    return cache, carry
+    carry.pop("going")
+    return cache, carry if mesh is None else {**carry, "step": carry["step"][None]}

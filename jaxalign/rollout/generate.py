@@ -19,7 +19,7 @@ from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
 from jaxalign.models.composite import CausalModel
 from jaxalign.models.layers import Adapter, Params
-from jaxalign.rollout import continuous_batching, decode
+from jaxalign.rollout import continuous_batching, decode, sharding
 from jaxalign.rollout.config import SamplingArguments, Storage, checked_sampling
 from jaxalign.rollout.continuous_batching import OnTokens
 from jaxalign.rollout.decode import RowSampling
@@ -172,9 +172,10 @@ class Sampler:
           max_new_tokens, num_samples: as of `generate`.
 
         Returns:
-          Those of keys and values, at most, and those of the weights as decoding reads them, where that is a copy.
+          Those of keys and values, at most, and those of the weights as decoding reads them, where that is a copy; on
+          a mesh what one device holds of them.
         """
-        mesh, limit = self.config.mesh, self.config.max_positions
+        mesh, limit = sharding.mesh_of(self.config), self.config.max_positions
         count = continuous_batching.slots_of(
             rows, num_samples, self.max_rows, 1 if mesh is None else row_shards(mesh)
         )
@@ -188,14 +189,14 @@ class Sampler:
             lambda p: model(p).prefill(tokens, tokens[:, 0] + 1, **options)[1], self.params
         )
 
-        def by_path(tree: Any) -> dict[str, tuple[Any, Any]]:
-            leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-            return {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves}
-
-        there = by_path(self.params)
-        copied = [like for path, like in by_path(weights).items() if there.get(path) != like]
-        both = by_path((cache.keys, cache.values)).values(), copied
-        sizes = [sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes) for shapes in both]
+        there = sharding.held(self.params, mesh, lambda tree, _: jax.tree.map(lambda x: x.sharding, tree))
+        read = sharding.held(weights, mesh, sharding.weight_shardings)
+        cached = sharding.held((cache.keys, cache.values), mesh, sharding.cache_shardings)
+        copied = [like for path, like in read.items() if there.get(path) != like]
+        sizes = [
+            sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+            for shapes in (cached.values(), copied)
+        ]
         return sizes[0], sizes[1]
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:

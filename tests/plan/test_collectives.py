@@ -24,6 +24,7 @@ HloModule jit_step
 }
 
 %c (arg: (s32[], bf16[4,8])) -> pred[] {
+  %all-reduce.3 = pred[] all-reduce(%j), replica_groups={{0,1,2,3}}
   ROOT %less = pred[] compare(%i, %n), direction=LT
 }
 
@@ -39,6 +40,7 @@ def test_bytes_are_those_of_the_whole_array_and_counts_those_of_the_loops():
         Collective("reduce-scatter", 5, 4 * 64 * 8, True, ""),
         Collective("all-gather", 5, 2 * 32 * 8 + 4 * 16, True, "dot"),
         Collective("all-reduce", 1, 40, False, ""),
+        Collective("all-reduce", 5, 1, True, ""),
     ]
 
 
