@@ -18,6 +18,7 @@ from jaxalign.models.tensor_dtypes import device_dtype
 from jaxalign.models.transformer import parameter_shapes
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import TokenRows, valid_count
+from jaxalign.training.core.mesh_fit import check_rows
 from jaxalign.training.core.optimizer import make_optimizer
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.state import TrainState, moment_shardings
@@ -71,6 +72,7 @@ def planned(command: str, config: Any, mesh: Mesh, tokens: int) -> tuple[Update,
     Raises:
       ConfigError: a command that is not planned.
     """
+    check_rows(config, mesh)
     step = STEPS[command](config, shape_of(command, config, mesh), mesh, tokens)
     abstract = jax.eval_shape(step.optimizer.init, step.trained)
     whole = replicated(mesh)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import pytest
 
+from jaxalign.errors import ConfigError
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.plan.steps import planned
 from jaxalign.training.core.step import Update
@@ -68,3 +69,8 @@ def test_state_frozen_models_and_batch_are_those_of_a_run(command, configs, devi
         {path: x for path, x in described(one).items() if "packing" not in path} for one in (own_batch, batch)
     )
     assert ours == theirs
+
+
+def test_rows_that_a_run_would_refuse_are_refused(configs, devices, tmp_path):
+    with pytest.raises(ConfigError, match=r"train.batch_size=4: .* mesh.fsdp = 8 devices"):
+        planned("sft", configs.sft(tmp_path / "run"), make_mesh(MeshConfig(fsdp=8), devices), 16)

@@ -1,0 +1,54 @@
+"""`jaxalign plan`: what it prints of a step, and what it refuses."""
+
+import re
+
+import pytest
+
+from jaxalign.cli.main import main
+from jaxalign.errors import ConfigError
+from jaxalign.plan.targets import Target, parse_target
+
+
+def test_a_plan_tells_bytes_and_collectives_of_virtual_devices(tiny_model_folder, capsys):
+    status = main(
+        ["plan", "sft", f"--model.path={tiny_model_folder}", "--mesh.fsdp=8", "--target=cpux8", "--tokens=16",
+         "--train.batch_size=8", "--collectives=1"]
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    assert "sft of" in printed and "(mesh fsdp=8)" in printed and "virtual CPU devices" in printed
+    state, rest, total = (
+        float(re.search(rf"{name} +([\d.,]+) (?:KiB|MiB)", printed)[1])
+        for name in ("batch", "temporaries", "total")
+    )
+    assert 0 < state < total and 0 < rest <= total
+    assert re.search(r"all-gather +\d+", printed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["sft"], "model.path: expected a folder with a config.json"),
+        (["sft", "--model.path=nowhere"], "nowhere"),
+        (["tfpo", "--patient.path=x"], "plan tfpo: expected one of sft, reward, dpo, grpo, ppo"),
+        (["generate"], "plan generate: expected a command that trains"),
+        (["sft", "--target=h100"], "target: expected a kind of device and a number"),
+        (["sft", "--tokens=1"], "tokens must be 2 or more"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_one_line(arguments, problem, capsys):
+    assert main(["plan", *arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and problem in lines[0]
+
+
+def test_devices_of_the_mesh_and_of_the_target_are_as_many(tiny_model_folder, capsys):
+    assert main(["plan", "sft", f"--model.path={tiny_model_folder}", "--mesh.fsdp=2", "--target=cpux8"]) == 2
+    assert "set mesh.data=-1, or --target=cpux2" in capsys.readouterr().err
+
+
+def test_targets_are_read_by_kind_and_number():
+    assert parse_target("h100x256") == Target("h100", 256)
+    for text in ("", "h100x0", "a100x8", "8", "h100x-1"):
+        with pytest.raises(ConfigError, match="target: expected"):
+            parse_target(text)
