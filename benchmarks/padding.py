@@ -23,7 +23,7 @@ from jaxalign.data import (
 )
 from jaxalign.errors import UserError
 from jaxalign.training.core.batch import pair_axis
-from jaxalign.training.core.setup import collate_of
+from jaxalign.training.core.loading import collate_of
 
 LONGEST, HEADER = (
     1024,

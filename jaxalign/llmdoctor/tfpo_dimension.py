@@ -26,7 +26,7 @@ from jaxalign.llmdoctor.tfpo_step import TFPOBatch
 from jaxalign.llmdoctor.token_rewards import TokenRewardTable, Wanted, token_reward_tables
 from jaxalign.mesh import row_shards
 from jaxalign.runs import Run, RunPart
-from jaxalign.training.core import setup
+from jaxalign.training.core import loading, setup
 from jaxalign.training.core.batch import pair_axis
 from jaxalign.training.core.loading import dated, load_data, refuse_stream
 from jaxalign.training.core.loop import Batches
@@ -85,7 +85,7 @@ class Dimension:
     def ordered(self) -> Batches:
         """The batches from the first on, as the data has them."""
         config = self.config
-        return setup.training_batches(
+        return loading.training_batches(
             config.train, self.data.train, seed=config.run.seed, collate=self.begun.collate, mesh=self.mesh
         )
 
@@ -230,7 +230,7 @@ def begin_all(dimensions: Sequence[Dimension], doctor: Any, mesh: Mesh, *, key: 
 
 
 def _beginning(config: TFPOConfig, data: Dataset, doctor: Any, mesh: Mesh, key: jax.Array) -> Beginning:
-    collate = setup.collate_of(collate_comparisons, data.train, packing=config.train.packing)
+    collate = loading.collate_of(collate_comparisons, data.train, packing=config.train.packing)
     value = value_head(config, doctor, data, collate, mesh, key=key)
     horizon = value.pop("horizon")
     return Beginning(collate, value, horizon, start_sums(config, doctor, data.validation, collate, mesh)[0])

@@ -22,7 +22,7 @@ from jaxalign.llmdoctor.token_reward_store import FaceScores
 from jaxalign.mesh import row_shards
 from jaxalign.runs import Run
 from jaxalign.runs.progress import Progress
-from jaxalign.training.core import setup
+from jaxalign.training.core import loading, setup
 from jaxalign.training.core.batch import CompletionBatch, question_axis
 from jaxalign.training.core.scoring import score_tokens
 
@@ -113,7 +113,7 @@ class FaceScorer:
             # All rows at first, so that one that does not fit is found before anything is computed.
             rows = ContrastiveRows([e for part in parts for e in part.examples], task.faces, self._context)
             if parts:
-                collate = setup.collate_of(collate_rankings, rows, packing=self._packing)
+                collate = loading.collate_of(collate_rankings, rows, packing=self._packing)
                 missing.append(_Missing(task, parts, rows, collate))
             found.append(result)
         if missing:

@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign import models
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import DEFAULT_RULES, partition_spec, replicated, tree_shardings
+from jaxalign.models.tensor_dtypes import device_dtype
 from jaxalign.models.transformer import parameter_shapes
-from jaxalign.target import platform
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import TokenRows, valid_count
 from jaxalign.training.core.optimizer import make_optimizer
@@ -104,9 +104,7 @@ def model_of(command: str, config: Any) -> models.ModelConfig:
 def shape_of(command: str, config: Any, mesh: Mesh) -> models.ModelConfig:
     """The model of a configuration, as it would be on the mesh; raises as `model_of`."""
     source, shape = config.model, model_of(command, config)
-    compute = source.compute_dtype
-    if compute == "auto":
-        compute = "float32" if platform(mesh) == "cpu" else "bfloat16"
+    compute = device_dtype(source.compute_dtype, mesh.devices.flat[0])
     return replace(
         shape,
         param_dtype=source.param_dtype,

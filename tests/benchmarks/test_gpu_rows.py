@@ -113,13 +113,13 @@ def test_grpo_scores_what_was_sampled_in_its_first_update_only(benchmark, monkey
     rows, asked = benchmark("gpu_rows"), []
     real = rows.Trainer.score_completions
 
-    def recorded(self, number, batch, completions, *, policy=True):
-        asked.append(policy)
+    def recorded(self, number, batch, completions):
+        asked.append(number)
         assert completions.lengths.tolist() == [16] * 8
-        return real(self, number, batch, completions, policy=policy)
+        return real(self, number, batch, completions)
 
     monkeypatch.setattr(rows.Trainer, "score_completions", recorded)
     row = rows.grpo(rows.config_of("tiny"), 2, 4, 16, 16)
-    assert asked == [True, False, False]
+    assert asked == [1]
     assert row["sample"] + row["score"] + row["optimize"] == pytest.approx(1)
     assert row["logp_gap"] < 0.1

@@ -7,14 +7,27 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxalign.data import BatchIterator, DataConfig, Dataset, Example, chat_of, load_dataset
+from jaxalign.data import (
+    BatchIterator,
+    DataConfig,
+    Dataset,
+    Example,
+    TokenBatches,
+    chat_of,
+    counted_tokens,
+    load_dataset,
+    usual_width,
+)
 from jaxalign.data.batches import Collate
 from jaxalign.data.config import Kind
 from jaxalign.data.stream import Stream, StreamBatches
 from jaxalign.data.table import lengths_of
 from jaxalign.errors import ConfigError
+from jaxalign.mesh import row_shards
 from jaxalign.runs import Run
+from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.opening import tell_rows
 
 
@@ -151,3 +164,66 @@ def refuse_stream(data: Dataset, asked_by: str) -> None:
     """
     if isinstance(data.train, Stream):
         raise ConfigError(f"{asked_by} needs all rows in advance; set data.streaming=false")
+
+
+def training_batches(
+    config: TrainConfig,
+    examples: Sequence[Example],
+    *,
+    seed: int,
+    collate: Collate,
+    mesh: Mesh,
+    least: int = 1,
+    copies: int = 1,
+) -> BatchIterator | TokenBatches | StreamBatches:
+    """The batches that an optimizer step takes, by rows or by tokens.
+
+    Args:
+      config: their size.
+      examples: training examples.
+      seed: of the order.
+      collate: examples and their numbers -> batch.
+      mesh: the devices that a batch is split over.
+      least, copies: of batches by tokens, see `TokenBatches`.
+
+    Raises:
+      ConfigError: a budget of tokens that does not hold the longest examples, or that is set for a stream, whose
+        lengths are not known; a stream without an end.
+    """
+    if isinstance(examples, Stream):
+        if config.batch_tokens:
+            raise ConfigError(
+                "train.batch_tokens: the lengths of a stream's rows are not known before they are read; set it to 0 "
+                "(train.packing=true also reduces padding), or data.streaming=false"
+            )
+        if not config.steps:
+            raise ConfigError(
+                "train.steps: data.streaming=true needs it, as a stream's rows are not known before they are read"
+            )
+    if not config.batch_tokens:
+        return row_batches(examples, batch_size=config.batch_size, seed=seed, collate=collate)
+    multiple = config.accumulation_steps * row_shards(mesh)
+    return TokenBatches(
+        examples,
+        tokens=config.batch_tokens,
+        multiple=multiple,
+        seed=seed,
+        collate=collate,
+        least=least,
+        copies=copies,
+    )
+
+
+def collate_of(collate: Collate, examples: Sequence[Example], *, packing: bool) -> Collate:
+    """`collate` with what makes batches of the examples share programs.
+
+    Packed rows get one width for nearly all batches, as more columns cost nothing there; padded ones the moments by
+    which `with_loss_positions` finds one number of heads for each width.
+    """
+    if packing:
+        return partial(collate, width=usual_width(examples))
+    counted = counted_tokens(examples)
+    moments = (float(counted.mean()), float(counted.std()))
+    return lambda rows, numbers, **options: (
+        collate(rows, numbers, **options) | {"loss_token_moments": moments}
+    )

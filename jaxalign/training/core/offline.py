@@ -19,7 +19,7 @@ from jaxalign.data.batches import Collate
 from jaxalign.data.config import Kind
 from jaxalign.mesh import row_shards
 from jaxalign.runs import Given, Run
-from jaxalign.training.core import setup
+from jaxalign.training.core import loading, setup
 from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.generator import Generator, samples_of
 from jaxalign.training.core.loading import load_data
@@ -209,8 +209,8 @@ class OfflineRun(OpenRun):
         return data
 
     def collate(self, collate: Collate, data: Dataset) -> Collate:
-        """`collate` for batches of this data set; see `setup.collate_of`."""
-        return setup.collate_of(collate, data.train, packing=self.config.train.packing)
+        """`collate` for batches of this data set; see `loading.collate_of`."""
+        return loading.collate_of(collate, data.train, packing=self.config.train.packing)
 
     def feed(
         self,
@@ -228,11 +228,11 @@ class OfflineRun(OpenRun):
           data: its examples.
           collate: as `OfflineRun.collate` returns it.
           kind: what the loss reads.
-          least, copies: see `setup.training_batches`.
+          least, copies: see `loading.training_batches`.
           options: fields of `DatasetFeed`.
         """
         train, seed = self.config.train, self.config.run.seed
-        batches = setup.training_batches(
+        batches = loading.training_batches(
             train, data.train, seed=seed, collate=collate, mesh=self.mesh, least=least, copies=copies
         )
         return DatasetFeed(

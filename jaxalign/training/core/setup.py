@@ -1,10 +1,9 @@
 """From a configuration to live objects: devices, seeds, models, adapters, exports."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +15,9 @@ from jax.sharding import Mesh
 from jaxalign import models
 from jaxalign.checkpoints.orbax_store import CheckpointStore
 from jaxalign.data import (
-    BatchIterator,
-    Example,
-    TokenBatches,
-    counted_tokens,
     packed,
-    usual_width,
     with_loss_positions,
 )
-from jaxalign.data.batches import Collate
-from jaxalign.data.stream import Stream, StreamBatches
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import (
     MeshConfig,
@@ -43,8 +35,6 @@ from jaxalign.runs import Run, RunConfig
 from jaxalign.training.core import exports
 from jaxalign.training.core.batch import Kind
 from jaxalign.training.core.implementations import with_implementations
-from jaxalign.training.core.loading import row_batches
-from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.mesh_fit import tell_fit
 from jaxalign.training.core.opening import tell_model
 from jaxalign.training.core.scoring import CausalPolicy, ScalarPolicy
@@ -290,69 +280,6 @@ def laid_out(
     elif head and not packing:
         columns = with_loss_positions(columns, num_microbatches=num_microbatches, shards=shards)
     return columns
-
-
-def training_batches(
-    config: TrainConfig,
-    examples: Sequence[Example],
-    *,
-    seed: int,
-    collate: Collate,
-    mesh: Mesh,
-    least: int = 1,
-    copies: int = 1,
-) -> BatchIterator | TokenBatches | StreamBatches:
-    """The batches that an optimizer step takes, by rows or by tokens.
-
-    Args:
-      config: their size.
-      examples: training examples.
-      seed: of the order.
-      collate: examples and their numbers -> batch.
-      mesh: the devices that a batch is split over.
-      least, copies: of batches by tokens, see `TokenBatches`.
-
-    Raises:
-      ConfigError: a budget of tokens that does not hold the longest examples, or that is set for a stream, whose
-        lengths are not known; a stream without an end.
-    """
-    if isinstance(examples, Stream):
-        if config.batch_tokens:
-            raise ConfigError(
-                "train.batch_tokens: the lengths of a stream's rows are not known before they are read; set it to 0 "
-                "(train.packing=true also reduces padding), or data.streaming=false"
-            )
-        if not config.steps:
-            raise ConfigError(
-                "train.steps: data.streaming=true needs it, as a stream's rows are not known before they are read"
-            )
-    if not config.batch_tokens:
-        return row_batches(examples, batch_size=config.batch_size, seed=seed, collate=collate)
-    multiple = config.accumulation_steps * row_shards(mesh)
-    return TokenBatches(
-        examples,
-        tokens=config.batch_tokens,
-        multiple=multiple,
-        seed=seed,
-        collate=collate,
-        least=least,
-        copies=copies,
-    )
-
-
-def collate_of(collate: Collate, examples: Sequence[Example], *, packing: bool) -> Collate:
-    """`collate` with what makes batches of the examples share programs.
-
-    Packed rows get one width for nearly all batches, as more columns cost nothing there; padded ones the moments by
-    which `with_loss_positions` finds one number of heads for each width.
-    """
-    if packing:
-        return partial(collate, width=usual_width(examples))
-    counted = counted_tokens(examples)
-    moments = (float(counted.mean()), float(counted.std()))
-    return lambda rows, numbers, **options: (
-        collate(rows, numbers, **options) | {"loss_token_moments": moments}
-    )
 
 
 def device_part(batch: Mapping[str, Any]) -> dict[str, Any]:

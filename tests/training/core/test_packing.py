@@ -13,7 +13,7 @@ from jaxalign import models
 from jaxalign.data import Example, collate_demonstrations, eval_batches
 from jaxalign.mesh import MeshConfig, make_mesh, shard_batch
 from jaxalign.models.lora import LoraConfig
-from jaxalign.training.core import setup
+from jaxalign.training.core import loading, setup
 from jaxalign.training.core.batch import TokenBatch, TokenRows, valid_count
 from jaxalign.training.core.scoring import score_tokens
 from jaxalign.training.core.state import create_state
@@ -269,7 +269,7 @@ def test_each_shape_is_compiled_once(devices, compiled):
     loss, counts, trained, frozen, _ = sft_case(mesh)
     evaluate = make_evaluation(loss, counts)
     for packing, most in ((False, 6), (True, 12)):
-        collate = setup.collate_of(collate_demonstrations, examples, packing=packing)
+        collate = loading.collate_of(collate_demonstrations, examples, packing=packing)
         shapes: set[tuple] = set()
         for _ in range(2):
             for batch in eval_batches(examples, 8, collate):
