@@ -72,6 +72,12 @@ def lowered_of(programs, name):
     return next(lowered for program, lowered, _ in programs if program == name)
 
 
+def largest(programs, name, kind):
+    """Bytes of the largest collective of that kind in the first program of that name."""
+    found = collectives.collectives(lowered_of(programs, name).compile().as_text())
+    return max(one.bytes for one in found if one.kind == kind)
+
+
 def passed(programs, name, *, in_loop=False):
     """How many collectives of each kind the first program of that name takes, perhaps only in its loops."""
     found = collectives.collectives(lowered_of(programs, name).compile().as_text())
@@ -141,8 +147,9 @@ def test_devices_that_share_a_row_sum_twice_a_layer_and_change_the_logits_once(a
     # Beside two a layer: the embedding, and whether all rows have ended.
     assert found["all-reduce"] <= 2 * LAYERS + 2
     assert found["all-to-all"] <= 1
-    # The tokens, and which of them stop.
+    # The tokens, and which rows go on; of 16 rows, so no weights.
     assert found["all-gather"] <= 2
+    assert largest(programs, "decode_block", "all-gather") <= 4 * 16
     assert set(found) <= {"all-reduce", "all-to-all", "all-gather"}
 
 
@@ -185,7 +192,7 @@ def test_weights_travel_once_a_run_in_the_dtype_of_products(model, programs):
     assert Counter(placed) == {"bf16": 2 * matrices, "f32": 2 * norms}
 
 
-@pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 8}, {"tensor": 2, "data": 4}, {"tensor": 8}], ids=str)
+@pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, {"tensor": 8}], ids=str)
 def test_completions_are_those_of_one_device(axes, model, expected):
     compare(completions(spread(model, axes)), expected)
 
