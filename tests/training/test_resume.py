@@ -15,6 +15,7 @@ from jaxalign.llmdoctor.tfpo import train_tfpo
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import records
 from jaxalign.training.core.loop import Interrupted
+from jaxalign.training.core.step import Update
 from jaxalign.training.preference.dpo import train_dpo
 from jaxalign.training.reward_model.trainer import train_reward
 from jaxalign.training.rl.kl_controller import KLConfig
@@ -63,17 +64,15 @@ def at_step(monkeypatch, name: str, step: int, happens):
 
         monkeypatch.setattr(Trainer, "update", update)
         return
-    from jaxalign.data import BatchIterator
+    plain_call, seen = Update.__call__, []
 
-    plain_next, seen = BatchIterator.next, []
-
-    def following(self):
+    def call(self, *arguments):
         seen.append(1)
         if len(seen) == step:
             happens()
-        return plain_next(self)
+        return plain_call(self, *arguments)
 
-    monkeypatch.setattr(BatchIterator, "next", following)
+    monkeypatch.setattr(Update, "__call__", call)
 
 
 def assert_same_run(ours, theirs):
