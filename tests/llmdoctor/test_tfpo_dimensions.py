@@ -32,7 +32,7 @@ from jaxalign.training.core.state import create_state
 from jaxalign.training.core.step import make_update
 from tests.training.cases import tfpo_case
 from tests.training.conftest import Configs
-from tests.training.test_resume import Killed, at_step, kill, numbers
+from tests.training.test_resume import Killed, at_read, kill, numbers
 
 LABELS = {"kindness": "better", "safety": "safer"}
 # The shipped instructions are longer than the tiny model's context.
@@ -287,7 +287,7 @@ def test_a_run_killed_and_resumed_gives_the_same_bits(together, settings, tmp_pa
     config = replace(config, rewards=replace(config.rewards, folder=str(together.folder / "token_rewards")))
     with monkeypatch.context() as patch:
         # Eight batches of each dimension are read for its reward scale; the newest checkpoint is that of step 2.
-        at_step(patch, "tfpo", 2 * 4 + 2 * 3 + 2, kill)
+        at_read(patch, 2 * 4 + 2 * 3 + 2, kill)
         with pytest.raises(Killed):
             train_tfpo(config)
     assert not (tmp_path / "parts" / "export").exists()

@@ -75,6 +75,21 @@ def at_step(monkeypatch, name: str, step: int, happens):
     monkeypatch.setattr(Update, "__call__", call)
 
 
+def at_read(monkeypatch, number, happens):
+    """Calls `happens` before the given read of a batch, those before the first step and of all members counted."""
+    from jaxalign.data import BatchIterator
+
+    plain_next, seen = BatchIterator.next, []
+
+    def following(self):
+        seen.append(1)
+        if len(seen) == number:
+            happens()
+        return plain_next(self)
+
+    monkeypatch.setattr(BatchIterator, "next", following)
+
+
 def assert_same_run(ours, theirs):
     """The same parameters, bit for bit, and the same metrics."""
     ours_model, theirs_model = (load_file(run / "export" / "model.safetensors") for run in (ours, theirs))

@@ -38,7 +38,7 @@ from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTra
 from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.rl.reward_source import RewardSource
 from tests.training.conftest import Configs
-from tests.training.test_resume import Killed, at_step, kill, numbers
+from tests.training.test_resume import Killed, at_read, kill, numbers
 
 THREE = EnsembleConfig(size=3)
 RATE = 1e-2
@@ -268,7 +268,7 @@ def test_a_killed_and_resumed_run_gives_the_same_bits(configs, tmp_path, monkeyp
     whole = train_reward(make(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         # Between the second and the third member's batch of step 4; the newest checkpoint is that of step 2.
-        at_step(patch, "reward", 3 * 3 + 2, kill)
+        at_read(patch, 3 * 3 + 2, kill)
         with pytest.raises(Killed):
             train_reward(make(tmp_path / "parts"))
     assert not (tmp_path / "parts" / "export").exists()
