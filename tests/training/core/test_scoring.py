@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxalign import models
+from jaxalign.target import compiling_for
 from jaxalign.training.core import scoring
 from jaxalign.training.core.batch import TokenRows
 from tests.training.cases import shape
@@ -58,10 +59,10 @@ def test_on_a_cpu_the_gradient_of_the_head_is_not_rounded_to_bfloat16(tied):
     assert jnp.abs(gradient - rounded)[unseen].max() > 0
 
 
-def test_a_gpu_keeps_logits_of_a_share_of_its_memory(monkeypatch):
+def test_a_gpu_keeps_logits_of_a_share_of_its_memory():
     assert scoring.whole_logits_limit() == scoring.WHOLE_LOGITS
     for limit, expected in ((160 << 30, 10 << 30), (1 << 30, 512 << 20), (None, 512 << 20)):
         stats = None if limit is None else {"bytes_limit": limit}
         device = SimpleNamespace(platform="gpu", memory_stats=lambda stats=stats: stats)
-        monkeypatch.setattr(jax, "devices", lambda device=device: [device])
-        assert scoring.whole_logits_limit() == expected
+        with compiling_for(device):
+            assert scoring.whole_logits_limit() == expected
