@@ -17,6 +17,7 @@ from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import attention
 from jaxalign.models.tensor_dtypes import device_dtype
 from jaxalign.runs import Run, RunConfig
+from jaxalign.target import target_device
 from jaxalign.training.core import exports, setup
 from jaxalign.training.core.implementations import recorded_implementations
 from jaxalign.training.core.loop import TrainConfig
@@ -232,3 +233,12 @@ def test_what_an_earlier_version_recorded_is_read_by_its_name_now():
     recorded = {"forms": {"model": {"attention": "blockwise", "products": "natural"}}}
     expected = {"model": {"attention": "blockwise", "products": "compute_dtype"}}
     assert recorded_implementations(recorded) == expected
+
+
+def test_a_run_on_another_platform_than_the_default_compiles_for_its_own_devices(devices, monkeypatch):
+    mesh = make_mesh(devices=devices[3:4])
+    with setup.default_device(mesh):
+        assert target_device() == devices[0]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with setup.default_device(mesh):
+        assert target_device() == devices[3]
