@@ -87,8 +87,6 @@ def _summed_over(
             d_out = jax.lax.all_to_all(d_out, "fsdp", split_axis=1, concat_axis=0, tiled=True)
         if of_vocabulary:
             ids = ids - jax.lax.axis_index("tensor") * vocabulary
-            # Below 0 an index would count from the end.
-            ids = jnp.where(ids < 0, vocabulary, ids)
         return jax.lax.psum(_summed(form, ids, d_out, vocabulary), "data")
 
     return jax.shard_map(
