@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxalign import processes
 from jaxalign.errors import ConfigError, DeviceError
 
 Tree = TypeVar("Tree")
@@ -63,7 +64,7 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
       devices: devices to use; None uses all of `jax.devices()`.
 
     Raises:
-      DeviceError: the axes need more devices than there are.
+      DeviceError: the axes need more devices than there are, or a process has none of those that they take.
       ConfigError: `data=-1` and the number of devices is not divisible by the other axes.
     """
     config = config or MeshConfig()
@@ -82,6 +83,12 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
         raise DeviceError(
             f"the mesh data x fsdp x tensor = {shape} needs {count} devices, but there are {len(devices)}: "
             + ", ".join(str(d) for d in devices[:8])
+        )
+    idle = sorted({d.process_index for d in devices} - {d.process_index for d in devices[:count]})
+    if idle:
+        raise DeviceError(
+            f"the mesh data x fsdp x tensor = {shape} has {count} of {len(devices)} devices, and none of process "
+            f"{idle[0]}; every process must have a part: mesh.data=-1 takes all devices"
         )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
 
@@ -147,12 +154,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def shard_batch(batch: Tree, mesh: Mesh, *, axis: int = 0) -> Tree:
     """Puts a tree of host arrays on the mesh, rows (along `axis`) sharded over `data` and `fsdp` if divisible."""
 
-    def place(value: Any) -> jax.Array:
+    def placed(value: Any) -> jax.Array:
         array = np.asarray(value)
         names = tuple("batch" if index == axis else None for index in range(array.ndim))
-        return jax.device_put(array, NamedSharding(mesh, partition_spec(names, array.shape, mesh)))
+        return processes.place(array, NamedSharding(mesh, partition_spec(names, array.shape, mesh)))
 
-    return jax.tree.map(place, batch)
+    return jax.tree.map(placed, batch)
 
 
 def row_shards(mesh: Mesh) -> int:

@@ -18,6 +18,7 @@ BASE = {
     "buckets",
     "masking",
     "logprobs",
+    "processes",
     "mesh",
     "host_memory",
     "errors",

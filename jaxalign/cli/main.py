@@ -129,11 +129,12 @@ PLAIN_FLAGS = {
     "output": "folder (or file) for the results",
     "seed": "seed for Python, NumPy, JAX and the data order",
     "device": "cpu, gpu or tpu; auto uses JAX's default",
+    "distributed": "join the processes of a job: auto, true, false or ADDRESS:PORT,NUMBER,RANK",
     "resume": "continue the run in --output",
 }
 
 # Flags that mean true where nothing follows them.
-MAY_STAND_ALONE = ("--resume", "--merge", "--private")
+MAY_STAND_ALONE = ("--resume", "--distributed", "--merge", "--private")
 
 # Flag -> key, in every command that has the key and no other of the flag's name.
 SHORT_FLAGS = {
@@ -168,8 +169,9 @@ def run() -> None:
     signal.signal(signal.SIGTERM, terminate)
     sys.unraisablehook = ask_again
     status = main(sys.argv[1:])
-    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        # A program that XLA still runs would crash or hold up an interpreter that takes itself apart.
+    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM) or (status and processes() is not None):
+        # A program that XLA still runs would crash or hold up an interpreter that takes itself apart; and of several
+        # processes one that failed would wait for the others to leave with it.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
@@ -229,6 +231,7 @@ def main(arguments: Sequence[str]) -> int:
             print(command_help(command_name, everything=help_wanted[0], section=help_wanted[1]))
             return 0
         settings = read_settings(command, arguments[1:])
+        join_processes(settings)
         use_device(settings)
         check_files(settings)
         report(load(command.function)(settings))
@@ -369,6 +372,19 @@ def plain_flags(cls: type) -> dict[str, str]:
     return keys
 
 
+def join_processes(settings: Any) -> None:
+    """Joins the processes of a job, where the command is one that several can run."""
+    setting = getattr(getattr(settings, "run", None), "distributed", "false")
+    if setting != "false":
+        importlib.import_module("jaxalign.processes").join(setting)
+
+
+def processes() -> Any:
+    """`jaxalign.processes` where this is one of several; else None, and JAX is not imported to know it."""
+    module = sys.modules.get("jaxalign.processes")
+    return module if module is not None and module.joined() else None
+
+
 def use_device(settings: Any) -> None:
     """Checks the device that the configuration names, before anything is loaded or written.
 
@@ -406,7 +422,7 @@ def check_files(settings: Any) -> None:
 def report(result: Any) -> None:
     """Prints the final metrics of a training run and its folder."""
     folder, metrics = getattr(result, "folder", None), getattr(result, "metrics", None)
-    if folder is None:
+    if folder is None or ((others := processes()) is not None and not others.first()):
         return
     for key, value in sorted((metrics or {}).items()):
         print(f"{key:32s} {value:.6g}" if isinstance(value, float) else f"{key:32s} {value}")
@@ -422,6 +438,10 @@ def failed(error: BaseException, name: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     status, line = exit_status(error), one_line(error)
+    if (others := processes()) is not None:
+        if others.told(error):
+            return status  # the first process says it
+        name += others.which()
     if line is None:
         traceback.print_exception(error)
         print(

@@ -27,6 +27,7 @@ from jaxalign.config_values import Mismatch, coerce, type_name
 from jaxalign.errors import ModelError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.heads import HeadConfig, apply_head, create_head
+from jaxalign.processes import fetch
 
 CARD_FILE = "doctor.json"
 VALUE_FILE = "value_head.safetensors"
@@ -92,7 +93,7 @@ def save_doctor(folder: str | Path, card: DoctorCard, value_params: Mapping[str,
         raise ModelError(
             f"{folder}: no config.json; a doctor's card must be in the folder of its exported model"
         )
-    host = jax.device_get(value_params)
+    host = fetch(value_params)
     tensors = {f"head.{name}": np.asarray(x, np.float32) for name, x in host["head"].items()}
     tensors |= {name: np.asarray(host[name], np.float32) for name in ("ramp", "horizon")}
     _place(folder / VALUE_FILE, save(tensors))

@@ -23,6 +23,7 @@ from jaxalign.llmdoctor.vocabulary import check_same_vocabulary
 from jaxalign.mesh import replicated, row_shards
 from jaxalign.models.folders import checkpoint_named
 from jaxalign.models.memory import weights_text
+from jaxalign.processes import fetch
 from jaxalign.runs import Run
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import CompletionBatch, pair_axis
@@ -261,9 +262,7 @@ def start_sums(
     for batch in eval_batches(examples, size, collate, multiple=row_shards(mesh)):
         placed = setup.on_mesh(pair_axis(batch), CompletionBatch, mesh, packing=config.train.packing)
         valid = np.asarray(batch["valid"])
-        parts.append(
-            np.stack([np.asarray(x)[: len(valid)][valid] for x in _sums(definition, params, placed)])
-        )
+        parts.append(np.stack([x[: len(valid)][valid] for x in fetch(_sums(definition, params, placed))]))
     logps, tokens = np.concatenate(parts, axis=1)
     return logps, tokens
 

@@ -20,6 +20,8 @@ from jaxalign.llmdoctor import token_reward_store as store
 from jaxalign.llmdoctor.contrastive_prompts import ContrastiveFormat, ContrastiveRows
 from jaxalign.llmdoctor.token_reward_store import FaceScores
 from jaxalign.mesh import row_shards
+from jaxalign.processes import agreed, fetch
+from jaxalign.processes import first as is_first
 from jaxalign.runs import Run
 from jaxalign.runs.progress import Progress
 from jaxalign.training.core import loading, setup
@@ -116,6 +118,8 @@ class FaceScorer:
                 collate = loading.collate_of(collate_rankings, rows, packing=self._packing)
                 missing.append(_Missing(task, parts, rows, collate))
             found.append(result)
+        # All have seen which parts there are before one of them writes more.
+        agreed(None)
         if missing:
             self._compute(missing)
         return found
@@ -160,7 +164,7 @@ class FaceScorer:
         positive, negative = (np.concatenate(values) for values in zip(*found, strict=True))
         self._check(part, positive, negative)
         part.scores.positive_logps[:], part.scores.negative_logps[:] = positive, negative
-        if part.path is not None:
+        if part.path is not None and is_first():
             store.write_scores(part.path, part.examples, part.scores, first=part.first)
         task.rows = end
         return float(np.abs(positive - negative).mean())
@@ -170,7 +174,7 @@ class FaceScorer:
         batch = question_axis(batch)
         began = time.perf_counter()
         placed = setup.on_mesh(batch, CompletionBatch, self._mesh, packing=self._packing)
-        logps = np.asarray(_logps(self._definition, self._params, placed))
+        logps = fetch(_logps(self._definition, self._params, placed))
         seconds = time.perf_counter() - began
         valid = batch["valid"]
         tokens = int(batch["lengths"][valid].sum())

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -30,6 +29,7 @@ from jaxalign.models.stops import read_generation, write_generation
 from jaxalign.models.tensor_dtypes import in_dtype
 from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
 from jaxalign.models.whole_folder import whole_folder
+from jaxalign.processes import fetch
 
 ENSEMBLE_FILE = "ensemble.json"
 MAX_SHARD_BYTES = 4 * 2**30
@@ -235,7 +235,7 @@ def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.n
     if isinstance(params["embed"]["tokens"], Int8):
         raise ValueError("a model with 8-bit weights cannot be saved; save the model it was quantized from")
     family = FAMILIES[config.family]
-    host = jax.device_get(dict(params))
+    host = fetch(dict(params))
     tensors: dict[str, np.ndarray] = {}
     flat = {f"{g}/{leaf}": a for g, leaves in host.items() if g != "layers" for leaf, a in leaves.items()}
     for tensor in family.outer:

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +15,7 @@ from jaxalign.models.layers import Adapter
 from jaxalign.models.lora import TARGETS, LoraConfig
 from jaxalign.models.transformer import parameter_shapes
 from jaxalign.models.whole_folder import whole_folder
+from jaxalign.processes import fetch
 
 
 def _module_names(config: ModelConfig) -> dict[str, str]:
@@ -67,7 +67,7 @@ def save_adapter(
             f"{config.family} fuses {', '.join(fused)} into one module, so a PEFT folder cannot hold this adapter; "
             "use the merged export"
         )
-    host = jax.device_get(adapter)
+    host = fetch(adapter)
     trunk = FAMILIES[config.family].trunk
     tensors = {}
     for target, part in host.items():

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -33,6 +32,7 @@ from jaxalign.models.sharding import to_device
 from jaxalign.models.token_classifier import head_tensors, is_token_classifier, take_head
 from jaxalign.models.transformer import with_dtypes
 from jaxalign.models.whole_folder import whole_folder
+from jaxalign.processes import fetch
 
 HEAD_FILE = "jaxalign_head.json"
 
@@ -97,7 +97,7 @@ def save_reward_model(
     config, params = model.config, model.params
     family, tokens = FAMILIES[config.family], model.steps is not None
     tensors = to_tensors(params["trunk"], config)
-    head = jax.device_get(params["head"])
+    head = fetch(params["head"])
     tensors |= head_tensors(family, head["score"], float(params["normalizer"]["bias"]), tokens=tokens)
     if model.head_config.kind == "mlp":
         tensors["score_hidden.weight"] = np.ascontiguousarray(head["hidden"].T)

@@ -8,16 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jaxalign.errors import ModelError
+from jaxalign.processes import agreed, by_first, first
 
 
 @contextmanager
 def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
     """A temporary folder to fill, which becomes `folder` at the end, or is gone where filling it failed.
 
+    Of several processes, which may fill it only together, the first's becomes it.
+
     Raises:
       ModelError: `folder` holds something without the file `marker`.
     """
-    check_replaceable(folder, marker)
+    by_first(lambda: check_replaceable(folder, marker))
+    if not first():
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+        agreed(None)
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -32,6 +40,8 @@ def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    # The others go on when it is there.
+    agreed(None)
 
 
 def check_replaceable(folder: Path, marker: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.processes import by_first, first
 from jaxalign.rewards.calls import RewardRequest, begin_call
 from jaxalign.rewards.user_code import is_ours, user_code
 
@@ -88,21 +89,29 @@ def begin_reward(
     """
     label = name or getattr(reward, "__name__", type(reward).__name__)
     if not hasattr(reward, "score"):
-        finish = begin_call(reward, request, label, texts=texts)
+        # Of several processes the first asks: a judge is paid once, and what it says may differ by call.
+        finish = begin_call(reward, request, label, texts=texts) if first() else None
 
-        def checked() -> Rewards:
+        def checked() -> tuple[Rewards, dict[str, list[Any]]]:
+            assert finish is not None
             result, logged = finish()
             rewards = checked_rewards(result, request, label)
-            return replace(rewards, metrics={**rewards.metrics, **logged})
+            return replace(rewards, metrics={**rewards.metrics, **logged}), request.shown
 
-        return checked
+        def told() -> Rewards:
+            rewards, shown = by_first(checked)
+            request.shown.update(shown)
+            return rewards
+
+        return told
 
     def scored() -> Rewards:
         with contextlib.nullcontext() if is_ours(reward) else user_code(f"reward {label}"):
             result = reward.score(request)
         return checked_rewards(result, request, label)
 
-    return scored
+    # Ours compute on the mesh, all processes together.
+    return scored if is_ours(reward) else lambda: by_first(scored)
 
 
 def checked_rewards(result: Any, request: RewardRequest, label: str) -> Rewards:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.processes import by_first
 from jaxalign.rewards.user_code import is_ours, user_code
 
 
@@ -77,9 +78,14 @@ def evaluate_judge(
     swapped = np.asarray(jax.random.bernoulli(key, 0.5, (rows,)))
     shown = [(b, a) if swap else (a, b) for a, b, swap in zip(first, second, swapped, strict=True)]
     label = name or getattr(judge, "__name__", type(judge).__name__)
-    with contextlib.nullcontext() if is_ours(judge) else user_code(f"judge {label}"):
-        result = judge(list(prompts), [a for a, _ in shown], [b for _, b in shown], columns=columns)
-    said = _checked(result, shown, label)
+
+    def asked() -> np.ndarray:
+        with contextlib.nullcontext() if is_ours(judge) else user_code(f"judge {label}"):
+            result = judge(list(prompts), [a for a, _ in shown], [b for _, b in shown], columns=columns)
+        return _checked(result, shown, label)
+
+    # Ours compute on the mesh, all processes together; another is asked once.
+    said = asked() if is_ours(judge) else by_first(asked)
     decided = said != 0.5
     metrics = {"no_opinion": float(1 - decided.mean())} if rows else {}
     if decided.any():

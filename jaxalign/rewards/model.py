@@ -17,6 +17,7 @@ from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device, to_host
 from jaxalign.mesh import row_shards, shard_batch
 from jaxalign.models.heads import ScalarDefinition, ScalarModel
+from jaxalign.processes import fetch
 from jaxalign.rewards.base import Rewards
 from jaxalign.rewards.calls import RewardRequest
 
@@ -305,7 +306,7 @@ def token_scores(
     for start in range(0, len(bins), height):
         places = end_to_end(lengths, bins[start : start + height], width, height)
         layout = segments(places, size, width)
-        scores = jax.device_get(forward(tokens[places], layout["positions"], layout["segment_ids"]))
+        scores = fetch(forward(tokens[places], layout["positions"], layout["segment_ids"]))
         if not start:
             flat_scores = np.zeros((*scores.shape[:-2], size + 1), np.float32)
         flat_scores[..., places] = scores

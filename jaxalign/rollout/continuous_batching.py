@@ -18,6 +18,7 @@ import numpy as np
 from jaxalign.buckets import width_bucket
 from jaxalign.mesh import row_shards
 from jaxalign.models.kv_cache import KVCache
+from jaxalign.processes import fetch
 from jaxalign.rollout import decode, sharding
 from jaxalign.rollout.decode import RowSampling
 from jaxalign.rollout.sampling import SamplerFeatures
@@ -159,7 +160,7 @@ class _Slots:
             features=job.features,
             block=job.block,
         )
-        new = jax.device_get(new)
+        new = fetch(new)
         for slot in np.flatnonzero(self.alive):
             row, start, count = self.row[slot], before[slot], new["drawn"][slot] - before[slot]
             for name in ("tokens", "logps", "sampling_logps"):
@@ -198,7 +199,7 @@ class _Slots:
         # Where its group has read each completion's prompt, counted from the group's first.
         at = np.concatenate([np.searchsorted(n, prompt[group == g]) for g, n in enumerate(own)])
         drawn = (group * share + at) * copies + np.tile(np.arange(copies), len(chosen))
-        first = {name: value[drawn] for name, value in jax.device_get(first).items()}
+        first = {name: value[drawn] for name, value in fetch(first).items()}
         rows = read[drawn]
         for name in ("tokens", "logps", "sampling_logps"):
             self.out[name][rows, 0] = first[name]

@@ -16,6 +16,7 @@ from jaxalign import models
 from jaxalign.mesh import ROLLOUT_RULES, Rules, constrained, partition_spec, tree_shardings
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
+from jaxalign.processes import place
 
 ROW_AXES = ("data", "fsdp")
 ROWS = PartitionSpec(ROW_AXES)
@@ -30,7 +31,7 @@ def mesh_of(config: Any) -> Mesh | None:
 
 def by_rows(tree: Any, mesh: Mesh | None) -> Any:
     """Host arrays with an entry a row, on a mesh split over the groups."""
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, ROWS))
+    return tree if mesh is None else place(tree, NamedSharding(mesh, ROWS))
 
 
 def row_sharding(shape: Sequence[int], mesh: Mesh, *axes: str) -> NamedSharding:

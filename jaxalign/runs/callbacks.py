@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxalign.errors import ConfigError
+from jaxalign.processes import agreed
 
 EVENTS = ("on_step", "on_eval", "on_save", "on_end")
 
@@ -42,7 +43,8 @@ class Event:
 class Callback:
     """Base class for callbacks; any object with one of these methods works.
 
-    Callbacks are called on the host, in the order given. An exception in a callback ends the run.
+    Callbacks are called on the host, in the order given; of several processes in each, and the first's decide
+    whether the run stops. An exception in a callback ends the run.
     """
 
     def on_step(self, event: Event) -> None:
@@ -162,7 +164,7 @@ class Callbacks:
                     state=state,
                 )
                 method(event)
-                self.stopped = self.stopped or next(iter(event._stops), "")
+                self.stopped = agreed(self.stopped or next(iter(event._stops), ""))
 
     @staticmethod
     def _method(each: Any, name: str) -> Any:

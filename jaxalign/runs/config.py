@@ -12,6 +12,9 @@ class RunConfig:
       output: the run folder; created if it does not exist.
       seed: seed for Python, NumPy, JAX and the data order.
       device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
+      distributed: whether this is one of several processes: auto joins those that SLURM or Open MPI has started, true
+        also those of Kubernetes (JobSet) or a TPU pod, false none; or ADDRESS:PORT,NUMBER,RANK, where the first process
+        can be reached, how many there are and which this is. `output` must lie in a folder that all of them see.
       resume: continue the run in `output` from its newest checkpoint.
       log_every: steps (updates for RL) between records in metrics.jsonl; each record averages the steps since the
         last one.
@@ -38,6 +41,7 @@ class RunConfig:
     output: str = ""
     seed: int = 0
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    distributed: str = "auto"
     resume: bool = False
     log_every: int = 10
     eval_every: int = 0

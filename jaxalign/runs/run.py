@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from jaxalign import processes
 from jaxalign.config import defaults, save_yaml, to_dict
 from jaxalign.errors import ConfigError
 from jaxalign.runs import records
@@ -29,7 +31,7 @@ from jaxalign.runs.trackers import Tracker, make_trackers
 FREE_KEYS = {
     "model.attention", "model.products", "reference.attention", "reference.products",
     "patient.attention", "patient.products", "rewards.folder", "data.cache", "data.workers", "data.max_bytes",
-    "run.output", "run.device", "run.resume", "run.log_every", "run.eval_every", "run.save_every",
+    "run.output", "run.device", "run.distributed", "run.resume", "run.log_every", "run.eval_every", "run.save_every",
     "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
     "run.tensorboard", "run.wandb", "run.mlflow", "run.trackio", "run.progress", "run.export_dtype",
     "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",
@@ -44,6 +46,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tran
 
 class Run:
     """The folder of one run; a context manager. Create it with `Run.open`.
+
+    Of several processes the first reads and writes it; what the metadata hold the others keep in memory.
 
     Attributes:
       folder: the run folder.
@@ -67,11 +71,14 @@ class Run:
     ) -> None:
         self.folder, self.config, self.resumed, self.raised = folder, config, resumed, False
         self.given, self.callbacks, self._trackers = given, callbacks, list(trackers)
+        self._kept: dict[str, Any] | None = None
         self._progress = Progress(config.progress, command)
         self._log = logging.getLogger(f"jaxalign.run.{folder}")
         self._log.setLevel(logging.INFO)
         self._log.propagate = False
-        self._handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+        self._handler: logging.Handler = logging.NullHandler()
+        if processes.first():
+            self._handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._log.addHandler(self._handler)
         self._started = time.time()
@@ -87,6 +94,24 @@ class Run:
             keys or other Python objects, naming them.
         """
         given = given or Given()
+        mine: list[Run] = []
+
+        def opened() -> tuple[bool, bool, dict[str, Any]]:
+            mine.append(Run._open(config, full_config, command, given))
+            return mine[0].resumed, mine[0].raised, mine[0].metadata()
+
+        resumed, raised, kept = processes.by_first(opened)
+        if mine:
+            return mine[0]
+        folder = Path(config.output)
+        callbacks = Callbacks(given.callbacks, command, folder)
+        quiet = replace(config, progress=False)
+        run = Run(folder, quiet, command, resumed=resumed, given=given, callbacks=callbacks, trackers=[])
+        run.raised, run._kept = raised, kept
+        return run
+
+    @staticmethod
+    def _open(config: RunConfig, full_config: Any, command: str, given: Given) -> "Run":
         if not config.output:
             raise ConfigError("run.output: expected a folder for the run (or --output FOLDER)")
         folder = Path(config.output)
@@ -146,7 +171,7 @@ class Run:
             tracker.close()
         self._log.removeHandler(self._handler)
         self._handler.close()
-        if error is not None and not self.resumed:
+        if error is not None and not self.resumed and processes.first():
             self._leave_nothing()
 
     def _leave_nothing(self) -> None:
@@ -186,7 +211,7 @@ class Run:
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """A record in metrics.jsonl (and the trackers). Wall-clock fields are named `time/...`."""
-        if not values:
+        if not values or not processes.first():
             return
         records.append(self.folder / "metrics.jsonl", [{"step": step, **dict(sorted(values.items()))}])
         for tracker in self._trackers:
@@ -194,6 +219,8 @@ class Run:
 
     def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Rows in samples.jsonl (and the trackers that take them)."""
+        if not processes.first():
+            return
         records.append(self.folder / "samples.jsonl", [{"step": step, **row} for row in rows])
         for tracker in self._trackers if rows else ():
             # A tracker of the user's may take numbers alone.
@@ -202,7 +229,7 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drops the log after `step`, which a resumed run writes again."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl") if processes.first() else ():
             records.keep_until(self.folder / name, step)
         self.info(f"resumed from step {max(step, 0)}")
 
@@ -220,6 +247,8 @@ class Run:
 
     def metadata(self) -> dict[str, Any]:
         """What metadata.json holds."""
+        if self._kept is not None:
+            return dict(self._kept)
         return json.loads((self.folder / "metadata.json").read_text())
 
     def add_metadata(self, **values: Any) -> None:
@@ -239,11 +268,15 @@ class Run:
             seconds=round(time.time() - self._started, 3),
             finished=True,
         )
-        write_report(self.folder)
+        if processes.first():
+            write_report(self.folder)
         self.info("finished")
         self.callbacks.tell("on_end", *self._at, metrics)
 
     def _write_metadata(self, values: Mapping[str, Any]) -> None:
+        if self._kept is not None:
+            self._kept = json.loads(json.dumps(records.clean(values)))
+            return
         temporary = self.folder / ".metadata.json"
         temporary.write_text(json.dumps(records.clean(values), indent=2, ensure_ascii=False))
         os.replace(temporary, self.folder / "metadata.json")

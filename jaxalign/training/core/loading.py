@@ -26,6 +26,7 @@ from jaxalign.data.stream import Stream, StreamBatches
 from jaxalign.data.table import lengths_of
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import row_shards
+from jaxalign.processes import agreed
 from jaxalign.runs import Run
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.opening import tell_rows
@@ -33,7 +34,7 @@ from jaxalign.training.core.opening import tell_rows
 
 def dated(run: Run, config: DataConfig) -> DataConfig:
     """The section `data` with the day that templates print: the one named, else that on which the run began."""
-    date = config.date or run.metadata().get("date") or datetime.date.today().isoformat()
+    date = config.date or run.metadata().get("date") or agreed(datetime.date.today().isoformat())
     run.add_metadata(date=date)
     return replace(config, date=date)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxalign.checkpoints.orbax_store import CheckpointStore
 from jaxalign.errors import UserError
+from jaxalign.processes import LateLargest, fetch
 from jaxalign.runs import Run, StopFlag
 from jaxalign.training.core.exports import chosen_state
 from jaxalign.training.core.opening import announced
@@ -204,6 +205,7 @@ class Loop:
         mark = time.perf_counter()
         if start == 0 and self.evaluate and config.eval_every:
             self._evaluate(0, state)
+        asked = LateLargest()
         with StopFlag() as stop:
             for step in range(start + 1, start + 1 if over else self.total_steps + 1):
                 batch = self.batches.next()
@@ -212,7 +214,7 @@ class Loop:
                 if pending is not None:
                     final, mark = self._log(*pending, mark)
                 pending = (step, metrics, batch, self.tokens_in(batch))
-                last, halted = step == self.total_steps, stop.signal_received is not None
+                last, halted = step == self.total_steps, asked(stop.signal_received or 0)
                 evaluates, saves = self._due(config.eval_every, step), self._due(config.save_every, step)
                 if evaluates or saves or last or halted or watched:
                     final, mark = self._log(*pending, mark)
@@ -230,7 +232,7 @@ class Loop:
                 if self.sample and not halted and (last or self._due(config.sample_every, step)):
                     self.run.log_samples(step, self.sample(self._averaged(state)))
                 if halted and not last:
-                    raise Interrupted(stop.signal_received or 15)
+                    raise Interrupted(halted)
                 if last:
                     self.run.note_stopped(step)
                     break
@@ -244,7 +246,7 @@ class Loop:
 
     @staticmethod
     def _of_step(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-        return {"train/" + name: float(x) for name, x in jax.device_get(metrics).items() if name != "finite"}
+        return {"train/" + name: float(x) for name, x in fetch(metrics).items() if name != "finite"}
 
     def _learning_rates(self) -> np.ndarray | None:
         """The learning rate of every step [total_steps], on the host.
@@ -262,7 +264,7 @@ class Loop:
         return every > 0 and step % every == 0
 
     def _log(self, step: int, metrics: dict, batch: Mapping, tokens: int, mark: float):
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = {name: float(value) for name, value in fetch(metrics).items()}
         if values.pop("finite") == 0.0:
             rows = np.asarray(batch.get("row_ids", [])).ravel()[:16].tolist()
             self.run.log_metrics(step, {"train/" + k: v for k, v in values.items()})
@@ -363,7 +365,7 @@ def evaluation(
         for index, batch in enumerate(batches()):
             if limit and index >= limit:
                 break
-            part = jax.device_get(evaluate_batch(state.params, frozen, place(batch)))
+            part = fetch(evaluate_batch(state.params, frozen, place(batch)))
             for name, pair in part.items():
                 sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
         return summary(sums)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign import models
+from jaxalign import models, processes
 from jaxalign.checkpoints.orbax_store import CheckpointStore
 from jaxalign.data import (
     packed,
@@ -97,6 +97,8 @@ class TrainResult:
 
 def start(run: RunConfig, mesh: MeshConfig) -> Mesh:
     """Seeds Python and NumPy, picks the devices, and makes the mesh."""
+    if run.distributed not in ("auto", "false"):  # a command has joined already; a caller in Python may have
+        processes.join(run.distributed)
     random.seed(run.seed)
     np.random.seed(run.seed % 2**32)
     return make_mesh(mesh, devices_of(run.device))
@@ -104,7 +106,7 @@ def start(run: RunConfig, mesh: MeshConfig) -> Mesh:
 
 def default_device(mesh: Mesh) -> AbstractContextManager[Any]:
     """Within it, arrays without a place of their own lie on a device of the mesh's kind, for which programs compile."""
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]
     return nullcontext() if device.platform == jax.default_backend() else jax.default_device(device)
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign import models
+from jaxalign import models, processes
 from jaxalign.data import Dataset, Example, eval_batches
 from jaxalign.errors import CheckpointError
 from jaxalign.mesh import row_shards
+from jaxalign.processes import fetch
 from jaxalign.training.core.loading import refuse_stream
 from jaxalign.training.core.offline import DatasetFeed, OfflineRun
 from jaxalign.training.core.scoring import score_tokens
@@ -95,17 +96,20 @@ def reference_table(
         json.dumps([data.fingerprint, digest_of(params), dict(settings)], sort_keys=True).encode()
     ).hexdigest()[:24]
     path = folder / f"reference-{name}.npz"
-    if path.exists():
+    # As all processes find it, before one of them has written it.
+    if processes.agreed(path.exists()):
         return _read(path, data), path
 
     def rows(examples: Sequence[Example]) -> np.ndarray:
         parts = [
-            np.asarray(score(batch), np.float32)[batch["valid"]]
+            np.asarray(fetch(score(batch)), np.float32)[batch["valid"]]
             for batch in eval_batches(examples, batch_size, collate, multiple=multiple)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
     table = ReferenceTable(rows(data.train), rows(data.validation))
+    if not processes.first():
+        return table, path
     folder.mkdir(parents=True, exist_ok=True)
     # To a name of its own, then renamed: runs may share the folder, and a file is whole or not there.
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
@@ -123,7 +127,7 @@ def digest_of(params: Any) -> str:
     """A hash of every parameter's name, shape, dtype and bytes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        array = np.asarray(jax.device_get(leaf))
+        array = np.asarray(fetch(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -20,6 +20,7 @@ from jaxalign import models
 from jaxalign.data import BatchIterator, Dataset, eval_batches
 from jaxalign.losses import ensemble_disagreement
 from jaxalign.mesh import row_shards, shard_batch
+from jaxalign.processes import fetch
 from jaxalign.training.core import exports, setup
 from jaxalign.training.core.batch import CompletionBatch, valid_count
 from jaxalign.training.core.loop import summary
@@ -197,7 +198,7 @@ def score_held_out(
     for index, batch in enumerate(batches):
         if limit and index >= limit:
             break
-        found, parts = jax.device_get(evaluate(params, frozen, batch))
+        found, parts = fetch(evaluate(params, frozen, batch))
         valid = np.asarray(batch.valid)
         scores.append(found[:, valid])
         best.append(np.asarray(batch.best)[valid])

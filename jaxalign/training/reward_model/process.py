@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from jaxalign.arrays import AnyArray
 from jaxalign.losses import process_reward_loss, token_mean
+from jaxalign.processes import fetch
 from jaxalign.training.core.batch import TokenBatch
 from jaxalign.training.core.offline import DatasetFeed, Evaluation
 from jaxalign.training.core.scoring import ScalarPolicy
@@ -67,7 +68,7 @@ def held_out_steps(policy: ScalarPolicy, feed: DatasetFeed, frozen: Any) -> Eval
         solutions, clusters, total = [], [], 0.0
         for batch in itertools.islice(feed.held_out(), limit or None):
             placed = feed.place(batch, training=False)
-            logits, terms = jax.device_get(forward(state.params, frozen, placed))
+            logits, terms = fetch(forward(state.params, frozen, placed))
             total += float(np.sum(terms, dtype=np.float64))
             for row in np.flatnonzero(batch["valid"]):
                 ends = batch["mask"][row]

@@ -17,6 +17,7 @@ from jaxalign.losses import best_of_n_loss, bradley_terry_loss
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.heads import HeadConfig
 from jaxalign.models.lora import LoraConfig
+from jaxalign.processes import fetch
 from jaxalign.runs import Given, Live, RunConfig
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import pair_axis, question_axis, valid_count
@@ -263,7 +264,7 @@ def normalization(
     """
     mean, square = np.zeros(2), np.zeros(2)
     for batch in feed.held_out(or_training=True):
-        part = jax.device_get(evaluate_batch(params, frozen, feed.place(batch, training=False)))
+        part = fetch(evaluate_batch(params, frozen, feed.place(batch, training=False)))
         mean += np.asarray(part["score_mean"], np.float64)
         square += np.asarray(part["score_square"], np.float64)
     average = mean[0] / max(mean[1], 1.0)

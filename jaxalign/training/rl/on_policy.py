@@ -15,6 +15,7 @@ import optax
 from jaxalign.data import Example, packed_alike
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
+from jaxalign.processes import fetch
 from jaxalign.rewards import RewardRequest
 from jaxalign.rollout import Completions
 from jaxalign.rollout.trajectory import Rows
@@ -140,7 +141,7 @@ class OnPolicyTrainer(Evaluated):
         batches = self._on_mesh([rows.batch(start, size) for start in range(0, count, size)], TokenBatch)
         parts = [score(batch) for batch in batches]
         # Fetched when all are under way, so that the device does not wait for the host in between.
-        return jax.tree.map(lambda *x: np.concatenate(x)[:count], *jax.device_get(parts))
+        return jax.tree.map(lambda *x: np.concatenate(x)[:count], *fetch(parts))
 
     def check_logps(
         self, number: int, rows: Rows, logps: np.ndarray, completions: Completions
@@ -222,7 +223,7 @@ class OnPolicyTrainer(Evaluated):
           UserError: a loss or gradient that is not finite.
         """
         self.watch.end_scoring()
-        fetched = jax.device_get(self._steps(number, rollout, step, counted))
+        fetched = fetch(self._steps(number, rollout, step, counted))
         if not all(m["finite"] for m in fetched):
             raise UserError(
                 f"update {number}: the loss or the gradient norm is not finite; the last saved checkpoint is good "

@@ -10,6 +10,7 @@ import optax
 
 from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import collate_prompts
+from jaxalign.processes import largest
 from jaxalign.rollout import Engine
 from jaxalign.runs import Given, Run, StopFlag
 from jaxalign.training.core import setup
@@ -179,7 +180,7 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             trainer.warn_of_collapse(number, metrics)
             run.callbacks.tell("on_step", number, total, metrics, trainer.state)
             last = number == total or bool(run.callbacks.stopped)
-            halted = stop.signal_received is not None
+            halted = largest(stop.signal_received or 0)
             due = last or (not halted and every.eval_every and number % every.eval_every == 0)
             interval.add(metrics)
             record = interval.means()
@@ -201,7 +202,7 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
                 store.save(number, trainer.state, trainer.extra() | kept, metrics=record)
                 tell_saved(run, store, number, total, record, trainer.state)
             if halted and not last:
-                raise Interrupted(stop.signal_received or 15)
+                raise Interrupted(halted)
             if last:
                 run.note_stopped(number)
                 break

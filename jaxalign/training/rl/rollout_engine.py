@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign import processes
 from jaxalign.errors import ConfigError
 from jaxalign.losses import importance_weights
 from jaxalign.rollout import Completions, Engine, EngineConfig, ServerEngine
@@ -39,6 +40,10 @@ def make_generator(
         raise ConfigError(
             "rollout.weights and rollout.cache must be same if you pass your own engine (engine=), which does not "
             "use them"
+        )
+    if processes.several() and (engine is not None or settings.kind != "local"):
+        raise ConfigError(
+            "rollout.engine: several processes sample with the local engine only; set rollout.engine.kind=local"
         )
     if engine is None and settings.kind != "local":
         # A name that nothing else has: what lies there is removed before the first weights are written.
