@@ -50,6 +50,7 @@ BASE_ORDER = [
     "target",
     "arrays",
     "masking",
+    "processes",
     "mesh",
     "logprobs",
     "host_memory",

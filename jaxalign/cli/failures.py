@@ -40,6 +40,11 @@ def one_line(error: BaseException) -> str | None:
             )
         if _device_is_full(one, text):
             return f"error: the device ran out of memory ({_first_line(text)}); {MEMORY_KNOBS}"
+        if _peer_is_gone(one, text):
+            return (
+                f"error: another process of the job ended or cannot be reached ({_first_line(text)}); its own output "
+                "says why, and --resume continues from the last checkpoint"
+            )
         if isinstance(one, MemoryError):
             return f"error: this machine ran out of memory; {MEMORY_KNOBS}"
     return None
@@ -76,6 +81,12 @@ def _disk_is_full(error: BaseException, text: str) -> bool:
 def _device_is_full(error: BaseException, text: str) -> bool:
     return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and (
         "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
+    )
+
+
+def _peer_is_gone(error: BaseException, text: str) -> bool:
+    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and any(
+        word in text for word in ("Gloo", "NCCL", "coordination service", "CoordinationService")
     )
 
 

@@ -27,7 +27,7 @@ from jaxalign.runs.progress import Progress
 from jaxalign.runs.trackers import Tracker, make_trackers
 
 # Keys that may differ between a run and its resumption: they change no number of the training, or (forms of attention
-# and products) its rounding only, so that a run can go on on another kind of machine.
+# and products, and the mesh) its rounding only, so that a run can go on on another kind of machine, or on more of them.
 FREE_KEYS = {
     "model.attention", "model.products", "reference.attention", "reference.products",
     "patient.attention", "patient.products", "rewards.folder", "data.cache", "data.workers", "data.max_bytes",
@@ -35,7 +35,7 @@ FREE_KEYS = {
     "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
     "run.tensorboard", "run.wandb", "run.mlflow", "run.trackio", "run.progress", "run.export_dtype",
     "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",
-    "rollout.engine.timeout", "rollout.engine.retries", "train.offload",
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.engine.timeout", "rollout.engine.retries", "train.offload",
 }  # fmt: skip
 # Keys of its length, which a resumed run may raise.
 LENGTHS = {"train.steps", "train.epochs", "train.updates"}
@@ -147,6 +147,11 @@ class Run:
                 f"optimizer: an optimizer was passed in Python, so {', '.join(said)} of the configuration are not "
                 "used"
             )
+        meshes = [config.get("mesh") for config in (old.get("config", {}), full)]
+        if resumed and meshes[0] and meshes[0] != meshes[1]:
+            was, now = (", ".join(f"{axis}={size}" for axis, size in mesh.items()) for mesh in meshes)
+            run.warn(f"resumed on another mesh ({now} where it was {was}): the same data, other rounding")
+            run.add_metadata(config={**old["config"], "mesh": full["mesh"]})
         if raised:
             run.raised = True
             # From now on the run is this long; what it was stays beside it.

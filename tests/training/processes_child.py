@@ -1,0 +1,63 @@
+"""Trains with every trainer in this process, which may be one of several; `test_processes` starts it.
+
+Arguments: how to join (see `processes.join`), the mesh, model folder, file of pairs, output folder, trainers.
+"""
+
+import sys
+from pathlib import Path
+
+from jaxalign.cli.main import main
+
+REWARDS = f"--reward.functions=[{Path(__file__).resolve()}:reward_vowels]"
+PROMPTS = ["--train.prompts=4", "--sampling.num_samples=2", "--sampling.max_new_tokens=6", REWARDS]
+OFFLINE = ["--train.steps=3", "--train.batch_size=4", "--run.eval_every=2"]
+TRAINERS = {
+    "sft": [*OFFLINE, "--sampling.max_new_tokens=4"],
+    "reward": OFFLINE,
+    "dpo": [*OFFLINE, "--reference_logps=precomputed", "--sampling.max_new_tokens=4"],
+    "tfpo": [
+        *OFFLINE,
+        "--rewards.positive=be good",
+        "--rewards.negative=be bad",
+        "--sampling.max_new_tokens=4",
+    ],
+    "ppo": ["--train.updates=3", "--train.minibatches=2", *PROMPTS],
+    "grpo": ["--train.updates=3", *PROMPTS],
+    "online-dpo": ["--train.updates=3", *PROMPTS],
+}
+
+
+def reward_vowels(prompts, completions):
+    """The share of vowels; only the first process may be asked."""
+    import jax
+
+    assert jax.process_index() == 0
+    return [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in completions]
+
+
+def train(name: str, join: str, mesh: str, model: str, data: str, output: str, *more: str) -> int:
+    """One run of `jaxalign NAME`; its exit status."""
+    where = "patient.path" if name == "tfpo" else "model.path"
+    flags = [
+        f"--{where}={model}",
+        f"--data={data}",
+        f"--output={output}/{name}",
+        f"--distributed={join}",
+        mesh,
+        "--data.template=plain",
+        "--data.max_length=32",
+        "--run.log_every=1",
+        "--run.progress=false",
+        *TRAINERS[name],
+        *more,
+    ]
+    # Of two the later counts.
+    return main([name, *{flag.partition("=")[0]: flag for flag in flags}.values()])
+
+
+if __name__ == "__main__":
+    join, mesh, model, data, output, *names = sys.argv[1:]
+    more = [name for name in names if name.startswith("--")]
+    for name in names:
+        if name not in more and (status := train(name, join, mesh, model, data, output, *more)):
+            sys.exit(f"{name}: status {status}")
