@@ -44,7 +44,7 @@ def test_a_job_that_cannot_be_joined_is_one_line(monkeypatch):
         raise RuntimeError("no such host\nand a long story")
 
     monkeypatch.setattr(jax.distributed, "initialize", fails)
-    with pytest.raises(DeviceError, match="--distributed=true: no such host$"):
+    with pytest.raises(DeviceError, match=r"--distributed=true: no such host$"):
         processes.join("true")
 
 
