@@ -17,12 +17,14 @@ class Text(str):
 
 
 class Loader(yaml.SafeLoader):
-    """YAML with the scalars of YAML 1.2: `no`, `off` and dates are text, `1e-4` is a number."""
+    """YAML with the scalars of YAML 1.2: `no`, `off`, dates and `10:15` are text, `1e-4` is a number."""
 
 
 Loader.yaml_implicit_resolvers = {
     first: [
-        (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":timestamp", ":float"))
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if not tag.endswith((":bool", ":timestamp", ":float", ":int"))
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -34,6 +36,11 @@ Loader.add_implicit_resolver(
         r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
     ),
     list("-+0123456789."),
+)
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"[-+]?(?:0b[01_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
+    list("-+0123456789"),
 )
 
 

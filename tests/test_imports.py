@@ -14,6 +14,7 @@ PACKAGE = ROOT / "jaxalign"
 # A group may import the groups before it, never itself's neighbours; see the style guide in CONTRIBUTING.md.
 BASE = {
     "target",
+    "peaks",
     "arrays",
     "buckets",
     "masking",
@@ -48,6 +49,7 @@ BASE_ORDER = [
     "uncertainty",
     "buckets",
     "target",
+    "peaks",
     "arrays",
     "masking",
     "processes",

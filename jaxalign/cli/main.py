@@ -20,6 +20,7 @@ from typing import Any
 import jaxalign
 from jaxalign import config as configs
 from jaxalign.cli import help as help_texts
+from jaxalign.cli.compile_cache import set_compile_cache
 from jaxalign.cli.cpu_memory import set_cpu_memory
 from jaxalign.cli.failures import exit_status, one_line, user_lines
 from jaxalign.config_values import nearest
@@ -148,6 +149,7 @@ SHORT_FLAGS = {
     "batch_size": "train.batch_size",
     "packing": "train.packing",
     "learning_rate": "optimizer.learning_rate",
+    "profile.steps": "run.profile_steps",
     "beta": "loss.beta",
     "max_new_tokens": "sampling.max_new_tokens",
     "temperature": "sampling.temperature",
@@ -233,6 +235,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = read_settings(command, arguments[1:])
         join_processes(settings)
         use_device(settings)
+        set_compile_cache(settings)
         check_files(settings)
         report(load(command.function)(settings))
     except BaseException as error:

@@ -22,6 +22,7 @@ from jaxalign.llmdoctor.tfpo_parts import START, DoctorPatientPair, optimizers
 from jaxalign.llmdoctor.tfpo_step import make_tfpo_loss, tfpo_counts
 from jaxalign.llmdoctor.tfpo_together import Alone, Together, common_steps
 from jaxalign.llmdoctor.token_rewards import TokenRewardTable
+from jaxalign.models.flops import Pass
 from jaxalign.models.lora import attach
 from jaxalign.runs import Given, Live, Run
 from jaxalign.training.core import exports, setup
@@ -183,6 +184,9 @@ class _Training:
         ]
         begun = doctor if cards[0].reference == START else None
         loss = self._loss(scorer, numbers)
+        passes = [scorer.training_pass]
+        if numbers.reference_weight:
+            passes.append(Pass(config=doctor.config, learns="nothing"))
 
         def finish(state: TrainState, metrics: dict[str, float]) -> TFPOResult:
             parts = []
@@ -205,6 +209,7 @@ class _Training:
             feed=doctors,
             loss=loss,
             counts=tfpo_counts(numbers),
+            passes=passes,
             lift=doctors.lift,
             optimizer=lambda total: optimizers(config, total, self.run.given.optimizer),
             create_state=states,

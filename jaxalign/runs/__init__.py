@@ -5,6 +5,18 @@ from jaxalign.runs.config import RunConfig
 from jaxalign.runs.given import Given, Live
 from jaxalign.runs.interrupts import StopFlag
 from jaxalign.runs.part import RunPart
+from jaxalign.runs.profile import Profile
 from jaxalign.runs.run import Run
 
-__all__ = ["Callback", "EarlyStopping", "Event", "Given", "Live", "Run", "RunConfig", "RunPart", "StopFlag"]
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "Event",
+    "Given",
+    "Live",
+    "Profile",
+    "Run",
+    "RunConfig",
+    "RunPart",
+    "StopFlag",
+]

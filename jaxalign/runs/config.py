@@ -1,5 +1,6 @@
 """Where a run writes, and how often: the keys of the section `run`."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,10 @@ class RunConfig:
       export_dtype: dtype of the exported weights; auto uses the dtype of the initial model's files, or
         model.param_dtype for randomly initialized weights.
       progress: show a progress line on standard error.
+      profile_steps: optimizer steps (updates for RL) to profile, first:last such as 10:15; the trace is written to the
+        folder profile, for TensorBoard with the xprof plugin. Empty profiles none.
+      compile_cache: keep compiled programs on disk for later runs on GPUs and TPUs: in JAX_COMPILATION_CACHE_DIR, or
+        in jaxalign/xla of the user's cache folder. Command line only; Python calls leave JAX's settings alone.
     """
 
     output: str = ""
@@ -57,6 +62,8 @@ class RunConfig:
     trackio: bool = False
     export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     progress: bool = True
+    profile_steps: str = ""
+    compile_cache: bool = True
 
     def __post_init__(self) -> None:
         for name in ("log_every", "eval_every", "save_every", "sample_every", "sample_rows"):
@@ -64,3 +71,18 @@ class RunConfig:
                 raise ValueError(f"run.{name} must not be negative, got {getattr(self, name)}")
         if self.keep_last < 1:
             raise ValueError(f"run.keep_last must be 1 or more, got {self.keep_last}")
+        profiled_steps(self.profile_steps)
+
+
+def profiled_steps(text: str) -> tuple[int, int] | None:
+    """The first and the last step that `run.profile_steps` names; None where it is empty.
+
+    Raises:
+      ValueError: anything else than two numbers of steps, in order.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"run.profile_steps must be first:last, such as 10:15, got {text!r}")
+    return int(match[1]), int(match[2])

@@ -115,14 +115,16 @@ def metric_series(rows: Any) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def _panels(series: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Curves that belong in one picture: train/x beside eval/x; wall-clock but the speed left out.
+    """Curves that belong in one picture: train/x beside eval/x; wall-clock but the speeds left out.
 
     `x_low` and `x_high` are a band around x.
     """
     panels: dict[str, dict[str, Any]] = {}
+    # Two curves of one form: the share of the peak says more.
+    speeds = ("time/tokens_per_second", "time/mfu" if "time/mfu" in series else "time/model_flops_per_second")
     for name, line in _banded(series).items():
         group, _, rest = name.partition("/")
-        if group == "time" and rest != "tokens_per_second":
+        if group == "time" and name not in speeds:
             continue
         title = rest if group in ("train", "eval") else name
         panels.setdefault(title, {})[group if group in ("train", "eval") else name] = line

@@ -158,6 +158,7 @@ def train_sft(
             feed=feed,
             loss=function,
             counts=sft_counts,
+            passes=[policy.training_pass],
             evaluate=feed.evaluation(make_evaluation(function, sft_counts), frozen),
             sample=run.samples(policy, frozen, words, data),
             finish=run.export_policy(policy, frozen, words),

@@ -18,18 +18,17 @@ import numpy as np
 from jaxalign.checkpoints.orbax_store import CheckpointStore
 from jaxalign.errors import UserError
 from jaxalign.processes import LateLargest, fetch
-from jaxalign.runs import Run, StopFlag
+from jaxalign.runs import Profile, Run, StopFlag
 from jaxalign.training.core.exports import chosen_state
+from jaxalign.training.core.interval import Interval
 from jaxalign.training.core.opening import announced
+from jaxalign.training.core.speed import Speed
 from jaxalign.training.core.state import TrainState
 from jaxalign.training.core.update_rules import averaged_params
 from jaxalign.uncertainty import wilson_interval
 
 # Two-sided 95% quantile of the normal distribution.
 Z95 = 1.959964
-# How metrics end that are a maximum, and those that are what was set.
-LARGEST = ("_max", "rollout/logp_gap")
-LATEST = ("learning_rate", "kl_coefficient")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,42 +107,6 @@ class Batches(Protocol):
 
 
 @dataclass
-class Interval:
-    """Metrics of the steps (or updates) since the last record.
-
-    Attributes:
-      steps: how many.
-      totals: sums over them by name; of a maximum (`LARGEST`) the largest, of a setting (`LATEST`) the last.
-      counts: how many steps have each name, where it is not all.
-    """
-
-    steps: int = 0
-    totals: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, values: Mapping[str, float]) -> None:
-        """One step more."""
-        for name in self.totals.keys() | values.keys():
-            had = self.counts.pop(name, self.steps if name in self.totals else 0) + (name in values)
-            if had <= self.steps:
-                self.counts[name] = had
-        self.steps += 1
-        for name, value in values.items():
-            old = self.totals.get(name)
-            if old is None or name.endswith(LATEST):
-                self.totals[name] = value
-            else:
-                self.totals[name] = max(old, value) if name.endswith(LARGEST) else old + value
-
-    def means(self) -> dict[str, float]:
-        """Means by name over the steps that have it; the largest of a maximum, the last of a setting."""
-        return {
-            name: total if name.endswith(LARGEST + LATEST) else total / self.counts.get(name, self.steps)
-            for name, total in self.totals.items()
-        }
-
-
-@dataclass
 class Loop:
     """One training run over batches.
 
@@ -157,6 +120,7 @@ class Loop:
       total_steps: optimizer steps in all.
       tokens_in: counts the tokens of a batch, for the log.
       learning_rate: schedule, for the log.
+      speed: counts the model FLOPs of a batch, for the log; None where they are not known.
     """
 
     run: Run
@@ -170,6 +134,7 @@ class Loop:
         int(np.sum(batch["lengths"])) - batch.get("filler_tokens", 0)
     )
     learning_rate: Callable[[int], Any] | None = None
+    speed: Speed | None = None
     _last_eval: dict[str, float] = field(default_factory=dict)
     _evaluated: int = -1
     _rates: np.ndarray | None = None
@@ -206,10 +171,10 @@ class Loop:
         if start == 0 and self.evaluate and config.eval_every:
             self._evaluate(0, state)
         asked = LateLargest()
-        with StopFlag() as stop:
+        with StopFlag() as stop, Profile(self.run) as profile:
             for step in range(start + 1, start + 1 if over else self.total_steps + 1):
                 batch = self.batches.next()
-                state, metrics = self.update(state, batch)
+                state, metrics = profile.step(step, self.update, state, batch)
                 # One step late: the device is already at work on this step while the last is logged.
                 if pending is not None:
                     final, mark = self._log(*pending, mark)
@@ -274,7 +239,8 @@ class Loop:
                 "(a smaller learning rate or float32 compute may help)"
             )
         now = time.perf_counter()
-        self._interval.add(values | {"time/tokens": tokens, "time/seconds": now - mark})
+        flops = self.speed.flops(batch) if self.speed else 0.0
+        self._interval.add(values | {"time/tokens": tokens, "time/seconds": now - mark, "time/flops": flops})
         record = self._record(step)
         if self._due(self.run.config.log_every, step) or step in (1, self.total_steps):
             self.run.log_metrics(step, record)
@@ -286,12 +252,14 @@ class Loop:
         """What metrics.jsonl is told of the steps since its last record."""
         means = self._interval.means()
         tokens, seconds = means.pop("time/tokens"), means.pop("time/seconds")
+        # Checkpoints of earlier versions have none.
+        flops = means.pop("time/flops", 0.0)
         record = {"train/" + name: value for name, value in means.items()}
         if self._rates is not None:
             record["train/learning_rate"] = float(self._rates[step - 1])
         record["time/tokens_per_second"] = tokens / max(seconds, 1e-9)
         record["time/step_seconds"] = seconds
-        return record
+        return record | (self.speed.metrics(flops, seconds) if self.speed else {})
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         assert self.evaluate is not None

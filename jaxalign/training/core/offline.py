@@ -5,7 +5,7 @@ loss: a `Task`. Such a function reads top to bottom as the algorithm; `sft.train
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,6 +18,7 @@ from jaxalign.data import Dataset, eval_batches
 from jaxalign.data.batches import Collate
 from jaxalign.data.config import Kind
 from jaxalign.mesh import row_shards
+from jaxalign.models.flops import Pass
 from jaxalign.runs import Given, Run
 from jaxalign.training.core import loading, setup
 from jaxalign.training.core.batch import TokenRows
@@ -30,6 +31,7 @@ from jaxalign.training.core.opening import tell_devices
 from jaxalign.training.core.optimizer import make_optimizer
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.setup import TrainResult
+from jaxalign.training.core.speed import Speed
 from jaxalign.training.core.state import TrainState, create_state
 from jaxalign.training.core.step import Batch, CountFunction, LossFunction, make_update
 
@@ -55,6 +57,7 @@ class Task(Generic[Result]):
       frozen: what else the loss reads.
       feed: the training batches.
       loss, counts: see `step.make_update`.
+      passes: the models' passes over a batch, whose FLOPs are logged.
       finish: (final state, metrics) -> what the call returns, its export written.
       evaluate: metrics of held-out rows; None where there are none.
       sample: rows of samples.jsonl.
@@ -70,6 +73,7 @@ class Task(Generic[Result]):
     feed: Feed
     loss: LossFunction
     counts: CountFunction
+    passes: Sequence[Pass]
     finish: Callable[[TrainState, dict[str, float]], Result]
     evaluate: Evaluation | None = None
     sample: Samples | None = None
@@ -127,6 +131,7 @@ def fit(command: str, config: Any, given: Given, begin: Callable[["OfflineRun"],
             evaluate=task.evaluate,
             sample=task.sample,
             learning_rate=schedule,
+            speed=Speed(run, mesh, task.passes),
         )
         state = task.create_state(task.trained, rule)
         # The state has copies of what is trained: the model that it began with leaves the device.

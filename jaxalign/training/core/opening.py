@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from jaxalign import models
@@ -76,6 +77,8 @@ def tell_devices(run: Run, mesh: Mesh) -> None:
     """Prints the devices of the mesh; warns if some are unused."""
     run.add_metadata(mesh=dict(mesh.shape))
     run.tell("devices", devices_text(mesh, len(devices_of(run.config.device))))
+    if folder := jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        run.info(f"compiled programs are kept in {folder}")
     tell_idle(run, mesh)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxalign.logprobs import linear_logprobs
 from jaxalign.models import LoraConfig, attach, merge
+from jaxalign.models.flops import Pass, training_pass
 from jaxalign.target import memory_of, target_device
 from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.packing import Packing, spread, taken
@@ -43,6 +44,11 @@ class CausalPolicy:
         if self.lora is not None:
             return merge(self.definition, frozen), attach(trained, self.lora)
         return merge(self.definition, trained), None
+
+    @property
+    def training_pass(self) -> Pass:
+        """The pass of an optimizer step over its batch."""
+        return training_pass(self.definition.config, self.lora)
 
     def score(
         self,
@@ -162,6 +168,11 @@ class ScalarPolicy:
         params = {**frozen, **{k: v for k, v in trained.items() if k != "adapter"}}
         adapter = None if self.lora is None else attach(trained["adapter"], self.lora)
         return merge(self.definition, params), adapter
+
+    @property
+    def training_pass(self) -> Pass:
+        """The pass of an optimizer step over its batch."""
+        return training_pass(self.definition.config, self.lora, head=False)
 
     def per_token(
         self,

@@ -1,4 +1,4 @@
-"""Where the time of an update goes."""
+"""Where the time of an update goes, and what it computes."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,11 +6,17 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Stopwatch:
-    """Where the time of one update goes: sampling, then scoring, then optimizing."""
+    """Where the time of one update goes: sampling, then scoring, then optimizing.
+
+    Attributes:
+      started, sampled, scored: when each part began or ended, in seconds of `time.perf_counter`.
+      flops: model FLOPs of the optimizer steps.
+    """
 
     started: float = field(default_factory=time.perf_counter)
     sampled: float = 0.0
     scored: float = 0.0
+    flops: float = 0.0
 
     def end_sampling(self) -> None:
         """Scoring begins."""

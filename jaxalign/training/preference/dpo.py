@@ -16,6 +16,7 @@ from jaxalign.training.preference.objectives import (
     PreferenceBatch,
     check_pair_loss,
     make_preference_loss,
+    passes_of,
     whole_batch_statistics,
 )
 from jaxalign.training.preference.reference_cache import precomputed_reference
@@ -109,6 +110,7 @@ def train_dpo(
             feed=feed,
             loss=function,
             counts=valid_count,
+            passes=passes_of(scorer, definition, config.loss, precomputed=not frozen["reference"]),
             prepare=coupled if num_microbatches > 1 and spec.statistic else None,
             evaluate=feed.evaluation(make_evaluation(function, valid_count), frozen),
             sample=run.samples(scorer, base, words, data),

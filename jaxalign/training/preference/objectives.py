@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from jaxalign import losses, models
 from jaxalign.arrays import AnyArray
 from jaxalign.losses.preference import ScoredRows
+from jaxalign.models.flops import Pass
 from jaxalign.training.core.batch import CompletionBatch, TokenRows
 from jaxalign.training.core.own_loss import check_own_loss
 from jaxalign.training.core.scoring import CausalPolicy, TokenScores, score_tokens
@@ -172,6 +173,18 @@ def scored_rows(
         kl_ratio = (logps - reference(others)).sum(1).reshape(shape)
     rows = ScoredRows(sums(scores.logps) / scale, ref_logps / scale, batch.desirable, batch.valid, kl_ratio)
     return rows, scores, mask
+
+
+def passes_of(
+    policy: CausalPolicy, reference: Any, config: DPOLossConfig, *, precomputed: bool
+) -> list[Pass]:
+    """The passes of `scored_rows` with a gradient of the policy; `reference` is the definition of the reference."""
+    others = Pass(config=policy.definition.config, learns="nothing", prefix="kl_")
+    passes = [policy.training_pass, others]
+    if config.spec.reference and not precomputed:
+        frozen = Pass(config=reference.config, learns="nothing")
+        passes += [frozen, replace(frozen, prefix="kl_")]
+    return passes
 
 
 def completion_sums(logps: jax.Array, mask: jax.Array, shape: tuple[int, int], alpha: float) -> jax.Array:

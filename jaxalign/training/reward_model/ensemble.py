@@ -300,6 +300,7 @@ def ensemble_task(
         feed=_Feed(batches, kind, run.mesh),
         loss=loss_of(policy),
         counts=valid_count,
+        passes=[policy.training_pass],
         lift=over_members,
         create_state=states,
         key=jnp.stack([jax.random.fold_in(jax.random.key(seed), 3) for seed in seeds(config)]),

@@ -244,6 +244,7 @@ def train_reward(
             feed=feed,
             loss=function,
             counts=count,
+            passes=[policy.training_pass],
             evaluate=evaluate,
             finish=finish,
         )

@@ -15,6 +15,7 @@ import optax
 from jaxalign.data import Example, packed_alike
 from jaxalign.errors import UserError
 from jaxalign.mesh import row_shards
+from jaxalign.models.flops import Pass
 from jaxalign.processes import fetch
 from jaxalign.rewards import RewardRequest
 from jaxalign.rollout import Completions
@@ -88,6 +89,11 @@ class OnPolicyTrainer(Evaluated):
     @abstractmethod
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics and a few samples as rows."""
+
+    def learning_passes(self, number: int) -> list[Pass]:
+        """The models' passes over the minibatches of an update, whose FLOPs are logged."""
+        del number
+        return [self.policy.training_pass]
 
     def make_step(self, loss: Callable, *, counts: Callable = rollout_counts, **options: Any) -> Callable:
         """The optimizer step of a loss over minibatches of a rollout; see `step.make_update` for arguments."""
@@ -273,6 +279,8 @@ class OnPolicyTrainer(Evaluated):
             picks = [order[start : start + size] for start in range(0, rows, size)]
             picks = [pick for pick in picks if known[pick].any()]
             minibatches = [jax.tree.map(lambda x, p=pick: x[p], rollout).columns() for pick in picks]
+            passes = self.learning_passes(number)
+            self.watch.flops += sum(each.flops(batch) for each in passes for batch in minibatches)
             for batch in self._on_mesh(minibatches, type(rollout), train.accumulation_steps):
                 self.state, metrics = step(self.state, self.frozen, batch, self.key)
                 seen.append(metrics)

@@ -12,16 +12,18 @@ from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import collate_prompts
 from jaxalign.processes import largest
 from jaxalign.rollout import Engine
-from jaxalign.runs import Given, Run, StopFlag
+from jaxalign.runs import Given, Profile, Run, StopFlag
 from jaxalign.training.core import setup
 from jaxalign.training.core.exports import chosen_state
+from jaxalign.training.core.interval import Interval
 from jaxalign.training.core.loading import load_data, row_batches
-from jaxalign.training.core.loop import Interrupted, Interval, restore_callbacks, tell_saved
+from jaxalign.training.core.loop import Interrupted, restore_callbacks, tell_saved
 from jaxalign.training.core.mesh_fit import check_rows
 from jaxalign.training.core.open_run import OpenRun
 from jaxalign.training.core.opening import tell_devices, tell_updates
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.setup import TrainResult
+from jaxalign.training.core.speed import Speed
 from jaxalign.training.core.state import create_state
 from jaxalign.training.core.stopwatch import Stopwatch
 from jaxalign.training.core.update_rules import refuse_schedule_free
@@ -158,10 +160,12 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
         run.warn(warning)
         run.add_metadata(truncated_sampling=warning)
     total, every = config.train.updates, config.run
+    speed = Speed(run, trainer.mesh)
     with (
         closing(trainer.generator),
         setup.checkpoint_store(run) as store,
         StopFlag() as stop,
+        Profile(run) as profile,
     ):
         done, interval = _updates_done(trainer, store)
         if over := done >= total or bool(run.callbacks.stopped):
@@ -173,9 +177,10 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             run.callbacks.tell("on_eval", 0, total, evaluated, trainer.state)
         for number in range(done + 1, done + 1 if over else total + 1):
             trainer.watch = Stopwatch()
-            metrics, samples = trainer.update(number)
+            metrics, samples = profile.step(number, trainer.update, number)
             if compiled and number == done + 1:
                 compiled()
+            metrics |= speed.metrics(trainer.watch.flops, metrics.get("time/optimize_seconds", 0.0))
             metrics |= trainer.noted | trainer.learning_rates()
             trainer.warn_of_collapse(number, metrics)
             run.callbacks.tell("on_step", number, total, metrics, trainer.state)

@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.host_memory import on_device
+from jaxalign.models.flops import Pass
 from jaxalign.rewards import RewardRequest
 from jaxalign.rollout import Completions, Engine, join_rows
 from jaxalign.rollout.trajectory import Rows, sampler_logps
@@ -97,6 +98,13 @@ class Trainer(OnPolicyTrainer):
         return train.epochs * train.minibatches * train.accumulation_steps == 1 and not (
             self.config.importance_cap
         )
+
+    def learning_passes(self, number: int) -> list[Pass]:
+        """See `OnPolicyTrainer`."""
+        policy, critic = self.models.policy.training_pass, self.models.critic
+        if number <= self.config.critic.warmup_updates:
+            policy = replace(policy, learns="nothing", adapter=0)
+        return [policy] if critic is None else [policy, critic.training_pass]
 
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics and a few samples as rows."""

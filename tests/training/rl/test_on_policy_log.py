@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
+from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Run, RunConfig, records
 from jaxalign.training.core.state import TrainState
@@ -46,6 +47,7 @@ def updated(folder, monkeypatch, *, resume=False, killed=0):
     with Run.open(run_config, SFTConfig(run=run_config), "ppo") as run:
         vars(trainer).update(
             run=run,
+            mesh=make_mesh(MeshConfig()),
             config=SimpleNamespace(
                 run=run_config,
                 train=SimpleNamespace(updates=len(SCORES), prompts=4, epochs=2, minibatches=1),
