@@ -1,14 +1,25 @@
 """The examples run, and learn what they say."""
 
 import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from jaxalign.cli import main as cli
 from jaxalign.runs import report
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+CLUSTER = EXAMPLES / "cluster"
+# Fields of JobSet's v1alpha2, and of the Jobs and pods in it, that an example may have.
+JOBSET = {"replicatedJobs", "network", "successPolicy", "failurePolicy", "suspend", "coordinator"}
+REPLICATED_JOB = {"name", "groupName", "template", "replicas", "dependsOn"}
+JOB = {"parallelism", "completions", "completionMode", "backoffLimit", "template"}
 
 
 def load(name):
@@ -52,3 +63,65 @@ def test_a_doctor_from_a_few_pairs_steers_by_a_weight_chosen_afterwards(tmp_path
     assert accuracy > 0.9
     assert 0.35 < shares[0.0] < 0.6
     assert shares[2.0] > shares[0.0] + 0.2
+
+
+def cluster_commands():
+    """File -> (the arguments of its `jaxalign` command, its processes or pods, the devices of each)."""
+    script = (CLUSTER / "sft.slurm.sh").read_text()
+    line = re.search(r"^srun .*?(jaxalign .*?) \|\|", script.replace("\\\n", " "), re.MULTILINE)[1]
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script, re.MULTILINE))
+    nodes, tasks, gpus = (int(asked[name]) for name in ("nodes", "ntasks-per-node", "gpus-per-node"))
+    found = {"sft.slurm.sh": (shlex.split(line)[1:], nodes * tasks, gpus // tasks)}
+    for file in sorted(CLUSTER.glob("*.yaml")):
+        job = jobset(file)["spec"]["replicatedJobs"][0]["template"]["spec"]
+        container = job["template"]["spec"]["containers"][0]
+        devices = next(iter(container["resources"]["limits"].values()))
+        found[file.name] = (container["args"], job["completions"], devices)
+    return found
+
+
+def jobset(file):
+    return next(part for part in yaml.safe_load_all(file.read_text()) if part["kind"] == "JobSet")
+
+
+@pytest.mark.parametrize("name", ["sft.slurm.sh", "jobset-gpu.yaml", "jobset-tpu.yaml"])
+def test_a_clusters_command_is_understood_and_its_mesh_has_the_devices_that_are_asked_for(name):
+    (command, *arguments), processes, devices = cluster_commands()[name]
+    settings = cli.read_settings(cli.find_command(command), arguments)
+    mesh = settings.mesh
+    assert mesh.data * mesh.fsdp * mesh.tensor == processes * devices
+    assert settings.train.batch_size % (mesh.data * mesh.fsdp) == 0
+    # What is killed goes on from a checkpoint.
+    assert settings.run.resume and settings.run.save_every
+
+
+@pytest.mark.parametrize("name", ["jobset-gpu.yaml", "jobset-tpu.yaml"])
+def test_a_jobset_has_fields_of_v1alpha2_and_indexed_pods_that_start_together(name):
+    found = jobset(CLUSTER / name)
+    assert found["apiVersion"] == "jobset.x-k8s.io/v1alpha2" and found["spec"].keys() <= JOBSET
+    assert found["spec"]["failurePolicy"].keys() <= {"maxRestarts", "rules"}
+    (workers,) = found["spec"]["replicatedJobs"]
+    job = workers["template"]["spec"]
+    assert workers.keys() <= REPLICATED_JOB and job.keys() <= JOB
+    # JAX counts its processes by `parallelism`, and tells them apart by their index.
+    assert workers["replicas"] == 1 and job["parallelism"] == job["completions"]
+    assert job["completionMode"] == "Indexed" and job["template"]["spec"]["restartPolicy"] == "Never"
+    volumes = {volume["name"] for volume in job["template"]["spec"]["volumes"]}
+    mounts = {mount["name"] for mount in job["template"]["spec"]["containers"][0]["volumeMounts"]}
+    assert mounts == volumes
+
+
+def test_the_image_takes_files_and_extras_that_there_are():
+    text, root = (CLUSTER / "Dockerfile").read_text(), EXAMPLES.parent
+    for sources in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE):
+        assert all((root / source).exists() for source in sources.split())
+    extras = re.findall(r"EXTRA=(\w+)", text)
+    assert set(extras) == {"cuda", "tpu"}
+    assert all(
+        re.search(rf"^{extra} = \[", (root / "pyproject.toml").read_text(), re.MULTILINE) for extra in extras
+    )
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="ShellCheck is not installed")
+def test_the_script_passes_shellcheck():
+    subprocess.run(["shellcheck", str(CLUSTER / "sft.slurm.sh")], check=True)

@@ -10,10 +10,14 @@ from typing import Any, cast
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import make_mesh
 from jaxalign.models.memory import number_of_weights, sized
+from jaxalign.peaks import peak_of
 from jaxalign.plan.collectives import Collective, collectives
-from jaxalign.plan.steps import model_of, planned, shape_of
+from jaxalign.plan.steps import model_of, planned, shape_of, step_of
 from jaxalign.plan.targets import Target, cudnn_of, devices_of, parse_target
 from jaxalign.target import compiling_for
+
+# Model FLOPs utilization at which a step's time is estimated.
+MFU = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ class Figures:
       temporaries: bytes beside them while it runs.
       unaliased: bytes of results that take no argument's place.
       collectives: what moves between devices.
+      flops: model FLOPs of all devices, see `models.flops.Pass`.
       seconds: time to compile.
     """
 
@@ -63,6 +68,7 @@ class Figures:
     temporaries: int
     unaliased: int
     collectives: list[Collective]
+    flops: float
     seconds: float
 
     @property
@@ -109,12 +115,14 @@ def figures(command: str, config: Any, target: Target, tokens: int) -> Figures:
         update, shapes = planned(command, config, mesh, tokens)
         compiled = update.lower(*shapes).compile(compiler_options=cast(Any, target.compiler_options or None))
         seconds = time.perf_counter() - begun
+        flops = step_of(command, config, mesh, tokens).flops
     memory: Any = compiled.memory_analysis()
     return Figures(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         unaliased=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         collectives=collectives(compiled.as_text() or ""),
+        flops=flops,
         seconds=seconds,
     )
 
@@ -143,6 +151,8 @@ def report(asked: Plan, target: Target, found: Figures) -> Iterator[str]:
         yield "  does not fit: more devices along mesh.fsdp, more train.accumulation_steps, model.remat=full or"
         yield "  lora.enabled=true take less of each"
     yield ""
+    yield from speed(found.flops / target.count, devices_of(target)[0].device_kind)
+    yield ""
     yield "collectives of a step, bytes of a device"
     count, total = Counter[str](), Counter[str]()
     for one in found.collectives:
@@ -154,3 +164,16 @@ def report(asked: Plan, target: Target, found: Figures) -> Iterator[str]:
         yield "  none"
     for one in found.collectives[: own.collectives]:
         yield f"    {one.kind} {one.count} x {sized(one.bytes)} {one.operation}".rstrip()
+
+
+def speed(flops: float, device_kind: str) -> Iterator[str]:
+    """The lines about a step's operations.
+
+    Args:
+      flops: model FLOPs of a device.
+      device_kind: as JAX names it.
+    """
+    yield f"model FLOPs of a step, of a device: {flops:.3g}"
+    if (peak := peak_of(device_kind)) is not None:
+        seconds = flops / (MFU * peak.flops)
+        yield f"  at {MFU:.0%} MFU of {peak.flops / 1e12:,.0f} TFLOP/s: {seconds:,.3g} s (an estimate, not measured)"

@@ -1,6 +1,6 @@
 """The optimizer step of a training command for shapes alone: no weights, no data, no device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign import models
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import DEFAULT_RULES, partition_spec, replicated, tree_shardings
+from jaxalign.models.flops import Pass
 from jaxalign.models.tensor_dtypes import device_dtype
 from jaxalign.models.transformer import parameter_shapes
 from jaxalign.training.core import setup
@@ -23,7 +24,7 @@ from jaxalign.training.core.optimizer import make_optimizer
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.state import TrainState, moment_shardings
 from jaxalign.training.core.step import Update, make_update
-from jaxalign.training.preference.objectives import PreferenceBatch, make_preference_loss
+from jaxalign.training.preference.objectives import PreferenceBatch, make_preference_loss, passes_of
 from jaxalign.training.reward_model.batches import PairBatch
 from jaxalign.training.reward_model.trainer import make_reward_loss
 from jaxalign.training.rl.actor_critic import build
@@ -50,6 +51,7 @@ class Step:
       trained, frozen: shapes of the leaves.
       batch: what a step reads, on the host.
       optimizer: of the trained leaves.
+      passes: the models' passes over the batch.
     """
 
     loss: Callable[..., Any]
@@ -58,6 +60,12 @@ class Step:
     frozen: Any
     batch: TokenRows
     optimizer: optax.GradientTransformation
+    passes: Sequence[Pass]
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs."""
+        return sum(each.flops(self.batch.columns()) for each in self.passes)
 
 
 def planned(command: str, config: Any, mesh: Mesh, tokens: int) -> tuple[Update, tuple[Any, ...]]:
@@ -72,8 +80,7 @@ def planned(command: str, config: Any, mesh: Mesh, tokens: int) -> tuple[Update,
     Raises:
       ConfigError: a command that is not planned.
     """
-    check_rows(config, mesh)
-    step = STEPS[command](config, shape_of(command, config, mesh), mesh, tokens)
+    step = step_of(command, config, mesh, tokens)
     abstract = jax.eval_shape(step.optimizer.init, step.trained)
     whole = replicated(mesh)
     state = TrainState(
@@ -87,6 +94,12 @@ def planned(command: str, config: Any, mesh: Mesh, tokens: int) -> tuple[Update,
     key = jax.eval_shape(lambda: KEY(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
     return update, (state, step.frozen, _batch_shapes(step.batch, mesh), key)
+
+
+def step_of(command: str, config: Any, mesh: Mesh, tokens: int) -> Step:
+    """The step of a command; arguments and errors are those of `planned`."""
+    check_rows(config, mesh)
+    return STEPS[command](config, shape_of(command, config, mesh), mesh, tokens)
 
 
 def model_of(command: str, config: Any) -> models.ModelConfig:
@@ -142,6 +155,7 @@ def _sft(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Ste
         frozen=frozen,
         batch=_laid_out(columns, DemonstrationBatch, config, mesh),
         optimizer=_optimizer(config),
+        passes=[policy.training_pass],
     )
 
 
@@ -154,6 +168,7 @@ def _dpo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Ste
     reference = parameters_of(shape, mesh) if spec.reference else {}
     if config.reference_logps == "precomputed" and spec.reference:
         columns["ref_logps"], reference = np.zeros((rows, 2), np.float32), {}
+    passes = passes_of(policy, models.Definition(shape), config.loss, precomputed=not reference)
     return Step(
         loss=make_preference_loss(policy, models.Definition(shape), config.loss),
         counts=valid_count,
@@ -161,6 +176,7 @@ def _dpo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Ste
         frozen={"base": base, "reference": reference},
         batch=_laid_out(columns, PreferenceBatch, config, mesh),
         optimizer=_optimizer(config),
+        passes=passes,
     )
 
 
@@ -183,6 +199,7 @@ def _reward(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> 
         frozen=frozen,
         batch=_laid_out(columns, PairBatch, config, mesh, head=False),
         optimizer=_optimizer(config),
+        passes=[policy.training_pass],
     )
 
 
@@ -199,6 +216,7 @@ def _grpo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> St
         frozen={"policy": frozen},
         batch=_laid_out(columns, GRPORollout if one_step else GRPOBatch, config, mesh),
         optimizer=_optimizer(config),
+        passes=[policy.training_pass],
     )
 
 
@@ -235,6 +253,7 @@ def _ppo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Ste
         frozen=frozen,
         batch=_laid_out(columns, PPORollout if one_step else PPOBatch, config, mesh),
         optimizer=optimizer,
+        passes=both.training_passes,
     )
 
 

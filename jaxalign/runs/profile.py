@@ -54,5 +54,7 @@ class Profile:
     def _end(self, last: int | None) -> None:
         self._done = True
         jax.profiler.stop_trace()
-        until = f"to {last}" if last else f"to the end of the run, which came before that of step {self._last}"
+        until = (
+            f"to {last}" if last else f"to the end of the run, which came before that of step {self._last}"
+        )
         self._run.note(f"profile: steps {self._since} {until}: {self._run.folder / 'profile'}")

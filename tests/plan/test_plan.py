@@ -6,6 +6,9 @@ import pytest
 
 from jaxalign.cli.main import main
 from jaxalign.errors import ConfigError
+from jaxalign.models import load_config
+from jaxalign.models.flops import training_pass
+from jaxalign.plan.plan import speed
 from jaxalign.plan.targets import Target, parse_target
 
 
@@ -23,6 +26,18 @@ def test_a_plan_tells_bytes_and_collectives_of_virtual_devices(tiny_model_folder
     )
     assert 0 < state < total and 0 < rest <= total
     assert re.search(r"all-gather +\d+", printed)
+    shape = load_config(tiny_model_folder)
+    # A device has one row of 16 tokens, of which all but the first count.
+    flops = training_pass(shape, None).of_rows([16], 15)
+    assert f"model FLOPs of a step, of a device: {flops:.3g}\n" in printed
+    # A virtual device has no peak.
+    assert "an estimate" not in printed
+
+
+def test_a_steps_time_is_estimated_at_four_tenths_of_the_peak():
+    assert list(speed(989e12, "NVIDIA H100 80GB HBM3"))[1].startswith(
+        "  at 40% MFU of 989 TFLOP/s: 2.5 s (an estimate"
+    )
 
 
 @pytest.mark.parametrize(

@@ -85,5 +85,5 @@ def test_a_range_in_a_file_is_text_and_not_a_number_to_the_base_of_60(tmp_path):
     file.write_text("run:\n  profile_steps: 10:15\n  seed: 010\n  log_every: 1_0\n")
     run = parse(SFTConfig, str(file), []).run
     assert (run.profile_steps, run.seed, run.log_every) == ("10:15", 8, 10)
-    with pytest.raises(ConfigError, match="run.profile_steps must be first:last"):
+    with pytest.raises(ConfigError, match=r"run\.profile_steps must be first:last"):
         parse(SFTConfig, str(file), ["--run.profile_steps=15:10"])

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxalign import models
 from jaxalign.errors import ConfigError
+from jaxalign.models.flops import Pass
 from jaxalign.runs import Run
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import TokenRows
@@ -58,6 +59,11 @@ class ActorCritic:
             per_token = self.critic.per_token(params["critic"], frozen["critic"], rows)
         after = jnp.take_along_axis(per_token, jnp.maximum(rows.lengths - 1, 0)[:, None], axis=1)[:, 0]
         return scores, values_before(per_token, rows.mask), after
+
+    @property
+    def training_passes(self) -> list[Pass]:
+        """The passes of an optimizer step over its minibatch, the policy's first."""
+        return [self.policy.training_pass, *([self.critic.training_pass] if self.critic else [])]
 
     def reference_logps(self, reference: Any, rows: TokenRows, *, temperature: float) -> Float[Array, "B T"]:
         """Log-probs under the frozen reference, at the sampling temperature."""

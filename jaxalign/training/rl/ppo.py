@@ -101,10 +101,10 @@ class Trainer(OnPolicyTrainer):
 
     def learning_passes(self, number: int) -> list[Pass]:
         """See `OnPolicyTrainer`."""
-        policy, critic = self.models.policy.training_pass, self.models.critic
+        policy, *critic = self.models.training_passes
         if number <= self.config.critic.warmup_updates:
             policy = replace(policy, learns="nothing", adapter=0)
-        return [policy] if critic is None else [policy, critic.training_pass]
+        return [policy, *critic]
 
     def update(self, number: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """One rollout and its passes; returns metrics and a few samples as rows."""
