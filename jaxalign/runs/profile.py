@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from jaxalign import processes
 from jaxalign.runs.config import profiled_steps
 from jaxalign.runs.run import Run
 
@@ -14,14 +15,14 @@ Result = TypeVar("Result")
 class Profile:
     """A trace of the steps that `run.profile_steps` names, in the folder `profile` of the run; a context manager.
 
-    It ends with the context at the latest, also by an exception.
+    It ends with the context at the latest, also by an exception. Of several processes the first traces its devices.
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._first, self._last = profiled_steps(run.config.profile_steps) or (1, 0)
         self._since: int | None = None
-        self._done = self._first > self._last
+        self._done = self._first > self._last or not processes.first()
 
     def __enter__(self) -> "Profile":
         return self
