@@ -41,7 +41,8 @@ FREE_KEYS = {
 # Keys of its length, which a resumed run may raise.
 LENGTHS = {"train.steps", "train.epochs", "train.updates"}
 # What a run may compute before its first step, by names that say what it belongs to: the next try goes on from it.
-CACHES = {"reference", "token_rewards", "patient"}
+# And the trace of a try that failed, which is not in the way.
+CACHES = {"reference", "token_rewards", "patient", "profile"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "jaxalign")
 
 

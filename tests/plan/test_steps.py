@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import MeshConfig, make_mesh
-from jaxalign.plan.steps import planned
+from jaxalign.plan.steps import planned, step_of
 from jaxalign.training.core.step import Update
 from jaxalign.training.preference.dpo import train_dpo
 from jaxalign.training.reward_model.trainer import train_reward
@@ -74,3 +74,23 @@ def test_state_frozen_models_and_batch_are_those_of_a_run(command, configs, devi
 def test_rows_that_a_run_would_refuse_are_refused(configs, devices, tmp_path):
     with pytest.raises(ConfigError, match=r"train.batch_size=4: .* mesh.fsdp = 8 devices"):
         planned("sft", configs.sft(tmp_path / "run"), make_mesh(MeshConfig(fsdp=8), devices), 16)
+
+
+@pytest.mark.parametrize(
+    ("command", "passes"),
+    [
+        ("sft", [("all", True)]),
+        ("reward", [("all", False)]),
+        # The policy's and the reference's, of which those of the mismatched rows (KTO) find no columns.
+        ("dpo", [("all", True), ("nothing", True), ("nothing", True), ("nothing", True)]),
+        ("ppo", [("all", True), ("all", False)]),
+        ("grpo", [("all", True)]),
+    ],
+)
+def test_the_flops_of_a_step_are_those_of_its_models(command, passes, configs, devices, tmp_path):
+    config = CASES[command][1](configs, tmp_path / "run")
+    step = step_of(command, config, make_mesh(config.mesh, devices[:1]), 16)
+    assert [(each.learns, each.head) for each in step.passes] == passes
+    rows, counted = step.batch.lengths.size, int(step.batch.mask.sum())
+    read = [each for each in step.passes if not each.prefix]
+    assert step.flops == sum(each.of_rows([16] * rows, counted) for each in read) > 0

@@ -50,13 +50,15 @@ def test_a_trace_holds_the_steps_that_were_asked_for_by_their_numbers(tmp_path):
     assert not running()
 
 
-def test_an_exception_ends_the_trace(tmp_path):
+def test_an_exception_ends_the_trace_which_is_not_in_the_way_of_the_next_try(tmp_path):
     def fail():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError), opened(tmp_path / "run", "1:9") as run, Profile(run) as profile:
         profile.step(1, fail)
     assert not running() and traces(tmp_path / "run")
+    with opened(tmp_path / "run", "1:9") as run:
+        assert not run.resumed
 
 
 @pytest.mark.parametrize(

@@ -302,3 +302,12 @@ def test_a_tracker_gets_completions_where_it_takes_them(tmp_path):
         run.log_samples(3, rows)
         run.log_samples(4, [])
     assert both.seen == [(3, rows)]
+
+
+@pytest.mark.parametrize("shown", ["mfu", "model_flops_per_second"])
+def test_the_report_shows_mfu_and_where_there_is_none_the_operations_a_second(shown, tmp_path):
+    times = {"time/model_flops_per_second": 2e9, "time/seconds": 1.0} | {f"time/{shown}": 0.5}
+    with opened(config(tmp_path)) as run:
+        run.log_metrics(1, times)
+        run.finish({})
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == [f"time_{shown}.png"]

@@ -148,6 +148,8 @@ def test_a_killed_and_resumed_run_gives_the_same_bits(name, configs, tmp_path, m
     config = make(tmp_path / "parts")
     train(replace(config, run=replace(config.run, resume=True)))
     assert_same_run(tmp_path / "parts", whole.folder)
+    steps = [row for row in records.read(whole.folder / "metrics.jsonl") if "time/tokens_per_second" in row]
+    assert len(steps) == 4 and all(row["time/model_flops_per_second"] > 0 for row in steps)
 
 
 # What earlier versions did not have.

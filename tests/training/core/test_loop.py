@@ -57,7 +57,7 @@ class Number:
         return self.value
 
 
-def looped(events, *, losses, save_every=0, log_every=1):
+def looped(events, *, losses, save_every=0, log_every=1, speed=None):
     """A loop of as many steps as losses, which notes its updates, reads and saves; and its log."""
     logged = []
 
@@ -87,7 +87,13 @@ def looped(events, *, losses, save_every=0, log_every=1):
     )
     batches = SimpleNamespace(next=lambda: {"step": next(numbers), "lengths": [1]}, state=dict)
     loop = Loop(
-        run, store, batches, update, len(losses), learning_rate=optax.linear_schedule(1.0, 0.0, len(losses))
+        run,
+        store,
+        batches,
+        update,
+        len(losses),
+        learning_rate=optax.linear_schedule(1.0, 0.0, len(losses)),
+        speed=speed,
     )
     return loop, logged
 
@@ -118,3 +124,14 @@ def test_a_record_is_the_mean_of_the_steps_since_the_last_one_and_a_maximum_thei
     loop._fit(TrainState(jnp.int32(0), {}, {}))
     # After the first step, every second, and the last.
     assert [(step, row["train/loss"]) for step, row in logged] == [(1, 4.0), (2, 1.0), (4, 4.0), (5, 8.0)]
+
+
+def test_a_record_has_the_operations_of_its_mean_step():
+    speed = SimpleNamespace(
+        flops=lambda batch: 10.0 * batch["step"],
+        metrics=lambda flops, seconds: {"time/flops": flops, "time/seconds_of_flops": seconds},
+    )
+    loop, logged = looped([], losses=[1.0] * 5, log_every=2, speed=speed)
+    loop._fit(TrainState(jnp.int32(0), {}, {}))
+    assert [(step, row["time/flops"]) for step, row in logged] == [(1, 10), (2, 20), (4, 35), (5, 50)]
+    assert all(row["time/seconds_of_flops"] == row["time/step_seconds"] for _, row in logged)

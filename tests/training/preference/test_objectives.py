@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign import losses
+from jaxalign import losses, models
 from jaxalign.config import describe, from_dict
 from jaxalign.errors import ConfigError
 from jaxalign.losses import PREFERENCE_LOSSES
 from jaxalign.losses.preference import DELTA, LossSpec, Option, ScoredRows
+from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.preference.config import DPOLossConfig, loss_config, options_of
-from jaxalign.training.preference.objectives import batch_statistics, row_terms
+from jaxalign.training.preference.objectives import batch_statistics, passes_of, row_terms
+from tests.training import cases
 
 PAIRS = [name for name, spec in PREFERENCE_LOSSES.items() if not spec.unpaired]
 COUPLED = [name for name, spec in PREFERENCE_LOSSES.items() if spec.statistic]
@@ -166,3 +168,14 @@ def test_an_option_that_a_loss_does_not_read_is_refused(option):
 def test_settings_that_contradict_each_other_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         DPOLossConfig(**changes)
+
+
+def test_precomputed_log_probs_spare_the_references_pass():
+    policy, reference = CausalPolicy(models.Definition(cases.shape())), models.Definition(cases.shape())
+
+    def frozen(**options):
+        passes = passes_of(policy, reference, DPOLossConfig(), **options)
+        return [each.prefix for each in passes if each.learns == "nothing"]
+
+    assert frozen(precomputed=False) == ["kl_", "", "kl_"]
+    assert frozen(precomputed=True) == ["kl_"]

@@ -12,6 +12,7 @@ import pytest
 from jaxalign import models
 from jaxalign.errors import ConfigError, UserError
 from jaxalign.mesh import MeshConfig, make_mesh
+from jaxalign.models.flops import Pass
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Run, records
 from jaxalign.training.core import setup
@@ -25,6 +26,7 @@ from jaxalign.training.rl.kl_controller import NEGATIVE_UPDATES, KLConfig, negat
 from jaxalign.training.rl.ppo import Trainer, train_ppo
 from jaxalign.training.rl.ppo_config import CriticConfig, PPOLossConfig, PPOTrainConfig
 from jaxalign.training.rl.reward_source import RewardSource
+from tests.training import cases
 
 # Half of all tokens end a completion.
 STOPS_EARLY = SamplingConfig(max_new_tokens=6, num_samples=2, stop_tokens=tuple(range(128)))
@@ -460,3 +462,15 @@ def test_the_first_values_are_zero(configs, tmp_path):
 def test_a_shared_trunk_and_a_critic_of_its_own_are_refused_together():
     with pytest.raises(ValueError, match=r"critic\.shared_trunk and critic\.init=reward: choose one"):
         CriticConfig(shared_trunk=True, init="reward")
+
+
+def test_while_the_critic_learns_alone_the_policy_takes_a_forward_pass(configs, tmp_path):
+    config = configs.ppo(tmp_path / "run")
+    config = replace(config, critic=replace(config.critic, warmup_updates=2))
+    policy, critic = (
+        Pass(config=cases.shape(), learns="adapter", adapter=9),
+        Pass(config=cases.shape(), head=False),
+    )
+    trainer = SimpleNamespace(config=config, models=SimpleNamespace(training_passes=[policy, critic]))
+    assert Trainer.learning_passes(trainer, 3) == [policy, critic]
+    assert Trainer.learning_passes(trainer, 2) == [replace(policy, learns="nothing", adapter=0), critic]
