@@ -167,6 +167,8 @@ def test_common_keys_have_short_flags_where_the_command_has_the_key(fake, capsys
 def test_short_flags_name_keys_that_some_command_has():
     keys = {key.name for c in REAL.values() for key in configs.describe(cli.load(c.config))}
     assert set(cli.SHORT_FLAGS.values()) <= keys
+    settings = cli.read_settings(REAL["grpo"], ["--profile.steps=10:15"])
+    assert settings.run.profile_steps == "10:15"
 
 
 def test_a_group_of_keys_is_still_one_where_its_name_is_a_short_flag(fake):

@@ -57,7 +57,7 @@ class Number:
         return self.value
 
 
-def looped(events, *, losses, save_every=0, log_every=1, speed=None):
+def looped(events, *, losses, save_every=0, log_every=1, speed=None, **run):
     """A loop of as many steps as losses, which notes its updates, reads and saves; and its log."""
     logged = []
 
@@ -74,9 +74,11 @@ def looped(events, *, losses, save_every=0, log_every=1, speed=None):
     numbers = iter(range(1, len(losses) + 1))
     run = SimpleNamespace(
         config=RunConfig(
-            output="unused", save_every=save_every, eval_every=0, sample_every=0, log_every=log_every
+            output="unused", save_every=save_every, eval_every=0, sample_every=0, log_every=log_every, **run
         ),
         resumed=False,
+        folder=Path("unused"),
+        warn=lambda line: events.append(line),
         log_metrics=lambda step, values: logged.append((step, values)),
         progress=lambda *_: None,
         callbacks=Callbacks([], "sft", Path("unused")),
@@ -135,3 +137,10 @@ def test_a_record_has_the_operations_of_its_mean_step():
     loop._fit(TrainState(jnp.int32(0), {}, {}))
     assert [(step, row["time/flops"]) for step, row in logged] == [(1, 10), (2, 20), (4, 35), (5, 50)]
     assert all(row["time/seconds_of_flops"] == row["time/step_seconds"] for _, row in logged)
+
+
+def test_steps_that_are_to_be_profiled_and_do_not_come_are_named_at_the_end():
+    events = []
+    loop, _ = looped(events, losses=[4.0, 3.0], profile_steps="7:9")
+    loop._fit(TrainState(jnp.int32(0), {}, {}))
+    assert events[-1] == "run.profile_steps=7:9: the run took none of these steps; nothing was traced"

@@ -25,13 +25,15 @@ class Killed(Exception):
     """Stands for what leaves no time to save."""
 
 
-def updated(folder, monkeypatch, *, resume=False, killed=0):
+def updated(folder, monkeypatch, *, resume=False, killed=0, **changes):
     """The records of a trainer whose scores are known, and what it returns; it is killed in one update, if any."""
     monkeypatch.setattr(
         on_policy_run, "evaluate_policy", lambda trainer, number: {"eval/score": float(number)}
     )
     monkeypatch.setattr(on_policy_run, "truncation_warning", lambda config: "")
-    run_config = RunConfig(output=str(folder), log_every=3, save_every=2, resume=resume, progress=False)
+    run_config = RunConfig(
+        output=str(folder), log_every=3, save_every=2, resume=resume, progress=False, **changes
+    )
     trainer = SimpleNamespace(noted={}, number=0)
 
     def update(number):
@@ -94,3 +96,9 @@ def test_a_run_of_updates_says_how_long_it_is(tmp_path, monkeypatch):
     assert log.index("compiling sampling, scoring") < log.index(
         "first update (including compilation) finished in "
     )
+
+
+def test_updates_are_profiled_by_their_numbers(tmp_path, monkeypatch):
+    updated(tmp_path / "run", monkeypatch, profile_steps="6:6")
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
+    assert "profile: steps 6 to 6: " in (tmp_path / "run" / "run.log").read_text()
