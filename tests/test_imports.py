@@ -46,7 +46,6 @@ ROOMS = ["core", "sft", "preference", "reward_model", "rl"]
 # Among the groups of the base: who may import whom, left of right.
 BASE_ORDER = [
     "errors",
-    "processes",
     "uncertainty",
     "buckets",
     "target",
