@@ -149,11 +149,11 @@ class Run:
                 f"optimizer: an optimizer was passed in Python, so {', '.join(said)} of the configuration are not "
                 "used"
             )
-        meshes = [config.get("mesh") for config in (old.get("config", {}), full)]
-        if resumed and meshes[0] and meshes[0] != meshes[1]:
-            was, now = (", ".join(f"{axis}={size}" for axis, size in mesh.items()) for mesh in meshes)
-            run.warn(f"resumed on another mesh ({now} where it was {was}): the same data, other rounding")
-            run.add_metadata(config={**old["config"], "mesh": full["mesh"]})
+        was, now = old.get("config", {}).get("mesh"), full.get("mesh")
+        if was and now and was != now:
+            axes = [", ".join(f"{axis}={size}" for axis, size in mesh.items()) for mesh in (now, was)]
+            run.warn(f"resumed on another mesh ({' where it was '.join(axes)}): the same data, other rounding")
+            run.add_metadata(config={**old["config"], "mesh": now})
         if raised:
             run.raised = True
             # From now on the run is this long; what it was stays beside it.
