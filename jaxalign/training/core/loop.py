@@ -317,13 +317,13 @@ class Loop:
         tell_saved(self.run, self.store, step, self.total_steps, metrics or {}, state)
 
     def _resume(self, state: TrainState) -> TrainState:
-        step = self.store.latest_step() if self.run.resumed else None
-        if step is None:
-            if self.run.resumed:
-                self.run.rewind(-1)
+        if not self.run.resumed:
+            return state
+        if (found := self.store.restore_newest(state)) is None:
+            self.run.rewind(-1)
             return state
         fresh = state
-        state, extra = self.store.restore(step, fresh)
+        step, state, extra = found
         # As an update would have donated it: two states are not held at once, whoever still names the fresh one.
         jax.tree.map(lambda x: x.delete(), fresh)
         self.batches.restore(extra["batches"])

@@ -215,11 +215,12 @@ def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> tuple[int
     not logged yet; else 0."""
     if not trainer.run.resumed:
         return 0, Interval()
-    done, extra = store.latest_step() or 0, {}
-    if done:
-        state, extra = store.restore(done, trainer.state)
-        trainer.restore(state, extra)
-        restore_callbacks(trainer.run, extra)
-    trainer.run.rewind(done if done else -1)
+    if (found := store.restore_newest(trainer.state)) is None:
+        trainer.run.rewind(-1)
+        return 0, Interval()
+    done, state, extra = found
+    trainer.restore(state, extra)
+    restore_callbacks(trainer.run, extra)
+    trainer.run.rewind(done)
     # Checkpoints of earlier versions have none: they logged single updates.
     return done, Interval(**extra.get("interval", {}))
