@@ -164,9 +164,7 @@ def test_each_file_that_could_change_a_number_is_listed_before_the_commit(saved)
 
 def test_a_part_of_a_damaged_checkpoint_is_refused(folder):
     flipped(folder / "2")
-    with pytest.raises(
-        DamagedCheckpointError, match="2: the checkpoint is damaged .*changed since it was saved"
-    ) as error:
+    with pytest.raises(DamagedCheckpointError, match=r"2: the checkpoint is damaged .*has changed") as error:
         read_part(folder, 2, ("params",))
     assert error.value.step == 2 and saved_steps(folder) == [1, 2]
     np.testing.assert_array_equal(read_part(folder, 1, ("params",))["a"], values(1))

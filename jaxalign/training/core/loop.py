@@ -222,15 +222,16 @@ class Loop:
                 if watched:
                     callbacks.tell("on_step", step, self.total_steps, self._of_step(metrics), state)
                     last = last or bool(callbacks.stopped)
-                if self.evaluate and not halted and (last or evaluates):
+                # Also where a signal stops the run: it would not be made up for after the resume.
+                if self.evaluate and (last or evaluates):
                     self._evaluate(step, state)
                     last = last or bool(callbacks.stopped)
                 if last and self._interval.steps:  # ended by a callback, before a record was due
                     self.run.log_metrics(step, self._record(step))
-                if last or halted or saves:
-                    self._save(step, state)
-                if self.sample and not halted and (last or self._due(config.sample_every, step)):
+                if self.sample and (last or self._due(config.sample_every, step)):
                     self.run.log_samples(step, self.sample(self._averaged(state)))
+                if last or halted or saves:  # the last, as a resumed run makes nothing of this step
+                    self._save(step, state)
                 if halted and not last:
                     raise Interrupted(halted)
                 if last:

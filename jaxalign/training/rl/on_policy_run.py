@@ -181,7 +181,8 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             run.callbacks.tell("on_step", number, total, metrics, trainer.state)
             last = number == total or bool(run.callbacks.stopped)
             halted = largest(stop.signal_received or 0)
-            due = last or (not halted and every.eval_every and number % every.eval_every == 0)
+            # Also where a signal stops the run: it would not be made up for after the resume.
+            due = last or (every.eval_every and number % every.eval_every == 0)
             interval.add(metrics)
             record = interval.means()
             if due:
