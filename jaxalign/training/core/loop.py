@@ -171,6 +171,7 @@ class Loop:
     )
     learning_rate: Callable[[int], Any] | None = None
     _last_eval: dict[str, float] = field(default_factory=dict)
+    _final: dict[str, float] = field(default_factory=dict)
     _evaluated: int = -1
     _rates: np.ndarray | None = None
     _interval: Interval = field(default_factory=Interval)
@@ -198,8 +199,8 @@ class Loop:
         watched = callbacks.watch("on_step")
         start = int(np.max(state.step))  # an ensemble has one step a member
         over = start >= self.total_steps or bool(callbacks.stopped)
-        # Of a run that had ended, where there is nothing left to do.
-        final = self.run.final_metrics() if over else {}
+        # Of a run that had ended, or was killed when nothing was left but to export.
+        self._final = self.run.final_metrics() or self._final if over else {}
         self._rates = self._learning_rates()
         pending: tuple[int, dict[str, Any], Mapping[str, Any], int] | None = None
         mark = time.perf_counter()
@@ -212,12 +213,12 @@ class Loop:
                 state, metrics = self.update(state, batch)
                 # One step late: the device is already at work on this step while the last is logged.
                 if pending is not None:
-                    final, mark = self._log(*pending, mark)
+                    self._final, mark = self._log(*pending, mark)
                 pending = (step, metrics, batch, self.tokens_in(batch))
                 last, halted = step == self.total_steps, asked(stop.signal_received or 0)
                 evaluates, saves = self._due(config.eval_every, step), self._due(config.save_every, step)
                 if evaluates or saves or last or halted or watched:
-                    final, mark = self._log(*pending, mark)
+                    self._final, mark = self._log(*pending, mark)
                     pending = None
                 if watched:
                     callbacks.tell("on_step", step, self.total_steps, self._of_step(metrics), state)
@@ -230,14 +231,14 @@ class Loop:
                     self.run.log_metrics(step, self._record(step))
                 if self.sample and (last or self._due(config.sample_every, step)):
                     self.run.log_samples(step, self.sample(self._averaged(state)))
-                if last or halted or saves:  # the last, as a resumed run makes nothing of this step
+                if last or halted or saves:  # after all else that the step makes
                     self._save(step, state)
                 if halted and not last:
                     raise Interrupted(halted)
                 if last:
                     self.run.note_stopped(step)
                     break
-        return self._averaged(state), final | self._last_eval
+        return self._averaged(state), self._final | self._last_eval
 
     @staticmethod
     def _averaged(state: TrainState) -> TrainState:
@@ -309,6 +310,7 @@ class Loop:
         extra = {
             "batches": dict(self.batches.state()),
             "last_eval": self._last_eval,
+            "final": self._final,
             "interval": dataclasses.asdict(self._interval),
             "callbacks": self.run.callbacks.state(),
         }
@@ -329,7 +331,8 @@ class Loop:
         jax.tree.map(lambda x: x.delete(), fresh)
         self.batches.restore(extra["batches"])
         self._last_eval = dict(extra["last_eval"])
-        # Checkpoints of earlier versions have none: they logged single steps.
+        # Checkpoints of earlier versions have neither: they logged single steps.
+        self._final = dict(extra.get("final", {}))
         self._interval = Interval(**extra.get("interval", {}))
         restore_callbacks(self.run, extra)
         self.run.rewind(step)

@@ -12,7 +12,7 @@ from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import collate_prompts
 from jaxalign.processes import largest
 from jaxalign.rollout import Engine
-from jaxalign.runs import Given, Run, StopFlag
+from jaxalign.runs import Given, Run, StopFlag, records
 from jaxalign.training.core import setup
 from jaxalign.training.core.exports import chosen_state
 from jaxalign.training.core.loading import load_data, row_batches
@@ -163,9 +163,10 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
         setup.checkpoint_store(run) as store,
         StopFlag() as stop,
     ):
-        done, interval = _updates_done(trainer, store)
+        done, interval, before = _updates_done(trainer, store)
         if over := done >= total or bool(run.callbacks.stopped):
-            record = run.final_metrics()
+            # Empty where it was killed when nothing was left but to export.
+            record = run.final_metrics() or before
         compiled = None if over else tell_updates(trainer)
         evaluated = evaluate_policy(trainer, 0) if not done and every.eval_every else {}
         if evaluated:
@@ -199,7 +200,11 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             if last or (every.sample_every and number % every.sample_every == 0):
                 run.log_samples(number, samples)
             if last or halted or (every.save_every and number % every.save_every == 0):
-                kept = {"interval": dataclasses.asdict(interval), "callbacks": run.callbacks.state()}
+                kept = {
+                    "interval": dataclasses.asdict(interval),
+                    "callbacks": run.callbacks.state(),
+                    "record": records.clean(record),
+                }
                 store.save(number, trainer.state, trainer.extra() | kept, metrics=record)
                 tell_saved(run, store, number, total, record, trainer.state)
             if halted and not last:
@@ -211,17 +216,17 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
     return record
 
 
-def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> tuple[int, Interval]:
-    """The number of the newest checkpoint of a run that resumes, to which trainer and log go back, and what it has
-    not logged yet; else 0."""
+def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> tuple[int, Interval, dict[str, float]]:
+    """The number of the newest checkpoint of a run that resumes, to which trainer and log go back, what it has not
+    logged yet, and its latest record; else 0."""
     if not trainer.run.resumed:
-        return 0, Interval()
+        return 0, Interval(), {}
     if (found := store.restore_newest(trainer.state)) is None:
         trainer.run.rewind(-1)
-        return 0, Interval()
+        return 0, Interval(), {}
     done, state, extra = found
     trainer.restore(state, extra)
     restore_callbacks(trainer.run, extra)
     trainer.run.rewind(done)
     # Checkpoints of earlier versions have none: they logged single updates.
-    return done, Interval(**extra.get("interval", {}))
+    return done, Interval(**extra.get("interval", {})), dict(extra.get("record", {}))
