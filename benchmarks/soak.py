@@ -124,7 +124,7 @@ def run_command(marks: Marks, arguments: Sequence[str]) -> None:
 
     for name in ("save", "wait", "close"):
         marks.around(CheckpointStore, name, "save")
-    marks.around(CheckpointStore, "restore", "restore")
+    marks.around(CheckpointStore, "restore_newest", "restore")
     marks.around(Update, "__call__", "step")
     marks.around(Sampler, "generate", "rollout")
     marks.around(exports, "write_folder", "export")
@@ -250,13 +250,13 @@ class Aim:
 
     Attributes:
       phase, entry, wait: so many seconds after it entered the phase for the so-maniest time.
-      number: the signal.
+      number: of the signal.
     """
 
     phase: str
     entry: int
     wait: float
-    number: int
+    number: signal.Signals
 
 
 def draw(rng: random.Random, trainer: str, resumes: bool, usual: Callable[[str], float]) -> Aim:
@@ -302,7 +302,6 @@ class Soak:
     Args:
       folder: for everything.
       seed: of all that is random.
-      share: of the attempts is spawned, not forked, whatever their aim.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:

@@ -10,7 +10,7 @@ import errno
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from jaxalign.checkpoints.integrity import check_whole, set_aside, unreadable, write_checksums
 from jaxalign.errors import CheckpointError, DamagedCheckpointError
+from jaxalign.processes import by_first, first
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 
@@ -59,8 +60,8 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._warn, self._saving = warn or logging.getLogger(__name__).warning, -1
         # Orbax deletes them when it opens the folder.
-        self._cut_off = sorted(path.name for path in self.folder.glob(f"*{TEMPORARY}"))
-        self._set_bad_metrics_aside()
+        self._cut_off = by_first(lambda: sorted(path.name for path in self.folder.glob(f"*{TEMPORARY}")))
+        by_first(self._set_bad_metrics_aside)
         keep: list[Any] = [policies.LatestN(max(keep_last, 1))]
         worst = float("inf") if best_mode == "min" else -float("inf")
         if best_metric:
@@ -141,19 +142,8 @@ class CheckpointStore:
         there = self.steps()
         if step not in there:
             raise CheckpointError(f"{self.folder}: no checkpoint at step {step}; saved steps: {there}")
-        check_whole(self.folder / str(step))
-        self._check(step, like)
-        target = jax.tree.map(_abstract, like)
-        try:
-            result = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore()
-                ),
-            )
-        except Exception as error:
-            raise unreadable(self.folder / str(step), error) from error
-        return result["arrays"], dict(result["extra"])
+        by_first(lambda: check_whole(self.folder / str(step)))
+        return self._restored(step, like)
 
     def restore_newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, arrays, extra) of the newest checkpoint that is whole; None where none was ever saved.
@@ -166,21 +156,25 @@ class CheckpointStore:
         Raises:
           CheckpointError: checkpoints, but none that is whole, and nothing is renamed; or a tree that does not fit.
         """
-        damaged: dict[int, str] = {}
-        for step in reversed(self.steps()):
+        there, damaged = self.steps(), dict[int, str]()
+        while True:
+            # The first process reads the files for all, which must go on from the same step.
+            step, damaged = by_first(lambda damaged=damaged: _newest_whole(self.folder, there, damaged))
+            if step is None:
+                break
             try:
-                arrays, extra = self.restore(step, like)
-            except DamagedCheckpointError as error:
+                arrays, extra = self._restored(step, like)
+            except DamagedCheckpointError as error:  # of a version without checksums
                 damaged[step] = str(error)
                 continue
             for bad, message in damaged.items():
-                aside = set_aside(self.folder / str(bad))
+                aside = by_first(lambda bad=bad: set_aside(self.folder / str(bad)))
                 self._warn(f"{message}; it is now {aside.name}, and the run goes on from step {step}")
             if damaged:
                 self._manager.reload()
             self._warn_of_cut_off(f"the run goes on from step {step}")
             return step, arrays, extra
-        aside = sorted(path.name for path in self.folder.glob("*.damaged*"))
+        aside = by_first(lambda: sorted(path.name for path in self.folder.glob("*.damaged*")))
         if damaged or aside:
             every = "; ".join([*damaged.values(), *aside])
             raise CheckpointError(f"{self.folder}: no checkpoint is whole; nothing was deleted: {every}")
@@ -213,9 +207,23 @@ class CheckpointStore:
             if error is None:
                 raise
 
+    def _restored(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        self._check(step, like)
+        target = jax.tree.map(_abstract, like)
+        try:
+            result = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:
+            raise unreadable(self.folder / str(step), error) from error
+        return result["arrays"], dict(result["extra"])
+
     def _note_checksums(self) -> None:
         name = str(self._saving)
-        if jax.process_index() == 0:
+        if first():
             # A store of objects has no rename: there Orbax writes to the final name.
             temporary = self.folder / (name + TEMPORARY)
             write_checksums(temporary if temporary.is_dir() else self.folder / name)
@@ -291,6 +299,21 @@ class _DiskErrors:
                     "intact"
                 ) from error
             cause = cause.__cause__ or cause.__context__
+
+
+def _newest_whole(
+    folder: Path, steps: Sequence[int], damaged: Mapping[int, str]
+) -> tuple[int | None, dict[int, str]]:
+    """The newest of some steps that is not damaged, as far as checksums tell, and what is said of those that are."""
+    damaged = dict(damaged)
+    for step in sorted(set(steps) - damaged.keys(), reverse=True):
+        try:
+            check_whole(folder / str(step))
+        except DamagedCheckpointError as error:
+            damaged[step] = str(error)
+        else:
+            return step, damaged
+    return None, damaged
 
 
 def _named(tree: Any):

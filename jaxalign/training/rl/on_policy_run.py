@@ -15,8 +15,9 @@ from jaxalign.rollout import Engine
 from jaxalign.runs import Given, Run, StopFlag, records
 from jaxalign.training.core import setup
 from jaxalign.training.core.exports import chosen_state
+from jaxalign.training.core.interval import Interval
 from jaxalign.training.core.loading import load_data, row_batches
-from jaxalign.training.core.loop import Interrupted, Interval, restore_callbacks, tell_saved
+from jaxalign.training.core.loop import Interrupted, restore_callbacks, tell_saved
 from jaxalign.training.core.mesh_fit import check_rows
 from jaxalign.training.core.open_run import OpenRun
 from jaxalign.training.core.opening import tell_devices, tell_updates
