@@ -1,6 +1,6 @@
 """Kills runs at random points, resumes them until they are done, and compares with runs that nobody disturbed.
 
-usage: python benchmarks/soak.py [--kills 200] [--trainers sft,ppo] [--seed N] [--output FOLDER]
+usage: python benchmarks/soak.py [--kills 200] [--minutes 60] [--trainers sft,ppo] [--seed N] [--output FOLDER]
 
 Every attempt is a real process of the command line in a real run folder, killed by SIGKILL, or stopped by SIGTERM, at
 a random time after it entered a random phase (the main thread's; a save goes on behind it). Most are forked from a
@@ -251,12 +251,14 @@ class Aim:
     Attributes:
       phase, entry, wait: so many seconds after it entered the phase for the so-maniest time.
       number: of the signal.
+      late: where the phase is not entered before the export, so many seconds after that begins; None lets it end.
     """
 
     phase: str
     entry: int
     wait: float
     number: signal.Signals
+    late: float | None = None
 
 
 def draw(rng: random.Random, trainer: str, resumes: bool, usual: Callable[[str], float]) -> Aim:
@@ -270,7 +272,8 @@ def draw(rng: random.Random, trainer: str, resumes: bool, usual: Callable[[str],
     phase = rng.choices([*weights], [*weights.values()])[0]
     entry = rng.randint(1, 5) if phase in ("step", "save", "rollout") else 1
     number = signal.SIGTERM if rng.random() < 0.25 else signal.SIGKILL
-    return Aim(phase, entry, rng.uniform(0, usual(phase)), number)
+    late = rng.uniform(0, usual("export")) if rng.random() < 0.7 else None
+    return Aim(phase, entry, rng.uniform(0, usual(phase)), number, late)
 
 
 def wait_for(pid: int, marks: Marks, aim: Aim | None) -> tuple[int, str]:
@@ -288,6 +291,8 @@ def wait_for(pid: int, marks: Marks, aim: Aim | None) -> tuple[int, str]:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return -1000, found
+        if aim is not None and not found and aim.late is not None and marks.entries("export"):
+            aim = Aim("export", 1, aim.wait if entered else aim.late, aim.number)
         if aim is not None and not found and marks.entries(aim.phase) >= aim.entry:
             entered = entered or now
             if now - entered >= aim.wait:
@@ -385,14 +390,14 @@ class Soak:
             shutil.rmtree(run)
         return done
 
-    def all(self, trainers: Sequence[str], kills: int) -> None:
-        """So many kills, run by run, the trainers in turn."""
+    def all(self, trainers: Sequence[str], kills: int, end: float) -> None:
+        """So many kills, run by run, the trainers in turn; no run begins after `end`."""
         for trainer in trainers:
             self.reference(trainer)
         done = 0
-        while done < kills:
+        while done < kills and time.monotonic() < end:
             for trainer in trainers:
-                if done < kills:
+                if done < kills and time.monotonic() < end:
                     here = self.disturbed(trainer, min(KILLS_A_RUN, kills - done))
                     done += here
                     print(f"{trainer}: {here} kills, {done} of {kills}", flush=True)
@@ -417,6 +422,7 @@ class Soak:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200, help="how many in all")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no run begins")
     parser.add_argument("--trainers", default=",".join(TRAINERS), help="names, separated by commas")
     parser.add_argument("--seed", type=int, default=None, help="of everything random; a new one by default")
     parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="folder, replaced")
@@ -447,7 +453,7 @@ def main() -> int:
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         print(f"{threads} threads before the first fork: forks may hang", file=sys.stderr)
-    soak.all(trainers, chosen.kills)
+    soak.all(trainers, chosen.kills, began + 60 * chosen.minutes)
     print(f"\n{soak.table(trainers)}\n")
     print(
         f"{sum(soak.tally.values())} kills of {soak.runs} runs in {time.monotonic() - began:.0f} s; {soak.resumed} "
