@@ -4,6 +4,7 @@ Orbax sees a truncated or missing file, but not a changed byte of an array. So e
 and CRC-32 in checksums.json, which is written before the rename that commits it.
 """
 
+import asyncio
 import json
 import zlib
 from collections.abc import Sequence
@@ -46,7 +47,17 @@ def unreadable(step: Path, error: Exception) -> CheckpointError:
     """What a checkpoint that `check_whole` let pass, and that could not be read, is refused with.
 
     Where its checksums were right, something else than its files is wrong.
+
+    Raises:
+      SystemExit, KeyboardInterrupt: a signal came meanwhile, which Orbax takes for an error of reading.
     """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (SystemExit, KeyboardInterrupt)):
+            raise cause
+        if isinstance(cause, asyncio.CancelledError):  # what asyncio makes of Ctrl-C
+            raise KeyboardInterrupt from error
+        cause = cause.__cause__ or cause.__context__
     text = str(error).strip()
     reason = text.splitlines()[0][:200] if text else type(error).__name__
     message = f"{step}: the checkpoint cannot be read ({reason})"

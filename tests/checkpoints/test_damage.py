@@ -155,6 +155,23 @@ def test_a_whole_checkpoint_that_cannot_be_read_is_not_set_aside(folder, monkeyp
     assert not isinstance(error.value, DamagedCheckpointError) and (folder / "2").is_dir()
 
 
+def test_a_signal_while_a_checkpoint_is_read_is_no_damage(folder, monkeypatch):
+    """Orbax wraps the exception that a signal raises."""
+    (folder / "2" / "checksums.json").unlink()
+    with CheckpointStore(folder) as store:
+
+        def stopped(*_, **__):
+            try:
+                raise SystemExit(143)
+            except BaseException as error:
+                raise Exception("Encountered error while reading array index") from error
+
+        monkeypatch.setattr(store._manager, "restore", stopped)
+        with pytest.raises(SystemExit) as error:
+            store.restore_newest(state())
+    assert error.value.code == 143 and (folder / "2").is_dir()
+
+
 def test_each_file_that_could_change_a_number_is_listed_before_the_commit(saved):
     noted = json.loads((saved / "2" / "checksums.json").read_text())
     there = {str(path.relative_to(saved / "2")) for path in (saved / "2").rglob("*") if path.is_file()}
