@@ -86,7 +86,7 @@ bench-peers: $(PEERS)
 bench-smoke: $(CORE)
 	$(BIN)/python benchmarks/smoke.py $(ARGS)
 
-# 200 kills took 11 minutes on two cores, in two processes; ARGS="--kills 20 --trainers sft,ppo" for fewer. docs/reliability.md has a tally.
+# 200 kills took 11 minutes in two processes on two cores (docs/reliability.md); ARGS="--kills 20 --trainers sft" for fewer.
 soak: $(CORE)
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
