@@ -25,5 +25,17 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged or belongs to another run."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """The files of a checkpoint are not those that were saved; another checkpoint may be whole.
+
+    Attributes:
+      step: of the checkpoint.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
 class DeviceError(UserError):
     """A device does not exist, or its memory is too small."""

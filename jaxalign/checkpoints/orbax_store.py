@@ -2,13 +2,15 @@
 
 A save copies the arrays to the host before it returns (the step donates them) and
 writes in the background to a temporary name; the rename is the commit. A checkpoint
-without its commit is never seen.
+without its commit is never seen. What was damaged later is told by its checksums, see
+`integrity`.
 """
 
 import errno
+import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from jaxalign.errors import CheckpointError
+from jaxalign.checkpoints.integrity import check_whole, set_aside, unreadable, write_checksums
+from jaxalign.errors import CheckpointError, DamagedCheckpointError
+from jaxalign.processes import by_first, first
+
+TEMPORARY = ".orbax-checkpoint-tmp"
 
 
 def _not_raised_later(record: logging.LogRecord) -> bool:
@@ -38,6 +44,7 @@ class CheckpointStore:
       keep_last: newest checkpoints kept.
       best_metric: also keep the checkpoint that is best by this metric; None for none.
       best_mode: whether the smallest or the largest is best.
+      warn: takes a line about a checkpoint that is damaged; None logs it.
     """
 
     def __init__(
@@ -47,9 +54,14 @@ class CheckpointStore:
         keep_last: int = 3,
         best_metric: str | None = None,
         best_mode: Literal["min", "max"] = "min",
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._warn, self._saving = warn or logging.getLogger(__name__).warning, -1
+        # Orbax deletes them when it opens the folder.
+        self._cut_off = by_first(lambda: sorted(path.name for path in self.folder.glob(f"*{TEMPORARY}")))
+        by_first(self._set_bad_metrics_aside)
         keep: list[Any] = [policies.LatestN(max(keep_last, 1))]
         worst = float("inf") if best_mode == "min" else -float("inf")
         if best_metric:
@@ -69,6 +81,8 @@ class CheckpointStore:
             best_mode=best_mode,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
+            # Called when all files are written, before the rename.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._note_checksums),
         )
         # Handlers by name: a manager that has not saved yet could not tell what a checkpoint holds without them.
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
@@ -90,6 +104,8 @@ class CheckpointStore:
         """
         clean = {k: float(v) for k, v in (metrics or {}).items() if np.isfinite(v)}
         with self._disk_errors():
+            self._manager.wait_until_finished()
+            self._saving = step
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -120,27 +136,50 @@ class CheckpointStore:
             come back with its dtypes and shardings.
 
         Raises:
-          CheckpointError: no such checkpoint, a tree that does not fit (names the leaf), or damaged files.
+          DamagedCheckpointError: damaged files.
+          CheckpointError: no such checkpoint, or a tree that does not fit (names the leaf).
         """
         there = self.steps()
         if step not in there:
             raise CheckpointError(f"{self.folder}: no checkpoint at step {step}; saved steps: {there}")
-        self._check(step, like)
-        target = jax.tree.map(_abstract, like)
-        try:
-            result = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore()
-                ),
-            )
-        except Exception as error:
-            others = [s for s in there if s != step]
-            raise CheckpointError(
-                f"{self.folder / str(step)}: the checkpoint cannot be read ({_first_line(error)}); "
-                f"other checkpoints: {others or 'none'}"
-            ) from error
-        return result["arrays"], dict(result["extra"])
+        by_first(lambda: check_whole(self.folder / str(step)))
+        return self._restored(step, like)
+
+    def restore_newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, arrays, extra) of the newest checkpoint that is whole; None where none was ever saved.
+
+        Newer ones that are damaged are renamed to STEP.damaged, with a warning, and can be saved again.
+
+        Args:
+          like: see `restore`.
+
+        Raises:
+          CheckpointError: checkpoints, but none that is whole, and nothing is renamed; or a tree that does not fit.
+        """
+        there, damaged = self.steps(), dict[int, str]()
+        while True:
+            # The first process reads the files for all, which must go on from the same step.
+            step, damaged = by_first(lambda damaged=damaged: _newest_whole(self.folder, there, damaged))
+            if step is None:
+                break
+            try:
+                arrays, extra = self._restored(step, like)
+            except DamagedCheckpointError as error:  # of a version without checksums
+                damaged[step] = str(error)
+                continue
+            for bad, message in damaged.items():
+                aside = by_first(lambda bad=bad: set_aside(self.folder / str(bad)))
+                self._warn(f"{message}; it is now {aside.name}, and the run goes on from step {step}")
+            if damaged:
+                self._manager.reload()
+            self._warn_of_cut_off(f"the run goes on from step {step}")
+            return step, arrays, extra
+        aside = by_first(lambda: sorted(path.name for path in self.folder.glob("*.damaged*")))
+        if damaged or aside:
+            every = "; ".join([*damaged.values(), *aside])
+            raise CheckpointError(f"{self.folder}: no checkpoint is whole; nothing was deleted: {every}")
+        self._warn_of_cut_off("no checkpoint was saved before, and the run begins anew")
+        return None
 
     def wait(self) -> None:
         """Returns when the save in progress is on disk.
@@ -168,6 +207,45 @@ class CheckpointStore:
             if error is None:
                 raise
 
+    def _restored(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        self._check(step, like)
+        target = jax.tree.map(_abstract, like)
+        try:
+            result = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:
+            raise unreadable(self.folder / str(step), error) from error
+        return result["arrays"], dict(result["extra"])
+
+    def _note_checksums(self) -> None:
+        name = str(self._saving)
+        if first():
+            # A store of objects has no rename: there Orbax writes to the final name.
+            temporary = self.folder / (name + TEMPORARY)
+            write_checksums(temporary if temporary.is_dir() else self.folder / name)
+
+    def _set_bad_metrics_aside(self) -> None:
+        """Orbax reads the metrics of all checkpoints when it opens the folder, and raises where they are no JSON."""
+        for file in self.folder.glob("*/metrics/metrics"):
+            step = file.parent.parent
+            try:
+                if step.name.isdigit():
+                    json.loads(file.read_text())
+            except ValueError:
+                aside = set_aside(step)
+                self._warn(
+                    f"{step}: the checkpoint is damaged (metrics/metrics is not valid JSON); it is now {aside.name}"
+                )
+
+    def _warn_of_cut_off(self, instead: str) -> None:
+        for name in self._cut_off:
+            self._warn(f"{self.folder / name}: this save was cut off; {instead}")
+        self._cut_off = []
+
     def _check(self, step: int, like: Any) -> None:
         """Names the first leaf whose shape differs; Orbax's own message lists whole trees."""
         try:
@@ -176,9 +254,7 @@ class CheckpointStore:
             here = dict(_named(like))
             kept = dict(_named(saved))
         except Exception as error:
-            raise CheckpointError(
-                f"{self.folder / str(step)}: the checkpoint cannot be read ({_first_line(error)})"
-            ) from error
+            raise unreadable(self.folder / str(step), error) from error
         for name, leaf in here.items():
             if name not in kept:
                 raise CheckpointError(
@@ -216,13 +292,28 @@ class _DiskErrors:
             if full or any(
                 s in str(cause) for s in ("No space left on device", "ENOSPC", "Disk quota exceeded")
             ):
-                for half_written in self.folder.glob("*.orbax-checkpoint-tmp"):
+                for half_written in self.folder.glob(f"*{TEMPORARY}"):
                     shutil.rmtree(half_written, ignore_errors=True)
                 raise CheckpointError(
                     f"{self.folder}: no space left on the disk; the checkpoint was not saved, earlier ones are "
                     "intact"
                 ) from error
             cause = cause.__cause__ or cause.__context__
+
+
+def _newest_whole(
+    folder: Path, steps: Sequence[int], damaged: Mapping[int, str]
+) -> tuple[int | None, dict[int, str]]:
+    """The newest of some steps that is not damaged, as far as checksums tell, and what is said of those that are."""
+    damaged = dict(damaged)
+    for step in sorted(set(steps) - damaged.keys(), reverse=True):
+        try:
+            check_whole(folder / str(step))
+        except DamagedCheckpointError as error:
+            damaged[step] = str(error)
+        else:
+            return step, damaged
+    return None, damaged
 
 
 def _named(tree: Any):
@@ -242,8 +333,3 @@ def _abstract(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
     return leaf
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxalign.checkpoints.integrity import check_whole, unreadable
 from jaxalign.errors import CheckpointError
 
 COMMITTED = "_CHECKPOINT_METADATA"
@@ -42,9 +43,11 @@ def saved_at(folder: str | Path, step: int) -> int:
         return 0
 
 
-def best_step(folder: str | Path, metric: str, mode: str) -> int | None:
-    """The checkpoint that is best by a metric, of equals the newest; None where none was saved with it."""
-    values = {step: saved_metrics(folder, step).get(metric) for step in saved_steps(folder)}
+def best_step(folder: str | Path, metric: str, mode: str, without: Collection[int] = ()) -> int | None:
+    """The checkpoint that is best by a metric, of equals the newest, `without` some; None where none was saved with
+    it."""
+    steps = [step for step in saved_steps(folder) if step not in without]
+    values = {step: saved_metrics(folder, step).get(metric) for step in steps}
     known = [
         (value if mode == "max" else -value, step) for step, value in values.items() if value is not None
     ]
@@ -55,7 +58,8 @@ def saved_tree(folder: str | Path, step: int) -> Any:
     """A checkpoint's tree, with what Orbax has noted of each array in its place.
 
     Raises:
-      CheckpointError: no such checkpoint, or damaged files.
+      DamagedCheckpointError: damaged files.
+      CheckpointError: no such checkpoint.
     """
     where = Path(folder).absolute() / str(step)
     if step not in saved_steps(folder):
@@ -66,7 +70,7 @@ def saved_tree(folder: str | Path, step: int) -> Any:
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         return getattr(reader.metadata(where / "arrays").item_metadata, "tree", None)
     except Exception as error:
-        raise _unreadable(where, error) from error
+        raise unreadable(where, error) from error
 
 
 def read_part(folder: str | Path, step: int, path: Sequence[str]) -> Any:
@@ -81,9 +85,12 @@ def read_part(folder: str | Path, step: int, path: Sequence[str]) -> Any:
       Nested dicts of NumPy arrays, with the shapes and dtypes that were saved.
 
     Raises:
-      CheckpointError: no such checkpoint or part, or damaged files.
+      DamagedCheckpointError: damaged files, of all arrays.
+      CheckpointError: no such checkpoint or part.
     """
     where = Path(folder).absolute() / str(step)
+    if step in saved_steps(folder):
+        check_whole(where, ("arrays",))
     tree = saved_tree(folder, step)
     for name in path:
         if not isinstance(tree, Mapping) or name not in tree:
@@ -99,13 +106,7 @@ def read_part(folder: str | Path, step: int, path: Sequence[str]) -> Any:
             args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True),
         )
     except Exception as error:
-        raise _unreadable(where, error) from error
+        raise unreadable(where, error) from error
     for name in path:
         part = part[name]
     return part
-
-
-def _unreadable(where: Path, error: Exception) -> CheckpointError:
-    text = str(error).strip()
-    reason = text.splitlines()[0][:200] if text else type(error).__name__
-    return CheckpointError(f"{where}: the checkpoint cannot be read ({reason})")

@@ -6,7 +6,7 @@ began with: its config.json and tokenizer, and where an adapter was trained its 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import models
-from jaxalign.checkpoints import saved_metrics
+from jaxalign.checkpoints import saved_metrics, saved_steps
 from jaxalign.config import from_dict
 from jaxalign.data import chat_of
-from jaxalign.errors import ConfigError, ModelError
+from jaxalign.errors import CheckpointError, ConfigError, DamagedCheckpointError, ModelError
 from jaxalign.export import checkpoint_doctors
 from jaxalign.export.checkpoint_names import find_step, read_metadata
 from jaxalign.models.folders import model_folder
@@ -76,12 +76,39 @@ def export_checkpoint(
 
     Raises:
       ConfigError: what is no run, no checkpoint's name, or a run of a live model without `base`.
-      CheckpointError: no such checkpoint, or files that cannot be read.
+      CheckpointError: no such checkpoint, or files that cannot be read; in place of a damaged `best` or `latest` the
+        next is taken, which is said.
       ModelError: a base that is not there or has another shape.
     """
-    one = Checkpoint.find(
-        Path(run), checkpoint, base=base, dtype=dtype, merge=merge, say=say or exports.to_stderr
-    )
+    say, damaged = say or exports.to_stderr, []
+    while True:
+        try:
+            return _exported(
+                Path(run), checkpoint, damaged, output=output, merge=merge, dtype=dtype, base=base, say=say
+            )
+        except DamagedCheckpointError as error:
+            damaged.append(error)
+            if checkpoint.isdigit() or set(saved_steps(Path(run) / "checkpoints")) <= {
+                e.step for e in damaged
+            }:
+                raise CheckpointError("; ".join(map(str, damaged))) from error
+
+
+def _exported(
+    run: Path,
+    checkpoint: str,
+    damaged: Sequence[DamagedCheckpointError],
+    *,
+    output: str | Path,
+    merge: bool,
+    dtype: str,
+    base: str,
+    say: Callable[[str], None],
+) -> Exported:
+    without = [error.step for error in damaged]
+    one = Checkpoint.find(run, checkpoint, base=base, dtype=dtype, merge=merge, say=say, without=without)
+    for error in damaged[-1:]:
+        say(f"{error}; taking that of step {one.origin.step}")
     # Where it would be, and where a finished run has put its own.
     places = [one.place()] if not output else []
     if places and merge and not dtype:
@@ -116,9 +143,16 @@ class Checkpoint:
 
     @staticmethod
     def find(
-        run: Path, name: str, *, base: str, dtype: str, merge: bool, say: Callable[[str], None]
+        run: Path,
+        name: str,
+        *,
+        base: str,
+        dtype: str,
+        merge: bool,
+        say: Callable[[str], None],
+        without: Collection[int] = (),
     ) -> "Checkpoint":
-        """The checkpoint of that name; errors are those of `export_checkpoint`."""
+        """The checkpoint of that name, see `find_step`; errors are those of `export_checkpoint`."""
         metadata = read_metadata(run)
         command = str(metadata.get("command"))
         if command not in CONFIGS:
@@ -126,7 +160,7 @@ class Checkpoint:
                 f"{run}: a run of `{command}` cannot be exported; expected a run of {', '.join(CONFIGS)}"
             )
         config = from_dict(config_class(command), metadata["config"])
-        step = find_step(run, name, config.run)
+        step = find_step(run, name, config.run, without)
         run_origin = origin(run, metadata, step, say, dtype or config.run.export_dtype)
         source = (metadata.get("models") or {}).get("model") or {}
         if base:

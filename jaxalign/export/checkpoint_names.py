@@ -1,6 +1,7 @@
 """Resolves the names of runs and their checkpoints."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ def read_metadata(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid JSON; the run folder is damaged") from None
 
 
-def find_step(run: Path, name: str, config: Any) -> int:
-    """The step of the checkpoint of that name.
+def find_step(run: Path, name: str, config: Any, without: Collection[int] = ()) -> int:
+    """The step of the checkpoint of that name; best and latest are those `without` some.
 
     Raises:
       ConfigError: the name means none.
@@ -36,14 +37,14 @@ def find_step(run: Path, name: str, config: Any) -> int:
         raise CheckpointError(f"{run}: the run has no checkpoint yet; set run.save_every to save them")
     name = name or ("best" if config.best_metric else "latest")
     if name == "latest":
-        return steps[-1]
+        return [step for step in steps if step not in without][-1]
     if name == "best":
         if not config.best_metric:
             raise ConfigError(
                 f"{run}: run.best_metric was not set, so no checkpoint is marked best; name a step: "
                 f"{', '.join(map(str, steps))}"
             )
-        best = best_step(folder, config.best_metric, config.best_mode)
+        best = best_step(folder, config.best_metric, config.best_mode, without)
         if best is None:
             raise CheckpointError(
                 f"{run}: no checkpoint was evaluated by {config.best_metric}; name a step: {', '.join(map(str, steps))}"

@@ -152,7 +152,9 @@ class Run:
         was, now = old.get("config", {}).get("mesh"), full.get("mesh")
         if was and now and was != now:
             axes = [", ".join(f"{axis}={size}" for axis, size in mesh.items()) for mesh in (now, was)]
-            run.warn(f"resumed on another mesh ({' where it was '.join(axes)}): the same data, other rounding")
+            run.warn(
+                f"resumed on another mesh ({' where it was '.join(axes)}): the same data, other rounding"
+            )
             run.add_metadata(config={**old["config"], "mesh": now})
         if raised:
             run.raised = True

@@ -87,7 +87,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
     for file in (tmp_path / "2" / "arrays").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="cannot be read") as error:
+    with pytest.raises(CheckpointError, match="2: the checkpoint is damaged") as error:
         CheckpointStore(tmp_path).restore(2, state())
     assert "\n" not in str(error.value)
     CheckpointStore(tmp_path).restore(1, state())

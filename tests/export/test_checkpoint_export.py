@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxalign import llmdoctor, models
-from jaxalign.checkpoints import saved_metrics, saved_steps
+from jaxalign.checkpoints import CheckpointStore, best_step, saved_metrics, saved_steps
 from jaxalign.errors import CheckpointError, ConfigError, ModelError
 from jaxalign.export.checkpoint_export import export_checkpoint
 from jaxalign.llmdoctor.tfpo import train_tfpo
@@ -264,6 +264,56 @@ def test_the_best_checkpoint_is_exported_where_a_metric_is_named(name, configs, 
     )
     exported = models.load_pretrained(run / "export")
     jax.tree.map(np.testing.assert_array_equal, result.model.params, exported.params)
+
+
+def test_in_place_of_a_damaged_best_or_latest_the_next_is_exported_and_both_are_named(runs, tmp_path):
+    run = shutil.copytree(runs("sft"), tmp_path / "run")
+    path = run / "metadata.json"
+    body = json.loads(path.read_text())
+    body["config"]["run"] |= {"best_metric": "eval/loss", "best_mode": "min"}
+    path.write_text(json.dumps(body))
+    best = best_step(run / "checkpoints", "eval/loss", "min")
+    assert best == 4  # the latest as well
+    (run / "checkpoints" / "4" / "arrays" / "manifest.ocdbt").write_bytes(b"")
+    for name in ("best", "latest"):
+        said = []
+        exported = export_checkpoint(run, name, output=tmp_path / name, say=said.append)
+        assert exported.step == 2
+        assert len(said) == 1 and "checkpoints/4: the checkpoint is damaged (arrays/manifest" in said[0]
+        assert "taking that of step 2" in said[0]
+    with pytest.raises(CheckpointError, match=r"4: the checkpoint is damaged .arrays/manifest"):
+        export_checkpoint(run, "4", output=tmp_path / "four")
+    (run / "checkpoints" / "2" / "arrays" / "_METADATA").unlink()
+    with pytest.raises(CheckpointError, match=r"4: the checkpoint is damaged.*2: the checkpoint is damaged"):
+        export_checkpoint(run, "best", output=tmp_path / "none")
+    assert not (tmp_path / "none").exists() and saved_steps(run / "checkpoints") == [2, 4]
+
+
+def test_a_run_whose_best_checkpoint_was_damaged_exports_the_best_of_the_others(
+    configs, tmp_path, monkeypatch
+):
+    config = configs.sft(tmp_path / "run")
+    often = {"save_every": 1, "eval_every": 1, "best_metric": "eval/loss", "best_mode": "max"}
+    config = replace(config, run=replace(config.run, **often))
+    folder, plain = tmp_path / "run" / "checkpoints", CheckpointStore.wait
+
+    def damaged(self):
+        plain(self)
+        if (folder / "4").is_dir():
+            best = best_step(folder, "eval/loss", "max")
+            (folder / str(best) / "arrays" / "manifest.ocdbt").write_bytes(b"")
+
+    monkeypatch.setattr(CheckpointStore, "wait", damaged)
+    train_sft(config)
+    best = best_step(folder, "eval/loss", "max")
+    second = best_step(folder, "eval/loss", "max", without=[best])
+    assert best != 4 and second != best
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert (
+        f"{best}: the checkpoint is damaged (arrays/manifest.ocdbt" in log and "exporting the best of" in log
+    )
+    assert f"export: step {second} of 4" in log
+    assert json.loads((tmp_path / "run" / "metadata.json").read_text())["exported_step"] == second
 
 
 def test_a_checkpoint_has_no_metrics_of_other_weights(configs, tmp_path):

@@ -14,6 +14,7 @@ from jaxalign.errors import UserError
 from jaxalign.llmdoctor.tfpo import train_tfpo
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import records
+from jaxalign.training.core import exports
 from jaxalign.training.core.loop import Interrupted
 from jaxalign.training.core.step import Update
 from jaxalign.training.preference.dpo import train_dpo
@@ -150,6 +151,60 @@ def test_a_killed_and_resumed_run_gives_the_same_bits(name, configs, tmp_path, m
     assert_same_run(tmp_path / "parts", whole.folder)
     steps = [row for row in records.read(whole.folder / "metrics.jsonl") if "time/tokens_per_second" in row]
     assert len(steps) == 4 and all(row["time/model_flops_per_second"] > 0 for row in steps)
+
+
+@pytest.mark.parametrize("name", ["sft", pytest.param("ppo", marks=pytest.mark.slow)])
+def test_a_signal_at_a_step_that_evaluates_and_samples_loses_neither(name, configs, tmp_path, monkeypatch):
+    train, plain = TRAINERS[name], settings_with_memory(configs, name)
+
+    def make(output, **changes):
+        config = plain(output)
+        often = {"eval_every": 2, "sample_every": 2, "sample_rows": 2}
+        return replace(config, run=replace(config.run, **often, **changes))
+
+    whole = train(make(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        at_step(patch, name, 2, terminate)
+        with pytest.raises(Interrupted):
+            train(make(tmp_path / "parts"))
+    train(make(tmp_path / "parts", resume=True))
+    assert_same_run(tmp_path / "parts", whole.folder)
+    ours, theirs = (list(records.read(run / "samples.jsonl")) for run in (tmp_path / "parts", whole.folder))
+    assert ours == theirs and {row["step"] for row in ours} == {2, 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [
+        ("sft", True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("sft", False), ("ppo", False), ("ppo", True)]
+        ),
+    ],
+)
+def test_a_run_killed_at_its_export_ends_the_same_also_without_its_last_checkpoint(
+    name, damaged, configs, tmp_path, monkeypatch
+):
+    train, config = TRAINERS[name], settings_with_memory(configs, name)(tmp_path / "parts")
+    whole = train(settings_with_memory(configs, name)(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, "write_folder", lambda *_: kill())
+        with pytest.raises(Killed):
+            train(config)
+    last = tmp_path / "parts" / "checkpoints" / "4"
+    if damaged:
+        (last / "arrays" / "manifest.ocdbt").write_bytes(b"")
+    result = train(replace(config, run=replace(config.run, resume=True)))
+    assert_same_run(tmp_path / "parts", whole.folder)
+    ours, theirs = (
+        {key: value for key, value in run.metrics.items() if not key.startswith("time/")}
+        for run in (result, whole)
+    )
+    assert ours == theirs and {name.partition("/")[0] for name in ours} > {"eval"}
+    log = (tmp_path / "parts" / "run.log").read_text()
+    assert ("4: the checkpoint is damaged (arrays/manifest.ocdbt has 0 bytes" in log) == damaged
+    assert ("it is now 4.damaged, and the run goes on from step 2" in log) == damaged and last.is_dir()
 
 
 # What earlier versions did not have.

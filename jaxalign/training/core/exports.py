@@ -23,6 +23,7 @@ from jaxalign.checkpoints import CheckpointStore, best_step, read_part, saved_at
 from jaxalign.config import defaults, from_dict
 from jaxalign.data import DataConfig, chat_of
 from jaxalign.data.markers import with_marker_template
+from jaxalign.errors import DamagedCheckpointError
 from jaxalign.models.folders import checkpoint_named, model_folder
 from jaxalign.models.huggingface import local_folder
 from jaxalign.models.lora import LoraConfig
@@ -324,7 +325,14 @@ def chosen_state(run: Run, store: CheckpointStore, state: TrainState, step: int)
         run.add_metadata(exported_step=step)
         return state
     store.wait()
-    best = best_step(store.folder, metric, run.config.best_mode)
+    damaged: list[int] = []
+    while (best := best_step(store.folder, metric, run.config.best_mode, damaged)) not in (None, step):
+        try:
+            state = replace(state, params=best_params(store.folder, best, state))
+            break
+        except DamagedCheckpointError as error:
+            run.warn(f"{error}; exporting the best of the others")
+            damaged.append(best)
     run.add_metadata(exported_step=step if best is None else best)
     if best is None:
         there = sorted({name for each in store.steps() for name in saved_metrics(store.folder, each)})
@@ -335,7 +343,7 @@ def chosen_state(run: Run, store: CheckpointStore, state: TrainState, step: int)
         return state
     value = saved_metrics(store.folder, best)[metric]
     run.note(f"export: step {best} of {step}, the best by {metric} ({value:.6g})")
-    return state if best == step else replace(state, params=best_params(store.folder, best, state))
+    return state
 
 
 def best_params(folder: Path, step: int, state: TrainState) -> Any:

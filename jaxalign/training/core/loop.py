@@ -136,6 +136,7 @@ class Loop:
     learning_rate: Callable[[int], Any] | None = None
     speed: Speed | None = None
     _last_eval: dict[str, float] = field(default_factory=dict)
+    _final: dict[str, float] = field(default_factory=dict)
     _evaluated: int = -1
     _rates: np.ndarray | None = None
     _interval: Interval = field(default_factory=Interval)
@@ -163,8 +164,8 @@ class Loop:
         watched = callbacks.watch("on_step")
         start = int(np.max(state.step))  # an ensemble has one step a member
         over = start >= self.total_steps or bool(callbacks.stopped)
-        # Of a run that had ended, where there is nothing left to do.
-        final = self.run.final_metrics() if over else {}
+        # Of a run that had ended, or was killed when nothing was left but to export.
+        self._final = self.run.final_metrics() or self._final if over else {}
         self._rates = self._learning_rates()
         pending: tuple[int, dict[str, Any], Mapping[str, Any], int] | None = None
         mark = time.perf_counter()
@@ -177,31 +178,32 @@ class Loop:
                 state, metrics = profile.step(step, self.update, state, batch)
                 # One step late: the device is already at work on this step while the last is logged.
                 if pending is not None:
-                    final, mark = self._log(*pending, mark)
+                    self._final, mark = self._log(*pending, mark)
                 pending = (step, metrics, batch, self.tokens_in(batch))
                 last, halted = step == self.total_steps, asked(stop.signal_received or 0)
                 evaluates, saves = self._due(config.eval_every, step), self._due(config.save_every, step)
                 if evaluates or saves or last or halted or watched:
-                    final, mark = self._log(*pending, mark)
+                    self._final, mark = self._log(*pending, mark)
                     pending = None
                 if watched:
                     callbacks.tell("on_step", step, self.total_steps, self._of_step(metrics), state)
                     last = last or bool(callbacks.stopped)
-                if self.evaluate and not halted and (last or evaluates):
+                # Also where a signal stops the run: it would not be made up for after the resume.
+                if self.evaluate and (last or evaluates):
                     self._evaluate(step, state)
                     last = last or bool(callbacks.stopped)
                 if last and self._interval.steps:  # ended by a callback, before a record was due
                     self.run.log_metrics(step, self._record(step))
-                if last or halted or saves:
-                    self._save(step, state)
-                if self.sample and not halted and (last or self._due(config.sample_every, step)):
+                if self.sample and (last or self._due(config.sample_every, step)):
                     self.run.log_samples(step, self.sample(self._averaged(state)))
+                if last or halted or saves:  # after all else that the step makes
+                    self._save(step, state)
                 if halted and not last:
                     raise Interrupted(halted)
                 if last:
                     self.run.note_stopped(step)
                     break
-        return self._averaged(state), final | self._last_eval
+        return self._averaged(state), self._final | self._last_eval
 
     @staticmethod
     def _averaged(state: TrainState) -> TrainState:
@@ -276,6 +278,7 @@ class Loop:
         extra = {
             "batches": dict(self.batches.state()),
             "last_eval": self._last_eval,
+            "final": self._final,
             "interval": dataclasses.asdict(self._interval),
             "callbacks": self.run.callbacks.state(),
         }
@@ -285,18 +288,19 @@ class Loop:
         tell_saved(self.run, self.store, step, self.total_steps, metrics or {}, state)
 
     def _resume(self, state: TrainState) -> TrainState:
-        step = self.store.latest_step() if self.run.resumed else None
-        if step is None:
-            if self.run.resumed:
-                self.run.rewind(-1)
+        if not self.run.resumed:
+            return state
+        if (found := self.store.restore_newest(state)) is None:
+            self.run.rewind(-1)
             return state
         fresh = state
-        state, extra = self.store.restore(step, fresh)
+        step, state, extra = found
         # As an update would have donated it: two states are not held at once, whoever still names the fresh one.
         jax.tree.map(lambda x: x.delete(), fresh)
         self.batches.restore(extra["batches"])
         self._last_eval = dict(extra["last_eval"])
-        # Checkpoints of earlier versions have none: they logged single steps.
+        # Checkpoints of earlier versions have neither: they logged single steps.
+        self._final = dict(extra.get("final", {}))
         self._interval = Interval(**extra.get("interval", {}))
         restore_callbacks(self.run, extra)
         self.run.rewind(step)

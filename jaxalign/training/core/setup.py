@@ -338,4 +338,5 @@ def checkpoint_store(run: Run) -> CheckpointStore:
         keep_last=config.keep_last,
         best_metric=config.best_metric or None,
         best_mode=config.best_mode,
+        warn=run.warn,
     )

@@ -12,7 +12,7 @@ from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import collate_prompts
 from jaxalign.processes import largest
 from jaxalign.rollout import Engine
-from jaxalign.runs import Given, Profile, Run, StopFlag
+from jaxalign.runs import Given, Profile, Run, StopFlag, records
 from jaxalign.training.core import setup
 from jaxalign.training.core.exports import chosen_state
 from jaxalign.training.core.interval import Interval
@@ -167,9 +167,10 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
         StopFlag() as stop,
         Profile(run) as profile,
     ):
-        done, interval = _updates_done(trainer, store)
+        done, interval, before = _updates_done(trainer, store)
         if over := done >= total or bool(run.callbacks.stopped):
-            record = run.final_metrics()
+            # Empty where it was killed when nothing was left but to export.
+            record = run.final_metrics() or before
         compiled = None if over else tell_updates(trainer)
         evaluated = evaluate_policy(trainer, 0) if not done and every.eval_every else {}
         if evaluated:
@@ -186,7 +187,8 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             run.callbacks.tell("on_step", number, total, metrics, trainer.state)
             last = number == total or bool(run.callbacks.stopped)
             halted = largest(stop.signal_received or 0)
-            due = last or (not halted and every.eval_every and number % every.eval_every == 0)
+            # Also where a signal stops the run: it would not be made up for after the resume.
+            due = last or (every.eval_every and number % every.eval_every == 0)
             interval.add(metrics)
             record = interval.means()
             if due:
@@ -203,7 +205,11 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             if last or (every.sample_every and number % every.sample_every == 0):
                 run.log_samples(number, samples)
             if last or halted or (every.save_every and number % every.save_every == 0):
-                kept = {"interval": dataclasses.asdict(interval), "callbacks": run.callbacks.state()}
+                kept = {
+                    "interval": dataclasses.asdict(interval),
+                    "callbacks": run.callbacks.state(),
+                    "record": records.clean(record),
+                }
                 store.save(number, trainer.state, trainer.extra() | kept, metrics=record)
                 tell_saved(run, store, number, total, record, trainer.state)
             if halted and not last:
@@ -215,16 +221,17 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
     return record
 
 
-def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> tuple[int, Interval]:
-    """The number of the newest checkpoint of a run that resumes, to which trainer and log go back, and what it has
-    not logged yet; else 0."""
+def _updates_done(trainer: OnPolicyTrainer, store: CheckpointStore) -> tuple[int, Interval, dict[str, float]]:
+    """The number of the newest checkpoint of a run that resumes, to which trainer and log go back, what it has not
+    logged yet, and its latest record; else 0."""
     if not trainer.run.resumed:
-        return 0, Interval()
-    done, extra = store.latest_step() or 0, {}
-    if done:
-        state, extra = store.restore(done, trainer.state)
-        trainer.restore(state, extra)
-        restore_callbacks(trainer.run, extra)
-    trainer.run.rewind(done if done else -1)
+        return 0, Interval(), {}
+    if (found := store.restore_newest(trainer.state)) is None:
+        trainer.run.rewind(-1)
+        return 0, Interval(), {}
+    done, state, extra = found
+    trainer.restore(state, extra)
+    restore_callbacks(trainer.run, extra)
+    trainer.run.rewind(done)
     # Checkpoints of earlier versions have none: they logged single updates.
-    return done, Interval(**extra.get("interval", {}))
+    return done, Interval(**extra.get("interval", {})), dict(extra.get("record", {}))
