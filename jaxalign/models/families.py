@@ -3,7 +3,7 @@
 A new family needs its config mapping (both ways) and the names of its tensors, not a copy of the model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -270,21 +270,44 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def unfuse(tensor: Tensor, array: np.ndarray, sizes: list[int], heads: int) -> list[np.ndarray]:
-    """The leaves that lie in one tensor, each in our layout ([in, out] for projections)."""
-    if tensor.kind == "linear":
-        array = array.T
-    if len(tensor.leaves) == 1:
-        return [array]
-    if tensor.fusion == "heads":
-        shape = (*array.shape[:-1], heads, len(tensor.leaves), -1)
-        parts = np.moveaxis(array.reshape(shape), -2, 0)
-        return [p.reshape(*array.shape[:-1], -1) for p in parts]
-    return np.split(array, np.cumsum(sizes)[:-1], axis=-1)
+def stored_shape(tensor: Tensor, leaves: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that a tensor has in a folder, by those of its leaves in our layout."""
+    shape = (*leaves[0][:-1], sum(leaf[-1] for leaf in leaves))
+    return shape[::-1] if tensor.kind == "linear" else shape
+
+
+def read_part(
+    tensor: Tensor, leaf: int, sizes: Sequence[int], heads: int, source: Any, index: tuple[slice, ...]
+) -> np.ndarray:
+    """A slice of a leaf, in our layout ([in, out] for projections), from the tensor that it lies in.
+
+    Args:
+      tensor: its row of the table.
+      leaf: which of the leaves in it.
+      sizes: of each leaf along the last axis.
+      heads: number of heads.
+      source: the tensor; of it only a slice is taken.
+      index: slices of the leaf, with numbers for start and stop.
+    """
+    last, count = index[-1], len(tensor.leaves)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        at = (*index[:-1], slice(start, stop))
+        return source[at[::-1]].T if tensor.kind == "linear" else source[at]
+
+    if tensor.fusion == "rows":
+        offset = sum(sizes[:leaf])
+        return read(offset + last.start, offset + last.stop)
+    # All leaves of every head that the slice touches: they lie side by side.
+    width = sizes[leaf] // heads
+    first, end = last.start // width, -(-last.stop // width)
+    block = read(first * count * width, end * count * width)
+    own = block.reshape(*block.shape[:-1], end - first, count, width)[..., leaf, :]
+    return own.reshape(*block.shape[:-1], -1)[..., last.start - first * width : last.stop - first * width]
 
 
 def fuse(tensor: Tensor, leaves: list[np.ndarray], heads: int) -> np.ndarray:
-    """The inverse of `unfuse`."""
+    """A whole tensor of its leaves: what `read_part` takes apart."""
     array = leaves[0]
     if len(leaves) > 1 and tensor.fusion == "heads":
         parts = [p.reshape(*p.shape[:-1], heads, 1, -1) for p in leaves]

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,15 +22,24 @@ from jaxalign.models.families import (
     config_from_json,
     config_to_json,
     fuse,
-    unfuse,
+    read_part,
+    stored_shape,
 )
-from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
 from jaxalign.models.sharding import to_device
 from jaxalign.models.stops import read_generation, write_generation
-from jaxalign.models.tensor_dtypes import in_dtype
+from jaxalign.models.tensor_dtypes import export_dtype
+from jaxalign.models.tensor_files import (
+    Leaf,
+    Outgoing,
+    Source,
+    on_host,
+    outgoing,
+    read_json,
+    read_tensors,
+    write_tensors,
+)
 from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
 from jaxalign.models.whole_folder import whole_folder
-from jaxalign.processes import fetch
 
 ENSEMBLE_FILE = "ensemble.json"
 MAX_SHARD_BYTES = 4 * 2**30
@@ -116,82 +126,48 @@ def local_folder(folder: str | Path, revision: str | None = None, *, weights: bo
         ) from None
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of all tensors in a folder.
-
-    Raises:
-      ModelError: no weights, only torch pickles, or a damaged file.
-    """
-    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(set(read_json(index)["weight_map"].values()))
-    elif single.is_file():
-        files = [single.name]
-    elif has_flax_tensors(path):
-        yield from read_flax_tensors(path)
-        return
-    else:
-        if list(path.glob("*.bin")):
-            raise ModelError(
-                f"{path}: the weights are torch pickles (.bin), which can run arbitrary code when loaded; convert "
-                "them with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR, "
-                "safe_serialization=True)"
-            )
-        raise ModelError(
-            f"{path}: expected model.safetensors, model.safetensors.index.json or flax_model.msgpack"
-        )
-    from safetensors import SafetensorError, safe_open
-
-    for name in files:
-        file = path / name
-        if not file.is_file():
-            raise ModelError(f"{file}: named in {index.name}, but the file does not exist")
-        try:
-            with safe_open(file, framework="flax") as reader:
-                for key in reader.keys():  # noqa: SIM118 (not a dict)
-                    yield key, np.asarray(reader.get_tensor(key))
-        except SafetensorError as error:
-            raise ModelError(f"{file}: not a readable safetensors file ({error})") from None
-
-
 def read_params(path: Path, config: ModelConfig) -> dict[str, Any]:
-    """Our parameter tree from a folder's weights."""
-    return from_tensors(dict(read_tensors(path)), config, str(path))
+    """Our parameter tree, of leaves that are still in the files of a folder."""
+    return from_tensors(read_tensors(path), config, str(path))
 
 
-def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: str) -> dict[str, Any]:
-    """Our parameter tree from tensors under Hugging Face names.
+def from_tensors(tensors: Mapping[str, Source], config: ModelConfig, where: str) -> dict[str, Any]:
+    """Our parameter tree from tensors under Hugging Face names; no numbers are read yet.
 
     Raises:
       ModelError: naming each missing, unexpected or wrongly shaped tensor.
     """
     family = FAMILIES[config.family]
     shapes = parameter_shapes(config)
-    left = {name: array for name, array in tensors.items() if not name.endswith(family.ignored)}
+    left = {name: source for name, source in tensors.items() if not name.endswith(family.ignored)}
 
-    def take(name: str) -> np.ndarray | None:
+    def take(name: str) -> Source | None:
         # A trunk saved on its own lacks the prefix.
         for candidate in (family.trunk + name, name, "language_model." + family.trunk + name):
             if candidate in left:
                 return left.pop(candidate)
         return None
 
-    def read(tensor: Tensor, name: str, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        there = [leaf for leaf in tensor.leaves if leaf in wanted]
-        if not there:
-            return {}
-        array = take(name)
-        if array is None:
+    def find(tensor: Tensor, name: str, wanted: Mapping[str, tuple[int, ...]]) -> Source:
+        source = take(name)
+        if source is None:
             raise ModelError(f"{where}: missing tensor {family.trunk}{name}")
-        expected = [wanted[leaf] for leaf in tensor.leaves]
-        full = (*expected[0][:-1], sum(s[-1] for s in expected))
-        full = full[::-1] if tensor.kind == "linear" else full
-        if array.shape != full:
-            raise ModelError(
-                f"{where}: {family.trunk}{name} has shape {list(array.shape)}, expected {list(full)}"
-            )
-        parts = unfuse(tensor, array, [s[-1] for s in expected], config.num_heads)
-        return dict(zip(tensor.leaves, parts, strict=True))
+        check(family.trunk + name, source, stored_shape(tensor, [wanted[leaf] for leaf in tensor.leaves]))
+        return source
+
+    def check(name: str, source: Source, expected: tuple[int, ...]) -> None:
+        if source.shape != expected:
+            raise ModelError(f"{where}: {name} has shape {list(source.shape)}, expected {list(expected)}")
+
+    def there(tensors: Sequence[Tensor], wanted: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
+        return [tensor for tensor in tensors if any(leaf in wanted for leaf in tensor.leaves)]
+
+    def leaves(tensor: Tensor, found: list[Source], wanted: Mapping[str, tuple[int, ...]], stacked: bool):
+        sizes = [wanted[leaf][-1] for leaf in tensor.leaves]
+        for number, leaf in enumerate(tensor.leaves):
+            part = partial(read_part, tensor, number, sizes, config.num_heads)
+            shape = (len(found), *wanted[leaf]) if stacked else wanted[leaf]
+            yield leaf, Leaf(shape, found, part, stacked)
 
     flat = {
         f"{g}/{leaf}": shape
@@ -200,27 +176,27 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
         for leaf, shape in leaves.items()
     }
     tree: dict[str, Any] = {}
-    for tensor in family.outer:
-        for leaf, array in read(tensor, tensor.name, flat).items():
-            group, name = leaf.split("/")
-            tree.setdefault(group, {})[name] = array
+    for tensor in there(family.outer, flat):
+        for name, leaf in leaves(tensor, [find(tensor, tensor.name, flat)], flat, stacked=False):
+            group, own = name.split("/")
+            tree.setdefault(group, {})[own] = leaf
     wanted = {name: shape[1:] for name, shape in shapes["layers"].items()}
-    stacks: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
-    for layer in range(config.num_layers):
-        for tensor in family.layer:
-            for leaf, array in read(tensor, tensor.name.format(i=layer), wanted).items():
-                stacks[leaf].append(array)
-    tree["layers"] = {name: np.stack(arrays) for name, arrays in stacks.items()}
+    layered = there(family.layer, wanted)
+    found = [
+        [find(tensor, tensor.name.format(i=layer), wanted) for tensor in layered]
+        for layer in range(config.num_layers)
+    ]
+    tree["layers"] = {
+        name: leaf
+        for tensor, sources in zip(layered, map(list, zip(*found, strict=True)), strict=True)
+        for name, leaf in leaves(tensor, sources, wanted, stacked=True)
+    }
     head = left.pop(f"{family.head}.weight", None)
     if not config.tied_head:
         if head is None:
             raise ModelError(f"{where}: missing tensor {family.head}.weight (tie_word_embeddings is false)")
-        if head.shape != shapes["head"]["weight"]:
-            raise ModelError(
-                f"{where}: {family.head}.weight has shape {list(head.shape)}, "
-                f"expected {list(shapes['head']['weight'])}"
-            )
-        tree["head"] = {"weight": head}
+        check(f"{family.head}.weight", head, shapes["head"]["weight"])
+        tree["head"] = {"weight": Leaf(head.shape, [head])}
     if left:
         names = sorted(left)
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
@@ -230,25 +206,31 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: ModelConfig, where: 
     return tree
 
 
-def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
+def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Outgoing]:
     """Tensors under Hugging Face names, the inverse of `from_tensors`; ValueError for 8-bit weights."""
     if isinstance(params["embed"]["tokens"], Int8):
         raise ValueError("a model with 8-bit weights cannot be saved; save the model it was quantized from")
     family = FAMILIES[config.family]
-    host = fetch(dict(params))
-    tensors: dict[str, np.ndarray] = {}
-    flat = {f"{g}/{leaf}": a for g, leaves in host.items() if g != "layers" for leaf, a in leaves.items()}
-    for tensor in family.outer:
-        if tensor.leaves[0] in flat:
-            tensors[family.trunk + tensor.name] = np.ascontiguousarray(flat[tensor.leaves[0]])
+    flat = {f"{g}/{leaf}": a for g, leaves in params.items() if g != "layers" for leaf, a in leaves.items()}
+    tensors = {
+        family.trunk + tensor.name: outgoing(flat[tensor.leaves[0]])
+        for tensor in family.outer
+        if tensor.leaves[0] in flat
+    }
     for tensor in family.layer:
-        if tensor.leaves[0] not in host["layers"]:
+        if tensor.leaves[0] not in params["layers"]:
             continue
+        leaves = [params["layers"][leaf] for leaf in tensor.leaves]
+        shape = stored_shape(tensor, [leaf.shape[1:] for leaf in leaves])
         for layer in range(config.num_layers):
-            leaves = [np.asarray(host["layers"][leaf][layer]) for leaf in tensor.leaves]
-            tensors[family.trunk + tensor.name.format(i=layer)] = fuse(tensor, leaves, config.num_heads)
-    if not config.tied_head and "head" in host:
-        tensors[f"{family.head}.weight"] = np.ascontiguousarray(host["head"]["weight"])
+
+            def fetch(tensor: Tensor = tensor, leaves: list[Any] = leaves, layer: int = layer) -> np.ndarray:
+                return fuse(tensor, [on_host(leaf, layer) for leaf in leaves], config.num_heads)
+
+            name = family.trunk + tensor.name.format(i=layer)
+            tensors[name] = Outgoing(shape, leaves[0].dtype, fetch)
+    if not config.tied_head and "head" in params:
+        tensors[f"{family.head}.weight"] = outgoing(params["head"]["weight"])
     return tensors
 
 
@@ -282,7 +264,7 @@ def save_pretrained(
 def write_folder(
     folder: Path,
     config_json: dict[str, Any],
-    tensors: dict[str, np.ndarray],
+    tensors: Mapping[str, Outgoing],
     tokenizer: Any,
     config: ModelConfig,
     max_shard_bytes: int,
@@ -295,7 +277,7 @@ def write_folder(
     Args:
       folder: where; a model that is there is replaced once the new one is complete.
       config_json: the body of config.json.
-      tensors: as they are written, but for `dtype`.
+      tensors: as they are written, but for `dtype`; the host holds those of one file at a time.
       tokenizer: saved too, unless None.
       config: the model's shape, of which generation_config.json is made.
       max_shard_bytes: size of a file of tensors, at most.
@@ -305,24 +287,10 @@ def write_folder(
     Raises:
       ModelError: a number that is too large for `dtype`.
     """
-    from safetensors.numpy import save_file
-
     if dtype is not None:
-        tensors = in_dtype(tensors, dtype)
-        config_json = config_json | {"dtype": dtype, "torch_dtype": dtype}
+        config_json = config_json | {"dtype": export_dtype(dtype).name, "torch_dtype": dtype}
     with whole_folder(folder, "config.json") as temporary:
-        shards = _shards(tensors, max_shard_bytes)
-        if len(shards) == 1:
-            save_file(shards[0], temporary / "model.safetensors", metadata={"format": "pt"})
-        else:
-            weight_map = {}
-            for number, shard in enumerate(shards, 1):
-                name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-                save_file(shard, temporary / name, metadata={"format": "pt"})
-                weight_map |= dict.fromkeys(shard, name)
-            total = sum(a.nbytes for a in tensors.values())
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        write_tensors(temporary, tensors, max_shard_bytes, dtype)
         (temporary / "config.json").write_text(json.dumps(config_json, indent=2))
         generation = write_generation(config, config_json)
         (temporary / "generation_config.json").write_text(json.dumps(generation, indent=2))
@@ -331,18 +299,6 @@ def write_folder(
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
     return folder
-
-
-def _shards(tensors: dict[str, np.ndarray], limit: int) -> list[dict[str, np.ndarray]]:
-    shards: list[dict[str, np.ndarray]] = [{}]
-    size = 0
-    for name, array in tensors.items():
-        if shards[-1] and size + array.nbytes > limit:
-            shards.append({})
-            size = 0
-        shards[-1][name] = array
-        size += array.nbytes
-    return shards
 
 
 def transformers_module() -> Any:
@@ -389,17 +345,3 @@ def check_vocabulary(config: ModelConfig, tokenizer: Any) -> None:
             f"the tokenizer has {size} tokens, but the model's vocabulary has {config.vocab_size}; they do not "
             "match"
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a model's folder.
-
-    Raises:
-      ModelError: no such file, or not JSON.
-    """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; expected a Hugging Face folder with {path.name}")
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: not valid JSON ({error})") from None

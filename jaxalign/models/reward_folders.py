@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -23,16 +24,14 @@ from jaxalign.models.huggingface import (
     from_tensors,
     load_config,
     local_folder,
-    read_json,
-    read_tensors,
     to_tensors,
     write_folder,
 )
 from jaxalign.models.sharding import to_device
-from jaxalign.models.token_classifier import head_tensors, is_token_classifier, take_head
+from jaxalign.models.tensor_files import leaf_of, on_host, outgoing, read_json, read_tensors, read_whole
+from jaxalign.models.token_classifier import head_tensors, is_token_classifier, one_label, take_head
 from jaxalign.models.transformer import with_dtypes
 from jaxalign.models.whole_folder import whole_folder
-from jaxalign.processes import fetch
 
 HEAD_FILE = "jaxalign_head.json"
 
@@ -57,25 +56,25 @@ def load_reward_model(
     path = local_folder(folder, revision)
     config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
     config = replace(config, tied_head=True, head_bias=False)
-    tensors = dict(read_tensors(path))
+    tensors = read_tensors(path)
     extra = json.loads((path / HEAD_FILE).read_text()) if (path / HEAD_FILE).is_file() else {}
     head_config = HeadConfig(**extra.get("head", {}))
     tokens = is_token_classifier(read_json(path / "config.json"), extra)
     score, bias = take_head(tensors, FAMILIES[config.family], str(path), tokens=tokens)
-    head = {"score": score}
+    hidden = {}
     if head_config.kind == "mlp":
         for ours, theirs in (("hidden", "score_hidden.weight"), ("hidden_bias", "score_hidden.bias")):
             if theirs not in tensors:
                 raise ModelError(f"{path}: the tensor {theirs} is missing")
-            head[ours] = tensors.pop(theirs).T
-    params = {
-        "trunk": from_tensors(tensors, config, str(path)),
-        "head": head,
-        "normalizer": {
-            "gain": np.float32(extra.get("gain", 1.0)),
-            "bias": np.float32(extra.get("bias", bias)),
-        },
+            hidden[ours] = tensors.pop(theirs)
+    # Names and shapes are checked before any number is read.
+    trunk = from_tensors(tensors, config, str(path))
+    head = {"score": one_label(read_whole(score))} | {ours: read_whole(x).T for ours, x in hidden.items()}
+    normalizer = {
+        "gain": np.float32(extra.get("gain", 1.0)),
+        "bias": np.float32(extra.get("bias", 0.0 if bias is None else one_label(read_whole(bias)))),
     }
+    params = {"trunk": trunk} | jax.tree.map(leaf_of, {"head": head, "normalizer": normalizer})
     steps = StepConfig(separator=extra.get("separator", "")) if tokens else None
     config = replace(config, mesh=mesh if mesh is not None and mesh.size > 1 else None)
     placed = to_device(params, config.param_dtype, mesh=mesh, rules=rules)
@@ -97,11 +96,11 @@ def save_reward_model(
     config, params = model.config, model.params
     family, tokens = FAMILIES[config.family], model.steps is not None
     tensors = to_tensors(params["trunk"], config)
-    head = fetch(params["head"])
-    tensors |= head_tensors(family, head["score"], float(params["normalizer"]["bias"]), tokens=tokens)
+    head = jax.tree.map(on_host, params["head"])
+    small = head_tensors(family, head["score"], float(params["normalizer"]["bias"]), tokens=tokens)
     if model.head_config.kind == "mlp":
-        tensors["score_hidden.weight"] = np.ascontiguousarray(head["hidden"].T)
-        tensors["score_hidden.bias"] = np.ascontiguousarray(head["hidden_bias"])
+        small |= {"score_hidden.weight": head["hidden"].T, "score_hidden.bias": head["hidden_bias"]}
+    tensors |= {name: outgoing(array) for name, array in small.items()}
     extra = {
         "head": asdict(model.head_config),
         "gain": float(params["normalizer"]["gain"]),

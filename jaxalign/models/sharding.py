@@ -5,11 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.tree_util import KeyPath, SequenceKey
 
 from jaxalign.kernels.int8 import int8_axis, keys_of, quantized
 from jaxalign.mesh import DEFAULT_RULES, Rules, tree_shardings
+from jaxalign.models.tensor_files import Leaf
 
 # By the last key of a leaf; where layers are stacked, `layers` is in front.
 _AXES: dict[str, tuple[str | None, ...]] = {
@@ -40,8 +41,8 @@ def param_logical_axes(params: Any) -> Any:
         names = keys_of(path)
         own = _AXES.get(names[-1], ())
         known = (*(("layers",) if _stacked(path) else ()), *own)
-        if len(known) != leaf.ndim:
-            return (None,) * leaf.ndim
+        if len(known) != len(leaf.shape):
+            return (None,) * len(leaf.shape)
         return (
             known
             if len(names) == len(path)
@@ -67,22 +68,22 @@ def on_mesh(params: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
 def to_device(
     params: Any, dtype: str, *, mesh: Mesh | None = None, rules: Rules | None = None, int8: bool = False
 ) -> Any:
-    """Host arrays as JAX arrays of the parameter dtype, one after the other; the normalizer stays float32.
+    """Parameters in files as JAX arrays of the parameter dtype, one after the other; the normalizer stays float32.
 
     Args:
-      params: the tree.
+      params: a tree of `tensor_files.Leaf`. Of each only what the devices of this process hold is read, one device's
+        part at a time.
       dtype: of what is not 8-bit.
       mesh: the devices, each of which gets its part alone; None for the default device.
       rules: logical -> mesh axes, where not the default table.
-      int8: whether what `quantize_params` changes becomes `Int8`, from the host's numbers as they are.
+      int8: whether what `quantize_params` changes becomes `Int8`, from the files' numbers as they are.
     """
 
-    def convert(path: KeyPath, array: np.ndarray, sharding: jax.sharding.Sharding | None = None) -> Any:
+    def convert(path: KeyPath, leaf: Leaf, sharding: NamedSharding | None = None) -> Any:
         names = keys_of(path)
         axis = int8_axis(names) if int8 else None
-        if axis is None:
-            array = np.asarray(array, jnp.float32 if "normalizer" in names else jnp.dtype(dtype))
-        placed = jax.device_put(array, sharding)
+        wanted = leaf.dtype if axis is not None else jnp.dtype("float32" if "normalizer" in names else dtype)
+        placed = _placed(leaf, wanted, sharding)
         # The floats must be gone before the next ones come.
         return placed if axis is None else jax.block_until_ready(quantized(placed, axis=axis))
 
@@ -90,3 +91,19 @@ def to_device(
         return jax.tree_util.tree_map_with_path(convert, params)
     shardings = tree_shardings(params, param_logical_axes(params), mesh, rules or DEFAULT_RULES)
     return on_mesh(jax.tree_util.tree_map_with_path(convert, params, shardings), mesh, rules)
+
+
+def _placed(leaf: Leaf, dtype: np.dtype, sharding: NamedSharding | None) -> jax.Array:
+    if sharding is None:
+        return jax.device_put(leaf.read(tuple(slice(0, size) for size in leaf.shape), dtype))
+    # Not `jax.make_array_from_callback`, which has the parts of all devices on the host at once, and reads a part
+    # again for each device that holds it.
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+        bounds = tuple(one.indices(size)[:2] for one, size in zip(index or (), leaf.shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    parts = []
+    for bounds, devices in holders.items():
+        part = leaf.read(tuple(slice(*bound) for bound in bounds), dtype)
+        parts += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts, dtype=dtype)

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -59,20 +58,31 @@ def device_dtype(setting: str, device: jax.Device) -> str:
     return "float32" if device.platform == "cpu" else "bfloat16"
 
 
-def in_dtype(tensors: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """The tensors in a dtype.
+def export_dtype(name: str) -> np.dtype:
+    """A dtype that weights can be written in, by its name.
+
+    Raises:
+      ModelError: another.
+    """
+    if name not in NAMES.values():
+        raise ModelError(f"dtype: expected {', '.join(dict.fromkeys(NAMES.values()))}, got {name}")
+    return jnp.dtype(name)
+
+
+def in_dtype(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """The tensor `name` in a dtype.
 
     Raises:
       ModelError: a finite value is beyond the largest of the dtype (65504 in float16); names the tensor.
     """
-    if dtype not in NAMES.values():
-        raise ModelError(f"dtype: expected {', '.join(dict.fromkeys(NAMES.values()))}, got {dtype}")
     with np.errstate(over="ignore"):  # which is looked at below
-        cast = {name: np.asarray(array, jnp.dtype(dtype)) for name, array in tensors.items()}
-    if dtype == "float16":
-        for name, array in tensors.items():
-            if np.isfinite(np.asarray(array, np.float32)).all() and not np.isfinite(cast[name]).all():
-                raise ModelError(
-                    f"{name}: a weight exceeds the largest float16, 65504; export as bfloat16 or float32"
-                )
+        cast = np.asarray(array, export_dtype(dtype))
+    if (
+        dtype == "float16"
+        and np.isfinite(np.asarray(array, np.float32)).all()
+        and not np.isfinite(cast).all()
+    ):
+        raise ModelError(
+            f"{name}: a weight exceeds the largest float16, 65504; export as bfloat16 or float32"
+        )
     return cast

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxalign.errors import ModelError
 from jaxalign.models.families import Family
+from jaxalign.models.tensor_files import Source
 
 
 def is_token_classifier(config_json: Mapping[str, Any], head_file: Mapping[str, Any]) -> bool:
@@ -19,9 +20,9 @@ def is_token_classifier(config_json: Mapping[str, Any], head_file: Mapping[str, 
 
 
 def take_head(
-    tensors: dict[str, np.ndarray], family: Family, where: str, *, tokens: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Removes the head of a classifier from the tensors: its weight [width] and its bias [].
+    tensors: dict[str, Source], family: Family, where: str, *, tokens: bool
+) -> tuple[Source, Source | None]:
+    """Removes the head of a classifier from the tensors: its weight [labels, width], and its bias [labels] if any.
 
     Args:
       tensors: by their names in the folder.
@@ -38,11 +39,15 @@ def take_head(
             f"{where}: missing tensor {name}.weight; expected a reward model (one-label classifier)"
         )
     weight = tensors.pop(f"{name}.weight")
-    if weight.ndim != 2 or weight.shape[0] not in ((1, 2) if tokens else (1,)):
+    if len(weight.shape) != 2 or weight.shape[0] not in ((1, 2) if tokens else (1,)):
         expected = "[1, width], a single label" + (", or [2, width], wrong and right" if tokens else "")
         raise ModelError(f"{where}: {name}.weight has shape {weight.shape}; expected {expected}")
-    bias = tensors.pop(f"{name}.bias", np.zeros(len(weight), np.float32))
-    return (weight[0], bias[0]) if len(weight) == 1 else (weight[1] - weight[0], bias[1] - bias[0])
+    return weight, tensors.pop(f"{name}.bias", None)
+
+
+def one_label(labels: np.ndarray) -> np.ndarray:
+    """Of one label its numbers, of two the difference: [labels, ...] to [...]."""
+    return labels[0] if len(labels) == 1 else labels[1] - labels[0]
 
 
 def head_tensors(family: Family, weight: np.ndarray, bias: float, *, tokens: bool) -> dict[str, np.ndarray]:

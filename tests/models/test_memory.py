@@ -8,8 +8,9 @@ import pytest
 from jaxalign import models
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import memory, sharding
-from jaxalign.models.huggingface import load_config, read_tensors
+from jaxalign.models.huggingface import load_config
 from jaxalign.models.tensor_dtypes import device_dtype
+from jaxalign.models.tensor_files import read_tensors, read_whole
 from tests.kernels.test_int8 import GOLDEN
 
 FAMILIES = ("llama", "gpt2", "gemma2")
@@ -43,7 +44,7 @@ def test_a_model_read_as_integers_is_the_quantized_one_and_never_had_two_floats_
     expected = jax.tree.map(np.asarray, models.quantize(models.load_pretrained(folder)).params)
     # What stays as it is; and on a CPU arrays share memory with the files' own, which go when all is read.
     small = sum(x.nbytes for x in jax.tree.leaves(expected) if x.dtype == np.float32)
-    small += sum(array.nbytes for name, array in read_tensors(folder) if "layers" not in name)
+    small += sum(read_whole(x).nbytes for name, x in read_tensors(folder).items() if "layers" not in name)
     begun, quantized, rounded, steps = live_bytes(), sharding.quantized, [0], []
 
     def watched(x, *, axis):

@@ -53,6 +53,6 @@ def test_the_dtype_of_most_weights_counts_and_config_json_where_there_are_none(t
 
 def test_a_weight_beyond_float16_is_named():
     with pytest.raises(ModelError, match=r"layers\.q: a weight exceeds the largest float16"):
-        in_dtype({"layers.q": np.asarray([1.0, 7e4], np.float32)}, "float16")
+        in_dtype("layers.q", np.asarray([1.0, 7e4], np.float32), "float16")
     with pytest.raises(ModelError, match="dtype: expected float32, bfloat16, float16, got int8"):
-        in_dtype({}, "int8")
+        in_dtype("layers.q", np.zeros(1), "int8")

@@ -253,7 +253,7 @@ def to_stderr(line: str) -> None:
 
 def _fits_float16(params: Any) -> bool:
     return all(
-        float(np.abs(np.asarray(x, np.float32)).max(initial=0)) <= LARGEST_FLOAT16
+        float(jnp.max(jnp.abs(x), initial=0)) <= LARGEST_FLOAT16  # where it lies, which may be many hosts
         for x in jax.tree.leaves(params)
     )
 
