@@ -83,6 +83,10 @@ class Leaf:
     part: Callable[[Source, Index], np.ndarray] = lambda source, index: source[index]
     stacked: bool = False
 
+    def __post_init__(self) -> None:
+        for tensor in self.tensors:
+            np.dtype(tensor.dtype)  # refuses what is no weight, before any is read
+
     @property
     def dtype(self) -> np.dtype:
         """What holds the numbers of all its tensors."""
