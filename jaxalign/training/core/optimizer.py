@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign.errors import ConfigError
+from jaxalign.training.core.moments_8bit import in_8_bits
 from jaxalign.training.core.update_rules import RULES, Name, Numbers
 
 
@@ -34,7 +35,8 @@ class OptimizerConfig:
         rising decay rate).
       epsilon: constant added to the root of the second moment; null uses 1e-8, or 1e-30 for adafactor (added to the
         squared gradient).
-      moment_dtype: dtype of the first moment: the parameters' own, float32 or bfloat16.
+      moment_dtype: dtype of the first moment: the parameters' own, float32 or bfloat16; or 8bit: both moments of
+        matrices (not embeddings) in blocks of 8-bit codes (arXiv:2110.02861), for adamw, adam, lion and muon.
       weight_decay: decoupled weight decay, applied to matrices only (not to norms and biases).
       max_grad_norm: maximum global norm of the gradient, which is clipped to it; 0 disables clipping.
     """
@@ -49,7 +51,7 @@ class OptimizerConfig:
     beta1: float | None = None
     beta2: float | None = None
     epsilon: float | None = None
-    moment_dtype: Literal["parameters", "float32", "bfloat16"] = "parameters"
+    moment_dtype: Literal["parameters", "float32", "bfloat16", "8bit"] = "parameters"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
@@ -76,6 +78,11 @@ class OptimizerConfig:
             raise ValueError(
                 f"optimizer.moment_dtype: optimizer.name={self.name} has no first moment; set it to parameters"
             )
+        if self.moment_dtype == "8bit" and not rule.in_8_bits:
+            raise ValueError(
+                f"optimizer.moment_dtype=8bit is for {', '.join(n for n, r in RULES.items() if r.in_8_bits)}, not for "
+                f"optimizer.name={self.name}"
+            )
         if self.name == "schedule_free_adamw" and self.schedule != "constant":
             raise ValueError(
                 "optimizer.name=schedule_free_adamw averages weights instead of decaying the learning rate: it "
@@ -86,7 +93,8 @@ class OptimizerConfig:
         """The numbers of the update rule, with its defaults where the configuration has none."""
         given = {key: getattr(self, key) for key in ("beta1", "beta2", "epsilon")}
         own = RULES[self.name].defaults
-        dtype = None if self.moment_dtype == "parameters" else self.moment_dtype
+        dtypes = {"parameters": None, "8bit": "float32"}
+        dtype = dtypes.get(self.moment_dtype, self.moment_dtype)
         read = {key: own.get(key) if value is None else value for key, value in given.items()}
         return Numbers(**read, weight_decay=self.weight_decay, dtype=dtype)
 
@@ -152,7 +160,8 @@ def clipping(config: OptimizerConfig) -> list[optax.GradientTransformation]:
 
 def update_rule(config: OptimizerConfig, schedule: Callable[[Any], Any]) -> optax.GradientTransformation:
     """The configuration's update rule, without the clip."""
-    return RULES[config.name].make(config.numbers(), schedule)
+    rule = RULES[config.name].make(config.numbers(), schedule)
+    return in_8_bits(rule) if config.moment_dtype == "8bit" else rule
 
 
 def in_parts(parts: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:

@@ -52,7 +52,9 @@ def moment_shardings(opt_state: Any, params: Any, otherwise: NamedSharding) -> A
 
     `init` makes moments of zeros, which depend on no parameter, so XLA would replicate them. A leaf belongs to the
     parameter whose path ends its own path (`mu['layers']['up_proj']`) if their shapes are equal: that holds for
-    `optax.partition`, for masks and for any transformation that maps over the parameters.
+    `optax.partition`, for masks and for any transformation that maps over the parameters. So do the parts of a
+    quantized moment (`mu['layers']['up_proj'].codes`); the last axis of its scales is shorter, and is replicated where
+    the devices do not divide it.
 
     Args:
       opt_state: the state, or its shapes.
@@ -67,9 +69,20 @@ def moment_shardings(opt_state: Any, params: Any, otherwise: NamedSharding) -> A
             parameter = leaves.get(names[start:])
             if parameter is not None and parameter.shape == leaf.shape:
                 return parameter.sharding
+            parameter = leaves.get(names[start:-1])
+            if parameter is not None and parameter.shape[:-1] == leaf.shape[:-1]:
+                return _as_far_as_it_divides(parameter, leaf.shape[-1])
         return otherwise
 
     return jax.tree_util.tree_map_with_path(sharding, opt_state)
+
+
+def _as_far_as_it_divides(parameter: Any, size: int) -> NamedSharding:
+    """The sharding of a parameter, for an array with another last axis."""
+    sharding, rank = parameter.sharding, len(parameter.shape)
+    spec = (*sharding.spec, *[None] * (rank - len(sharding.spec)))
+    shards = parameter.shape[-1] // sharding.shard_shape(parameter.shape)[-1]
+    return NamedSharding(sharding.mesh, P(*spec[:-1], spec[-1] if size % shards == 0 else None))
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:

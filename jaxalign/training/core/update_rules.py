@@ -38,12 +38,14 @@ class UpdateRule:
       defaults: of the numbers it reads, by the name of the key.
       decays: whether it has a weight decay.
       moment: whether its first moment may have a dtype of its own.
+      in_8_bits: whether its moments may be kept in 8 bits.
     """
 
     make: Callable[[Numbers, optax.Schedule], optax.GradientTransformation]
     defaults: Mapping[str, float]
     decays: bool = True
     moment: bool = True
+    in_8_bits: bool = True
 
 
 def _adamw(n: Numbers, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -115,10 +117,10 @@ RULES: Mapping[str, UpdateRule] = {
     "adamw": UpdateRule(_adamw, ADAM),
     "adam": UpdateRule(_adam, ADAM, decays=False),
     "lion": UpdateRule(_lion, {"beta1": 0.9, "beta2": 0.99}),
-    "adafactor": UpdateRule(_adafactor, {"beta2": 0.8, "epsilon": 1e-30}, moment=False),
+    "adafactor": UpdateRule(_adafactor, {"beta2": 0.8, "epsilon": 1e-30}, moment=False, in_8_bits=False),
     "muon": UpdateRule(_muon, {"beta1": 0.95, "beta2": 0.999, "epsilon": 1e-8}),
-    "sgd": UpdateRule(_sgd, {"beta1": 0.0}),
-    "schedule_free_adamw": UpdateRule(_schedule_free_adamw, ADAM, moment=False),
+    "sgd": UpdateRule(_sgd, {"beta1": 0.0}, in_8_bits=False),
+    "schedule_free_adamw": UpdateRule(_schedule_free_adamw, ADAM, moment=False, in_8_bits=False),
 }
 
 
