@@ -18,7 +18,7 @@ from jaxalign.cli.loading import (
 from jaxalign.errors import UserError
 from jaxalign.llmdoctor.guided_folders import GuideConfig
 from jaxalign.mesh import MeshConfig
-from jaxalign.models.tensor_dtypes import AutoDtype
+from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
 
@@ -63,7 +63,7 @@ class ChatConfig(GuideConfig):
     seed: int = 0
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     param_dtype: AutoDtype = "auto"
-    compute_dtype: AutoDtype = "auto"
+    compute_dtype: ComputeDtype = "auto"
     weights: Storage = "same"
     cache: Storage = "same"
     mesh: MeshConfig = field(default_factory=MeshConfig)

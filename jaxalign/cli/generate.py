@@ -24,7 +24,7 @@ from jaxalign.data.records import Text
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.llmdoctor.guided_folders import GuideConfig
 from jaxalign.mesh import MeshConfig
-from jaxalign.models.tensor_dtypes import AutoDtype
+from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
 
@@ -79,7 +79,7 @@ class GenerateConfig(GuideConfig):
     seed: int = 0
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     param_dtype: AutoDtype = "auto"
-    compute_dtype: AutoDtype = "auto"
+    compute_dtype: ComputeDtype = "auto"
     weights: Storage = "same"
     cache: Storage = "same"
     mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -15,7 +15,7 @@ from jaxalign.mesh import MeshConfig, devices_of, make_mesh
 from jaxalign.models.folders import checkpoint_named, model_folder
 from jaxalign.models.memory import bytes_of, sized, weights_text
 from jaxalign.models.sharding import on_mesh
-from jaxalign.models.tensor_dtypes import AutoDtype, device_dtype, folder_dtype
+from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype, device_dtype, folder_dtype
 from jaxalign.rollout.config import Storage
 from jaxalign.training.core.opening import devices_text
 
@@ -105,7 +105,7 @@ def load_speaker(
     revision: str = "",
     template: Template = "auto",
     param_dtype: AutoDtype = "auto",
-    compute_dtype: AutoDtype = "auto",
+    compute_dtype: ComputeDtype = "auto",
     weights: Storage = "same",
     cache: Storage = "same",
     guide: GuideConfig | None = None,

@@ -41,6 +41,8 @@ def choose_matmul(config: KernelConfig, platform: str, flags: frozenset[str] | N
         return Choice("compute_dtype", f"the {platform} multiplies {config.compute_dtype} itself")
     if config.compute_dtype == "float32":
         return Choice("compute_dtype", "float32 compute")
+    if config.compute_dtype == "float16":
+        return Choice("float32", "CPUs do not multiply float16")
     flags = cpu_flags() if flags is None else flags
     for flag in BFLOAT16_FLAGS:
         if flag in flags:

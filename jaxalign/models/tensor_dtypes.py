@@ -13,8 +13,10 @@ import numpy as np
 from jaxalign.errors import ModelError
 
 ExportDtype = Literal["float32", "bfloat16", "float16"]
-# Of weights that do not learn, and of matrix products; see `device_dtype`.
+# Of weights that do not learn; see `device_dtype`.
 AutoDtype = Literal["auto", "float32", "bfloat16"]
+# Of matrix products.
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 # By their names in safetensors files; wider ones are written as float32.
 NAMES: dict[str, ExportDtype] = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 

@@ -14,7 +14,7 @@ from jaxalign.errors import UserError
 from jaxalign.llmdoctor.tfpo import train_tfpo
 from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import records
-from jaxalign.training.core import exports
+from jaxalign.training.core import exports, loss_scale
 from jaxalign.training.core.loop import Interrupted
 from jaxalign.training.core.step import Update
 from jaxalign.training.preference.dpo import train_dpo
@@ -25,6 +25,7 @@ from jaxalign.training.sft import train_sft
 
 TRAINERS = {
     "sft": train_sft,
+    "sft, float16": train_sft,
     "reward": train_reward,
     "steps": train_reward,
     "dpo": train_dpo,
@@ -102,6 +103,10 @@ def assert_same_run(ours, theirs):
 
 def settings_with_memory(configs, name):
     """Makes configurations whose next step depends on all that a checkpoint must hold."""
+    if name == "sft, float16":  # a loss scale
+        return lambda output: replace(
+            configs.sft(output), model=replace(configs.sft(output).model, compute_dtype="float16")
+        )
     if not name.startswith("ppo"):
         return getattr(configs, name)
 
@@ -136,9 +141,11 @@ def test_an_interrupted_and_resumed_run_gives_the_same_bits(name, configs, tmp_p
 
 
 @pytest.mark.parametrize(
-    "name", ["sft", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dpo", "tfpo")), "ppo"]
+    "name",
+    ["sft, float16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sft", "dpo", "tfpo")), "ppo"],
 )
 def test_a_killed_and_resumed_run_gives_the_same_bits(name, configs, tmp_path, monkeypatch):
+    monkeypatch.setattr(loss_scale, "FIRST", 2.0**20)  # the steps before the kill overflow
     train, make = TRAINERS[name], settings_with_memory(configs, name)
     whole = train(make(tmp_path / "whole"))
     with monkeypatch.context() as patch:

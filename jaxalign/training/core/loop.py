@@ -21,6 +21,7 @@ from jaxalign.processes import LateLargest, fetch
 from jaxalign.runs import Profile, Run, StopFlag
 from jaxalign.training.core.exports import chosen_state
 from jaxalign.training.core.interval import Interval
+from jaxalign.training.core.loss_scale import of_taken_steps
 from jaxalign.training.core.opening import announced
 from jaxalign.training.core.speed import Speed
 from jaxalign.training.core.state import TrainState
@@ -242,7 +243,9 @@ class Loop:
             )
         now = time.perf_counter()
         flops = self.speed.flops(batch) if self.speed else 0.0
-        self._interval.add(values | {"time/tokens": tokens, "time/seconds": now - mark, "time/flops": flops})
+        self._interval.add(
+            of_taken_steps(values) | {"time/tokens": tokens, "time/seconds": now - mark, "time/flops": flops}
+        )
         record = self._record(step)
         if self._due(self.run.config.log_every, step) or step in (1, self.total_steps):
             self.run.log_metrics(step, record)

@@ -25,6 +25,7 @@ from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.generator import Generator, samples_of
 from jaxalign.training.core.loading import load_data
 from jaxalign.training.core.loop import Batches, Loop, TrainConfig, evaluation
+from jaxalign.training.core.loss_scale import with_loss_scale
 from jaxalign.training.core.mesh_fit import check_rows
 from jaxalign.training.core.open_run import OpenRun
 from jaxalign.training.core.opening import tell_devices
@@ -133,7 +134,7 @@ def fit(command: str, config: Any, given: Given, begin: Callable[["OfflineRun"],
             learning_rate=schedule,
             speed=Speed(run, mesh, task.passes),
         )
-        state = task.create_state(task.trained, rule)
+        state = with_loss_scale(task.create_state(task.trained, rule), task.passes)
         # The state has copies of what is trained: the model that it began with leaves the device.
         task = dataclasses.replace(task, trained=None)
         state, metrics = loop.fit(state)

@@ -30,7 +30,7 @@ from jaxalign.mesh import (
 from jaxalign.models.folders import model_folder as model_folder
 from jaxalign.models.lora import LoraConfig, create_adapter
 from jaxalign.models.sharding import on_mesh as on_mesh_params
-from jaxalign.models.tensor_dtypes import AutoDtype
+from jaxalign.models.tensor_dtypes import ComputeDtype
 from jaxalign.runs import Run, RunConfig
 from jaxalign.training.core import exports
 from jaxalign.training.core.batch import Kind
@@ -52,7 +52,8 @@ class ModelSource:
       revision: revision of a hub id; empty uses the newest.
       param_dtype: dtype in which parameters are stored and updated.
       compute_dtype: dtype of matrix products; norms, softmax and losses always use float32. auto is bfloat16 on GPUs
-        and TPUs and float32 on CPUs, and keeps the run's choice on resume.
+        and TPUs and float32 on CPUs, and keeps the run's choice on resume. float16 is for GPUs without bfloat16 (T4,
+        V100): the loss is scaled dynamically, and steps whose gradient overflows are skipped and counted.
       random_init: read only config.json from `path` and initialize the weights at random from run.seed.
       remat: activations of each layer to store for the backward pass; the rest are recomputed, which saves memory.
         From most memory to least: none (store all), minimal (matrix products), save_qkv_context (attention's products
@@ -68,7 +69,7 @@ class ModelSource:
     tokenizer: str = ""
     revision: str = ""
     param_dtype: Dtype = "float32"
-    compute_dtype: AutoDtype = "auto"
+    compute_dtype: ComputeDtype = "auto"
     random_init: bool = False
     remat: models.Remat | bool = "none"
     attention: Literal["auto"] | models.AttentionImplementation = "auto"

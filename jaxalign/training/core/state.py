@@ -19,11 +19,13 @@ class TrainState:
       step: int32 scalar, optimizer steps taken.
       params: the trained leaves only (with LoRA: the adapter).
       opt_state: Optax's state for them.
+      loss_scale: see `loss_scale.LossScale`; None where nothing computes in float16.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    loss_scale: Any = None
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:

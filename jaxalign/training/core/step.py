@@ -12,6 +12,7 @@ evaluations, and training does not report it).
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -51,7 +52,8 @@ def make_update(
     The rows of the batch (axis 0 of every array) are split into `accumulation_steps`
     micro-batches that run one after another; the result equals one large batch.
     Where the loss or the gradient norm is not finite the old state is returned and
-    `metrics["finite"]` is 0. Where `accept(metrics)` of the whole batch is False the old
+    `metrics["finite"]` is 0. But where the state has a loss scale above 1 such a step is skipped: the scale falls,
+    `metrics["overflow"]` is 1 and `metrics["finite"]` too. Where `accept(metrics)` of the whole batch is False the old
     state is returned too, and `metrics["skipped"]` is 1. The key is folded with the step, so a resumed run
     repeats itself. `lift` makes another function of the whole update before it is compiled: an ensemble's
     maps it over members.
@@ -62,14 +64,18 @@ def make_update(
     Raises:
       ValueError: the rows are not divisible by `accumulation_steps` (when traced).
     """
-    gradient = jax.value_and_grad(loss_function, has_aux=True)
-    if learning:
-        gradient = gradient_of_part(loss_function, learning)
-    whole = accumulated(gradient, accumulation_steps)
+
+    def gradient(function: LossFunction) -> Callable:
+        if learning:
+            return accumulated(gradient_of_part(function, learning), accumulation_steps)
+        return accumulated(jax.value_and_grad(function, has_aux=True), accumulation_steps)
 
     def update(state: TrainState, frozen: Any, batch: Batch, key: jax.Array):
-        step_key = jax.random.fold_in(key, state.step)
+        step_key, scale = jax.random.fold_in(key, state.step), state.loss_scale
+        whole = gradient(scale.apply(loss_function) if scale else loss_function)
         (loss, sums), grads = whole(state.params, frozen, batch, step_key, count_function(batch))
+        if scale:
+            loss, grads = scale.undo((loss, grads))
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         metrics = {
@@ -82,7 +88,10 @@ def make_update(
             accepted = accept(metrics)
             keep = finite & accepted
             metrics["skipped"] = 1.0 - accepted.astype(jnp.float32)
-        metrics |= {"loss": loss, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
+        passed = finite | (scale.value > 1) if scale else finite
+        metrics |= {"loss": loss, "grad_norm": norm, "finite": passed.astype(jnp.float32)}
+        if scale:
+            metrics |= {"loss_scale": scale.value, "overflow": 1 - finite.astype(jnp.float32)}
 
         def stepped() -> TrainState:
             if not learning:
@@ -96,7 +105,14 @@ def make_update(
 
         # Leaf by leaf, which XLA fuses with the optimizer's update, in place. `lax.cond` would hold a second state on
         # GPUs.
-        return jax.tree.map(lambda new, old: jnp.where(keep, new, old), stepped(), state), metrics
+        new = jax.tree.map(
+            lambda new, old: jnp.where(keep, new, old), stepped(), replace(state, loss_scale=None)
+        )
+        if scale:
+            # A batch was read also where the step was skipped.
+            step = jnp.where(passed, state.step + 1, state.step)
+            new = replace(new, step=step, loss_scale=scale.next(finite))
+        return new, metrics
 
     return Update(lift(update) if lift else update)
 

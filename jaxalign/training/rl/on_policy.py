@@ -25,6 +25,7 @@ from jaxalign.training.core import setup
 from jaxalign.training.core.batch import Kind, TokenBatch, TokenRows
 from jaxalign.training.core.generator import Generator
 from jaxalign.training.core.loop import Batches
+from jaxalign.training.core.loss_scale import of_taken_steps
 from jaxalign.training.core.optimizer import steps_taken
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.state import TrainState
@@ -238,8 +239,10 @@ class OnPolicyTrainer(Evaluated):
         if not fetched:
             self.run.warn(f"update {number}: skipped, because the loss reads no completion of it")
             return {"policy/steps": 0.0}
+        taken = [of_taken_steps(m) for m in fetched]
         metrics = {
-            name: float(np.mean([m[name] for m in fetched])) for name in fetched[0] if name != "finite"
+            name: float(np.mean([m[name] for m in taken if name in m]))
+            for name in sorted({name for m in taken for name in m} - {"finite"})
         }
         metrics["policy/ratio_max"] = float(np.max([m["policy/ratio_max"] for m in fetched]))
         # Before the first step the policy is the one that sampled, so the first ratio is 1.

@@ -18,6 +18,7 @@ from jaxalign.training.core.exports import chosen_state
 from jaxalign.training.core.interval import Interval
 from jaxalign.training.core.loading import load_data, row_batches
 from jaxalign.training.core.loop import Interrupted, restore_callbacks, tell_saved
+from jaxalign.training.core.loss_scale import with_loss_scale
 from jaxalign.training.core.mesh_fit import check_rows
 from jaxalign.training.core.open_run import OpenRun
 from jaxalign.training.core.opening import tell_devices, tell_updates
@@ -81,7 +82,7 @@ class OnPolicyRun(OpenRun):
           optimizer: of the trained ones.
           schedules: see `OnPolicyTrainer`.
         """
-        state = create_state(trained, optimizer)
+        state = with_loss_scale(create_state(trained, optimizer), [policy.training_pass])
         refuse_schedule_free(state.opt_state, f"{command}, which must sample from the weights that it trains")
         config, run, key = self.config, self.run, self.fold(2)
         engine: Engine | None = run.given.others["engine"]
