@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxalign import llmdoctor, models
 from jaxalign.llmdoctor.doctor import DoctorCard
-from jaxalign.models.peft import fused_targets
+from jaxalign.models.peft import partly_fused
 from jaxalign.runs.part import metadata_of
 from jaxalign.training.core.members import member_of
 
@@ -27,7 +27,7 @@ def add_doctor(one: Any, trained: Any, begun: Any, place: Path) -> None:
     if card.adapter:
         named = {"base": one.origin.base, "revision": one.origin.revision, "tokenizer": one.tokenizer}
         card = replace(card, adapter="")
-        if not fused_targets(trained, begun.config):
+        if not partly_fused(trained, begun.config):
             models.save_adapter(trained, place / "adapter", lora, begun.config, **named)
             card = replace(card, adapter="./adapter")
     if card.patient.startswith(".."):

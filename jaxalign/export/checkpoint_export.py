@@ -395,7 +395,13 @@ class Checkpoint:
 
 def adapter_shapes(config: models.ModelConfig, lora: models.LoraConfig) -> Any:
     """The shapes of an adapter's leaves."""
-    made = jax.eval_shape(partial(models.create_adapter, config, lora), key=jax.random.key(0))
+    shapes = parameter_shapes(config)["layers"].items()
+    layers = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes}
+    made = jax.eval_shape(
+        lambda key, layers: models.create_adapter(config, lora, key=key, layers=layers),
+        jax.random.key(0),
+        layers,
+    )
     return jax.tree.map(lambda leaf: leaf.shape, made)
 
 

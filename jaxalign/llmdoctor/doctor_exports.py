@@ -16,7 +16,7 @@ from jaxalign.llmdoctor.doctor import LIST_FILE, DoctorCard, save_doctor
 from jaxalign.llmdoctor.tfpo_config import START_FOLDER
 from jaxalign.llmdoctor.tfpo_parts import START
 from jaxalign.models.lora import LoraConfig, attach, merge_adapter
-from jaxalign.models.peft import fused_targets
+from jaxalign.models.peft import partly_fused
 from jaxalign.runs.part import metadata_of
 from jaxalign.training.core import exports
 from jaxalign.training.core.exports import Origin
@@ -64,7 +64,7 @@ def write_doctors(
             card = replace(parts.card, adapter="")
             if card.patient.startswith(".."):  # of the run, which may be elsewhere
                 card = replace(card, patient=str((origin.run / "patient").resolve()))
-            if not fused_targets(parts.adapter, base.config):
+            if not partly_fused(parts.adapter, base.config):
                 models.save_adapter(
                     parts.adapter,
                     place / name / "adapter",

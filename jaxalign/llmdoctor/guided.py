@@ -33,7 +33,7 @@ from jaxalign.models import kv_cache
 from jaxalign.models.composite import Composite, CompositeDefinition
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.models.lora import stack_adapters
+from jaxalign.models.lora import has_magnitudes, merge_adapter, stack_adapters
 from jaxalign.models.stops import stopping
 from jaxalign.models.transformer import Definition, Transformer
 
@@ -47,7 +47,7 @@ class Doctor:
     Attributes:
       model: a causal model, live.
       adapter: attached LoRA leaves (`lora.attach`) on it; None for none. Doctors with adapters on one and the same
-        model object are computed together.
+        model object are computed together, but for DoRA: such a doctor is merged, a model of its own.
       reference: the model that the doctor began as, for guidance by ratio; None takes `model` without its adapter.
         Where that is the patient itself, the same object, nothing is computed for it.
       vocabulary: int32 [V], for each token of the patient the doctor's id of the same token, -1 where there is none:
@@ -281,6 +281,7 @@ def guide(
         raise ValueError("expected at least one doctor")
     if guidance not in ("product", "ratio"):
         raise ValueError(f"guidance must be product or ratio, got {guidance!r}")
+    doctors = list(map(_without_magnitudes, doctors))
     definitions, parts, maps = [], [], []
 
     def add(model: Transformer, doctor: Doctor, shares: Sequence[Sequence[float]], adapters: Any) -> None:
@@ -338,6 +339,14 @@ def guide(
 def _is_patient(reference: Transformer, patient: Transformer, doctor: Doctor) -> bool:
     """Whether a doctor's reference says what the patient says of every token."""
     return reference is patient and doctor.vocabulary is None
+
+
+def _without_magnitudes(doctor: Doctor) -> Doctor:
+    """A doctor with a DoRA adapter as a model of its own, for such adapters cannot be stacked."""
+    if doctor.adapter is None or not has_magnitudes(doctor.adapter):
+        return doctor
+    merged = merge_adapter(doctor.model, doctor.adapter)
+    return replace(doctor, model=merged, adapter=None, reference=doctor.reference or doctor.model)
 
 
 def _together(doctors: Sequence[Doctor]) -> list[list[int]]:

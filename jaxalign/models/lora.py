@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.heads import ScalarModel
-from jaxalign.models.layers import Adapter
+from jaxalign.models.layers import Adapter, column_norms
 from jaxalign.models.transformer import Transformer, folded, parameter_shapes
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -23,6 +23,8 @@ class LoraConfig:
       enabled: train a LoRA adapter and freeze the base model.
       rank: rank r of the adapter.
       alpha: scale of the adapter: its output is multiplied by alpha / rank.
+      rslora: multiply by alpha / sqrt(rank) instead (arXiv:2312.03732), so that high ranks learn as fast as low ones.
+      dora: also train the norm of each output's weights, apart from their direction (arXiv:2402.09353).
       dropout: dropout rate on the adapter's input in training.
       targets: projections that get an adapter; `all` selects every one.
     """
@@ -30,6 +32,8 @@ class LoraConfig:
     enabled: bool = False
     rank: int = 8
     alpha: float = 16.0
+    rslora: bool = False
+    dora: bool = False
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -44,6 +48,11 @@ class LoraConfig:
                 f"lora.targets: {', '.join(unknown)}: expected some of {', '.join(TARGETS)}, or all"
             )
 
+    @property
+    def scale(self) -> float:
+        """What the adapter's output is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
 
 def targets_of(config: ModelConfig, lora: LoraConfig) -> tuple[str, ...]:
     """The projections of this model that get an adapter."""
@@ -52,23 +61,37 @@ def targets_of(config: ModelConfig, lora: LoraConfig) -> tuple[str, ...]:
 
 
 def create_adapter(
-    config: ModelConfig, lora: LoraConfig, *, key: jax.Array
+    config: ModelConfig, lora: LoraConfig, *, key: jax.Array, layers: Mapping[str, Any] | None = None
 ) -> dict[str, dict[str, jax.Array]]:
     """Creates an adapter that does not change the model yet: a is Kaiming-uniform, b is 0.
 
+    Args:
+      config: the model's shape.
+      lora: the adapter's settings.
+      key: source of a.
+      layers: the model's weights `params["layers"]`, of which DoRA needs the norms.
+
     Returns:
-      target -> {"a": [L, K, r], "b": [L, r, M]}, float32: the trained leaves. Scale and
-      dropout are static and enter with `attach`.
+      target -> {"a": [L, K, r], "b": [L, r, M]}, with DoRA also "magnitude" [L, M]; float32: the trained leaves.
+      Scale and dropout are static and enter with `attach`.
+
+    Raises:
+      ValueError: DoRA without `layers`.
     """
+    if lora.dora and layers is None:
+        raise ValueError("an adapter with lora.dora begins with the norms of the model's weights: pass layers")
     shapes = parameter_shapes(config)["layers"]
     adapter = {}
     for index, name in enumerate(targets_of(config, lora)):
-        layers, inputs, outputs = shapes[name]
+        depth, inputs, outputs = shapes[name]
         bound = inputs**-0.5
         a = jax.random.uniform(
-            jax.random.fold_in(key, index), (layers, inputs, lora.rank), minval=-bound, maxval=bound
+            jax.random.fold_in(key, index), (depth, inputs, lora.rank), minval=-bound, maxval=bound
         )
-        adapter[name] = {"a": a, "b": jnp.zeros((layers, lora.rank, outputs))}
+        adapter[name] = {"a": a, "b": jnp.zeros((depth, lora.rank, outputs))}
+        if layers is not None and lora.dora:
+            # One layer at a time: a float32 copy of all would be as large as the model.
+            adapter[name]["magnitude"] = jax.lax.map(column_norms, layers[name])
     return adapter
 
 
@@ -77,7 +100,7 @@ def attach(adapter: Adapter, lora: LoraConfig) -> Any:
     result = {}
     for name, part in adapter.items():
         layers = part["a"].shape[0]
-        result[name] = {**part, "scale": jnp.full(layers, lora.alpha / lora.rank, jnp.float32)}
+        result[name] = {**part, "scale": jnp.full(layers, lora.scale, jnp.float32)}
         if lora.dropout:
             result[name]["dropout"] = jnp.full(layers, lora.dropout, jnp.float32)
     return result
@@ -92,7 +115,12 @@ def stack_adapters(adapters: Sequence[Any]) -> Any:
 
     Returns:
       target -> {"a": [L, K, A * r], "b": [L, A * r, M], "scale": [L, A]}, without dropout.
+
+    Raises:
+      ValueError: a DoRA adapter, which also scales what the model itself gives, for all rows alike.
     """
+    if any(map(has_magnitudes, adapters)):
+        raise ValueError("DoRA adapters cannot be stacked; merge them (`merge_adapter`)")
     result = {}
     for name in sorted({name for adapter in adapters for name in adapter}):
         there = [adapter[name] for adapter in adapters if name in adapter]
@@ -104,6 +132,11 @@ def stack_adapters(adapters: Sequence[Any]) -> Any:
             "scale": jnp.stack([(there[0] if part is None else part)["scale"] for part in parts], axis=1),
         }
     return result
+
+
+def has_magnitudes(adapter: Adapter) -> bool:
+    """Whether it is a DoRA adapter."""
+    return any("magnitude" in part for part in adapter.values())
 
 
 def _ranked(

@@ -31,6 +31,7 @@ from jaxalign.models.layers import (
     RESIDUAL,
     Adapter,
     Params,
+    adapted,
     linear,
     mlp,
     norm,
@@ -395,12 +396,10 @@ def block(
 
 
 def folded(params: dict[str, Any], adapter: Adapter, dtype: DTypeLike | None = None) -> dict[str, Any]:
-    """Parameters with W + a b * scale in place of each adapted W, in its dtype where no other is given."""
+    """Parameters with the `adapted` weight in place of each that has an adapter, in its dtype where none is given."""
     layers = dict(params["layers"])
     for name, part in adapter.items():
-        change = product("lir,lro->lio", part["a"], part["b"], dtype=part["a"].dtype)
-        scale = part["scale"].reshape(-1, 1, 1)
-        layers[name] = (layers[name].astype(jnp.float32) + change * scale).astype(dtype or layers[name].dtype)
+        layers[name] = adapted(layers[name], part).astype(dtype or layers[name].dtype)
     return {**params, "layers": layers}
 
 

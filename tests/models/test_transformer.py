@@ -147,19 +147,6 @@ def test_adapter_dropout_needs_a_key_and_differs_by_layer_and_key():
     np.testing.assert_array_equal(one, hidden(jax.random.key(1)))
 
 
-def test_peft_folder_round_trips_and_checks_names(tmp_path):
-    model = models.load_pretrained(GOLDEN / "qwen2")
-    settings = LoraConfig(enabled=True, rank=3, alpha=5.0)
-    adapter = models.create_adapter(model.config, settings, key=jax.random.key(0))
-    adapter = jax.tree.map(lambda x: x + 0.1, adapter)
-    models.save_adapter(adapter, tmp_path / "adapter", settings, model.config)
-    loaded, read = models.load_adapter(tmp_path / "adapter", model.config)
-    assert (read.rank, read.alpha, set(read.targets)) == (3, 5.0, set(adapter))
-    jax.tree.map(np.testing.assert_array_equal, loaded, adapter)
-    with pytest.raises(models.huggingface.ModelError, match=r"adapter_config\.json"):
-        models.load_adapter(tmp_path / "nowhere", model.config)
-
-
 def test_scores_do_not_depend_on_padding_and_sit_at_the_last_token():
     base = models.load_pretrained(GOLDEN / "llama")
     scalar = models.create_scalar_model(base, key=jax.random.key(0))

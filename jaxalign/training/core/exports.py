@@ -27,7 +27,7 @@ from jaxalign.errors import DamagedCheckpointError
 from jaxalign.models.folders import checkpoint_named, model_folder
 from jaxalign.models.huggingface import local_folder
 from jaxalign.models.lora import LoraConfig
-from jaxalign.models.peft import fused_targets
+from jaxalign.models.peft import partly_fused
 from jaxalign.models.tensor_dtypes import device_dtype, folder_dtype
 from jaxalign.models.whole_folder import whole_folder
 from jaxalign.runs import Run
@@ -238,10 +238,8 @@ def export_adapter(
     run: Run, leaves: Any, lora: LoraConfig, config: models.ModelConfig, tokenizer: Any
 ) -> None:
     """The `adapter/` of a run which ends; a line where its family has none that PEFT could read."""
-    if fused := fused_targets(leaves, config):
-        run.warn(
-            f"no adapter/ exported: {config.family} fuses {', '.join(fused)}; export/ contains it merged"
-        )
+    if why := partly_fused(leaves, config):
+        run.warn(f"no adapter/ exported: {why}; export/ contains it merged")
         return
     write_adapter(origin_of(run), leaves, run.folder / "adapter", lora, config, tokenizer)
 

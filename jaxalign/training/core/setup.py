@@ -236,7 +236,7 @@ def policy_of(model: Any, lora: LoraConfig, mesh: Mesh, *, key: jax.Array) -> tu
     definition, params = models.split(model)
     if not lora.enabled:
         return CausalPolicy(definition), params, {}
-    adapter = create_adapter(model.config, lora, key=key)
+    adapter = create_adapter(model.config, lora, key=key, layers=params["layers"])
     return CausalPolicy(definition, lora), jax.device_put(adapter, replicated(mesh)), params
 
 
@@ -310,7 +310,8 @@ def scalar_of(
     head, normalizer = params["head"], {"normalizer": params["normalizer"]}
     if lora is None or not lora.enabled:
         return ScalarPolicy(definition), {"trunk": params["trunk"], "head": head}, normalizer
-    adapter = jax.device_put(create_adapter(scalar.config, lora, key=key), replicated(mesh))
+    adapter = create_adapter(scalar.config, lora, key=key, layers=params["trunk"]["layers"])
+    adapter = jax.device_put(adapter, replicated(mesh))
     return (
         ScalarPolicy(definition, lora),
         {"adapter": adapter, "head": head},

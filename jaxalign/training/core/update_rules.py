@@ -126,10 +126,11 @@ RULES: Mapping[str, UpdateRule] = {
 
 def is_matrix(params: Any) -> Any:
     """True at matrices. Stacked layers [L, ...] add one axis, so names tell a vector from a matrix."""
+    vectors = ("bias", "magnitude")
 
     def matrix(path: Any, leaf: jax.Array) -> bool:
         name = str(getattr(path[-1], "key", path[-1]))
-        return leaf.ndim >= 2 and "norm" not in jax.tree_util.keystr(path) and "bias" not in name
+        return leaf.ndim >= 2 and "norm" not in jax.tree_util.keystr(path) and not any(v in name for v in vectors)
 
     return jax.tree_util.tree_map_with_path(matrix, params)
 

@@ -168,6 +168,10 @@ class OnPolicyConfig:
             )
         if engine.weights == "adapter" and not self.lora.enabled:
             raise ValueError("rollout.engine.weights=adapter needs lora.enabled")
+        if engine.weights == "adapter" and self.lora.dora:
+            raise ValueError(
+                "rollout.engine.weights=adapter: servers do not take adapters with lora.dora; set merged"
+            )
 
     @property
     def rows_per_prompt(self) -> int:
