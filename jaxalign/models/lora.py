@@ -79,7 +79,9 @@ def create_adapter(
       ValueError: DoRA without `layers`.
     """
     if lora.dora and layers is None:
-        raise ValueError("an adapter with lora.dora begins with the norms of the model's weights: pass layers")
+        raise ValueError(
+            "an adapter with lora.dora begins with the norms of the model's weights: pass layers"
+        )
     shapes = parameter_shapes(config)["layers"]
     adapter = {}
     for index, name in enumerate(targets_of(config, lora)):

@@ -110,7 +110,9 @@ def save_adapter(
     if why := partly_fused(adapter, config):
         raise ModelError(f"{why}; use the merged export")
     leaves = ("a", "b", "magnitude")
-    host: Host = fetch({name: {k: v for k, v in part.items() if k in leaves} for name, part in adapter.items()})
+    host: Host = fetch(
+        {name: {k: v for k, v in part.items() if k in leaves} for name, part in adapter.items()}
+    )
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     targets, convolutions = [], False
@@ -160,9 +162,7 @@ def _divisor(rank: int, rslora: bool) -> float:
     return rank**0.5 if rslora else rank
 
 
-def _factors(
-    tensor: Tensor, host: Host, config: ModelConfig, layer: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _factors(tensor: Tensor, host: Host, config: ModelConfig, layer: int) -> tuple[np.ndarray, np.ndarray]:
     """PEFT's factors of a module in a layer: A [R, inputs] and B [outputs, R].
 
     R is the sum of the ranks of its projections. One without an adapter has zeros in both.
@@ -230,8 +230,6 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any
     return adapter, replace(lora, targets=tuple(adapter))
 
 
-
-
 def _loaded(
     tensor: Tensor,
     tensors: dict[str, np.ndarray],
@@ -260,9 +258,7 @@ def _loaded(
                 raise ModelError(f"{file}: missing tensor {key}")
             arrays.append(np.asarray(tensors.pop(key), np.float32))
             if arrays[-1].shape != shape:
-                raise ModelError(
-                    f"{file}: {key} has shape {list(arrays[-1].shape)}, expected {list(shape)}"
-                )
+                raise ModelError(f"{file}: {key} has shape {list(arrays[-1].shape)}, expected {list(shape)}")
         return np.stack(arrays)
 
     a = take(A, (rank, inputs)).swapaxes(1, 2)

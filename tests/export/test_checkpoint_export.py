@@ -388,7 +388,7 @@ def test_a_run_whose_model_has_moved_says_which_and_takes_another(runs, tiny_mod
     assert export_checkpoint(run, "2", base=str(tiny_model_folder)).step == 2
 
 
-def test_a_family_whose_adapter_peft_cannot_hold_leaves_the_merged_export_and_says_so(
+def test_an_adapter_that_peft_cannot_hold_leaves_the_merged_export_and_says_so(
     tiny_model_folder, pairs_file, steps_file, byte_tokenizer, tmp_path
 ):
     folder = tmp_path / "gpt2"
@@ -399,7 +399,8 @@ def test_a_family_whose_adapter_peft_cannot_hold_leaves_the_merged_export_and_sa
     configs = Configs(tiny_model_folder, pairs_file, steps_file)
     source = replace(configs.model, path=str(folder), random_init=True)
     run = tmp_path / "run"
-    train_sft(configs.sft(run, model=source, lora=LORA, train=replace(configs.train, steps=1)))
+    lora = replace(LORA, dora=True, targets=("q_proj", "v_proj"))
+    train_sft(configs.sft(run, model=source, lora=lora, train=replace(configs.train, steps=1)))
     assert (run / "export" / "model.safetensors").is_file() and not (run / "adapter").exists()
     assert "no adapter/ exported: gpt2 fuses " in (run / "run.log").read_text()
     with pytest.raises(ModelError, match="gpt2 fuses"):

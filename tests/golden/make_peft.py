@@ -25,7 +25,11 @@ CASES = {
     "llama-dora": {"use_dora": True, "use_rslora": True},
     "phi3-dora": {"use_dora": True},
     "gpt2-lora": {"fan_in_fan_out": True},
-    "gpt_neox-rslora": {"use_rslora": True, "rank_pattern": {"dense": 3}, "alpha_pattern": {"dense_h_to_4h": 2}},
+    "gpt_neox-rslora": {
+        "use_rslora": True,
+        "rank_pattern": {"dense": 3},
+        "alpha_pattern": {"dense_h_to_4h": 2},
+    },
 }
 
 
@@ -42,7 +46,9 @@ def main() -> None:
     for name, options in CASES.items():
         family = name.partition("-")[0]
         torch.manual_seed(0)
-        config = peft.LoraConfig(r=2, lora_alpha=5, target_modules=ALL[family], task_type="CAUSAL_LM", **options)
+        config = peft.LoraConfig(
+            r=2, lora_alpha=5, target_modules=ALL[family], task_type="CAUSAL_LM", **options
+        )
         model = peft.get_peft_model(base(family), config).eval()
         for key, leaf in model.named_parameters():
             if "lora_" in key:
@@ -60,7 +66,9 @@ def check(folder: Path) -> None:
     model = peft.PeftModel.from_pretrained(base(family), folder).eval()
     plain = logits(base(family), told["tokens"])
     found = logits(model, told["tokens"])
-    print(folder.name, "off by", np.abs(found - told["logits"]).max(), "changed by", np.abs(found - plain).max())
+    print(
+        folder.name, "off by", np.abs(found - told["logits"]).max(), "changed by", np.abs(found - plain).max()
+    )
 
 
 if __name__ == "__main__":

@@ -75,7 +75,6 @@ def test_a_new_dora_adapter_changes_nothing_and_merges_to_what_it_gives_beside()
     adapter = models.create_adapter(
         model.config, settings, key=jax.random.key(0), layers=model.params["layers"]
     )
-    tokens, forward = jnp.arange(12).reshape(2, 6), jax.jit(lambda m, **k: m(tokens, **k), static_argnums=())
     tokens = jnp.arange(12).reshape(2, 6)
     run = jax.jit(lambda adapter: model(tokens, adapter=adapter))
     np.testing.assert_allclose(run(models.attach(adapter, settings)), run(None), atol=1e-5)

@@ -130,7 +130,11 @@ def is_matrix(params: Any) -> Any:
 
     def matrix(path: Any, leaf: jax.Array) -> bool:
         name = str(getattr(path[-1], "key", path[-1]))
-        return leaf.ndim >= 2 and "norm" not in jax.tree_util.keystr(path) and not any(v in name for v in vectors)
+        return (
+            leaf.ndim >= 2
+            and "norm" not in jax.tree_util.keystr(path)
+            and not any(v in name for v in vectors)
+        )
 
     return jax.tree_util.tree_map_with_path(matrix, params)
 
