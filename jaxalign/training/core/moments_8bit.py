@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Shaped
 
+from jaxalign.training.core.update_rules import of_vectors
+
 BLOCK = 256
 # Smaller arrays cost nothing and keep their precision, as in the paper.
 MIN_SIZE = 4096
@@ -86,7 +88,7 @@ def in_8_bits(inner: optax.GradientTransformation) -> optax.GradientTransformati
 def _packed(path: tuple[Any, ...], leaf: jax.Array) -> Any:
     names = [str(getattr(p, "name", getattr(p, "key", p))) for p in path]
     second = "nu" in names
-    if not (second or "mu" in names) or any("norm" in n or "bias" in n or n == "embed" for n in names):
+    if not (second or "mu" in names) or "embed" in names or of_vectors(path):
         return leaf
     if leaf.ndim < 2 or leaf.size < MIN_SIZE or leaf.shape[-1] < BLOCK:
         return leaf

@@ -126,17 +126,13 @@ RULES: Mapping[str, UpdateRule] = {
 
 def is_matrix(params: Any) -> Any:
     """True at matrices. Stacked layers [L, ...] add one axis, so names tell a vector from a matrix."""
-    vectors = ("bias", "magnitude")
+    return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim >= 2 and not of_vectors(path), params)
 
-    def matrix(path: Any, leaf: jax.Array) -> bool:
-        name = str(getattr(path[-1], "key", path[-1]))
-        return (
-            leaf.ndim >= 2
-            and "norm" not in jax.tree_util.keystr(path)
-            and not any(v in name for v in vectors)
-        )
 
-    return jax.tree_util.tree_map_with_path(matrix, params)
+def of_vectors(path: Any) -> bool:
+    """Whether a path names norms, biases or DoRA's magnitudes."""
+    name = str(getattr(path[-1], "key", path[-1]))
+    return "norm" in jax.tree_util.keystr(path) or "bias" in name or "magnitude" in name
 
 
 def averaged_params(params: Any, opt_state: Any) -> Any:
