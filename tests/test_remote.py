@@ -3,6 +3,7 @@
 import gzip
 import json
 import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -50,7 +51,13 @@ def test_a_file_is_fetched_once_and_anew_when_it_has_changed(bucket, monkeypatch
 
 
 def test_processes_that_ask_at_once_fetch_once(bucket, monkeypatch):
-    seen = downloads(monkeypatch)
+    seen, get = downloads(monkeypatch), type(bucket).get_file
+
+    def slow(*arguments, **options):
+        time.sleep(0.05)
+        get(*arguments, **options)
+
+    monkeypatch.setattr(type(bucket), "get_file", slow)
     for number in range(5):
         bucket.pipe_file(f"/b/m/{number}", bytes(1000))
     asking = [threading.Thread(target=remote.local, args=["memory://b/m"]) for _ in range(4)]
@@ -77,6 +84,19 @@ def test_a_download_that_is_cut_off_leaves_no_file_and_is_made_again(bucket, tmp
             remote.local("memory://b/x.txt")
     assert not list((tmp_path / "cache").rglob("*x.txt*"))
     assert Path(remote.local("memory://b/x.txt")).read_text() == "whole"
+
+
+def test_a_file_that_is_replaced_by_one_of_its_size_while_it_is_read_is_refused(bucket, monkeypatch):
+    bucket.pipe_file("/b/x.txt", b"old")
+    get = type(bucket).get_file
+
+    def replaced(*arguments, **options):
+        get(*arguments, **options)
+        bucket.pipe_file("/b/x.txt", b"new")
+
+    monkeypatch.setattr(type(bucket), "get_file", replaced)
+    with pytest.raises(RemoteError, match=r"memory://b/x\.txt: the file changed while it was read"):
+        remote.local("memory://b/x.txt")
 
 
 def test_what_cannot_be_read_is_refused_by_its_url(bucket, monkeypatch):
