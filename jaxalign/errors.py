@@ -37,5 +37,9 @@ class DamagedCheckpointError(CheckpointError):
         self.step = step
 
 
+class RemoteError(UserError):
+    """A URL cannot be read or written, or is of a kind that is not known."""
+
+
 class DeviceError(UserError):
     """A device does not exist, or its memory is too small."""

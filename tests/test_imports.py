@@ -22,6 +22,7 @@ BASE = {
     "processes",
     "mesh",
     "host_memory",
+    "remote",
     "errors",
     "uncertainty",
     "config",
@@ -46,6 +47,7 @@ ROOMS = ["core", "sft", "preference", "reward_model", "rl"]
 # Among the groups of the base: who may import whom, left of right.
 BASE_ORDER = [
     "errors",
+    "remote",
     "uncertainty",
     "buckets",
     "target",
@@ -64,7 +66,7 @@ BASE_ORDER = [
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
 # Names that only extras provide; the core must import without them.
-EXTRAS = {"wandb", "mlflow", "trackio", "tensorboardX", "torch", "trl"}
+EXTRAS = {"wandb", "mlflow", "trackio", "tensorboardX", "torch", "trl", "gcsfs", "s3fs"}
 
 
 def group_of(module: str) -> str | None:

@@ -24,7 +24,8 @@ from jaxalign.cli.compile_cache import set_compile_cache
 from jaxalign.cli.cpu_memory import set_cpu_memory
 from jaxalign.cli.failures import exit_status, one_line, user_lines
 from jaxalign.config_values import nearest
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, RemoteError
+from jaxalign.remote import check_url, refuse, scheme
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,11 +234,12 @@ def main(arguments: Sequence[str]) -> int:
             print(command_help(command_name, everything=help_wanted[0], section=help_wanted[1]))
             return 0
         settings = read_settings(command, arguments[1:])
+        check_urls(settings)
         join_processes(settings)
         use_device(settings)
         set_compile_cache(settings)
         check_files(settings)
-        report(load(command.function)(settings))
+        report(load(command.function)(settings), getattr(getattr(settings, "run", None), "output", ""))
     except BaseException as error:
         STOPPING.set()
         return failed(error, name)
@@ -422,14 +424,30 @@ def check_files(settings: Any) -> None:
         check_there([*data.train, *data.validation])
 
 
-def report(result: Any) -> None:
-    """Prints the final metrics of a training run and its folder."""
+def check_urls(settings: Any) -> None:
+    """Refuses a URL where only a path can be written, or one that cannot be reached here, before anything is loaded.
+
+    Raises:
+      RemoteError: naming the key.
+    """
+    if dataclasses.is_dataclass(settings):
+        refuse(configs.to_dict(settings))
+        output = str(getattr(getattr(settings, "run", None), "output", ""))
+        if scheme(output) not in ("", "file"):
+            try:
+                check_url(output)
+            except RemoteError as error:
+                raise RemoteError(f"run.output: {error}") from None
+
+
+def report(result: Any, output: str = "") -> None:
+    """Prints the final metrics of a training run and its folder (and the URL that it was to write to)."""
     folder, metrics = getattr(result, "folder", None), getattr(result, "metrics", None)
     if folder is None or ((others := processes()) is not None and not others.first()):
         return
     for key, value in sorted((metrics or {}).items()):
         print(f"{key:32s} {value:.6g}" if isinstance(value, float) else f"{key:32s} {value}")
-    print(f"results: {folder}")
+    print(f"results: {output} (on this host: {folder})" if scheme(output) else f"results: {folder}")
 
 
 def failed(error: BaseException, name: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxalign.data.chunks import Chunk, Parsed, Tabled, plain_row, rows_at_once
 from jaxalign.errors import DataError
+from jaxalign.remote import local, scheme
 
 _HUB = re.compile(
     r"(?P<where>[\w.-]+/[\w.-]+)(:(?P<configuration>[^@#]+))?(@(?P<revision>[^#]+))?(#(?P<split>.+))?"
@@ -37,8 +38,21 @@ class Name:
         return Path(self.where).is_dir()
 
 
+def here(path: str) -> str:
+    """The path on this host for a URL (URL#split, of a folder), which is fetched; any other as it is.
+
+    Raises:
+      RemoteError: see `remote.local`.
+    """
+    if not scheme(path):
+        return path
+    url, mark, split = path.partition("#")
+    return local(url) + mark + split
+
+
 def named_dataset(path: str) -> Name | None:
     """folder, folder#split or owner/name:configuration@revision#split; None where the path is none of them."""
+    path = here(path)
     if Path(path).is_dir():
         return Name(path)
     where, _, split = path.rpartition("#") if "#" in path else (path, "", "")
@@ -55,7 +69,7 @@ def named_dataset(path: str) -> Name | None:
 def is_hub_id(path: str) -> bool:
     """Whether the path names a data set of the hub."""
     name = named_dataset(path)
-    return name is not None and not name.folder and not Path(path).is_file()
+    return name is not None and not name.folder and not Path(here(path)).is_file()
 
 
 def open_dataset(path: str, name: Name, *, streaming: bool = False) -> Any:

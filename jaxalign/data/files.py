@@ -31,7 +31,13 @@ from jaxalign.data.chunks import (
     parsed_line,
     rows_at_once,
 )
-from jaxalign.data.datasets_files import chunks_of_dataset, files_of_folder, is_saved, named_dataset
+from jaxalign.data.datasets_files import (
+    chunks_of_dataset,
+    files_of_folder,
+    here,
+    is_saved,
+    named_dataset,
+)
 from jaxalign.data.trees import with_whole_trees
 from jaxalign.errors import DataError
 
@@ -51,7 +57,8 @@ def rows_of(path: str, *, max_bytes: int = 0) -> Rows:
     stop or skip; a file that is missing, empty or unreadable as a whole raises.
 
     Args:
-      path: a file, a folder (folder#split), or a hub id (owner/name:configuration@revision#split).
+      path: a file, a folder (folder#split), a URL of one of them (see `remote.local`), or a hub id
+        (owner/name:configuration@revision#split).
       max_bytes: see `chunks_of`.
 
     Raises:
@@ -120,7 +127,7 @@ def files_behind(path: str) -> dict[str, Path]:
       DataError: no such file, or it may not be looked at.
     """
     if is_file(path):
-        return {"": Path(path)}
+        return {"": Path(here(path))}
     name = named_dataset(path)
     if name is None:
         raise DataError(f"{path}: no such file")
@@ -154,7 +161,7 @@ def is_file(path: str) -> bool:
       DataError: it may not be looked at.
     """
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        return stat.S_ISREG(os.stat(here(path)).st_mode)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     except OSError as error:
@@ -178,13 +185,14 @@ def suffix_of(path: str) -> str:
 @contextmanager
 def _opened(path: str, max_bytes: int) -> Iterator["_Bounded"]:
     """The file's bytes, decompressed."""
-    size = Path(path).stat().st_size
+    file = here(path)
+    size = Path(file).stat().st_size
     if not size:
         raise DataError(f"{path}: the file is empty")
     packed = path.endswith(".gz")
     limit = max_bytes or (max(EXPANSION * size, LEAST_BYTES) if packed else math.inf)
     try:
-        with gzip.open(path, "rb") if packed else open(path, "rb") as stream:
+        with gzip.open(file, "rb") if packed else open(file, "rb") as stream:
             yield _Bounded(path, stream, limit)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
@@ -349,7 +357,7 @@ def _parquet(path: str, most_rows: int, max_bytes: int) -> Iterator[Chunk]:
 
     start = 0
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(here(path)) as file:
             about = file.metadata
             size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
             if max_bytes and size > max_bytes:

@@ -17,6 +17,7 @@ from jaxalign.data.blocks import Block, Tally
 from jaxalign.data.columns import KINDS, SCHEMA, Columns, Fingerprint
 from jaxalign.data.examples import Example
 from jaxalign.errors import ConfigError
+from jaxalign.remote import cache_home
 
 # What a process that was killed has left is taken away after this many seconds.
 STALE = 24 * 3600
@@ -222,8 +223,7 @@ def cache_folder(named: str) -> Path:
     Raises:
       ConfigError: a home folder that is not known.
     """
-    ours, common = named or os.environ.get("JAXALIGN_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    home = Path(ours) if ours else Path(common or "~/.cache") / "jaxalign"
+    home = Path(named) if named else cache_home()
     try:
         return home.expanduser() / "data"
     except RuntimeError:

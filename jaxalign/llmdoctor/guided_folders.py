@@ -20,7 +20,7 @@ from jaxalign.llmdoctor.vocabulary import (
     only_added_differ,
     vocabulary_map,
 )
-from jaxalign.models.folders import checkpoint_named, model_folder
+from jaxalign.models.folders import NOT_OF_A_MODEL, checkpoint_named, model_folder
 from jaxalign.models.huggingface import (
     check_vocabulary,
     load_config,
@@ -32,6 +32,7 @@ from jaxalign.models.lora import attach
 from jaxalign.models.peft import load_adapter
 from jaxalign.models.sharding import on_mesh
 from jaxalign.models.stops import stopping, tokenizer_stops
+from jaxalign.remote import local, scheme
 
 OtherVocabulary = Literal["refuse", "map"]
 
@@ -206,7 +207,9 @@ def read_doctors(config: GuideConfig) -> Doctors:
 
 def _doctors_of(folder: str) -> list[Path]:
     """The doctors that a folder (or RUN@checkpoint) holds, one or several."""
-    return doctor_folders(model_folder(folder) if checkpoint_named(folder) else folder)
+    if checkpoint_named(folder):
+        return doctor_folders(model_folder(folder))
+    return doctor_folders(local(folder, NOT_OF_A_MODEL))
 
 
 def _betas(config: GuideConfig, cards: Sequence[DoctorCard]) -> tuple[float, ...]:
@@ -386,5 +389,5 @@ def _is_there(path: str) -> bool:
 def _place(path: str | Path) -> str:
     """The folder that a path leads to, by which two paths can be compared; of a hub id (or nothing) itself."""
     named = str(path)
-    here = bool(named) and (Path(named).is_dir() or checkpoint_named(named) is not None)
+    here = bool(named) and (scheme(named) or Path(named).is_dir() or checkpoint_named(named) is not None)
     return os.path.realpath(model_folder(named)) if here else named

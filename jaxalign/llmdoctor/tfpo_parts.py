@@ -24,6 +24,7 @@ from jaxalign.mesh import replicated, row_shards
 from jaxalign.models.folders import checkpoint_named
 from jaxalign.models.memory import weights_text
 from jaxalign.processes import fetch
+from jaxalign.remote import as_named
 from jaxalign.runs import Run
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import CompletionBatch, pair_axis
@@ -176,9 +177,9 @@ def doctor_card(config: TFPOConfig, numbers: TFPONumbers, start: str, *, named: 
 
 
 def full_name(path: str) -> str:
-    """A folder by its whole path, so that a card means the same from everywhere; a hub id as it is."""
+    """A folder by its whole path or URL, so that a card means the same from everywhere; a hub id as it is."""
     path = setup.model_folder(path) if checkpoint_named(path) else path
-    return str(Path(path).resolve()) if path and Path(path).exists() else path
+    return as_named(str(Path(path).resolve())) if path and Path(path).exists() else path
 
 
 def check_identical(counts: Counts, config: TFPOConfig, run: Run) -> None:

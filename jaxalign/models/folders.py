@@ -5,7 +5,11 @@ import re
 from pathlib import Path
 
 from jaxalign.errors import ModelError
+from jaxalign.remote import local, scheme
 
+# What is not fetched of a model behind a URL: a run's checkpoints, and weights in formats that are not read.
+NOT_OF_A_MODEL = ("checkpoints/*", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.onnx")
+WEIGHTS = ("*.safetensors", "*.msgpack")
 # Makes a folder of a run's checkpoint. By name: it reads what trainers wrote, and so lies above models.
 EXPORTER = "jaxalign.export.checkpoint_export"
 
@@ -23,7 +27,8 @@ def model_folder(path: str) -> str:
 
     Args:
       path: RUN@best, RUN@latest or RUN@1200 is a checkpoint of the run in the folder RUN, of which a model folder is
-        made inside the run, once; RUN is the model that the run exported. Anything else stands for itself.
+        made inside the run, once; RUN is the model that the run exported. Anything else stands for itself. A URL is
+        fetched: its weights where they are read; of RUN@NAME the whole run but its exports.
 
     Raises:
       ModelError: a run folder that has exported nothing yet, or a checkpoint of what is no run.
@@ -31,9 +36,12 @@ def model_folder(path: str) -> str:
     """
     if (named := checkpoint_named(path)) is not None:
         run, name = named
-        if not (Path(run) / "metadata.json").is_file():
+        place = local(run, ["export/*", "exports/*"]) if scheme(run) else run
+        if not (Path(place) / "metadata.json").is_file():
             raise ModelError(f"{path}: {run} is not a run folder; expected RUN@{name} with a run folder")
-        return importlib.import_module(EXPORTER).checkpoint_folder(run, name)
+        return importlib.import_module(EXPORTER).checkpoint_folder(place, name)
+    if scheme(path):
+        path = local(path, NOT_OF_A_MODEL + WEIGHTS)
     folder = Path(path)
     if (folder / "export" / "doctors.json").is_file():
         raise ModelError(

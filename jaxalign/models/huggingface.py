@@ -25,6 +25,7 @@ from jaxalign.models.families import (
     read_part,
     stored_shape,
 )
+from jaxalign.models.folders import NOT_OF_A_MODEL, WEIGHTS
 from jaxalign.models.sharding import to_device
 from jaxalign.models.stops import read_generation, write_generation
 from jaxalign.models.tensor_dtypes import export_dtype
@@ -40,6 +41,7 @@ from jaxalign.models.tensor_files import (
 )
 from jaxalign.models.transformer import Transformer, parameter_shapes, with_dtypes
 from jaxalign.models.whole_folder import whole_folder
+from jaxalign.remote import local
 
 ENSEMBLE_FILE = "ensemble.json"
 MAX_SHARD_BYTES = 4 * 2**30
@@ -94,17 +96,22 @@ def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConf
 
 
 def local_folder(folder: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The folder itself, or the cached snapshot of a hub id; without `weights` only its small files are downloaded.
+    """The folder itself, or the cached one of a URL or hub id; without `weights` only its small files are downloaded.
 
     Raises:
       ModelError: neither a folder nor an accessible hub id; or a reward ensemble.
+      RemoteError: a URL that cannot be read.
     """
-    path = Path(folder)
+    path = Path(local(folder, NOT_OF_A_MODEL + WEIGHTS))
     if (path / ENSEMBLE_FILE).is_file():
         raise ModelError(
             f"{path}: expected one model, but this is a reward ensemble; name a member, such as {path / 'member-0'}"
         )
     if path.is_dir():
+        if weights:
+            local(path, (*NOT_OF_A_MODEL, "*.msgpack"))
+            if not any(path.glob("*.safetensors")):
+                local(path, NOT_OF_A_MODEL)
         return path
     text = str(folder)
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:

@@ -18,11 +18,13 @@ import numpy as np
 from jaxalign.errors import ModelError
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import FAMILIES, Tensor, fuse, read_part
+from jaxalign.models.folders import NOT_OF_A_MODEL
 from jaxalign.models.layers import Adapter
 from jaxalign.models.lora import TARGETS, LoraConfig
 from jaxalign.models.transformer import parameter_shapes
 from jaxalign.models.whole_folder import whole_folder
 from jaxalign.processes import fetch
+from jaxalign.remote import local
 
 A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 # Keys of adapter_config.json that make more, or something else, of an adapter.
@@ -199,7 +201,7 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any
     """
     from safetensors.numpy import load_file
 
-    path = Path(folder)
+    path = Path(local(folder, NOT_OF_A_MODEL))
     settings, weights = path / "adapter_config.json", path / "adapter_model.safetensors"
     for file in (settings, weights):
         if not file.is_file():

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxalign.errors import ModelError
 from jaxalign.mesh import Rules
 from jaxalign.models.families import FAMILIES, config_to_json
+from jaxalign.models.folders import NOT_OF_A_MODEL
 from jaxalign.models.heads import HeadConfig, ScalarModel, StepConfig
 from jaxalign.models.huggingface import (
     ENSEMBLE_FILE,
@@ -32,6 +33,7 @@ from jaxalign.models.tensor_files import leaf_of, on_host, outgoing, read_json, 
 from jaxalign.models.token_classifier import head_tensors, is_token_classifier, one_label, take_head
 from jaxalign.models.transformer import with_dtypes
 from jaxalign.models.whole_folder import whole_folder
+from jaxalign.remote import local
 
 HEAD_FILE = "jaxalign_head.json"
 
@@ -159,7 +161,7 @@ def load_reward_ensemble(
     Raises:
       ModelError: no ensemble, an `ensemble.json` that names no folders, or a member that cannot be read.
     """
-    path = Path(folder)
+    path = Path(local(folder, NOT_OF_A_MODEL))
     if not is_reward_ensemble(path):
         raise ModelError(f"{path}: no {ENSEMBLE_FILE}; expected a reward ensemble")
     try:

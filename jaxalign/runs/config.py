@@ -10,7 +10,8 @@ class RunConfig:
     """The run folder, and how often to log, evaluate, save and sample.
 
     Attributes:
-      output: the run folder; created if it does not exist.
+      output: the run folder; created if it does not exist. A gs:// or s3:// URL (needs the gcs or s3 extra) is written
+        through a folder on this host, which is copied there every 30 seconds and at the end.
       seed: seed for Python, NumPy, JAX and the data order.
       device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
       distributed: whether this is one of several processes: auto joins those that SLURM or Open MPI has started, true

@@ -16,13 +16,14 @@ from typing import Any
 
 import jax
 
-from jaxalign import processes
+from jaxalign import processes, remote
 from jaxalign.config import defaults, save_yaml, to_dict
 from jaxalign.errors import ConfigError
 from jaxalign.runs import records
 from jaxalign.runs.callbacks import Callbacks
 from jaxalign.runs.config import RunConfig
 from jaxalign.runs.given import Given, check_given_again
+from jaxalign.runs.mirror import Mirror, check_shared, mirror_of, run_folder
 from jaxalign.runs.progress import Progress
 from jaxalign.runs.trackers import Tracker, make_trackers
 
@@ -52,7 +53,7 @@ class Run:
     Of several processes the first reads and writes it; what the metadata hold the others keep in memory.
 
     Attributes:
-      folder: the run folder.
+      folder: the run folder; where that is a URL, its copy on this host, see `mirror`.
       config: its `RunConfig`.
       resumed: whether the folder already held this run.
       raised: whether it is resumed for more steps than before.
@@ -74,6 +75,7 @@ class Run:
         self.folder, self.config, self.resumed, self.raised = folder, config, resumed, False
         self.given, self.callbacks, self._trackers = given, callbacks, list(trackers)
         self._kept: dict[str, Any] | None = None
+        self._mirror: Mirror | None = None
         self._progress = Progress(config.progress, command)
         self._log = logging.getLogger(f"jaxalign.run.{folder}")
         self._log.setLevel(logging.INFO)
@@ -94,8 +96,11 @@ class Run:
         Raises:
           ConfigError: no folder; the folder holds another run (or one, without resume); or a resumed run has other
             keys or other Python objects, naming them.
+          RemoteError: a URL that cannot be read or written, or that stands where only a path can.
         """
         given = given or Given()
+        remote.refuse(to_dict(full_config))
+        check_shared(config.output)
         mine: list[Run] = []
 
         def opened() -> tuple[bool, bool, dict[str, Any]]:
@@ -105,7 +110,7 @@ class Run:
         resumed, raised, kept = processes.by_first(opened)
         if mine:
             return mine[0]
-        folder = Path(config.output)
+        folder = run_folder(config.output)
         callbacks = Callbacks(given.callbacks, command, folder)
         quiet = replace(config, progress=False)
         run = Run(folder, quiet, command, resumed=resumed, given=given, callbacks=callbacks, trackers=[])
@@ -116,7 +121,27 @@ class Run:
     def _open(config: RunConfig, full_config: Any, command: str, given: Given) -> "Run":
         if not config.output:
             raise ConfigError("run.output: expected a folder for the run (or --output FOLDER)")
-        folder = Path(config.output)
+        mirror, said = mirror_of(config.output), list[str]()
+        if mirror is None:
+            return Run._open_folder(run_folder(config.output), config, full_config, command, given)
+        try:
+            mirror.begin(resume=config.resume, caches=CACHES, warn=said.append)
+            run = Run._open_folder(mirror.folder, config, full_config, command, given)
+        except BaseException:
+            mirror.release()
+            raise
+        run._mirror = mirror
+        try:
+            for line in said:
+                run.warn(line)
+            mirror.claim()
+        except BaseException:
+            run.__exit__(*sys.exc_info())
+            raise
+        return run
+
+    @staticmethod
+    def _open_folder(folder: Path, config: RunConfig, full_config: Any, command: str, given: Given) -> "Run":
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"run.output: {folder} is a file; expected a folder for the run")
         full = to_dict(full_config)
@@ -170,6 +195,8 @@ class Run:
         return run
 
     def __enter__(self) -> "Run":
+        if self._mirror is not None:
+            self._mirror.start(self.warn)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -182,6 +209,8 @@ class Run:
         self._handler.close()
         if error is not None and not self.resumed and processes.first():
             self._leave_nothing()
+        if self._mirror is not None:
+            self._mirror.close(failed=error is not None)
 
     def _leave_nothing(self) -> None:
         """A run that failed before it logged anything leaves nothing that would be in the way of the next try."""
@@ -222,6 +251,8 @@ class Run:
         """A record in metrics.jsonl (and the trackers). Wall-clock fields are named `time/...`."""
         if not values or not processes.first():
             return
+        if self._mirror is not None:
+            self._mirror.check()
         records.append(self.folder / "metrics.jsonl", [{"step": step, **dict(sorted(values.items()))}])
         for tracker in self._trackers:
             tracker.log(step, values)

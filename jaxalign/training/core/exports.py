@@ -30,6 +30,7 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.models.peft import partly_fused
 from jaxalign.models.tensor_dtypes import device_dtype, folder_dtype
 from jaxalign.models.whole_folder import whole_folder
+from jaxalign.remote import as_named
 from jaxalign.runs import Run
 from jaxalign.runs.card import CardFacts, model_card
 from jaxalign.training.core.state import TrainState
@@ -281,8 +282,8 @@ def note_model(run: Run, section: str, folder: str, source: Any) -> None:
 
 
 def full_name(path: str) -> str:
-    """A folder by its whole path; a hub id as it is."""
-    return str(Path(path).resolve()) if path and Path(path).is_dir() else path
+    """A folder by its whole path, or the URL that it was fetched from; a hub id as it is."""
+    return as_named(str(Path(path).resolve())) if path and Path(path).is_dir() else path
 
 
 def begun_with(run: Run | None, section: str, path: str) -> str:
