@@ -85,14 +85,24 @@ def _walk(
         elif operation == "while":
             # What decides whether a loop goes on may take a collective too.
             parts = re.findall(r"(?:body|condition)=%?([\w.\-]+)", rest)
-            trips = re.search(r"known_trip_count[^0-9]*(\d+)", rest)
-            times = int(trips[1]) if trips else 1
+            times = _trips(rest, computations)
             for part in parts:
                 yield from _walk(computations, part, count * times, in_loop=True)
         else:
             for one, several in _CALLED.findall(rest):
                 for called in [one] if one else several.split(","):
                     yield from _walk(computations, called.strip().lstrip("%"), count, in_loop=in_loop)
+
+
+def _trips(rest: str, computations: dict[str, list[str]]) -> int:
+    """How often a loop runs: as XLA notes it (not for TPUs), else what its counter, from 0, is compared with."""
+    if noted := re.search(r"known_trip_count[^0-9]*(\d+)", rest):
+        return int(noted[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", rest)
+    lines = "\n".join(computations.get(condition[1], ())) if condition else ""
+    numbers = dict(re.findall(r"%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)", lines))
+    below = re.search(r"ROOT .* compare\([^,]*%?\b[\w.\-]+, (?:\S+ )?%?([\w.\-]+)\), direction=LT", lines)
+    return int(numbers.get(below[1], 1)) if below else 1
 
 
 def _bytes(kind: str, operation: str, types: str, rest: str) -> int:

@@ -4,7 +4,7 @@ takes of each."""
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from jaxalign.errors import ConfigError
@@ -26,8 +26,9 @@ class PlanConfig:
 
     Attributes:
       command: training command to plan: sft, reward, dpo, grpo or ppo.
-      target: kind and number of devices, such as h100x8 (H100 SXM, 80 GB); cpux8 compiles for virtual CPU devices,
-        whose bytes and collectives differ from an accelerator's.
+      target: kind and number of devices: h100x8 (H100 SXM, 80 GB); a TPU slice by Google Cloud's name, such as v5p-8,
+        v5e-64 or v6e-8; cpux8 compiles for virtual CPU devices, whose bytes and collectives differ from an
+        accelerator's.
       tokens: length of a row, prompt and completion.
       collectives: number of collectives to list, largest first.
     """
@@ -109,7 +110,7 @@ def figures(command: str, config: Any, target: Target, tokens: int) -> Figures:
         if mesh.size < target.count:
             raise ConfigError(
                 f"mesh: data x fsdp x tensor = {mesh.size}, but the target has {target.count} devices; set "
-                f"mesh.data=-1, or --target={target.kind}x{mesh.size}"
+                f"mesh.data=-1, or --target={replace(target, count=mesh.size)}"
             )
         begun = time.perf_counter()
         update, shapes = planned(command, config, mesh, tokens)

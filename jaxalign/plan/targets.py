@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+from jax.experimental import topologies
 
 from jaxalign.errors import ConfigError
 
@@ -29,9 +30,15 @@ dnn_version_info { major: 9 minor: 10 patch: 0 }
 runtime_version { major: 12 minor: 9 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-KINDS = {"h100": H100, "cpu": ""}
-# Bytes of a device's memory.
-MEMORY = {"h100": 80 * GIB}
+# Google Cloud's names of slices, v5p-8: how many TensorCores (v5p, two a chip) or chips (v5e, v6e), and which grid of
+# chips that is.
+TPUS = {
+    "v5p": (2, {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}),
+    "v5e": (1, {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}),
+    "v6e": (1, {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}),
+}
+# Bytes of a device's memory, by the data sheets of NVIDIA and Google Cloud.
+MEMORY = {"h100": 80 * GIB, "v5p": 95 * GIB, "v5e": 16 * GIB, "v6e": 32 * GIB}
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,20 @@ class Target:
     """A number of devices of one kind.
 
     Attributes:
-      kind: `h100` (SXM, 80 GB), or `cpu` for virtual devices of this machine.
-      count: how many.
+      kind: `h100` (SXM, 80 GB), a TPU (`v5p`, `v5e`, `v6e`), or `cpu` for virtual devices of this machine.
+      count: how many devices; a TPU's is a chip.
     """
 
     kind: str
     count: int
+
+    def __str__(self) -> str:
+        """The target as `parse_target` reads it."""
+        return (
+            f"{self.kind}-{self.count * TPUS[self.kind][0]}"
+            if self.kind in TPUS
+            else f"{self.kind}x{self.count}"
+        )
 
     @property
     def memory(self) -> int:
@@ -53,23 +68,31 @@ class Target:
 
     @property
     def compiler_options(self) -> dict[str, str]:
-        """Options of XLA: it cannot try kernels out on a device that is not there."""
-        return {} if self.kind == "cpu" else {"xla_gpu_autotune_level": "0"}
+        """Options of XLA: it cannot try kernels out on a GPU that is not there."""
+        return {"xla_gpu_autotune_level": "0"} if self.kind == "h100" else {}
 
 
 def parse_target(text: str) -> Target:
-    """`h100x8` -> 8 H100s.
+    """`h100x8` -> 8 H100s; `v5p-8` -> the 4 chips of that slice.
 
     Raises:
-      ConfigError: an unknown kind, or no number.
+      ConfigError: an unknown kind, no number, or a slice that there is not.
     """
-    match = re.fullmatch(r"([a-z]+\d*[a-z]*)x(\d+)", text)
-    if match is None or match[1] not in KINDS or not int(match[2]):
+    if match := re.fullmatch(r"(h100|cpu)x([1-9]\d*)", text):
+        return Target(match[1], int(match[2]))
+    kind, _, number = text.partition("-")
+    if kind not in TPUS:
         raise ConfigError(
-            f"target: expected a kind of device and a number of them, {' or '.join(f'{k}x8' for k in KINDS)}, got "
+            "target: expected GPUs (h100x8), a TPU slice (v5p-8, v5e-8, v6e-8) or virtual devices (cpux8), got "
             f"{text!r}"
         )
-    return Target(match[1], int(match[2]))
+    cores, grids = TPUS[kind]
+    sizes = [cores * chips for chips in grids]
+    if not number.isdigit() or int(number) not in sizes:
+        raise ConfigError(
+            f"target: expected {kind}-N with N one of {', '.join(map(str, sizes))}, got {text!r}"
+        )
+    return Target(kind, int(number) // cores)
 
 
 def devices_of(target: Target) -> list[Any]:
@@ -87,27 +110,44 @@ def devices_of(target: Target) -> list[Any]:
                 f"target: JAX has begun with {len(jax.devices())} devices, {target.count} are needed"
             )
         return jax.devices()[: target.count]
-    from jax.experimental import topologies
+    return _tpus(target) if target.kind in TPUS else _gpus(target)
 
+
+def _tpus(target: Target) -> list[Any]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(_missing(target, "TPUs", "tpu"))
+    # Else libtpu asks the network which TPU this machine belongs to.
+    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+        os.environ.setdefault(name, value)
+    grid = TPUS[target.kind][1][target.count]
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=f"{target.kind}:{grid}").devices)
+
+
+def _gpus(target: Target) -> list[Any]:
     tools = importlib.util.find_spec("nvidia.cuda_nvcc") if importlib.util.find_spec("nvidia") else None
     if tools is None or importlib.util.find_spec("jax_cuda12_plugin") is None:
-        raise ConfigError(
-            f"target: {target.kind} needs the compiler for NVIDIA GPUs, though no GPU: pip install 'jaxalign[cuda]'; "
-            f"cpux{target.count} compiles for virtual devices, whose bytes and collectives differ"
-        )
+        raise ConfigError(_missing(target, "NVIDIA GPUs", "cuda"))
     # Where XLA looks for ptxas.
     folder = Path(next(iter(tools.submodule_search_locations or [""]))) / "bin"
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{folder}"
-    topology = topologies.get_topology_desc(
-        platform="cuda", target_config=KINDS[target.kind], topology=f"1x1x{target.count}"
+    return list(
+        topologies.get_topology_desc(
+            platform="cuda", target_config=H100, topology=f"1x1x{target.count}"
+        ).devices
     )
-    return list(topology.devices)
+
+
+def _missing(target: Target, of: str, extra: str) -> str:
+    return (
+        f"target: {target} needs the compiler for {of}, though none of them: pip install 'jaxalign[{extra}]'; "
+        f"cpux{target.count} compiles for virtual devices, whose bytes and collectives differ"
+    )
 
 
 @contextmanager
 def cudnn_of(target: Target) -> Iterator[None]:
     """Within it JAX traces cuDNN's attention for the target, not for the GPU of this machine, which it looks for."""
-    if target.kind == "cpu":
+    if target.kind != "h100":
         yield
         return
     module = "jax._src.cudnn.fused_attention_stablehlo."

@@ -35,6 +35,22 @@ ENTRY %main (x: bf16[4,8]) -> f32[10] {
 """
 
 
+def test_a_loop_without_a_noted_count_runs_until_its_counter_reaches_a_constant():
+    """As XLA writes it for TPUs."""
+    condition = """
+  %constant.7 = s32[]{:T(128)} constant(16), metadata={op_name="while"}
+  %other = u32[] constant(3)
+  ROOT %compare.9 = pred[]{:T(512)} compare(%get-tuple-element.1, %constant.7), direction=LT, metadata={}
+"""
+    text = TEXT.replace("  ROOT %less = pred[] compare(%i, %n), direction=LT\n", condition.lstrip("\n"))
+    assert text != TEXT
+    text = text.replace(', config={"known_trip_count":{"n":"5"}}', "")
+    in_loop = {one.kind: one.count for one in collectives(text) if one.in_loop}
+    assert in_loop == {"reduce-scatter": 16, "all-gather": 16, "all-reduce": 16}
+    unknown = TEXT.replace(', config={"known_trip_count":{"n":"5"}}', "")
+    assert {one.count for one in collectives(unknown)} == {1}
+
+
 def test_bytes_are_those_of_the_whole_array_and_counts_those_of_the_loops():
     assert collectives(TEXT) == [
         Collective("reduce-scatter", 5, 4 * 64 * 8, True, ""),

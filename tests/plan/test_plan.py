@@ -1,5 +1,6 @@
 """`jaxalign plan`: what it prints of a step, and what it refuses."""
 
+import math
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.models import load_config
 from jaxalign.models.flops import training_pass
 from jaxalign.plan.plan import speed
-from jaxalign.plan.targets import Target, parse_target
+from jaxalign.plan.targets import TPUS, Target, parse_target
 
 
 def test_a_plan_tells_bytes_and_collectives_of_virtual_devices(tiny_model_folder, capsys):
@@ -47,7 +48,14 @@ def test_a_steps_time_is_estimated_at_four_tenths_of_the_peak():
         (["sft", "--model.path=nowhere"], "nowhere"),
         (["tfpo", "--patient.path=x"], "plan tfpo: expected one of sft, reward, dpo, grpo, ppo"),
         (["generate"], "plan generate: expected a command that trains"),
-        (["sft", "--target=h100"], "target: expected a kind of device and a number"),
+        (
+            ["sft", "--target=h100"],
+            "target: expected GPUs (h100x8), a TPU slice (v5p-8, v5e-8, v6e-8) or virtual",
+        ),
+        (
+            ["sft", "--target=v5p-12"],
+            "target: expected v5p-N with N one of 8, 16, 32, 64, 128, 256, 512, got 'v5p-12'",
+        ),
         (["sft", "--tokens=1"], "tokens must be 2 or more"),
     ],
 )
@@ -62,8 +70,19 @@ def test_devices_of_the_mesh_and_of_the_target_are_as_many(tiny_model_folder, ca
     assert "set mesh.data=-1, or --target=cpux2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", TPUS)
+def test_a_slice_has_as_many_chips_as_its_grid(kind):
+    for chips, grid in TPUS[kind][1].items():
+        assert math.prod(map(int, grid.split("x"))) == chips
+
+
 def test_targets_are_read_by_kind_and_number():
     assert parse_target("h100x256") == Target("h100", 256)
-    for text in ("", "h100x0", "a100x8", "8", "h100x-1"):
+    # Two TensorCores of a v5p are a chip, and a chip is a device.
+    assert parse_target("v5p-16") == Target("v5p", 8)
+    assert parse_target("v5e-64") == Target("v5e", 64)
+    for text in ("h100x256", "v5p-16", "v5e-64", "v6e-8", "cpux3"):
+        assert str(parse_target(text)) == text
+    for text in ("", "h100x0", "a100x8", "8", "h100x-1", "v5p", "v5p-7", "v5px8", "v5e-x"):
         with pytest.raises(ConfigError, match="target: expected"):
             parse_target(text)
