@@ -1,5 +1,10 @@
-"""Several processes: what a single one does; `training/test_processes` has two."""
+"""Several processes: what a single one does, and two; `training/test_processes` trains in two."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -9,6 +14,8 @@ import pytest
 from jaxalign import processes
 from jaxalign.errors import ConfigError, DeviceError
 from jaxalign.mesh import MeshConfig, make_mesh
+
+PAIR = Path(__file__).with_name("processes_pair.py")
 
 
 def test_a_mesh_that_leaves_a_process_without_a_device_is_refused():
@@ -59,3 +66,24 @@ def test_what_is_placed_lies_as_asked_and_comes_back(devices):
     placed = processes.place({"x": np.arange(8)}, rows)["x"]
     assert placed.sharding == rows
     assert processes.fetch(placed).tolist() == list(range(8))
+
+
+def test_two_processes_hear_what_the_first_says_and_raises_and_what_either_asks():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(PAIR.parents[1])}
+    children = [
+        subprocess.Popen(
+            [sys.executable, str(PAIR), f"127.0.0.1:{port},2,{rank}"],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        said = [child.communicate(timeout=120)[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    for rank, text in enumerate(said):
+        assert f"process {rank} saw all" in text, text

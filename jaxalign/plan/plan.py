@@ -153,6 +153,10 @@ def report(asked: Plan, target: Target, found: Figures) -> Iterator[str]:
         yield "  lora.enabled=true take less of each"
     yield ""
     yield from speed(found.flops / target.count, devices_of(target)[0].device_kind)
+    if target.link and found.collectives:
+        # An all-reduce sends everything twice.
+        sent = sum(one.total_bytes * (1 + (one.kind == "all-reduce")) for one in found.collectives)
+        yield f"  collectives at {target.link / 1e9:,.0f} GB/s: {sent / target.link:,.3g} s, in part meanwhile"
     yield ""
     yield "collectives of a step, bytes of a device"
     count, total = Counter[str](), Counter[str]()

@@ -40,6 +40,10 @@ TPUS = {
 # Bytes of a device's memory, by the data sheets of NVIDIA and Google Cloud.
 MEMORY = {"h100": 80 * GIB, "v5p": 95 * GIB, "v5e": 16 * GIB, "v6e": 32 * GIB}
 
+# Bytes a second that a device sends: NVLink to the 8 GPUs of a host, 400 Gbit/s a GPU between hosts; the ICI of a chip.
+LINKS = {"h100": 450e9, "v5p": 600e9, "v5e": 200e9, "v6e": 400e9}
+BETWEEN_HOSTS = 50e9
+
 
 @dataclass(frozen=True)
 class Target:
@@ -65,6 +69,11 @@ class Target:
     def memory(self) -> int:
         """Bytes of a device's memory; 0 where that says nothing."""
         return MEMORY.get(self.kind, 0)
+
+    @property
+    def link(self) -> float:
+        """Bytes a second that a device can send at most, to the farthest of the others; 0 where that says nothing."""
+        return BETWEEN_HOSTS if self.kind == "h100" and self.count > 8 else LINKS.get(self.kind, 0.0)
 
     @property
     def compiler_options(self) -> dict[str, str]:
