@@ -3,6 +3,7 @@
 #   make test            the test suite (make test-all: with the long grids)
 #   make bench           speed and memory against TRL, and growth curves (make bench-all: every case; bench-growth: the
 #                        curves alone; bench-gpu: one GPU against its limits; bench-smoke: no TRL, 3 minutes)
+#   make plan-goldens    plans of 8B for H100s and TPUs against those that were kept (needs their compilers)
 #   make soak            runs of every trainer, killed at random points and resumed: the same bits, or it fails
 #   make parity          the losses' reference values, computed anew in torch and compared
 #   make lint types      style and types
@@ -34,7 +35,7 @@ DOCS := .venv-docs/installed-$(VERSION).stamp
 # --no-compile: Python compiles what is imported when it is; all of it at once doubles the time of installing.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo docs test test-all lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens notebooks parity soak constraints clean venv wheel wheel-check
+.PHONY: demo docs test test-all lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens notebooks parity plan-goldens soak constraints clean venv wheel wheel-check
 .DEFAULT_GOAL := test
 
 demo: $(CORE)
@@ -85,6 +86,10 @@ bench-peers: $(PEERS)
 # Ratios within jaxalign (packed rows, chunked head, cache, tiles); fails where one got much worse. Needs no peer.
 bench-smoke: $(CORE)
 	$(BIN)/python benchmarks/smoke.py $(ARGS)
+
+# Plans of 8B for H100s and TPUs against those in tests/plan/goldens.json; ARGS=--write keeps today's.
+plan-goldens: $(CORE)
+	$(BIN)/python benchmarks/plan_goldens.py $(ARGS)
 
 # 200 kills took 11 minutes in two processes on two cores (docs/reliability.md); ARGS="--kills 20 --trainers sft" for fewer.
 soak: $(CORE)

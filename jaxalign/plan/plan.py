@@ -18,6 +18,8 @@ from jaxalign.target import compiling_for
 
 # Model FLOPs utilization at which a step's time is estimated.
 MFU = 0.4
+# Of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+JAX_TAKES = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,8 @@ def report(asked: Plan, target: Target, found: Figures) -> Iterator[str]:
     yield f"  temporaries                                  {sized(found.temporaries):>12s}"
     room = f" of {sized(target.memory)}" if target.memory else ""
     yield f"  total                                        {sized(found.total):>12s}{room}"
+    if target.kind == "h100" and JAX_TAKES * target.memory < found.total <= target.memory:
+        yield f"  JAX takes {JAX_TAKES:.0%} of a GPU's memory: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
     if target.memory and found.total > target.memory:
         yield "  does not fit: more devices along mesh.fsdp, more train.accumulation_steps, model.remat=full or"
         yield "  lora.enabled=true take less of each"

@@ -38,7 +38,7 @@ TPUS = {
     "v6e": (1, {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}),
 }
 # Bytes of a device's memory, by the data sheets of NVIDIA and Google Cloud.
-MEMORY = {"h100": 80 * GIB, "v5p": 95 * GIB, "v5e": 16 * GIB, "v6e": 32 * GIB}
+MEMORY = {"h100": 84942979072, "v5p": 95 * GIB, "v5e": 16 * GIB, "v6e": 32 * GIB}
 
 # Bytes a second that a device sends: NVLink to the 8 GPUs of a host, 400 Gbit/s a GPU between hosts; the ICI of a chip.
 LINKS = {"h100": 450e9, "v5p": 600e9, "v5e": 200e9, "v6e": 400e9}
