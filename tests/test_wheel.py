@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jaxalign"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Extras that bring tools, or jax for a device, and no package of ours imports.
+# What fsspec imports for the scheme of a URL.
+BY_SCHEME = {"gcsfs", "s3fs"}
 TOOLS = {"dev", "docs", "notebooks", "parity", "cuda", "tpu"}
 # Import name -> distribution, where they differ.
 DISTRIBUTIONS = {"orbax": "orbax-checkpoint", "yaml": "pyyaml"}
@@ -87,7 +89,7 @@ def test_the_wheel_names_its_version_license_and_command(wheel):
 
 
 def test_every_extra_brings_only_what_is_imported(imported):
-    used = {distribution(name) for name in imported}
+    used = {distribution(name) for name in imported} | BY_SCHEME
     extras = {name: wanted for name, wanted in PROJECT["optional-dependencies"].items() if name not in TOOLS}
     idle = {name: idle for name, wanted in extras.items() if (idle := {*map(distribution, wanted)} - used)}
     assert extras and idle == {}
