@@ -87,6 +87,11 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
+def rank() -> int:
+    """The number of this process, from 0."""
+    return jax.process_index()
+
+
 def first() -> bool:
     """Whether this is the process that writes and speaks for all."""
     return jax.process_index() == 0

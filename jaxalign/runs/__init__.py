@@ -3,6 +3,7 @@
 from jaxalign.runs.callbacks import Callback, EarlyStopping, Event
 from jaxalign.runs.config import RunConfig
 from jaxalign.runs.given import Given, Live
+from jaxalign.runs.heartbeat import Heartbeat
 from jaxalign.runs.interrupts import StopFlag
 from jaxalign.runs.part import RunPart
 from jaxalign.runs.profile import Profile
@@ -13,6 +14,7 @@ __all__ = [
     "EarlyStopping",
     "Event",
     "Given",
+    "Heartbeat",
     "Live",
     "Profile",
     "Run",

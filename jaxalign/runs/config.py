@@ -40,6 +40,9 @@ class RunConfig:
       progress: show a progress line on standard error.
       profile_steps: optimizer steps (updates for RL) to profile, first:last such as 10:15; the trace is written to the
         folder profile, for TensorBoard with the xprof plugin. Empty profiles none.
+      hang_minutes: minutes without a step after which the stacks of all threads are written to stacks.txt, with a
+        warning; 0 never does that. The first step includes its compilation, every step what follows it.
+      hang_exit: end the process then, with status 75, for a supervisor that starts it again with --resume.
       compile_cache: keep compiled programs on disk for later runs on GPUs and TPUs: in JAX_COMPILATION_CACHE_DIR, or
         in jaxalign/xla of the user's cache folder. Command line only; Python calls leave JAX's settings alone.
     """
@@ -64,12 +67,18 @@ class RunConfig:
     export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     progress: bool = True
     profile_steps: str = ""
+    hang_minutes: float = 30.0
+    hang_exit: bool = False
     compile_cache: bool = True
 
     def __post_init__(self) -> None:
         for name in ("log_every", "eval_every", "save_every", "sample_every", "sample_rows"):
             if getattr(self, name) < 0:
                 raise ValueError(f"run.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.hang_minutes < float("inf"):
+            raise ValueError(f"run.hang_minutes must be 0 or more, got {self.hang_minutes}")
+        if self.hang_exit and not self.hang_minutes:
+            raise ValueError("run.hang_exit needs run.hang_minutes above 0")
         if self.keep_last < 1:
             raise ValueError(f"run.keep_last must be 1 or more, got {self.keep_last}")
         profiled_steps(self.profile_steps)

@@ -35,7 +35,7 @@ FREE_KEYS = {
     "run.output", "run.device", "run.distributed", "run.resume", "run.log_every", "run.eval_every", "run.save_every",
     "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
     "run.tensorboard", "run.wandb", "run.mlflow", "run.trackio", "run.progress", "run.export_dtype",
-    "run.profile_steps", "run.compile_cache",
+    "run.profile_steps", "run.compile_cache", "run.hang_minutes", "run.hang_exit",
     "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",
     "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.engine.timeout", "rollout.engine.retries", "train.offload",
 }  # fmt: skip

@@ -18,7 +18,7 @@ import numpy as np
 from jaxalign.checkpoints.orbax_store import CheckpointStore
 from jaxalign.errors import UserError
 from jaxalign.processes import LateLargest, fetch
-from jaxalign.runs import Profile, Run, StopFlag
+from jaxalign.runs import Heartbeat, Profile, Run, StopFlag
 from jaxalign.training.core.exports import chosen_state
 from jaxalign.training.core.interval import Interval
 from jaxalign.training.core.loss_scale import of_taken_steps
@@ -173,10 +173,12 @@ class Loop:
         if start == 0 and self.evaluate and config.eval_every:
             self._evaluate(0, state)
         asked = LateLargest()
-        with StopFlag() as stop, Profile(self.run) as profile:
+        with StopFlag() as stop, Heartbeat(self.run, self.total_steps) as heart, Profile(self.run) as profile:
+            heart.beat(start)
             for step in range(start + 1, start + 1 if over else self.total_steps + 1):
                 batch = self.batches.next()
                 state, metrics = profile.step(step, self.update, state, batch)
+                heart.beat(step)
                 # One step late: the device is already at work on this step while the last is logged.
                 if pending is not None:
                     self._final, mark = self._log(*pending, mark)

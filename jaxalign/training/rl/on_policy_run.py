@@ -12,7 +12,7 @@ from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import collate_prompts
 from jaxalign.processes import largest
 from jaxalign.rollout import Engine
-from jaxalign.runs import Given, Profile, Run, StopFlag, records
+from jaxalign.runs import Given, Heartbeat, Profile, Run, StopFlag, records
 from jaxalign.training.core import setup
 from jaxalign.training.core.exports import chosen_state
 from jaxalign.training.core.interval import Interval
@@ -166,9 +166,11 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
         closing(trainer.generator),
         setup.checkpoint_store(run) as store,
         StopFlag() as stop,
+        Heartbeat(run, total) as heart,
         Profile(run) as profile,
     ):
         done, interval, before = _updates_done(trainer, store)
+        heart.beat(done)
         if over := done >= total or bool(run.callbacks.stopped):
             # Empty where it was killed when nothing was left but to export.
             record = run.final_metrics() or before
@@ -180,6 +182,7 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
         for number in range(done + 1, done + 1 if over else total + 1):
             trainer.watch = Stopwatch()
             metrics, samples = profile.step(number, trainer.update, number)
+            heart.beat(number)
             if compiled and number == done + 1:
                 compiled()
             metrics |= speed.metrics(trainer.watch.flops, metrics.get("time/optimize_seconds", 0.0))
