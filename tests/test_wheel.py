@@ -18,9 +18,9 @@ from jaxalign.runs.trackers import TRACKERS
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jaxalign"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# Extras that bring tools, or jax for a device, and no package of ours imports.
 # What fsspec imports for the scheme of a URL.
 BY_SCHEME = {"gcsfs", "s3fs"}
+# Extras that bring tools, or jax for a device, and no package of ours imports.
 TOOLS = {"dev", "docs", "notebooks", "parity", "cuda", "tpu"}
 # Import name -> distribution, where they differ.
 DISTRIBUTIONS = {"orbax": "orbax-checkpoint", "yaml": "pyyaml"}
