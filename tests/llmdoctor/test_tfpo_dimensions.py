@@ -101,7 +101,9 @@ def metrics(folder, name=""):
     return found
 
 
-@pytest.mark.parametrize("name", [pytest.param("kindness", marks=pytest.mark.slow), "safety"])
+# In `make test` their steps are compared below.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kindness", "safety"])
 def test_a_doctor_is_what_a_run_of_its_dimension_trains_alone(name, together, settings, tmp_path):
     config = settings(tmp_path / name).each()[name]
     if name == "safety":  # the patient has said it all: another run of the other dimension says so too
