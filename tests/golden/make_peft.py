@@ -53,6 +53,8 @@ def main() -> None:
         for key, leaf in model.named_parameters():
             if "lora_" in key:
                 leaf.data += 0.2 * torch.randn_like(leaf)
+        # Not this machine's path.
+        model.peft_config["default"].base_model_name_or_path = f"tests/golden/models/{family}"
         folder = HERE / "peft" / name
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)

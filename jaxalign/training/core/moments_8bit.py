@@ -85,6 +85,12 @@ def in_8_bits(inner: optax.GradientTransformation) -> optax.GradientTransformati
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
+def numbers_in_8_bits(state: Any) -> int:
+    """How many numbers an optimizer's state keeps in 8 bits."""
+    leaves = jax.tree.leaves(state, is_leaf=_is_quantized)
+    return sum(leaf.codes.size for leaf in leaves if _is_quantized(leaf))
+
+
 def _packed(path: tuple[Any, ...], leaf: jax.Array) -> Any:
     names = [str(getattr(p, "name", getattr(p, "key", p))) for p in path]
     second = "nu" in names

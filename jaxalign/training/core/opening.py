@@ -19,6 +19,7 @@ from jaxalign.mesh import AXES, devices_of
 from jaxalign.models.memory import weights_text
 from jaxalign.runs import Run
 from jaxalign.training.core.mesh_fit import tell_idle
+from jaxalign.training.core.moments_8bit import BLOCK, MIN_SIZE, numbers_in_8_bits
 
 # Warn if more than this fraction of the rows is lost.
 LOSS = 0.05
@@ -161,7 +162,7 @@ def announced(loop: Any, state: Any) -> Callable[[Any, Any], Any]:
             run,
             f"{loop.total_steps:,} steps, {loop.batches.per_epoch:,.1f} per epoch; {tokens:,} tokens in the first "
             "batch",
-            state.params,
+            state,
             steps=loop.total_steps,
             batches_per_epoch=loop.batches.per_epoch,
             first_batch_tokens=tokens,
@@ -183,7 +184,7 @@ def tell_updates(trainer: Any) -> Callable[[], None]:
         run,
         f"{train.updates:,} updates of {train.prompts:,} prompts x {copies:,} completions, {steps:,} optimizer "
         f"step{'s' if steps > 1 else ''} each; {trainer.prompts.per_epoch:,.1f} per epoch",
-        trainer.state.params,
+        trainer.state,
         updates=train.updates,
         batches_per_epoch=trainer.prompts.per_epoch,
         steps_per_update=steps,
@@ -193,14 +194,26 @@ def tell_updates(trainer: Any) -> Callable[[], None]:
     return lambda: _tell_compiled(run, "first update (including compilation) finished", began)
 
 
-def _tell_length(run: Run, length: str, params: Any, **facts: Any) -> None:
+def _tell_length(run: Run, length: str, state: Any, **facts: Any) -> None:
     trained, whole = (
-        models.params_count(params),
+        models.params_count(state.params),
         run.metadata().get("models", {}).get("model", {}).get("parameters", 0),
     )
     run.add_metadata(training={**facts, "trained_parameters": trained})
     share = f" ({trained / whole:.2%} of the model)" if trained < whole else ""
     run.tell("train", f"{length}; {trained:,} trainable parameters{share}")
+    if run.metadata()["config"].get("optimizer", {}).get("moment_dtype") == "8bit":
+        _tell_moments(run, state.opt_state)
+
+
+def _tell_moments(run: Run, opt_state: Any) -> None:
+    if count := numbers_in_8_bits(opt_state):
+        run.tell("moments", f"{count:,} numbers in 8 bits")
+    else:
+        run.warn(
+            f"optimizer.moment_dtype=8bit has no effect: no trained matrix has {MIN_SIZE:,} numbers and a last axis of "
+            f"{BLOCK} or more"
+        )
 
 
 def _tell_compiled(run: Run, what: str, began: float) -> None:

@@ -11,7 +11,14 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxalign.mesh import MeshConfig, make_mesh
-from jaxalign.training.core.moments_8bit import BLOCK, Quantized, dequantize, in_8_bits, quantize
+from jaxalign.training.core.moments_8bit import (
+    BLOCK,
+    Quantized,
+    dequantize,
+    in_8_bits,
+    numbers_in_8_bits,
+    quantize,
+)
 from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.training.core.state import create_state
 
@@ -82,6 +89,7 @@ def test_small_arrays_embeddings_norms_and_biases_keep_their_moments():
         "little": jnp.zeros((2, 256)),
     }
     adam: Any = in_8_bits(optax.scale_by_adam()).init(params)
+    assert numbers_in_8_bits(adam) == 2 * params["layers"]["up_proj"].size
     for tree, dtype in ((adam.mu, jnp.int8), (adam.nu, jnp.uint8)):
         stored = tree["layers"].pop("up_proj")
         assert stored.codes.dtype == dtype

@@ -128,3 +128,13 @@ def test_rows_that_were_asked_to_be_left_out_are_no_loss(tmp_path):
         log = (tmp_path / "run" / "run.log").read_text()
     assert "model: passed live (llama)" in log
     assert log.count("WARNING") == 1 and "6 of 101 rows (6%) were dropped: tie: 6\n" in log
+
+
+def test_8_bit_moments_without_effect_are_warned_of(tiny_model_folder, pairs_file, steps_file, tmp_path):
+    config = Configs(tiny_model_folder, pairs_file, steps_file).sft(tmp_path / "run")
+    train_sft(replace(config, optimizer=replace(config.optimizer, moment_dtype="8bit")))
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert (
+        "optimizer.moment_dtype=8bit has no effect: no trained matrix has 4,096 numbers and a last axis of 256"
+        in log
+    )
