@@ -291,12 +291,13 @@ class Checkpoint:
         return models.stopping(models.Definition(config), models.tokenizer_stops(self.tokenizer)).config
 
     def base_params(self) -> Any:
-        """The base's weights: of its folder, or drawn as the run drew them."""
-        dtype = self.config.model.param_dtype
+        """The base's weights as the run kept them: of its folder, or drawn as the run drew them."""
+        dtype, weights = self.config.model.param_dtype, self.config.lora.weights
         if self.base.get("random_init"):
             config = models.load_config(self.folder)
-            return models.create(config, key=jax.random.key(self.config.run.seed), param_dtype=dtype).params
-        return models.load_pretrained(self.folder, param_dtype=dtype).params
+            drawn = models.create(config, key=jax.random.key(self.config.run.seed), param_dtype=dtype)
+            return models.quantize(drawn, weights).params
+        return models.load_pretrained(self.folder, param_dtype=dtype, weights=weights).params
 
     def policy(self) -> tuple[CausalPolicy, Any, Any]:
         """As `setup.policy_of`: how to score, the trained leaves, and the frozen ones."""

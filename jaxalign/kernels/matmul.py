@@ -101,23 +101,23 @@ def dense(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dense(implementation: MatmulImplementation, x: Float[Array, "*B K"], w: Float[Array, "K M"]):
-    return _multiply(x, w, x, (((x.ndim - 1,), (0,)), ((), ())), implementation)
+    return multiply(x, w, x, (x.ndim - 1, 0), implementation)
 
 
-def _multiply(
+def multiply(
     a: jax.Array,
     b: jax.Array,
     like: jax.Array,
-    dimensions: jax.lax.DotDimensionNumbers,
+    axes: tuple[int, int],
     implementation: MatmulImplementation,
-):
-    """One product in the implementation given, in the dtype of `like`."""
+) -> jax.Array:
+    """One product, over an axis of `a` and one of `b`, in the implementation given and the dtype of `like`."""
     dtype = jnp.float32 if implementation == "float32" else like.dtype
     result = like.dtype if implementation == "compute_dtype" else jnp.float32
     out = jax.lax.dot_general(
         a.astype(dtype),
         b.astype(dtype),
-        dimensions,
+        (((axes[0],), (axes[1],)), ((), ())),
         precision=product_precision(dtype),
         preferred_element_type=result,
     )
@@ -134,7 +134,7 @@ def _dense_backward(
     x, w = saved
     dy = dy.astype(x.dtype)
     last = dy.ndim - 1
-    dx = _multiply(dy, w, x, (((last,), (1,)), ((), ())), implementation)
+    dx = multiply(dy, w, x, (last, 1), implementation)
     rows = tuple(range(last))
     operand = jnp.float32 if implementation == "float32" else x.dtype
 

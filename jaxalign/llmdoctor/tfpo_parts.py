@@ -140,7 +140,13 @@ class DoctorPatientPair:
         if self.source is None:
             return self.doctor
         return setup.load_model(
-            self.source, self.mesh, seed=seed, run=self.run, packing=packing, mapped=mapped
+            self.source,
+            self.mesh,
+            seed=seed,
+            run=self.run,
+            packing=packing,
+            mapped=mapped,
+            weights=config.lora.weights,
         )[0]
 
     def card(self, config: TFPOConfig, numbers: TFPONumbers) -> DoctorCard:

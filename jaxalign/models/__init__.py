@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from jaxalign.kernels.config import AttentionImplementation, Choice, MatmulImplementation
-from jaxalign.kernels.int8 import Int8, quantize_params
+from jaxalign.kernels.int8 import Int8
 from jaxalign.kernels.matmul import choose_matmul, matmul_implementation
+from jaxalign.kernels.quantize import Weights, quantize_params
 from jaxalign.kernels.remat import Remat, remat_level
 from jaxalign.models.attention import attention_for, choose_attention
 from jaxalign.models.composite import Composite, CompositeDefinition, Model, ModelDefinition
@@ -56,6 +57,7 @@ __all__ = [
     "ScalarModel",
     "StepConfig",
     "Transformer",
+    "Weights",
     "apply_head",
     "attach",
     "check_vocabulary",
@@ -118,14 +120,16 @@ def with_config(model: Model, **changes: Any) -> Any:
     return merge(replace(definition, config=replace(definition.config, **changes)), params)
 
 
-def quantize(model: Model) -> Any:
-    """The model with 8-bit weights (see `quantize_params`), for sampling and scoring, not for training or saving.
+def quantize(model: Model, weights: Weights = "int8") -> Any:
+    """The model with quantized weights (see `quantize_params`), which do not learn.
 
-    The float weights stay in memory as long as the original model does; `load_pretrained(folder, weights="int8")`
-    never holds all of them.
+    A model with int8 weights cannot be saved. The float weights stay in memory as long as the original model does;
+    `load_pretrained(folder, weights=...)` never holds all of them.
     """
+    if weights == "same":
+        return model
     definition, params = split(model)
-    return merge(definition, quantize_params(params))
+    return merge(definition, quantize_params(params, weights))
 
 
 def with_remat(model: Model, remat: Remat | bool = "full") -> Any:

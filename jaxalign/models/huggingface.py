@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from jaxalign.errors import ModelError
 from jaxalign.kernels.int8 import Int8
+from jaxalign.kernels.quantize import Weights
 from jaxalign.mesh import Rules
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import (
@@ -55,7 +56,7 @@ def load_pretrained(
     mesh: Mesh | None = None,
     rules: Rules | None = None,
     revision: str | None = None,
-    weights: Literal["same", "int8"] = "same",
+    weights: Weights = "same",
 ) -> Transformer:
     """Loads a causal language model from a Hugging Face folder or hub id.
 
@@ -67,17 +68,15 @@ def load_pretrained(
       mesh: shard the parameters over this mesh; None puts them on the default device.
       rules: logical -> mesh axes, in place of the default table.
       revision: revision of a hub id.
-      weights: int8 rounds the weights to 8-bit integers, as `models.quantize`, one at a time: a device holds at most
-        one of them as floats.
+      weights: what `models.quantize` does to the weights (int8 rounds them to 8-bit integers), one at a time: a device
+        holds at most one of them as floats.
 
     Raises:
       ModelError: a missing file, an unsupported family, or a missing, unexpected or wrongly shaped tensor.
     """
     path = local_folder(folder, revision)
     config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
-    params = to_device(
-        read_params(path, config), config.param_dtype, mesh=mesh, rules=rules, int8=weights == "int8"
-    )
+    params = to_device(read_params(path, config), config.param_dtype, mesh=mesh, rules=rules, weights=weights)
     return Transformer(replace(config, mesh=mesh if mesh is not None and mesh.size > 1 else None), params)
 
 

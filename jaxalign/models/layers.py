@@ -1,7 +1,6 @@
 """Projections, norms, rotary embeddings and the MLP: pure functions on arrays."""
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,10 +10,11 @@ from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from jaxalign.kernels.int8 import Int8, scaled_product
-from jaxalign.kernels.matmul import dense, matmul_implementation, operand_dtype, product
+from jaxalign.kernels.frozen import Frozen, frozen_dense
+from jaxalign.kernels.matmul import dense, matmul_implementation
 from jaxalign.kernels.remat import ADAPTER
 from jaxalign.mesh import constrained
+from jaxalign.models.adapted import Adapter, gain, low_rank_sum
 from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.target import platform
 
@@ -24,8 +24,6 @@ HEADS = ("batch", None, "heads")
 INNER = ("batch", None, "mlp")
 
 Params = dict[str, Any]
-# Attached to a model (`lora.attach`): target -> factors, scale and perhaps dropout, [L, ...] each.
-Adapter = Mapping[str, Mapping[str, jax.Array]]
 
 
 def linear(
@@ -40,7 +38,7 @@ def linear(
 
     Args:
       x: [..., K].
-      params: the layer's leaves; `name` and, with a bias, `name + "_bias"`; the weight may be an `Int8`.
+      params: the layer's leaves; `name` and, with a bias, `name + "_bias"`; the weight may be `Frozen`.
       name: which projection, for example q_proj.
       config: says the form of products.
       adapter: the layer's adapters by projection: {"a": [K, r], "b": [r, M], "scale": []}, with DoRA "magnitude" [M];
@@ -48,10 +46,7 @@ def linear(
       key: dropout key of this layer; None turns adapter dropout off.
     """
     form, weight = matmul_implementation(config), params[name]
-    if isinstance(weight, Int8):
-        y = scaled_product(x, weight, dtype=operand_dtype(config))
-    else:
-        y = dense(x, weight, form)
+    y = frozen_dense(x, weight, form) if isinstance(weight, Frozen) else dense(x, weight, form)
     part = None if adapter is None else adapter.get(name)
     if part is not None:
         inner = x
@@ -66,37 +61,11 @@ def linear(
             y = y + dense(checkpoint_name(inner, ADAPTER), part["b"], form) * scale
         if "magnitude" in part:
             # In float32: bfloat16 would round a small change of the magnitude away.
-            y = (y.astype(jnp.float32) * _gain(_sum(weight, part), part)).astype(y.dtype)
+            y = (y.astype(jnp.float32) * gain(low_rank_sum(weight, part), part)).astype(y.dtype)
     bias = params.get(name + "_bias")
     if bias is not None:
         y = y + bias.astype(y.dtype)
     return checkpoint_name(y, name)
-
-
-def adapted(weight: Any, part: Mapping[str, jax.Array]) -> Float[Array, "*L K M"]:
-    """The weight of a projection (of a layer, or all of them) with its adapter added, float32."""
-    whole = _sum(weight, part)
-    return whole * _gain(whole, part)[..., None, :] if "magnitude" in part else whole
-
-
-def _sum(weight: Any, part: Mapping[str, jax.Array]) -> Float[Array, "*L K M"]:
-    """W + scale * a b."""
-    change = product("...ir,...ro->...io", part["a"], part["b"], dtype=part["a"].dtype)
-    return weight.astype(jnp.float32) + change * part["scale"][..., None, None]
-
-
-def _gain(whole: Float[Array, "*L K M"], part: Mapping[str, jax.Array]) -> Float[Array, "*L M"]:
-    """DoRA: what each output is multiplied by, so that its weights have the norm `magnitude`.
-
-    The norm that they have has no gradient (arXiv:2402.09353, section 4.3).
-    """
-    norms = jax.lax.stop_gradient(column_norms(whole))
-    return part["magnitude"] / jnp.where(norms > 0, norms, 1.0)
-
-
-def column_norms(weight: Any) -> Float[Array, "*L M"]:
-    """The norm of each output's weights, float32; `weight` is [*L, K, M]."""
-    return jnp.sqrt(jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=-2))
 
 
 def _own_part(scale: jax.Array, inner: jax.Array) -> jax.Array:

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from jaxalign.kernels.quantize import Weights
+from jaxalign.models.adapted import Adapter, column_norms
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.heads import ScalarModel
-from jaxalign.models.layers import Adapter, column_norms
 from jaxalign.models.transformer import Transformer, folded, parameter_shapes
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -27,6 +28,9 @@ class LoraConfig:
       dora: also train the norm of each output's weights, apart from their direction (arXiv:2402.09353).
       dropout: dropout rate on the adapter's input in training.
       targets: projections that get an adapter; `all` selects every one.
+      base_weights: how the frozen weights of the projections are kept, while the adapter trains in float32: same (as
+        model.param_dtype says), int8 (8.1 bits a weight) or nf4 (4.1 bits: QLoRA, arXiv:2305.14314). Embeddings,
+        norms and the head stay in model.param_dtype. The reference model is the same, without the adapter.
     """
 
     enabled: bool = False
@@ -36,6 +40,7 @@ class LoraConfig:
     dora: bool = False
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    base_weights: Literal["same", "int8", "nf4"] = "same"
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -47,6 +52,16 @@ class LoraConfig:
             raise ValueError(
                 f"lora.targets: {', '.join(unknown)}: expected some of {', '.join(TARGETS)}, or all"
             )
+
+        if self.base_weights != "same" and not self.enabled:
+            raise ValueError(
+                f"lora.base_weights={self.base_weights} needs lora.enabled=true: quantized weights do not learn"
+            )
+
+    @property
+    def weights(self) -> Weights:
+        """How the weights under the adapter are kept, in the words of `models.quantize`."""
+        return "int8_projections" if self.base_weights == "int8" else self.base_weights
 
     @property
     def scale(self) -> float:
@@ -154,6 +169,8 @@ def _ranked(
 
 def merge_adapter(model: Transformer | ScalarModel, adapter: Adapter) -> Any:
     """The model with an attached adapter added to its weights; the original model is not changed.
+
+    On quantized weights the sum is made where it is read, and kept nowhere (`adapted.Adapted`).
 
     Raises:
       ValueError: the adapter has a target that the model lacks.

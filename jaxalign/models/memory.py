@@ -5,7 +5,10 @@ from typing import Any
 
 import jax
 
-from jaxalign.kernels.int8 import Int8, quantize_params
+from jaxalign.kernels.frozen import Frozen
+from jaxalign.kernels.nf4 import NF4
+from jaxalign.kernels.quantize import quantize_params
+from jaxalign.models.adapted import Adapted
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.transformer import parameter_shapes, params_count
 
@@ -47,9 +50,14 @@ def cache_sizes(config: ModelConfig) -> dict[str, int]:
 
 
 def kept_in(config: ModelConfig, params: Any) -> str:
-    """The dtype of a model's matrices: int8 where they are rounded."""
-    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Int8))
-    return "int8" if any(isinstance(leaf, Int8) for leaf in leaves) else config.param_dtype
+    """The dtype of a model's matrices: int8 or nf4 where they are quantized."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Frozen))
+    quantized = [
+        leaf.base if isinstance(leaf, Adapted) else leaf for leaf in leaves if isinstance(leaf, Frozen)
+    ]
+    if not quantized:
+        return config.param_dtype
+    return "nf4" if isinstance(quantized[0], NF4) else "int8"
 
 
 def bytes_of(*trees: Any) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.tree_util import KeyPath, SequenceKey
 
-from jaxalign.kernels.int8 import int8_axis, keys_of, quantized
+from jaxalign.kernels.quantize import Weights, keys_of, quantizer_of
 from jaxalign.mesh import DEFAULT_RULES, Rules, tree_shardings
 from jaxalign.models.tensor_files import Leaf
 
@@ -37,17 +37,17 @@ def param_logical_axes(params: Any) -> Any:
     """The tree of `params` with a tuple of logical axis names in place of each array; None is replicated."""
 
     def axes(path: KeyPath, leaf: jax.Array) -> tuple[str | None, ...]:
-        # Of an `Int8` the path ends in an attribute: integers and scales lie as the array would.
-        names = keys_of(path)
+        # Of `Frozen` weights the path ends in attributes: integers and scales lie as the array would.
+        names, attribute = keys_of(path), getattr(path[-1], "name", None)
         own = _AXES.get(names[-1], ())
+        if attribute == "codes":  # of NF4, whose bytes of a block stay together
+            own = (own[0], None, own[1])
         known = (*(("layers",) if _stacked(path) else ()), *own)
         if len(known) != len(leaf.shape):
             return (None,) * len(leaf.shape)
-        return (
-            known
-            if len(names) == len(path)
-            else tuple(a if n > 1 else None for a, n in zip(known, leaf.shape, strict=True))
-        )
+        if attribute is None:
+            return known
+        return tuple(a if n > 1 else None for a, n in zip(known, leaf.shape, strict=True))
 
     return jax.tree_util.tree_map_with_path(axes, params)
 
@@ -66,26 +66,31 @@ def on_mesh(params: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
 
 
 def to_device(
-    params: Any, dtype: str, *, mesh: Mesh | None = None, rules: Rules | None = None, int8: bool = False
+    params: Any,
+    dtype: str,
+    *,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
+    weights: Weights = "same",
 ) -> Any:
     """Parameters in files as JAX arrays of the parameter dtype, one after the other; the normalizer stays float32.
 
     Args:
       params: a tree of `tensor_files.Leaf`. Of each only what the devices of this process hold is read, one device's
         part at a time.
-      dtype: of what is not 8-bit.
+      dtype: of what is not quantized.
       mesh: the devices, each of which gets its part alone; None for the default device.
       rules: logical -> mesh axes, where not the default table.
-      int8: whether what `quantize_params` changes becomes `Int8`, from the files' numbers as they are.
+      weights: what is quantized, from the files' numbers as they are; see `quantize_params`.
     """
 
     def convert(path: KeyPath, leaf: Leaf, sharding: NamedSharding | None = None) -> Any:
         names = keys_of(path)
-        axis = int8_axis(names) if int8 else None
-        wanted = leaf.dtype if axis is not None else jnp.dtype("float32" if "normalizer" in names else dtype)
+        quantizer = quantizer_of(weights, names, dtype=dtype)
+        wanted = leaf.dtype if quantizer else jnp.dtype("float32" if "normalizer" in names else dtype)
         placed = _placed(leaf, wanted, sharding)
         # The floats must be gone before the next ones come.
-        return placed if axis is None else jax.block_until_ready(quantized(placed, axis=axis))
+        return jax.block_until_ready(quantizer(placed)) if quantizer else placed
 
     if mesh is None:
         return jax.tree_util.tree_map_with_path(convert, params)

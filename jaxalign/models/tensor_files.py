@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import ModelError
+from jaxalign.kernels.frozen import Frozen
 from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
 from jaxalign.models.tensor_dtypes import NAMES, export_dtype, in_dtype
 from jaxalign.processes import fetch, first
@@ -208,6 +209,8 @@ def outgoing(array: Any) -> Outgoing:
 
 def on_host(leaf: Any, layer: int | None = None) -> np.ndarray:
     """A parameter, or a layer of it, gathered from the devices and processes that hold it."""
+    if isinstance(leaf, Frozen):
+        return fetch(_floats(leaf) if layer is None else _floats(_layer(leaf, layer)))
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf if layer is None else leaf[layer])
     # A copy, as an array keeps what it was once gathered to, as long as it lives.
@@ -215,7 +218,12 @@ def on_host(leaf: Any, layer: int | None = None) -> np.ndarray:
 
 
 # The layer is an argument: one program a shape, not one a layer.
-_layer = jax.jit(partial(jax.lax.dynamic_index_in_dim, axis=0, keepdims=False))
+_layer = jax.jit(
+    lambda leaf, layer: jax.tree.map(
+        partial(jax.lax.dynamic_index_in_dim, index=layer, axis=0, keepdims=False), leaf
+    )
+)
+_floats = jax.jit(lambda leaf: leaf.astype(leaf.dtype))
 
 
 def write_tensors(

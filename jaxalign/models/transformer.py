@@ -17,11 +17,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxalign.kernels.frozen import Frozen
 from jaxalign.kernels.int8 import Int8, scaled_logits
 from jaxalign.kernels.matmul import cached_dtype, matmul_implementation, operand_dtype, product
 from jaxalign.kernels.remat import Remat, rematerialized
 from jaxalign.mesh import constrained
 from jaxalign.models import kv_cache
+from jaxalign.models.adapted import Adapter, adapted, merged
 from jaxalign.models.attention import attend, attend_cached, visible
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.embedding import token_embeddings
@@ -29,9 +31,7 @@ from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import (
     HEADS,
     RESIDUAL,
-    Adapter,
     Params,
-    adapted,
     linear,
     mlp,
     norm,
@@ -183,7 +183,7 @@ class Transformer(nnx.Module):
     def decode_weights(self, adapter: Adapter | None = None) -> dict[str, Any]:
         """Weights for `decode` and `logits`: a list of layers, cast once. Call it outside the decode loop.
 
-        The adapter, where given, is added to the weights it adapts. An `Int8` stays one.
+        The adapter, where given, is added to the weights it adapts. An `Int8` stays one; other `Frozen` become floats.
         """
         config, dtype = self.config, operand_dtype(self.config)
         params = self.params
@@ -396,10 +396,11 @@ def block(
 
 
 def folded(params: dict[str, Any], adapter: Adapter, dtype: DTypeLike | None = None) -> dict[str, Any]:
-    """Parameters with the `adapted` weight in place of each that has an adapter, in its dtype where none is given."""
+    """Parameters with the `adapted` weight in place of each that has an adapter; `merged` where no dtype is given."""
     layers = dict(params["layers"])
     for name, part in adapter.items():
-        layers[name] = adapted(layers[name], part).astype(dtype or layers[name].dtype)
+        weight = layers[name]
+        layers[name] = merged(weight, part) if dtype is None else adapted(weight, part).astype(dtype)
     return {**params, "layers": layers}
 
 
@@ -491,8 +492,8 @@ def with_dtypes(
 
 
 def params_count(params: Any) -> int:
-    """Number of parameters in a tree; the scales of 8-bit weights are not counted."""
-    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Int8))
+    """Number of parameters in a tree; the scales of `Frozen` weights are not counted, nor are adapters on them."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Frozen))
     return sum(int(np.prod(x.shape)) for x in leaves)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxalign import models
+from jaxalign.kernels import quantize
 from jaxalign.mesh import MeshConfig, make_mesh
-from jaxalign.models import memory, sharding
+from jaxalign.models import memory
 from jaxalign.models.huggingface import load_config
 from jaxalign.models.tensor_dtypes import device_dtype
 from jaxalign.models.tensor_files import read_tensors, read_whole
@@ -45,7 +46,7 @@ def test_a_model_read_as_integers_is_the_quantized_one_and_never_had_two_floats_
     # What stays as it is; and on a CPU arrays share memory with the files' own, which go when all is read.
     small = sum(x.nbytes for x in jax.tree.leaves(expected) if x.dtype == np.float32)
     small += sum(read_whole(x).nbytes for name, x in read_tensors(folder).items() if "layers" not in name)
-    begun, quantized, rounded, steps = live_bytes(), sharding.quantized, [0], []
+    begun, quantized, rounded, steps = live_bytes(), quantize.quantized, [0], []
 
     def watched(x, *, axis):
         steps.append(live_bytes() - begun <= x.nbytes + sum(rounded) + small)
@@ -53,7 +54,7 @@ def test_a_model_read_as_integers_is_the_quantized_one_and_never_had_two_floats_
         rounded.append(found.values.nbytes)
         return found
 
-    monkeypatch.setattr(sharding, "quantized", watched)
+    monkeypatch.setattr(quantize, "quantized", watched)
     found = models.load_pretrained(folder, weights="int8").params
     assert steps and all(steps)
     assert kept(found) == kept(expected)

@@ -24,6 +24,7 @@ from jaxalign.rollout.decode import RowSampling, read_prompts
 from jaxalign.rollout.sampling import SamplerFeatures, kept_tokens, row_uniforms, sample
 from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.scoring import score_tokens
+from tests.models import test_adapted
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 PROMPTS = [[5, 6, 7], [9] * 11, [4, 3, 2, 1, 8]]
@@ -323,3 +324,15 @@ def test_rows_and_completion_columns_map_onto_each_other(sampler):
         assert rows.mask[i].sum() == done.lengths[i]
     values = np.where(done.mask, done.logps, 0)
     np.testing.assert_array_equal(rows.to_completion(rows.from_completion(values), 6), values)
+
+
+def test_an_adapter_on_quantized_weights_decodes_as_their_floats():
+    model = models.quantize(models.create(test_adapted.CONFIG, key=jax.random.key(2)), "nf4")
+    merged = models.merge_adapter(model, test_adapted.drawn(model, models.LoraConfig(enabled=True, rank=4)))
+    options = {"key": jax.random.key(5), "max_new_tokens": 6, "temperature": 0.0, "stop_tokens": ()}
+    prompts = [[1, 2, 3], [4, 5]]
+    expected = Sampler(test_adapted.floats(merged)).generate(prompts, **options)
+    for weights in ("same", "int8"):
+        found = Sampler(merged, weights=weights).generate(prompts, **options)
+        assert weights == "int8" or np.array_equal(found.tokens, expected.tokens)
+        assert np.abs(found.logps - expected.logps).max() < (1e-4 if weights == "same" else 0.2)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxalign import models
 from jaxalign.runs import Run
 from jaxalign.training.core import setup
 from jaxalign.training.core.scoring import CausalPolicy
@@ -33,10 +34,14 @@ class OpenRun:
         return jax.random.fold_in(self.key, number)
 
     def load_model(self, live: Any, tokenizer: Any, *, mapped: bool = False) -> tuple[Any, Any]:
-        """The live model and its tokenizer, else those of `config.model`; `mapped`: several run as one."""
-        if live is not None:
-            return self.placed(live), tokenizer
+        """The live model and its tokenizer, else those of `config.model`; `mapped`: several run as one.
+
+        Under an adapter with `lora.base_weights` its weights are quantized.
+        """
         config = self.config
+        weights = config.lora.weights
+        if live is not None:
+            return models.quantize(self.placed(live), weights), tokenizer
         return setup.load_model(
             config.model,
             self.mesh,
@@ -44,6 +49,7 @@ class OpenRun:
             run=self.run,
             packing=config.train.packing,
             mapped=mapped,
+            weights=weights,
         )
 
     def placed(self, live: Any, section: str = "model") -> Any:

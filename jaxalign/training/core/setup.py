@@ -120,7 +120,7 @@ def load_model(
     run: Run | None = None,
     packing: bool = False,
     mapped: bool = False,
-    weights: Literal["same", "int8"] = "same",
+    weights: models.Weights = "same",
 ) -> tuple[Any, Any]:
     """The model and tokenizer that `source` names, with attention and matrix products that suit the devices.
 
@@ -132,7 +132,7 @@ def load_model(
       run: records the implementations, and gives back those that it began with; None where there is no run.
       packing, mapped: whether it will read packed rows, or several of it run as one; not every
         implementation can everywhere.
-      weights: int8 for 8-bit weights, see `load_pretrained`.
+      weights: what is quantized, see `models.quantize`.
 
     Raises:
       ConfigError: no path, or an implementation that cannot run here.
@@ -162,7 +162,7 @@ def load_model(
         model = models.create(
             models.load_config(folder, revision=revision), key=jax.random.key(seed), **dtypes
         )
-        model = models.quantize(model) if weights == "int8" else model
+        model = models.quantize(model, weights)
     else:
         model = models.load_pretrained(folder, revision=revision, mesh=mesh, weights=weights, **dtypes)
     model = models.with_remat(model, source.remat)
@@ -233,7 +233,7 @@ def policy_of(model: Any, lora: LoraConfig, mesh: Mesh, *, key: jax.Array) -> tu
 
     Without LoRA everything is trained and the frozen leaves are an empty dict.
     """
-    definition, params = models.split(model)
+    definition, params = models.split(models.quantize(model, lora.weights))
     if not lora.enabled:
         return CausalPolicy(definition), params, {}
     adapter = create_adapter(model.config, lora, key=key, layers=params["layers"])
@@ -306,7 +306,8 @@ def scalar_of(
     scalar: Any, lora: LoraConfig | None, mesh: Mesh, *, key: jax.Array
 ) -> tuple[ScalarPolicy, Any, Any]:
     """The same as `policy_of` for a scalar model: trunk (or adapter) and head are trained, the normalizer is not."""
-    definition, params = models.split(place_model(scalar, mesh))
+    weights = lora.weights if lora else "same"
+    definition, params = models.split(place_model(models.quantize(scalar, weights), mesh))
     head, normalizer = params["head"], {"normalizer": params["normalizer"]}
     if lora is None or not lora.enabled:
         return ScalarPolicy(definition), {"trunk": params["trunk"], "head": head}, normalizer

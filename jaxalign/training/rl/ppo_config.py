@@ -138,6 +138,11 @@ class PPOConfig(OnPolicyConfig):
                 f"{self.critic.warmup_updates}"
             )
         self.rollout.check_corrected(self.importance_cap)
+        if self.lora.base_weights != "same" and self.critic.init == "policy":
+            raise ValueError(
+                f"lora.base_weights={self.lora.base_weights} and critic.init=policy: the critic trains all weights of "
+                "its trunk, which cannot be quantized ones; set critic.init=reward or path"
+            )
         if self.critic.shared_trunk and self.lora.enabled:
             raise ValueError(
                 "critic.shared_trunk and lora.enabled: choose one; the trunk is frozen under LoRA"
