@@ -83,10 +83,11 @@ class NF4(Frozen):
 
 def _levels(codes: jax.Array) -> jax.Array:
     """LEVELS[codes], by choices in place of a table, which accelerators would read number by number."""
-    values: list[Any] = list(LEVELS)
+    # Not `jnp.where`, whose constants XLA keeps beside a loop as arrays as large as the weight.
+    values = [jnp.full(codes.shape, level, jnp.float32) for level in LEVELS]
     for bit in range(4):
-        there = (codes >> bit) & 1 == 1
-        values = [jnp.where(there, odd, even) for even, odd in zip(values[::2], values[1::2], strict=True)]
+        odd = (codes >> bit) & 1 == 1
+        values = [jax.lax.select(odd, *pair) for pair in zip(values[1::2], values[::2], strict=True)]
     return values[0]
 
 
