@@ -47,7 +47,7 @@ class Adapted(Frozen):
 def merged(weight: Any, part: Mapping[str, jax.Array]) -> Any:
     """The weight with its adapter added, in its dtype; of `Frozen` weights no floats are made before they are read."""
     if isinstance(weight, Frozen):
-        return Adapted(weight, {name: leaf for name, leaf in part.items() if name != "dropout"})
+        return Adapted(weight, dict(part))
     return adapted(weight, part).astype(weight.dtype)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import MeshConfig, make_mesh
+from jaxalign.models.lora import LoraConfig
 from jaxalign.plan.steps import planned, step_of
 from jaxalign.training.core.step import Update
 from jaxalign.training.preference.dpo import train_dpo
@@ -28,8 +29,10 @@ def grpo(configs, output, **changes):
     return replace(config, train=train, loss=replace(config.loss, beta=0.1), **changes)
 
 
+NF4 = LoraConfig(enabled=True, rank=2, base_weights="nf4")
 CASES = {
     "sft": (train_sft, lambda configs, output: configs.sft(output)),
+    "sft, nf4": (train_sft, lambda configs, output: configs.sft(output, lora=NF4)),
     "reward": (train_reward, lambda configs, output: configs.reward(output)),
     "dpo": (train_dpo, lambda configs, output: configs.dpo(output)),
     "ppo": (train_ppo, lambda configs, output: configs.ppo(output)),
@@ -49,6 +52,7 @@ def described(tree):
 @pytest.mark.parametrize("command", CASES)
 def test_state_frozen_models_and_batch_are_those_of_a_run(command, configs, devices, tmp_path, monkeypatch):
     train, make = CASES[command]
+    command = command.partition(",")[0]
     config = replace(make(configs, tmp_path / "run"), mesh=MeshConfig(fsdp=2))
     seen = []
 

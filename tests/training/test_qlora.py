@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxalign import models
+from jaxalign.export.checkpoint_export import export_checkpoint
 from jaxalign.kernels.nf4 import NF4
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
@@ -41,7 +42,8 @@ def test_an_adapter_is_trained_on_the_quantized_weights_and_exported_with_them(
     expected = models.load_pretrained(configs.model.path, weights="nf4")(
         tokens, adapter=models.attach(adapter, settings)
     )
-    for model in (exported, result.model):
+    export_checkpoint(tmp_path / "run", output=tmp_path / "later")
+    for model in (exported, result.model, models.load_pretrained(tmp_path / "later")):
         np.testing.assert_allclose(model(tokens), expected, atol=1e-5)
 
 
