@@ -42,7 +42,7 @@ def test_an_adapter_is_trained_on_the_quantized_weights_and_exported_with_them(
     expected = models.load_pretrained(configs.model.path, weights="nf4")(
         tokens, adapter=models.attach(adapter, settings)
     )
-    export_checkpoint(tmp_path / "run", output=tmp_path / "later")
+    export_checkpoint(tmp_path / "run", output=tmp_path / "later", base=configs.model.path if live else "")
     for model in (exported, result.model, models.load_pretrained(tmp_path / "later")):
         np.testing.assert_allclose(model(tokens), expected, atol=1e-5)
 
