@@ -241,3 +241,19 @@ def test_losses_need_only_array_libraries(path):
     for module in imports_of(ast.parse(path.read_text())):
         top = module.split(".")[0]
         assert top in LOSSES_MAY_IMPORT | sys.stdlib_module_names or module.startswith(own), module
+
+
+def test_no_folder_beside_a_script_hides_a_package():
+    # Python looks there first: a folder called peft made TRL believe that PEFT was installed.
+    packages = {
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "accelerate",
+        "datasets",
+        "safetensors",
+        "bitsandbytes",
+    }
+    for place in (ROOT / "tests" / "golden", ROOT / "benchmarks", ROOT / "docs"):
+        assert not packages & {path.name for path in place.iterdir() if path.is_dir()}

@@ -1,6 +1,6 @@
 """Golden PEFT folders: random adapters on the golden models, and the logits that PEFT (torch) gives with them.
 
-Run in a venv with torch, transformers and peft: `python tests/golden/make_peft.py`. Writes tests/golden/peft/CASE/ with
+Run in a venv with torch, transformers and peft: `python tests/golden/make_peft.py`. Writes tests/golden/adapters/CASE/ with
 what `save_pretrained` writes, and logits.npz: tokens [B, T], logits [B, T, V] and the version of PEFT. With folders
 as arguments (of adapters on the golden model that each is named after) it prints how far PEFT's logits with them are
 from those in their logits.npz: jaxalign's.
@@ -55,7 +55,7 @@ def main() -> None:
                 leaf.data += 0.2 * torch.randn_like(leaf)
         # Not this machine's path.
         model.peft_config["default"].base_model_name_or_path = f"tests/golden/models/{family}"
-        folder = HERE / "peft" / name
+        folder = HERE / "adapters" / name
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)
         tokens = np.random.default_rng(0).integers(0, 48, (2, 7))

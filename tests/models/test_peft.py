@@ -30,7 +30,7 @@ def drawn(model, settings):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_folder_that_peft_wrote_gives_the_logits_of_peft(case):
-    model, folder = golden_model(case), GOLDEN / "peft" / case
+    model, folder = golden_model(case), GOLDEN / "adapters" / case
     leaves, settings = models.load_adapter(folder, model.config)
     told = np.load(folder / "logits.npz")
     beside = jax.jit(model)(told["tokens"], adapter=models.attach(leaves, settings))
@@ -94,7 +94,7 @@ def test_a_projection_of_a_fused_module_may_have_no_adapter_but_not_with_dora(tm
 )
 def test_what_a_folder_holds_and_cannot_be_read_is_named(tmp_path, change, message):
     model, folder = golden_model("phi3"), tmp_path / "adapter"
-    shutil.copytree(GOLDEN / "peft" / "phi3-dora", folder)
+    shutil.copytree(GOLDEN / "adapters" / "phi3-dora", folder)
     settings = folder / "adapter_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
     with pytest.raises(ModelError, match=message):
