@@ -1,9 +1,9 @@
 """Golden PEFT folders: random adapters on the golden models, and the logits that PEFT (torch) gives with them.
 
-Run in a venv with torch, transformers and peft: `python tests/golden/make_peft.py`. Writes tests/golden/adapters/CASE/ with
-what `save_pretrained` writes, and logits.npz: tokens [B, T], logits [B, T, V] and the version of PEFT. With folders
-as arguments (of adapters on the golden model that each is named after) it prints how far PEFT's logits with them are
-from those in their logits.npz: jaxalign's.
+Run in a venv with torch, transformers and peft: `python tests/golden/make_peft.py`. Writes tests/golden/adapters/CASE/
+with what `save_pretrained` writes, and logits.npz: tokens [B, T], logits [B, T, V] and the version of PEFT. With
+folders as arguments (of adapters on the golden model that each is named after) it prints how far PEFT's logits with
+them are from those in their logits.npz: jaxalign's.
 """
 
 import sys
