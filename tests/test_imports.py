@@ -23,6 +23,7 @@ BASE = {
     "mesh",
     "host_memory",
     "remote",
+    "determinism",
     "errors",
     "uncertainty",
     "config",
@@ -47,6 +48,7 @@ ROOMS = ["core", "sft", "preference", "reward_model", "rl"]
 # Among the groups of the base: who may import whom, left of right.
 BASE_ORDER = [
     "errors",
+    "determinism",
     "remote",
     "uncertainty",
     "buckets",

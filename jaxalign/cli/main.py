@@ -24,6 +24,7 @@ from jaxalign.cli.compile_cache import set_compile_cache
 from jaxalign.cli.cpu_memory import set_cpu_memory
 from jaxalign.cli.failures import exit_status, one_line, user_lines
 from jaxalign.config_values import nearest
+from jaxalign.determinism import request_determinism
 from jaxalign.errors import ConfigError, RemoteError
 from jaxalign.remote import check_url, refuse, scheme
 
@@ -235,6 +236,8 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         settings = read_settings(command, arguments[1:])
         check_urls(settings)
+        if getattr(getattr(settings, "run", None), "deterministic", False):
+            request_determinism()
         join_processes(settings)
         use_device(settings)
         set_compile_cache(settings)

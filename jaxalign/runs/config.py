@@ -43,6 +43,8 @@ class RunConfig:
       hang_minutes: minutes without a step after which the stacks of all threads are written to stacks.txt, with a
         warning; 0 never does that. The first step includes its compilation, every step what follows it.
       hang_exit: end the process then, with status 75, for a supervisor that starts it again with --resume.
+      deterministic: choose programs that give the same bits on every run on a GPU, where they are slower; CPUs and TPUs
+        do so anyway. A command sets XLA_FLAGS for it; in Python, set it yourself.
       compile_cache: keep compiled programs on disk for later runs on GPUs and TPUs: in JAX_COMPILATION_CACHE_DIR, or
         in jaxalign/xla of the user's cache folder. Command line only; Python calls leave JAX's settings alone.
     """
@@ -69,6 +71,7 @@ class RunConfig:
     profile_steps: str = ""
     hang_minutes: float = 30.0
     hang_exit: bool = False
+    deterministic: bool = False
     compile_cache: bool = True
 
     def __post_init__(self) -> None:

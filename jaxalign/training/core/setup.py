@@ -18,6 +18,7 @@ from jaxalign.data import (
     packed,
     with_loss_positions,
 )
+from jaxalign.determinism import check_determinism
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import (
     MeshConfig,
@@ -102,7 +103,10 @@ def start(run: RunConfig, mesh: MeshConfig) -> Mesh:
         processes.join(run.distributed)
     random.seed(run.seed)
     np.random.seed(run.seed % 2**32)
-    return make_mesh(mesh, devices_of(run.device))
+    devices = devices_of(run.device)
+    if run.deterministic:
+        check_determinism(devices[0].platform)
+    return make_mesh(mesh, devices)
 
 
 def default_device(mesh: Mesh) -> AbstractContextManager[Any]:
