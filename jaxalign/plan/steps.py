@@ -35,6 +35,7 @@ from jaxalign.training.rl.grpo_step import (
     make_grpo_loss,
     make_single_step_grpo_loss,
 )
+from jaxalign.training.rl.online_dpo import SampledPairs, make_pair_loss
 from jaxalign.training.rl.ppo_step import PPOBatch, PPORollout, make_ppo_loss, make_single_step_ppo_loss
 from jaxalign.training.rl.rollout_metrics import rollout_counts
 from jaxalign.training.sft import DemonstrationBatch, make_sft_loss, sft_counts
@@ -72,7 +73,7 @@ def planned(command: str, config: Any, mesh: Mesh, tokens: int) -> tuple[Update,
     """The optimizer step of a command, and the shapes (on a mesh) of what it takes: state, frozen, batch and key.
 
     Args:
-      command: sft, reward, dpo, grpo or ppo.
+      command: sft, reward, dpo, grpo, online-dpo or ppo.
       config: the command's, with `model.path`, a folder of which only config.json is read.
       mesh: the devices.
       tokens: of a row.
@@ -220,6 +221,28 @@ def _grpo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> St
     )
 
 
+def _online_dpo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Step:
+    policy, trained, frozen = _policy(config, shape, mesh)
+    rows = config.train.prompts // config.train.minibatches
+    columns = _rows((rows, 2), tokens)
+    columns["mask"] &= np.arange(tokens) >= tokens - config.sampling.max_new_tokens
+    columns |= {
+        "old_logps": np.zeros((rows, 2, tokens), np.float32),
+        "desirable": np.tile([True, False], (rows, 1)),
+    }
+    if config.loss.spec.reference:
+        columns["ref_logps"] = np.zeros((rows, 2), np.float32)
+    return Step(
+        loss=make_pair_loss(policy, config.loss, config.sampling.temperature),
+        counts=valid_count,
+        trained={"policy": trained},
+        frozen={"policy": frozen},
+        batch=_laid_out(columns, SampledPairs, config, mesh),
+        optimizer=_optimizer(config),
+        passes=[policy.training_pass],
+    )
+
+
 def _ppo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Step:
     def parts(params: Any) -> Any:
         made = build(config, _model(shape, params), lambda prompts, completions: None, mesh, key=KEY(0))
@@ -257,7 +280,7 @@ def _ppo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Ste
     )
 
 
-STEPS = {"sft": _sft, "reward": _reward, "dpo": _dpo, "grpo": _grpo, "ppo": _ppo}
+STEPS = {"sft": _sft, "reward": _reward, "dpo": _dpo, "grpo": _grpo, "online-dpo": _online_dpo, "ppo": _ppo}
 
 
 # --- shapes -----------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def test_a_steps_time_is_estimated_at_four_tenths_of_the_peak():
     [
         (["sft"], "model.path: expected a folder with a config.json"),
         (["sft", "--model.path=nowhere"], "nowhere"),
-        (["tfpo", "--patient.path=x"], "plan tfpo: expected one of sft, reward, dpo, grpo, ppo"),
+        (["tfpo", "--patient.path=x"], "plan tfpo: expected one of sft, reward, dpo, grpo, online-dpo, ppo"),
         (["generate"], "plan generate: expected a command that trains"),
         (
             ["sft", "--target=h100"],

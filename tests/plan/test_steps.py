@@ -13,6 +13,7 @@ from jaxalign.training.core.step import Update
 from jaxalign.training.preference.dpo import train_dpo
 from jaxalign.training.reward_model.trainer import train_reward
 from jaxalign.training.rl.grpo import GRPOConfig, train_grpo
+from jaxalign.training.rl.online_dpo import OnlineDPOConfig, train_online_dpo
 from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.sft import train_sft
 
@@ -30,6 +31,15 @@ def grpo(configs, output, **changes):
 
 
 NF4 = LoraConfig(enabled=True, rank=2, base_weights="nf4")
+
+
+def online_dpo(configs, output):
+    base = configs.ppo(output)
+    shared = {name: getattr(base, name) for name in ("run", "model", "data", "reward", "mesh")}
+    train = replace(base.train, prompts=4, minibatches=1, updates=1)
+    return OnlineDPOConfig(**shared, sampling=replace(base.sampling, num_samples=2), train=train)
+
+
 CASES = {
     "sft": (train_sft, lambda configs, output: configs.sft(output)),
     "sft, nf4": (train_sft, lambda configs, output: configs.sft(output, lora=NF4)),
@@ -37,6 +47,7 @@ CASES = {
     "dpo": (train_dpo, lambda configs, output: configs.dpo(output)),
     "ppo": (train_ppo, lambda configs, output: configs.ppo(output)),
     "grpo": (train_grpo, grpo),
+    "online-dpo": (train_online_dpo, online_dpo),
 }
 
 
@@ -89,6 +100,7 @@ def test_rows_that_a_run_would_refuse_are_refused(configs, devices, tmp_path):
         ("dpo", [("all", True), ("nothing", True), ("nothing", True), ("nothing", True)]),
         ("ppo", [("all", True), ("all", False)]),
         ("grpo", [("all", True)]),
+        ("online-dpo", [("all", True)]),
     ],
 )
 def test_the_flops_of_a_step_are_those_of_its_models(command, passes, configs, devices, tmp_path):
