@@ -1,11 +1,14 @@
 """`jaxalign plan COMMAND`: compiles the command's optimizer step for devices that need not be there, and says what it
 takes of each."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
+
+import jax
 
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import make_mesh
@@ -112,7 +115,7 @@ def figures(command: str, config: Any, target: Target, tokens: int) -> Figures:
         if mesh.size < target.count:
             raise ConfigError(
                 f"mesh: data x fsdp x tensor = {mesh.size}, but the target has {target.count} devices; set "
-                f"mesh.data=-1, or --target={replace(target, count=mesh.size)}"
+                f"mesh.data=-1{smaller(target, mesh.size)}"
             )
         begun = time.perf_counter()
         update, shapes = planned(command, config, mesh, tokens)
@@ -121,13 +124,30 @@ def figures(command: str, config: Any, target: Target, tokens: int) -> Figures:
         flops = step_of(command, config, mesh, tokens).flops
     memory: Any = compiled.memory_analysis()
     return Figures(
-        arguments=memory.argument_size_in_bytes,
+        arguments=memory.argument_size_in_bytes - repeated_bytes(shapes),
         temporaries=memory.temp_size_in_bytes,
         unaliased=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         collectives=collectives(compiled.as_text() or ""),
         flops=flops,
         seconds=seconds,
     )
+
+
+def smaller(target: Target, count: int) -> str:
+    """`, or --target=...` with fewer devices, where there is such a target."""
+    fewer = str(replace(target, count=count))
+    try:
+        parse_target(fewer)
+    except ConfigError:
+        return ""
+    return f", or --target={fewer}"
+
+
+def repeated_bytes(shapes: Any) -> int:
+    """Bytes of a device that the compiler counts again for leaves that stand in several places of a tree."""
+    leaves = jax.tree.leaves(shapes)
+    sizes = [math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves]
+    return sum(sizes) - sum({id(leaf): size for leaf, size in zip(leaves, sizes, strict=True)}.values())
 
 
 def report(asked: Plan, target: Target, found: Figures) -> Iterator[str]:
@@ -141,7 +161,9 @@ def report(asked: Plan, target: Target, found: Figures) -> Iterator[str]:
         f"{own.command} of {number_of_weights(shape) / 1e9:.3g}B parameters on {own.target}"
         f" (mesh {axes or 'of one device'}), rows of {own.tokens:,} tokens, compiled in {found.seconds:.0f} s"
     )
-    yield f"parameters in {shape.param_dtype}, products in {shape.compute_dtype}, remat={shape.remat}"
+    kept = config.lora.base_weights if config.lora.enabled else "same"
+    frozen = "" if kept == "same" else f", frozen projections in {kept}"
+    yield f"parameters in {shape.param_dtype}{frozen}, products in {shape.compute_dtype}, remat={shape.remat}"
     if target.kind == "cpu":
         yield "virtual CPU devices: an accelerator's bytes and collectives differ"
     yield ""

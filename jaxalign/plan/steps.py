@@ -166,7 +166,9 @@ def _dpo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Ste
     columns = _rows((rows, 2), tokens) | {"margin": np.zeros(rows, np.float32)}
     if spec.unpaired:
         columns["desirable"] = np.tile([True, False], (rows, 1))
-    reference = parameters_of(shape, mesh) if spec.reference else {}
+    # Under an adapter the base is the reference: one model in two places.
+    own = base if config.lora.enabled and not config.reference.path else parameters_of(shape, mesh)
+    reference = own if spec.reference else {}
     if config.reference_logps == "precomputed" and spec.reference:
         columns["ref_logps"], reference = np.zeros((rows, 2), np.float32), {}
     passes = passes_of(policy, models.Definition(shape), config.loss, precomputed=not reference)

@@ -3,13 +3,15 @@
 import math
 import re
 
+import jax
 import pytest
 
 from jaxalign.cli.main import main
 from jaxalign.errors import ConfigError
+from jaxalign.mesh import MeshConfig, make_mesh, replicated
 from jaxalign.models import load_config
 from jaxalign.models.flops import training_pass
-from jaxalign.plan.plan import speed
+from jaxalign.plan.plan import repeated_bytes, speed
 from jaxalign.plan.targets import TPUS, Target, parse_target
 
 
@@ -86,3 +88,9 @@ def test_targets_are_read_by_kind_and_number():
     for text in ("", "h100x0", "a100x8", "8", "h100x-1", "v5p", "v5p-7", "v5px8", "v5e-x"):
         with pytest.raises(ConfigError, match="target: expected"):
             parse_target(text)
+
+
+def test_what_stands_in_two_places_counts_once(devices):
+    whole = replicated(make_mesh(MeshConfig(fsdp=2), devices[:2]))
+    one, other = (jax.ShapeDtypeStruct((4, 8), "bfloat16", sharding=whole) for _ in range(2))
+    assert repeated_bytes({"base": {"w": one}, "reference": {"w": one}, "more": other}) == 64

@@ -45,6 +45,7 @@ CASES = {
     "sft, nf4": (train_sft, lambda configs, output: configs.sft(output, lora=NF4)),
     "reward": (train_reward, lambda configs, output: configs.reward(output)),
     "dpo": (train_dpo, lambda configs, output: configs.dpo(output)),
+    "dpo, nf4": (train_dpo, lambda configs, output: configs.dpo(output, lora=NF4)),
     "ppo": (train_ppo, lambda configs, output: configs.ppo(output)),
     "grpo": (train_grpo, grpo),
     "online-dpo": (train_online_dpo, online_dpo),
