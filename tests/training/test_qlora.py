@@ -54,6 +54,7 @@ def test_dpo_begins_where_policy_and_reference_are_one(configs, tmp_path):
     assert first["train/loss"] == pytest.approx(np.log(2), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_mesh_trains_the_same_adapter(configs, tmp_path):
     results = {}
     for name, mesh in (("one", MeshConfig()), ("four", MeshConfig(fsdp=2, tensor=2))):

@@ -17,7 +17,14 @@ from jaxalign.training.core import setup
 from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.implementations import with_implementations
 from jaxalign.training.core.mesh_fit import tell_fit
-from jaxalign.training.core.optimizer import clipping, in_parts, make_optimizer, make_schedule, update_rule
+from jaxalign.training.core.optimizer import (
+    clipping,
+    guarded,
+    in_parts,
+    make_optimizer,
+    make_schedule,
+    update_rule,
+)
 from jaxalign.training.core.scoring import (
     CausalPolicy,
     ScalarPolicy,
@@ -194,10 +201,10 @@ def _optimizer(
         optimizer, rate = make_optimizer(config.optimizer, its, given)
         return optimizer, {"policy": rate} if rate else {}
     if isinstance(given, optax.GradientTransformation):
-        return in_parts({"policy": given, "critic": given}), {}
+        return guarded(in_parts({"policy": given, "critic": given}), config.optimizer), {}
     rates = {
         name: given or make_schedule(config.optimizer, number)
         for name, number in {"policy": its, "critic": total}.items()
     }
     parts = in_parts({name: update_rule(config.optimizer, rate) for name, rate in rates.items()})
-    return optax.chain(*clipping(config.optimizer), parts), rates
+    return guarded(optax.chain(*clipping(config.optimizer), parts), config.optimizer), rates
