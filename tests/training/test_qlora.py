@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxalign import models
+from jaxalign.errors import ConfigError
 from jaxalign.export.checkpoint_export import export_checkpoint
 from jaxalign.kernels.nf4 import NF4
 from jaxalign.mesh import MeshConfig
@@ -14,6 +15,7 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.runs import records
 from jaxalign.training.core.offline import OfflineRun
 from jaxalign.training.preference.dpo import train_dpo
+from jaxalign.training.reward_model.trainer import train_reward
 from jaxalign.training.rl.ppo_config import CriticConfig, PPOConfig
 from jaxalign.training.sft import train_sft
 
@@ -69,6 +71,14 @@ def test_a_mesh_trains_the_same_adapter(configs, tmp_path):
 def test_quantized_weights_without_an_adapter_are_refused():
     with pytest.raises(ValueError, match=r"lora\.base_weights=int8 needs lora\.enabled=true"):
         LoraConfig(base_weights="int8")
+
+
+@pytest.mark.parametrize("train", [train_sft, train_reward])
+def test_quantized_models_do_not_learn(train, configs, tmp_path):
+    config = configs.sft(tmp_path / "run") if train is train_sft else configs.reward(tmp_path / "run")
+    live = models.load_pretrained(configs.model.path, weights="nf4")
+    with pytest.raises(ConfigError, match=r"quantized, which do not learn; set lora\.enabled=true"):
+        train(config, model=live, tokenizer=models.load_tokenizer(configs.model.path))
 
 
 def test_a_critic_that_begins_as_a_quantized_policy_is_refused():

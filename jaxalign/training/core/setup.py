@@ -20,6 +20,7 @@ from jaxalign.data import (
 )
 from jaxalign.determinism import check_determinism
 from jaxalign.errors import ConfigError
+from jaxalign.kernels.frozen import Frozen
 from jaxalign.mesh import (
     MeshConfig,
     devices_of,
@@ -232,6 +233,20 @@ def place_params(params: Any, mesh: Mesh) -> Any:
     return on_mesh_params(params, mesh)
 
 
+def learning(params: Any) -> Any:
+    """The parameters, all of which are to learn.
+
+    Raises:
+      ConfigError: quantized weights.
+    """
+    if any(isinstance(x, Frozen) for x in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Frozen))):
+        raise ConfigError(
+            "model: its weights are quantized, which do not learn; set lora.enabled=true, or load export/ of the run "
+            "that it comes from"
+        )
+    return params
+
+
 def policy_of(model: Any, lora: LoraConfig, mesh: Mesh, *, key: jax.Array) -> tuple[CausalPolicy, Any, Any]:
     """How to score with `model`, its trained leaves, and its frozen leaves.
 
@@ -239,7 +254,7 @@ def policy_of(model: Any, lora: LoraConfig, mesh: Mesh, *, key: jax.Array) -> tu
     """
     definition, params = models.split(models.quantize(model, lora.weights))
     if not lora.enabled:
-        return CausalPolicy(definition), params, {}
+        return CausalPolicy(definition), learning(params), {}
     adapter = create_adapter(model.config, lora, key=key, layers=params["layers"])
     return CausalPolicy(definition, lora), jax.device_put(adapter, replicated(mesh)), params
 
@@ -314,7 +329,7 @@ def scalar_of(
     definition, params = models.split(place_model(models.quantize(scalar, weights), mesh))
     head, normalizer = params["head"], {"normalizer": params["normalizer"]}
     if lora is None or not lora.enabled:
-        return ScalarPolicy(definition), {"trunk": params["trunk"], "head": head}, normalizer
+        return ScalarPolicy(definition), {"trunk": learning(params["trunk"]), "head": head}, normalizer
     adapter = create_adapter(scalar.config, lora, key=key, layers=params["trunk"]["layers"])
     adapter = jax.device_put(adapter, replicated(mesh))
     return (
