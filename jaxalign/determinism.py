@@ -1,10 +1,12 @@
 """The same bits from the same run on a GPU, where XLA's fastest programs add numbers in no fixed order."""
 
 import os
+import re
 
 from jaxalign.errors import ConfigError
 
 FLAG = "--xla_gpu_deterministic_ops"
+OFF = re.compile(rf"{FLAG}=(false|0)\b", re.IGNORECASE)
 
 
 def request_determinism() -> None:
@@ -14,8 +16,8 @@ def request_determinism() -> None:
       ConfigError: XLA_FLAGS says the opposite.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if f"{FLAG}=false" in flags:
-        raise ConfigError(f"run.deterministic=true, but XLA_FLAGS has {FLAG}=false; remove one of them")
+    if refused := OFF.search(flags):
+        raise ConfigError(f"run.deterministic=true, but XLA_FLAGS has {refused[0]}; remove one of them")
     if FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=true".strip()
 
@@ -27,7 +29,7 @@ def check_determinism(platform: str) -> None:
       ConfigError: it was not, and a process that has used JAX cannot ask any more.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if platform == "gpu" and (FLAG not in flags or f"{FLAG}=false" in flags):
+    if platform == "gpu" and (FLAG not in flags or OFF.search(flags)):
         raise ConfigError(
             f"run.deterministic: in Python, set XLA_FLAGS={FLAG}=true in the environment before JAX is used"
         )

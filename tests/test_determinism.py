@@ -26,8 +26,9 @@ def test_nothing_is_asked_for_unless_it_is_configured(monkeypatch, tmp_path):
     assert os.environ["XLA_FLAGS"] == ""
 
 
-def test_a_flag_that_says_the_opposite_is_refused(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
+@pytest.mark.parametrize("value", ["false", "0", "False"])
+def test_a_flag_that_says_the_opposite_is_refused(value, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_gpu_deterministic_ops={value}")
     with pytest.raises(ConfigError, match=r"run\.deterministic=true, but XLA_FLAGS has"):
         determinism.request_determinism()
     with pytest.raises(ConfigError, match=r"run\.deterministic: in Python, set XLA_FLAGS"):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 # How metrics end that are a maximum, and those that are what was set.
 LARGEST = ("_max", "rollout/logp_gap")
-LATEST = ("learning_rate", "kl_coefficient", "loss_scale", "spikes")
+LATEST = ("learning_rate", "kl_coefficient", "loss_scale")
 
 
 @dataclass

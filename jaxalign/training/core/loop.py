@@ -141,8 +141,6 @@ class Loop:
     _evaluated: int = -1
     _rates: np.ndarray | None = None
     _interval: Interval = field(default_factory=Interval)
-    # Steps skipped so far; unknown before the first.
-    _spikes: float = float("inf")
 
     def fit(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """Trains to `total_steps`, from the newest checkpoint where the run resumes.
@@ -245,9 +243,10 @@ class Loop:
                 f"finite; rows {rows}; the last good checkpoint is step {self.store.latest_step()} "
                 "(a smaller learning rate or float32 compute may help)"
             )
-        if (spikes := values.get("spikes", 0.0)) > self._spikes:
-            self.run.warn(f"step {step}: skipped, its gradient norm {values['grad_norm']:.4g} is a spike")
-        self._spikes = spikes
+        # Of doctors that train together each has its own.
+        for name in (name for name, value in values.items() if name.split("/")[-1] == "spike" and value):
+            norm = values[f"{name.removesuffix('spike')}grad_norm"]
+            self.run.warn(f"step {step}: skipped, because the gradient norm {norm:.4g} is a spike ({name})")
         now = time.perf_counter()
         flops = self.speed.flops(batch) if self.speed else 0.0
         self._interval.add(

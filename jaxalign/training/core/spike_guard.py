@@ -38,8 +38,8 @@ def without_spikes(
     A spike is a norm of more than `zscore` standard deviations above the mean, after 25 steps. It enters the
     statistics as the largest norm that is none, so that a level that stays is soon the new one.
 
-    Source: the statistics of ZClip, arXiv:2504.02507, which clips where this skips. The mean weighs all steps alike
-    until that gives the newest less than 3%.
+    Source: after ZClip, arXiv:2504.02507, which clips where this skips. Mean and variance weigh all steps alike until
+    that gives the newest less than 3%, and from then on exponentially.
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -68,8 +68,19 @@ def without_spikes(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def skipped_spikes(opt_state: Any) -> dict[str, jax.Array]:
-    """The metric `spikes`, steps skipped so far (of all parts that are guarded); empty where none is guarded."""
-    found = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, SpikeState))
-    counts = [state.skipped for state in found if isinstance(state, SpikeState)]
-    return {"spikes": jnp.asarray(sum(counts), jnp.float32)} if counts else {}
+def skipped(before: Any, after: Any) -> dict[str, jax.Array]:
+    """The metric `spike` of a step: 1 where a guarded part of the parameters skipped it; empty where none is guarded.
+
+    Args:
+      before, after: states of the optimizer.
+    """
+    counts = [
+        [state.skipped for state in jax.tree.leaves(tree, is_leaf=_is_guard) if _is_guard(state)]
+        for tree in (before, after)
+    ]
+    new = [there > was for was, there in zip(*counts, strict=True)]
+    return {"spike": jnp.stack(new).any().astype(jnp.float32)} if new else {}
+
+
+def _is_guard(x: Any) -> bool:
+    return isinstance(x, SpikeState)

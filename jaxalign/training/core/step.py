@@ -21,7 +21,7 @@ import optax
 from einops import rearrange
 
 from jaxalign.training.core.optimizer import with_other_parts
-from jaxalign.training.core.spike_guard import skipped_spikes
+from jaxalign.training.core.spike_guard import skipped
 from jaxalign.training.core.state import TrainState
 
 # A pytree of arrays whose axis 0 is rows: one of the dataclasses of `batch` and of the trainers.
@@ -113,7 +113,7 @@ def make_update(
             # A batch was read also where the step was skipped.
             step = jnp.where(passed, state.step + 1, state.step)
             new = replace(new, step=step, loss_scale=scale.next(finite))
-        return new, metrics | skipped_spikes(new.opt_state)
+        return new, metrics | skipped(state.opt_state, new.opt_state)
 
     return Update(lift(update) if lift else update)
 

@@ -239,6 +239,10 @@ class OnPolicyTrainer(Evaluated):
         if not fetched:
             self.run.warn(f"update {number}: skipped, because the loss reads no completion of it")
             return {"policy/steps": 0.0}
+        if spikes := sum(m.get("spike", 0.0) for m in fetched):
+            self.run.warn(
+                f"update {number}: {spikes:.0f} of {len(fetched)} steps skipped (gradient norm spikes)"
+            )
         taken = [of_taken_steps(m) for m in fetched]
         metrics = {
             name: float(np.mean([m[name] for m in taken if name in m]))
