@@ -254,6 +254,7 @@ def test_a_server_is_told_where_completions_end(base, chats, tmp_path):
     assert all(body["stop_token_ids"] == [EOS, END] for body in bodies)
 
 
+@pytest.mark.slow
 def test_online_dpo_stops_policy_and_reference_alike(base, chats, tmp_path, monkeypatch):
     asked = []
     plain = Sampler.generate
