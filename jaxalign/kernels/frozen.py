@@ -1,5 +1,6 @@
 """Weights that do not learn and are kept in another form than floats, and products with them."""
 
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any
 
@@ -13,22 +14,22 @@ from jaxalign.kernels.ordering import after
 from jaxalign.target import platform
 
 
-class Frozen:
+class Frozen(ABC):
     """What stands in a parameter tree where an array was."""
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Of the array."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def dtype(self) -> Any:
         """What the numbers become where nothing else is asked for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def astype(self, dtype: DTypeLike) -> jax.Array:
         """The numbers as a plain array."""
-        raise NotImplementedError
 
     def product(self, x: Float[Array, "*B K"], implementation: MatmulImplementation) -> Float[Array, "*B M"]:
         """x @ self [K, M] in the dtype of x."""
