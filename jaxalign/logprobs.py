@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxalign.arrays import Scalar, check_range, check_rank, check_shapes, product_precision
 from jaxalign.masking import NEGATIVE, as_mask
-from jaxalign.mesh import partition_spec
+from jaxalign.mesh import entry_axes, partition_spec
 
 CHUNK_SIZE = 4096
 VOCABULARY_AXIS = "tensor"
@@ -96,7 +96,7 @@ def linear_logprobs(
       product_dtype: dtype that the operands of products are cast to; None uses the dtype of hidden. (float32 is
         faster than bfloat16 on CPUs without bfloat16 instructions.)
       mesh: devices that the arrays lie on; None for one. Where its axis `tensor` splits the vocabulary, each device
-        takes its rows (`data`, `fsdp`) and its part of the vocabulary.
+        takes its tokens (`data`, `fsdp`, `context`) and its part of the vocabulary.
 
     Returns:
       `LogprobStatistics`; gradients reach hidden, embedding and bias.
@@ -296,7 +296,7 @@ class _Shards(NamedTuple):
     """How a call is split over the mesh; the empty ones of one device."""
 
     vocabulary: int
-    rows: tuple[str, ...] = ()  # mesh axes that the rows are split over
+    rows: tuple[str, ...] = ()  # mesh axes that the rows or their columns are split over
     tokens: str = ""  # the one that the vocabulary is split over
     width: tuple[str, ...] = ()  # likewise the columns of the embedding's gradient
     parts: int = 1  # number of parts of those columns
@@ -333,16 +333,14 @@ def _over_mesh(function: Any, static: _Static, arrays: tuple[jax.Array, ...], pe
     if mesh is None:
         return function(static, _Shards(embedding.shape[0]), *arrays, *per_token)
 
-    def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-        names = () if entry is None else (entry,) if isinstance(entry, str) else entry
-        return tuple(name for name in names if mesh.shape[name] > 1)
-
-    rows = axes_of(partition_spec(("batch", None), targets.shape, mesh)[0])
+    of_rows = partition_spec(("batch", "length"), targets.shape, mesh)
+    rows = tuple(axis for entry in of_rows for axis in entry_axes(entry))
     # Rows that are on every device give every device the whole gradient.
-    width = [x for x in axes_of(partition_spec(("vocab", "embed"), embedding.shape, mesh)[1]) if x in rows]
+    of_width = partition_spec(("vocab", "embed"), embedding.shape, mesh)[1]
+    width = [axis for axis in entry_axes(of_width) if axis in rows]
     parts = math.prod(mesh.shape[axis] for axis in width)
     shards = _Shards(embedding.shape[0], rows, VOCABULARY_AXIS, tuple(width), parts)
-    of_rows, of_tokens = PartitionSpec(rows or None), PartitionSpec(VOCABULARY_AXIS)
+    of_tokens = PartitionSpec(VOCABULARY_AXIS)
 
     def call(hidden, embedding, bias, scales, targets, *per_token):
         targets = targets - jax.lax.axis_index(VOCABULARY_AXIS) * embedding.shape[0]

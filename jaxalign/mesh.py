@@ -4,6 +4,7 @@ There is always a mesh: on one device every axis has size 1, so a laptop and a p
 their axes logically (`embed`, `heads`, `vocab`, ...); only this table maps them to mesh axes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,14 +17,18 @@ from jaxalign import processes
 from jaxalign.errors import ConfigError, DeviceError
 
 Tree = TypeVar("Tree")
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
+NAMES = " x ".join(AXES)
 
 # Logical axis -> mesh axis. None: replicated. A tuple: the product of several mesh axes.
 Rules = Mapping[str, str | tuple[str, ...] | None]
 DEFAULT_RULES: Rules = {
     "batch": ("data", "fsdp"),
+    # Columns of rows of tokens; within attention, which needs all of a row, its heads instead.
+    "length": "context",
+    "attention_heads": ("tensor", "context"),
     "layers": None,
-    "embed": "fsdp",
+    "embed": ("fsdp", "context"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -32,7 +37,7 @@ DEFAULT_RULES: Rules = {
 }
 # While completions are decoded each group of `tensor` devices has all weights and rows of its own: a token needs
 # nothing of another group.
-ROLLOUT_RULES: Rules = {**DEFAULT_RULES, "embed": None}
+ROLLOUT_RULES: Rules = {**DEFAULT_RULES, "batch": ("data", "fsdp", "context"), "length": None, "embed": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +47,14 @@ class MeshConfig:
     Attributes:
       data: number of model replicas, each with a share of the rows; -1 uses all remaining devices.
       fsdp: number of devices to shard parameters, gradients, optimizer state and rows over.
+      context: number of devices to split each row's tokens over, for rows that are too long for one device; parameters,
+        gradients and optimizer state are sharded over them too. A power of two.
       tensor: number of devices to split each matrix product over.
     """
 
     data: int = 1
     fsdp: int = 1
+    context: int = 1
     tensor: int = 1
 
     def __post_init__(self) -> None:
@@ -54,10 +62,17 @@ class MeshConfig:
             size = getattr(self, name)
             if size < 1 and not (name == "data" and size == -1):
                 raise ValueError(f"mesh.{name} must be a positive number of devices, got {size}")
+        if self.context & (self.context - 1):  # widths of rows are multiples of powers of two (`buckets`)
+            raise ValueError(f"mesh.context must be a power of two, got {self.context}")
+
+    @property
+    def others(self) -> int:
+        """Devices of one replica."""
+        return self.fsdp * self.context * self.tensor
 
 
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with the axes `data`, `fsdp`, `tensor`.
+    """A mesh with the axes `data`, `fsdp`, `context`, `tensor`.
 
     Args:
       config: sizes of the axes; None uses 1 for all.
@@ -71,26 +86,25 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     devices = list(jax.devices() if devices is None else devices)
     data = config.data
     if data == -1:
-        data, rest = divmod(len(devices), config.fsdp * config.tensor)
+        data, rest = divmod(len(devices), config.others)
         if rest or not data:
             raise ConfigError(
-                f"mesh.data=-1: {len(devices)} devices are not divisible by fsdp x tensor = "
-                f"{config.fsdp * config.tensor}"
+                f"mesh.data=-1: {len(devices)} devices are not divisible by fsdp x context x tensor = {config.others}"
             )
-    shape = (data, config.fsdp, config.tensor)
-    count = int(np.prod(shape))
+    shape = (data, config.fsdp, config.context, config.tensor)
+    count = math.prod(shape)
     if count > len(devices):
         raise DeviceError(
-            f"the mesh data x fsdp x tensor = {shape} needs {count} devices, but there are {len(devices)}: "
+            f"the mesh {NAMES} = {shape} needs {count} devices, but there are {len(devices)}: "
             + ", ".join(str(d) for d in devices[:8])
         )
     idle = sorted({d.process_index for d in devices} - {d.process_index for d in devices[:count]})
     if idle:
         raise DeviceError(
-            f"the mesh data x fsdp x tensor = {shape} has {count} of {len(devices)} devices, and none of process "
+            f"the mesh {NAMES} = {shape} has {count} of {len(devices)} devices, and none of process "
             f"{idle[0]}; every process must have a part: mesh.data=-1 takes all devices"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count])
 
 
 def partition_spec(
@@ -103,14 +117,15 @@ def partition_spec(
     spec: list[str | tuple[str, ...] | None] = []
     used: set[str] = set()
     for name, size in zip(logical_axes, shape, strict=True):
-        target = rules.get(name) if name is not None else None
-        names = () if target is None else (target,) if isinstance(target, str) else tuple(target)
-        width = int(np.prod([mesh.shape[n] for n in names])) if names else 1
+        names = axes_of(name, rules)
+        # Axes of one device split nothing, and a single axis goes by its name.
+        names = tuple(n for n in names if mesh.shape.get(n, 1) > 1)
+        width = math.prod(mesh.shape[n] for n in names)
         if width == 1 or size % width or used.intersection(names):
             spec.append(None)
             continue
         used.update(names)
-        spec.append(target)
+        spec.append(names[0] if len(names) == 1 else names)
     return PartitionSpec(*spec)
 
 
@@ -128,6 +143,11 @@ def tree_shardings(
         for leaf, names in zip(leaves, axes, strict=True)
     ]
     return jax.tree.unflatten(treedef, shardings)
+
+
+def entry_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of one entry of a `PartitionSpec`."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def constrained(
@@ -162,9 +182,19 @@ def shard_batch(batch: Tree, mesh: Mesh, *, axis: int = 0) -> Tree:
     return jax.tree.map(placed, batch)
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> int:
     """Number of shards of a batch's rows."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape.get(name, 1) for name in axes_of("batch", rules))
+
+
+def length_shards(mesh: Mesh | None) -> int:
+    """Number of shards of a row's tokens."""
+    return 1 if mesh is None else mesh.shape.get("context", 1)
+
+
+def axes_of(logical_axis: str | None, rules: Rules = DEFAULT_RULES) -> tuple[str, ...]:
+    """The mesh axes that a logical axis is split over, as far as its size divides."""
+    return entry_axes(None if logical_axis is None else rules.get(logical_axis))
 
 
 def devices_of(kind: str) -> list[Any]:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 
 from jaxalign.buckets import bucket
 
@@ -71,6 +72,7 @@ def packed(
     *,
     num_microbatches: int = 1,
     shards: int = 1,
+    length_shards: int = 1,
     loss_positions: bool = True,
     least: int = 0,
 ) -> dict[str, Any]:
@@ -85,6 +87,7 @@ def packed(
         out); the same with the prefix kl_ where there are such rows.
       num_microbatches: micro-batches.
       shards: devices that rows are split over; each gets as many packed rows.
+      length_shards: devices that the columns of a row are split over; each gets as many places of `loss_positions`.
       loss_positions: whether the vocabulary head is to be applied, to the unmasked tokens alone.
       least: packed rows R of a micro-batch at least.
 
@@ -92,7 +95,8 @@ def packed(
       The batch and, for each prefix, `packed` int32 [M * R, T]: row * T + column of the token in each
       column, rows * T in padding, in which `rows` are those of a micro-batch. With `loss_positions` also
       `loss_positions` int32 [M * shards, C]: for each shard's packed rows, flattened, the columns whose hidden
-      state predicts an unmasked token; -1 fills.
+      state predicts an unmasked token; -1 fills. Where `length_shards` is above 1 and the width divides by it,
+      [M * shards, length_shards, C]: likewise for each part of the columns of those rows.
 
     Raises:
       ValueError: B does not divide by `num_microbatches`.
@@ -111,7 +115,8 @@ def packed(
         # Row r of micro-batch m at r * M + m: what `split_rows` undoes.
         result[prefix + "packed"] = np.stack(places, axis=1).reshape(-1, places[0].shape[1])
         if loss_positions:
-            result[prefix + "loss_positions"] = _loss_positions(places, [mask for _, mask in micro], shards)
+            masks = [mask for _, mask in micro]
+            result[prefix + "loss_positions"] = _loss_positions(places, masks, shards, length_shards)
     return result
 
 
@@ -120,6 +125,7 @@ def packed_alike(
     *,
     num_microbatches: int = 1,
     shards: int = 1,
+    length_shards: int = 1,
     loss_positions: bool = True,
 ) -> list[dict[str, Any]]:
     """Batches of one shape, each `packed` for itself, so that one program takes them all.
@@ -127,48 +133,44 @@ def packed_alike(
     They have as many packed rows as the largest, and with `loss_positions` as many of those. Rows with the prefix
     kl_ are not looked at.
     """
-    alike = [
-        packed(batch, num_microbatches=num_microbatches, shards=shards, loss_positions=loss_positions)
-        for batch in batches
-    ]
+    options: dict[str, Any] = {
+        "num_microbatches": num_microbatches,
+        "shards": shards,
+        "length_shards": length_shards,
+        "loss_positions": loss_positions,
+    }
+    alike = [packed(batch, **options) for batch in batches]
     rows = max(len(batch["packed"]) for batch in alike)
     alike = [
-        batch
-        if len(batch["packed"]) == rows
-        else packed(
-            batch,
-            num_microbatches=num_microbatches,
-            shards=shards,
-            loss_positions=loss_positions,
-            least=rows // num_microbatches,
-        )
+        batch if len(batch["packed"]) == rows else packed(batch, **options, least=rows // num_microbatches)
         for batch in alike
     ]
     if not loss_positions:
         return alike
-    positions = max(batch["loss_positions"].shape[1] for batch in alike)
+    positions = max(batch["loss_positions"].shape[-1] for batch in alike)
     return [batch | {"loss_positions": _wider(batch["loss_positions"], positions)} for batch in alike]
 
 
 def _wider(positions: np.ndarray, room: int) -> np.ndarray:
-    return np.pad(positions, ((0, 0), (0, room - positions.shape[1])), constant_values=-1)
+    beside = [(0, 0)] * (positions.ndim - 1)
+    return np.pad(positions, [*beside, (0, room - positions.shape[-1])], constant_values=-1)
 
 
 def with_loss_positions(
-    batch: Mapping[str, Any], *, num_microbatches: int = 1, shards: int = 1
+    batch: Mapping[str, Any], *, num_microbatches: int = 1, shards: int = 1, length_shards: int = 1
 ) -> dict[str, Any]:
     """The batch, its rows as they are, with the places to which the vocabulary head is to be applied.
 
     Args:
-      batch, num_microbatches, shards: as for `packed`; `loss_token_moments`, where the batch has it, are the
-        mean and the standard deviation of the unmasked tokens of an example, by which nearly all batches of a width
-        get one C.
+      batch, num_microbatches, shards, length_shards: as for `packed`; `loss_token_moments`, where the batch has it,
+        are the mean and the standard deviation of the unmasked tokens of an example, by which nearly all batches of a
+        width get one C.
 
     Returns:
       The batch and, for each prefix, `loss_positions` int32 [M * S, C]: for each of the S equal parts of a
       micro-batch's rows, flattened, the columns whose hidden state predicts an unmasked token; -1 fills. S is
-      `shards` where the rows of a micro-batch divide by it, else 1. Where nearly all columns are such places
-      there are no `loss_positions`, and the head is to be applied to all.
+      `shards` where the rows of a micro-batch divide by it, else 1; with `length_shards` as for `packed`. Where
+      nearly all columns are such places there are no `loss_positions`, and the head is to be applied to all.
 
     Raises:
       ValueError: B does not divide by `num_microbatches`.
@@ -184,24 +186,33 @@ def with_loss_positions(
         shares = shards if examples % shards == 0 else 1
         mean, deviation = batch.get("loss_token_moments", (0.0, 0.0))
         least = (examples // shares) * mean + 3 * math.sqrt(examples // shares) * deviation
-        positions = _loss_positions([places] * num_microbatches, masks, shares, math.ceil(least))
+        positions = _loss_positions(
+            [places] * num_microbatches, masks, shares, length_shards, math.ceil(least)
+        )
         if positions.size < num_microbatches * places.size:
             result[prefix + "loss_positions"] = positions
     return result
 
 
 def with_loss_positions_alike(
-    batches: Sequence[Mapping[str, Any]], *, num_microbatches: int = 1, shards: int = 1
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    num_microbatches: int = 1,
+    shards: int = 1,
+    length_shards: int = 1,
 ) -> list[dict[str, Any]]:
     """Batches of one shape, each `with_loss_positions`, as many of them in all; none where one of them has none."""
     positioned = [
-        with_loss_positions(batch, num_microbatches=num_microbatches, shards=shards) for batch in batches
+        with_loss_positions(
+            batch, num_microbatches=num_microbatches, shards=shards, length_shards=length_shards
+        )
+        for batch in batches
     ]
     if not all("loss_positions" in batch for batch in positioned):
         return [
             {name: value for name, value in batch.items() if name != "loss_positions"} for batch in positioned
         ]
-    positions = max(batch["loss_positions"].shape[1] for batch in positioned)
+    positions = max(batch["loss_positions"].shape[-1] for batch in positioned)
     return [batch | {"loss_positions": _wider(batch["loss_positions"], positions)} for batch in positioned]
 
 
@@ -273,19 +284,28 @@ def segments(places: Any, size: int, width: int) -> dict[str, Any]:
 
 
 def _loss_positions(
-    places: Sequence[np.ndarray], masks: Sequence[np.ndarray], shards: int, least: int = 0
+    places: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    shards: int,
+    length_shards: int = 1,
+    least: int = 0,
 ) -> np.ndarray:
-    """[M * shards, C]: in each shard of each micro-batch's rows, the columns before an unmasked token."""
+    """[M * shards, C] or [M * shards, L, C]: in each shard of each micro-batch's rows, the columns before an unmasked
+    token; L is `length_shards` where the width divides by it, else the axis is not there."""
     columns = []
+    parts = length_shards if places[0].shape[1] % length_shards == 0 else 1
     for where, mask in zip(places, masks, strict=True):
         # Column 0 of a row never counts, so the token before a counted one is in the same row.
         before = np.append(np.pad(mask[:, 1:], ((0, 0), (0, 1))).ravel(), False)
-        columns.append([np.flatnonzero(before[part]) for part in where.reshape(shards, -1)])
-    size = places[0].size // shards
+        split = rearrange(where, "(s r) (l c) -> (s l) (r c)", s=shards, l=parts)
+        columns.append([np.flatnonzero(before[part]) for part in split])
+    size = places[0].size // (shards * parts)
     most = max(max(len(part_columns) for part in columns for part_columns in part), min(least, size))
     room = next(room for room in (math.ceil(size * share) for share in HEAD_SHARES) if room >= most)
-    positions = np.full((shards, len(columns), room), -1, np.int32)
+    positions = np.full((shards * parts, len(columns), room), -1, np.int32)
     for part, of_part in enumerate(columns):
         for shard, part_columns in enumerate(of_part):
             positions[shard, part, : len(part_columns)] = part_columns
-    return positions.reshape(-1, room)
+    if parts == 1:
+        return positions.reshape(-1, room)
+    return rearrange(positions, "(s l) m c -> (s m) l c", l=parts)

@@ -16,7 +16,7 @@ import optax
 from jaxalign.errors import ConfigError
 from jaxalign.llmdoctor.tfpo_dimension import Dimension
 from jaxalign.llmdoctor.tfpo_step import TFPOBatch
-from jaxalign.mesh import row_shards, shard_batch
+from jaxalign.mesh import shard_batch
 from jaxalign.training.core import setup
 from jaxalign.training.core.loop import Batches
 from jaxalign.training.core.members import MemberBatches, create_member_states, member_of, stacked
@@ -108,7 +108,7 @@ class Together:
             self.dimensions,
             packing=train.packing,
             num_microbatches=train.accumulation_steps,
-            shards=row_shards(one.mesh),
+            **setup.shards_of(one.mesh),
             loss_positions=True,
         )
 

@@ -12,9 +12,14 @@ rows and heads (`ModelConfig.mesh`). A kernel is a function `(q, k, v, segments,
 [B, T, N, H], k and v [B, T, K, H] and int segments [B, T]: above 0 and the same in all columns of a segment, which lie
 side by side in order of position; 0 for padding, whose output is finite and never read. Each query sees the `window`
 columns of its own segment that end at its own, or all of them up to its own where `window` (an int) is 0.
+
+Where the mesh axis `context` splits the tokens of a row, its devices exchange tokens for heads before attention and
+back after it, so that each has whole rows of some of the heads (DeepSpeed-Ulysses, arXiv:2309.14509): every form above
+computes them as it is, each device as much as the next whatever the mask.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -34,13 +39,16 @@ from jaxalign.kernels.int8 import Int8
 from jaxalign.kernels.matmul import cached_dtype, operand_dtype, product
 from jaxalign.kernels.remat import CONTEXT
 from jaxalign.masking import NEGATIVE
-from jaxalign.mesh import partition_spec
+from jaxalign.mesh import constrained, length_shards, partition_spec
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import Seen
 from jaxalign.models.layers import softcap
 from jaxalign.target import target_device
 
 BLOCK = 512
+# Logical axes of queries, keys and values: as they come and go, and within attention.
+BY_LENGTH = ("batch", "length", "kv_heads", None)
+BY_HEADS = ("batch", None, "attention_heads", None)
 REFUSALS = {"cudnn": cudnn_attention.refusal, "splash": splash_attention.refusal}
 FASTEST: dict[str, AttentionImplementation] = {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"}
 
@@ -158,6 +166,10 @@ def attend(
     Raises:
       ValueError: the implementation that the config names cannot run on this backend.
     """
+    if config.mesh is not None and length_shards(config.mesh) > 1:
+        # Else the partitioner would split the projections by heads too, and gather what they read.
+        q, k, v = (constrained(x, BY_LENGTH, config.mesh) for x in (q, k, v))
+        k, v = (_for_each_device(x, q.shape[2], config.mesh) for x in (k, v))
     specs, device = _specs(q, k, segments, config), _device(config)
     implementation = choose_attention(config, device).implementation
     if implementation == "cudnn":
@@ -165,6 +177,8 @@ def attend(
         shape = q.shape if specs is None else NamedSharding(config.mesh, specs[0]).shard_shape(q.shape)
         if cudnn_attention.refusal_of_rows(device, max_segments, shape=shape):
             implementation = "plain"
+    if implementation in ("plain", "blockwise") and length_shards(config.mesh) > 1:
+        q, k, v = (constrained(x, BY_HEADS, config.mesh) for x in (q, k, v))
     if implementation == "plain":
         return attend_plain(q, k, v, positions, segments, window, config)
     if implementation == "blockwise":
@@ -200,10 +214,16 @@ def _specs(
     if mesh is None or mesh.size == 1:
         return None
     # Query and key heads are split together or not at all: else a group would be torn from its key.
-    of_queries, of_keys = (partition_spec(("batch", None, "kv_heads", None), x.shape, mesh) for x in (q, k))
+    of_queries, of_keys = (partition_spec(BY_HEADS, x.shape, mesh) for x in (q, k))
     if of_queries != of_keys:
         of_queries = partition_spec(("batch", None, None, None), q.shape, mesh)
     return of_queries, partition_spec(("batch", None), segments.shape, mesh)
+
+
+def _for_each_device(x: Float[Array, "B T K H"], heads: int, mesh: Mesh) -> Float[Array, "B T R H"]:
+    """Keys or values, repeated where `context` splits the query heads further than the key heads divide."""
+    wanted = math.lcm(x.shape[2], length_shards(mesh) * mesh.shape["tensor"])
+    return x if heads % wanted else jnp.repeat(x, wanted // x.shape[2], axis=2)
 
 
 def _by_kernel(

@@ -19,9 +19,9 @@ from jaxalign.models.config import ModelConfig, RopeScaling
 from jaxalign.target import platform
 
 # Logical axes of activations: between layers [B, T, D], out of attention [B, T, N*H], inside the MLP [B, T, F].
-RESIDUAL = ("batch", None, None)
-HEADS = ("batch", None, "heads")
-INNER = ("batch", None, "mlp")
+RESIDUAL = ("batch", "length", None)
+HEADS = ("batch", "length", "heads")
+INNER = ("batch", "length", "mlp")
 
 Params = dict[str, Any]
 

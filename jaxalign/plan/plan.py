@@ -11,7 +11,7 @@ from typing import Any, cast
 import jax
 
 from jaxalign.errors import ConfigError
-from jaxalign.mesh import make_mesh
+from jaxalign.mesh import AXES, make_mesh
 from jaxalign.models.memory import number_of_weights, sized
 from jaxalign.peaks import peak_of
 from jaxalign.plan.collectives import Collective, collectives
@@ -154,9 +154,7 @@ def report(asked: Plan, target: Target, found: Figures) -> Iterator[str]:
     """The lines that `jaxalign plan` prints."""
     config, own = asked.settings, asked.own
     shape = shape_of(own.command, config, make_mesh(config.mesh, devices_of(target)))
-    axes = ", ".join(
-        f"{name}={size}" for name in ("data", "fsdp", "tensor") if (size := getattr(config.mesh, name)) != 1
-    )
+    axes = ", ".join(f"{name}={size}" for name in AXES if (size := getattr(config.mesh, name)) != 1)
     yield (
         f"{own.command} of {number_of_weights(shape) / 1e9:.3g}B parameters on {own.target}"
         f" (mesh {axes or 'of one device'}), rows of {own.tokens:,} tokens, compiled in {found.seconds:.0f} s"

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxalign.buckets import width_bucket
-from jaxalign.mesh import row_shards
+from jaxalign.mesh import ROLLOUT_RULES, row_shards
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.processes import fetch
 from jaxalign.rollout import decode, sharding
@@ -96,7 +96,7 @@ class _Slots:
         self.mesh = sharding.mesh_of(job.definition.config)
         # The programs of one device are called as if there were no mesh.
         self.on_mesh = {} if self.mesh is None else {"mesh": self.mesh}
-        self.groups = 1 if self.mesh is None else row_shards(self.mesh)
+        self.groups = 1 if self.mesh is None else row_shards(self.mesh, ROLLOUT_RULES)
         size = slots_of(total, job.copies, job.max_rows, self.groups)
         self.row = np.zeros(size, np.int32)
         self.token = np.zeros(size, np.int32)

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxalign import models
 from jaxalign.errors import UserError
-from jaxalign.mesh import row_shards
+from jaxalign.mesh import ROLLOUT_RULES, row_shards
 from jaxalign.models.composite import CausalModel
 from jaxalign.models.layers import Adapter, Params
 from jaxalign.rollout import continuous_batching, decode, sharding
@@ -177,7 +177,7 @@ class Sampler:
         """
         mesh, limit = sharding.mesh_of(self.config), self.config.max_positions
         count = continuous_batching.slots_of(
-            rows, num_samples, self.max_rows, 1 if mesh is None else row_shards(mesh)
+            rows, num_samples, self.max_rows, 1 if mesh is None else row_shards(mesh, ROLLOUT_RULES)
         )
         columns = continuous_batching.most_columns(longest, max_new_tokens, self.block, limit)
         adapter = None if self.weights == "int8" else self.adapter

@@ -1,8 +1,9 @@
 """Rollouts on a mesh: where weights, rows and caches lie, and programs in which each device minds its own rows.
 
-The rows of a batch are split over `data` and `fsdp` (`mesh.ROLLOUT_RULES`); what devices share them is a group, of as
-many as `tensor` says. A group has all the weights. So it decodes its rows as if it were alone: nothing of weights or
-cache passes between groups, and where a group is one device nothing at all: it ends its loop when its own rows end.
+The rows of a batch are split over `data`, `fsdp` and `context` (`mesh.ROLLOUT_RULES`); what devices share them is a
+group, of as many as `tensor` says. A group has all the weights. So it decodes its rows as if it were alone: nothing of
+weights or cache passes between groups, and where a group is one device nothing at all: it ends its loop when its own
+rows end.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +14,12 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign import models
-from jaxalign.mesh import ROLLOUT_RULES, Rules, constrained, partition_spec, tree_shardings
+from jaxalign.mesh import ROLLOUT_RULES, Rules, axes_of, constrained, partition_spec, tree_shardings
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.processes import place
 
-ROW_AXES = ("data", "fsdp")
+ROW_AXES = axes_of("batch", ROLLOUT_RULES)
 ROWS = PartitionSpec(ROW_AXES)
 ALL = PartitionSpec()
 
@@ -101,7 +102,7 @@ def in_group(definition: Any, mesh: Mesh | None) -> Any:
     """The definition of a model, and of those it is made of, for a group's program: it knows of no other devices."""
     if mesh is None:
         return definition
-    group = Mesh(mesh.devices[:1, :1], mesh.axis_names, axis_types=mesh.axis_types)
+    group = Mesh(mesh.devices[:1, :1, :1], mesh.axis_names, axis_types=mesh.axis_types)
 
     def changed(part: Any) -> Any:
         if isinstance(part, ModelConfig):

@@ -90,6 +90,33 @@ def test_each_token_lies_once_in_one_piece_and_each_counted_one_has_its_head(len
     np.testing.assert_array_equal(np.sort(predicted), np.flatnonzero(rows["mask"]))
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.integers(1, WIDTH), min_size=1, max_size=30),
+    st.sampled_from([1, 2]),
+    st.sampled_from([2, 4, 8]),
+)
+def test_each_part_of_the_columns_has_the_heads_of_its_own_tokens(lengths, shards, parts):
+    rows = batch(lengths)
+    found = packed(rows, shards=shards, length_shards=parts)
+    assert found["loss_positions"].shape[:2] == (shards, parts)
+    height, width = len(found["packed"]) // shards, WIDTH // parts
+    predicted = []
+    for shard, part in np.ndindex(shards, parts):
+        own = found["packed"][
+            shard * height : (shard + 1) * height, part * width : (part + 1) * width
+        ].ravel()
+        predicted += [own[c] + 1 for c in found["loss_positions"][shard, part] if c >= 0]
+    np.testing.assert_array_equal(np.sort(predicted), np.flatnonzero(rows["mask"]))
+
+
+def test_columns_that_do_not_divide_have_their_heads_together():
+    rows = batch([5, 9, 16])
+    assert packed(rows, length_shards=32)["loss_positions"].ndim == 2
+    alike = packed_alike([rows, batch([16, 16, 16])], length_shards=4)
+    assert len({one["loss_positions"].shape for one in alike}) == 1 and alike[0]["loss_positions"].ndim == 3
+
+
 def test_a_micro_batch_of_a_packed_batch_is_the_packed_micro_batch():
     rng = np.random.default_rng(1)
     rows = batch(rng.integers(1, WIDTH + 1, (8, 2)))

@@ -153,6 +153,27 @@ def test_the_rows_of_one_device_decide_whether_offsets_fit(width, devices, monke
     np.testing.assert_array_equal(found, attention.attend_plain(q, k, v, *rows, 0, config()))
 
 
+@pytest.mark.parametrize(
+    "axes", [{"context": 2}, {"data": 2, "context": 4}, {"context": 2, "tensor": 2}], ids=str
+)
+@pytest.mark.parametrize(("form", "kind", "window"), [("plain", "packed", 5), ("blockwise", "padded", 0)])
+def test_devices_that_share_the_tokens_of_a_row_attend_as_one(axes, form, kind, window, devices):
+    """Two key heads: with four devices each is repeated, with two of `tensor` too."""
+    q, k, v, weights = inputs(24)
+    rows = layout(kind, 24)
+
+    def gradients(mesh):
+        def loss(q, k, v):
+            return (
+                attention.attend(q, k, v, *rows, window, config(mesh=mesh, attention=form)) * weights
+            ).sum()
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+    many = gradients(make_mesh(MeshConfig(**axes), devices))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), many, gradients(None))
+
+
 def test_the_setting_reaches_the_computation():
     q, k, v, _ = inputs(40)
     positions, segments = layout("padded", 40)

@@ -161,7 +161,7 @@ def test_rows_stay_where_they_are_while_others_come_and_go(model, programs, expe
 
 
 @pytest.mark.parametrize(
-    ("axes", "parts"), [({"data": 2, "fsdp": 4}, (8, 1)), ({"fsdp": 4, "tensor": 2}, (4, 2))], ids=str
+    ("axes", "parts"), [({"fsdp": 2, "context": 4}, (8, 1)), ({"fsdp": 4, "tensor": 2}, (4, 2))], ids=str
 )
 def test_cache_and_rows_are_split_and_weights_are_not(axes, parts, model, programs):
     completions(spread(model, axes), new=8)
@@ -192,7 +192,9 @@ def test_weights_travel_once_a_run_in_the_dtype_of_products(model, programs):
     assert Counter(placed) == {"bf16": 2 * matrices, "f32": 2 * norms}
 
 
-@pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, {"tensor": 8}], ids=str)
+@pytest.mark.parametrize(
+    "axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, {"tensor": 8}, {"context": 8}], ids=str
+)
 def test_completions_are_those_of_one_device(axes, model, expected):
     compare(completions(spread(model, axes)), expected)
 

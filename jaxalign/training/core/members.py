@@ -57,6 +57,7 @@ def stack_batches(
     packing: bool = False,
     num_microbatches: int = 1,
     shards: int = 1,
+    length_shards: int = 1,
     loss_positions: bool = False,
 ) -> dict[str, np.ndarray]:
     """The numeric arrays of K batches as [K, ...]; rows of tokens are filled up to one width.
@@ -64,12 +65,13 @@ def stack_batches(
     Args:
       batches: one of each member.
       packing: lay out each member's rows in fewer ones, as many for all.
-      num_microbatches, shards: see `data.packed`.
+      num_microbatches, shards, length_shards: see `data.packed`.
       loss_positions: whether a vocabulary head reads them; it will read what predicts counted tokens, as many for all.
 
     Raises:
       DataError: questions with different numbers of candidates.
     """
+    layout = {"num_microbatches": num_microbatches, "shards": shards, "length_shards": length_shards}
     found = [setup.device_part(batch) for batch in batches]
     shapes = [batch["tokens"].shape for batch in found]
     if len({shape[:-1] for shape in shapes}) > 1:
@@ -86,15 +88,10 @@ def stack_batches(
 
     found = [{name: filled(array) for name, array in batch.items()} for batch in found]
     if packing:
-        found = packed_alike(
-            found, num_microbatches=num_microbatches, shards=shards, loss_positions=loss_positions
-        )
+        found = packed_alike(found, loss_positions=loss_positions, **layout)
     elif loss_positions:
         whole = [{**batch, **arrays} for batch, arrays in zip(batches, found, strict=True)]
-        found = [
-            setup.device_part(batch)
-            for batch in with_loss_positions_alike(whole, num_microbatches=num_microbatches, shards=shards)
-        ]
+        found = [setup.device_part(batch) for batch in with_loss_positions_alike(whole, **layout)]
     return {name: np.stack([batch[name] for batch in found]) for name in found[0]}
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxalign import models
 from jaxalign.errors import ConfigError
-from jaxalign.mesh import DEFAULT_RULES, devices_of, partition_spec, row_shards
+from jaxalign.mesh import AXES, axes_of, devices_of, entry_axes, partition_spec, row_shards
 from jaxalign.models.memory import sized
 from jaxalign.models.transformer import parameter_shapes
 from jaxalign.runs import Run
@@ -48,10 +48,11 @@ def _numbered(devices: Sequence[Any]) -> str:
 def _using_all(there: int, mesh: Mesh) -> str:
     if mesh.size == 1:
         return f"mesh.data=-1 to split the rows over all devices, or mesh.fsdp={there} to shard the parameters too"
-    sizes = {name: mesh.shape[name] for name in ("fsdp", "tensor")}
+    sizes = {name: mesh.shape[name] for name in AXES if name != "data"}
     if there % math.prod(sizes.values()):
         sizes["tensor"] = _nearest(there, sizes["tensor"])[0]
-        sizes["fsdp"] = _nearest(there // sizes["tensor"], sizes["fsdp"])[0]
+        sizes["context"] = math.gcd(there // sizes["tensor"], sizes["context"])
+        sizes["fsdp"] = _nearest(there // (sizes["tensor"] * sizes["context"]), sizes["fsdp"])[0]
     changed = [f"mesh.{name}={size}" for name, size in sizes.items() if size != mesh.shape[name]]
     return " and ".join(["mesh.data=-1", *changed]) + " to use all"
 
@@ -92,17 +93,17 @@ def check_rows(config: Any, mesh: Mesh) -> None:
 
 @dataclass(frozen=True)
 class Misfit:
-    """A logical axis of weights that are replicated over a mesh axis, as its size does not divide by the axis'.
+    """A logical axis of weights that are replicated over mesh axes, as its size does not divide by theirs.
 
     Attributes:
       name, size: of the logical axis.
-      mesh_axis, width: the mesh axis and its size.
+      axes, width: the mesh axes that it would be split over, and the product of their sizes.
       cost: bytes that a device holds of them in addition to its share.
     """
 
     name: str
     size: int
-    mesh_axis: str
+    axes: tuple[str, ...]
     width: int
     cost: float
 
@@ -116,20 +117,19 @@ def misfits(config: models.ModelConfig, mesh: Mesh) -> tuple[list[Misfit], set[s
         is_leaf=lambda shape: isinstance(shape, tuple),
     )
     leaves, treedef = jax.tree.flatten(shapes)
-    costs: Counter[tuple[str, int, str]] = Counter()
+    costs: Counter[tuple[str, int, tuple[str, ...], int]] = Counter()
     divided: set[str] = set()
     for leaf, names in zip(leaves, treedef.flatten_up_to(models.param_logical_axes(shapes)), strict=True):
         spec = partition_spec(names, leaf.shape, mesh)
-        own = {target for target in spec if isinstance(target, str)}
+        own = {axis for entry in spec for axis in entry_axes(entry)}
         if len(names) - ("layers" in names) > 1:
             divided |= own
-        held = math.prod(leaf.shape) * itemsize / math.prod(mesh.shape[target] for target in own)
+        held = math.prod(leaf.shape) * itemsize / math.prod(mesh.shape[axis] for axis in own)
         for name, size in zip(names, leaf.shape, strict=True):
-            target = DEFAULT_RULES.get(name) if name else None
-            if isinstance(target, str) and size % mesh.shape[target]:
-                costs[name, size, target] += held * (1 - 1 / mesh.shape[target])
-    found = [Misfit(*key, mesh.shape[key[2]], cost) for key, cost in costs.items()]
-    return found, divided
+            axes = tuple(axis for axis in axes_of(name) if mesh.shape[axis] > 1)
+            if size % (width := math.prod(mesh.shape[axis] for axis in axes)):
+                costs[name, size, axes, width] += held * (1 - 1 / width)
+    return [Misfit(*key, cost) for key, cost in costs.items()], divided
 
 
 def tell_fit(run: Run | None, section: str, config: models.ModelConfig, mesh: Mesh) -> None:
@@ -142,26 +142,28 @@ def tell_fit(run: Run | None, section: str, config: models.ModelConfig, mesh: Me
       mesh: the devices.
 
     Raises:
-      ConfigError: none of its matrices divides by an axis that is asked for.
+      ConfigError: none of its matrices divides by an axis that is asked for, or its attention heads do not by
+        `mesh.context`.
     """
     if mesh.size == 1:
         return
     found, divided = misfits(config, mesh)
-    for axis in ("fsdp", "tensor"):
+    for axis in ("fsdp", "context", "tensor"):
         if mesh.shape[axis] > 1 and axis not in divided:
-            raise ConfigError(_nothing_divides(section, axis, mesh, found))
+            raise ConfigError(_nothing_divides(section, axis, found))
+    _check_heads(section, config.num_heads, mesh)
     if run is None:
         return
     for misfit in found:
-        axis, width = misfit.mesh_axis, misfit.width
+        axes = " x mesh.".join(misfit.axes)
         run.warn_once(
             section,
-            f"{misfit.name} = {misfit.size} is not divisible by mesh.{axis}={width}: those weights are replicated "
-            f"over it, which costs {sized(misfit.cost)} a device; nearest that fits: "
-            f"{_settings(axis, _nearest(misfit.size, width))}",
+            f"{misfit.name} = {misfit.size} is not divisible by mesh.{axes}={misfit.width}: those weights are "
+            f"replicated over it, which costs {sized(misfit.cost)} a device; nearest that fits: "
+            f"{_settings(axes, _nearest(misfit.size, misfit.width))}",
         )
     heads, width = config.num_kv_heads, mesh.shape["tensor"]
-    if heads % width:
+    if heads % width and mesh.shape["context"] == 1:
         run.warn_once(
             section,
             f"{heads} KV head{'s' if heads > 1 else ''} cannot be split over mesh.tensor={width}: keys, values and "
@@ -170,13 +172,25 @@ def tell_fit(run: Run | None, section: str, config: models.ModelConfig, mesh: Me
         )
 
 
-def _nothing_divides(section: str, axis: str, mesh: Mesh, found: Iterable[Misfit]) -> str:
-    width, sizes = mesh.shape[axis], {m.name: m.size for m in found if m.mesh_axis == axis}
+def _check_heads(section: str, heads: int, mesh: Mesh) -> None:
+    context, tensor = mesh.shape["context"], mesh.shape["tensor"]
+    if context > 1 and heads % (context * tensor):
+        fitting = [n for n in (1 << i for i in range(heads.bit_length())) if heads % (n * tensor) == 0]
+        most = f"the largest that does is mesh.context={fitting[-1]}" if fitting else "none does"
+        raise ConfigError(
+            f"mesh.context={context}: the {heads} attention heads of {section} must be divisible by mesh.context x "
+            f"mesh.tensor = {context * tensor}; {most}"
+        )
+
+
+def _nothing_divides(section: str, axis: str, found: Iterable[Misfit]) -> str:
+    own = [m for m in found if axis in m.axes]
+    axes, width, sizes = " x mesh.".join(own[0].axes), own[0].width, {m.name: m.size for m in own}
     common = _nearest(math.gcd(*sizes.values()), width)
     shape = ", ".join(f"{name} = {size}" for name, size in sizes.items())
     return (
-        f"mesh.{axis}={width}: none of the matrices of {section} ({shape}) can be sharded over it; nearest that fits: "
-        f"{_settings(axis, common)}" + (f", or use mesh.data={width}" if axis == "fsdp" else "")
+        f"mesh.{axes}={width}: none of the matrices of {section} ({shape}) can be sharded over it; nearest that fits: "
+        f"{_settings(axes, common)}" + (f", or use mesh.data={width}" if axes == "fsdp" else "")
     )
 
 

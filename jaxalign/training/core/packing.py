@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxalign.data.packing import MAX_SEGMENTS, segments
@@ -21,11 +22,12 @@ class Packing:
       flat_indices: row * T + column of the token in each column of the packed rows; N * T in padding. None where the
         rows are not packed: then they are the R = N rows below.
       loss_positions: for each shard of the R rows, flattened, the columns whose hidden state predicts a counted token;
-        -1 fills. None where no vocabulary head is applied, or (to rows that are not packed) to all columns.
+        -1 fills. [S, L, C] where a row's columns are split over L devices: the same for each of their parts. None where
+        no vocabulary head is applied, or (to rows that are not packed) to all columns.
     """
 
     flat_indices: Int[Array, "R T"] | None = None
-    loss_positions: Int[Array, "S C"] | None = None
+    loss_positions: Int[Array, "S C"] | Int[Array, "S L C"] | None = None
 
     @classmethod
     def of(cls, columns: Mapping[str, Any], prefix: str = "") -> "Packing | None":
@@ -51,21 +53,31 @@ class Packing:
         """What a model says of each column of the rows, at its token's place in rows of this shape."""
         return values if self.flat_indices is None else spread(values, self.flat_indices, shape)
 
-    def gather(self, hidden: Float[Array, "R T D"]) -> Float[Array, "S C D"]:
+    def gather(self, hidden: Float[Array, "R T D"]) -> Float[Array, "S LC D"]:
         """The hidden states that predict counted tokens; some state in filled slots."""
-        assert self.loss_positions is not None
-        shards = hidden.reshape(self.loss_positions.shape[0], -1, hidden.shape[-1])
-        return jnp.take_along_axis(shards, jnp.maximum(self.loss_positions, 0)[..., None], axis=1)
+        found = self._at_positions(hidden)
+        return found.reshape(found.shape[0], -1, found.shape[-1])
 
-    def targets(self, size: int) -> Int[Array, "S C"]:
-        """Where the token lies that each of `gather` predicts, row * T + column; `size` = N * T in filled slots."""
+    def targets(self, shape: tuple[int, ...]) -> Int[Array, "S LC"]:
+        """Where the token lies that each of `gather` predicts, row * T + column of rows of the shape [N, T]; N * T in
+        filled slots."""
         assert self.loss_positions is not None
-        shards, columns = self.loss_positions.shape[0], jnp.maximum(self.loss_positions, 0)
-        if self.flat_indices is None:
-            before = columns + jnp.arange(shards)[:, None] * (size // shards)
-        else:
-            before = jnp.take_along_axis(self.flat_indices.reshape(shards, -1), columns, axis=1)
-        return jnp.where(self.loss_positions < 0, size, before + 1)
+        size = math.prod(shape)
+        before = jnp.arange(size).reshape(shape) if self.flat_indices is None else self.flat_indices
+        found = jnp.where(self.loss_positions < 0, size, self._at_positions(before[..., None])[..., 0] + 1)
+        return found.reshape(found.shape[0], -1)
+
+    def _at_positions(self, columns: Shaped[Array, "R T D"]) -> Shaped[Array, "S *L C D"]:
+        """What stands at `loss_positions`; column 0 in filled slots."""
+        assert self.loss_positions is not None
+        positions = jnp.maximum(self.loss_positions, 0)[..., None]
+        if positions.ndim == 3:
+            return jnp.take_along_axis(
+                columns.reshape(positions.shape[0], -1, columns.shape[-1]), positions, 1
+            )
+        shards, parts = positions.shape[:2]
+        split = rearrange(columns, "(s r) (l c) d -> s l (r c) d", s=shards, l=parts)
+        return jnp.take_along_axis(split, positions, axis=2)
 
 
 def most_segments(packing: bool) -> int:

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxalign.logprobs import linear_logprobs
+from jaxalign.mesh import constrained, length_shards
 from jaxalign.models import LoraConfig, attach, merge
 from jaxalign.models.flops import Pass, training_pass
+from jaxalign.models.layers import RESIDUAL
 from jaxalign.target import memory_of, target_device
 from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.packing import Packing, spread, taken
@@ -114,11 +116,21 @@ def score_tokens(
     head = {"embedding": model.head, "temperature": temperature, **model.head_options}
     tokens, mask, layout = rows.tokens, rows.mask, rows.packing or Packing()
     states = model.hidden(**layout.rows(tokens, rows.lengths), **options)
-    places = None if rows.packing is None else layout.targets(tokens.size)
-    if places is None:
-        before, targets, counted = states[:, :-1], tokens[:, 1:], mask[:, 1:]
-    else:
+    places = None if rows.packing is None else layout.targets(tokens.shape)
+    # Where devices share the columns of a row, each must keep as many.
+    keep_width, mesh = length_shards(model.config.mesh) > 1, model.config.mesh
+    if places is not None:
         before, targets, counted = layout.gather(states), taken(tokens, places), taken(mask, places)
+    elif keep_width:
+        before, targets, counted = (
+            states,
+            jnp.roll(tokens, -1, axis=1),
+            jnp.roll(mask.at[:, 0].set(False), -1, 1),
+        )
+    else:
+        before, targets, counted = states[:, :-1], tokens[:, 1:], mask[:, 1:]
+    if keep_width:
+        before = constrained(before, RESIDUAL, mesh)
     vocabulary = model.head.shape[0]
     if (
         whole_logits
@@ -127,10 +139,12 @@ def score_tokens(
     ):
         head["chunk_size"] = vocabulary
     stats = linear_logprobs(before, targets=targets, mask=counted, **head)
-    if places is None:
-        stats = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), stats)
-    else:
+    if places is not None:
         stats = jax.tree.map(lambda x: spread(x, places, tokens.shape), stats)
+    elif keep_width:
+        stats = jax.tree.map(lambda x: jnp.roll(x, 1, axis=1), stats)
+    else:
+        stats = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), stats)
     return TokenScores(
         logps=stats.logps,
         entropy=stats.entropy,

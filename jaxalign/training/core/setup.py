@@ -24,6 +24,7 @@ from jaxalign.kernels.frozen import Frozen
 from jaxalign.mesh import (
     MeshConfig,
     devices_of,
+    length_shards,
     make_mesh,
     replicated,
     row_shards,
@@ -296,12 +297,17 @@ def laid_out(
       num_microbatches: micro-batches it will be split into.
       head: whether a vocabulary head reads them; it will read what predicts counted tokens.
     """
-    shards = row_shards(mesh)
+    options = {"num_microbatches": num_microbatches, **shards_of(mesh)}
     if packing and "packed" not in columns:
-        columns = packed(columns, num_microbatches=num_microbatches, shards=shards, loss_positions=head)
+        columns = packed(columns, loss_positions=head, **options)
     elif head and not packing:
-        columns = with_loss_positions(columns, num_microbatches=num_microbatches, shards=shards)
+        columns = with_loss_positions(columns, **options)
     return columns
+
+
+def shards_of(mesh: Mesh) -> dict[str, int]:
+    """Into how many parts rows and their columns are split over a mesh, as `data.packed` asks for it."""
+    return {"shards": row_shards(mesh), "length_shards": length_shards(mesh)}
 
 
 def device_part(batch: Mapping[str, Any]) -> dict[str, Any]:

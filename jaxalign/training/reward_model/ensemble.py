@@ -252,7 +252,7 @@ def ensemble_task(
         ],
         packing=train.packing,
         num_microbatches=train.accumulation_steps,
-        shards=row_shards(run.mesh),
+        **setup.shards_of(run.mesh),
     )
     evaluate = make_member_evaluation(policy, loss_of)
 

@@ -303,7 +303,7 @@ class OnPolicyTrainer(Evaluated):
         """Batches of one shape on the mesh, one after the other, with layouts of one shape where rows are packed."""
         packing = self.config.train.packing
         if packing:
-            batches = packed_alike(batches, num_microbatches=num_microbatches, shards=row_shards(self.mesh))
+            batches = packed_alike(batches, num_microbatches=num_microbatches, **setup.shards_of(self.mesh))
         return (
             setup.on_mesh(batch, kind, self.mesh, packing=packing, num_microbatches=num_microbatches)
             for batch in batches

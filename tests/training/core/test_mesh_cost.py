@@ -62,6 +62,23 @@ def test_parameters_are_gathered_and_activations_of_the_whole_batch_are_not_summ
     assert moved(step, "all-gather")[0] > 0
 
 
+def test_devices_that_share_the_tokens_of_a_row_exchange_them_for_heads_and_gather_none(devices):
+    step = lowered_loss(devices, {"fsdp": 2, "context": 4}, gradient=False)
+    # Of the activations of a device's rows, all tokens: of no product is the input gathered.
+    assert moved(step, "all-gather")[1] < 4 * (ROWS // 2) * LENGTH * WIDTH
+    assert moved(step, "all-reduce")[1] < 4 * (ROWS // 2) * LENGTH * WIDTH // 4
+    # Queries, keys and values (4 heads of 8) to heads and the output back, in each of 10 layers.
+    exchanged = 10 * 4 * (4 * (ROWS // 2) * LENGTH * WIDTH // 4)
+    assert exchanged <= moved(step, "all-to-all", in_loop=True)[0] < 1.1 * exchanged
+
+
+def test_a_device_holds_its_tokens_of_a_row_alone(devices):
+    def temporaries(axes):
+        return lowered_loss(devices, axes, gradient=True).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries({"context": 4}) < 0.5 * temporaries({})
+
+
 @pytest.mark.parametrize("axes", [{"tensor": 8}, {"fsdp": 2, "tensor": 4}], ids=str)
 def test_no_chunk_of_the_head_gathers_its_vocabulary(axes, devices):
     mesh = make_mesh(MeshConfig(**axes), devices)

@@ -66,6 +66,28 @@ def test_devices_that_are_not_in_the_mesh_are_named_with_the_nearest_that_uses_a
         assert make_mesh(MeshConfig(**(axes | changed)), devices).size == 8
 
 
+def test_heads_that_devices_cannot_exchange_for_tokens_are_refused_with_the_most_that_fit(devices):
+    config = models.ModelConfig(
+        vocab_size=64, hidden_size=48, intermediate_size=96, num_layers=1, num_heads=6, num_kv_heads=2, head_dim=8,
+        max_positions=64,
+    )  # fmt: skip
+    refused = r"mesh\.context=4: the 6 attention heads of model .* mesh\.tensor = 4; .* is mesh\.context=2"
+    with pytest.raises(ConfigError, match=refused):
+        tell_fit(None, "model", config, make_mesh(MeshConfig(context=4), devices))
+    tell_fit(None, "model", config, make_mesh(MeshConfig(context=2), devices))
+
+
+def test_widths_that_fsdp_and_context_do_not_divide_are_told_by_both(devices):
+    config = models.ModelConfig(
+        vocab_size=64, hidden_size=20, intermediate_size=64, num_layers=1, num_heads=4, num_kv_heads=4, head_dim=8,
+        max_positions=64,
+    )  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"mesh\.fsdp x mesh\.context=8: none .* model \(embed = 20\).* mesh\.context=10"
+    ):
+        tell_fit(None, "model", config, make_mesh(MeshConfig(fsdp=2, context=4), devices))
+
+
 # --- rows -------------------------------------------------------------------------------------
 
 
@@ -155,7 +177,7 @@ def test_an_evaluation_of_rows_that_do_not_divide_is_split_and_that_of_one_devic
     one, four = found
     assert {
         x.sharding.spec[0] for batch in rows for x in jax.tree.leaves(batch) if x.sharding.mesh.size == 4
-    } == {("data", "fsdp")}
+    } == {"data"}
     names = [name for name in one if name.startswith("eval/")]
     assert names
     for name in names:

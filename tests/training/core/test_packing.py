@@ -209,6 +209,23 @@ def test_packed_rows_on_eight_devices_equal_one(name, devices):
     assert_equal(results(name, eight, PACKED, parts=2), results(name, one, PLAIN))
 
 
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("sft", PACKED),
+        ("ppo", HEADS),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("dpo", PACKED), ("sft", HEADS), ("reward", PACKED))
+        ),
+    ],
+)
+def test_devices_that_share_the_tokens_of_a_row_give_what_one_gives(name, layout, devices):
+    one, eight = make_mesh(MeshConfig(), devices[:1]), make_mesh(MeshConfig(fsdp=2, context=4), devices)
+    parts = 2 if layout == PACKED else 1
+    assert_equal(results(name, eight, layout, parts=parts), results(name, one, PLAIN))
+
+
 def test_a_value_head_on_the_policys_trunk_reads_packed_rows_too(devices):
     """The hidden states of packed rows are those of the padded ones, at every token."""
     model = models.create(shape(), key=KEY)

@@ -25,9 +25,11 @@ from tests.training.cases import (
 )
 
 RATE = 1e-2
-# All three axes at once in `make test`; each alone in `make test-all`.
+# Three axes at once in `make test`; others in `make test-all`.
 MESHES = [
     {"data": 2, "fsdp": 2, "tensor": 2},
+    pytest.param({"fsdp": 2, "context": 2, "tensor": 2}, marks=pytest.mark.slow),
+    pytest.param({"data": 2, "context": 4}, marks=pytest.mark.slow),
     pytest.param({"data": 8}, marks=pytest.mark.slow),
     pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
 ]
