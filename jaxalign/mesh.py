@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign import processes
@@ -80,7 +81,7 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
 
     Raises:
       DeviceError: the axes need more devices than there are, or a process has none of those that they take.
-      ConfigError: `data=-1` and the number of devices is not divisible by the other axes.
+      ConfigError: `data=-1` and the number of devices is not divisible by the other axes; see `over_slices`.
     """
     config = config or MeshConfig()
     devices = list(jax.devices() if devices is None else devices)
@@ -98,13 +99,48 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
             f"the mesh {NAMES} = {shape} needs {count} devices, but there are {len(devices)}: "
             + ", ".join(str(d) for d in devices[:8])
         )
-    idle = sorted({d.process_index for d in devices} - {d.process_index for d in devices[:count]})
+    slices = _slices(devices)
+    grid = over_slices(shape, slices) if len(slices) > 1 else None
+    used = devices[:count] if grid is None else list(grid.flat)
+    idle = sorted({d.process_index for d in devices} - {d.process_index for d in used})
     if idle:
         raise DeviceError(
             f"the mesh {NAMES} = {shape} has {count} of {len(devices)} devices, and none of process "
             f"{idle[0]}; every process must have a part: mesh.data=-1 takes all devices"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count])
+    types = (AxisType.Auto,) * len(AXES)
+    if grid is not None:
+        return Mesh(grid, AXES, axis_types=types)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=used)
+
+
+def _slices(devices: Sequence[Any]) -> list[list[Any]]:
+    """The devices of each TPU slice; all of them in one where devices know of no slices."""
+    numbers = sorted({getattr(d, "slice_index", None) or 0 for d in devices})
+    return [[d for d in devices if (getattr(d, "slice_index", None) or 0) == number] for number in numbers]
+
+
+def over_slices(shape: Sequence[int], slices: Sequence[Sequence[Any]]) -> np.ndarray:
+    """Devices in the shape of the axes, of which `data` alone crosses slices: their network is the slowest.
+
+    Raises:
+      ConfigError: `mesh.data` is not a multiple of the number of slices, or a slice has too few devices.
+    """
+    data, *rest = shape
+    each, left = divmod(data, len(slices))
+    if left:
+        raise ConfigError(
+            f"mesh.data={data}: there are {len(slices)} TPU slices, and only rows are split over them, so mesh.data "
+            f"must be a multiple of {len(slices)}; mesh.data=-1 takes all devices"
+        )
+    count = each * math.prod(rest)
+    if count > min(map(len, slices)):
+        raise ConfigError(
+            f"mesh.data={data}: each of {len(slices)} TPU slices would need {count} devices, but one has "
+            f"{min(map(len, slices))}; only rows are split over slices"
+        )
+    grids = [create_device_mesh((each, *rest), one[:count]) for one in slices]
+    return np.concatenate(grids)
 
 
 def partition_spec(

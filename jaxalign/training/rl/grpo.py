@@ -142,7 +142,7 @@ class Trainer(PolicyTrainer):
 
     def _rows_of(self, rollout: Rollout) -> tuple[Rows, np.ndarray]:
         """Prompts with completions, masked where no reward applies; and bool [N], the rows that the loss reads."""
-        rows = join_rows(rollout.request.prompt_ids, rollout.completions, multiple=16)
+        rows = join_rows(rollout.request.prompt_ids, rollout.completions, multiple=self.row_multiple)
         rows = replace(rows, mask=rows.mask & rollout.rewards.valid[:, None])
         return rows, in_loss(self.config.loss, rollout.completions, rollout.rewards) & rows.mask.any(1)
 

@@ -14,7 +14,7 @@ import optax
 
 from jaxalign.data import Example, packed_alike
 from jaxalign.errors import UserError
-from jaxalign.mesh import row_shards
+from jaxalign.mesh import length_shards, row_shards
 from jaxalign.models.flops import Pass
 from jaxalign.processes import fetch
 from jaxalign.rewards import RewardRequest
@@ -130,6 +130,11 @@ class OnPolicyTrainer(Evaluated):
         return rollout_metrics(completions, rewards.rewards, rewards.raw) | self.watch.metrics(
             int(completions.lengths.sum())
         )
+
+    @property
+    def row_multiple(self) -> int:
+        """What the width of rows is a multiple of: few widths, and the same part of a row for each device."""
+        return max(16, length_shards(self.mesh))
 
     def score_rows(self, rows: Rows, score: Callable[[TokenBatch], Any]) -> Any:
         """`score` over all rows, in batches of one shape.

@@ -148,7 +148,7 @@ class Trainer(PolicyTrainer):
         completions, request = self.sample(number)
         answers = self._reference_answers(number, request)
         self.watch.end_sampling()
-        rows = join_rows(request.prompt_ids, completions, multiple=16)
+        rows = join_rows(request.prompt_ids, completions, multiple=self.row_multiple)
         scored, gaps = self.score_completions(number, rows, completions)
         logps, ref_logps, entropy = scored.logps, scored.ref_logps, scored.entropy
         assert logps is not None and ref_logps is not None and entropy is not None

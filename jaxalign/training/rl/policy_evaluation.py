@@ -96,7 +96,7 @@ def evaluate_policy(trainer: Evaluated, number: int) -> dict[str, float]:
         )
         request = trainer.request_of(batch, completions, number + 1, 1)
         part = trainer.held_out_scores(request, key)
-        kl = trainer.held_out_kl(join_rows(request.prompt_ids, completions, multiple=16))
+        kl = trainer.held_out_kl(join_rows(request.prompt_ids, completions, multiple=trainer.row_multiple))
         if kl is not None:
             part["kl"] = kl
         part["length"] = completions.lengths

@@ -136,7 +136,7 @@ class Trainer(OnPolicyTrainer):
         valid = rewards.valid
         if not valid.any():
             raise UserError(f"update {number}: no reward applies to any of the {len(valid)} completions")
-        rows = join_rows(request.prompt_ids, completions, multiple=16)
+        rows = join_rows(request.prompt_ids, completions, multiple=self.row_multiple)
         rows = replace(rows, mask=rows.mask & valid[:, None])
         token_rewards = rows.from_completion(np.asarray(rewards.rewards.token_rewards))
         outcome = Outcome(
