@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -166,7 +166,7 @@ def attend(
     Raises:
       ValueError: the implementation that the config names cannot run on this backend.
     """
-    if config.mesh is not None and length_shards(config.mesh) > 1:
+    if length_shards(config.mesh) > 1:
         # Else the partitioner would split the projections by heads too, and gather what they read.
         q, k, v = (constrained(x, BY_LENGTH, config.mesh) for x in (q, k, v))
         k, v = (_for_each_device(x, q.shape[2], config.mesh) for x in (k, v))
@@ -220,7 +220,7 @@ def _specs(
     return of_queries, partition_spec(("batch", None), segments.shape, mesh)
 
 
-def _for_each_device(x: Float[Array, "B T K H"], heads: int, mesh: Mesh) -> Float[Array, "B T R H"]:
+def _for_each_device(x: Float[Array, "B T K H"], heads: int, mesh: Any) -> Float[Array, "B T R H"]:
     """Keys or values, repeated where `context` splits the query heads further than the key heads divide."""
     wanted = math.lcm(x.shape[2], length_shards(mesh) * mesh.shape["tensor"])
     return x if heads % wanted else jnp.repeat(x, wanted // x.shape[2], axis=2)

@@ -6,7 +6,7 @@ divide; weights that do not are told with what they cost.
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,7 +117,7 @@ def misfits(config: models.ModelConfig, mesh: Mesh) -> tuple[list[Misfit], set[s
         is_leaf=lambda shape: isinstance(shape, tuple),
     )
     leaves, treedef = jax.tree.flatten(shapes)
-    costs: Counter[tuple[str, int, tuple[str, ...], int]] = Counter()
+    costs: defaultdict[tuple[str, int, tuple[str, ...], int], float] = defaultdict(float)
     divided: set[str] = set()
     for leaf, names in zip(leaves, treedef.flatten_up_to(models.param_logical_axes(shapes)), strict=True):
         spec = partition_spec(names, leaf.shape, mesh)

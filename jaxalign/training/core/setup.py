@@ -297,7 +297,7 @@ def laid_out(
       num_microbatches: micro-batches it will be split into.
       head: whether a vocabulary head reads them; it will read what predicts counted tokens.
     """
-    options = {"num_microbatches": num_microbatches, **shards_of(mesh)}
+    options: dict[str, Any] = {"num_microbatches": num_microbatches, **shards_of(mesh)}
     if packing and "packed" not in columns:
         columns = packed(columns, loss_positions=head, **options)
     elif head and not packing:
@@ -305,7 +305,7 @@ def laid_out(
     return columns
 
 
-def shards_of(mesh: Mesh) -> dict[str, int]:
+def shards_of(mesh: Mesh) -> dict[str, Any]:
     """Into how many parts rows and their columns are split over a mesh, as `data.packed` asks for it."""
     return {"shards": row_shards(mesh), "length_shards": length_shards(mesh)}
 

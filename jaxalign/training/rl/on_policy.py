@@ -132,7 +132,7 @@ class OnPolicyTrainer(Evaluated):
         )
 
     @property
-    def row_multiple(self) -> int:
+    def row_multiple(self) -> int:  # type: ignore[override]
         """What the width of rows is a multiple of: few widths, and the same part of a row for each device."""
         return max(16, length_shards(self.mesh))
 

@@ -30,6 +30,7 @@ class Evaluated(ABC):
     key: jax.Array
     generator: Generator
     held_out: Sequence[Example]
+    row_multiple: int
 
     def request_of(
         self, batch: Mapping[str, Any], completions: Completions, number: int, copies: int
