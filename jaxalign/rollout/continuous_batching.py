@@ -8,8 +8,9 @@ On a mesh the slots are split over the groups of devices that each decode rows o
 them with equally many. A group reads the prompts of the completions that it will decode, and rows never leave it.
 """
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from jaxalign.processes import fetch
 from jaxalign.rollout import decode, sharding
 from jaxalign.rollout.decode import RowSampling
 from jaxalign.rollout.sampling import SamplerFeatures
+from jaxalign.rollout.traffic import DecodeTraffic
 
 # Prompt tokens that a group of devices reads by one program, padding included: bounds its memory.
 PREFILL_TOKENS = 16_384
@@ -48,6 +50,7 @@ class Job:
       block: tokens decoded between two looks at which rows have ended.
       int8_cache: keep keys and values as 8-bit integers.
       on_tokens: is called with `tokens` [N, C] and `lengths` [N] as they are after each block.
+      traffic: counts what decoding reads.
     """
 
     definition: Any
@@ -64,6 +67,7 @@ class Job:
     block: int
     int8_cache: bool = False
     on_tokens: OnTokens | None = None
+    traffic: DecodeTraffic = field(default_factory=DecodeTraffic)
 
 
 def run(job: Job) -> dict[str, np.ndarray]:
@@ -142,7 +146,7 @@ class _Slots:
         job = self.job
         if self.weights is None:
             self.weights = decode.decode_weights(job.definition, job.params, job.adapter)
-        before = self.drawn
+        before, began = self.drawn, time.perf_counter()
         rows = (self.token, self.alive, self.drawn, job.draws.take(self.row))
         token, alive, drawn, draws = sharding.by_rows(rows, self.mesh)
         self.cache, new = decode.decode_block(
@@ -161,6 +165,12 @@ class _Slots:
             block=job.block,
         )
         new = fetch(new)
+        job.traffic.add(
+            self.weights,
+            (self.cache.keys, self.cache.values),
+            steps=int(new["step"]),
+            seconds=time.perf_counter() - began,
+        )
         for slot in np.flatnonzero(self.alive):
             row, start, count = self.row[slot], before[slot], new["drawn"][slot] - before[slot]
             for name in ("tokens", "logps", "sampling_logps"):

@@ -24,6 +24,7 @@ from jaxalign.rollout.config import SamplingArguments, Storage, checked_sampling
 from jaxalign.rollout.continuous_batching import OnTokens
 from jaxalign.rollout.decode import RowSampling
 from jaxalign.rollout.sampling import SamplerFeatures
+from jaxalign.rollout.traffic import DecodeTraffic
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Sampler:
       cache: int8 keeps keys and values as 8-bit integers; same in the dtype in which attention reads them (the
         compute dtype; in CPUs' forms of products float32).
 
-    Log-probs of completions are those of the rounded model, which the samples are drawn from.
+    Log-probs of completions are those of the rounded model, which the samples are drawn from. `traffic` is what the
+    last `generate` read of a device's memory.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Sampler:
         self.block = block
         self.weights = weights
         self.cache = cache
+        self.traffic = DecodeTraffic()
         self.update(params, adapter=adapter)
 
     @property
@@ -121,6 +124,7 @@ class Sampler:
         checked = checked_sampling(sampling, prompts=len(prompts), eos_ids=self.config.eos_ids)
         self._check_prompts(prompts, checked.max_new_tokens)
         stops = checked.stop_tokens
+        self.traffic = DecodeTraffic()
         heat, k, p, least = (np.repeat(values, checked.num_samples) for values in checked.numbers)
         out = continuous_batching.run(
             continuous_batching.Job(
@@ -154,6 +158,7 @@ class Sampler:
                 block=self.block,
                 int8_cache=self.cache == "int8",
                 on_tokens=on_tokens,
+                traffic=self.traffic,
             )
         )
         stopped = out.pop("stopped")

@@ -1,4 +1,5 @@
-"""How fast a run computes what its models need, and the share of its devices' peak that this is (MFU)."""
+"""How fast a run computes what its models need and reads what it decodes with, and the share of its devices' peaks that
+this is (MFU, MBU)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxalign.models.flops import Pass
 from jaxalign.peaks import peak_of
+from jaxalign.rollout.traffic import DecodeTraffic
 from jaxalign.runs import Run
 
 
@@ -20,14 +22,16 @@ class Speed:
     """
 
     def __init__(self, run: Run, mesh: Mesh, passes: Sequence[Pass] = ()) -> None:
-        self.passes, self.peak = passes, 0.0
+        self.passes, self.peak, self.bandwidth = passes, 0.0, 0.0
         device = mesh.devices.flat[0]
         if device.platform == "cpu":
             return
         if (peak := peak_of(device.device_kind)) is not None:
-            self.peak = peak.flops * mesh.size
+            self.peak, self.bandwidth = peak.flops * mesh.size, peak.bandwidth
         else:
-            run.note(f"devices: the peak of {device.device_kind} is not known, so time/mfu is not logged")
+            run.note(
+                f"devices: the peak of {device.device_kind} is not known, so time/mfu and time/mbu are not logged"
+            )
 
     def flops(self, batch: Mapping[str, Any]) -> float:
         """Of a step on a batch, see `Pass.flops`."""
@@ -39,3 +43,12 @@ class Speed:
             return {}
         found = {"time/model_flops_per_second": flops / seconds}
         return found | ({"time/mfu": flops / seconds / self.peak} if self.peak else {})
+
+    def decode_metrics(self, decoding: DecodeTraffic) -> dict[str, float]:
+        """Bytes a second that a device reads to decode, and their share of its bandwidth where that is known."""
+        if not decoding.bytes or decoding.seconds <= 0:
+            return {}
+        rate = decoding.bytes / decoding.seconds
+        return {"time/decode_bytes_per_second": rate} | (
+            {"time/mbu": rate / self.bandwidth} if self.bandwidth else {}
+        )

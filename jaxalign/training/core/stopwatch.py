@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass, field
 
+from jaxalign.rollout.traffic import DecodeTraffic
+
 
 @dataclass
 class Stopwatch:
@@ -11,12 +13,14 @@ class Stopwatch:
     Attributes:
       started, sampled, scored: when each part began or ended, in seconds of `time.perf_counter`.
       flops: model FLOPs of the optimizer steps.
+      decoding: what the sampler read of a device's memory; nothing where another engine samples.
     """
 
     started: float = field(default_factory=time.perf_counter)
     sampled: float = 0.0
     scored: float = 0.0
     flops: float = 0.0
+    decoding: DecodeTraffic = field(default_factory=DecodeTraffic)
 
     def end_sampling(self) -> None:
         """Scoring begins."""

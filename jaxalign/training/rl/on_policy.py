@@ -18,7 +18,7 @@ from jaxalign.mesh import length_shards, row_shards
 from jaxalign.models.flops import Pass
 from jaxalign.processes import fetch
 from jaxalign.rewards import RewardRequest
-from jaxalign.rollout import Completions
+from jaxalign.rollout import Completions, Sampler
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.runs import Run
 from jaxalign.training.core import setup
@@ -117,6 +117,8 @@ class OnPolicyTrainer(Evaluated):
         completions = engine.generate(
             prompts, key=key, **sampling.arguments(stop_tokens=self.generator.stop_tokens)
         )
+        if isinstance(engine, Sampler):
+            self.watch.decoding.join(engine.traffic)
         if truncation_of(sampling):
             self.noted["rollout/truncated_mass"] = truncated_mass(completions)
         return completions, self.request_of(batch, completions, number, sampling.num_samples)

@@ -186,6 +186,7 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             if compiled and number == done + 1:
                 compiled()
             metrics |= speed.metrics(trainer.watch.flops, metrics.get("time/optimize_seconds", 0.0))
+            metrics |= speed.decode_metrics(trainer.watch.decoding)
             metrics |= trainer.noted | trainer.learning_rates()
             trainer.warn_of_collapse(number, metrics)
             run.callbacks.tell("on_step", number, total, metrics, trainer.state)

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.flops import Pass
+from jaxalign.rollout.traffic import DecodeTraffic
 from jaxalign.training.core.speed import Speed
 
 CONFIG = ModelConfig(
@@ -31,7 +32,7 @@ def test_mfu_is_the_share_of_the_peak_of_all_devices():
 def test_an_unknown_kind_is_named_once_and_has_no_mfu():
     unknown, said = speed("NVIDIA B900")
     assert [unknown.metrics(8.0, 2.0) for _ in range(3)] == [{"time/model_flops_per_second": 4.0}] * 3
-    assert said == ["devices: the peak of NVIDIA B900 is not known, so time/mfu is not logged"]
+    assert said == ["devices: the peak of NVIDIA B900 is not known, so time/mfu and time/mbu are not logged"]
 
 
 def test_a_cpu_has_no_mfu_and_is_not_named():
@@ -45,3 +46,12 @@ def test_a_step_takes_the_sum_of_its_passes_and_none_is_not_a_speed_of_0():
     one, two = (each.flops(batch) for each in known.passes)
     assert known.flops(batch) == one + two > one > two > 0
     assert known.metrics(0.0, 1.0) == {}
+
+
+def test_decoding_reads_a_share_of_the_bandwidth_of_one_device():
+    found = speed("NVIDIA H100 80GB HBM3")[0].decode_metrics(DecodeTraffic(bytes=int(3.35e12), seconds=2.0))
+    assert found == {"time/decode_bytes_per_second": 3.35e12 / 2, "time/mbu": 0.5}
+    assert speed("cpu", "cpu")[0].decode_metrics(DecodeTraffic(bytes=8, seconds=2.0)) == {
+        "time/decode_bytes_per_second": 4.0
+    }
+    assert speed("cpu", "cpu")[0].decode_metrics(DecodeTraffic()) == {}
