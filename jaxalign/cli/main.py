@@ -92,7 +92,7 @@ COMMANDS: dict[str, Command] = {
         positional="command",
     ),
     "plan": Command(
-        "bytes and collectives of a training step on devices you do not have yet",
+        "memory, collectives and time of a training run on devices you do not have yet",
         "jaxalign.plan.plan:PlanConfig",
         "jaxalign.plan.plan:plan",
         positional="command",
@@ -319,7 +319,7 @@ def read_with_command(outer: Command, file: str | None, overrides: Sequence[tupl
     others = [item for item in overrides if item[0] not in keys]
     if name == "plan":
         settings = settings_of(command, load(command.config), file, others)
-        return load("jaxalign.plan.plan:Plan")(own, settings)
+        return load("jaxalign.plan.plan:Plan")(own, settings, file, others)
     if reserved := [f"--{flag}" for flag, _ in others if flag in ("run.output", "run.resume")]:
         raise ConfigError(f"{reserved[0]}: the sweep sets it for every run")
     settings = settings_of(command, load(command.config), file, others)

@@ -13,10 +13,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign import models
 from jaxalign.errors import ConfigError
-from jaxalign.mesh import DEFAULT_RULES, partition_spec, replicated, tree_shardings
+from jaxalign.llmdoctor.doctor import create_value_head
+from jaxalign.llmdoctor.tfpo_parts import optimizers
+from jaxalign.llmdoctor.tfpo_step import TFPOBatch, make_tfpo_loss, tfpo_counts
+from jaxalign.mesh import partition_spec, replicated
 from jaxalign.models.flops import Pass
 from jaxalign.models.tensor_dtypes import device_dtype
-from jaxalign.models.transformer import parameter_shapes
+from jaxalign.plan.shapes import everywhere, key_on, parameters_of, placed, with_shardings
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import TokenRows, valid_count
 from jaxalign.training.core.mesh_fit import check_rows
@@ -53,6 +56,7 @@ class Step:
       batch: what a step reads, on the host.
       optimizer: of the trained leaves.
       passes: the models' passes over the batch.
+      policy: of a command that samples, how the leaves of `trained["policy"]` and `frozen["policy"]` make its model.
     """
 
     loss: Callable[..., Any]
@@ -62,6 +66,7 @@ class Step:
     batch: TokenRows
     optimizer: optax.GradientTransformation
     passes: Sequence[Pass]
+    policy: CausalPolicy | None = None
 
     @property
     def flops(self) -> float:
@@ -73,7 +78,7 @@ def planned(command: str, config: Any, mesh: Mesh, tokens: int) -> tuple[Update,
     """The optimizer step of a command, and the shapes (on a mesh) of what it takes: state, frozen, batch and key.
 
     Args:
-      command: sft, reward, dpo, grpo, online-dpo or ppo.
+      command: one of `STEPS`.
       config: the command's, with `model.path`, a folder of which only config.json is read.
       mesh: the devices.
       tokens: of a row.
@@ -87,19 +92,21 @@ def planned(command: str, config: Any, mesh: Mesh, tokens: int) -> tuple[Update,
     state = TrainState(
         cast("jax.Array", jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)),
         step.trained,
-        _with_shardings(abstract, moment_shardings(abstract, step.trained, whole)),
+        with_shardings(abstract, moment_shardings(abstract, step.trained, whole)),
     )
     update = make_update(
         step.loss, step.counts, step.optimizer, accumulation_steps=config.train.accumulation_steps
     )
-    key = jax.eval_shape(lambda: KEY(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
-    return update, (state, step.frozen, _batch_shapes(step.batch, mesh), key)
+    return update, (state, step.frozen, _batch_shapes(step.batch, mesh), key_on(mesh))
 
 
 def step_of(command: str, config: Any, mesh: Mesh, tokens: int) -> Step:
     """The step of a command; arguments and errors are those of `planned`."""
     check_rows(config, mesh)
+    if getattr(config.train, "batch_tokens", 0):
+        raise ConfigError(
+            f"plan {command}: train.batch_tokens is not planned; set train.batch_size to the rows of its largest step"
+        )
     return STEPS[command](config, shape_of(command, config, mesh), mesh, tokens)
 
 
@@ -112,14 +119,27 @@ def model_of(command: str, config: Any) -> models.ModelConfig:
     """
     if command not in STEPS:
         raise ConfigError(f"plan {command}: expected one of {', '.join(STEPS)}")
-    if not config.model.path:
-        raise ConfigError("model.path: expected a folder with a config.json; got nothing")
-    return models.load_config(setup.model_folder(config.model.path), revision=config.model.revision or None)
+    source = source_of(command, config)
+    if not source.path:
+        names = "model.path or patient.path" if command == "tfpo" else "model.path"
+        raise ConfigError(f"{names}: expected a folder with a config.json; got nothing")
+    return models.load_config(setup.model_folder(source.path), revision=source.revision or None)
+
+
+def source_of(command: str, config: Any) -> setup.ModelSource:
+    """Where the model that learns comes from; a doctor without a model of its own begins as its patient."""
+    if command == "tfpo" and not config.model.path:
+        return replace(config.model, path=config.patient.path, revision=config.patient.revision)
+    return config.model
 
 
 def shape_of(command: str, config: Any, mesh: Mesh) -> models.ModelConfig:
     """The model of a configuration, as it would be on the mesh; raises as `model_of`."""
-    source, shape = config.model, model_of(command, config)
+    return shape_on(model_of(command, config), source_of(command, config), mesh)
+
+
+def shape_on(shape: models.ModelConfig, source: setup.ModelSource, mesh: Mesh) -> models.ModelConfig:
+    """A model's shape as its section of the configuration has it on the mesh."""
     compute = device_dtype(source.compute_dtype, mesh.devices.flat[0])
     return replace(
         shape,
@@ -132,14 +152,13 @@ def shape_of(command: str, config: Any, mesh: Mesh) -> models.ModelConfig:
     )
 
 
-def parameters_of(shape: models.ModelConfig, mesh: Mesh) -> Any:
-    """Shapes of a model's leaves on the mesh."""
-    tree = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s, jnp.dtype(shape.param_dtype)),
-        parameter_shapes(shape),
-        is_leaf=lambda s: isinstance(s, tuple),
-    )
-    return _placed(tree, mesh)
+def reference_shape(config: Any, shape: models.ModelConfig, mesh: Mesh) -> models.ModelConfig:
+    """The reference model's shape on the mesh: that of `reference.path`, else the policy's."""
+    source = config.reference
+    if not source.path:
+        return shape
+    found = models.load_config(setup.model_folder(source.path), revision=source.revision or None)
+    return shape_on(found, source, mesh)
 
 
 # --- the commands -----------------------------------------------------------------------------
@@ -167,13 +186,14 @@ def _dpo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Ste
     if spec.unpaired:
         columns["desirable"] = np.tile([True, False], (rows, 1))
     # Under an adapter the base is the reference: one model in two places.
-    own = base if config.lora.enabled and not config.reference.path else parameters_of(shape, mesh)
+    ref_shape = reference_shape(config, shape, mesh)
+    own = base if config.lora.enabled and not config.reference.path else parameters_of(ref_shape, mesh)
     reference = own if spec.reference else {}
     if config.reference_logps == "precomputed" and spec.reference:
         columns["ref_logps"], reference = np.zeros((rows, 2), np.float32), {}
-    passes = passes_of(policy, models.Definition(shape), config.loss, precomputed=not reference)
+    passes = passes_of(policy, models.Definition(ref_shape), config.loss, precomputed=not reference)
     return Step(
-        loss=make_preference_loss(policy, models.Definition(shape), config.loss),
+        loss=make_preference_loss(policy, models.Definition(ref_shape), config.loss),
         counts=valid_count,
         trained=trained,
         frozen={"base": base, "reference": reference},
@@ -220,6 +240,7 @@ def _grpo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> St
         batch=_laid_out(columns, GRPORollout if one_step else GRPOBatch, config, mesh),
         optimizer=_optimizer(config),
         passes=[policy.training_pass],
+        policy=policy,
     )
 
 
@@ -242,12 +263,18 @@ def _online_dpo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int)
         batch=_laid_out(columns, SampledPairs, config, mesh),
         optimizer=_optimizer(config),
         passes=[policy.training_pass],
+        policy=policy,
     )
 
 
 def _ppo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Step:
+    if config.critic.init != "policy":
+        raise ConfigError(f"plan ppo: critic.init=policy alone is planned, got {config.critic.init}")
+    # The step does not read the reference, which lies beside it.
+    own = replace(config, reference=setup.ModelSource())
+
     def parts(params: Any) -> Any:
-        made = build(config, _model(shape, params), lambda prompts, completions: None, mesh, key=KEY(0))
+        made = build(own, _model(shape, params), lambda prompts, completions: None, mesh, key=KEY(0))
         return (made.models, made.optimizer), (made.trained, made.frozen)
 
     (both, optimizer), (trained, frozen) = _shapes_of(parts, shape, mesh)
@@ -279,10 +306,55 @@ def _ppo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Ste
         batch=_laid_out(columns, PPORollout if one_step else PPOBatch, config, mesh),
         optimizer=optimizer,
         passes=both.training_passes,
+        policy=both.policy,
     )
 
 
-STEPS = {"sft": _sft, "reward": _reward, "dpo": _dpo, "grpo": _grpo, "online-dpo": _online_dpo, "ppo": _ppo}
+def _tfpo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Step:
+    if config.dimensions:
+        raise ConfigError("plan tfpo: dimensions: a single doctor alone is planned")
+    policy, leaves, base = _policy(config, shape, mesh)
+    numbers, rows = config.loss.resolved(), config.train.batch_size
+    value = jax.eval_shape(lambda: create_value_head(shape, config.head, key=KEY(0), ramp=0.0, horizon=1.0))
+    value = everywhere(value, mesh)
+    horizon = value.pop("horizon")
+    # What the doctor began as; without an adapter a second model beside the one that learns.
+    start = base if config.lora.enabled else parameters_of(shape, mesh)
+    columns = _rows((rows, 2), tokens) | {
+        "rewards": np.zeros((rows, 2, tokens), np.float32),
+        "terminated": np.ones((rows, 2), bool),
+    }
+
+    def loss(params: Any, frozen: Any, *rest: Any) -> Any:
+        at = replace(numbers, reward_scale=frozen["reward_scale"])
+        return make_tfpo_loss(policy, config.head, at)(params, frozen, *rest)
+
+    passes = [policy.training_pass]
+    return Step(
+        loss=loss,
+        counts=tfpo_counts(numbers),
+        trained={"policy": leaves, "value": value},
+        frozen={
+            "base": base,
+            "reference": start if numbers.reference_weight else {},
+            "horizon": horizon,
+            "reward_scale": horizon,
+        },
+        batch=_laid_out(columns, TFPOBatch, config, mesh),
+        optimizer=optimizers(config, 1000)[0],
+        passes=[*passes, Pass(config=shape, learns="nothing")] if numbers.reference_weight else passes,
+    )
+
+
+STEPS = {
+    "sft": _sft,
+    "reward": _reward,
+    "dpo": _dpo,
+    "grpo": _grpo,
+    "online-dpo": _online_dpo,
+    "ppo": _ppo,
+    "tfpo": _tfpo,
+}
 
 
 # --- shapes -----------------------------------------------------------------------------------
@@ -302,7 +374,7 @@ def _shapes_of(parts: Callable[[Any], Any], shape: models.ModelConfig, mesh: Mes
         return arrays
 
     arrays = jax.eval_shape(traced, parameters_of(shape, mesh))
-    return kept[0], _placed(arrays, mesh)
+    return kept[0], placed(arrays, mesh)
 
 
 def _policy(config: Any, shape: models.ModelConfig, mesh: Mesh) -> tuple[CausalPolicy, Any, Any]:
@@ -368,13 +440,3 @@ def _batch_shapes(batch: Any, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree.map(shape, batch)
-
-
-def _placed(tree: Any, mesh: Mesh) -> Any:
-    return _with_shardings(tree, tree_shardings(tree, models.param_logical_axes(tree), mesh, DEFAULT_RULES))
-
-
-def _with_shardings(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, shardings
-    )

@@ -113,7 +113,8 @@ def devices_of(target: Target) -> list[Any]:
     jax.config.update("jax_platforms", "cpu")
     if target.kind == "cpu":
         with suppress(RuntimeError):  # JAX has begun
-            jax.config.update("jax_num_cpu_devices", target.count)
+            asked = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+            jax.config.update("jax_num_cpu_devices", max(target.count, asked))
         if len(jax.devices()) < target.count:
             raise ConfigError(
                 f"target: JAX has begun with {len(jax.devices())} devices, {target.count} are needed"

@@ -11,6 +11,7 @@ them with equally many. A group reads the prompts of the completions that it wil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -309,6 +310,23 @@ def width_of(length: int, limit: int | None = None) -> int:
 def slots_of(rows: int, copies: int, max_rows: int, shards: int) -> int:
     """Slots for so many completions; devices that share the rows of a batch have equally many."""
     return multiple(min(power_of_two(rows), max(max_rows, copies)), shards)
+
+
+def prompts_read(prompts: int, copies: int, slots: int, width: int, groups: int) -> int:
+    """Rows of the first program that reads prompts, with those that fill it up; no later one has more.
+
+    Args:
+      prompts: how many there are, none longer than `width` columns.
+      copies: completions of each.
+      slots: of all groups.
+      width: columns of a row.
+      groups: that share the rows.
+    """
+    count = min(prompts, slots // copies, max(1, PREFILL_TOKENS * groups // width))
+    each, more = divmod(count * copies, groups)
+    edges = [group * each + min(group, more) for group in range(groups + 1)]
+    shares = [(end - 1) // copies - start // copies + 1 for start, end in pairwise(edges) if end > start]
+    return groups * power_of_two(max(shares))
 
 
 def most_columns(prompt: int, new_tokens: int, block: int, limit: int) -> int:

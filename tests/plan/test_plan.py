@@ -11,7 +11,9 @@ from jaxalign.errors import ConfigError
 from jaxalign.mesh import MeshConfig, make_mesh, replicated
 from jaxalign.models import load_config
 from jaxalign.models.flops import training_pass
-from jaxalign.plan.plan import repeated_bytes, speed
+from jaxalign.plan import plan
+from jaxalign.plan.program import DoesNotFit, compiled, repeated_bytes
+from jaxalign.plan.report import speed
 from jaxalign.plan.targets import TPUS, Target, parse_target
 
 
@@ -48,7 +50,7 @@ def test_a_steps_time_is_estimated_at_four_tenths_of_the_peak():
     [
         (["sft"], "model.path: expected a folder with a config.json"),
         (["sft", "--model.path=nowhere"], "nowhere"),
-        (["tfpo", "--patient.path=x"], "plan tfpo: expected one of sft, reward, dpo, grpo, online-dpo, ppo"),
+        (["tfpo"], "model.path or patient.path: expected a folder with a config.json; got nothing"),
         (["generate"], "plan generate: expected a command that trains"),
         (
             ["sft", "--target=h100"],
@@ -65,6 +67,73 @@ def test_what_cannot_be_planned_is_refused_in_one_line(arguments, problem, capsy
     assert main(["plan", *arguments]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and problem in lines[0]
+
+
+def test_a_plan_of_grpo_tells_the_larger_of_step_and_rollout(tiny_model_folder, capsys):
+    status = main(
+        ["plan", "grpo", f"--model.path={tiny_model_folder}", "--mesh.fsdp=2", "--target=cpux2", "--tokens=32",
+         "--train.prompts=2", "--sampling.num_samples=2", "--sampling.max_new_tokens=8", "--loss.beta=0.1"]
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    assert "while it samples: 4 completions, 4 at once, of 8 tokens after 24" in printed
+
+    def size(name):
+        number, unit = re.search(rf"{name} +([\d.,]+) (KiB|MiB)", printed).groups()
+        return float(number) * {"KiB": 1, "MiB": 1024}[unit]
+
+    assert size("total") > size("reference model") > 0
+    assert size("at most, decoding") >= size("keys and values")
+    assert size("needs at most") == max(size("total"), size("total of a rollout"))
+    assert "none of a token" in printed
+    assert "a token of 4 rows reads" in printed
+
+
+def test_a_server_that_samples_is_said_not_to_be_planned(tiny_model_folder, capsys):
+    status = main(
+        ["plan", "grpo", f"--model.path={tiny_model_folder}", "--target=cpux1", "--tokens=16", "--train.prompts=1",
+         "--sampling.num_samples=2", "--sampling.max_new_tokens=8", "--loss.beta=0", "--rollout.engine.kind=vllm",
+         "--rollout.engine.url=http://127.0.0.1:1"]
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    assert "sampled by a server, whose memory is not planned" in printed and "keys and values" not in printed
+
+
+def test_a_plan_of_tfpo_names_the_patient(tiny_model_folder, capsys):
+    arguments = ["plan", "tfpo", f"--patient.path={tiny_model_folder}", "--target=cpux1", "--tokens=16"]
+    assert main([*arguments, "--train.batch_size=1"]) == 0
+    assert re.search(
+        r"the patient, [\d.]+ [KM]iB of weights a device, scores tokens", capsys.readouterr().out
+    )
+    assert main([*arguments, "--lora.enabled=true", "--dimensions=[helpfulness, safety]"]) == 2
+    assert "plan tfpo: dimensions: a single doctor alone is planned" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["ppo", "--critic.init=reward"], "plan ppo: critic.init=policy alone is planned, got reward"),
+        (["sft", "--train.batch_tokens=64"], "plan sft: train.batch_tokens is not planned"),
+    ],
+)
+def test_settings_that_are_not_planned_are_refused_by_name(arguments, problem, tiny_model_folder, capsys):
+    assert main(["plan", *arguments, f"--model.path={tiny_model_folder}", "--target=cpux1"]) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_a_compiler_that_refuses_a_program_is_one_line():
+    class Lowered:
+        def compile(self, **options):
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.1G of 15.75G hbm. Exceeded"
+            )
+
+    with pytest.raises(
+        DoesNotFit, match=r"v5e-8: .* does not fit a device's memory: it needs 20.1G of 15.75G;"
+    ):
+        compiled(Lowered, (), Target("v5e", 8))
+    assert plan.DoesNotFit is DoesNotFit
 
 
 def test_devices_of_the_mesh_and_of_the_target_are_as_many(tiny_model_folder, capsys):

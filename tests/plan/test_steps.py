@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from jaxalign.errors import ConfigError
+from jaxalign.llmdoctor.tfpo import train_tfpo
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models.lora import LoraConfig
 from jaxalign.plan.steps import planned, step_of
@@ -40,6 +41,11 @@ def online_dpo(configs, output):
     return OnlineDPOConfig(**shared, sampling=replace(base.sampling, num_samples=2), train=train)
 
 
+def tfpo(configs, output):
+    config = configs.tfpo(output)
+    return replace(config, loss=replace(config.loss, preset="tilted", reward_scale=1.0))
+
+
 CASES = {
     "sft": (train_sft, lambda configs, output: configs.sft(output)),
     "sft, nf4": (train_sft, lambda configs, output: configs.sft(output, lora=NF4)),
@@ -49,6 +55,7 @@ CASES = {
     "ppo": (train_ppo, lambda configs, output: configs.ppo(output)),
     "grpo": (train_grpo, grpo),
     "online-dpo": (train_online_dpo, online_dpo),
+    "tfpo": (train_tfpo, tfpo),
 }
 
 
@@ -102,6 +109,8 @@ def test_rows_that_a_run_would_refuse_are_refused(configs, devices, tmp_path):
         ("ppo", [("all", True), ("all", False)]),
         ("grpo", [("all", True)]),
         ("online-dpo", [("all", True)]),
+        # The doctor's, and that of what it began as.
+        ("tfpo", [("all", True), ("nothing", True)]),
     ],
 )
 def test_the_flops_of_a_step_are_those_of_its_models(command, passes, configs, devices, tmp_path):
