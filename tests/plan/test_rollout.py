@@ -180,7 +180,7 @@ def test_the_first_prompts_are_as_many_as_are_read(prompts, copies, length, grou
         raise Seen(tokens.shape)
 
     monkeypatch.setattr(decode, "read_prompts", read)
-    monkeypatch.setattr(continuous_batching, "row_shards", lambda mesh: groups)
+    monkeypatch.setattr(continuous_batching, "row_shards", lambda mesh, rules: groups)
     monkeypatch.setattr(continuous_batching.sharding, "mesh_of", lambda config: SimpleNamespace())
     monkeypatch.setattr(continuous_batching.sharding, "by_rows", lambda tree, mesh: tree)
     slots = continuous_batching._Slots(job)
