@@ -294,7 +294,9 @@ class Soak:
             began = time.monotonic()
             statuses, _ = self.attempt(trainer, run, None)
             if any(statuses):
-                raise SystemExit(f"{trainer}: the undisturbed run failed; see {run.with_suffix('.log')}")
+                raise SystemExit(
+                    f"{trainer}: the undisturbed run failed ({statuses}); see {run.with_suffix('.log')}"
+                )
             print(f"{trainer}: undisturbed {time.monotonic() - began:.1f} s", flush=True)
         return outcome(run)
 
