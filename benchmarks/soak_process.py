@@ -5,6 +5,7 @@ It is forked from a process that has imported all and started nothing, or runs o
 usage: python benchmarks/soak_process.py MARKS ARGUMENT...
 """
 
+import atexit
 import contextlib
 import importlib
 import mmap
@@ -130,6 +131,8 @@ def forked(marks: Marks, arguments: Sequence[str], log: Path) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
+        if not status:
+            atexit._run_exitfuncs()  # as Python would: of several processes those that are done wait for the others
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -40,6 +40,7 @@ def check_server(rank: int) -> None:
     engine = ServerEngine(config, definition, Path("nowhere"))
     asked = {"max_new_tokens": 2, "num_samples": 1, "key": jax.random.key(0)}
     for call in (engine.connect, lambda: engine.generate([[1]], **asked)):
+        engine._model = "m"  # as if it had been there before
         error = raised(call)
         assert isinstance(error, UserError) and "127.0.0.1:9" in str(error), error
         assert processes.told(error) == (rank == 1)

@@ -1,6 +1,7 @@
 """The lock of the cache: one writes and the others wait, whatever becomes of the one."""
 
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -76,8 +77,15 @@ def test_a_process_that_is_killed_leaves_the_lock_to_the_next(make):
     assert not make.lock.exists()
 
 
-def test_who_waited_ends_by_the_same_line_and_who_comes_later_tries_again(make):
-    tries = []
+def test_who_waited_ends_by_the_same_line_and_who_comes_later_tries_again(make, monkeypatch):
+    tries, write = [], os.write
+
+    def last(descriptor, text):
+        # Were it killed now, nobody would find the message that comes later.
+        assert not make.lock.exists()
+        return write(descriptor, text)
+
+    monkeypatch.setattr(locks.os, "write", last)
 
     def body():
         tries.append(1)
