@@ -1,165 +1,45 @@
 """Kills runs at random points, resumes them until they are done, and compares with runs that nobody disturbed.
 
-usage: python benchmarks/soak.py [--kills 200] [--minutes 60] [--trainers sft,ppo] [--seed N] [--output FOLDER]
+usage: python benchmarks/soak.py [--kills 200] [--minutes 60] [--trainers sft,ppo] [--processes 2] [--seed N]
+                                 [--output FOLDER]
 
 Every attempt is a real process of the command line in a real run folder, killed by SIGKILL, or stopped by SIGTERM, at
 a random time after it entered a random phase (the main thread's; a save goes on behind it). Most are forked from a
 process that has imported all and started nothing, which saves seconds each; those killed while they import are not.
+With --processes an attempt is so many that train together (gloo, one CPU device each), one of which is hit; the
+others must end by themselves within a minute, unless it had not joined them yet.
 Exit status 1 where a resumed run differs from its undisturbed one by a bit, or an attempt ends in another way.
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
-import mmap
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from soak_process import PHASES, TRAINERS, Marks, forked, import_all, spawned
+
 ON_POLICY = ("ppo", "grpo", "online-dpo")
-TRAINERS = ("sft", "reward", "dpo", *ON_POLICY, "tfpo")
-# In the order in which a run meets them, with how often each is aimed at.
-PHASES = {"import": 1, "opening": 2, "restore": 2, "step": 4, "rollout": 4, "save": 5, "export": 3}
 KILLS_A_RUN = 8
 TIMEOUT = 300  # seconds for an attempt, after which it hangs
+# Seconds for a process that another has left. One that waits to be joined cannot know: JAX gives it 300.
+LEFT, NOT_JOINED = 60, 30
+HUNG = -1000
 REWARD = """
 def kind(prompts, completions, **_):
     return [text.count("helped") - text.count("pushed") + 0.01 * len(text) for text in completions]
 """
-
-
-# --- in the process that is killed ------------------------------------------------------------
-
-
-class Marks:
-    """What a process is at, in memory that outlives it: per phase entries and seconds, and the phase it is in.
-
-    Args:
-      path: a file of the memory, which both processes map.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.names = [*PHASES]
-        size = 8 * (2 * len(self.names) + 1)
-        if not path.is_file():
-            path.write_bytes(bytes(size))
-        with path.open("r+b") as file:
-            self.cells = memoryview(mmap.mmap(file.fileno(), size)).cast("d")
-
-    def entries(self, phase: str) -> int:
-        """How often the process entered a phase."""
-        return int(self.cells[self.names.index(phase)])
-
-    def seconds(self, phase: str) -> float:
-        """How long it was in it, on average."""
-        index = self.names.index(phase)
-        return self.cells[len(self.names) + index] / max(self.cells[index], 1)
-
-    @property
-    def now(self) -> str:
-        """The phase that it is in."""
-        return self.names[int(self.cells[-1])]
-
-    @contextlib.contextmanager
-    def within(self, phase: str):
-        """The phase for a while; then the one before again."""
-        before, began = self.now, time.perf_counter()
-        self.enter(phase)
-        try:
-            yield
-        finally:
-            self.cells[len(self.names) + self.names.index(phase)] += time.perf_counter() - began
-            self.cells[-1] = self.names.index(before if before != "opening" or phase != "step" else "step")
-
-    def enter(self, phase: str) -> None:
-        """From now on the process is in this phase."""
-        self.cells[self.names.index(phase)] += 1
-        self.cells[-1] = self.names.index(phase)
-
-    def around(self, owner: Any, name: str, phase: str) -> None:
-        """Calls of a function are of a phase from now on."""
-        plain = getattr(owner, name)
-
-        def called(*arguments: Any, **named: Any) -> Any:
-            with self.within(phase):
-                return plain(*arguments, **named)
-
-        setattr(owner, name, called)
-
-
-def import_all() -> None:
-    """What the commands import, sooner or later."""
-    import importlib
-
-    import transformers  # noqa: F401
-
-    from jaxalign.cli.main import COMMANDS
-
-    for name in TRAINERS:
-        importlib.import_module(COMMANDS[name].function.partition(":")[0])
-    for name in ("jaxalign.runs.report", "jaxalign.runs.plots", "jaxalign.rollout"):
-        importlib.import_module(name)
-
-
-def run_command(marks: Marks, arguments: Sequence[str]) -> None:
-    """The command line, with its phases marked; does not return."""
-    marks.enter("import")
-    import_all()
-    from jaxalign.checkpoints import CheckpointStore
-    from jaxalign.cli import main
-    from jaxalign.rollout import Sampler
-    from jaxalign.training.core import exports
-    from jaxalign.training.core.step import Update
-
-    for name in ("save", "wait", "close"):
-        marks.around(CheckpointStore, name, "save")
-    marks.around(CheckpointStore, "restore_newest", "restore")
-    marks.around(Update, "__call__", "step")
-    marks.around(Sampler, "generate", "rollout")
-    marks.around(exports, "write_folder", "export")
-    marks.enter("opening")
-    sys.argv[1:] = arguments
-    main.run()
-
-
-def forked(marks: Marks, arguments: Sequence[str], log: Path) -> int:
-    """The process id of a fork that runs the command line."""
-    if pid := os.fork():
-        return pid
-    status = 70
-    try:
-        os.setsid()
-        with log.open("ab", buffering=0) as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        run_command(marks, arguments)
-    except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
-
-
-def spawned(marks: Path, arguments: Sequence[str], log: Path) -> int:
-    """The same as a process of its own, which imports all."""
-    command = [sys.executable, __file__, "--marks", str(marks), "--", *arguments]
-    with log.open("ab", buffering=0) as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True).pid
 
 
 # --- the commands -----------------------------------------------------------------------------
@@ -252,6 +132,7 @@ class Aim:
       phase, entry, wait: so many seconds after it entered the phase for the so-maniest time.
       number: of the signal.
       late: where the phase is not entered before the export, so many seconds after that begins; None lets it end.
+      rank: of the process that is hit.
     """
 
     phase: str
@@ -259,10 +140,13 @@ class Aim:
     wait: float
     number: signal.Signals
     late: float | None = None
+    rank: int = 0
 
 
-def draw(rng: random.Random, trainer: str, resumes: bool, usual: Callable[[str], float]) -> Aim:
-    """A random aim; `usual` says how long a phase takes."""
+def draw(
+    rng: random.Random, trainer: str, resumes: bool, usual: Callable[[str], float], processes: int = 1
+) -> Aim:
+    """A random aim at one of the processes; `usual` says how long a phase takes."""
     sure = {"import", "opening", "step", "save", "export"}
     weights = {
         phase: weight
@@ -273,32 +157,65 @@ def draw(rng: random.Random, trainer: str, resumes: bool, usual: Callable[[str],
     entry = rng.randint(1, 5) if phase in ("step", "save", "rollout") else 1
     number = signal.SIGTERM if rng.random() < 0.25 else signal.SIGKILL
     late = rng.uniform(0, usual("export")) if rng.random() < 0.7 else None
-    return Aim(phase, entry, rng.uniform(0, usual(phase)), number, late)
+    return Aim(phase, entry, rng.uniform(0, usual(phase)), number, late, rng.randrange(processes))
 
 
-def wait_for(pid: int, marks: Marks, aim: Aim | None) -> tuple[int, str]:
-    """Sends the signal where it is aimed at; the status, and the phase that the signal found the process in.
+def wait_for(pids: Sequence[int], marks: Marks, aim: Aim | None) -> tuple[list[int], str]:
+    """Sends the signal where it is aimed at.
 
-    The phase is empty where the process ended before.
+    Args:
+      pids: of the processes of an attempt.
+      marks: of the one that is aimed at.
+      aim: None for an attempt that nobody disturbs.
+
+    Returns:
+      The status of each process, `HUNG` where it had to be killed, and the phase that the signal found its process in;
+      the phase is empty where that had ended before.
     """
     began, entered, found = time.monotonic(), None, ""
-    while True:
-        ended, status = os.waitpid(pid, os.WNOHANG)
+    left, until = dict(enumerate(pids)), began + TIMEOUT
+    statuses = [HUNG] * len(pids)
+    while left:
         now = time.monotonic()
-        if ended:
-            return os.waitstatus_to_exitcode(status), found
-        if now - began > TIMEOUT:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return -1000, found
-        if aim is not None and not found and aim.late is not None and marks.entries("export"):
-            aim = Aim("export", 1, aim.wait if entered else aim.late, aim.number)
-        if aim is not None and not found and marks.entries(aim.phase) >= aim.entry:
-            entered = entered or now
-            if now - entered >= aim.wait:
-                found = marks.now
-                os.kill(pid, aim.number)
+        for rank, pid in list(left.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                del left[rank]
+                statuses[rank] = os.waitstatus_to_exitcode(status)
+                until = min(until, now + (NOT_JOINED if found == "import" else LEFT))
+        if now > until:
+            for pid in left.values():
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            break
+        if aim is not None and not found and aim.rank in left:
+            if aim.late is not None and marks.entries("export"):
+                aim = replace(aim, phase="export", entry=1, wait=aim.wait if entered else aim.late, late=None)
+            if marks.entries(aim.phase) >= aim.entry:
+                entered = entered or now
+                if now - entered >= aim.wait:
+                    found = marks.now
+                    os.kill(left[aim.rank], aim.number)
         time.sleep(0.0003)
+    return statuses, found
+
+
+def ending(status: int, log: str) -> str:
+    """How a process ended that was left by another, by its status and what it wrote."""
+    if status == HUNG:
+        return "killed by us"
+    if status == -signal.SIGABRT:
+        return "XLA's abort (134)"
+    if "this is a bug in jaxalign" in log:
+        return f"traceback ({status})"
+    return {0: "done (0)", 143: "saved, stopped (143)"}.get(status, f"a line ({status})")
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody uses."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 class Soak:
@@ -307,11 +224,15 @@ class Soak:
     Args:
       folder: for everything.
       seed: of all that is random.
+      processes: of an attempt.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, processes: int = 1) -> None:
         self.folder, self.seed, self.rng = folder, seed, random.Random(seed)
+        self.processes = processes
         self.tally: Counter[tuple[str, str, str]] = Counter()
+        # (signal, rank of the process that it hit, ending of another) -> how often.
+        self.endings: Counter[tuple[str, int, str]] = Counter()
         self.failures: list[str] = []
         self.usual: dict[tuple[str, str], float] = {}
         self.runs = self.resumed = self.cut_off = 0
@@ -325,29 +246,57 @@ class Soak:
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
         self.arguments = json.loads(done.stdout.splitlines()[-1])
 
-    def attempt(self, trainer: str, run: Path, aim: Aim | None) -> tuple[int, str]:
-        """One process, resuming where there is something; see `wait_for`."""
-        path = self.folder / "marks"
-        path.unlink(missing_ok=True)
-        marks = Marks(path)
+    def attempt(self, trainer: str, run: Path, aim: Aim | None) -> tuple[list[int], str]:
+        """One process, or several together, resuming where there is something; see `wait_for`."""
         arguments = [*self.arguments[trainer], f"--run.output={run}", "--run.resume=true"]
-        start = spawned if aim is not None and aim.phase == "import" else forked
-        place: Any = path if start is spawned else marks
-        status, found = wait_for(start(place, arguments, run.with_suffix(".log")), marks, aim)
+        several, port = self.processes > 1, free_port()
+        pids, every = [], []
+        for rank in range(self.processes):
+            path = self.folder / f"marks-{rank}"
+            path.unlink(missing_ok=True)
+            every.append(Marks(path))
+            join = [f"--distributed=127.0.0.1:{port},{self.processes},{rank}"] if several else []
+            join += [f"--mesh.fsdp={self.processes}"] if several else []
+            start = spawned if aim is not None and (aim.phase, aim.rank) == ("import", rank) else forked
+            place: Any = path if start is spawned else every[rank]
+            pids.append(start(place, [*arguments, *join], self.log(run, rank)))
+        statuses, found = wait_for(pids, every[aim.rank if aim else 0], aim)
         if aim is None or not found:
             for phase in PHASES:
-                if marks.entries(phase):
-                    self.usual[trainer, phase] = marks.seconds(phase)
-        return status, found
+                if every[0].entries(phase):
+                    self.usual[trainer, phase] = every[0].seconds(phase)
+        return statuses, found
+
+    @staticmethod
+    def log(run: Path, rank: int) -> Path:
+        """What the processes of a run print."""
+        return run.with_suffix(f".{rank}.log" if rank else ".log")
+
+    def survived(
+        self, run: Path, aim: Aim, statuses: Sequence[int], found: str, begins: Sequence[int]
+    ) -> str:
+        """Counts how the others of an attempt ended, whose logs began at these bytes; what is wrong with it."""
+        for rank, status in enumerate(statuses):
+            if rank != aim.rank:
+                log = self.log(run, rank).read_bytes()[begins[rank] :].decode(errors="replace")
+                how = "waits to be joined" if status == HUNG and found == "import" else ending(status, log)
+                self.endings[aim.number.name, aim.rank, how] += 1
+                if status == HUNG and found != "import":
+                    return f"process {rank} did not end within {LEFT} s"
+                if how.startswith("traceback"):
+                    return f"process {rank} ended with a traceback"
+        return ""
 
     def reference(self, trainer: str) -> dict[str, Any]:
         """The outcome of a run that nobody disturbed, made once."""
         run = self.folder / f"{trainer}-whole"
         if not (run / "export").is_dir():
             began = time.monotonic()
-            status, _ = self.attempt(trainer, run, None)
-            if status:
-                raise SystemExit(f"{trainer}: the undisturbed run failed; see {run.with_suffix('.log')}")
+            statuses, _ = self.attempt(trainer, run, None)
+            if any(statuses):
+                raise SystemExit(
+                    f"{trainer}: the undisturbed run failed ({statuses}); see {run.with_suffix('.log')}"
+                )
             print(f"{trainer}: undisturbed {time.monotonic() - began:.1f} s", flush=True)
         return outcome(run)
 
@@ -363,12 +312,21 @@ class Soak:
             checkpoints = run / "checkpoints"
             resumes = checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
             aim = (
-                draw(self.rng, trainer, resumes, lambda phase: self.usual_seconds(trainer, phase))
+                draw(
+                    self.rng,
+                    trainer,
+                    resumes,
+                    lambda phase: self.usual_seconds(trainer, phase),
+                    self.processes,
+                )
                 if done < kills
                 else None
             )
-            status, found = self.attempt(trainer, run, aim)
+            logs = [self.log(run, rank) for rank in range(self.processes)]
+            begins = [log.stat().st_size if log.is_file() else 0 for log in logs]
+            statuses, found = self.attempt(trainer, run, aim)
             self.resumed += resumes
+            wrong = ""
             if found and aim is not None:
                 done += 1
                 half = checkpoints.is_dir() and any(checkpoints.glob("*.orbax-checkpoint-tmp"))
@@ -376,10 +334,12 @@ class Soak:
                 where = "save" if half and aim.number == signal.SIGKILL else found
                 self.tally[trainer, where, aim.number.name] += 1
                 usual = (-aim.number, 128 + aim.number) if aim.number == signal.SIGTERM else (-aim.number,)
-                if status in usual:
+                wrong = self.survived(run, aim, statuses, found, begins)
+                if not wrong and statuses[aim.rank] in usual:
                     continue
-            if status:
-                self.failures.append(f"{trainer}: {run.name} ended with status {status} ({aim}); see its log")
+            if wrong or any(statuses):
+                wrong = wrong or f"ended with status {statuses}"
+                self.failures.append(f"{trainer}: {run.name}: {wrong} ({aim}); see its log")
                 print(self.failures[-1], flush=True)
                 return done
             break
@@ -424,6 +384,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200, help="how many in all")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no run begins")
     parser.add_argument("--trainers", default=",".join(TRAINERS), help="names, separated by commas")
+    parser.add_argument("--processes", type=int, default=1, help="that train together; one of them is killed")
     parser.add_argument("--seed", type=int, default=None, help="of everything random; a new one by default")
     parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="folder, replaced")
     chosen = parser.parse_args()
@@ -439,6 +400,7 @@ def main() -> int:
     os.environ |= {
         "JAXALIGN_HUGE_PAGES": "0",
         "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "jax"),
     }
     os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "OPENBLAS_NUM_THREADS": "1"}
@@ -447,7 +409,7 @@ def main() -> int:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    soak, began = Soak(folder, seed), time.monotonic()
+    soak, began = Soak(folder, seed, chosen.processes), time.monotonic()
     soak.make_inputs()
     import_all()
     threads = len(os.listdir("/proc/self/task"))
@@ -455,6 +417,8 @@ def main() -> int:
         print(f"{threads} threads before the first fork: forks may hang", file=sys.stderr)
     soak.all(trainers, chosen.kills, began + 60 * chosen.minutes)
     print(f"\n{soak.table(trainers)}\n")
+    for (name, rank, how), count in sorted(soak.endings.items()):
+        print(f"{name} at process {rank}, another: {how}: {count}")
     print(
         f"{sum(soak.tally.values())} kills of {soak.runs} runs in {time.monotonic() - began:.0f} s; {soak.resumed} "
         f"attempts resumed from a checkpoint; {soak.cut_off} left half a save; {len(soak.failures)} failures"
@@ -464,6 +428,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if "--marks" in sys.argv[1:2]:
-        run_command(Marks(Path(sys.argv[2])), sys.argv[4:])
     sys.exit(main())

@@ -21,6 +21,8 @@ from jaxalign.errors import ConfigError, DeviceError, UserError
 Value = TypeVar("Value")
 # After so many seconds without a sign of life a process counts as dead, and the others end.
 HEARTBEAT_SECONDS = 20
+# So long those that are done wait for the first, which may write and upload yet; where it died, heartbeats tell.
+SHUTDOWN_SECONDS = 3600
 NAMED = re.compile(r"(?P<address>[^,\s]+:\d+),(?P<count>\d+),(?P<rank>\d+)")
 
 
@@ -56,7 +58,9 @@ def join(setting: str) -> None:
             last = int(named["count"]) - 1
             raise ConfigError(f"--distributed={setting}: the last of {named['count']} processes is {last}")
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **given)
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS, **given
+        )
     except (ValueError, RuntimeError) as error:
         raise DeviceError(f"--distributed={setting}: {str(error).splitlines()[0]}") from None
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxalign import processes
+from jaxalign.cli.failures import exit_status, one_line
 from jaxalign.errors import ConfigError, DeviceError
 from jaxalign.mesh import MeshConfig, make_mesh
 
@@ -53,6 +54,13 @@ def test_a_job_that_cannot_be_joined_is_one_line(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fails)
     with pytest.raises(DeviceError, match=r"--distributed=true: no such host$"):
         processes.join("true")
+
+
+@pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])
+def test_a_process_that_is_gone_is_one_line_of_whatever_class_jaxlib_raises(kind):
+    error = kind("UNKNOWN: Gloo all-reduce failed: [external/gloo/pair.cc:547] Connection closed by peer")
+    assert "another process of the job ended" in (one_line(error) or "") and exit_status(error) == 2
+    assert one_line(ValueError("a value of Gloo")) is None
 
 
 def test_alone_a_process_decides_for_itself():

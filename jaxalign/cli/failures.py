@@ -85,9 +85,11 @@ def _device_is_full(error: BaseException, text: str) -> bool:
 
 
 def _peer_is_gone(error: BaseException, text: str) -> bool:
-    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and any(
-        word in text for word in ("Gloo", "NCCL", "coordination service", "CoordinationService")
-    )
+    words = ("Gloo", "NCCL", "coordination service", "CoordinationService")
+    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
+        return any(word in text for word in words)
+    # Where a program runs on the caller's thread, jaxlib raises a ValueError of the same text.
+    return isinstance(error, ValueError) and text.startswith(tuple(f"UNKNOWN: {word} " for word in words))
 
 
 def _first_line(text: str) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from jaxalign.data.blocks import Block, Tally
 from jaxalign.data.columns import KINDS, SCHEMA, Columns, Fingerprint
 from jaxalign.data.examples import Example
+from jaxalign.data.one_writer import one_writer
 from jaxalign.errors import ConfigError
 from jaxalign.remote import cache_home
 
@@ -109,31 +110,43 @@ class Store:
 def open_or_write(
     folder: Path, key: str, path: str, make: Callable[[], Iterable[Block]], say: Callable[[str], None]
 ) -> Store:
-    """Opens the store of a key, or writes it if it does not exist.
+    """Opens the store of a key, or writes it if it does not exist; of several processes one writes, see `one_writer`.
 
     Args:
       folder: of the cache.
       key: hash of all that the examples depend on.
       path: the data file.
       make: its blocks, asked for where they must be made.
-      say: is told that a damaged file is rebuilt.
+      say: is told that a damaged file is rebuilt, or that another process is waited for.
 
     Raises:
       ConfigError: the folder cannot be written to, or the disk is full.
+      UserError: what `make` raises, here or in the process that was waited for.
     """
     file = folder / f"{key}.arrow"
-    with _refused(folder, "read"):
+    if (found := _opened(file, path)) is not None:
+        return found
+    with _refused(folder, "written to"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with one_writer(file, say, f"waiting for another process, which tokenizes {path}"):
+        if (found := _opened(file, path, say)) is not None:
+            return found
+        with _appearing(file) as temporary:
+            _write(temporary, make(), folder)
+        with _refused(file, "read"):
+            return Store(file, path)
+
+
+def _opened(file: Path, path: str, say: Callable[[str], None] = lambda _: None) -> Store | None:
+    """The store in a file; None where there is none, or it is damaged, which is said."""
+    with _refused(file.parent, "read"):
         there = file.exists()
-    if there:
-        try:
-            with _refused(file, "read"):
-                return Store(file, path)
-        except Damaged as error:
-            say(f"{file}: damaged ({str(error).splitlines()[0]}); tokenizing {path} again")
-    with _appearing(file) as temporary:
-        _write(temporary, make(), folder)
-    with _refused(file, "read"):
-        return Store(file, path)
+    try:
+        with _refused(file, "read"):
+            return Store(file, path) if there else None
+    except Damaged as error:
+        say(f"{file}: damaged ({str(error).splitlines()[0]}); tokenizing {path} again")
+        return None
 
 
 def _check(file: Path) -> None:
@@ -203,8 +216,7 @@ def _appearing(file: Path) -> Iterator[Path]:
     """A name to write to, which becomes `file` when all is written, and is gone where it is not."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     with _refused(file.parent, "written to"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        for left in file.parent.glob(".*.tmp"):
+        for left in (*file.parent.glob(".*.tmp"), *file.parent.glob(".*.lock")):
             # It may be another user's, or another run renames it just now.
             with suppress(OSError):
                 if time.time() - left.stat().st_mtime > STALE:

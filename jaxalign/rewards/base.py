@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.processes import by_first, first
+from jaxalign.processes import by_first
 from jaxalign.rewards.calls import RewardRequest, begin_call
 from jaxalign.rewards.user_code import is_ours, user_code
 
@@ -90,11 +90,11 @@ def begin_reward(
     label = name or getattr(reward, "__name__", type(reward).__name__)
     if not hasattr(reward, "score"):
         # Of several processes the first asks: a judge is paid once, and what it says may differ by call.
-        finish = begin_call(reward, request, label, texts=texts) if first() else None
+        begun: list[Callable[[], tuple[Any, dict[str, float]]]] = []
+        by_first(lambda: begun.append(begin_call(reward, request, label, texts=texts)))
 
         def checked() -> tuple[Rewards, dict[str, list[Any]]]:
-            assert finish is not None
-            result, logged = finish()
+            result, logged = begun[0]()
             rewards = checked_rewards(result, request, label)
             return replace(rewards, metrics={**rewards.metrics, **logged}), request.shown
 

@@ -223,7 +223,7 @@ def one_by_one(members: Sequence[Any]) -> Program:
     programs = [program_of(member) for member in members]
 
     def forward(params: Sequence[Any], *rows: np.ndarray):
-        return np.stack([p.function(own, *rows) for p, own in zip(programs, params, strict=True)])
+        return np.stack([fetch(p.function(own, *rows)) for p, own in zip(programs, params, strict=True)])
 
     shards = math.lcm(*(program.shards for program in programs))
     return Program(forward, [program.params for program in programs], shards)
@@ -231,9 +231,13 @@ def one_by_one(members: Sequence[Any]) -> Program:
 
 def same_arrays(a: Any, b: Any) -> bool:
     """Whether two trees of one structure hold the same numbers, bit for bit."""
-    return all(
-        x is y or np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+
+    def same(x: Any, y: Any) -> bool:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:  # other processes hold a part
+            return bool(jax.jit(jnp.array_equal)(x, y))
+        return np.array_equal(x, y)
+
+    return all(x is y or same(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def check_vocabulary(model: ScalarModel, vocabulary: int | None) -> None:

@@ -2,6 +2,9 @@
 
 Prompts go out as token ids, and token ids with their log-probs come back: nothing is tokenized again. Before a
 rollout the policy's weights are written to a folder which the server loads.
+
+Of several processes the first talks to the server, and what it hears or raises all hear and raise. All must call the
+same methods in the same order, for each holds a part of the weights.
 """
 
 import math
@@ -22,7 +25,8 @@ from jaxalign.errors import UserError
 from jaxalign.models.composite import ModelDefinition
 from jaxalign.models.layers import Adapter, Params
 from jaxalign.models.lora import LoraConfig
-from jaxalign.rollout.config import SamplingArguments, checked_sampling
+from jaxalign.processes import by_first, first
+from jaxalign.rollout.config import CheckedSampling, SamplingArguments, checked_sampling
 from jaxalign.rollout.engine import EngineConfig
 from jaxalign.rollout.generate import Completions
 from jaxalign.rollout.json_client import JsonClient
@@ -85,6 +89,9 @@ class ServerEngine:
         Raises:
           UserError: no server, or no such model.
         """
+        self._model = by_first(self._found_model)
+
+    def _found_model(self) -> str:
         answer = self._client.get("/v1/models")
         try:
             names = [str(card["id"]) for card in answer["data"]]
@@ -97,38 +104,47 @@ class ServerEngine:
                 f"rollout.engine.model: {self._client.url} serves {', '.join(names) or 'no model'}; "
                 f"{'there is no ' + wanted if wanted else 'name one of them'}"
             )
-        self._model = wanted or names[0]
+        return wanted or names[0]
 
     # --- weights ----------------------------------------------------------------------------
 
     def update(self, params: Params, *, adapter: Adapter | None = None) -> None:
         """Writes the weights (or only the adapter, where one is given) and has the server load them.
 
+        Of several processes the first writes; its host holds the tensors of one file at a time.
+
         Raises:
           UserError: the server does not load them.
         """
         if self._server.load is None:
             return
-        if not self._version:  # what a run that was killed has left
+        if first() and not self._version:  # what a run that was killed has left
             shutil.rmtree(self._folder, ignore_errors=True)
         self._version += 1
         folder = self._folder / f"weights-{self._version}"
         if adapter is None:
             models.save_pretrained(models.merge(self._definition, params), folder)
-            self._server.load(self._client, folder)
+            load = self._server.load
+            by_first(lambda: load(self._client, folder))
         else:
             assert self._lora is not None, "an adapter needs its settings"
             models.save_adapter(adapter, folder, self._lora, self._definition.config)
-            # A name of its own, so that nothing which the server keeps by name is of older weights.
-            name, old = f"{self._name}-{self._version}", self._adapter
-            self._server.load_adapter(self._client, name, folder)
-            self._adapter = name
-            if old:
-                self._server.unload_adapter(self._client, old)
-        shutil.rmtree(self._folder / f"weights-{self._version - 1}", ignore_errors=True)
+            by_first(lambda: self._load_adapter(folder))
+        if first():
+            shutil.rmtree(self._folder / f"weights-{self._version - 1}", ignore_errors=True)
+
+    def _load_adapter(self, folder: Path) -> None:
+        # A name of its own, so that nothing which the server keeps by name is of older weights.
+        name, old = f"{self._name}-{self._version}", self._adapter
+        self._server.load_adapter(self._client, name, folder)
+        self._adapter = name
+        if old:
+            self._server.unload_adapter(self._client, old)
 
     def close(self) -> None:
         """Removes what was written, and the adapter from the server where it still answers."""
+        if not first():
+            return
         shutil.rmtree(self._folder, ignore_errors=True)
         if self._adapter:
             # One try: a server that is gone has nothing to free.
@@ -154,9 +170,14 @@ class ServerEngine:
         if not self._model:
             self.connect()
         checked = checked_sampling(sampling, prompts=len(prompts), eos_ids=self._definition.config.eos_ids)
+        seeds = row_seeds(checked.key, checked.row_ids)
+        return by_first(lambda: self._sampled(prompts, checked, seeds))
+
+    def _sampled(
+        self, prompts: Sequence[Sequence[int]], checked: CheckedSampling, seeds: np.ndarray
+    ) -> Completions:
         max_new_tokens, num_samples = checked.max_new_tokens, checked.num_samples
         total, stops = len(prompts) * num_samples, tuple(checked.stop_tokens.tolist())
-        seeds = row_seeds(checked.key, checked.row_ids)
         at_once = num_samples if self._server.samples_at_once else 1
         requests = []
         for index, prompt in enumerate(prompts):

@@ -451,14 +451,14 @@ def test_the_folder_is_the_one_that_is_named_first(monkeypatch, tmp_path):
     assert store.cache_folder("") == Path.home() / ".cache" / "jaxalign" / "data"
 
 
-def test_two_that_write_at_once_both_end_well(write, plain_bytes, tmp_path):
+def test_of_several_that_need_a_file_at_once_one_tokenizes_it(write, plain_bytes, tokenized, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
     config = DataConfig(train=(write(rows(40)),), template="plain", cache=str(tmp_path / "cache"))
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: load_dataset(config, "demonstration", plain_bytes, seed=0), range(4)))
     assert all(list(data.train) == list(found[0].train) for data in found)
-    assert len(kept(tmp_path)) == 1
+    assert len(kept(tmp_path)) == len(tokenized) == 1
 
 
 # --- workers -----------------------------------------------------------------------------------
@@ -635,7 +635,7 @@ def test_ctrl_c_ends_the_workers_and_leaves_no_file(write, plain_bytes, tmp_path
     assert process.stdout.readline() == "block\n"
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 2
-    assert len(kept(tmp_path)) == 1
+    assert sorted(Path(name).suffix for name in kept(tmp_path)) == [".lock", ".tmp"]
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in error

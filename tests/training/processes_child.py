@@ -1,8 +1,10 @@
 """Trains with every trainer in this process, which may be one of several; `test_processes` starts it.
 
-Arguments: how to join (see `processes.join`), the mesh, model folder, file of pairs, output folder, trainers.
+Arguments: how to join (see `processes.join`), the mesh, model folder, file of pairs, output folder, trainers. The
+environment names the folder of reward models and the address of a server.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from jaxalign.cli.main import main
 
 REWARDS = f"--reward.functions=[{Path(__file__).resolve()}:reward_vowels]"
 PROMPTS = ["--train.prompts=4", "--sampling.num_samples=2", "--sampling.max_new_tokens=6", REWARDS]
+MODELS, SERVER = (os.environ.get(name, "") for name in ("REWARD_MODELS", "SERVER"))
 OFFLINE = ["--train.steps=3", "--train.batch_size=4", "--run.eval_every=2"]
 TRAINERS = {
     "sft": [*OFFLINE, "--sampling.max_new_tokens=4"],
@@ -21,9 +24,30 @@ TRAINERS = {
         "--rewards.negative=be bad",
         "--sampling.max_new_tokens=4",
     ],
-    "ppo": ["--train.updates=3", "--train.minibatches=2", *PROMPTS],
-    "grpo": ["--train.updates=3", *PROMPTS],
-    "online-dpo": ["--train.updates=3", *PROMPTS],
+    "ppo": [
+        "--train.updates=3",
+        "--train.minibatches=2",
+        f"--reward.model={MODELS}/linear",
+        "--critic.init=reward",
+        *PROMPTS,
+    ],
+    # Members of one shape and trunk, which one program scores; then two that differ.
+    "grpo": ["--train.updates=3", f"--reward.models=[{MODELS}/linear,{MODELS}/other]", *PROMPTS],
+    "online-dpo": [
+        "--train.updates=3",
+        f"--reward.models=[{MODELS}/linear,{MODELS}/mlp]",
+        "--reward.aggregate=worst",
+        *PROMPTS,
+    ],
+    "grpo-server": [
+        "--train.updates=3",
+        "--rollout.engine.kind=vllm",
+        f"--rollout.engine.url={SERVER}",
+        "--rollout.engine.retries=0",
+        f"--reward.model={MODELS}/steps",
+        "--loss.advantages=process",
+        *PROMPTS,
+    ],
 }
 
 
@@ -36,7 +60,7 @@ def reward_vowels(prompts, completions):
 
 
 def train(name: str, join: str, mesh: str, model: str, data: str, output: str, *more: str) -> int:
-    """One run of `jaxalign NAME`; its exit status."""
+    """One run of `jaxalign NAME` (without `-server`); its exit status."""
     where = "patient.path" if name == "tfpo" else "model.path"
     flags = [
         f"--{where}={model}",
@@ -44,6 +68,7 @@ def train(name: str, join: str, mesh: str, model: str, data: str, output: str, *
         f"--output={output}/{name}",
         f"--distributed={join}",
         mesh,
+        f"--data.cache={output}/cache",
         "--data.template=plain",
         "--data.max_length=32",
         "--run.log_every=1",
@@ -52,12 +77,23 @@ def train(name: str, join: str, mesh: str, model: str, data: str, output: str, *
         *more,
     ]
     # Of two the later counts.
-    return main([name, *{flag.partition("=")[0]: flag for flag in flags}.values()])
+    return main([name.removesuffix("-server"), *{flag.partition("=")[0]: flag for flag in flags}.values()])
+
+
+def count_written() -> list[str]:
+    """The tokenized files that this process writes from now on, by the names that they have while it does."""
+    from jaxalign.data import store
+
+    written, write = [], store._write
+    store._write = lambda file, *rest: written.append(file.name) or write(file, *rest)
+    return written
 
 
 if __name__ == "__main__":
     join, mesh, model, data, output, *names = sys.argv[1:]
+    written = count_written()
     more = [name for name in names if name.startswith("--")]
     for name in names:
         if name not in more and (status := train(name, join, mesh, model, data, output, *more)):
             sys.exit(f"{name}: status {status}")
+    print("written:", len(written))

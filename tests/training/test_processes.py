@@ -8,16 +8,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 from safetensors.numpy import load_file
 
+from jaxalign import models
 from jaxalign.cli.main import main
 from jaxalign.runs import records
+from tests.rollout.stub_server import StubServer
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("processes_child.py")
-NAMES = ["sft", "reward", "dpo", "tfpo", "ppo", "grpo", "online-dpo"]
+NAMES = ["sft", "reward", "dpo", "tfpo", "ppo", "grpo", "online-dpo", "grpo-server"]
+HEADS = {
+    "linear": models.HeadConfig(),
+    "other": models.HeadConfig(),
+    "mlp": models.HeadConfig(kind="mlp", hidden_size=8),
+}
 
 
 def free_port() -> int:
@@ -26,33 +35,49 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start(join: str, devices: int, *arguments: object) -> subprocess.Popen:
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+def start(join: str, devices: int, *arguments: object, **environment: object) -> subprocess.Popen:
+    own = {"JAX_NUM_CPU_DEVICES": devices, "PYTHONPATH": ROOT, **environment}
+    environment = os.environ | {name: str(value) for name, value in own.items()}
     command = [sys.executable, str(CHILD), join, *map(str, arguments)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def start_two(*arguments: object) -> list[subprocess.Popen]:
+def start_two(*arguments: object, **environment: object) -> list[subprocess.Popen]:
     port = free_port()
-    return [start(f"127.0.0.1:{port},2,{rank}", 1, *arguments) for rank in range(2)]
+    return [start(f"127.0.0.1:{port},2,{rank}", 1, *arguments, **environment) for rank in range(2)]
+
+
+def make_reward_models(policy: Path, folder: Path) -> Path:
+    """Reward models on the policy's trunk, one of them of steps."""
+    trunk, tokenizer = models.load_pretrained(policy), models.load_tokenizer(policy)
+    for number, (name, head) in enumerate(HEADS.items()):
+        model = models.create_scalar_model(trunk, head, key=jax.random.key(number))
+        models.save_reward_model(model, folder / name, tokenizer=tokenizer)
+    steps = models.create_scalar_model(trunk, key=jax.random.key(9), steps=models.StepConfig(separator="e"))
+    models.save_reward_model(steps, folder / "steps", tokenizer=tokenizer)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_model_folder, pairs_file, tmp_path_factory):
-    """Folders of all trainers' runs in one process of two devices and in two of one, and what the latter printed."""
+    """Folders of all trainers' runs in one process of two devices and in two of one, and what all printed."""
     folder = tmp_path_factory.mktemp("processes")
     given = ["--mesh.fsdp=2", tiny_model_folder, pairs_file]
-    children = [start("false", 2, *given, folder / "one", *NAMES), *start_two(*given, folder / "two", *NAMES)]
-    said = [child.communicate(timeout=600)[0] for child in children]
+    rewards = {"REWARD_MODELS": make_reward_models(tiny_model_folder, folder / "rewards")}
+    with StubServer(tiny_model_folder) as first, StubServer(tiny_model_folder) as second:
+        children = [start("false", 2, *given, folder / "one", *NAMES, **rewards, SERVER=first.url)]
+        children += start_two(*given, folder / "two", *NAMES, **rewards, SERVER=second.url)
+        said = [child.communicate(timeout=600)[0] for child in children]
+        asked = [server.requests for server in (first, second)]
     assert [child.returncode for child in children] == [0, 0, 0], "\n---\n".join(said)
-    return folder / "one", folder / "two", said[1:]
+    return SimpleNamespace(one=folder / "one", two=folder / "two", said=said, asked=asked)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_to_the_bits_of_one(runs, name):
-    one, two = (folder / name for folder in runs[:2])
+    one, two = runs.one / name, runs.two / name
 
     def numbers(folder):
         rows = records.read(folder / "metrics.jsonl")
@@ -69,16 +94,30 @@ def test_two_processes_train_to_the_bits_of_one(runs, name):
 
 
 def test_the_first_of_several_processes_alone_says_and_writes_what_all_did(runs):
-    _, two, (first, second) = runs
+    _, first, second = runs.said
     assert first.count("results:") == len(NAMES)
     assert "results:" not in second
-    assert len((two / "grpo" / "run.log").read_text().split("started: grpo")) == 2
+    assert len((runs.two / "grpo" / "run.log").read_text().split("started: grpo")) == 2
+
+
+def test_two_processes_of_one_cache_tokenize_what_one_does(runs):
+    one, *two = (int(said.partition("written: ")[2]) for said in runs.said)
+    assert one == sum(two) == len(list((runs.two / "cache" / "data").iterdir())) > 1
+
+
+def test_a_server_is_asked_by_one_of_two_processes_alone(runs):
+    one, two = (
+        sorted(json.dumps(body) for path, body in asked if path == "/v1/completions") for asked in runs.asked
+    )
+    assert one == two and len(one) > 3
+    assert [[path for path, _ in asked].count("/collective_rpc") for asked in runs.asked] == [4, 4]
+    assert not (runs.two / "grpo-server" / "engine").exists()
 
 
 def test_a_run_of_two_processes_goes_on_in_one(runs, tiny_model_folder, pairs_file):
     from tests.training import processes_child
 
-    _, two, _ = runs
+    two = runs.two
     given = (str(tiny_model_folder), str(pairs_file), str(two), "--resume", "--train.steps=4")
     assert processes_child.train("sft", "false", "--mesh.data=1", *given) == 0
     said = (two / "sft" / "run.log").read_text()

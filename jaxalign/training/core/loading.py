@@ -24,9 +24,9 @@ from jaxalign.data.batches import Collate
 from jaxalign.data.config import Kind
 from jaxalign.data.stream import Stream, StreamBatches
 from jaxalign.data.table import lengths_of
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, DataError
 from jaxalign.mesh import row_shards
-from jaxalign.processes import agreed
+from jaxalign.processes import agreed, largest
 from jaxalign.runs import Run
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.opening import tell_rows
@@ -61,7 +61,8 @@ def load_data(
       new_tokens: tokens to reserve after each prompt.
 
     Raises:
-      UserError: an invalid file or row; on resume, a file that has changed since the run started.
+      UserError: an invalid file or row; rows that differ between processes; on resume, a file that has changed since
+        the run started.
     """
     room = model_config.max_positions - new_tokens
     config = dated(run, config).within(room if room > 1 else model_config.max_positions)
@@ -74,6 +75,7 @@ def load_data(
         train_dataset=run.given.train_dataset,
         eval_dataset=run.given.eval_dataset,
     )
+    check_same_everywhere(data)
     check_context(model_config, data, new_tokens=new_tokens)
     if isinstance(data.train, Stream):
         data.train.fits = partial(check_fits, model_config, new_tokens=new_tokens)
@@ -89,6 +91,18 @@ def load_data(
             "data: the chat template has no end token, so the model does not learn to stop; set data.end_token"
         )
     return data
+
+
+def check_same_everywhere(data: Dataset) -> None:
+    """Checks that all processes have the same rows in the same order; each must call it.
+
+    Raises:
+      DataError: one of them has others.
+    """
+    if largest(int(agreed(data.fingerprint) != data.fingerprint)):
+        raise DataError(
+            "data.train: the processes read different rows; every process needs the same files, rows and tokenizer"
+        )
 
 
 def check_context(config: Any, data: Dataset, *, new_tokens: int = 0) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.errors import ConfigError
+from jaxalign.processes import by_first
 from jaxalign.rewards import (
     EnsembleReward,
     ModelReward,
@@ -46,14 +47,17 @@ class StepsRequired:
           ConfigError: it gave token rewards and no steps.
         """
         found = evaluate_reward(self.reward, request)
+        by_first(self._check)  # of several processes the first alone calls functions
+        # Asked again, zeros would be token rewards.
+        return replace(found, token_rewards=None) if found.steps is None else found
+
+    def _check(self) -> None:
         if self.silent:
             raise ConfigError(
                 f"loss.advantages=process: reward {self.silent[0]} returned token rewards but no steps, so a step "
                 "with reward 0 would be ignored; return Rewards(token_rewards=..., steps=...), steps a bool array "
                 "[N, C]"
             )
-        # Asked again, zeros would be token rewards.
-        return replace(found, token_rewards=None) if found.steps is None else found
 
     def _heard(self, reward: Any) -> Any:
         """The same reward, of which `silent` learns when it says nothing of steps."""

@@ -32,7 +32,8 @@ def make_generator(
     """What samples for a run: `engine` where one is given, else the one that `config.rollout.engine` names.
 
     Raises:
-      ConfigError: 8-bit rollouts of an engine that is given, which stores weights and cache as it will.
+      ConfigError: 8-bit rollouts of an engine that is given, which stores weights and cache as it will; an engine that
+        is given to one of several processes.
       UserError: a server that is not there, or does not have the model.
     """
     settings = config.rollout.engine
@@ -41,9 +42,10 @@ def make_generator(
             "rollout.weights and rollout.cache must be same if you pass your own engine (engine=), which does not "
             "use them"
         )
-    if processes.several() and (engine is not None or settings.kind != "local"):
+    if engine is not None and processes.several():
         raise ConfigError(
-            "rollout.engine: several processes sample with the local engine only; set rollout.engine.kind=local"
+            "engine: an engine of your own samples for one process only; of several processes, name one with "
+            "rollout.engine.kind"
         )
     if engine is None and settings.kind != "local":
         # A name that nothing else has: what lies there is removed before the first weights are written.
