@@ -99,7 +99,7 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
             f"the mesh {NAMES} = {shape} needs {count} devices, but there are {len(devices)}: "
             + ", ".join(str(d) for d in devices[:8])
         )
-    slices = _slices(devices)
+    slices = slices_of(devices)
     grid = over_slices(shape, slices) if len(slices) > 1 else None
     used = devices[:count] if grid is None else list(grid.flat)
     idle = sorted({d.process_index for d in devices} - {d.process_index for d in used})
@@ -114,10 +114,12 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     return jax.make_mesh(shape, AXES, axis_types=types, devices=used)
 
 
-def _slices(devices: Sequence[Any]) -> list[list[Any]]:
-    """The devices of each TPU slice; all of them in one where devices know of no slices."""
-    numbers = sorted({getattr(d, "slice_index", None) or 0 for d in devices})
-    return [[d for d in devices if (getattr(d, "slice_index", None) or 0) == number] for number in numbers]
+def slices_of(devices: Sequence[Any]) -> list[list[Any]]:
+    """The devices of each TPU slice; all others in one, though GPUs count each host as a slice."""
+    numbers = [getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices]
+    return [
+        [d for d, own in zip(devices, numbers, strict=True) if own == number] for number in sorted({*numbers})
+    ]
 
 
 def over_slices(shape: Sequence[int], slices: Sequence[Sequence[Any]]) -> np.ndarray:

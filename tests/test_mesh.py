@@ -7,14 +7,22 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxalign.errors import ConfigError
-from jaxalign.mesh import ROLLOUT_RULES, MeshConfig, make_mesh, over_slices, partition_spec, row_shards
+from jaxalign.mesh import (
+    ROLLOUT_RULES,
+    MeshConfig,
+    make_mesh,
+    over_slices,
+    partition_spec,
+    row_shards,
+    slices_of,
+)
 
 
-def sliced(*sizes):
+def sliced(*sizes, platform="cpu"):
     """Devices of several slices, as `jax.devices()` has them on several TPU slices."""
     return [
         [
-            SimpleNamespace(id=10 * number + i, slice_index=number, platform="cpu", device_kind="cpu")
+            SimpleNamespace(id=10 * number + i, slice_index=number, platform=platform, device_kind="cpu")
             for i in range(size)
         ]
         for number, size in enumerate(sizes)
@@ -26,6 +34,12 @@ def test_only_rows_cross_slices():
     assert grid.shape == (4, 2, 1, 2)
     assert [{device.slice_index for device in part.flat} for part in grid] == [{0}, {0}, {1}, {1}]
     assert sorted(device.id for device in grid.flat) == [*range(8), *range(10, 18)]
+
+
+def test_hosts_of_gpus_are_no_slices():
+    for platform, number in (("tpu", 2), ("gpu", 1)):
+        devices = [device for one in sliced(4, 4, platform=platform) for device in one]
+        assert [len(one) for one in slices_of(devices)] == [8 // number] * number
 
 
 @pytest.mark.parametrize(

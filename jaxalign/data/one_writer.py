@@ -5,7 +5,6 @@ locks, or each host its own, as many processes make the file as do not see each 
 name, and the last rename counts.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -13,6 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxalign.errors import ConfigError, DataError, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # A message is one line.
 MESSAGE_BYTES = 2**16
@@ -53,6 +57,8 @@ def one_writer(file: Path, say: Callable[[str], None], waiting: str) -> Iterator
 
 def _locked(lock: Path, say: Callable[[str], None], waiting: str) -> int | None:
     """The open lock, held; None where it cannot be had."""
+    if fcntl is None:
+        return None
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:  # a folder that cannot be written to is refused where the file is written
