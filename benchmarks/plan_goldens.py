@@ -36,6 +36,9 @@ CASES = {
         "sft", "--target=h100x8", "--tokens=4096", "--train.batch_size=8", "--mesh.fsdp=2", "--mesh.tensor=4",
         "--model.remat=full",
     ],
+    "sft, context=8, h100x8": [
+        "sft", "--target=h100x8", "--tokens=131072", "--train.batch_size=1", "--mesh.context=8", "--model.remat=full",
+    ],
     "dpo, h100x8": ["dpo", "--target=h100x8", "--tokens=2048", "--train.batch_size=8", *FSDP],
     "grpo, h100x8": [
         "grpo", "--target=h100x8", "--tokens=2048", "--train.prompts=4", "--sampling.num_samples=2",
