@@ -37,7 +37,8 @@ FREE_KEYS = {
     "run.tensorboard", "run.wandb", "run.mlflow", "run.trackio", "run.progress", "run.export_dtype",
     "run.profile_steps", "run.compile_cache", "run.hang_minutes", "run.hang_exit",
     "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",
-    "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.engine.timeout", "rollout.engine.retries", "train.offload",
+    "mesh.data", "mesh.fsdp", "mesh.context", "mesh.tensor", "rollout.engine.timeout", "rollout.engine.retries",
+    "train.offload",
 }  # fmt: skip
 # Keys of its length, which a resumed run may raise.
 LENGTHS = {"train.steps", "train.epochs", "train.updates"}
@@ -175,7 +176,9 @@ class Run:
                 "used"
             )
         was, now = old.get("config", {}).get("mesh"), full.get("mesh")
-        if was and now and was != now:
+        if (
+            was and now and (was := dict.fromkeys(now, 1) | was) != now
+        ):  # an earlier version may have had fewer axes
             axes = [", ".join(f"{axis}={size}" for axis, size in mesh.items()) for mesh in (now, was)]
             run.warn(
                 f"resumed on another mesh ({' where it was '.join(axes)}): the same data, other rounding"

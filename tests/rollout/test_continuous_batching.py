@@ -57,9 +57,11 @@ def check(done, expected):
     tokens, logps, sampling_logps, reasons = expected
     assert done.token_lists() == tokens
     assert done.finish_reason == reasons
+    # Products of other shapes round otherwise: 6e-6 of -3.9 was seen on six devices of a CPU with AVX2 alone.
+    within = {"atol": 5e-6, "rtol": 2e-6}
     for row, length in enumerate(done.lengths):
-        np.testing.assert_allclose(done.logps[row, :length], logps[row], atol=5e-6)
-        np.testing.assert_allclose(done.sampling_logps[row, :length], sampling_logps[row], atol=5e-6)
+        np.testing.assert_allclose(done.logps[row, :length], logps[row], **within)
+        np.testing.assert_allclose(done.sampling_logps[row, :length], sampling_logps[row], **within)
 
 
 def sampled(model, prompts=PROMPTS, new=NEW, stops=STOPS, block=64, max_rows=256, **arguments):

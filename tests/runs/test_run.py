@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from jaxalign.errors import ConfigError
+from jaxalign.mesh import MeshConfig
 from jaxalign.runs import Given, Run, RunConfig, StopFlag, records
 from jaxalign.runs.report import metric_series, write_comparison_report, write_report
 
@@ -86,6 +87,28 @@ def change_stored_settings(folder, change):
     meta = json.loads((folder / "metadata.json").read_text())
     change(meta["config"])
     (folder / "metadata.json").write_text(json.dumps(meta))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread(Config):
+    """A configuration with a mesh.
+
+    Attributes:
+      mesh: the mesh.
+    """
+
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+def test_a_mesh_is_another_one_only_where_an_axis_differs_also_from_runs_without_that_axis(tmp_path):
+    spread = Spread(run=config(tmp_path).run, mesh=MeshConfig(fsdp=2))
+    with opened(spread):
+        pass
+    change_stored_settings(tmp_path, lambda settings: settings["mesh"].pop("context"))
+    for changed, told in ((MeshConfig(fsdp=2), False), (MeshConfig(fsdp=2, context=2), True)):
+        with opened(replace(spread, run=replace(spread.run, resume=True), mesh=changed)):
+            pass
+        assert ("fsdp=2, context=2, tensor=1 where it was" in (tmp_path / "run.log").read_text()) == told
 
 
 def test_a_key_that_the_run_did_not_have_is_its_default_and_one_that_is_gone_is_named(tmp_path):

@@ -137,7 +137,7 @@ def test_a_reward_model_has_a_part_on_each_device_and_scores_rows_there(
         for params in arriving:
             assert specs(params["trunk"]) == like
     for batch in rows:
-        assert {x.sharding.spec for x in batch} == {jax.P(("data", "fsdp"), None)}
+        assert {x.sharding.spec for x in batch} == {jax.P("fsdp", None)}
         assert {x.addressable_shards[0].data.shape[0] for x in batch} == {1}
     assert rows
 

@@ -137,6 +137,7 @@ def fake_trainer(scores, size=2, most=5):
         request_of=lambda batch, *_: SimpleNamespace(prompt_ids=batch["prompts"]),
         held_out_scores=lambda request, key: {"score": np.array([scores[p[0]] for p in request.prompt_ids])},
         held_out_kl=lambda rows: None,
+        row_multiple=16,
     )
     return trainer, asked
 
