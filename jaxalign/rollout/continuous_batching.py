@@ -150,7 +150,7 @@ class _Slots:
         before, began = self.drawn, time.perf_counter()
         rows = (self.token, self.alive, self.drawn, job.draws.take(self.row))
         token, alive, drawn, draws = sharding.by_rows(rows, self.mesh)
-        self.cache, new = decode.decode_block(
+        cache, new = decode.decode_block(
             job.definition,
             self.weights,
             self._placed(),
@@ -165,10 +165,10 @@ class _Slots:
             features=job.features,
             block=job.block,
         )
-        new = fetch(new)
+        self.cache, new = cache, fetch(new)
         job.traffic.add(
             self.weights,
-            (self.cache.keys, self.cache.values),
+            (cache.keys, cache.values),
             steps=int(new["step"]),
             seconds=time.perf_counter() - began,
         )
