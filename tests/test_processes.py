@@ -20,7 +20,7 @@ PAIR = Path(__file__).with_name("processes_pair.py")
 
 
 def test_a_mesh_that_leaves_a_process_without_a_device_is_refused():
-    devices = [SimpleNamespace(process_index=index // 2) for index in range(4)]
+    devices = [SimpleNamespace(platform="cpu", process_index=index // 2) for index in range(4)]
     with pytest.raises(DeviceError, match=r"has 2 of 4 devices, and none of process 1; .*mesh.data=-1"):
         make_mesh(MeshConfig(data=2), devices)
 
