@@ -125,7 +125,7 @@ def score_tokens(
         before, targets, counted = (
             states,
             jnp.roll(tokens, -1, axis=1),
-            jnp.roll(mask.at[:, 0].set(False), -1, 1),
+            jnp.roll(jnp.asarray(mask).at[:, 0].set(False), -1, axis=1),
         )
     else:
         before, targets, counted = states[:, :-1], tokens[:, 1:], mask[:, 1:]
