@@ -2,11 +2,11 @@
 
     compute_dtype     operands and results in the compute dtype, accumulated in float32: GPUs, TPUs, float32 anywhere
     bfloat16_float32  bfloat16 operands, float32 results: a CPU with bfloat16 instructions (AMX, AVX-512 BF16)
-    float32           operands cast up to float32: any other CPU, where bfloat16 products are slower than these
+    float32           everything in float32, activations too: any other CPU, where bfloat16 products are slower, and
+                      rounding what lies between them takes time and makes sampler and trainer differ
 
-Whatever the implementation, what is handed on is in the compute dtype, sums are float32, and so are scores, logits and
-the gradients of weights, which come in the layout of the weight itself. In float32 compute all are one; in bfloat16
-they differ by rounding.
+With the first two, activations are in the compute dtype. Sums are float32 in all of them, and so are scores, logits and
+the gradients of weights, which come in the layout of the weight itself. In float32 compute all are one.
 """
 
 import functools
@@ -66,7 +66,7 @@ def matmul_implementation(config: KernelConfig) -> MatmulImplementation:
 
 
 def operand_dtype(config: KernelConfig) -> Any:
-    """What operands of scores and logits are cast to: float32, or the compute dtype."""
+    """Of activations, and what operands of scores and logits are cast to: float32, or the compute dtype."""
     return jnp.dtype("float32" if matmul_implementation(config) == "float32" else config.compute_dtype)
 
 

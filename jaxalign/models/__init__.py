@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxalign.kernels.config import AttentionImplementation, Choice, MatmulImplementation
 from jaxalign.kernels.int8 import Int8
-from jaxalign.kernels.matmul import choose_matmul, matmul_implementation
+from jaxalign.kernels.matmul import choose_matmul, matmul_implementation, operand_dtype
 from jaxalign.kernels.quantize import Weights, quantize_params
 from jaxalign.kernels.remat import Remat, remat_level
 from jaxalign.models.attention import attention_for, choose_attention
@@ -77,6 +77,7 @@ __all__ = [
     "load_tokenizer",
     "merge",
     "merge_adapter",
+    "operand_dtype",
     "param_logical_axes",
     "params_count",
     "matmul_implementation",

@@ -65,6 +65,7 @@ class ModelConfig:
       remat: activations of a layer stored for the backward pass; the rest are recomputed (see `kernels.remat`).
       attention: implementation for whole rows, see `models.attention`; auto picks a fast one for the backend.
       products: implementation of matrix products, see `kernels.matmul`; auto likewise.
+      exact: whether a token's numbers are the same bits however tokens are batched (see `models.exact`).
       mesh: the devices that custom attention calls are split over (`jax.sharding.Mesh`); None for one device.
     """
 
@@ -110,6 +111,7 @@ class ModelConfig:
     remat: Remat = "none"
     attention: Literal["auto"] | AttentionImplementation = "auto"
     products: Literal["auto"] | MatmulImplementation = "auto"
+    exact: bool = False
     mesh: Any = None
 
     def __post_init__(self) -> None:

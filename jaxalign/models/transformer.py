@@ -5,7 +5,7 @@ Parameters live in a Flax NNX module as a nested dict: `embed`, `layers` (stacke
 the plain dict.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,26 +21,13 @@ from jaxalign.kernels.frozen import Frozen
 from jaxalign.kernels.int8 import Int8, scaled_logits
 from jaxalign.kernels.matmul import cached_dtype, matmul_implementation, operand_dtype, product
 from jaxalign.kernels.remat import Remat, rematerialized
-from jaxalign.mesh import constrained
-from jaxalign.models import kv_cache
+from jaxalign.models import exact, kv_cache
 from jaxalign.models.adapted import Adapter, adapted, merged
 from jaxalign.models.attention import attend, attend_cached, visible
+from jaxalign.models.block import block, cast, embed, project
 from jaxalign.models.config import ModelConfig
-from jaxalign.models.embedding import token_embeddings
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.models.layers import (
-    HEADS,
-    RESIDUAL,
-    Params,
-    linear,
-    mlp,
-    norm,
-    rms_norm,
-    rope_tables,
-    rope_tables_apart,
-    rotate,
-    softcap,
-)
+from jaxalign.models.layers import norm, rope_tables, rope_tables_apart, softcap
 from jaxalign.target import platform
 
 UNROLLED_LAYERS = 8
@@ -142,6 +129,9 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits of hidden states."""
+        if self.config.exact:
+            rows = exact.logits(hidden.reshape(-1, hidden.shape[-1]), self._head, self.head_options)
+            return rows.reshape(*hidden.shape[:-1], -1)
         weight, dtype = self._head, operand_dtype(self.config)
         if isinstance(weight, Int8):
             out = scaled_logits(hidden, weight, dtype=dtype)
@@ -151,6 +141,19 @@ class Transformer(nnx.Module):
         if options["bias"] is not None:
             out = out + options["bias"].astype(jnp.float32)
         return softcap(out, self.config.final_softcap)
+
+    def exact_logps(
+        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], temperature: jax.Array | float
+    ) -> Float[Array, "B T"]:
+        """log p(target) in exact mode, the same bits as a sampler's; without a gradient."""
+        logps = exact.linear_logps(
+            rearrange(hidden, "b t d -> (b t) d"),
+            self._head,
+            self.head_options,
+            targets.reshape(-1),
+            jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), targets.size),
+        )
+        return logps.reshape(targets.shape)
 
     # --- decoding ---------------------------------------------------------------------------
 
@@ -183,22 +186,24 @@ class Transformer(nnx.Module):
     def decode_weights(self, adapter: Adapter | None = None) -> dict[str, Any]:
         """Weights for `decode` and `logits`: a list of layers, cast once. Call it outside the decode loop.
 
-        The adapter, where given, is added to the weights it adapts. An `Int8` stays one; other `Frozen` become floats.
+        The adapter, where given, is added to the weights it adapts (in exact mode it stays beside them). An `Int8`
+        stays one; other `Frozen` become floats.
         """
         config, dtype = self.config, operand_dtype(self.config)
         params = self.params
-        if adapter is not None:
+
+        def layers_of(tree: Any) -> list[Any]:
+            return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(config.num_layers)]
+
+        beside = {}
+        if adapter is not None and config.exact:
+            beside = {"adapter": layers_of(adapter)}  # what is added to the weights is rounded in another way
+        elif adapter is not None:
             params = folded(params, adapter, dtype)
-        layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.num_layers)]
-
-        def cast(part: dict[str, Any]) -> dict[str, Any]:
-            kept = {k for k, v in part.items() if "norm" in k or isinstance(v, Int8)}
-            return {k: (v if k in kept else v.astype(dtype)) for k, v in part.items()}
-
-        layers, embeddings = [cast(p) for p in layers], cast(params["embed"])
-        result = {**params, "layers": layers, "embed": embeddings}
+        layers = [cast(part, dtype) for part in layers_of(params["layers"])]
+        result = {**params, **beside, "layers": layers, "embed": cast(params["embed"], dtype)}
         if not config.tied_head:
-            result["head"] = {**params["head"], **cast({"weight": params["head"]["weight"]})}
+            result["head"] = {**params["head"], **cast({"weight": params["head"]["weight"]}, dtype)}
         return result
 
     def decode(
@@ -224,6 +229,8 @@ class Transformer(nnx.Module):
           The hidden state after it [B, D], and the cache one step on.
         """
         config = self.config
+        if config.exact:
+            return self._decode_exactly(weights, tokens, cache)
         column = cache.column
         positions = jnp.repeat(column - cache.starts, members)
         x = embed(weights, jnp.repeat(tokens, members)[:, None], positions[:, None], config)
@@ -251,6 +258,30 @@ class Transformer(nnx.Module):
         cache = replace(cache, keys=tuple(keys), values=tuple(values), column=column + 1)
         return norm(x, weights["final_norm"], "weight", config)[:, 0], cache
 
+    def _decode_exactly(
+        self, weights: dict[str, Any], tokens: Int[Array, " B"], cache: KVCache
+    ) -> tuple[Float[Array, "B D"], KVCache]:
+        """`decode` in exact mode."""
+        config, column, parts = self.config, cache.column, weights.get("adapter")
+        places = exact.Places(jnp.arange(len(tokens)), cache.starts, jnp.broadcast_to(column, tokens.shape))
+        x = embed(weights, tokens[:, None], places.positions[:, None], config)[:, 0]
+        tables = [exact.tables(places.positions, config, local=local) for local in (False, True)]
+        keys, values = [], []
+        for layer, params in enumerate(weights["layers"]):
+
+            def stored(k: jax.Array, v: jax.Array, layer: int = layer) -> tuple[Any, Any]:
+                key = kv_cache.written(cache.keys[layer], k[..., None], column, axis=3)
+                value = kv_cache.written(cache.values[layer], v[:, :, None], column, axis=2)
+                keys.append(key)
+                values.append(value)
+                return key, value
+
+            slides = config.layer_slides[layer]
+            part, window = parts and parts[layer], kv_cache.window_of(config, layer)
+            x, *_ = exact.layer(x, params, part, config, tables[slides], places, window, stored)
+        cache = replace(cache, keys=tuple(keys), values=tuple(values), column=column + 1)
+        return exact.normed(x, weights["final_norm"], config), cache
+
     # --- the stack --------------------------------------------------------------------------
 
     def _layers(
@@ -267,16 +298,23 @@ class Transformer(nnx.Module):
         config, params = self.config, self.params
         x = embed(params, tokens, positions, config)
         tables = [rope_tables_apart(positions, config, local=local) for local in (False, True)]
+        exact_pass = exact.Pass.of(positions, config) if config.exact else None
         slides = np.asarray(config.layer_slides)
 
         def body(x: Float[Array, "B T D"], inputs: tuple[Any, ...]):
             layer, part, sliding, index = inputs
             if slides.any() and not slides.all():
                 window = jnp.where(sliding, config.sliding_window, 0)
-                cos_sin = jax.tree.map(lambda a, b: jnp.where(sliding, b, a), *tables)
+
+                def chosen(tables: Any) -> Any:
+                    return jax.tree.map(lambda a, b: jnp.where(sliding, b, a), *tables)
             else:
                 window = config.sliding_window if slides.all() and len(slides) else 0
-                cos_sin = tables[int(bool(window))]
+
+                def chosen(tables: Any) -> Any:
+                    return tables[int(bool(window))]
+
+            cos_sin = chosen(tables)
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
             kept = None
 
@@ -286,15 +324,22 @@ class Transformer(nnx.Module):
                 kept = (k, v)
                 return attend(q, k, v, positions, segments, window, config, max_segments=max_segments)
 
-            x = block(x, layer, config, attention, part, key)
-            return x, kept if keep_cache else None
+            after = block(x, layer, config, attention, part, key)
+            if exact_pass is not None:
+                of_layer, kept = exact_pass.layer(x, layer, part, config, chosen(exact_pass.tables), window)
+                after = exact.with_value(after, of_layer)
+            return after, kept if keep_cache else None
 
         level = "none" if keep_cache else config.remat
         body = rematerialized(body, level)
         inputs = (params["layers"], adapter, jnp.asarray(slides), jnp.arange(config.num_layers))
         unroll = written_out(config, level, trained=not keep_cache and adapter is None)
         x, cache = jax.lax.scan(body, x, inputs, unroll=unroll)
-        return norm(x, params["final_norm"], "weight", config), cache
+        hidden = norm(x, params["final_norm"], "weight", config)
+        if config.exact:
+            of_tokens = exact.normed(rearrange(x, "b t d -> (b t) d"), params["final_norm"], config)
+            hidden = exact.with_value(hidden, of_tokens.reshape(hidden.shape))
+        return hidden, cache
 
 
 def written_out(config: ModelConfig, level: Remat, *, trained: bool) -> bool:
@@ -336,63 +381,6 @@ def layout(
         first = jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)
         positions = columns if segment_ids is None else columns - first
     return positions, segments
-
-
-def embed(
-    params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], config: ModelConfig
-) -> jax.Array:
-    """Token (and learned position) embeddings, in the compute dtype."""
-    x = token_embeddings(params["embed"]["tokens"], tokens, config.mesh).astype(config.compute_dtype)
-    if config.embedding_scale != 1.0:
-        x = x * jnp.asarray(config.embedding_scale, x.dtype)
-    if config.positions == "learned":
-        x = x + params["embed"]["positions"][positions].astype(x.dtype)
-    return constrained(x, RESIDUAL, config.mesh)
-
-
-def project(
-    h: Float[Array, "B T D"],
-    params: Params,
-    config: ModelConfig,
-    tables: tuple[jax.Array, jax.Array],
-    adapter: Adapter | None,
-    key: jax.Array | None,
-):
-    """Rotated queries and keys, and values: [B, T, N or K, H]."""
-    shape = h.shape[:-1]
-    q = linear(h, params, "q_proj", config, adapter, key).reshape(*shape, config.num_heads, config.head_dim)
-    k = linear(h, params, "k_proj", config, adapter, key).reshape(
-        *shape, config.num_kv_heads, config.head_dim
-    )
-    v = linear(h, params, "v_proj", config, adapter, key).reshape(
-        *shape, config.num_kv_heads, config.head_dim
-    )
-    if config.qk_norm:
-        q, k = rms_norm(q, params["q_norm"], config), rms_norm(k, params["k_norm"], config)
-    if config.positions == "rope":
-        q, k = rotate(q, tables), rotate(k, tables)
-    return q, k, v
-
-
-def block(
-    x: Float[Array, "B T D"],
-    params: Params,
-    config: ModelConfig,
-    attention: Callable[[jax.Array], jax.Array],
-    adapter: Adapter | None,
-    key: jax.Array | None,
-):
-    """One layer; `attention(h)` maps normed input [B, T, D] to head outputs [B, T, N*H]."""
-    heads = constrained(attention(norm(x, params, "input_norm", config)), HEADS, config.mesh)
-    mixed = constrained(linear(heads, params, "o_proj", config, adapter, key), RESIDUAL, config.mesh)
-    if config.parallel_residual:
-        return x + mixed + mlp(norm(x, params, "mlp_norm", config), params, config, adapter, key)
-    if config.post_norms:
-        x = x + norm(mixed, params, "post_attention_norm", config)
-        fed = mlp(norm(x, params, "mlp_norm", config), params, config, adapter, key)
-        return x + norm(fed, params, "post_mlp_norm", config)
-    x = x + mixed
-    return x + mlp(norm(x, params, "mlp_norm", config), params, config, adapter, key)
 
 
 def folded(params: dict[str, Any], adapter: Adapter, dtype: DTypeLike | None = None) -> dict[str, Any]:

@@ -153,6 +153,7 @@ class Sampler:
                     top_k=bool((k > 0).any()),
                     top_p=bool((p < 1).any()),
                     min_p=bool((least > 0).any()),
+                    exact=self.config.exact,
                 ),
                 max_rows=self.max_rows,
                 block=self.block,

@@ -6,10 +6,13 @@ rest of a decode step at large vocabularies; here one uniform number per row is 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from jaxalign.models import exact
 
 LANES = 128
 _BISECTIONS = 32
@@ -25,6 +28,7 @@ class SamplerFeatures:
       top_k: some row has a top-k; each of these costs passes over all logits, so each is there only where asked for.
       top_p: some row has a top-p below 1.
       min_p: some row has a min-p.
+      exact: tokens and log-probs do not depend on the batch, and are a training pass's to the bit.
     """
 
     sampled: bool = True
@@ -32,6 +36,7 @@ class SamplerFeatures:
     top_k: bool = True
     top_p: bool = True
     min_p: bool = True
+    exact: bool = False
 
     @property
     def truncated(self) -> bool:
@@ -181,6 +186,26 @@ def next_token(
       (tokens, logps under the temperature-scaled policy, logps under the distribution
       really sampled from; 0 where greedy).
     """
+    next_of = partial(_next_token, features=features)
+    rows = (logits, uniforms, temperature, top_k, top_p, min_p)
+    if not features.exact:
+        return next_of(*rows)
+    tokens, _, sampled = exact.tiled(next_of, *rows)
+    greedy = temperature <= 0
+    logps = exact.logps(logits, tokens, jnp.where(greedy, 1.0, temperature))
+    return tokens, logps, sampled if features.truncated else jnp.where(greedy, 0.0, logps)
+
+
+def _next_token(
+    logits: jax.Array,
+    uniforms: jax.Array,
+    temperature: jax.Array,
+    top_k: jax.Array,
+    top_p: jax.Array,
+    min_p: jax.Array,
+    *,
+    features: SamplerFeatures,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     greedy = temperature <= 0
     scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None] if features.sampled else logits
     top = scaled.max(-1)

@@ -20,12 +20,13 @@ from jaxalign.kernels.matmul import cached_dtype, matmul_implementation, product
 from jaxalign.masking import NEGATIVE
 from jaxalign.models import kv_cache
 from jaxalign.models.attention import scaled
+from jaxalign.models.block import block, embed, project
 from jaxalign.models.composite import CausalModel, Composite, CompositeDefinition
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import Params, norm, rope_tables, softcap
 from jaxalign.models.stops import stopping
-from jaxalign.models.transformer import Transformer, block, embed, project
+from jaxalign.models.transformer import Transformer
 from jaxalign.rollout.config import SamplingArguments, UntruncatedSampling
 from jaxalign.rollout.engine import Engine
 from jaxalign.rollout.generate import Completions, Sampler

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from jaxalign.logprobs import linear_logprobs
 from jaxalign.mesh import constrained, length_shards
 from jaxalign.models import LoraConfig, attach, merge
+from jaxalign.models.exact import with_value
 from jaxalign.models.flops import Pass, training_pass
 from jaxalign.models.layers import RESIDUAL
 from jaxalign.target import memory_of, target_device
@@ -139,6 +140,9 @@ def score_tokens(
     ):
         head["chunk_size"] = vocabulary
     stats = linear_logprobs(before, targets=targets, mask=counted, **head)
+    if model.config.exact:
+        logps = model.exact_logps(before, targets, temperature)
+        stats = stats._replace(logps=with_value(stats.logps, jnp.where(counted, logps, 0.0)))
     if places is not None:
         stats = jax.tree.map(lambda x: spread(x, places, tokens.shape), stats)
     elif keep_width:

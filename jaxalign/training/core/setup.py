@@ -210,7 +210,7 @@ def load_reference(config: Any, policy: Any, mesh: Mesh, run: Run | None, *, rea
         run=run,
         packing=config.train.packing,
     )
-    return reference
+    return models.with_config(reference, exact=policy.config.exact)
 
 
 def place_model(model: Any, mesh: Mesh) -> Any:

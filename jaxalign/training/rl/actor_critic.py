@@ -159,7 +159,8 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
             run=run,
             packing=config.train.packing,
         )
-    scalar = models.with_remat(scalar, policy.config.remat)
+    # Nothing samples from its values.
+    scalar = models.with_config(models.with_remat(scalar, policy.config.remat), exact=False)
     scorer, trained, frozen = setup.scalar_of(scalar, None, mesh, key=key)
     if not critic.shared_trunk:
         return scorer, trained, frozen, None

@@ -46,8 +46,9 @@ class RolloutTrainConfig:
       target_kl: stop the passes over a rollout once the approximate KL, in nats per token, exceeds this; 0 disables
         the check.
       logp_tolerance: maximum difference, in nats, between the sampler's and the policy's log-probs before the first
-        update; 0 uses 1e-3 for float32 and 0.1 for bfloat16. For int8 rollouts it limits the mean difference, and 0
-        uses 0.05; servers use rollout.engine.logp_tolerance instead.
+        update: in float32 of any token, where 0 uses 1e-3; in bfloat16 and float16 of the mean over tokens,
+        where 0 uses 0.1; in int8 rollouts likewise, where 0 uses 0.05. Servers use
+        rollout.engine.logp_tolerance instead.
       packing: pack several short rows into one to reduce padding; the loss does not change.
       offload: keep the reference and reward models in host memory while they are idle, on devices with their own
         memory (GPU, TPU); each update copies them to the device once.
@@ -83,13 +84,20 @@ class RolloutConfig:
         them unchanged.
       cache: int8 stores the keys and values of a rollout as 8-bit integers; same uses the compute dtype. With either,
         the sampler's distribution differs from the policy's, so PPO and GRPO require loss.importance_cap.
+      exact: compute every token in programs of one shape, so that sampler and trainer give it the same log-prob to the
+        bit, however rows are batched or packed; a run stops where they differ. Slower; on one device.
     """
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     weights: Storage = "same"
     cache: Storage = "same"
+    exact: bool = False
 
     def __post_init__(self) -> None:
+        if self.exact and self.int8:
+            raise ValueError("rollout.exact needs rollout.weights and rollout.cache to be same: 8 bits round")
+        if self.exact and self.engine.kind != "local":
+            raise ValueError(f"rollout.exact needs rollout.engine.kind=local, got {self.engine.kind}")
         if self.int8 and self.engine.kind != "local":
             raise ValueError(
                 f"rollout.weights and rollout.cache must be same with rollout.engine.kind={self.engine.kind}: "
@@ -165,6 +173,10 @@ class OnPolicyConfig:
             raise ValueError(
                 f"sampling.top_k, top_p and min_p must be off with rollout.engine.kind={engine.kind}: the server's "
                 "log-probs of a truncated distribution are not comparable with the policy's"
+            )
+        if self.rollout.exact and (self.lora.dropout or self.lora.base_weights != "same"):
+            raise ValueError(
+                "rollout.exact needs lora.dropout=0 and lora.base_weights=same: they differ in training"
             )
         if engine.weights == "adapter" and not self.lora.enabled:
             raise ValueError("rollout.engine.weights=adapter needs lora.enabled")

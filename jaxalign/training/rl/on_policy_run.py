@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import optax
 
+from jaxalign import models
 from jaxalign.checkpoints import CheckpointStore
 from jaxalign.data import collate_prompts
+from jaxalign.errors import ConfigError
 from jaxalign.processes import largest
 from jaxalign.rollout import Engine
 from jaxalign.runs import Given, Heartbeat, Profile, Run, StopFlag, records
@@ -39,6 +41,16 @@ from jaxalign.training.rl.truncation import truncation_warning
 
 class OnPolicyRun(OpenRun):
     """An open run, from which an algorithm takes the parts of its trainer."""
+
+    def load_policy(self, live: Any, tokenizer: Any) -> tuple[Any, Any]:
+        """As for every run; in exact mode where `rollout.exact` asks for it."""
+        policy, tokenizer = super().load_policy(live, tokenizer)
+        exact = self.config.rollout.exact
+        if exact and self.mesh.size > 1:
+            raise ConfigError(f"rollout.exact: it computes on one device, and the mesh has {self.mesh.size}")
+        if exact and self.run.given.others["engine"] is not None:
+            raise ConfigError("rollout.exact: an engine of your own (engine=) samples in its own way")
+        return models.with_config(policy, exact=exact), tokenizer
 
     def reward(self, live: Any, policy: Any, tokenizer: Any, *, by_step: bool = False) -> Any:
         """The live reward, else that of `config.reward`; see `reward_source.build_reward`."""
@@ -132,7 +144,7 @@ def fit_on_policy(
         trained, frozen = trainer.state.params["policy"], trainer.frozen["policy"]
         model = setup.export_policy(run, policy, trained, frozen, tokenizer, config.lora)
         run.finish(metrics)
-        return TrainResult(run.folder, metrics, model, tokenizer)
+        return TrainResult(run.folder, metrics, models.with_config(model, exact=False), tokenizer)
 
 
 def load_prompts(

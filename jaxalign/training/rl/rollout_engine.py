@@ -56,7 +56,8 @@ def make_generator(
         )
         engine = ServerEngine(settings, policy.definition, folder, lora=policy.lora)
         engine.connect()
-    merged = settings.weights == "merged"
+    # In exact mode an adapter stays beside the weights, as in training: merged weights are rounded.
+    merged = settings.weights == "merged" and not config.rollout.exact
     storage = {"weights": config.rollout.weights, "cache": config.rollout.cache}
     return Generator(
         policy, frozen, config.sampling, tokenizer, key, engine=engine, merged=merged, storage=storage

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from jaxalign import losses, models
 from jaxalign.errors import UserError
+from jaxalign.models import LoraConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import records
 from jaxalign.training.core.loop import Interrupted
@@ -24,6 +25,7 @@ from jaxalign.training.rl.grpo import Trainer, advantages_of, train_grpo
 from jaxalign.training.rl.grpo_advantages import ADVANTAGES, RewardedRows
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
 from jaxalign.training.rl.grpo_step import GRPOBatch, policy_terms
+from jaxalign.training.rl.on_policy_config import RolloutConfig
 from jaxalign.training.rl.recipes import RL_RECIPES
 
 MASK = jnp.asarray([[0, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 0, 0]], bool)
@@ -143,6 +145,33 @@ def test_rewards_rise(name, grpo, tmp_path):
     assert rows[0]["policy/first_ratio"] == pytest.approx(1.0, abs=1e-5)
     assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
     assert rows[-1]["objective/kl"] > 1e-3
+
+
+@pytest.mark.parametrize("minibatches", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_in_exact_mode_the_sampler_is_the_policy_to_the_bit(minibatches, grpo, tmp_path):
+    """Also where the policy's numbers are rounded to bfloat16, and however many rows are scored at once."""
+    model = replace(grpo(tmp_path).model, compute_dtype="bfloat16", products="compute_dtype")
+    found = []
+    for size in (16, 3):
+        train = GRPOTrainConfig(
+            updates=2, prompts=4, minibatches=minibatches, score_batch_size=size, eval_prompts=0
+        )
+        folder, rollout = tmp_path / f"run{size}", RolloutConfig(exact=True)
+        train_grpo(grpo(folder, model=model, train=train, rollout=rollout, loss=GRPOLossConfig(beta=0.1)))
+        rows = metrics_of(folder)
+        assert [row["rollout/logp_gap"] for row in rows] == [0.0, 0.0]
+        assert [row["policy/first_ratio"] for row in rows] == [1.0, 1.0]
+        found.append(
+            [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
+        )
+    assert found[0] == found[1]
+
+
+def test_in_exact_mode_any_gap_ends_the_run():
+    trainer = SimpleNamespace(config=SimpleNamespace(rollout=RolloutConfig(exact=True)))
+    Trainer.check_gaps(trainer, 3, {"rollout/logp_gap": 0.0})
+    with pytest.raises(UserError, match=r"update 3: .* differ by 1e-07 nats, and rollout\.exact promises 0"):
+        Trainer.check_gaps(trainer, 3, {"rollout/logp_gap": 1e-7})
 
 
 @pytest.fixture
@@ -331,6 +360,10 @@ def test_truncated_sampling_is_corrected_by_importance_weights(grpo, tmp_path):
         ({"sampling": SamplingConfig(num_samples=1)}, "num_samples must be 2 or more: loss.name=grpo"),
         ({"train": GRPOTrainConfig(prompts=3, minibatches=5)}, "must be divisible by"),
         ({"sampling": SamplingConfig(num_samples=4, temperature=0.0)}, "temperature must be positive"),
+        (
+            {"rollout": RolloutConfig(exact=True), "lora": LoraConfig(enabled=True, dropout=0.1)},
+            "exact needs lora.dropout=0",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_named(changes, message, grpo, tmp_path):

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from jaxalign import models
 from jaxalign.errors import ConfigError, UserError
+from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import Completions, EngineConfig, Sampler, SamplingConfig, join_rows
 from jaxalign.rollout.server import row_seeds
@@ -383,6 +384,33 @@ def test_8_bit_rollouts_without_a_correction_are_refused(part, grpo, configs, tm
         )
     with pytest.raises(ValueError, match=r"must be same with rollout.engine.kind=vllm"):
         RolloutConfig(**{part: "int8"}, engine=EngineConfig(kind="vllm", url="http://127.0.0.1:1"))
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"cache": "int8"}, "exact needs rollout.weights and rollout.cache to be same"),
+        (
+            {"engine": EngineConfig(kind="vllm", url="http://127.0.0.1:1")},
+            "exact needs rollout.engine.kind=local",
+        ),
+    ],
+)
+def test_exact_rollouts_that_cannot_be_exact_are_refused(others, message):
+    with pytest.raises(ValueError, match=message):
+        RolloutConfig(exact=True, **others)
+
+
+def test_exact_rollouts_of_an_engine_that_is_given_or_on_a_mesh_are_refused(
+    grpo, tiny_model_folder, tmp_path
+):
+    config = grpo(tmp_path / "run", rollout=RolloutConfig(exact=True))
+    with pytest.raises(ConfigError, match=r"rollout.exact: an engine of your own"):
+        train_grpo(config, engine=SeededSampler(tiny_model_folder))
+    with pytest.raises(ConfigError, match=r"rollout.exact: it computes on one device, and the mesh has 2"):
+        train_grpo(
+            replace(config, mesh=MeshConfig(data=2), run=replace(config.run, output=str(tmp_path / "other")))
+        )
 
 
 def test_8_bit_rollouts_of_an_engine_that_is_given_are_refused(grpo, tiny_model_folder, tmp_path):

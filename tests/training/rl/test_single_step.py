@@ -132,18 +132,22 @@ def test_ppo_takes_the_gradient_of_a_rollout_scored_before(loss, devices):
 def test_sampler_and_trainer_may_differ_as_the_policys_own_dtype_makes_them():
     """A live policy's too, whatever the configuration says of other models."""
 
-    def check(dtype, gap):
+    def check(dtype, mean, products="compute_dtype"):
         config = SimpleNamespace(rollout=RolloutConfig(), train=RolloutTrainConfig(), model=ModelSource())
-        policy = CausalPolicy(models.Definition(dataclasses.replace(shape(), compute_dtype=dtype)))
-        trainer = SimpleNamespace(config=config, policy=policy)
-        OnPolicyTrainer.check_gaps(trainer, 1, {"rollout/logp_gap": gap})
+        definition = models.Definition(dataclasses.replace(shape(), compute_dtype=dtype, products=products))
+        trainer = SimpleNamespace(config=config, policy=CausalPolicy(definition))
+        OnPolicyTrainer.check_gaps(trainer, 1, {"rollout/logp_gap": 10 * mean, "rollout/logp_gap_mean": mean})
 
-    check("bfloat16", 0.05)
+    check("bfloat16", 0.09)
     with pytest.raises(
-        UserError, match=r"train\.logp_tolerance = 0\.1; .*or set model\.compute_dtype=float32$"
+        UserError,
+        match=r"0\.11 nats in the mean.*logp_tolerance = 0\.1; .*or set model\.compute_dtype=float32$",
     ):
-        check("bfloat16", 0.2)
-    with pytest.raises(
-        UserError, match=r"train\.logp_tolerance = 0\.001; the update would not be on-policy$"
-    ):
-        check("float32", 0.05)
+        check("bfloat16", 0.11)
+    for dtype, products in (("float32", "auto"), ("bfloat16", "float32")):
+        check(dtype, 1e-5, products)
+        with pytest.raises(
+            UserError,
+            match=r"0\.04 nats, more than train\.logp_tolerance = 0\.001; the update would not be on-policy$",
+        ):
+            check(dtype, 0.004, products)
