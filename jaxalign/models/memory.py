@@ -6,11 +6,13 @@ from typing import Any
 import jax
 
 from jaxalign.kernels.frozen import Frozen
+from jaxalign.kernels.matmul import choose_matmul
 from jaxalign.kernels.nf4 import NF4
 from jaxalign.kernels.quantize import quantize_params
 from jaxalign.models.adapted import Adapted
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.transformer import parameter_shapes, params_count
+from jaxalign.target import platform
 
 
 def sized(count: float) -> str:
@@ -97,7 +99,10 @@ def weights_text(
     whole, part, dtype = bytes_of(params), bytes_a_device(params), kept_in(config, params)
     text = f"{params_count(params):,} parameters, {sized(whole)} in {dtype}"
     text += "" if part == whole else f", {sized(part)} a device"
-    if config.compute_dtype != config.param_dtype or (why and config.compute_dtype != "float32"):
+    chosen = choose_matmul(config, platform(config.mesh))
+    if chosen.implementation == "float32" != config.compute_dtype:
+        text += f"; products in float32, not {config.compute_dtype} ({chosen.reason})"
+    elif config.compute_dtype != config.param_dtype or (why and config.compute_dtype != "float32"):
         text += f"; products in {config.compute_dtype}" + (f" ({why})" if why else "")
     if setting == "auto" and dtype == "bfloat16" and files not in (None, dtype):
         text += f"; rounded from {files}, which {key}=float32 would not do"

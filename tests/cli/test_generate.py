@@ -13,6 +13,7 @@ from jaxalign.cli.chat import ChatConfig, Conversation, chat
 from jaxalign.cli.generate import GenerateConfig, complete, generate
 from jaxalign.cli.loading import ChatModel, Stream, load_speaker, model_folder, run_data
 from jaxalign.errors import ConfigError, DataError, ModelError, UserError
+from jaxalign.kernels import matmul
 from jaxalign.models.memory import bytes_of, sized
 from jaxalign.models.tensor_dtypes import device_dtype
 from jaxalign.rollout import SamplingConfig, decode
@@ -321,6 +322,7 @@ def test_weights_are_bfloat16_where_the_device_likes_it_and_nothing_else_is_said
 ):
     gpu = SimpleNamespace(platform="gpu")
     monkeypatch.setattr(loading, "device_dtype", lambda asked, device: device_dtype(asked, gpu))
+    monkeypatch.setattr(matmul, "cpu_flags", lambda: frozenset({"amx_bf16"}))
     lines = []
     for options in ({}, {"param_dtype": "float32"}):
         chat_model = load_speaker(str(tiny_model_folder), tell=lines.append, **options)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign import models
-from jaxalign.kernels import quantize
+from jaxalign.kernels import matmul, quantize
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import memory
 from jaxalign.models.huggingface import load_config
@@ -115,6 +115,16 @@ def test_what_was_rounded_unasked_is_said_with_the_key_that_keeps_it():
         {},
     ):
         assert text(**options).endswith("in bfloat16; products in float32")
+
+
+def test_a_cpu_that_computes_in_float32_instead_says_so(monkeypatch):
+    model = models.load_pretrained(GOLDEN / "llama", compute_dtype="bfloat16")
+    monkeypatch.setattr(matmul, "cpu_flags", frozenset)
+    assert memory.weights_text(model.config, model.params).endswith(
+        "in float32; products in float32, not bfloat16 (a CPU without amx_bf16 and avx512_bf16)"
+    )
+    monkeypatch.setattr(matmul, "cpu_flags", lambda: frozenset({"amx_bf16"}))
+    assert memory.weights_text(model.config, model.params).endswith("in float32; products in bfloat16")
 
 
 def test_decoding_adds_an_adapter_to_low_weights_in_the_dtype_of_products():

@@ -55,7 +55,8 @@ class ModelSource:
       revision: revision of a hub id; empty uses the newest.
       param_dtype: dtype in which parameters are stored and updated.
       compute_dtype: dtype of matrix products; norms, softmax and losses always use float32. auto is bfloat16 on GPUs
-        and TPUs and float32 on CPUs, and keeps the run's choice on resume. float16 is for GPUs without bfloat16 (T4,
+        and TPUs and float32 on CPUs, and keeps the run's choice on resume. A CPU without bfloat16 instructions uses
+        float32 instead, unless products says otherwise. float16 is for GPUs without bfloat16 (T4,
         V100): the loss is scaled dynamically, and steps whose gradient overflows are skipped and counted.
       random_init: read only config.json from `path` and initialize the weights at random from run.seed.
       remat: activations of each layer to store for the backward pass; the rest are recomputed, which saves memory.
@@ -65,7 +66,8 @@ class ModelSource:
         GPUs) or splash (TPUs). auto picks a fast one that supports this device and model, and keeps the run's choice
         on resume.
       products: how bfloat16 matrix products are computed: compute_dtype (GPUs, TPUs), bfloat16_float32 (CPUs with AMX
-        or AVX-512 BF16) or float32 (other CPUs). auto chooses in the same way; metadata.json records both choices.
+        or AVX-512 BF16) or float32 (other CPUs; activations too). auto chooses in the same way; metadata.json
+        records both choices.
     """
 
     path: str = ""

@@ -76,6 +76,7 @@ def test_a_frozen_patients_weights_are_as_the_device_likes_them_and_stay_so_when
 def on(tiny_model_folder, tmp_path, monkeypatch):
     """Loads the model of a run as if on devices of a platform: its compute dtype, and what the run notes of it."""
     kept = exports.kept_dtype
+    monkeypatch.setattr(products, "cpu_flags", lambda: frozenset({"amx_bf16"}))
 
     def load(platform, steps=1, **options):
         there = SimpleNamespace(platform=platform)
