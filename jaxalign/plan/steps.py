@@ -114,11 +114,13 @@ def model_of(command: str, config: Any) -> models.ModelConfig:
     """What the config.json of `model.path` says.
 
     Raises:
-      ConfigError: a command that is not planned, or no folder.
+      ConfigError: a command or setting that is not planned, or no folder.
       ModelError: no config.json there, or one that is wrong.
     """
     if command not in STEPS:
         raise ConfigError(f"plan {command}: expected one of {', '.join(STEPS)}")
+    if getattr(getattr(config, "rollout", None), "exact", False):
+        raise ConfigError(f"plan {command}: rollout.exact=true is not planned")
     source = source_of(command, config)
     if not source.path:
         names = "model.path or patient.path" if command == "tfpo" else "model.path"

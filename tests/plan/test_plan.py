@@ -113,6 +113,7 @@ def test_a_plan_of_tfpo_names_the_patient(tiny_model_folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
+        (["grpo", "--rollout.exact=true"], "plan grpo: rollout.exact=true is not planned"),
         (["ppo", "--critic.init=reward"], "plan ppo: critic.init=policy alone is planned, got reward"),
         (["sft", "--train.batch_tokens=64"], "plan sft: train.batch_tokens is not planned"),
     ],

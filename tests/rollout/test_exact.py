@@ -18,8 +18,10 @@ from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.scoring import CausalPolicy
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
-FAMILIES = ["llama", "gpt2", "gemma2", "gpt_neox"]
+FAMILIES = ["llama", "gemma2"]
 SIMILAR = [
+    "gpt2",
+    "gpt_neox",
     "mistral",
     "gemma",
     "gemma3_text",
