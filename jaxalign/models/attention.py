@@ -122,6 +122,13 @@ def visible(
     return same & (distance >= 0) & ((distance < window) | (jnp.asarray(window) == 0))
 
 
+def segment_starts(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """The first column of each token's segment."""
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    columns = jnp.arange(segments.shape[1])[None, :]
+    return jax.lax.cummax(jnp.where(begins, columns, 0), axis=1)
+
+
 def scaled(q: jax.Array, config: ModelConfig) -> jax.Array:
     """Queries times the score scale."""
     return q * jnp.asarray(config.query_scale or config.head_dim**-0.5, q.dtype)

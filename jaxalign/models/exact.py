@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from jaxalign.kernels.matmul import cached_dtype, operand_dtype, product
 from jaxalign.masking import NEGATIVE
 from jaxalign.models.adapted import Adapter
-from jaxalign.models.attention import scaled
+from jaxalign.models.attention import scaled, segment_starts
 from jaxalign.models.block import block, cast, project
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.layers import Params, norm, rope_tables, softcap
@@ -94,11 +94,6 @@ class Places:
     first: jax.Array
     columns: jax.Array
 
-    @property
-    def positions(self) -> jax.Array:
-        """Of each token in its segment."""
-        return self.columns - self.first
-
 
 def tables(
     positions: Int[Array, " N"], config: ModelConfig, *, local: bool
@@ -158,14 +153,13 @@ class Pass:
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, positions: Int[Array, "B T"], config: ModelConfig) -> "Pass":
-        """The pass over rows of these positions, which count within each segment."""
+    def of(cls, positions: Int[Array, "B T"], segments: Int[Array, "B T"], config: ModelConfig) -> "Pass":
+        """The pass over rows of these positions and segments."""
         rows, length = positions.shape
         columns = jnp.broadcast_to(jnp.arange(length), positions.shape)
-        first = jnp.maximum(columns - positions, 0)
         row = jnp.broadcast_to(jnp.arange(rows)[:, None], positions.shape)
-        places = Places(*(x.reshape(-1) for x in (row, first, columns)))
-        both = [tables(places.positions, config, local=local) for local in (False, True)]
+        places = Places(*(x.reshape(-1) for x in (row, segment_starts(segments), columns)))
+        both = [tables(positions.reshape(-1), config, local=local) for local in (False, True)]
         return cls(places, both, (rows, length))
 
     def layer(

@@ -23,7 +23,7 @@ from jaxalign.kernels.matmul import cached_dtype, matmul_implementation, operand
 from jaxalign.kernels.remat import Remat, rematerialized
 from jaxalign.models import exact, kv_cache
 from jaxalign.models.adapted import Adapter, adapted, merged
-from jaxalign.models.attention import attend, attend_cached, visible
+from jaxalign.models.attention import attend, attend_cached, segment_starts, visible
 from jaxalign.models.block import block, cast, embed, project
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
@@ -230,6 +230,8 @@ class Transformer(nnx.Module):
         """
         config = self.config
         if config.exact:
+            if adapter is not None or members != 1:
+                raise ValueError("in exact mode a model decodes with one adapter, that of decode_weights")
             return self._decode_exactly(weights, tokens, cache)
         column = cache.column
         positions = jnp.repeat(column - cache.starts, members)
@@ -264,8 +266,9 @@ class Transformer(nnx.Module):
         """`decode` in exact mode."""
         config, column, parts = self.config, cache.column, weights.get("adapter")
         places = exact.Places(jnp.arange(len(tokens)), cache.starts, jnp.broadcast_to(column, tokens.shape))
-        x = embed(weights, tokens[:, None], places.positions[:, None], config)[:, 0]
-        tables = [exact.tables(places.positions, config, local=local) for local in (False, True)]
+        positions = column - cache.starts
+        x = embed(weights, tokens[:, None], positions[:, None], config)[:, 0]
+        tables = [exact.tables(positions, config, local=local) for local in (False, True)]
         keys, values = [], []
         for layer, params in enumerate(weights["layers"]):
 
@@ -298,23 +301,23 @@ class Transformer(nnx.Module):
         config, params = self.config, self.params
         x = embed(params, tokens, positions, config)
         tables = [rope_tables_apart(positions, config, local=local) for local in (False, True)]
-        exact_pass = exact.Pass.of(positions, config) if config.exact else None
+        exact_pass = exact.Pass.of(positions, segments, config) if config.exact else None
         slides = np.asarray(config.layer_slides)
 
         def body(x: Float[Array, "B T D"], inputs: tuple[Any, ...]):
             layer, part, sliding, index = inputs
-            if slides.any() and not slides.all():
+            mixed = slides.any() and not slides.all()
+            if mixed:
                 window = jnp.where(sliding, config.sliding_window, 0)
-
-                def chosen(tables: Any) -> Any:
-                    return jax.tree.map(lambda a, b: jnp.where(sliding, b, a), *tables)
             else:
                 window = config.sliding_window if slides.all() and len(slides) else 0
 
-                def chosen(tables: Any) -> Any:
-                    return tables[int(bool(window))]
+            def of_layer(tables: Any) -> Any:
+                if mixed:
+                    return jax.tree.map(lambda a, b: jnp.where(sliding, b, a), *tables)
+                return tables[int(bool(window))]
 
-            cos_sin = chosen(tables)
+            cos_sin = of_layer(tables)
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
             kept = None
 
@@ -326,8 +329,9 @@ class Transformer(nnx.Module):
 
             after = block(x, layer, config, attention, part, key)
             if exact_pass is not None:
-                of_layer, kept = exact_pass.layer(x, layer, part, config, chosen(exact_pass.tables), window)
-                after = exact.with_value(after, of_layer)
+                turns = of_layer(exact_pass.tables)
+                value, kept = exact_pass.layer(x, layer, part, config, turns, window)
+                after = exact.with_value(after, value)
             return after, kept if keep_cache else None
 
         level = "none" if keep_cache else config.remat
@@ -377,9 +381,7 @@ def layout(
     else:
         segments = segment_ids
     if positions is None:
-        starts = jnp.concatenate([jnp.ones((rows, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1)
-        first = jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)
-        positions = columns if segment_ids is None else columns - first
+        positions = columns if segment_ids is None else columns - segment_starts(segments)
     return positions, segments
 
 

@@ -71,6 +71,9 @@ class Sampler:
 
     Log-probs of completions are those of the rounded model, which the samples are drawn from. `traffic` is what the
     last `generate` read of a device's memory.
+
+    Raises:
+      ValueError: int8 of a model in exact mode.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class Sampler:
         cache: Storage = "same",
     ) -> None:
         self.definition, params = models.split(model)
+        if self.config.exact and "int8" in (weights, cache):
+            raise ValueError("a model in exact mode samples from its own weights and cache: 8 bits round")
         self.adapter = None
         self.max_rows = max_rows
         self.block = block

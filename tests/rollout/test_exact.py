@@ -162,3 +162,24 @@ def test_a_tile_sees_no_token_of_another_tile_and_none_is_lost():
     x, y = jnp.arange(count, dtype=jnp.float32), {"a": 10.0 * jnp.arange(count, dtype=jnp.float32)}
     np.testing.assert_array_equal(tiled(function, x, y)["sum"], 11.0 * np.arange(count))
     assert set(seen) == {((TILE,), (TILE,))}
+
+
+def test_positions_that_do_not_count_from_a_segments_start_are_those_of_the_ordinary_pass():
+    model = models.load_pretrained(GOLDEN / "llama")
+    tokens = jax.random.randint(jax.random.key(0), (2, 20), 0, model.config.vocab_size)
+    rows = {
+        "segment_ids": jnp.asarray([[1] * 9 + [2] * 11, [1] * 17 + [0] * 3]),
+        "positions": jnp.arange(20)[None, :] + jnp.asarray([[2], [5]]),
+    }
+    found, expected = (models.with_config(model, exact=e).hidden(tokens, **rows) for e in (True, False))
+    real = rows["segment_ids"] > 0
+    np.testing.assert_allclose(found[real], expected[real], atol=2e-5)
+
+
+def test_what_cannot_be_exact_is_refused():
+    model = exact_model("llama")
+    for options in ({"weights": "int8"}, {"cache": "int8"}):
+        with pytest.raises(ValueError, match="8 bits round"):
+            Sampler(model, **options)
+    with pytest.raises(ValueError, match="decodes with one adapter"):
+        model.decode({}, jnp.zeros(2, jnp.int32), None, members=2)
