@@ -3,7 +3,7 @@
     compute_dtype     operands and results in the compute dtype, accumulated in float32: GPUs, TPUs, float32 anywhere
     bfloat16_float32  bfloat16 operands, float32 results: a CPU with bfloat16 instructions (AMX, AVX-512 BF16)
     float32           everything in float32, activations too: any other CPU, where bfloat16 products are slower, and
-                      rounding what lies between them takes time and makes sampler and trainer differ
+                      rounding what lies between float32 ones would make sampler and trainer differ
 
 With the first two, activations are in the compute dtype. Sums are float32 in all of them, and so are scores, logits and
 the gradients of weights, which come in the layout of the weight itself. In float32 compute all are one.
