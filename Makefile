@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself: nothing is needed but Python >= 3.11 and make.
 #   make demo            the whole pipeline on a tiny model that the project makes (QUICK=1: fewer steps)
-#   make test            the test suite (make test-all: with the long grids)
+#   make test            the test suite (make test-long: whole runs, which CI adds; make test-all: all, with the long grids)
 #   make bench           speed and memory against TRL, and growth curves (make bench-all: every case; bench-growth: the
 #                        curves alone; bench-gpu: one GPU against its limits; bench-smoke: no TRL, 3 minutes)
 #   make plan-goldens    plans of 8B for H100s and TPUs against those that were kept (needs their compilers)
@@ -35,7 +35,7 @@ DOCS := .venv-docs/installed-$(VERSION).stamp
 # --no-compile: Python compiles what is imported when it is; all of it at once doubles the time of installing.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo docs test test-all lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens notebooks parity plan-goldens soak constraints clean venv wheel wheel-check
+.PHONY: demo docs test test-all test-long lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens notebooks parity plan-goldens soak constraints clean venv wheel wheel-check
 .DEFAULT_GOAL := test
 
 demo: $(CORE)
@@ -43,7 +43,11 @@ demo: $(CORE)
 	$(BIN)/jaxalign demo --output "$(OUTPUT)" $(if $(QUICK),--quick=true) $(ARGS)
 
 test: $(DEV)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not long" $(ARGS)
+
+# What takes more than a few seconds each beside it: whole runs, killed and resumed ones, large programs. CI runs both.
+test-long: $(DEV)
+	$(BIN)/python -m pytest -m "long and not slow" $(ARGS)
 
 # All tests, on programs that are optimized as a user's are.
 test-all: $(DEV)

@@ -50,6 +50,7 @@ def test_grpo_of_an_equinox_model():
     assert rewards[-1] > 0.9
 
 
+@pytest.mark.long
 def test_dpo_and_grpo_called_from_python(tiny_model_folder, tmp_path):
     margins, scores = load("train_from_python").train(str(tiny_model_folder), str(tmp_path), rate=5e-2)
     assert margins[0] == 0.0 and margins[-1] > 0.5
@@ -57,6 +58,7 @@ def test_dpo_and_grpo_called_from_python(tiny_model_folder, tmp_path):
     assert scores[0] < 0.2 and scores[-1] >= 0.95 and len(scores) < 60
 
 
+@pytest.mark.long
 def test_a_doctor_from_a_few_pairs_steers_by_a_weight_chosen_afterwards(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "write_report", lambda folder: None)
     accuracy, shares = load("llmdoctor").train(str(tmp_path), weights=(0.0, 2.0))

@@ -47,6 +47,7 @@ def test_a_mesh_writes_what_one_device_writes(mesh, tiny_model_folder, capsys):
     assert f"devices: 8 of 8 cpu: mesh data={mesh.data}" in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_a_mesh_writes_what_one_device_writes_with_doctors(mesh, doctors):
     settings = {"doctor": doctors, "beta": 1.0}
@@ -91,6 +92,7 @@ def test_no_device_holds_all_of_patient_or_doctors(weights, doctors):
     assert lines[1].startswith("doctors: kind, safe, short (")
 
 
+@pytest.mark.long
 def test_chat_answers_on_a_mesh_as_on_one_device(tiny_model_folder):
     answers = []
     for mesh in (MeshConfig(), MeshConfig(data=2, fsdp=4)):

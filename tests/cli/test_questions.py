@@ -63,6 +63,7 @@ def test_rows_of_annotations_are_all_asked_also_those_that_ended_in_a_draw(tmp_p
     assert found is not None and [question.turns for question in found] == [("Who?",)] * 2
 
 
+@pytest.mark.long
 def test_mt_benchs_second_question_follows_the_first_answer(mt_bench, config, tmp_path, capsys):
     settings = replace(config, file=mt_bench, output=str(tmp_path / "out.jsonl"), template="markers")
     rows = generate(settings)

@@ -63,6 +63,7 @@ def stop_after(process, folder, step, number):
     return process.returncode, errors
 
 
+@pytest.mark.long
 def test_signal_saves_and_the_same_command_with_resume_goes_on(arguments, tmp_path):
     folder = tmp_path / "run"
     status, errors = stop_after(start(arguments), folder, 3, signal.SIGTERM)

@@ -28,6 +28,7 @@ def test_a_model_is_no_distance_from_itself(model):
     assert 3 <= gap.tokens <= 12
 
 
+@pytest.mark.long
 def test_the_kl_of_a_rounded_model_is_that_of_the_distributions(model):
     sampler = Sampler(model, weights="int8")
     gap = sampler_gap(sampler, model, PROMPTS, **ARGUMENTS)

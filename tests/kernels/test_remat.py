@@ -44,6 +44,7 @@ def primitives(jaxpr, found=None):
     return found
 
 
+@pytest.mark.long
 def test_every_level_computes_the_same_and_takes_less_memory_than_the_one_before():
     sizes, results = [], []
     for level in LADDER:
@@ -58,6 +59,7 @@ def test_every_level_computes_the_same_and_takes_less_memory_than_the_one_before
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), result, results[0])
 
 
+@pytest.mark.long
 def test_few_layers_take_less_memory_too():
     sizes = []
     for level in ("none", "full"):
@@ -126,6 +128,7 @@ def test_splash_runs_its_forward_kernel_again_only_where_nothing_of_it_is_kept(c
         assert kept["full"] == {(4, 128, 32): 1}
 
 
+@pytest.mark.long
 def test_cudnn_runs_its_forward_kernel_again_only_where_nothing_of_it_is_kept(kernels, lowered_for_a_gpu):
     runs, kept = {}, {}
     for level in LADDER:
@@ -150,6 +153,7 @@ def test_a_norm_on_queries_and_keys_costs_no_second_product(level):
     assert again - once == {"minimal": 0, "save_qkv_context": 3, "save_context": 6, "full": 10}[level]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("level", [pytest.param("minimal", marks=pytest.mark.slow), "full"])
 def test_an_adapter_has_the_same_gradient_at_every_level(level):
     settings = LoraConfig(enabled=True, rank=2, targets=("all",))

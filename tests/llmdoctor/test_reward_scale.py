@@ -109,6 +109,7 @@ def metadata(folder):
     return json.loads((folder / "metadata.json").read_text())
 
 
+@pytest.mark.long
 def test_a_run_measures_its_scale_writes_it_down_and_keeps_it_on_resume(configs, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     config = configs.tfpo(folder, train=TrainConfig(batch_size=8, steps=2))

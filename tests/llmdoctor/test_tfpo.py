@@ -195,6 +195,7 @@ def test_live_models_are_laid_out_on_the_mesh_and_stay_one_where_they_are(config
     assert max(jax.tree.leaves(moved)) < 1e-5
 
 
+@pytest.mark.long
 def test_a_run_with_a_patient_drawn_from_the_seed_goes_on_and_guides_it(configs, tmp_path, monkeypatch):
     patient = PatientSource(path=configs.model.path, random_init=True)
     config = configs.tfpo(tmp_path / "run", patient=patient, train=TrainConfig(batch_size=8, steps=2))

@@ -34,6 +34,7 @@ from tests.training.cases import tfpo_case
 from tests.training.conftest import Configs
 from tests.training.test_resume import Killed, at_read, kill, numbers
 
+pytestmark = pytest.mark.long
 LABELS = {"kindness": "better", "safety": "safer"}
 # The shipped instructions are longer than the tiny model's context.
 INSTRUCTIONS = {"kindness": ("be kind", "be rude"), "safety": ("take care", "dare all")}

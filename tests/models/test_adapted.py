@@ -33,6 +33,7 @@ def floats(model):
     return models.merge(models.split(model)[0], params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("weights", ["int8_projections", "nf4"])
 @pytest.mark.parametrize("dora", [False, True])
 def test_beside_merged_and_as_floats_an_adapter_gives_the_same_logits(weights, dora):

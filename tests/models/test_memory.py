@@ -127,6 +127,7 @@ def test_a_cpu_that_computes_in_float32_instead_says_so(monkeypatch):
     assert memory.weights_text(model.config, model.params).endswith("in float32; products in bfloat16")
 
 
+@pytest.mark.long
 def test_decoding_adds_an_adapter_to_low_weights_in_the_dtype_of_products():
     model = models.load_pretrained(GOLDEN / "llama", param_dtype="bfloat16")
     lora = models.LoraConfig(enabled=True, rank=2)

@@ -95,6 +95,7 @@ def test_a_default_is_written_only_where_something_else_was_asked_for():
     )
 
 
+@pytest.mark.long
 def test_the_command_finds_what_fits_by_compiling(tiny_model_folder, monkeypatch, capsys):
     monkeypatch.setitem(targets.MEMORY, "cpu", 1 << 40)
     arguments = ["plan", "sft", f"--model.path={tiny_model_folder}", "--target=cpux1", "--tokens=16"]

@@ -81,6 +81,7 @@ def test_one_block_gives_the_samples_of_one_loop(model, expected, programs):
     assert [rows for rows, _, _ in programs] == [16]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 3, "fsdp": 2}], ids=str)
 def test_on_a_mesh_each_device_has_as_many_slots_while_rows_come_and_go(axes, expected, programs, devices):
     mesh = make_mesh(MeshConfig(**axes), devices)
@@ -110,6 +111,7 @@ def test_refilled_slots_give_them_in_fewer_steps_than_batches_would_take(model, 
     assert sum(steps for _, _, steps in programs) < batches
 
 
+@pytest.mark.long
 def test_samples_of_a_prompt_find_slots_together(model):
     arguments = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
     expected = one_loop(model, PROMPTS[:4], key=KEY, new_tokens=8, stops=STOPS, copies=3, **arguments)

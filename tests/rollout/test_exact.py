@@ -89,6 +89,7 @@ def scores(policy, trained, frozen, rows, indices, *, packing):
     return np.asarray(score(columns).logps)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "changes"), CASES)
 def test_sampler_and_trainer_agree_to_the_bit_however_tokens_are_batched(family, changes):
     model = exact_model(family, **changes)
@@ -109,6 +110,7 @@ def test_sampler_and_trainer_agree_to_the_bit_however_tokens_are_batched(family,
         np.testing.assert_array_equal(found, rows.from_completion(done.logps)[indices])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [{}, pytest.param(ROUNDED, marks=pytest.mark.slow)])
 def test_an_adapter_gives_both_the_same_bits(changes):
     model = exact_model("llama", **changes)

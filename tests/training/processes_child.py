@@ -17,13 +17,8 @@ OFFLINE = ["--train.steps=3", "--train.batch_size=4", "--run.eval_every=2"]
 TRAINERS = {
     "sft": [*OFFLINE, "--sampling.max_new_tokens=4"],
     "reward": OFFLINE,
-    "dpo": [*OFFLINE, "--reference_logps=precomputed", "--sampling.max_new_tokens=4"],
-    "tfpo": [
-        *OFFLINE,
-        "--rewards.positive=be good",
-        "--rewards.negative=be bad",
-        "--sampling.max_new_tokens=4",
-    ],
+    "dpo": [*OFFLINE, "--reference_logps=precomputed", "--run.sample_rows=0"],
+    "tfpo": [*OFFLINE, "--rewards.positive=be good", "--rewards.negative=be bad", "--run.sample_rows=0"],
     "ppo": [
         "--train.updates=3",
         "--train.minibatches=2",

@@ -3,11 +3,13 @@
 import json
 
 import fsspec
+import pytest
 
 from jaxalign import remote
 from jaxalign.cli.main import main
 
 
+@pytest.mark.long
 def test_a_run_in_a_bucket_is_resumed_by_a_host_that_has_nothing(
     tiny_model_folder, pairs_file, tmp_path, monkeypatch, capsys
 ):

@@ -23,6 +23,7 @@ TRAINERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "columns", [{}, {"prompt": "question", "completion": "answer"}], ids=["as_it_is", "mapped"]
 )

@@ -22,6 +22,7 @@ from jaxalign.training.sft import train_sft
 LORA = LoraConfig(enabled=True, rank=2, base_weights="nf4")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("live", [False, True])
 def test_an_adapter_is_trained_on_the_quantized_weights_and_exported_with_them(
     live, configs, tmp_path, monkeypatch

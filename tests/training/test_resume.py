@@ -140,6 +140,7 @@ def test_an_interrupted_and_resumed_run_gives_the_same_bits(name, configs, tmp_p
     assert_same_run(tmp_path / "parts", whole.folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     ["sft, float16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sft", "dpo", "tfpo")), "ppo"],
@@ -160,6 +161,7 @@ def test_a_killed_and_resumed_run_gives_the_same_bits(name, configs, tmp_path, m
     assert len(steps) == 4 and all(row["time/model_flops_per_second"] > 0 for row in steps)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sft", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_a_signal_at_a_step_that_evaluates_and_samples_loses_neither(name, configs, tmp_path, monkeypatch):
     train, plain = TRAINERS[name], settings_with_memory(configs, name)
@@ -180,6 +182,7 @@ def test_a_signal_at_a_step_that_evaluates_and_samples_loses_neither(name, confi
     assert ours == theirs and {row["step"] for row in ours} == {2, 4}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "damaged"),
     [
@@ -255,6 +258,7 @@ def test_a_run_without_the_keys_of_later_versions_goes_on(name, configs, tmp_pat
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sft", "ppo"])
 def test_resuming_a_finished_run_changes_nothing(name, configs, tmp_path):
     train, config = TRAINERS[name], settings_with_memory(configs, name)(tmp_path / "run")
@@ -267,6 +271,7 @@ def test_resuming_a_finished_run_changes_nothing(name, configs, tmp_path):
     assert final == first.metrics and any(name.startswith(("train/", "objective/")) for name in final)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "key"), [("sft", "steps"), ("ppo", "updates")])
 def test_a_finished_run_goes_on_where_it_is_resumed_with_more_steps(name, key, configs, tmp_path):
     train, config = TRAINERS[name], getattr(configs, name)(tmp_path / "run")

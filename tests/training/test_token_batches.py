@@ -34,6 +34,7 @@ def steps_of(folder):
     return [row["step"] for row in records.read(folder / "metrics.jsonl") if "train/loss" in row]
 
 
+@pytest.mark.long
 def test_a_run_takes_the_steps_its_lengths_say_learns_and_resumes_bit_for_bit(
     configs, letters, tmp_path, monkeypatch
 ):

@@ -40,6 +40,7 @@ def opened(mesh, lora):
     return Generator(policy, frozen, sampling, WORDS, jax.random.key(2), storage={"block": 4}), trained
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "lora", [models.LoraConfig(), models.LoraConfig(enabled=True, rank=2)], ids=["full", "lora"]
 )

@@ -41,6 +41,7 @@ def resumed(config, **changes):
     return replace(config, run=replace(config.run, resume=True), **changes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sft", "ppo"])
 def test_a_file_that_changed_since_the_run_began_is_named(name, configs, tmp_path):
     train = {"sft": train_sft, "ppo": train_ppo}[name]
@@ -155,6 +156,7 @@ def streamed(configs, path, **changes):
     return replace(configs.data, train=(path,), validation_fraction=0.0, streaming=True, workers=1, **changes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("packing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_on_a_stream_resumes_to_the_same_numbers(configs, tmp_path, monkeypatch, packing):
     monkeypatch.setattr("jaxalign.data.files.CHUNK_BYTES", 256)
@@ -183,6 +185,7 @@ def test_a_run_on_a_stream_resumes_to_the_same_numbers(configs, tmp_path, monkey
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.long
 def test_reward_dpo_and_ppo_take_a_stream(configs, tmp_path, pairs_file):
     data = streamed(configs, str(pairs_file))
     for train, config in (

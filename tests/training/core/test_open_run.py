@@ -47,6 +47,7 @@ def test_live_models_are_laid_out_on_the_mesh(name, configs, tmp_path):
     assert len(live.params["layers"]["up_proj"].sharding.device_set) == 1
 
 
+@pytest.mark.long
 def test_a_live_model_that_is_policy_and_reference_is_laid_out_once(configs, tmp_path, monkeypatch):
     config = configs.dpo(tmp_path / "run", train=TrainConfig(batch_size=8, steps=1))
     live, placed = models.load_pretrained(config.model.path), []

@@ -226,6 +226,7 @@ def test_devices_that_share_the_tokens_of_a_row_give_what_one_gives(name, layout
     assert_equal(results(name, eight, layout, parts=parts), results(name, one, PLAIN))
 
 
+@pytest.mark.long
 def test_a_value_head_on_the_policys_trunk_reads_packed_rows_too(devices):
     """The hidden states of packed rows are those of the padded ones, at every token."""
     model = models.create(shape(), key=KEY)
@@ -308,6 +309,7 @@ RUNS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [n if n == "sft" else pytest.param(n, marks=pytest.mark.slow) for n in RUNS])
 def test_a_run_with_packed_rows_ends_where_one_with_padded_rows_does(name, configs, tmp_path):
     train, more = RUNS[name]

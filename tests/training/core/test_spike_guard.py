@@ -107,6 +107,7 @@ def test_a_negative_score_is_refused():
         OptimizerConfig(spike_zscore=-1.0)
 
 
+@pytest.mark.long
 def test_a_run_tells_of_each_step_that_it_skips(configs, tmp_path, monkeypatch):
     # Without statistics every norm above 0 is a spike.
     monkeypatch.setattr(spike_guard, "WARMUP", 0)

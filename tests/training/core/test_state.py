@@ -79,6 +79,7 @@ def compiled_step(axes, devices):
     return update.lower(abstract, *arguments).compile()
 
 
+@pytest.mark.long
 def test_each_device_of_a_compiled_step_holds_its_share_of_the_state(devices):
     one, eight = (
         compiled_step(axes, devices[:count]).memory_analysis().argument_size_in_bytes

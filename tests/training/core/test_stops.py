@@ -193,6 +193,7 @@ def test_chat_stops_after_a_run(taught):
     assert reasons == ["stop", "stop"]
 
 
+@pytest.mark.long
 def test_ppo_stops_on_the_export_of_a_run(taught, chats, tmp_path):
     result = train_ppo(ppo_of(tmp_path / "ppo", taught, chats), reward=length_rewarded)
     assert result.metrics["rollout/stop_rate"] == 1.0
@@ -244,6 +245,7 @@ def test_an_engine_is_told_where_completions_end(base, chats, tmp_path, chosen, 
     assert stops == [told]
 
 
+@pytest.mark.long
 def test_a_server_is_told_where_completions_end(base, chats, tmp_path):
     with StubServer(base) as server:
         engine = EngineConfig(kind="vllm", url=server.url, retries=0)
@@ -289,6 +291,7 @@ def test_dpo_exports_the_end_that_it_taught(base, pairs, tmp_path):
     assert ends_of(tmp_path / "dpo" / "export")[0] == [EOS, END]
 
 
+@pytest.mark.long
 def test_a_doctor_carries_its_end_to_a_patient_that_does_not_know_it(base, pairs, configs, tmp_path):
     config = configs.tfpo(tmp_path / "doctor", data=pairs, train=TrainConfig(batch_size=2, steps=1))
     config = replace(

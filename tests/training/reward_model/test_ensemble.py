@@ -107,6 +107,7 @@ def test_a_member_is_what_a_run_of_its_seed_trains_alone(changes, configs, tmp_p
     assert min(np.abs(scores[a] - scores[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 0.05
 
 
+@pytest.mark.long
 def test_where_cudnn_is_fast_members_take_a_form_that_can_be_mapped(configs, tmp_path, monkeypatch):
     monkeypatch.setitem(attention.REFUSALS, "cudnn", lambda config, device: "")
     monkeypatch.setitem(attention.FASTEST, "cpu", "cudnn")

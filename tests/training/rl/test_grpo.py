@@ -147,6 +147,7 @@ def test_rewards_rise(name, grpo, tmp_path):
     assert rows[-1]["objective/kl"] > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("minibatches", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_in_exact_mode_the_sampler_is_the_policy_to_the_bit(minibatches, grpo, tmp_path):
     """Also where the policy's numbers are rounded to bfloat16, and however many rows are scored at once."""

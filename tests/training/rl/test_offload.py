@@ -90,6 +90,7 @@ def grpo(configs, output, **changes):
     return GRPOConfig(run=ppo.run, model=ppo.model, data=ppo.data, **(parts | changes))
 
 
+@pytest.mark.long
 def test_on_a_cpu_nothing_is_moved_and_one_line_says_so(configs, tmp_path, seen, capsys):
     train = GRPOTrainConfig(updates=2, prompts=4, score_batch_size=16, offload=True)
     train_grpo(grpo(configs, tmp_path / "run", train=train))
@@ -159,6 +160,7 @@ def device_bytes():
     return sum({x.unsafe_buffer_pointer(): x.nbytes for x in arrays}.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "copies"),
     [

@@ -239,6 +239,7 @@ def rise(folder, metric):
     return np.mean(values[-5:]), np.mean(values[:5])
 
 
+@pytest.mark.long
 def test_rewards_rise(online, tmp_path):
     train_online_dpo(online(tmp_path / "run", train=LONG))
     last, first = rise(tmp_path / "run", "objective/score")
@@ -246,6 +247,7 @@ def test_rewards_rise(online, tmp_path):
     assert metrics_of(tmp_path / "run")[-1]["objective/kl"] > 1
 
 
+@pytest.mark.long
 def test_a_policy_comes_to_win_against_its_reference_before_the_judge(online, tmp_path):
     config = online(tmp_path / "run", train=LONG, reward=RewardSource())
     train_online_dpo(config, judge=judge_ascii)

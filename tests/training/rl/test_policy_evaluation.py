@@ -54,6 +54,7 @@ def trained(configs, tmp_path):
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "grpo", "online_dpo"])
 def test_every_trainer_logs_reward_kl_and_length_on_held_out_prompts_with_intervals(name, trained):
     learnt: set[str] = set()
@@ -79,6 +80,7 @@ def test_every_trainer_logs_reward_kl_and_length_on_held_out_prompts_with_interv
     assert abs(rows[1][1]["eval/kl"]) > 1e-4
 
 
+@pytest.mark.long
 def test_what_is_trained_does_not_depend_on_evaluations(trained):
     def reward(prompts, completions, **kwargs):
         return [float(len(completion)) for completion in completions]

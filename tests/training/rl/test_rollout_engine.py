@@ -86,6 +86,7 @@ def assert_same_model(ours, theirs):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
+@pytest.mark.long
 def test_a_servers_rollouts_train_the_same_model_bit_for_bit(grpo, stub, tiny_model_folder, tmp_path):
     # A server's samples are weighed by default.
     loss = GRPOLossConfig(importance_cap=2.0)

@@ -89,6 +89,7 @@ def test_the_step_checks_the_gap_unless_that_was_done_before(checked):
     assert seen == ([] if checked else [(3, 0.3)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", [None, own], ids=["grpo", "own"])
 def test_grpo_takes_the_gradient_of_a_rollout_scored_before(loss, devices):
     policy, trained, frozen, rollout = grpo_rollout(make_mesh(MeshConfig(), devices[:1]))
@@ -103,6 +104,7 @@ def test_grpo_takes_the_gradient_of_a_rollout_scored_before(loss, devices):
     assert_same(found, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", [None, own], ids=["ppo", "own"])
 def test_ppo_takes_the_gradient_of_a_rollout_scored_before(loss, devices):
     mesh = make_mesh(MeshConfig(), devices[:1])

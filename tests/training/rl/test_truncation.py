@@ -35,6 +35,7 @@ def train(kind, configs, folder, sampling, **more):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["ppo", "grpo", "online_dpo"])
 def test_truncated_sampling_is_warned_of_once_and_measured(kind, configs, tmp_path):
     train(kind, configs, tmp_path / "run", SamplingConfig(**SAMPLING, top_p=0.9, top_k=20))
