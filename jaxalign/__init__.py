@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxalign.training.core.loop import TrainConfig
     from jaxalign.training.core.optimizer import OptimizerConfig
     from jaxalign.training.core.setup import ModelSource, TrainResult
+    from jaxalign.training.distill.trainer import DistillConfig, DistillLossConfig, train_distill
     from jaxalign.training.preference.dpo import DPOConfig, DPOLossConfig, train_dpo
     from jaxalign.training.reward_model.trainer import RewardConfig, train_reward
     from jaxalign.training.rl.grpo import GRPOConfig, train_grpo
@@ -35,6 +36,8 @@ _LAZY = {
     "DPOConfig": "training.preference.dpo",
     "DPOLossConfig": "training.preference.dpo",
     "DataConfig": "data",
+    "DistillConfig": "training.distill.trainer",
+    "DistillLossConfig": "training.distill.trainer",
     "EarlyStopping": "runs",
     "GRPOConfig": "training.rl.grpo",
     "GRPOLossConfig": "training.rl.grpo_config",
@@ -54,6 +57,7 @@ _LAZY = {
     "TFPOConfig": "llmdoctor.tfpo",
     "TrainConfig": "training.core.loop",
     "TrainResult": "training.core.setup",
+    "train_distill": "training.distill.trainer",
     "train_dpo": "training.preference.dpo",
     "train_grpo": "training.rl.grpo",
     "train_online_dpo": "training.rl.online_dpo",
@@ -69,6 +73,8 @@ __all__ = [
     "DPOConfig",
     "DPOLossConfig",
     "DataConfig",
+    "DistillConfig",
+    "DistillLossConfig",
     "EarlyStopping",
     "GRPOConfig",
     "GRPOLossConfig",
@@ -88,6 +94,7 @@ __all__ = [
     "TFPOConfig",
     "TrainConfig",
     "TrainResult",
+    "train_distill",
     "train_dpo",
     "train_grpo",
     "train_online_dpo",

@@ -44,7 +44,7 @@ LEVELS = [
 ]
 LEVEL = {group: level for level, groups in enumerate(LEVELS) for group in groups}
 # The rooms of `jaxalign.training`, likewise: each may import those before it, and modules that lie in no room.
-ROOMS = ["core", "sft", "preference", "reward_model", "rl"]
+ROOMS = ["core", "sft", "distill", "preference", "reward_model", "rl"]
 # Among the groups of the base: who may import whom, left of right.
 BASE_ORDER = [
     "errors",

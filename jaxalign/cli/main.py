@@ -54,6 +54,11 @@ COMMANDS: dict[str, Command] = {
         "jaxalign.training.sft:SFTConfig",
         "jaxalign.training.sft:train_sft",
     ),
+    "distill": Command(
+        "distill a teacher into a smaller student with the same tokenizer",
+        "jaxalign.training.distill.trainer:DistillConfig",
+        "jaxalign.training.distill.trainer:train_distill",
+    ),
     "reward": Command(
         "train a reward model on comparisons, rankings or labeled steps",
         "jaxalign.training.reward_model.trainer:RewardConfig",

@@ -14,12 +14,6 @@ import numpy as np
 from jaxalign.errors import ConfigError, ModelError
 from jaxalign.llmdoctor.doctor import DoctorCard, doctor_folders, load_doctor_card
 from jaxalign.llmdoctor.guided import Doctor, Guidance, GuidedModel, guide
-from jaxalign.llmdoctor.vocabulary import (
-    added_differences,
-    check_same_vocabulary,
-    only_added_differ,
-    vocabulary_map,
-)
 from jaxalign.models.folders import NOT_OF_A_MODEL, checkpoint_named, model_folder
 from jaxalign.models.huggingface import (
     check_vocabulary,
@@ -32,6 +26,12 @@ from jaxalign.models.lora import attach
 from jaxalign.models.peft import load_adapter
 from jaxalign.models.sharding import on_mesh
 from jaxalign.models.stops import stopping, tokenizer_stops
+from jaxalign.models.vocabulary import (
+    added_differences,
+    check_same_vocabulary,
+    only_added_differ,
+    vocabulary_map,
+)
 from jaxalign.remote import local, scheme
 
 OtherVocabulary = Literal["refuse", "map"]

@@ -19,10 +19,10 @@ from jaxalign.data.table import counted_of, row_lengths_of
 from jaxalign.errors import DataError
 from jaxalign.llmdoctor.doctor import DoctorCard, create_value_head
 from jaxalign.llmdoctor.tfpo_config import TFPOConfig, TFPONumbers
-from jaxalign.llmdoctor.vocabulary import check_same_vocabulary
 from jaxalign.mesh import replicated, row_shards
 from jaxalign.models.folders import checkpoint_named
 from jaxalign.models.memory import weights_text
+from jaxalign.models.vocabulary import check_same_vocabulary
 from jaxalign.processes import fetch
 from jaxalign.remote import as_named
 from jaxalign.runs import Run

@@ -19,7 +19,7 @@ class PlanConfig:
     """What to plan; all other flags are those of the command.
 
     Attributes:
-      command: training command to plan: sft, reward, dpo, grpo, online-dpo, ppo or tfpo.
+      command: training command to plan: sft, distill, reward, dpo, grpo, online-dpo, ppo or tfpo.
       target: kind and number of devices: h100x8 (H100 SXM, 80 GB); a TPU slice by Google Cloud's name, such as v5p-8,
         v5e-64 or v6e-8; cpux8 compiles for virtual CPU devices, whose bytes and collectives differ from an
         accelerator's.

@@ -27,6 +27,8 @@ from jaxalign.training.core.optimizer import make_optimizer
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.state import TrainState, moment_shardings
 from jaxalign.training.core.step import Update, make_update
+from jaxalign.training.distill.student_rows import DistillBatch
+from jaxalign.training.distill.trainer import make_distill_loss
 from jaxalign.training.preference.objectives import PreferenceBatch, make_preference_loss, passes_of
 from jaxalign.training.reward_model.batches import PairBatch
 from jaxalign.training.reward_model.trainer import make_reward_loss
@@ -156,9 +158,10 @@ def shape_on(shape: models.ModelConfig, source: setup.ModelSource, mesh: Mesh) -
 
 def reference_shape(config: Any, shape: models.ModelConfig, mesh: Mesh) -> models.ModelConfig:
     """The reference model's shape on the mesh: that of `reference.path`, else the policy's."""
-    source = config.reference
-    if not source.path:
-        return shape
+    return _shape_of(config.reference, mesh) if config.reference.path else shape
+
+
+def _shape_of(source: setup.ModelSource, mesh: Mesh) -> models.ModelConfig:
     found = models.load_config(setup.model_folder(source.path), revision=source.revision or None)
     return shape_on(found, source, mesh)
 
@@ -178,6 +181,26 @@ def _sft(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Ste
         batch=_laid_out(columns, DemonstrationBatch, config, mesh),
         optimizer=_optimizer(config),
         passes=[policy.training_pass],
+    )
+
+
+def _distill(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> Step:
+    if not config.teacher.path:
+        raise ConfigError("teacher.path: expected a folder with a config.json, got nothing")
+    policy, trained, base = _policy(config, shape, mesh)
+    teacher = _shape_of(config.teacher, mesh)
+    columns = _rows((config.train.batch_size,), tokens)
+    columns["weights"] = columns["mask"].astype(np.float32)
+    columns["sampled"] = np.zeros(config.train.batch_size, bool)
+    shared = min(shape.vocab_size, teacher.vocab_size)
+    return Step(
+        loss=make_distill_loss(policy, models.Definition(teacher), config.loss, vocabulary=shared),
+        counts=sft_counts,
+        trained=trained,
+        frozen={"base": base, "teacher": parameters_of(teacher, mesh)},
+        batch=_laid_out(columns, DistillBatch, config, mesh),
+        optimizer=_optimizer(config),
+        passes=[policy.training_pass, Pass(config=teacher, learns="nothing")],
     )
 
 
@@ -350,6 +373,7 @@ def _tfpo(config: Any, shape: models.ModelConfig, mesh: Mesh, tokens: int) -> St
 
 STEPS = {
     "sft": _sft,
+    "distill": _distill,
     "reward": _reward,
     "dpo": _dpo,
     "grpo": _grpo,

@@ -13,6 +13,7 @@ from jaxalign.data.datasets_files import is_hub_id
 
 KINDS = {
     "sft": "a language model, fine-tuned on demonstrations",
+    "distill": "a language model, distilled from a larger one",
     "dpo": "a language model, aligned to preferences with {loss}",
     "tfpo": "a doctor: a language model that guides a larger frozen one, the patient (LLMDoctor, TFPO)",
     "ppo": "a language model, trained against a reward with PPO",

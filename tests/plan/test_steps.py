@@ -11,6 +11,7 @@ from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models.lora import LoraConfig
 from jaxalign.plan.steps import planned, step_of
 from jaxalign.training.core.step import Update
+from jaxalign.training.distill.trainer import DistillConfig, train_distill
 from jaxalign.training.preference.dpo import train_dpo
 from jaxalign.training.reward_model.trainer import train_reward
 from jaxalign.training.rl.grpo import GRPOConfig, train_grpo
@@ -46,12 +47,23 @@ def tfpo(configs, output):
     return replace(config, loss=replace(config.loss, preset="tilted", reward_scale=1.0))
 
 
+def distill(configs, output):
+    parts = {
+        "model": configs.model,
+        "teacher": configs.model,
+        "data": configs.data,
+        "optimizer": configs.optimizer,
+    }
+    return DistillConfig(run=configs.run(output), train=configs.train, on_policy=0.0, **parts)
+
+
 CASES = {
     "sft": (train_sft, lambda configs, output: configs.sft(output)),
     "sft, nf4": (train_sft, lambda configs, output: configs.sft(output, lora=NF4)),
     "reward": (train_reward, lambda configs, output: configs.reward(output)),
     "dpo": (train_dpo, lambda configs, output: configs.dpo(output)),
     "dpo, nf4": (train_dpo, lambda configs, output: configs.dpo(output, lora=NF4)),
+    "distill": (train_distill, distill),
     "ppo": (train_ppo, lambda configs, output: configs.ppo(output)),
     "grpo": (train_grpo, grpo),
     "online-dpo": (train_online_dpo, online_dpo),

@@ -11,6 +11,9 @@ from jaxalign.llmdoctor.tfpo_step import TFPOBatch, make_tfpo_loss, tfpo_counts
 from jaxalign.models.lora import LoraConfig
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import valid_count
+from jaxalign.training.distill.config import DistillLossConfig
+from jaxalign.training.distill.student_rows import DistillBatch
+from jaxalign.training.distill.trainer import make_distill_loss
 from jaxalign.training.preference.dpo import DPOLossConfig
 from jaxalign.training.preference.objectives import PreferenceBatch, make_preference_loss
 from jaxalign.training.reward_model.process import StepBatch, process_loss, step_count
@@ -52,6 +55,19 @@ def sft_case(mesh):
     columns = rows(8)
     batch = DemonstrationBatch.of({**columns, "weights": columns["mask"].astype(np.float32)})
     return loss, sft_counts, setup.place_params(trained, mesh), frozen, batch
+
+
+def distill_case(mesh):
+    student, teacher = (
+        setup.place_model(models.create(shape(), key=jax.random.key(k)), mesh) for k in (0, 1)
+    )
+    policy, trained, base = setup.policy_of(student, LoraConfig(), mesh, key=KEY)
+    definition, leaves = models.split(teacher)
+    loss = make_distill_loss(policy, definition, DistillLossConfig(temperature=0.5), vocabulary=64)
+    columns = rows(8)
+    columns |= {"weights": columns["mask"].astype(np.float32), "sampled": np.zeros(8, bool)}
+    frozen = {"base": base, "teacher": leaves}
+    return loss, sft_counts, setup.place_params(trained, mesh), frozen, DistillBatch.of(columns)
 
 
 SUPERVISED_DPO = DPOLossConfig(sft_weight=0.1)

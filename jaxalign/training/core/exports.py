@@ -42,6 +42,7 @@ LARGEST_FLOAT16 = 65504.0
 CONFIGS = {
     "sft": "training.sft:SFTConfig",
     "reward": "training.reward_model.trainer:RewardConfig",
+    "distill": "training.distill.config:DistillConfig",
     "dpo": "training.preference.config:DPOConfig",
     "tfpo": "llmdoctor.tfpo_config:TFPOConfig",
     "ppo": "training.rl.ppo_config:PPOConfig",

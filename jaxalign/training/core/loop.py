@@ -115,6 +115,7 @@ class Loop:
       run: the run folder.
       store: its checkpoints.
       batches: training batches.
+      draw: `draw(state, batch) -> batch` on the host, before each step; for rows that the model writes itself.
       update: `update(state, batch) -> (state, metrics on device)`.
       evaluate: `evaluate(state) -> {name: value}`, or None.
       sample: `sample(state) -> rows for samples.jsonl`, or None.
@@ -129,6 +130,7 @@ class Loop:
     batches: Batches
     update: Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]]
     total_steps: int
+    draw: Callable[[TrainState, Mapping[str, Any]], Mapping[str, Any]] | None = None
     evaluate: Callable[[TrainState], dict[str, float]] | None = None
     sample: Callable[[TrainState], list[dict[str, Any]]] | None = None
     tokens_in: Callable[[Mapping[str, Any]], int] = lambda batch: (
@@ -177,6 +179,8 @@ class Loop:
             heart.beat(start)
             for step in range(start + 1, start + 1 if over else self.total_steps + 1):
                 batch = self.batches.next()
+                if self.draw is not None:
+                    batch = self.draw(state, batch)
                 state, metrics = profile.step(step, self.update, state, batch)
                 heart.beat(step)
                 # One step late: the device is already at work on this step while the last is logged.

@@ -62,6 +62,7 @@ class Task(Generic[Result]):
       finish: (final state, metrics) -> what the call returns, its export written.
       evaluate: metrics of held-out rows; None where there are none.
       sample: rows of samples.jsonl.
+      draw: see `loop.Loop`.
       prepare: (trained leaves, frozen, batch on the mesh) -> batch, before each step; for statistics over all rows.
       lift: see `step.make_update`.
       optimizer: number of steps -> (transformation, learning rate by step); None takes the section `optimizer`.
@@ -78,6 +79,7 @@ class Task(Generic[Result]):
     finish: Callable[[TrainState, dict[str, float]], Result]
     evaluate: Evaluation | None = None
     sample: Samples | None = None
+    draw: Callable[[TrainState, Mapping[str, Any]], Mapping[str, Any]] | None = None
     prepare: Callable[[Any, Any, Batch], Batch] | None = None
     lift: Callable[[Callable], Callable] | None = None
     optimizer: Callable[[int], tuple[optax.GradientTransformation, optax.Schedule | None]] | None = None
@@ -127,6 +129,7 @@ def fit(command: str, config: Any, given: Given, begin: Callable[["OfflineRun"],
             run=run,
             store=setup.checkpoint_store(run),
             batches=feed.batches,
+            draw=task.draw,
             update=update,
             total_steps=total,
             evaluate=task.evaluate,

@@ -4,12 +4,15 @@ Column t of a result belongs to token t: the hidden state before it, at t - 1, g
 its log-prob and the value of the state it was sampled from. Column 0 is never counted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.logprobs import linear_logprobs
 from jaxalign.mesh import constrained, length_shards
@@ -115,23 +118,9 @@ def score_tokens(
     if dropout_key is not None:
         options["dropout_key"] = dropout_key
     head = {"embedding": model.head, "temperature": temperature, **model.head_options}
-    tokens, mask, layout = rows.tokens, rows.mask, rows.packing or Packing()
-    states = model.hidden(**layout.rows(tokens, rows.lengths), **options)
-    places = None if rows.packing is None else layout.targets(tokens.shape)
-    # Where devices share the columns of a row, each must keep as many.
-    keep_width, mesh = length_shards(model.config.mesh) > 1, model.config.mesh
-    if places is not None:
-        before, targets, counted = layout.gather(states), taken(tokens, places), taken(mask, places)
-    elif keep_width:
-        before, targets, counted = (
-            states,
-            jnp.roll(tokens, -1, axis=1),
-            jnp.roll(jnp.asarray(mask).at[:, 0].set(False), -1, axis=1),
-        )
-    else:
-        before, targets, counted = states[:, :-1], tokens[:, 1:], mask[:, 1:]
-    if keep_width:
-        before = constrained(before, RESIDUAL, mesh)
+    layout = rows.packing or Packing()
+    states = model.hidden(**layout.rows(rows.tokens, rows.lengths), **options)
+    before, targets, counted, restored = predictions(states, rows, model.config.mesh)
     vocabulary = model.head.shape[0]
     if (
         whole_logits
@@ -143,12 +132,7 @@ def score_tokens(
     if model.config.exact:
         logps = model.exact_logps(before, targets, temperature)
         stats = stats._replace(logps=with_value(stats.logps, jnp.where(counted, logps, 0.0)))
-    if places is not None:
-        stats = jax.tree.map(lambda x: spread(x, places, tokens.shape), stats)
-    elif keep_width:
-        stats = jax.tree.map(lambda x: jnp.roll(x, 1, axis=1), stats)
-    else:
-        stats = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), stats)
+    stats = jax.tree.map(restored, stats)
     return TokenScores(
         logps=stats.logps,
         entropy=stats.entropy,
@@ -156,8 +140,50 @@ def score_tokens(
         logsumexp=stats.logsumexp,
         mean_logps=stats.mean_logps,
         sum_squared_probs=stats.sum_squared_probs,
-        hidden=layout.back(states, tokens.shape),
+        hidden=layout.back(states, rows.tokens.shape),
     )
+
+
+class Predictions(NamedTuple):
+    """What predicts the tokens of rows, in the layout of a model (B and T may differ from the rows').
+
+    Attributes:
+      before: hidden states before the tokens.
+      targets: the tokens.
+      counted: those that the loss reads.
+      restored: numbers of these tokens -> [B, T] of the rows, 0 where nothing is predicted.
+    """
+
+    before: Float[Array, "B T D"]
+    targets: Int[Array, "B T"]
+    counted: Bool[Array, "B T"]
+    restored: Callable[[jax.Array], jax.Array]
+
+
+def predictions(states: Float[Array, "B T D"], rows: TokenRows, mesh: Mesh | None) -> Predictions:
+    """The hidden states before each token of the rows; with a layout, before those alone that its head is read at.
+
+    Args:
+      states: a model's, of the rows in their layout.
+      rows: the rows.
+      mesh: the model's.
+    """
+    tokens, mask, split = rows.tokens, rows.mask, length_shards(mesh) > 1
+    restored: Callable[[Any], Any]
+    if rows.packing is not None:
+        places = rows.packing.targets(tokens.shape)
+        before = rows.packing.gather(states)
+        targets, counted = taken(tokens, places), taken(mask, places)
+        restored = partial(spread, places=places, shape=tokens.shape)
+    elif split:  # where devices share the columns of a row, each must keep as many
+        before, targets, restored = states, jnp.roll(tokens, -1, axis=1), partial(jnp.roll, shift=1, axis=1)
+        counted = jnp.roll(jnp.asarray(mask).at[:, 0].set(False), -1, axis=1)
+    else:
+        before, targets, counted = states[:, :-1], tokens[:, 1:], mask[:, 1:]
+        restored = partial(jnp.pad, pad_width=((0, 0), (1, 0)))
+    if split:
+        before = constrained(before, RESIDUAL, mesh)
+    return Predictions(before, targets, counted, restored)
 
 
 def values_before(per_token: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:

@@ -30,6 +30,7 @@ from jaxalign.training.rl.rollout_metrics import rollout_counts
 from jaxalign.training.sft import DemonstrationBatch, train_sft
 from tests.training.cases import (
     KEY,
+    distill_case,
     dpo_case,
     online_dpo_case,
     ppo_case,
@@ -70,6 +71,7 @@ def grpo_case(mesh):
 
 CASES = {
     "sft": sft_case,
+    "distill": distill_case,
     "reward": reward_case,
     "dpo": dpo_case,
     "kto": functools.partial(dpo_case, config=DPOLossConfig(name="kto")),
@@ -80,7 +82,7 @@ CASES = {
     "online_dpo": online_dpo_case,
 }
 SCALAR = ("reward", "steps")  # without a vocabulary head
-SLOW = ("kto", "steps", "online_dpo", "tfpo")
+SLOW = ("distill", "kto", "steps", "online_dpo", "tfpo")
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxalign import models
 from jaxalign.errors import ModelError
-from jaxalign.llmdoctor.vocabulary import (
+from jaxalign.models.vocabulary import (
     added_differences,
     check_same_vocabulary,
     only_added_differ,
