@@ -81,7 +81,7 @@ def check(config: CheckConfig) -> None:
         folder = model_folder(config.model) if config.model else ""
         source = config.tokenizer or folder
         tokenizer = models.load_tokenizer(source) if source else None
-        if tokenizer is not None and Path(folder).is_dir() and folder:
+        if tokenizer is not None and Path(folder).exists() and folder:
             shape = models.load_config(folder)
             models.check_vocabulary(shape, tokenizer)
             config = replace(config, data=config.data.within(shape.max_positions))
@@ -131,11 +131,12 @@ def model(name: str, revision: str = "") -> Iterator[str]:
       ModelError: a folder that is no model.
     """
     folder = Path(model_folder(name))
-    if folder.is_dir():
+    if folder.exists():
         from jaxalign import models
 
         shape = models.load_config(folder)
-        size = sum(f.stat().st_size for f in folder.iterdir() if f.suffix in (".safetensors", ".msgpack"))
+        files = folder.iterdir() if folder.is_dir() else [folder]
+        size = sum(f.stat().st_size for f in files if f.suffix in (".safetensors", ".msgpack", ".gguf"))
         yield (
             f"model         {folder}: {shape.family}, {shape.num_layers} layers, width {shape.hidden_size}, "
             f"{shape.num_heads} heads, {shape.num_kv_heads} for keys and values"

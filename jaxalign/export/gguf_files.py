@@ -16,15 +16,9 @@ import numpy as np
 from jaxalign import models
 from jaxalign.errors import ModelError
 from jaxalign.models.families import config_from_json
-from jaxalign.models.gguf.families import (
-    ARCHITECTURES,
-    NAMES,
-    config_json,
-    differences,
-    gguf_names,
-    tensors_of,
-)
-from jaxalign.models.gguf.head import gguf_module, read_head
+from jaxalign.models.gguf.families import ARCHITECTURES, NAMES, config_json, gguf_names, tensors_of
+from jaxalign.models.gguf.head import MAGIC, gguf_module, is_gguf, read_head
+from jaxalign.models.gguf.settings import differences
 from jaxalign.models.gguf.tokenizer import gguf_tokenizer
 from jaxalign.models.gguf.vocabulary import check_tokenizer, phi3_name, vocabulary_of
 from jaxalign.models.gguf.writer import TYPES, is_shifted, kind_of, rounded, write_gguf
@@ -50,6 +44,7 @@ def save_gguf(
     tokenizer: Any,
     dtype: str = "float16",
     name: str = "",
+    called: str = "",
     say: Callable[[str], None] = print,
 ) -> Path:
     """Saves a model and its tokenizer as a GGUF file, checked or not at all.
@@ -60,6 +55,7 @@ def save_gguf(
       tokenizer: of transformers, with its chat template.
       dtype: of matrices: float32, float16, bfloat16 or q8_0; norms and biases are float32.
       name: of the model, in the file; empty takes the file's.
+      called: what messages call the file; empty takes its path.
       say: takes a line for the user.
 
     Raises:
@@ -67,9 +63,10 @@ def save_gguf(
         and the model choose differently. Nothing is left.
     """
     path = Path(file)
+    called = called or str(path)
     if dtype not in TYPES:
         raise ModelError(f"dtype: expected {', '.join(TYPES)} for GGUF, got {dtype}")
-    if path.is_dir() or (path.exists() and path.read_bytes()[:4] != b"GGUF"):
+    if path.exists() and not (is_gguf(path) and path.open("rb").read(len(MAGIC)) == MAGIC):
         raise ModelError(f"{path}: exists and is no GGUF file; nothing was replaced, choose another name")
     gguf_module()
     tensors = to_tensors(model.params, model.config)
@@ -77,15 +74,15 @@ def save_gguf(
     name = name or path.stem
     if phi3_name(tokenizer) and "phi-3" not in name.lower():
         name = f"{name} (phi-3)"
-    _tell(path, model.config, tensors, dtype, say)
+    _tell(called, model.config, tensors, dtype, say)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".gguf", dir=path.parent)
     os.close(handle)
     written = Path(temporary)
     try:
         write_gguf(model, written, tensors, vocabulary, dtype, name)
-        check_file(written, model.config, tensors, tokenizer, dtype, called=str(path), say=say)
-        ask_llama(written, tokenizer, dtype, called=str(path), say=say)
+        check_file(written, model.config, tensors, tokenizer, dtype, called=called, say=say)
+        ask_llama(written, tokenizer, dtype, called=called, say=say)
         os.chmod(written, 0o644)
         written.replace(path)
     finally:
@@ -94,7 +91,7 @@ def save_gguf(
 
 
 def _tell(
-    path: Path,
+    called: str,
     config: models.ModelConfig,
     tensors: Mapping[str, Outgoing],
     dtype: str,
@@ -107,10 +104,10 @@ def _tell(
         if len(tensor.shape) > 1 and kind_of(tensor.shape, dtype) == "F16"
     ]
     if dtype == "q8_0" and wider:
-        say(f"{path}: {len(wider)} tensors such as {wider[0]} are F16: their rows are no multiple of 32")
+        say(f"{called}: {len(wider)} tensors such as {wider[0]} are F16: their rows are no multiple of 32")
     if config.family in ("mistral", "phi3") and 0 < config.sliding_window < config.max_positions:
         say(
-            f"{path}: llama.cpp ignores the sliding window of {config.family} models; beyond "
+            f"{called}: llama.cpp ignores the sliding window of {config.family} models; beyond "
             f"{config.sliding_window:,} tokens it computes something else than the model"
         )
 
@@ -189,8 +186,9 @@ def ask_llama(file: Path, tokenizer: Any, dtype: str, *, called: str, say: Calla
             if gap > GAPS[dtype]:
                 best = int(row.argmax())
                 raise ModelError(
-                    f"{called}: after {text!r} and {at} tokens llama.cpp chooses {tokenizer.decode([token])!r}, and the "
-                    f"model {tokenizer.decode([best])!r} ({gap:.3f} nats better, {GAPS[dtype]} allowed); nothing was kept"
+                    f"{called}: after {text!r} and {at} tokens llama.cpp chooses {tokenizer.decode([token])!r}, and "
+                    f"the model {tokenizer.decode([best])!r} ({gap:.3f} nats better, {GAPS[dtype]} allowed); nothing "
+                    "was kept"
                 )
             same, close = same + (gap == 0), close + (gap > 0)
     ties = f"; {close} near ties differ (by up to {GAPS[dtype]} nats)" if close else ""

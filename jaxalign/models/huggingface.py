@@ -28,7 +28,7 @@ from jaxalign.models.families import (
 )
 from jaxalign.models.folders import NOT_OF_A_MODEL, WEIGHTS
 from jaxalign.models.gguf.families import architecture_of, config_json, gguf_names, tensors_of
-from jaxalign.models.gguf.head import is_gguf, read_head
+from jaxalign.models.gguf.head import gguf_in, is_gguf, read_head
 from jaxalign.models.gguf.tokenizer import gguf_tokenizer
 from jaxalign.models.sharding import to_device
 from jaxalign.models.stops import read_generation, write_generation
@@ -113,14 +113,8 @@ def local_folder(folder: str | Path, revision: str | None = None, *, weights: bo
         raise ModelError(
             f"{path}: expected one model, but this is a reward ensemble; name a member, such as {path / 'member-0'}"
         )
-    if is_gguf(path):
-        return path
-    if (
-        path.is_dir()
-        and not (path / "config.json").is_file()
-        and len(files := sorted(path.glob("*.gguf"))) == 1
-    ):
-        return files[0]
+    if (file := gguf_in(path)) is not None:
+        return file
     if path.is_dir():
         if weights:
             local(path, (*NOT_OF_A_MODEL, "*.msgpack"))

@@ -68,6 +68,15 @@ def is_gguf(path: str | Path) -> bool:
         return stream.read(len(MAGIC)) == MAGIC
 
 
+def gguf_in(path: str | Path) -> Path | None:
+    """The GGUF file that a path is, or the only one in a folder without config.json; None where there is none."""
+    path = Path(path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(path.glob("*.gguf"))
+        return files[0] if len(files) == 1 else None
+    return path if is_gguf(path) else None
+
+
 def gguf_module() -> Any:
     """The package `gguf`.
 

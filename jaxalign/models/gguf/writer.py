@@ -8,16 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxalign.errors import ModelError
-from jaxalign.models.gguf.families import (
-    ARCHITECTURES,
-    FACTORS,
-    NAMES,
-    factors_of,
-    gguf_names,
-    metadata_of,
-    permuted_heads,
-)
+from jaxalign.models.gguf.families import ARCHITECTURES, FACTORS, NAMES, gguf_names, permuted_heads
 from jaxalign.models.gguf.head import gguf_module
+from jaxalign.models.gguf.settings import factors_of, metadata_of
 from jaxalign.models.gguf.tensors import head_order
 from jaxalign.models.tensor_dtypes import in_dtype
 from jaxalign.models.tensor_files import Outgoing
