@@ -58,6 +58,8 @@ def export(config: ExportConfig) -> Path:
         check_repository(config.push_to_hub)
         if config.output.endswith(".gguf"):
             raise ConfigError("--push-to-hub uploads a folder; name one with --output, or leave it out")
+    if config.output.endswith(".gguf") and config.format != "gguf":
+        raise ConfigError(f"--output={config.output}: the name of a GGUF file; add --format=gguf")
     import jax
 
     # Nothing is computed, and a run that is training needs the accelerator for itself.
