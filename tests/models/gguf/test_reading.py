@@ -36,7 +36,18 @@ def expected(family: str) -> tuple[np.ndarray, models.ModelConfig]:
 
 @pytest.mark.parametrize(
     "family",
-    ["llama", "llama3", "llama_linear", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"],
+    [
+        "llama",
+        "llama3",
+        "llama_linear",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "phi3",
+    ],
 )
 def test_logits_are_those_of_the_folder(family, tmp_path):
     model = models.load_pretrained(convert(GOLDEN / family, tmp_path / "model.gguf"))
@@ -119,7 +130,9 @@ def test_slices_of_blocks_of_random_bytes(kind, tmp_path):
     np.testing.assert_array_equal(tensor[slice(2, 5), slice(3, 300)], whole[2:5, 3:300])
     permuted = GgufTensor(tmp_path / "raw", "w", tensor.entry, heads=2)
     np.testing.assert_array_equal(permute(permuted[slice(None), slice(None)], 2), whole)
-    np.testing.assert_array_equal(permuted[slice(1, 7), slice(0, 9)], permuted[slice(None), slice(None)][1:7, :9])
+    np.testing.assert_array_equal(
+        permuted[slice(1, 7), slice(0, 9)], permuted[slice(None), slice(None)][1:7, :9]
+    )
 
 
 def test_a_folder_of_one_file_is_that_file(tmp_path):
@@ -132,7 +145,9 @@ def test_a_folder_of_one_file_is_that_file(tmp_path):
 
 
 def test_the_head_is_read_as_the_package_reads_it(tmp_path):
-    file = convert(GOLDEN / "llama", tmp_path / "model.gguf", add=lambda w: w.add_array("own.flags", [True, False]))
+    file = convert(
+        GOLDEN / "llama", tmp_path / "model.gguf", add=lambda w: w.add_array("own.flags", [True, False])
+    )
     head, reader = read_head(file), gguf.GGUFReader(file)
     for key, found in reader.fields.items():
         if not key.startswith("GGUF."):
@@ -190,11 +205,17 @@ def key(name: str, value):
     ("add", "expected"),
     [
         (key("qwen2.expert_count", 8), r"qwen2\.expert_count is 8: mixtures of experts are not supported"),
-        (key("qwen2.rope.scaling.type", "yarn"), r"qwen2\.rope\.scaling\.type is 'yarn'; expected none or linear"),
+        (
+            key("qwen2.rope.scaling.type", "yarn"),
+            r"qwen2\.rope\.scaling\.type is 'yarn'; expected none or linear",
+        ),
         (key("qwen2.rope.scaling.attn_factor", 1.2), r"qwen2\.rope\.scaling\.attn_factor is 1\.2"),
         (key("qwen2.rope.dimension_count", 4), r"qwen2\.rope\.dimension_count is 4, but heads have 8"),
         (key("qwen2.attention.value_length", 4), r"qwen2\.attention\.value_length is 4"),
-        (key("qwen2.attention.sliding_window", 4), r"qwen2\.attention\.sliding_window: not supported for qwen2"),
+        (
+            key("qwen2.attention.sliding_window", 4),
+            r"qwen2\.attention\.sliding_window: not supported for qwen2",
+        ),
         (key("qwen2.logit_scale", 2.0), r"qwen2\.logit_scale: not supported for qwen2 models"),
         (key("qwen2.attention.causal", False), r"qwen2\.attention\.causal is False: only causal"),
         (key("qwen2.vocab_size", 50), r"qwen2\.vocab_size is 50: token_embd\.weight has 48 rows"),
@@ -259,16 +280,24 @@ def test_every_tensor_is_used_or_refused_by_name(edit, expected, tmp_path):
 
 def test_an_unknown_architecture_is_named(tmp_path):
     file = convert(GOLDEN / "qwen2", tmp_path / "model.gguf", architecture="mamba")
-    refused(r"general\.architecture 'mamba' is not supported; expected one of llama", lambda: models.load_config(file))
+    refused(
+        r"general\.architecture 'mamba' is not supported; expected one of llama",
+        lambda: models.load_config(file),
+    )
 
 
 def test_a_type_of_numbers_that_is_no_weight_is_refused(tmp_path):
     def integers(writer):
         writer.add_tensor("blk.0.extra", np.zeros(4, np.int32))
 
-    file = convert(GOLDEN / "qwen2", tmp_path / "model.gguf", add=integers, edit=rename("output_norm.weight", None))
+    file = convert(
+        GOLDEN / "qwen2", tmp_path / "model.gguf", add=integers, edit=rename("output_norm.weight", None)
+    )
     entry = read_head(file).tensors["blk.0.extra"]
-    refused(r"w has the type I32, which the package gguf cannot dequantize", lambda: GgufTensor(file, "w", entry).dtype)
+    refused(
+        r"w has the type I32, which the package gguf cannot dequantize",
+        lambda: GgufTensor(file, "w", entry).dtype,
+    )
 
 
 def test_a_reward_model_is_asked_for_as_a_folder(tmp_path):
