@@ -17,10 +17,10 @@ from jaxalign import models
 from jaxalign.errors import ModelError
 from jaxalign.models.families import config_from_json
 from jaxalign.models.gguf.families import ARCHITECTURES, NAMES, config_json, gguf_names, tensors_of
-from jaxalign.models.gguf.head import MAGIC, gguf_module, is_gguf, read_head
+from jaxalign.models.gguf.head import begins_as_one, gguf_module, read_head
 from jaxalign.models.gguf.settings import differences
 from jaxalign.models.gguf.tokenizer import gguf_tokenizer
-from jaxalign.models.gguf.vocabulary import check_tokenizer, phi3_name, vocabulary_of
+from jaxalign.models.gguf.vocabulary import check_tokenizer, model_name, vocabulary_of
 from jaxalign.models.gguf.writer import TYPES, is_shifted, kind_of, rounded, write_gguf
 from jaxalign.models.huggingface import to_tensors
 from jaxalign.models.tensor_files import Outgoing, read_whole
@@ -66,14 +66,12 @@ def save_gguf(
     called = called or str(path)
     if dtype not in TYPES:
         raise ModelError(f"dtype: expected {', '.join(TYPES)} for GGUF, got {dtype}")
-    if path.exists() and not (is_gguf(path) and path.open("rb").read(len(MAGIC)) == MAGIC):
+    if path.exists() and not (path.is_file() and begins_as_one(path)):
         raise ModelError(f"{path}: exists and is no GGUF file; nothing was replaced, choose another name")
     gguf_module()
     tensors = to_tensors(model.params, model.config)
     vocabulary = vocabulary_of(tokenizer, model.config)
-    name = name or path.stem
-    if phi3_name(tokenizer) and "phi-3" not in name.lower():
-        name = f"{name} (phi-3)"
+    name = model_name(name or path.stem, tokenizer)
     _tell(called, model.config, tensors, dtype, say)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".gguf", dir=path.parent)

@@ -285,9 +285,9 @@ def special_ids(head: Head) -> dict[str, int | None]:
     return found
 
 
-def _biases(keys: Keys, *modules: str) -> bool:
+def _biases(keys: Keys, module: str) -> bool:
     """Whether layers have biases, which no key says."""
-    return f"blk.0.{modules[0]}.bias" in keys.head.tensors
+    return f"blk.0.{module}.bias" in keys.head.tensors
 
 
 def _llama_extra(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
@@ -349,15 +349,11 @@ def _phi3_extra(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
     return {"sliding_window": keys.whole("attention.sliding_window", 0)}
 
 
-def _qwen3_extra(keys: Keys, common: dict[str, Any]) -> dict[str, Any]:
-    return {"attention_bias": _biases(keys, "attn_q")}
-
-
 _NORMS = "norm.weight"
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("llama", _LLAMA, _llama_extra, permuted=True),
     "qwen2": Architecture("qwen2", _LLAMA),
-    "qwen3": Architecture("qwen3", _LLAMA, _qwen3_extra),
+    "qwen3": Architecture("qwen3", _LLAMA),
     "gemma": Architecture("gemma", _LLAMA, shifted=_NORMS),
     "gemma2": Architecture("gemma2", _GEMMA2, _gemma2_extra, shifted=_NORMS, window_layers=2, large=46),
     "gemma3": Architecture("gemma3_text", _GEMMA2, _gemma3_extra, shifted=_NORMS, window_layers=6, large=62),

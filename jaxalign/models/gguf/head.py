@@ -60,10 +60,11 @@ class Head:
 def is_gguf(path: str | Path) -> bool:
     """Whether a path is a GGUF file, by its name or its first bytes."""
     path = Path(path)
-    if not path.is_file():
-        return False
-    if path.suffix == ".gguf":
-        return True
+    return path.is_file() and (path.suffix == ".gguf" or begins_as_one(path))
+
+
+def begins_as_one(path: Path) -> bool:
+    """Whether the first bytes of a file are those of a GGUF file."""
     with path.open("rb") as stream:
         return stream.read(len(MAGIC)) == MAGIC
 

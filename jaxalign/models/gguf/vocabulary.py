@@ -1,6 +1,7 @@
 """A tokenizer as the metadata of a GGUF file, what `tokenizer` reads, and the check that it is the same."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any
@@ -13,6 +14,7 @@ from jaxalign.models.gguf.tokenizer import (
     CONTROL,
     NORMAL,
     PHI3_KEEP,
+    PHI3_NAMES,
     SPACE,
     TEMPLATE,
     UNKNOWN,
@@ -205,23 +207,23 @@ def _templates(tokenizer: Any) -> dict[str, Any]:
     return keys | ({TEMPLATE: template["default"]} if "default" in template else {})
 
 
-def phi3_name(tokenizer: Any) -> bool:
-    """Whether special tokens take the space after them away, which llama.cpp knows by Phi-3's name.
+def model_name(name: str, tokenizer: Any) -> str:
+    """A model's name for the file: by Phi-3's llama.cpp knows that special tokens take the space after them away.
 
     Raises:
       ModelError: some do and others do not, in another way than Phi-3's.
     """
     added = json.loads(tokenizer.backend_tokenizer.to_str())["added_tokens"]
     if not any(token["rstrip"] or token["lstrip"] or token["single_word"] for token in added):
-        return False
-    if any(
+        return re.sub("phi-?3", "phi 3", name, flags=re.IGNORECASE)
+    if not set(PHI3_KEEP) <= tokenizer.get_vocab().keys() or any(
         token["rstrip"] != (token["content"] not in PHI3_KEEP) or token["lstrip"] or token["single_word"]
         for token in added
     ):
         raise ModelError(
             "GGUF: added tokens of the tokenizer strip spaces or match whole words, which has no form there"
         )
-    return True
+    return name if any(part in name.lower() for part in PHI3_NAMES) else f"{name} (phi-3)"
 
 
 def check_tokenizer(tokenizer: Any, again: Any, where: str, say: Callable[[str], None]) -> None:
