@@ -49,6 +49,10 @@ def vocabulary_of(tokenizer: Any, config: ModelConfig) -> dict[str, Any]:
     model = body["model"]
     if model["type"] != "BPE":
         raise ModelError(f"GGUF: a {model['type']} tokenizer has no form there; expected BPE")
+    if not model["merges"]:
+        raise ModelError(
+            "GGUF: the tokenizer has no merges, and llama.cpp reads no BPE tokenizer without them"
+        )
     if model.get("byte_fallback"):
         keys = _sentencepiece(body, config)
     elif (name := name_of(body)) is None:
@@ -66,10 +70,6 @@ def vocabulary_of(tokenizer: Any, config: ModelConfig) -> dict[str, Any]:
 
 def _bpe(body: Mapping[str, Any], config: ModelConfig, name: str) -> dict[str, Any]:
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in body["model"]["merges"]]
-    if not merges:
-        raise ModelError(
-            "GGUF: the tokenizer has no merges, and llama.cpp reads no BPE tokenizer without them"
-        )
     tokens, types = _tokens(body, config)
     return {
         "tokenizer.ggml.model": "gpt2",
