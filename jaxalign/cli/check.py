@@ -33,8 +33,8 @@ class CheckConfig:
     """What to check; by default only the environment.
 
     Attributes:
-      model: a Hugging Face folder, a run folder or a hub id to look up, check for access and describe; with doctors,
-        their patient (empty uses the one that their cards name).
+      model: a Hugging Face folder, a GGUF file, a run folder or a hub id to look up, check for access and describe;
+        with doctors, their patient (empty uses the one that their cards name).
       doctor: folders of doctors (tfpo runs, or their export/) whose cards and sizes to show.
       tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       revision: revision of a hub id; empty uses the newest.

@@ -315,15 +315,11 @@ class Checkpoint:
         if place.suffix == ".gguf":
             save_gguf(model, place, **arguments)
             return
-        called = str(place / GGUF_FILE)
-        exports.write_folder(
-            self.origin,
-            place,
-            GGUF_FILE,
-            self.form,
-            dtype,
-            lambda inside: save_gguf(model, inside / GGUF_FILE, called=called, **arguments),
-        )
+
+        def fill(inside: Path) -> None:
+            save_gguf(model, inside / GGUF_FILE, called=str(place / GGUF_FILE), **arguments)
+
+        exports.write_folder(self.origin, place, GGUF_FILE, self.form, dtype, fill)
 
     @cached_property
     def params(self) -> Any:

@@ -302,6 +302,18 @@ def test_what_llama_cpp_reads_otherwise_is_not_left(module, expected, tokenizer,
     refused(expected, tmp_path, sharp(like("llama", tokenizer)), tokenizer)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "phi3"])
+def test_the_real_llama_cpp_writes_the_models_tokens(family, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "llama_cpp")
+    pytest.importorskip("llama_cpp")
+    said, sizes = [], {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "max_positions": 256}
+    model = like(family, tokenizer, **sizes, query_scale=0.25 if family == "gemma3_text" else 0.0)
+    if family == "gemma3_text":
+        model = models.Transformer(replace(model.config, embedding_scale=8.0), model.params)
+    save_gguf(model, tmp_path / "m.gguf", tokenizer=tokenizer, say=said.append)
+    assert "writes the model's tokens: " in said[-1]
+
+
 def test_a_near_tie_is_no_other_choice(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_files, "NEW_TOKENS", 4)
     monkeypatch.setitem(gguf_files.GAPS, "float16", 100.0)

@@ -211,7 +211,7 @@ def _merges(
     Raises:
       ModelError: tokens of one score, between which the place in the text decides, which no list of merges can say.
     """
-    normal = {tokens[i]: scores[i] for i in np.flatnonzero(types == NORMAL)}
+    normal = {tokens[i]: scores[i] for i in np.flatnonzero(types == NORMAL).tolist()}
     # Within a token in transformers' order: longer beginnings first.
     pairs = {
         token: [
@@ -238,7 +238,7 @@ def _added(
     phi3 = any(part in name for part in PHI3_NAMES)
     return [
         {
-            "id": int(i),
+            "id": i,
             "content": tokens[i],
             "single_word": False,
             "lstrip": False,
@@ -246,7 +246,7 @@ def _added(
             "normalized": False,
             "special": bool(types[i] != USER_DEFINED),
         }
-        for i in np.flatnonzero(np.isin(types, kinds))
+        for i in np.flatnonzero(np.isin(types, kinds)).tolist()
     ]
 
 

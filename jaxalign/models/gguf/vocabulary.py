@@ -239,9 +239,7 @@ def check_tokenizer(tokenizer: Any, again: Any, where: str, say: Callable[[str],
                 f"{where}: the tokenizer of the file gives {len(theirs)} tokens for {text[:20]!r}..., and its own "
                 f"{len(ours)}, or others: GGUF has no form of it"
             )
-    spaced = list(SPACED)
-    if tokenizer.eos_token:
-        spaced.append(f"{tokenizer.eos_token}a b")
+    spaced = (*SPACED, *([f"{tokenizer.eos_token}a b"] if tokenizer.eos_token else []))
     if any(tokenizer.encode(text) != again.encode(text) for text in spaced):
         say(
             f"{where}: llama.cpp cuts text that begins with a space or follows a special token in another way than "
