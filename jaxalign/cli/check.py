@@ -133,10 +133,16 @@ def model(name: str, revision: str = "") -> Iterator[str]:
     folder = Path(model_folder(name))
     if folder.exists():
         from jaxalign import models
+        from jaxalign.models.gguf.head import gguf_in
 
         shape = models.load_config(folder)
-        files = folder.iterdir() if folder.is_dir() else [folder]
-        size = sum(f.stat().st_size for f in files if f.suffix in (".safetensors", ".msgpack", ".gguf"))
+        file = gguf_in(folder)
+        files = (
+            [f for f in folder.iterdir() if f.suffix in (".safetensors", ".msgpack")]
+            if file is None
+            else [file]
+        )
+        size = sum(f.stat().st_size for f in files)
         yield (
             f"model         {folder}: {shape.family}, {shape.num_layers} layers, width {shape.hidden_size}, "
             f"{shape.num_heads} heads, {shape.num_kv_heads} for keys and values"

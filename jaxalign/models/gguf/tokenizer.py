@@ -126,7 +126,8 @@ def _bpe(
     name = head.metadata.get("tokenizer.ggml.pre")
     if name not in PRES:
         raise ModelError(
-            f"{head.file}: tokenizer.ggml.pre is {name!r}, which is not supported; expected one of {', '.join(PRES)}"
+            f"{head.file}: tokenizer.ggml.pre is {name!r}, which is not supported; expected one of {', '.join(PRES)} "
+            "(or set model.tokenizer)"
         )
     pre = PRES[name]
     merges = []
@@ -226,7 +227,7 @@ def _merges(
     if equal:
         raise ModelError(
             f"{head.file}: tokenizer.ggml.scores: {len(equal) + 1} tokens such as {equal[0][0]!r} and {equal[0][1]!r} "
-            "have the same score, so the order of merges is not known"
+            "have the same score, so the order of merges is not known (set model.tokenizer)"
         )
     return [pair for token in made for pair in pairs[token]]
 
