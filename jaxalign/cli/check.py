@@ -33,8 +33,8 @@ class CheckConfig:
     """What to check; by default only the environment.
 
     Attributes:
-      model: a Hugging Face folder, a run folder or a hub id to look up, check for access and describe; with doctors,
-        their patient (empty uses the one that their cards name).
+      model: a Hugging Face folder, a GGUF file, a run folder or a hub id to look up, check for access and describe;
+        with doctors, their patient (empty uses the one that their cards name).
       doctor: folders of doctors (tfpo runs, or their export/) whose cards and sizes to show.
       tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       revision: revision of a hub id; empty uses the newest.
@@ -81,7 +81,7 @@ def check(config: CheckConfig) -> None:
         folder = model_folder(config.model) if config.model else ""
         source = config.tokenizer or folder
         tokenizer = models.load_tokenizer(source) if source else None
-        if tokenizer is not None and Path(folder).is_dir() and folder:
+        if tokenizer is not None and Path(folder).exists() and folder:
             shape = models.load_config(folder)
             models.check_vocabulary(shape, tokenizer)
             config = replace(config, data=config.data.within(shape.max_positions))
@@ -131,11 +131,18 @@ def model(name: str, revision: str = "") -> Iterator[str]:
       ModelError: a folder that is no model.
     """
     folder = Path(model_folder(name))
-    if folder.is_dir():
+    if folder.exists():
         from jaxalign import models
+        from jaxalign.models.gguf.head import gguf_in
 
         shape = models.load_config(folder)
-        size = sum(f.stat().st_size for f in folder.iterdir() if f.suffix in (".safetensors", ".msgpack"))
+        file = gguf_in(folder)
+        files = (
+            [f for f in folder.iterdir() if f.suffix in (".safetensors", ".msgpack")]
+            if file is None
+            else [file]
+        )
+        size = sum(f.stat().st_size for f in files)
         yield (
             f"model         {folder}: {shape.family}, {shape.num_layers} layers, width {shape.hidden_size}, "
             f"{shape.num_heads} heads, {shape.num_kv_heads} for keys and values"

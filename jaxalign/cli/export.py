@@ -1,4 +1,4 @@
-"""`jaxalign export`: a checkpoint of any run as a Hugging Face folder, on disk or on the hub."""
+"""`jaxalign export`: a checkpoint of any run as a Hugging Face folder or GGUF file, on disk or on the hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,12 @@ class ExportConfig:
         run.best_metric is set, else the latest.
       merge: for a LoRA run, write the whole model with the adapter merged, which every program can load; false writes
         only the adapter, as a PEFT folder.
+      format: huggingface writes a Hugging Face folder; gguf writes a folder with model.gguf for llama.cpp, which is
+        read back and, if llama-cpp-python is installed, must generate the model's tokens.
       dtype: dtype of the weights; empty uses the run's run.export_dtype, and auto the dtype of the initial model's
-        files.
-      output: folder to write; empty writes to exports/ in the run folder, once per checkpoint.
+        files; q8_0 (8 bits) only with --format=gguf.
+      output: folder to write; empty writes to exports/ in the run folder, once per checkpoint. With --format=gguf a
+        name ending in .gguf writes only that file.
       base: the initial model, if it has moved since the run or was passed live from Python.
       push_to_hub: OWNER/NAME of a Hugging Face hub repository to upload the folder to, with the token from HF_TOKEN
         or `hf auth login`; empty uploads nothing.
@@ -29,7 +32,8 @@ class ExportConfig:
     run: str = ""
     checkpoint: str = ""
     merge: bool = True
-    dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = ""
+    format: Literal["huggingface", "gguf"] = "huggingface"
+    dtype: Literal["", "auto", "float32", "bfloat16", "float16", "q8_0"] = ""
     output: str = ""
     base: str = ""
     push_to_hub: str = ""
@@ -37,7 +41,7 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> Path:
-    """Exports a checkpoint of a run as a Hugging Face folder, and prints its path.
+    """Exports a checkpoint of a run as a Hugging Face folder or GGUF file, and prints its path.
 
     Args:
       config: see `ExportConfig`.
@@ -52,6 +56,10 @@ def export(config: ExportConfig) -> Path:
         raise ConfigError("expected the run: jaxalign export RUN")
     if config.push_to_hub:
         check_repository(config.push_to_hub)
+        if config.output.endswith(".gguf"):
+            raise ConfigError("--push-to-hub uploads a folder; name one with --output, or leave it out")
+    if config.output.endswith(".gguf") and config.format != "gguf":
+        raise ConfigError(f"--output={config.output}: the name of a GGUF file; add --format=gguf")
     import jax
 
     # Nothing is computed, and a run that is training needs the accelerator for itself.
@@ -71,6 +79,7 @@ def export(config: ExportConfig) -> Path:
         merge=config.merge,
         dtype=config.dtype,
         base=config.base,
+        format=config.format,
     )
     print(f"step {done.step}: {done.folder}{'' if done.new else ' (exported before)'}")
     if config.push_to_hub:

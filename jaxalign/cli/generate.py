@@ -34,7 +34,8 @@ class GenerateConfig(GuideConfig):
     """Completions of prompts.
 
     Attributes:
-      model: a Hugging Face folder, a run folder (its export/ is used) or a hub id; with doctors, their patient.
+      model: a Hugging Face folder, a GGUF file, a run folder (its export/ is used) or a hub id; with doctors, their
+        patient.
       tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       adapter: a PEFT folder to merge into the model.
       revision: revision of a hub id; empty uses the newest.

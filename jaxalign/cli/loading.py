@@ -1,4 +1,4 @@
-"""Loads a chat model: any Hugging Face folder, hub id or run folder, with its tokenizer."""
+"""Loads a chat model: any Hugging Face folder, GGUF file, hub id or run folder, with its tokenizer."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -119,8 +119,8 @@ def load_speaker(
     as its run taught it or its chat template writes it.
 
     Args:
-      model: a Hugging Face folder, a hub id or a run folder; with doctors, their patient, and empty takes the one
-        that their cards name.
+      model: a Hugging Face folder, a GGUF file, a hub id or a run folder; with doctors, their patient, and empty
+        takes the one that their cards name.
       tokenizer: folder or hub id of the tokenizer; empty takes the model's.
       adapter: a PEFT folder to merge into the model; empty for none.
       revision: revision of a hub id.
@@ -145,7 +145,9 @@ def load_speaker(
         doctors = read_doctors(replace(guide, patient=guide.patient or model))
         model = doctors.patient_folder()
     if not model:
-        raise ConfigError("--model: expected a Hugging Face folder, a run folder or a hub id; got nothing")
+        raise ConfigError(
+            "--model: expected a Hugging Face folder, a GGUF file, a run folder or a hub id; got nothing"
+        )
     import jax.numpy as jnp
 
     from jaxalign import models

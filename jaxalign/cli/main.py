@@ -115,7 +115,7 @@ COMMANDS: dict[str, Command] = {
         positional="model",
     ),
     "export": Command(
-        "export a checkpoint of a run as a Hugging Face folder",
+        "export a checkpoint of a run as a Hugging Face folder or GGUF file",
         "jaxalign.cli.export:ExportConfig",
         "jaxalign.cli.export:export",
         positional="run",

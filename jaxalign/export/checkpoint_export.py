@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxalign.data import chat_of
 from jaxalign.errors import CheckpointError, ConfigError, DamagedCheckpointError, ModelError
 from jaxalign.export import checkpoint_doctors
 from jaxalign.export.checkpoint_names import find_step, read_metadata
+from jaxalign.export.gguf_files import save_gguf
 from jaxalign.models.folders import model_folder
 from jaxalign.models.huggingface import local_folder
 from jaxalign.models.tensor_dtypes import folder_dtype
@@ -32,13 +33,16 @@ from jaxalign.training.core.exports import CONFIGS, RECORD_FILE, Origin, config_
 from jaxalign.training.core.members import member_of
 from jaxalign.training.core.scoring import CausalPolicy, ScalarPolicy
 
+Format = Literal["huggingface", "gguf"]
+GGUF_FILE = "model.gguf"
+
 
 @dataclass(frozen=True)
 class Exported:
     """The result of an export.
 
     Attributes:
-      folder: the folder.
+      folder: the folder; of an export to a GGUF file alone that file.
       step: of the checkpoint.
       new: whether it was made now, and not found.
     """
@@ -61,17 +65,20 @@ def export_checkpoint(
     merge: bool = True,
     dtype: str = "",
     base: str = "",
+    format: Format = "huggingface",
     say: Callable[[str], None] | None = None,
 ) -> Exported:
-    """Exports a checkpoint as a Hugging Face folder, atomically.
+    """Exports a checkpoint as a Hugging Face folder or GGUF file, atomically.
 
     Args:
       run: the run folder; the run may be under way.
       checkpoint: a step, `best` or `latest`; empty takes the best where `run.best_metric` is set, else the latest.
-      output: where; empty takes a folder inside the run, which is made once and found again.
+      output: where; empty takes a folder inside the run, which is made once and found again. With the format gguf a
+        name that ends in .gguf is a file, without the card.
       merge: whether a LoRA adapter is merged into its base; else it is written alone, as a PEFT folder.
-      dtype: of the weights, as `run.export_dtype`, which empty takes.
+      dtype: of the weights, as `run.export_dtype`, which empty takes; or q8_0 with the format gguf.
       base: folder or hub id of the model that the run began with, in place of the one that the run noted.
+      format: huggingface, or gguf for a folder with a checked `model.gguf` (see `gguf_files.save_gguf`).
       say: takes lines that the user should read; None puts them on standard error.
 
     Raises:
@@ -84,7 +91,15 @@ def export_checkpoint(
     while True:
         try:
             return _exported(
-                Path(run), checkpoint, damaged, output=output, merge=merge, dtype=dtype, base=base, say=say
+                Path(run),
+                checkpoint,
+                damaged,
+                output=output,
+                merge=merge,
+                dtype=dtype,
+                base=base,
+                format=format,
+                say=say,
             )
         except DamagedCheckpointError as error:
             damaged.append(error)
@@ -103,15 +118,23 @@ def _exported(
     merge: bool,
     dtype: str,
     base: str,
+    format: Format,
     say: Callable[[str], None],
 ) -> Exported:
     without = [error.step for error in damaged]
     one = Checkpoint.find(run, checkpoint, base=base, dtype=dtype, merge=merge, say=say, without=without)
+    if format == "gguf":
+        one = replace(one, gguf=True)
+        one.check_gguf()
+    elif dtype == "q8_0":
+        raise ConfigError(
+            "--dtype=q8_0: only GGUF has it; add --format=gguf, or use float32, bfloat16 or float16"
+        )
     for error in damaged[-1:]:
         say(f"{error}; taking that of step {one.origin.step}")
     # Where it would be, and where a finished run has put its own.
     places = [one.place()] if not output else []
-    if places and merge and not dtype:
+    if places and merge and not dtype and not one.gguf:
         places.append(one.run / "export")
     for place in places:
         if one.is_there(place):
@@ -132,6 +155,7 @@ class Checkpoint:
       base: the model that the run began with, as `setup.ModelSource` names one.
       merge: whether an adapter is merged.
       given: whether the base was named now, and not by the run.
+      gguf: whether a GGUF file is written.
     """
 
     run: Path
@@ -140,6 +164,7 @@ class Checkpoint:
     base: Mapping[str, Any]
     merge: bool
     given: bool
+    gguf: bool = False
 
     @staticmethod
     def find(
@@ -206,6 +231,7 @@ class Checkpoint:
         """Where an export without a place of its own goes."""
         usual = self.origin.dtype == self.config.run.export_dtype
         ends = ([] if usual else [self.origin.dtype]) + ([] if self.merge else ["adapter"])
+        ends += ["gguf"] if self.gguf else []
         return self.run / "exports" / "-".join([f"step-{self.origin.step}", *ends])
 
     def is_there(self, folder: Path) -> bool:
@@ -221,7 +247,9 @@ class Checkpoint:
 
     @property
     def form(self) -> str:
-        """What is written: model, reward, ensemble, doctors or adapter."""
+        """What is written: model, reward, ensemble, doctors, adapter or gguf."""
+        if self.gguf:
+            return "gguf"
         if self.several:
             return "doctors"
         if self.origin.metadata["command"] != "reward":
@@ -253,10 +281,45 @@ class Checkpoint:
         begun = model
         if adapter is not None:
             model = models.merge_adapter(model, adapter)
+        if self.gguf:
+            self.write_gguf(model, folder)
+            return
         more = (
             partial(checkpoint_doctors.add_doctor, self, trained, begun) if "value" in self.params else None
         )
         exports.write_model(self.origin, model, folder, self.tokenizer, more)
+
+    def check_gguf(self) -> None:
+        """The run trained a language model, and the whole of it is written.
+
+        Raises:
+          ConfigError: it did not, or only an adapter is wanted.
+        """
+        command = self.origin.metadata["command"]
+        if not self.merge:
+            raise ConfigError(f"--merge=false: {self.run}: GGUF files have whole models; remove the flag")
+        if command in ("reward", "tfpo"):
+            raise ConfigError(
+                f"--format=gguf: {self.run}: a run of `{command}` trained a head, which GGUF has not"
+            )
+
+    def write_gguf(self, model: Any, place: Path) -> None:
+        """Writes the model as a GGUF file: `place` itself, or in a folder with the card."""
+        dtype = self.origin.weights_dtype(model.params)
+        arguments: dict[str, Any] = {
+            "tokenizer": self.origin.tokenizer(self.tokenizer),
+            "dtype": dtype,
+            "name": f"{self.run.name} step {self.origin.step}",
+            "say": self.origin.say,
+        }
+        if place.suffix == ".gguf":
+            save_gguf(model, place, **arguments)
+            return
+
+        def fill(inside: Path) -> None:
+            save_gguf(model, inside / GGUF_FILE, called=str(place / GGUF_FILE), **arguments)
+
+        exports.write_folder(self.origin, place, GGUF_FILE, self.form, dtype, fill)
 
     @cached_property
     def params(self) -> Any:

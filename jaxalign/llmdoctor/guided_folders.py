@@ -381,7 +381,7 @@ def _check_beginning(home: Path, card: DoctorCard) -> None:
 def _is_there(path: str) -> bool:
     """Whether a folder (or what can be had of a hub id) is there; nothing is named by an empty path."""
     try:
-        return path != "" and local_folder(model_folder(path), weights=False).is_dir()
+        return path != "" and local_folder(model_folder(path), weights=False).exists()
     except ModelError:
         return False
 
@@ -389,5 +389,5 @@ def _is_there(path: str) -> bool:
 def _place(path: str | Path) -> str:
     """The folder that a path leads to, by which two paths can be compared; of a hub id (or nothing) itself."""
     named = str(path)
-    here = bool(named) and (scheme(named) or Path(named).is_dir() or checkpoint_named(named) is not None)
+    here = bool(named) and (scheme(named) or Path(named).exists() or checkpoint_named(named) is not None)
     return os.path.realpath(model_folder(named)) if here else named

@@ -27,6 +27,9 @@ from jaxalign.models.families import (
     stored_shape,
 )
 from jaxalign.models.folders import NOT_OF_A_MODEL, WEIGHTS
+from jaxalign.models.gguf.families import architecture_of, config_json, gguf_names, tensors_of
+from jaxalign.models.gguf.head import gguf_in, is_gguf, read_head
+from jaxalign.models.gguf.tokenizer import gguf_tokenizer
 from jaxalign.models.sharding import to_device
 from jaxalign.models.stops import read_generation, write_generation
 from jaxalign.models.tensor_dtypes import export_dtype
@@ -58,11 +61,11 @@ def load_pretrained(
     revision: str | None = None,
     weights: Weights = "same",
 ) -> Transformer:
-    """Loads a causal language model from a Hugging Face folder or hub id.
+    """Loads a causal language model from a Hugging Face folder, a GGUF file or a hub id.
 
     Args:
       folder: a folder with config.json and weights (`model.safetensors` or `flax_model.msgpack`,
-        one file or sharded), or a hub id.
+        one file or sharded), a GGUF file (or a folder with nothing but one), or a hub id.
       param_dtype: dtype of the parameters; None is float32.
       compute_dtype: dtype of the matrix products; None is float32.
       mesh: shard the parameters over this mesh; None puts them on the default device.
@@ -87,6 +90,8 @@ def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConf
       ModelError: no config.json, or one that is not supported; a generation_config.json that cannot be read.
     """
     path = local_folder(folder, revision, weights=False)
+    if is_gguf(path):
+        return config_from_json(config_json(read_head(path)), str(path))
     config = config_from_json(read_json(path / "config.json"), str(path / "config.json"))
     generation = path / "generation_config.json"
     if generation.is_file():
@@ -97,8 +102,10 @@ def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConf
 def local_folder(folder: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder itself, or the cached one of a URL or hub id; without `weights` only its small files are downloaded.
 
+    A GGUF file stands for itself, and for a folder that has one and no config.json.
+
     Raises:
-      ModelError: neither a folder nor an accessible hub id; or a reward ensemble.
+      ModelError: neither a folder, a GGUF file nor an accessible hub id; or a reward ensemble.
       RemoteError: a URL that cannot be read.
     """
     path = Path(local(folder, NOT_OF_A_MODEL + WEIGHTS))
@@ -106,6 +113,8 @@ def local_folder(folder: str | Path, revision: str | None = None, *, weights: bo
         raise ModelError(
             f"{path}: expected one model, but this is a reward ensemble; name a member, such as {path / 'member-0'}"
         )
+    if (file := gguf_in(path)) is not None:
+        return file
     if path.is_dir():
         if weights:
             local(path, (*NOT_OF_A_MODEL, "*.msgpack"))
@@ -113,8 +122,14 @@ def local_folder(folder: str | Path, revision: str | None = None, *, weights: bo
                 local(path, NOT_OF_A_MODEL)
         return path
     text = str(folder)
-    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
-        raise ModelError(f"{text}: no such folder; expected a Hugging Face folder or a hub id (owner/name)")
+    if path.is_file():
+        raise ModelError(
+            f"{text}: not a GGUF file; expected one, a Hugging Face folder or a hub id (owner/name)"
+        )
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1 or path.suffix == ".gguf":
+        raise ModelError(
+            f"{text}: no such folder or file; expected a Hugging Face folder, a GGUF file or a hub id (owner/name)"
+        )
     try:
         from huggingface_hub import snapshot_download
 
@@ -133,12 +148,24 @@ def local_folder(folder: str | Path, revision: str | None = None, *, weights: bo
 
 
 def read_params(path: Path, config: ModelConfig) -> dict[str, Any]:
-    """Our parameter tree, of leaves that are still in the files of a folder."""
-    return from_tensors(read_tensors(path), config, str(path))
+    """Our parameter tree, of leaves that are still in the files of a folder, or in a GGUF file."""
+    if not is_gguf(path):
+        return from_tensors(read_tensors(path), config, str(path))
+    head = read_head(path)
+    names = gguf_names(architecture_of(head), config.family, config.num_layers)
+    return from_tensors(tensors_of(head, config), config, str(path), names)
 
 
-def from_tensors(tensors: Mapping[str, Source], config: ModelConfig, where: str) -> dict[str, Any]:
+def from_tensors(
+    tensors: Mapping[str, Source], config: ModelConfig, where: str, named: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Our parameter tree from tensors under Hugging Face names; no numbers are read yet.
+
+    Args:
+      tensors: by name.
+      config: the model's shape.
+      where: what errors call the files.
+      named: Hugging Face name -> what errors call the tensor, where that is another.
 
     Raises:
       ModelError: naming each missing, unexpected or wrongly shaped tensor.
@@ -146,6 +173,7 @@ def from_tensors(tensors: Mapping[str, Source], config: ModelConfig, where: str)
     family = FAMILIES[config.family]
     shapes = parameter_shapes(config)
     left = {name: source for name, source in tensors.items() if not name.endswith(family.ignored)}
+    called = {} if named is None else named
 
     def take(name: str) -> Source | None:
         # A trunk saved on its own lacks the prefix.
@@ -157,13 +185,16 @@ def from_tensors(tensors: Mapping[str, Source], config: ModelConfig, where: str)
     def find(tensor: Tensor, name: str, wanted: Mapping[str, tuple[int, ...]]) -> Source:
         source = take(name)
         if source is None:
-            raise ModelError(f"{where}: missing tensor {family.trunk}{name}")
+            raise ModelError(
+                f"{where}: missing tensor {called.get(family.trunk + name, family.trunk + name)}"
+            )
         check(family.trunk + name, source, stored_shape(tensor, [wanted[leaf] for leaf in tensor.leaves]))
         return source
 
     def check(name: str, source: Source, expected: tuple[int, ...]) -> None:
         if source.shape != expected:
-            raise ModelError(f"{where}: {name} has shape {list(source.shape)}, expected {list(expected)}")
+            own = called.get(name, name)
+            raise ModelError(f"{where}: {own} has shape {list(source.shape)}, expected {list(expected)}")
 
     def there(tensors: Sequence[Tensor], wanted: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
         return [tensor for tensor in tensors if any(leaf in wanted for leaf in tensor.leaves)]
@@ -204,7 +235,7 @@ def from_tensors(tensors: Mapping[str, Source], config: ModelConfig, where: str)
         check(f"{family.head}.weight", head, shapes["head"]["weight"])
         tree["head"] = {"weight": Leaf(head.shape, [head])}
     if left:
-        names = sorted(left)
+        names = sorted(called.get(name, name) for name in left)
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         raise ModelError(
             f"{where}: unexpected tensors for a {config.family} model: {', '.join(names[:4])}{more}"
@@ -321,12 +352,14 @@ def transformers_module() -> Any:
 
 
 def load_tokenizer(folder: str | Path, *, revision: str | None = None) -> Any:
-    """Loads the tokenizer of a folder (or hub id) with transformers.
+    """Loads the tokenizer of a folder (or hub id) with transformers, or that of a GGUF file.
 
     Raises:
       ModelError: there is none, or it cannot be read.
     """
     path = local_folder(folder, revision, weights=False)
+    if is_gguf(path):
+        return gguf_tokenizer(read_head(path))
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     if not any((path / name).is_file() for name in names):
         raise ModelError(f"{path}: no tokenizer; expected tokenizer.json (or set model.tokenizer)")

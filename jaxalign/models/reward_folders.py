@@ -18,6 +18,7 @@ from jaxalign.errors import ModelError
 from jaxalign.mesh import Rules
 from jaxalign.models.families import FAMILIES, config_to_json
 from jaxalign.models.folders import NOT_OF_A_MODEL
+from jaxalign.models.gguf.head import is_gguf
 from jaxalign.models.heads import HeadConfig, ScalarModel, StepConfig
 from jaxalign.models.huggingface import (
     ENSEMBLE_FILE,
@@ -56,6 +57,10 @@ def load_reward_model(
       ModelError: as `load_pretrained`; or the folder holds no scalar head.
     """
     path = local_folder(folder, revision)
+    if is_gguf(path):
+        raise ModelError(
+            f"{path}: a GGUF file is a language model, without a head for scores; expected a reward model"
+        )
     config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
     config = replace(config, tied_head=True, head_bias=False)
     tensors = read_tensors(path)

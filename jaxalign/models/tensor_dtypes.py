@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import ModelError
+from jaxalign.models.gguf.head import gguf_in, read_head
 
 ExportDtype = Literal["float32", "bfloat16", "float16"]
 # Of weights that do not learn; see `device_dtype`.
@@ -22,11 +23,16 @@ NAMES: dict[str, ExportDtype] = {"F64": "float32", "F32": "float32", "BF16": "bf
 
 
 def folder_dtype(folder: str | Path) -> ExportDtype | None:
-    """The dtype that most weights of a model folder have, by the heads of its safetensors files.
+    """The dtype that most weights of a model folder have, by the heads of its safetensors files, or of a GGUF file.
 
-    Where it has none (or is no folder) that of its config.json; None where that does not say either.
+    Where it has none (or is no folder) that of its config.json; None where that does not say either, and of quantized
+    weights.
     """
     path, counts = Path(folder), Counter[str]()
+    if (file := gguf_in(path)) is not None:
+        for entry in read_head(file).tensors.values():
+            counts[NAMES.get(entry.kind, "")] += prod(entry.shape)
+        return counts.most_common(1)[0][0] or None  # type: ignore[return-value]
     for file in path.glob("*.safetensors"):
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")

@@ -15,6 +15,7 @@ import numpy as np
 from jaxalign.errors import ModelError
 from jaxalign.kernels.frozen import Frozen
 from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
+from jaxalign.models.gguf.tensors import GgufTensor
 from jaxalign.models.tensor_dtypes import NAMES, export_dtype, in_dtype
 from jaxalign.processes import fetch, first
 
@@ -65,7 +66,7 @@ class Stored:
 
 
 # A msgpack file has no table of its tensors: they come whole.
-Source = Stored | np.ndarray
+Source = Stored | GgufTensor | np.ndarray
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class CardFacts:
     Attributes:
       run: the run's name.
       step: the optimizer step (or update) of the weights.
-      form: model, reward, ensemble, doctors or adapter.
+      form: model, reward, ensemble, doctors, adapter or gguf.
       metrics: metrics at that step, by name.
       dtype: dtype of the weights.
       base: folder or hub id of the run's initial model; empty if it has none.
@@ -108,7 +108,8 @@ def model_card(metadata: Mapping[str, Any], facts: CardFacts) -> str:
 
 def _front(config: Mapping[str, Any], command: str, facts: CardFacts) -> dict[str, Any]:
     """The YAML that the hub reads; `base_model` and `datasets` may name what lies there, and nothing else."""
-    front: dict[str, Any] = {"library_name": "peft" if facts.form == "adapter" else "transformers"}
+    library = {"adapter": "peft", "gguf": "gguf"}.get(facts.form, "transformers")
+    front: dict[str, Any] = {"library_name": library}
     if on_hub(facts.base):
         front["base_model"] = facts.base
         front["base_model_relation"] = "adapter" if facts.form == "adapter" else "finetune"

@@ -283,8 +283,8 @@ def note_model(run: Run, section: str, folder: str, source: Any) -> None:
 
 
 def full_name(path: str) -> str:
-    """A folder by its whole path, or the URL that it was fetched from; a hub id as it is."""
-    return as_named(str(Path(path).resolve())) if path and Path(path).is_dir() else path
+    """A folder or file by its whole path, or the URL that it was fetched from; a hub id as it is."""
+    return as_named(str(Path(path).resolve())) if path and Path(path).exists() else path
 
 
 def begun_with(run: Run | None, section: str, path: str) -> str:

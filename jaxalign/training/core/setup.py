@@ -50,7 +50,7 @@ class ModelSource:
     """Where a model comes from and in what precision it runs.
 
     Attributes:
-      path: a Hugging Face folder, a run folder or a hub id.
+      path: a Hugging Face folder, a GGUF file, a run folder or a hub id.
       tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       revision: revision of a hub id; empty uses the newest.
       param_dtype: dtype in which parameters are stored and updated.
@@ -148,7 +148,7 @@ def load_model(
     """
     if not source.path:
         raise ConfigError(
-            f"{section}.path: expected a Hugging Face folder, a run folder or a hub id; got nothing"
+            f"{section}.path: expected a Hugging Face folder, a GGUF file, a run folder or a hub id; got nothing"
         )
     folder = exports.begun_with(run, section, source.path)
     revision = source.revision or None
