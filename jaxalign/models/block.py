@@ -14,7 +14,8 @@ from jaxalign.mesh import constrained
 from jaxalign.models.adapted import Adapter
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.embedding import token_embeddings
-from jaxalign.models.layers import HEADS, RESIDUAL, Params, linear, mlp, norm, rms_norm, rotate
+from jaxalign.models.layers import HEADS, RESIDUAL, Params, linear, mlp, norm, rms_norm
+from jaxalign.models.rotary import rotated
 
 
 def embed(
@@ -48,9 +49,7 @@ def project(
     )
     if config.qk_norm:
         q, k = rms_norm(q, params["q_norm"], config), rms_norm(k, params["k_norm"], config)
-    if config.positions == "rope":
-        q, k = rotate(q, tables), rotate(k, tables)
-    return q, k, v
+    return rotated(q, tables, config), rotated(k, tables, config), v
 
 
 def cast(part: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:

@@ -6,22 +6,46 @@ from typing import Any, Literal, get_args
 from jaxalign.kernels.config import AttentionImplementation, MatmulImplementation
 from jaxalign.kernels.remat import Remat, remat_level
 
+# Whose cosines a layer turns queries and keys by: those of full attention, of sliding windows, or none.
+Rotation = Literal["global", "local", "none"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained length.
+    """How rotary frequencies are stretched beyond the trained length; see `models.rotary`.
 
     Attributes:
-      kind: `none`, `linear` (positions / factor) or `llama3` (by wavelength).
+      kind: `none`, `linear` (positions / factor), `llama3` (by wavelength), `yarn` (by turns within the trained
+        length), `longrope` (factors of each frequency) or `dynamic` (a larger base).
       factor: stretch.
-      low_frequency_factor, high_frequency_factor, original_positions: llama3's bounds.
+      original_positions: the trained length.
+      low_frequency_factor, high_frequency_factor: llama3's bounds.
+      attention_factor: of yarn and longrope, what turned queries and keys are multiplied by; None: what the kind's
+        formula makes of `factor`.
+      beta_fast, beta_slow, truncate: yarn's bounds, in turns within the trained length, and whether they are rounded
+        to whole frequencies.
+      mscale, mscale_all_dim: of yarn's formula for `attention_factor`; both or none.
+      short_factor, long_factor: longrope's stretch of each frequency, for rows up to the trained length and beyond.
     """
 
-    kind: Literal["none", "linear", "llama3"] = "none"
+    kind: Literal["none", "linear", "llama3", "yarn", "longrope", "dynamic"] = "none"
     factor: float = 1.0
+    original_positions: int = 8192
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
-    original_positions: int = 8192
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+
+    @property
+    def by_length(self) -> bool:
+        """Whether frequencies depend on the longest row."""
+        return self.kind in ("longrope", "dynamic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +61,8 @@ class ModelConfig:
       num_heads: query heads N.
       num_kv_heads: key/value heads; divides num_heads.
       head_dim: H, size of a head.
-      max_positions: longest row the model was made for, in tokens.
+      max_positions: longest row that it will read, in tokens; see `rotary.with_context`.
+      folder_positions: longest row by its folder (`max_position_embeddings`) where that is not max_positions; else 0.
       norm: `rms` or `layer`.
       norm_eps: added to the variance.
       norm_offset: the norm multiplies by weight + offset (Gemma: 1).
@@ -48,6 +73,7 @@ class ModelConfig:
       rope_scaling: stretching of them (global layers).
       rope_theta_local: base in sliding-window layers; None takes rope_theta.
       rotary_dim: leading dimensions of a head that rotate.
+      rotary_interleaved: neighbouring dimensions turn together (GLM), not those of two halves.
       sliding_window: number of keys that a sliding layer attends to, including its own; 0 for none.
       sliding_layers: per layer, whether it uses the sliding window; empty means all if sliding_window > 0.
       qk_norm: norm on each query and key head before rotation.
@@ -78,6 +104,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_positions: int
+    folder_positions: int = 0
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
     norm_offset: float = 0.0
@@ -88,6 +115,7 @@ class ModelConfig:
     rope_scaling: RopeScaling = RopeScaling()
     rope_theta_local: float | None = None
     rotary_dim: int = 0
+    rotary_interleaved: bool = False
     sliding_window: int = 0
     sliding_layers: tuple[bool, ...] = ()
     qk_norm: bool = False
@@ -124,6 +152,10 @@ class ModelConfig:
             raise ValueError(
                 f"sliding_layers has {len(self.sliding_layers)} entries for {self.num_layers} layers"
             )
+        for name in ("short_factor", "long_factor"):
+            count, expected = len(getattr(self.rope_scaling, name)), self.rotary_size // 2
+            if self.rope_scaling.kind == "longrope" and count != expected:
+                raise ValueError(f"{name} has {count} entries, but {expected} frequencies turn a head")
         for name, known in (("attention", AttentionImplementation), ("products", MatmulImplementation)):
             known = ("auto", *get_args(known))
             if getattr(self, name) not in known:
@@ -133,6 +165,17 @@ class ModelConfig:
     def rotary_size(self) -> int:
         """Dimensions of a head that rotate."""
         return self.rotary_dim or self.head_dim
+
+    @property
+    def layer_rotations(self) -> tuple[Rotation, ...]:
+        """Per layer, whose tables of cosines it turns by."""
+        own = self.rope_theta_local is not None
+        return tuple("local" if own and slides else "global" for slides in self.layer_slides)
+
+    @property
+    def rotations(self) -> tuple[Rotation, ...]:
+        """Those of `layer_rotations`, each once, in an order that is the same in every process."""
+        return tuple(sorted(set(self.layer_rotations)))
 
     @property
     def layer_slides(self) -> tuple[bool, ...]:

@@ -6,52 +6,10 @@ Readers take what transformers 4 and 5 wrote; writers write what both read.
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.models.config import ModelConfig, RopeScaling
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.rope_configs import partial_rotary, read_rope, write_rope
 
 Json = Mapping[str, Any]
-
-
-def _rope(config: Json) -> tuple[float, RopeScaling]:
-    """Rotary base and scaling from either place: `rope_parameters` (transformers 5) or the older fields."""
-    parameters = config.get("rope_parameters") or {}
-    if any(isinstance(v, Mapping) for v in parameters.values()):
-        parameters = parameters.get("full_attention") or {}
-    scaling = dict(config.get("rope_scaling") or {}) | dict(parameters)
-    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 10_000.0)
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind == "default":
-        return theta, RopeScaling()
-    if kind == "linear":
-        return theta, RopeScaling(kind="linear", factor=float(scaling["factor"]))
-    if kind == "llama3":
-        return theta, RopeScaling(
-            kind="llama3",
-            factor=float(scaling["factor"]),
-            low_frequency_factor=float(scaling["low_freq_factor"]),
-            high_frequency_factor=float(scaling["high_freq_factor"]),
-            original_positions=int(scaling["original_max_position_embeddings"]),
-        )
-    field = "rope_parameters" if parameters else "rope_scaling"
-    raise ValueError(f"{field} of type {kind!r} is not supported; expected default, linear or llama3")
-
-
-def _rope_out(config: ModelConfig) -> dict[str, Any]:
-    """Both places, so that transformers 4 and 5 read the same model."""
-    scaling = config.rope_scaling
-    body: dict[str, Any] = {"rope_type": "default" if scaling.kind == "none" else scaling.kind}
-    if scaling.kind != "none":
-        body["factor"] = scaling.factor
-    if scaling.kind == "llama3":
-        body |= {
-            "low_freq_factor": scaling.low_frequency_factor,
-            "high_freq_factor": scaling.high_frequency_factor,
-            "original_max_position_embeddings": scaling.original_positions,
-        }
-    result: dict[str, Any] = {"rope_theta": config.rope_theta}
-    result["rope_parameters"] = body | {"rope_theta": config.rope_theta}
-    if scaling.kind != "none":
-        result["rope_scaling"] = body
-    return result
 
 
 def _activation(name: str) -> str:
@@ -68,9 +26,21 @@ def _activation(name: str) -> str:
     return known[name]
 
 
-def _common(config: Json) -> dict[str, Any]:
+def _common(config: Json, *, theta: float = 10_000.0, rotary: float | None = None) -> dict[str, Any]:
+    """Fields of all families with rotary positions.
+
+    Args:
+      config: the body.
+      theta: rotary base where none is given.
+      rotary: the part of a head that rotates, of families that read it; in others it must be all.
+
+    Raises:
+      ValueError: a setting that is not supported.
+    """
     heads = int(config["num_attention_heads"])
-    theta, scaling = _rope(config)
+    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+    if rotary is None and (part := partial_rotary(config)) != 1.0:
+        raise ValueError(f"partial_rotary_factor = {part}: not supported in this family; expected 1")
     return {
         "vocab_size": int(config["vocab_size"]),
         "hidden_size": int(config["hidden_size"]),
@@ -78,12 +48,11 @@ def _common(config: Json) -> dict[str, Any]:
         "num_layers": int(config["num_hidden_layers"]),
         "num_heads": heads,
         "num_kv_heads": int(config.get("num_key_value_heads") or heads),
-        "head_dim": int(config.get("head_dim") or config["hidden_size"] // heads),
-        "max_positions": int(config.get("max_position_embeddings", 2048)),
+        "head_dim": head_dim,
         "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
         "activation": _activation(config.get("hidden_activation") or config.get("hidden_act") or "silu"),
-        "rope_theta": theta,
-        "rope_scaling": scaling,
+        **read_rope(config, theta=theta),
+        **({} if rotary is None else {"rotary_dim": int(head_dim * rotary)}),
         "tied_head": bool(config.get("tie_word_embeddings", False)),
     }
 
@@ -97,11 +66,10 @@ def _common_out(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
         "hidden_act": "silu",
         "tie_word_embeddings": config.tied_head,
-        **_rope_out(config),
+        **write_rope(config),
     }
 
 
@@ -217,37 +185,41 @@ def read_gemma3(config: Json) -> dict[str, Any]:
     layers = int(config["num_hidden_layers"])
     pattern = int(config.get("sliding_window_pattern", 6))
     sliding = _layer_types(config, layers) or tuple((i + 1) % pattern != 0 for i in range(layers))
-    local = ((config.get("rope_parameters") or {}).get("sliding_attention") or {}).get("rope_theta")
-    theta, scaling = _rope({"rope_theta": 1_000_000.0, **config})
-    return read_gemma2(config) | {
+    base = float(config.get("rope_local_base_freq") or 10_000.0)
+    return read_gemma2({"rope_theta": 1_000_000.0, **config}) | {
         "qk_norm": True,
         "sliding_layers": sliding,
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "rope_theta_local": float(local or config.get("rope_local_base_freq", 10_000.0)),
+        "rope_theta_local": _local_theta(config, base),
     }
+
+
+def _local_theta(config: Json, theta: float) -> float:
+    """The rotary base of sliding-window layers, which are not scaled; `theta` where they have none of their own."""
+    parameters = (config.get("rope_parameters") or {}).get("sliding_attention")
+    local = read_rope({"rope_parameters": parameters}, theta=theta)
+    if local["rope_scaling"].kind != "none":
+        raise ValueError(
+            "rope_parameters.sliding_attention: scaling is not supported; expected rope_type default"
+        )
+    return local["rope_theta"]
+
+
+def _rope_by_kind(config: ModelConfig) -> dict[str, Any]:
+    """`write_rope` of families with settings by kind of layer."""
+    rope = write_rope(config)
+    local = {"rope_type": "default", "rope_theta": config.rope_theta_local}
+    both = {"full_attention": rope["rope_parameters"], "sliding_attention": local}
+    return rope | {"rope_parameters": both}
 
 
 def write_gemma3(config: ModelConfig) -> dict[str, Any]:
-    rope = _rope_out(config)
-    return write_gemma2(config) | {
-        **rope,
-        "rope_local_base_freq": config.rope_theta_local,
-        "rope_parameters": {
-            "full_attention": rope["rope_parameters"],
-            "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_theta_local},
-        },
-    }
+    local = {"rope_local_base_freq": config.rope_theta_local}
+    return write_gemma2(config) | _rope_by_kind(config) | local
 
 
 def read_phi3(config: Json) -> dict[str, Any]:
-    common = _common(config)
-    partial = float((config.get("rope_parameters") or {}).get("partial_rotary_factor") or 0.0)
-    partial = partial or float(config.get("partial_rotary_factor") or 1.0)
-    return common | {
-        "sliding_window": int(config.get("sliding_window") or 0),
-        "rotary_dim": int(common["head_dim"] * partial),
-    }
+    common = _common(config, rotary=partial_rotary(config))
+    return common | {"sliding_window": int(config.get("sliding_window") or 0)}
 
 
 def write_phi3(config: ModelConfig) -> dict[str, Any]:
@@ -255,9 +227,12 @@ def write_phi3(config: ModelConfig) -> dict[str, Any]:
     out = _common_out(config) | {
         "sliding_window": config.sliding_window or None,
         "partial_rotary_factor": partial,
-        "original_max_position_embeddings": config.max_positions,
         "pad_token_id": config.pad_id if config.pad_id >= 0 else None,
     }
+    out.setdefault("original_max_position_embeddings", out["max_position_embeddings"])
+    if config.rope_scaling.kind == "longrope":
+        # transformers 4 takes these three fields and no other.
+        out["rope_scaling"]["type"] = out["rope_scaling"].pop("rope_type")
     out["rope_parameters"] = out["rope_parameters"] | {"partial_rotary_factor": partial}
     return out
 
@@ -300,17 +275,16 @@ def write_gpt2(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_neox(config: Json) -> dict[str, Any]:
-    common = _common({**config, "hidden_act": config.get("hidden_act", "gelu")})
     parameters = config.get("rope_parameters") or {}
     fraction = float(parameters.get("partial_rotary_factor") or config.get("rotary_pct") or 0.25)
     theta = float(parameters.get("rope_theta") or config.get("rotary_emb_base") or 10_000.0)
+    common = _common({**config, "hidden_act": config.get("hidden_act", "gelu")}, rotary=fraction)
     bias = bool(config.get("attention_bias", True))
     return common | {
         "norm": "layer",
         "norm_eps": float(config.get("layer_norm_eps", 1e-5)),
         "gated_mlp": False,
         "rope_theta": theta,
-        "rotary_dim": int(common["head_dim"] * fraction),
         "qkv_bias": bias,
         "out_bias": bias,
         "mlp_bias": True,

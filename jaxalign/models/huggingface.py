@@ -27,6 +27,7 @@ from jaxalign.models.families import (
     stored_shape,
 )
 from jaxalign.models.folders import NOT_OF_A_MODEL, WEIGHTS
+from jaxalign.models.rotary import with_context
 from jaxalign.models.sharding import to_device
 from jaxalign.models.stops import read_generation, write_generation
 from jaxalign.models.tensor_dtypes import export_dtype
@@ -57,6 +58,7 @@ def load_pretrained(
     rules: Rules | None = None,
     revision: str | None = None,
     weights: Weights = "same",
+    context: int = 0,
 ) -> Transformer:
     """Loads a causal language model from a Hugging Face folder or hub id.
 
@@ -70,28 +72,35 @@ def load_pretrained(
       revision: revision of a hub id.
       weights: what `models.quantize` does to the weights (int8 rounds them to 8-bit integers), one at a time: a device
         holds at most one of them as floats.
+      context: longest row in tokens; 0 takes what the folder says (see `models.rotary.with_context`).
 
     Raises:
-      ModelError: a missing file, an unsupported family, or a missing, unexpected or wrongly shaped tensor.
+      ModelError: a missing file, an unsupported family, a context that the model cannot have, or a missing, unexpected
+        or wrongly shaped tensor.
     """
     path = local_folder(folder, revision)
-    config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
+    config = with_dtypes(
+        load_config(path, context=context), param_dtype or "float32", compute_dtype or "float32"
+    )
     params = to_device(read_params(path, config), config.param_dtype, mesh=mesh, rules=rules, weights=weights)
     return Transformer(replace(config, mesh=mesh if mesh is not None and mesh.size > 1 else None), params)
 
 
-def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConfig:
+def load_config(
+    folder: str | Path, *, revision: str | None = None, context: int = 0, key: str = "context"
+) -> ModelConfig:
     """Loads the configuration of a model folder (or hub id), with the end tokens of both config files.
 
     Raises:
-      ModelError: no config.json, or one that is not supported; a generation_config.json that cannot be read.
+      ModelError: no config.json, or one that is not supported; a generation_config.json that cannot be read; a
+        `context` (see `load_pretrained`) that the model cannot have, by the name of its `key`.
     """
     path = local_folder(folder, revision, weights=False)
     config = config_from_json(read_json(path / "config.json"), str(path / "config.json"))
     generation = path / "generation_config.json"
     if generation.is_file():
         config = read_generation(config, read_json(generation), str(generation))
-    return config
+    return with_context(config, context, key)
 
 
 def local_folder(folder: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:

@@ -27,7 +27,8 @@ from jaxalign.models.attention import attend, attend_cached, segment_starts, vis
 from jaxalign.models.block import block, cast, embed, project
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.models.layers import norm, rope_tables, rope_tables_apart, softcap
+from jaxalign.models.layers import norm, softcap
+from jaxalign.models.rotary import check_length, rope_tables, rope_tables_apart
 from jaxalign.target import platform
 
 UNROLLED_LAYERS = 8
@@ -96,6 +97,8 @@ class Transformer(nnx.Module):
 
         `dropout_key` turns the adapter's dropout on.
         """
+        if positions is None and segment_ids is None and lengths is None:
+            check_length(self.config, tokens.shape[1])
         positions, segments = layout(tokens, positions, segment_ids, lengths)
         # 1 would say that the segment begins at column 0, which rows with segment ids need not.
         most = 1 if segment_ids is None else max(2, max_segments) if max_segments else 0
@@ -236,7 +239,7 @@ class Transformer(nnx.Module):
         column = cache.column
         positions = jnp.repeat(column - cache.starts, members)
         x = embed(weights, jnp.repeat(tokens, members)[:, None], positions[:, None], config)
-        tables = {s: rope_tables(positions[:, None], config, local=s) for s in (False, True)}
+        tables = {r: rope_tables(positions[:, None], config, r) for r in config.rotations}
         windows = [kv_cache.window_of(config, layer) for layer in range(config.num_layers)]
         seen = {window: cache.seen(window) for window in set(windows)}
         keys, values = [], []
@@ -244,7 +247,7 @@ class Transformer(nnx.Module):
             part = None if adapter is None else adapter[layer]
 
             def attention(h: Float[Array, "B T D"], params=params, layer=layer, part=part):
-                projected = project(h, params, config, tables[config.layer_slides[layer]], part, None)
+                projected = project(h, params, config, tables[config.layer_rotations[layer]], part, None)
                 # Members are heads here: a cache of more rows would be copied at every step.
                 q, k, v = (y.reshape(-1, 1, members * y.shape[2], y.shape[3]) for y in projected)
                 key = kv_cache.written(cache.keys[layer], rearrange(k, "b t k h -> b k h t"), column, axis=3)
@@ -268,7 +271,7 @@ class Transformer(nnx.Module):
         places = exact.Places(jnp.arange(len(tokens)), cache.starts, jnp.broadcast_to(column, tokens.shape))
         positions = column - cache.starts
         x = embed(weights, tokens[:, None], positions[:, None], config)[:, 0]
-        tables = [exact.tables(positions, config, local=local) for local in (False, True)]
+        tables = {r: exact.tables(positions, config, r) for r in config.rotations}
         keys, values = [], []
         for layer, params in enumerate(weights["layers"]):
 
@@ -279,9 +282,9 @@ class Transformer(nnx.Module):
                 values.append(value)
                 return key, value
 
-            slides = config.layer_slides[layer]
+            turns = tables[config.layer_rotations[layer]]
             part, window = parts and parts[layer], kv_cache.window_of(config, layer)
-            x, *_ = exact.layer(x, params, part, config, tables[slides], places, window, stored)
+            x, *_ = exact.layer(x, params, part, config, turns, places, window, stored)
         cache = replace(cache, keys=tuple(keys), values=tuple(values), column=column + 1)
         return exact.normed(x, weights["final_norm"], config), cache
 
@@ -300,22 +303,26 @@ class Transformer(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         config, params = self.config, self.params
         x = embed(params, tokens, positions, config)
-        tables = [rope_tables_apart(positions, config, local=local) for local in (False, True)]
+        kinds = config.rotations
+        tables = {kind: rope_tables_apart(positions, config, kind) for kind in kinds}
         exact_pass = exact.Pass.of(positions, segments, config) if config.exact else None
         slides = np.asarray(config.layer_slides)
+        rotations = np.asarray([kinds.index(kind) for kind in config.layer_rotations])
 
         def body(x: Float[Array, "B T D"], inputs: tuple[Any, ...]):
-            layer, part, sliding, index = inputs
-            mixed = slides.any() and not slides.all()
-            if mixed:
+            layer, part, sliding, rotation, index = inputs
+            if slides.any() and not slides.all():
                 window = jnp.where(sliding, config.sliding_window, 0)
             else:
                 window = config.sliding_window if slides.all() and len(slides) else 0
 
             def of_layer(tables: Any) -> Any:
-                if mixed:
-                    return jax.tree.map(lambda a, b: jnp.where(sliding, b, a), *tables)
-                return tables[int(bool(window))]
+                own = tables[kinds[0]]
+                for number, kind in enumerate(kinds[1:], 1):
+                    own = jax.tree.map(
+                        lambda a, b, n=number: jnp.where(rotation == n, b, a), own, tables[kind]
+                    )
+                return own
 
             cos_sin = of_layer(tables)
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
@@ -336,7 +343,8 @@ class Transformer(nnx.Module):
 
         level = "none" if keep_cache else config.remat
         body = rematerialized(body, level)
-        inputs = (params["layers"], adapter, jnp.asarray(slides), jnp.arange(config.num_layers))
+        layers = jnp.arange(config.num_layers)
+        inputs = (params["layers"], adapter, jnp.asarray(slides), jnp.asarray(rotations), layers)
         unroll = written_out(config, level, trained=not keep_cache and adapter is None)
         x, cache = jax.lax.scan(body, x, inputs, unroll=unroll)
         hidden = norm(x, params["final_norm"], "weight", config)
@@ -436,7 +444,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
     if config.norm == "layer":
         tree["final_norm"]["weight_bias"] = (d,)
     if config.positions == "learned":
-        tree["embed"]["positions"] = (config.max_positions, d)
+        tree["embed"]["positions"] = (config.folder_positions or config.max_positions, d)
     if not config.tied_head:
         tree["head"] = {"weight": (config.vocab_size, d)}
     if config.head_bias:

@@ -24,7 +24,8 @@ from jaxalign.models.block import block, embed, project
 from jaxalign.models.composite import CausalModel, Composite, CompositeDefinition
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.models.layers import Params, norm, rope_tables, softcap
+from jaxalign.models.layers import Params, norm, softcap
+from jaxalign.models.rotary import rope_tables
 from jaxalign.models.stops import stopping
 from jaxalign.models.transformer import Transformer
 from jaxalign.rollout.config import SamplingArguments, UntruncatedSampling
@@ -259,7 +260,7 @@ def states_after(
     config = model.config
     positions = jnp.broadcast_to((cache.column - cache.starts)[:, None], tokens.shape)
     x = embed(weights, tokens, positions, config)
-    tables = {local: rope_tables(positions, config, local=local) for local in (False, True)}
+    tables = {r: rope_tables(positions, config, r) for r in config.rotations}
     columns = jnp.arange(cache.length)[None, :]
     there = (columns >= cache.starts[:, None]) & (columns < cache.column)
     for layer, params in enumerate(weights["layers"]):
@@ -272,7 +273,7 @@ def states_after(
             layer: int = layer,
             bias: Float[Array, "B S"] = bias,
         ):
-            q, k, v = project(h, params, config, tables[config.layer_slides[layer]], None, None)
+            q, k, v = project(h, params, config, tables[config.layer_rotations[layer]], None, None)
             return _attend_beside(q, k, v, cache.keys[layer], cache.values[layer], bias, config)
 
         x = block(x, params, config, attention, None, None)

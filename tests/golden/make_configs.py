@@ -2,9 +2,11 @@
 
 Run by `make goldens`, first in the venv with transformers 4 (requirements-flax.txt), which writes
 tests/golden/configs/NAME/transformers4.json; then in that with transformers 5, which reads it and
-writes transformers5.json beside it. Needs no torch and no jaxalign.
+writes transformers5.json beside it. Needs no torch and no jaxalign. Names as arguments
+make those alone.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,12 +23,18 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }  # fmt: skip
 LONG = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0}
 # Base, scaling, local base and fraction differ from every default: what a reader overlooks shows.
 CASES = {
     "llama": ("LlamaConfig", SMALL | LINEAR),
     "llama3": ("LlamaConfig", SMALL | {"rope_theta": 50_000.0, "rope_scaling": LLAMA3}),
+    "llama_dynamic": (
+        "LlamaConfig",
+        SMALL | {"rope_theta": 50_000.0, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+    ),
     "mistral": ("MistralConfig", SMALL | LINEAR),
     "qwen2": ("Qwen2Config", SMALL | LINEAR),
+    "qwen2_yarn": ("Qwen2Config", SMALL | {"rope_theta": 50_000.0, "rope_scaling": YARN}),
     "qwen3": ("Qwen3Config", SMALL | LINEAR),
     "gemma": ("GemmaConfig", SMALL | LINEAR),
     "gemma2": ("Gemma2Config", SMALL | LINEAR),
@@ -43,6 +51,8 @@ CASES = {
 def main() -> None:
     major = transformers.__version__.split(".")[0]
     for name, (class_name, arguments) in CASES.items():
+        if name not in (sys.argv[1:] or CASES):
+            continue
         config_class = getattr(transformers, class_name)
         (HERE / name).mkdir(parents=True, exist_ok=True)
         if major == "4":

@@ -1,6 +1,7 @@
 """Golden model folders: tiny random models of every family, with the logits transformers (torch) gives.
 
-Run by `make goldens`, in a venv with torch. Writes tests/golden/models/FAMILY/ with
+Run by `make goldens`, in a venv with torch; names as arguments make those alone. Writes tests/golden/models/FAMILY/
+with
 - config.json and model.safetensors, by transformers;
 - saved.json, reward.json and process.json: every JSON file of the folder that jaxalign saves from it, as a
   language model, as a reward model and as a process reward model (a token classifier; Gemma 3 has none); transformers
@@ -8,7 +9,8 @@ Run by `make goldens`, in a venv with torch. Writes tests/golden/models/FAMILY/ 
   byte (the reward models' without the vocabulary head, with `reward_score`, the process one's with a bias of 0.5),
   and are not kept twice;
 - golden.npz: tokens [B, T]; logits [B, T, V] and saved_logits, by transformers from its own folder and from
-  jaxalign's; reward_score [D], saved_scores [B] and saved_token_scores [B, T], the head and what transformers'
+  jaxalign's; where rotary frequencies depend on the length, longer_tokens [1, S] and longer_logits, of a row beyond
+  the trained length; reward_score [D], saved_scores [B] and saved_token_scores [B, T], the head and what transformers'
   classifiers of rows and of tokens give; versions.
 """
 
@@ -51,6 +53,40 @@ CASES = {
         "LlamaConfig",
         SMALL | HEADS | {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
     ),
+    "llama_yarn": (
+        "LlamaConfig",
+        SMALL
+        | HEADS
+        | {
+            "head_dim": 16,
+            "max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 500.0, "factor": 5.0, "original_max_position_embeddings": 12,
+                "beta_fast": 2.0, "beta_slow": 0.25, "truncate": False, "mscale": 1.5, "mscale_all_dim": 0.5,
+            },
+        },
+    ),
+    "qwen3_yarn": (
+        "Qwen3Config",
+        SMALL
+        | HEADS
+        | {
+            "head_dim": 16,
+            "max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    "llama_dynamic": (
+        "LlamaConfig",
+        SMALL
+        | HEADS
+        | {
+            "max_position_embeddings": 32,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+        },
+    ),
     "mistral": ("MistralConfig", SMALL | HEADS | {"sliding_window": 5}),
     "qwen2": ("Qwen2Config", SMALL | HEADS | {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", SMALL | HEADS | {"head_dim": 12}),
@@ -66,6 +102,20 @@ CASES = {
         SMALL | HEADS | {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 24, "num_hidden_layers": 7},
     ),
     "phi3": ("Phi3Config", SMALL | HEADS | {"sliding_window": 6, "pad_token_id": 0}),
+    "phi3_longrope": (
+        "Phi3Config",
+        SMALL
+        | HEADS
+        | {
+            "pad_token_id": 0,
+            "max_position_embeddings": 128,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.5],
+                "long_factor": [1.0, 2.0, 4.0, 6.0],
+            },
+        },
+    ),
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": 48}),
     "gpt_neox": (
         "GPTNeoXConfig",
@@ -77,6 +127,8 @@ CASES = {
     ),
     "gemma": ("GemmaConfig", SMALL | {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 12}),
 }  # fmt: skip
+# Rows longer than the trained length.
+LONGER = {"llama_dynamic": 48, "phi3_longrope": 48}
 
 
 def randomize(model, seed: int) -> None:
@@ -97,9 +149,12 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from jaxalign import models
 
-    shutil.rmtree(HERE, ignore_errors=True)
+    wanted = sys.argv[1:] or CASES
     tokens = np.random.default_rng(0).integers(0, 48, (2, 17))
     for number, (name, (config_class, arguments)) in enumerate(CASES.items()):
+        if name not in wanted:
+            continue
+        shutil.rmtree(HERE / name, ignore_errors=True)
         arguments = {"bos_token_id": 1, "eos_token_id": 2} | arguments
         config = getattr(transformers, config_class)(**arguments, attn_implementation="eager")
         torch.manual_seed(number)
@@ -108,11 +163,16 @@ def main() -> None:
         folder = HERE / name
         model.save_pretrained(folder)
         logits = logits_of(model, tokens)
+        longer = {}
+        if name in LONGER:
+            row = np.random.default_rng(1).integers(0, 48, (1, LONGER[name]))
+            longer = {"longer_tokens": row, "longer_logits": logits_of(model, row)}
         ours = models.load_pretrained(folder)
         score = np.random.default_rng(number).standard_normal(ours.config.hidden_size).astype(np.float32)
         golden = {
             "tokens": tokens,
             "logits": logits,
+            **longer,
             "saved_logits": save_and_load(ours, folder, tokens),
             "reward_score": score,
             "saved_scores": save_and_load_reward(ours, score, folder, tokens),
