@@ -76,11 +76,14 @@ class ModelConfig:
       rotary_interleaved: neighbouring dimensions turn together (GLM), not those of two halves.
       sliding_window: number of keys that a sliding layer attends to, including its own; 0 for none.
       sliding_layers: per layer, whether it uses the sliding window; empty means all if sliding_window > 0.
-      qk_norm: norm on each query and key head before rotation.
+      rotary_layers: per layer, whether queries and keys rotate (SmolLM3); empty means all.
+      qk_norm: norm on queries and keys before rotation.
+      qk_norm_over: what it is over: each head, or the whole projection (OLMo 2).
       qkv_bias, out_bias, mlp_bias: whether those projections have biases.
       head_bias: whether the vocabulary projection has one.
       parallel_residual: attention and MLP both read the layer's input (GPT-NeoX).
-      post_norms: norms on the outputs of attention and MLP too (Gemma 2, 3).
+      pre_norms: norms on the inputs of attention and MLP (OLMo 2 has none).
+      post_norms: norms on the outputs of attention and MLP (Gemma 2, 3).
       attention_softcap, final_softcap: c * tanh(x / c) on scores and logits; 0 for none.
       query_scale: factor on queries; 0 takes 1 / sqrt(head_dim).
       embedding_scale: factor on embeddings (Gemma: sqrt(D)).
@@ -118,12 +121,15 @@ class ModelConfig:
     rotary_interleaved: bool = False
     sliding_window: int = 0
     sliding_layers: tuple[bool, ...] = ()
+    rotary_layers: tuple[bool, ...] = ()
     qk_norm: bool = False
+    qk_norm_over: Literal["head", "projection"] = "head"
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
     parallel_residual: bool = False
+    pre_norms: bool = True
     post_norms: bool = False
     attention_softcap: float = 0.0
     final_softcap: float = 0.0
@@ -148,10 +154,9 @@ class ModelConfig:
             raise ValueError(
                 f"num_heads = {self.num_heads} is not divisible by num_kv_heads = {self.num_kv_heads}"
             )
-        if self.sliding_layers and len(self.sliding_layers) != self.num_layers:
-            raise ValueError(
-                f"sliding_layers has {len(self.sliding_layers)} entries for {self.num_layers} layers"
-            )
+        for name in ("sliding_layers", "rotary_layers"):
+            if (count := len(getattr(self, name))) not in (0, self.num_layers):
+                raise ValueError(f"{name} has {count} entries for {self.num_layers} layers")
         for name in ("short_factor", "long_factor"):
             count, expected = len(getattr(self.rope_scaling, name)), self.rotary_size // 2
             if self.rope_scaling.kind == "longrope" and count != expected:
@@ -170,7 +175,11 @@ class ModelConfig:
     def layer_rotations(self) -> tuple[Rotation, ...]:
         """Per layer, whose tables of cosines it turns by."""
         own = self.rope_theta_local is not None
-        return tuple("local" if own and slides else "global" for slides in self.layer_slides)
+        rotates = self.rotary_layers or (True,) * self.num_layers
+        return tuple(
+            ("local" if own and slides else "global") if rotates[layer] else "none"
+            for layer, slides in enumerate(self.layer_slides)
+        )
 
     @property
     def rotations(self) -> tuple[Rotation, ...]:

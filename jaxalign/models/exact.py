@@ -22,7 +22,7 @@ from jaxalign.kernels.matmul import cached_dtype, operand_dtype, product
 from jaxalign.masking import NEGATIVE
 from jaxalign.models.adapted import Adapter
 from jaxalign.models.attention import scaled, segment_starts
-from jaxalign.models.block import block, cast, project
+from jaxalign.models.block import attended, block, cast, project
 from jaxalign.models.config import ModelConfig, Rotation
 from jaxalign.models.layers import Params, norm, softcap
 from jaxalign.models.rotary import rope_tables
@@ -131,7 +131,7 @@ def layer(
     """
 
     def project_tile(x: jax.Array, turns: tuple[jax.Array, jax.Array]) -> Any:
-        h = norm(x[:, None], params, "input_norm", config)
+        h = attended(x[:, None], params, config)
         turns = jax.tree.map(lambda t: t[:, None], turns)
         return jax.tree.map(lambda y: y[:, 0], project(h, params, config, turns, adapter, None))
 

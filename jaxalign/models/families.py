@@ -15,22 +15,30 @@ from jaxalign.models.family_configs import (
     read_gemma,
     read_gemma2,
     read_gemma3,
+    read_glm,
     read_gpt2,
     read_llama,
     read_mistral,
     read_neox,
+    read_olmo2,
+    read_olmo3,
     read_phi3,
     read_qwen2,
     read_qwen3,
+    read_smollm3,
     write_gemma,
     write_gemma2,
     write_gemma3,
+    write_glm,
     write_gpt2,
     write_llama,
     write_mistral,
     write_neox,
+    write_olmo2,
+    write_olmo3,
     write_phi3,
     write_qwen,
+    write_smollm3,
 )
 from jaxalign.models.stops import eos_ids
 
@@ -142,6 +150,23 @@ _PHI3 = (
     Tensor("layers.{i}.mlp.gate_up_proj.weight", ("gate_proj", "up_proj"), "linear"),
     Tensor("layers.{i}.mlp.down_proj.weight", ("down_proj",), "linear"),
 )
+_OLMO2 = (
+    Tensor("layers.{i}.post_attention_layernorm.weight", ("post_attention_norm",)),
+    Tensor("layers.{i}.post_feedforward_layernorm.weight", ("post_mlp_norm",)),
+    *_projections(_ATTENTION | _MLP),
+    *_QK_NORM,
+)
+_GLM = (
+    Tensor("layers.{i}.input_layernorm.weight", ("input_norm",)),
+    Tensor("layers.{i}.post_attention_layernorm.weight", ("mlp_norm",)),
+    *_projections(_ATTENTION),
+    Tensor("layers.{i}.mlp.gate_up_proj.weight", ("gate_proj", "up_proj"), "linear"),
+    Tensor("layers.{i}.mlp.down_proj.weight", ("down_proj",), "linear"),
+)
+_GLM4_NORMS = (
+    Tensor("layers.{i}.post_self_attn_layernorm.weight", ("post_attention_norm",)),
+    Tensor("layers.{i}.post_mlp_layernorm.weight", ("post_mlp_norm",)),
+)
 _GPT2 = (
     Tensor("h.{i}.ln_1.weight", ("input_norm",)),
     Tensor("h.{i}.ln_1.bias", ("input_norm_bias",)),
@@ -198,6 +223,17 @@ FAMILIES: dict[str, Family] = {
         token_head="",
     ),
     "phi3": Family("Phi3ForCausalLM", read_phi3, write_phi3, _PHI3, _OUTER),
+    "olmo2": Family("Olmo2ForCausalLM", read_olmo2, write_olmo2, _OLMO2, _OUTER, token_head=""),
+    "olmo3": Family("Olmo3ForCausalLM", read_olmo3, write_olmo3, _OLMO2, _OUTER, token_head=""),
+    "smollm3": Family("SmolLM3ForCausalLM", read_smollm3, write_smollm3, _LLAMA, _OUTER),
+    "glm": Family("GlmForCausalLM", read_glm, write_glm, _GLM, _OUTER),
+    "glm4": Family(
+        "Glm4ForCausalLM",
+        lambda c: read_glm(c) | {"post_norms": True},
+        write_glm,
+        _GLM + _GLM4_NORMS,
+        _OUTER,
+    ),
     "gpt2": Family(
         "GPT2LMHeadModel",
         read_gpt2,

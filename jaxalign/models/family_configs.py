@@ -67,7 +67,7 @@ def _common_out(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
+        "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation),
         "tie_word_embeddings": config.tied_head,
         **write_rope(config),
     }
@@ -95,8 +95,18 @@ def write_mistral(config: ModelConfig) -> dict[str, Any]:
 
 
 def _layer_types(config: Json, layers: int) -> tuple[bool, ...]:
-    types = config.get("layer_types")
-    return tuple(t == "sliding_attention" for t in types) if types else ()
+    types = config.get("layer_types") or ()
+    if unknown := sorted(set(types) - {"sliding_attention", "full_attention"}):
+        raise ValueError(
+            f"layer_types: {unknown[0]} is not supported; expected full_attention or sliding_attention"
+        )
+    if types and len(types) != layers:
+        raise ValueError(f"layer_types has {len(types)} entries for {layers} layers")
+    return tuple(t == "sliding_attention" for t in types)
+
+
+def _types_out(config: ModelConfig) -> list[str]:
+    return ["sliding_attention" if slides else "full_attention" for slides in config.layer_slides]
 
 
 def read_qwen2(config: Json) -> dict[str, Any]:
@@ -112,7 +122,7 @@ def read_qwen2(config: Json) -> dict[str, Any]:
 
 
 def write_qwen(config: ModelConfig) -> dict[str, Any]:
-    types = ["sliding_attention" if s else "full_attention" for s in config.layer_slides]
+    types = _types_out(config)
     return _common_out(config) | {
         "use_sliding_window": bool(config.sliding_window),
         "sliding_window": config.sliding_window or None,
@@ -173,7 +183,7 @@ def write_gemma2(config: ModelConfig) -> dict[str, Any]:
         "hidden_activation": "gelu_pytorch_tanh",
         "hidden_act": "gelu_pytorch_tanh",
         "sliding_window": config.sliding_window,
-        "layer_types": ["sliding_attention" if s else "full_attention" for s in config.layer_slides],
+        "layer_types": _types_out(config),
         "attn_logit_softcapping": config.attention_softcap or None,
         "final_logit_softcapping": config.final_softcap or None,
         "query_pre_attn_scalar": round(config.query_scale**-2),
@@ -233,6 +243,84 @@ def write_phi3(config: ModelConfig) -> dict[str, Any]:
     if config.rope_scaling.kind == "longrope":
         # transformers 4 takes these three fields and no other.
         out["rope_scaling"]["type"] = out["rope_scaling"].pop("rope_type")
+    out["rope_parameters"] = out["rope_parameters"] | {"partial_rotary_factor": partial}
+    return out
+
+
+def read_olmo2(config: Json) -> dict[str, Any]:
+    bias = bool(config.get("attention_bias", False))
+    return _common({"rms_norm_eps": 1e-5, **config}) | {
+        "qkv_bias": bias,
+        "out_bias": bias,
+        "qk_norm": True,
+        "qk_norm_over": "projection",
+        "pre_norms": False,
+        "post_norms": True,
+    }
+
+
+def write_olmo2(config: ModelConfig) -> dict[str, Any]:
+    return _common_out(config) | {"attention_bias": config.qkv_bias}
+
+
+def read_olmo3(config: Json) -> dict[str, Any]:
+    theta = float(config.get("rope_theta") or 500_000.0)
+    common = read_olmo2({"rope_theta": theta, **config})
+    layers = common["num_layers"]
+    window = config.get("sliding_window", 4096)
+    sliding = _layer_types(config, layers) or tuple((i + 1) % 4 != 0 for i in range(layers))
+    if window is None and any(sliding):
+        raise ValueError("sliding_window is null, but layer_types has sliding_attention")
+    return common | {
+        "sliding_window": int(window or 0) if any(sliding) else 0,
+        "sliding_layers": sliding if any(sliding) else (),
+        "rope_theta_local": _local_theta(config, theta),
+    }
+
+
+def write_olmo3(config: ModelConfig) -> dict[str, Any]:
+    kinds = {"sliding_window": config.sliding_window or None, "layer_types": _types_out(config)}
+    return write_olmo2(config) | _rope_by_kind(config) | kinds
+
+
+def read_smollm3(config: Json) -> dict[str, Any]:
+    llama = read_llama({"rope_theta": 2_000_000.0, "tie_word_embeddings": True, **config})
+    layers, interval = llama["num_layers"], int(config.get("no_rope_layer_interval") or 4)
+    given = config.get("no_rope_layers")
+    # Its name notwithstanding, 1 is a layer that rotates.
+    rotates = tuple(map(bool, given or [(i + 1) % interval for i in range(layers)]))
+    window = int(config.get("sliding_window") or 0) if config.get("use_sliding_window") else 0
+    sliding = _layer_types(config, layers)
+    if any(sliding) and not window:
+        raise ValueError(
+            "layer_types has sliding_attention; expected use_sliding_window true and a sliding_window"
+        )
+    sliding = sliding or tuple(window > 0 and not turns for turns in rotates)
+    return llama | {
+        "rotary_layers": rotates,
+        "sliding_window": window if any(sliding) else 0,
+        "sliding_layers": sliding if any(sliding) else (),
+    }
+
+
+def write_smollm3(config: ModelConfig) -> dict[str, Any]:
+    return write_llama(config) | {
+        "no_rope_layers": [int(turns) for turns in config.rotary_layers],
+        "use_sliding_window": config.sliding_window > 0,
+        "sliding_window": config.sliding_window or None,
+        "layer_types": _types_out(config),
+    }
+
+
+def read_glm(config: Json) -> dict[str, Any]:
+    config = {"rms_norm_eps": 1.5625e-7, "head_dim": 128, **config}
+    common = _common(config, rotary=partial_rotary(config, 0.5))
+    return common | {"rotary_interleaved": True, "qkv_bias": bool(config.get("attention_bias", True))}
+
+
+def write_glm(config: ModelConfig) -> dict[str, Any]:
+    partial = config.rotary_size / config.head_dim
+    out = _common_out(config) | {"attention_bias": config.qkv_bias, "partial_rotary_factor": partial}
     out["rope_parameters"] = out["rope_parameters"] | {"partial_rotary_factor": partial}
     return out
 

@@ -414,8 +414,6 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
     d, f, layers = config.hidden_size, config.intermediate_size, config.num_layers
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     layer: dict[str, tuple[int, ...]] = {
-        "input_norm": (d,),
-        "mlp_norm": (d,),
         "q_proj": (d, q),
         "k_proj": (d, kv),
         "v_proj": (d, kv),
@@ -425,10 +423,13 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
     }
     if config.gated_mlp:
         layer["gate_proj"] = (d, f)
+    if config.pre_norms:
+        layer |= {"input_norm": (d,), "mlp_norm": (d,)}
     if config.post_norms:
         layer |= {"post_attention_norm": (d,), "post_mlp_norm": (d,)}
     if config.qk_norm:
-        layer |= {"q_norm": (config.head_dim,), "k_norm": (config.head_dim,)}
+        whole = config.qk_norm_over == "projection"
+        layer |= {"q_norm": (q if whole else config.head_dim,), "k_norm": (kv if whole else config.head_dim,)}
     if config.norm == "layer":
         layer |= {"input_norm_bias": (d,), "mlp_norm_bias": (d,)}
     biases = {"q_proj": config.qkv_bias, "k_proj": config.qkv_bias, "v_proj": config.qkv_bias}

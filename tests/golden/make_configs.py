@@ -41,6 +41,12 @@ CASES = {
     "gemma3_text": ("Gemma3TextConfig", SMALL | LINEAR | {"rope_local_base_freq": 20_000.0}),
     "phi3": ("Phi3Config", SMALL | {"rope_theta": 50_000.0, "partial_rotary_factor": 0.5}),
     "phi3_longrope": ("Phi3Config", SMALL | {"rope_theta": 50_000.0, "rope_scaling": LONG}),
+    "olmo2": ("Olmo2Config", SMALL | {"rope_theta": 50_000.0}),
+    # transformers 5 reads another base than this one into the sliding layers of an older file: it is the default.
+    "olmo3": ("Olmo3Config", SMALL | {"rope_theta": 500_000.0, "rope_scaling": YARN}),
+    "smollm3": ("SmolLM3Config", SMALL | LINEAR),
+    "glm": ("GlmConfig", SMALL | LINEAR | {"head_dim": 8, "partial_rotary_factor": 0.25}),
+    "glm4": ("Glm4Config", SMALL | {"rope_theta": 50_000.0, "head_dim": 8}),
     "gpt_neox": (
         "GPTNeoXConfig",
         SMALL | {"rotary_emb_base": 50_000, "rotary_pct": 0.5, "rope_scaling": LINEAR["rope_scaling"]},

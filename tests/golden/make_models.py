@@ -4,7 +4,7 @@ Run by `make goldens`, in a venv with torch; names as arguments make those alone
 with
 - config.json and model.safetensors, by transformers;
 - saved.json, reward.json and process.json: every JSON file of the folder that jaxalign saves from it, as a
-  language model, as a reward model and as a process reward model (a token classifier; Gemma 3 has none); transformers
+  language model, as a reward model and as a process reward model (a token classifier, where there is one); transformers
   loaded these folders without a missing or left-over tensor. Their tensors are those of model.safetensors, byte for
   byte (the reward models' without the vocabulary head, with `reward_score`, the process one's with a bias of 0.5),
   and are not kept twice;
@@ -116,6 +116,34 @@ CASES = {
             },
         },
     ),
+    "olmo2": ("Olmo2Config", SMALL | HEADS | {"pad_token_id": 0}),
+    "olmo3": (
+        "Olmo3Config",
+        SMALL
+        | HEADS
+        | {
+            "pad_token_id": 0,
+            "num_hidden_layers": 4,
+            "sliding_window": 5,
+            "max_position_embeddings": 64,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+                "full_attention": {
+                    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                },
+            },
+        },
+    ),
+    "smollm3": (
+        "SmolLM3Config",
+        SMALL
+        | HEADS
+        | {"pad_token_id": 0, "num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 1], "use_sliding_window": True,
+           "sliding_window": 6},
+    ),
+    "glm": ("GlmConfig", SMALL | HEADS | {"head_dim": 12, "pad_token_id": 0}),
+    "glm4": ("Glm4Config", SMALL | HEADS | {"head_dim": 8, "pad_token_id": 0}),
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": 48}),
     "gpt_neox": (
         "GPTNeoXConfig",
@@ -148,6 +176,7 @@ def logits_of(model, tokens: np.ndarray) -> np.ndarray:
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from jaxalign import models
+    from jaxalign.models.families import FAMILIES
 
     wanted = sys.argv[1:] or CASES
     tokens = np.random.default_rng(0).integers(0, 48, (2, 17))
@@ -177,7 +206,7 @@ def main() -> None:
             "reward_score": score,
             "saved_scores": save_and_load_reward(ours, score, folder, tokens),
         }
-        if ours.config.family != "gemma3_text":
+        if FAMILIES[ours.config.family].token_head:
             golden["saved_token_scores"] = save_and_load_process(ours, score, folder, tokens)
         worst = float(np.abs(golden["saved_logits"] - logits).max())
         print(f"{name}: transformers loads what jaxalign saves; largest difference of logits {worst:.2e}")

@@ -20,12 +20,17 @@ LLAMA3 = RopeScaling(
 SCALINGS = {
     "llama3": LLAMA3,
     "llama_dynamic": RopeScaling(kind="dynamic", factor=4.0, original_positions=2048),
+    "glm4": RopeScaling(),
+    "olmo2": RopeScaling(),
     "phi3": RopeScaling(),
     "phi3_longrope": RopeScaling(
         kind="longrope", original_positions=4096, short_factor=(1.0,) * 4, long_factor=(2.0,) * 4
     ),
     "qwen2_yarn": RopeScaling(kind="yarn", factor=4.0, original_positions=64, beta_fast=16.0),
 }
+SCALINGS["olmo3"] = SCALINGS["qwen2_yarn"]
+LOCAL = {"gemma3_text": 20_000.0, "olmo3": 500_000.0}
+PARTIAL = {"phi3": 4, "gpt_neox": 4, "glm": 2, "glm4": 4}
 
 
 def body(name: str, style: str) -> dict:
@@ -49,13 +54,15 @@ def test_every_family_with_rotary_positions_has_both_styles():
 def test_both_styles_read_to_one_config(name):
     config = read(body(name, "transformers4"))
     assert read(body(name, "transformers5")) == config
-    assert config.rope_theta == 50_000.0
+    assert config.rope_theta == (500_000.0 if name == "olmo3" else 50_000.0)
     assert config.rope_scaling == SCALINGS.get(name, RopeScaling(kind="linear", factor=4.0))
-    assert config.rope_theta_local == (20_000.0 if name == "gemma3_text" else None)
-    assert config.rotary_size == (4 if name in ("phi3", "gpt_neox") else config.head_dim)
+    assert config.rope_theta_local == LOCAL.get(name)
+    assert config.rotary_size == PARTIAL.get(name, config.head_dim)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if "phi3" not in n])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if body(n, "transformers4").get("rope_scaling") and n != "phi3_longrope"]
+)
 def test_the_oldest_name_of_the_scaling_reads_alike(name):
     old = body(name, "transformers4")
     old["rope_scaling"]["type"] = old["rope_scaling"].pop("rope_type")
@@ -75,7 +82,12 @@ def test_without_rotary_fields_the_defaults_of_the_family_hold(name):
     config = body(name, "transformers4")
     for field in ("rope_theta", "rope_scaling", "rotary_emb_base", "rope_local_base_freq"):
         config.pop(field, None)
-    theta, local = (1_000_000.0, 10_000.0) if name == "gemma3_text" else (10_000.0, None)
+    defaults = {
+        "gemma3_text": (1_000_000.0, 10_000.0),
+        "olmo3": (500_000.0, 500_000.0),
+        "smollm3": (2_000_000.0, None),
+    }
+    theta, local = defaults.get(name, (10_000.0, None))
     expected = replace(
         read(body(name, "transformers4")),
         rope_theta=theta,
@@ -130,6 +142,43 @@ def test_rotary_settings_that_are_not_supported_are_named(change, expected):
         read(config | change)
     assert str(error.value).startswith("config.json: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        (
+            "olmo3",
+            {"layer_types": ["chunked_attention"] * 7},
+            "layer_types: chunked_attention is not supported",
+        ),
+        ("olmo3", {"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries for 7 layers"),
+        ("olmo3", {"sliding_window": None}, "sliding_window is null"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "rotary_layers has 2 entries for 7 layers"),
+        (
+            "smollm3",
+            {"layer_types": ["sliding_attention"] * 7},
+            "layer_types has sliding_attention; expected use_sliding_window true",
+        ),
+    ],
+)
+def test_layers_that_are_not_supported_are_named(name, change, expected):
+    with pytest.raises(ModelError, match=expected):
+        read(body(name, "transformers5") | change)
+
+
+def test_smollm3_counts_its_layers_without_positions():
+    config = {
+        k: v
+        for k, v in body("smollm3", "transformers4").items()
+        if k not in ("no_rope_layers", "layer_types")
+    }
+    assert read(config).rotary_layers == (True, True, True, False, True, True, True)
+    assert read(config).layer_slides == (False,) * 7
+    windows = {"use_sliding_window": True, "sliding_window": 5, "no_rope_layer_interval": 2}
+    found = read(config | windows)
+    assert found.layer_slides == (False, True, False, True, False, True, False)
+    assert found.layer_rotations == ("global", "none") * 3 + ("global",)
 
 
 def test_the_local_layers_of_gemma_3_are_not_scaled():

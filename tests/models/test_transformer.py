@@ -19,9 +19,22 @@ from jaxalign.target import compiling_for
 from tests.fake_devices import H100
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
-ALL = ["llama", "mistral", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "qwen3"]
-# What Mistral, Gemma and Qwen3 have is in the others, and their logits are held to transformers' in any case.
-SIMILAR = ("mistral", "gemma", "qwen3")
+ALL = [
+    "llama",
+    "mistral",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "qwen3",
+    "olmo2",
+    "olmo3",
+    "smollm3",
+    "glm4",
+]
+# What these have is in the others, and their logits are held to transformers' in any case.
+SIMILAR = ("mistral", "gemma", "qwen3", "olmo3", "glm4")
 FAMILIES = [pytest.param(name, marks=pytest.mark.slow) if name in SIMILAR else name for name in ALL]
 
 
