@@ -26,6 +26,7 @@ from jaxalign.models.family_configs import (
     read_qwen2,
     read_qwen3,
     read_smollm3,
+    text_part,
     write_gemma,
     write_gemma2,
     write_gemma3,
@@ -75,6 +76,7 @@ class Family:
       head: name of the untied vocabulary projection.
       trunk: prefix of all tensors but heads.
       ignored: endings of tensors that hold no parameters.
+      beside: modules of a model with images whose text part this is; their tensors are left out.
       classifier: class name for reward models; "" takes ForSequenceClassification after the architecture's stem.
       token_head: name of the head of ForTokenClassification; "" where transformers has no such class.
     """
@@ -87,6 +89,7 @@ class Family:
     head: str = "lm_head"
     trunk: str = "model."
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    beside: tuple[str, ...] = ()
     classifier: str = ""
     token_head: str = "score"
 
@@ -221,6 +224,7 @@ FAMILIES: dict[str, Family] = {
         # Gemma3ForSequenceClassification is that of the models with images.
         classifier="Gemma3TextForSequenceClassification",
         token_head="",
+        beside=("vision_tower", "multi_modal_projector"),
     ),
     "phi3": Family("Phi3ForCausalLM", read_phi3, write_phi3, _PHI3, _OUTER),
     "olmo2": Family("Olmo2ForCausalLM", read_olmo2, write_olmo2, _OLMO2, _OUTER, token_head=""),
@@ -264,6 +268,10 @@ def config_from_json(config: Json, where: str) -> ModelConfig:
     Raises:
       ModelError: a family that is not in the table, or a missing or wrong field; names the file.
     """
+    try:
+        config = text_part(config)
+    except ValueError as error:
+        raise ModelError(f"{where}: {error}") from None
     kind = str(config.get("model_type", ""))
     family = FAMILIES.get(kind)
     if family is None:

@@ -190,8 +190,45 @@ def write_gemma2(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+# What transformers takes where `text_config` says nothing, as in the folders of the 4B, 12B and 27B.
+_GEMMA3_TEXT = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def text_part(config: Json) -> Json:
+    """The config.json of the language model in a folder that also reads images (Gemma 3); others as they are.
+
+    Raises:
+      ValueError: there is no such part.
+    """
+    if config.get("model_type") != "gemma3":
+        return config
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        raise ValueError("text_config: missing; expected that of a Gemma 3 model")
+    above = {
+        k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(k) is not None
+    }
+    tied = {"tie_word_embeddings": config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))}
+    return {**_GEMMA3_TEXT, **text, **above, **tied, "model_type": "gemma3_text"}
+
+
 def read_gemma3(config: Json) -> dict[str, Any]:
-    config = config.get("text_config") or config
+    if config.get("use_bidirectional_attention"):
+        raise ValueError("use_bidirectional_attention = true is not supported; expected false")
     layers = int(config["num_hidden_layers"])
     pattern = int(config.get("sliding_window_pattern", 6))
     sliding = _layer_types(config, layers) or tuple((i + 1) % pattern != 0 for i in range(layers))

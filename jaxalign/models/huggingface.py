@@ -1,6 +1,7 @@
 """Loads and saves Hugging Face folders; checks every tensor's name and shape."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -155,10 +156,12 @@ def from_tensors(tensors: Mapping[str, Source], config: ModelConfig, where: str)
     family = FAMILIES[config.family]
     shapes = parameter_shapes(config)
     left = {name: source for name, source in tensors.items() if not name.endswith(family.ignored)}
+    leave_out(left, family.beside, where)
 
-    def take(name: str) -> Source | None:
-        # A trunk saved on its own lacks the prefix.
-        for candidate in (family.trunk + name, name, "language_model." + family.trunk + name):
+    def take(name: str, trunk: str = family.trunk) -> Source | None:
+        # A trunk saved on its own lacks the prefix. Beside images it has another, which depends on the version.
+        inner = f"{trunk}language_model.{name}" if trunk else name
+        for candidate in (trunk + name, name, "language_model." + trunk + name, inner):
             if candidate in left:
                 return left.pop(candidate)
         return None
@@ -206,7 +209,7 @@ def from_tensors(tensors: Mapping[str, Source], config: ModelConfig, where: str)
         for tensor, sources in zip(layered, map(list, zip(*found, strict=True)), strict=True)
         for name, leaf in leaves(tensor, sources, wanted, stacked=True)
     }
-    head = left.pop(f"{family.head}.weight", None)
+    head = take(f"{family.head}.weight", "")
     if not config.tied_head:
         if head is None:
             raise ModelError(f"{where}: missing tensor {family.head}.weight (tie_word_embeddings is false)")
@@ -219,6 +222,24 @@ def from_tensors(tensors: Mapping[str, Source], config: ModelConfig, where: str)
             f"{where}: unexpected tensors for a {config.family} model: {', '.join(names[:4])}{more}"
         )
     return tree
+
+
+def leave_out(tensors: dict[str, Source], modules: Sequence[str], where: str) -> None:
+    """Takes away the tensors of a model's other modules, and says so in one line."""
+    counts: dict[str, int] = {}
+    for name in list(tensors):
+        own = next((m for m in modules if name.removeprefix("model.").startswith(m + ".")), None)
+        if own is not None:
+            counts[own] = counts.get(own, 0) + 1
+            del tensors[name]
+    if counts:
+        parts = ", ".join(f"{module} ({count})" for module, count in counts.items())
+        logging.getLogger(__name__).warning(
+            "%s: only the text part is loaded; %d tensors for images are left out: %s",
+            where,
+            sum(counts.values()),
+            parts,
+        )
 
 
 def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Outgoing]:
