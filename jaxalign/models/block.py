@@ -15,6 +15,7 @@ from jaxalign.models.adapted import Adapter
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.embedding import token_embeddings
 from jaxalign.models.layers import HEADS, RESIDUAL, Params, linear, mlp, norm, rms_norm
+from jaxalign.models.mixture import Tally, mixture
 from jaxalign.models.rotary import rotated
 
 
@@ -71,11 +72,17 @@ def block(
     attention: Callable[[jax.Array], jax.Array],
     adapter: Adapter | None,
     key: jax.Array | None,
+    tally: Tally | None = None,
 ):
-    """One layer; `attention(h)` maps what it reads [B, T, D] to head outputs [B, T, N*H]."""
+    """One layer; `attention(h)` maps what it reads [B, T, D] to head outputs [B, T, N*H].
+
+    `tally` is told how a mixture routes tokens.
+    """
 
     def fed(x: jax.Array) -> jax.Array:
         h = norm(x, params, "mlp_norm", config) if config.pre_norms else x
+        if config.mixture.experts:
+            return mixture(h, params, config, tally)
         return mlp(h, params, config, adapter, key)
 
     heads = constrained(attention(attended(x, params, config)), HEADS, config.mesh)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from jaxalign.errors import ModelError
 from jaxalign.kernels.config import AttentionImplementation, MatmulImplementation
 from jaxalign.kernels.remat import Remat, remat_level
 
@@ -49,6 +50,25 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Of a feed-forward block of experts (`models.mixture`).
+
+    Attributes:
+      experts: how many a layer has; 0 for one plain MLP.
+      per_token: how many a token uses.
+      normalized: whether the weights of those sum to 1.
+      balance: factor of the load-balancing loss in training.
+      dense_size: intermediate_size in its folder, where no layer has an MLP of that width.
+    """
+
+    experts: int = 0
+    per_token: int = 0
+    normalized: bool = True
+    balance: float = 0.0
+    dense_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """One decoder, configured. Hashable: it is the static part of a model.
 
@@ -56,7 +76,8 @@ class ModelConfig:
       family: name of its family in `models.families`, in whose format it is saved.
       vocab_size: V, rows of the embedding.
       hidden_size: D.
-      intermediate_size: width of the MLP.
+      intermediate_size: width of the MLP, or of an expert.
+      mixture: experts in place of one MLP.
       num_layers: L.
       num_heads: query heads N.
       num_kv_heads: key/value heads; divides num_heads.
@@ -102,6 +123,7 @@ class ModelConfig:
     vocab_size: int
     hidden_size: int
     intermediate_size: int
+    mixture: Mixture = Mixture()
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -157,6 +179,12 @@ class ModelConfig:
         for name in ("sliding_layers", "rotary_layers"):
             if (count := len(getattr(self, name))) not in (0, self.num_layers):
                 raise ValueError(f"{name} has {count} entries for {self.num_layers} layers")
+        if self.mixture.experts and not 1 <= self.mixture.per_token <= self.mixture.experts:
+            raise ValueError(
+                f"a token uses {self.mixture.per_token} of {self.mixture.experts} experts; expected 1 or more of them"
+            )
+        if self.mixture.experts and self.exact:
+            raise ModelError(f"exact mode cannot compute experts ({self.family})")
         for name in ("short_factor", "long_factor"):
             count, expected = len(getattr(self.rope_scaling, name)), self.rotary_size // 2
             if self.rope_scaling.kind == "longrope" and count != expected:

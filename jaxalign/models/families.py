@@ -19,12 +19,14 @@ from jaxalign.models.family_configs import (
     read_gpt2,
     read_llama,
     read_mistral,
+    read_mixtral,
     read_neox,
     read_olmo2,
     read_olmo3,
     read_phi3,
     read_qwen2,
     read_qwen3,
+    read_qwen3_moe,
     read_smollm3,
     text_part,
     write_gemma,
@@ -34,13 +36,16 @@ from jaxalign.models.family_configs import (
     write_gpt2,
     write_llama,
     write_mistral,
+    write_mixtral,
     write_neox,
     write_olmo2,
     write_olmo3,
     write_phi3,
     write_qwen,
+    write_qwen3_moe,
     write_smollm3,
 )
+from jaxalign.models.mixture import EXPERTS
 from jaxalign.models.stops import eos_ids
 
 Json = Mapping[str, Any]
@@ -51,7 +56,7 @@ class Tensor:
     """One tensor of a Hugging Face folder and the parameters in it.
 
     Attributes:
-      name: its name there; {i} is the layer.
+      name: its name there; {i} is the layer. One tensor for each expert ({e}) has an expert's part of its leaf.
       leaves: our names; several where the tensor is fused.
       kind: `linear` ([out, in] there, transposed here), `conv1d` ([in, out] in both) or `plain`.
       fusion: how leaves lie in it: `rows` one after another, or `heads` (q, k, v by turns, head by head).
@@ -123,6 +128,14 @@ def _projections(names: Mapping[str, str]) -> tuple[Tensor, ...]:
     return tuple(t for hf, ours in names.items() for t in _linear(f"layers.{{i}}.{hf}", ours))
 
 
+def _experts(block: str, gate: str, up: str, down: str) -> tuple[Tensor, ...]:
+    """A tensor for each expert of each of its three matrices."""
+    names = zip((gate, up, down), EXPERTS, strict=True)
+    return tuple(
+        Tensor(f"layers.{{i}}.{block}.experts.{{e}}.{hf}.weight", (ours,), "linear") for hf, ours in names
+    )
+
+
 _ATTENTION = {f"self_attn.{p}": p for p in ("q_proj", "k_proj", "v_proj", "o_proj")}
 _MLP = {f"mlp.{p}": p for p in ("gate_proj", "up_proj", "down_proj")}
 _OUTER = (
@@ -170,6 +183,19 @@ _GLM4_NORMS = (
     Tensor("layers.{i}.post_self_attn_layernorm.weight", ("post_attention_norm",)),
     Tensor("layers.{i}.post_mlp_layernorm.weight", ("post_mlp_norm",)),
 )
+_MIXTRAL = (
+    *_LLAMA[:2],
+    *_projections(_ATTENTION),
+    *_projections({"block_sparse_moe.gate": "router"})[:1],
+    *_experts("block_sparse_moe", "w1", "w3", "w2"),
+)
+_QWEN3_MOE = (
+    *_LLAMA[:2],
+    *_projections(_ATTENTION),
+    *_QK_NORM,
+    *_projections({"mlp.gate": "router"})[:1],
+    *_experts("mlp", "gate_proj", "up_proj", "down_proj"),
+)
 _GPT2 = (
     Tensor("h.{i}.ln_1.weight", ("input_norm",)),
     Tensor("h.{i}.ln_1.bias", ("input_norm_bias",)),
@@ -213,6 +239,8 @@ FAMILIES: dict[str, Family] = {
         _LLAMA + _QK_NORM,
         _OUTER,
     ),
+    "mixtral": Family("MixtralForCausalLM", read_mixtral, write_mixtral, _MIXTRAL, _OUTER),
+    "qwen3_moe": Family("Qwen3MoeForCausalLM", read_qwen3_moe, write_qwen3_moe, _QWEN3_MOE, _OUTER),
     "gemma": Family("GemmaForCausalLM", read_gemma, write_gemma, _LLAMA, _OUTER),
     "gemma2": Family("Gemma2ForCausalLM", read_gemma2, write_gemma2, _GEMMA2, _OUTER),
     "gemma3_text": Family(
@@ -317,7 +345,7 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
 def stored_shape(tensor: Tensor, leaves: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape that a tensor has in a folder, by those of its leaves in our layout."""
     shape = (*leaves[0][:-1], sum(leaf[-1] for leaf in leaves))
-    return shape[::-1] if tensor.kind == "linear" else shape
+    return (*shape[:-2], *shape[:-3:-1]) if tensor.kind == "linear" else shape
 
 
 def read_part(
@@ -337,7 +365,7 @@ def read_part(
 
     def read(start: int, stop: int) -> np.ndarray:
         at = (*index[:-1], slice(start, stop))
-        return source[at[::-1]].T if tensor.kind == "linear" else source[at]
+        return source[*at[:-2], *at[:-3:-1]].swapaxes(-1, -2) if tensor.kind == "linear" else source[at]
 
     if tensor.fusion == "rows":
         offset = sum(sizes[:leaf])
@@ -358,4 +386,4 @@ def fuse(tensor: Tensor, leaves: list[np.ndarray], heads: int) -> np.ndarray:
         array = np.concatenate(parts, axis=-2).reshape(*leaves[0].shape[:-1], -1)
     elif len(leaves) > 1:
         array = np.concatenate(leaves, axis=-1)
-    return np.ascontiguousarray(array.T if tensor.kind == "linear" else array)
+    return np.ascontiguousarray(array.swapaxes(-1, -2) if tensor.kind == "linear" else array)

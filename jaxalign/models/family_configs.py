@@ -6,7 +6,7 @@ Readers take what transformers 4 and 5 wrote; writers write what both read.
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.models.config import ModelConfig
+from jaxalign.models.config import Mixture, ModelConfig
 from jaxalign.models.rope_configs import partial_rotary, read_rope, write_rope
 
 Json = Mapping[str, Any]
@@ -134,6 +134,74 @@ def write_qwen(config: ModelConfig) -> dict[str, Any]:
 def read_qwen3(config: Json) -> dict[str, Any]:
     bias = bool(config.get("attention_bias", False))
     return read_qwen2(config) | {"qkv_bias": bias, "out_bias": bias, "qk_norm": True}
+
+
+def _mixture(config: Json, **more: Any) -> Mixture:
+    # transformers 4 and 5 call it otherwise in Qwen3-MoE.
+    named = [config[key] for key in ("num_local_experts", "num_experts") if config.get(key) is not None]
+    if not named:
+        raise KeyError("num_local_experts")
+    if len(set(named)) > 1:
+        raise ValueError(f"num_local_experts = {named[0]} is not num_experts = {named[1]}")
+    if float(config.get("router_jitter_noise") or 0.0):
+        raise ValueError("router_jitter_noise is not supported; expected 0")
+    if int(named[0]) < 1:
+        raise ValueError(f"num_experts = {named[0]}; expected 1 or more")
+    return Mixture(
+        experts=int(named[0]),
+        per_token=int(config["num_experts_per_tok"]),
+        balance=float(config.get("router_aux_loss_coef", 0.001)),
+        **more,
+    )
+
+
+def read_mixtral(config: Json) -> dict[str, Any]:
+    common = read_mistral({"rms_norm_eps": 1e-5, "max_position_embeddings": 131_072, **config})
+    return common | {"mixture": _mixture(config)}
+
+
+def write_mixtral(config: ModelConfig) -> dict[str, Any]:
+    return write_mistral(config) | {
+        "num_local_experts": config.mixture.experts,
+        "num_experts_per_tok": config.mixture.per_token,
+        "router_aux_loss_coef": config.mixture.balance,
+    }
+
+
+def read_qwen3_moe(config: Json) -> dict[str, Any]:
+    if int(config.get("decoder_sparse_step", 1)) != 1 or config.get("mlp_only_layers"):
+        raise ValueError(
+            "decoder_sparse_step and mlp_only_layers: layers without experts are not supported; expected 1 and none"
+        )
+    bias = bool(config.get("attention_bias", False))
+    window = int(config.get("sliding_window") or 0) if config.get("use_sliding_window") else 0
+    normalized = bool(config.get("norm_topk_prob", False))
+    dense = int(config["intermediate_size"])
+    return _common(config) | {
+        "intermediate_size": int(config["moe_intermediate_size"]),
+        "mixture": _mixture(config, normalized=normalized, dense_size=dense),
+        "qkv_bias": bias,
+        "out_bias": bias,
+        "qk_norm": True,
+        "sliding_window": window,
+    }
+
+
+def write_qwen3_moe(config: ModelConfig) -> dict[str, Any]:
+    return _common_out(config) | {
+        "intermediate_size": config.mixture.dense_size,
+        "moe_intermediate_size": config.intermediate_size,
+        "num_experts": config.mixture.experts,
+        "num_local_experts": config.mixture.experts,
+        "num_experts_per_tok": config.mixture.per_token,
+        "norm_topk_prob": config.mixture.normalized,
+        "router_aux_loss_coef": config.mixture.balance,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "attention_bias": config.qkv_bias,
+        "use_sliding_window": config.sliding_window > 0,
+        "sliding_window": config.sliding_window or None,
+    }
 
 
 def read_gemma(config: Json) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from jaxalign.models.tensor_files import (
     Leaf,
     Outgoing,
     Source,
+    Together,
     on_host,
     outgoing,
     read_json,
@@ -167,6 +168,9 @@ def from_tensors(tensors: Mapping[str, Source], config: ModelConfig, where: str)
         return None
 
     def find(tensor: Tensor, name: str, wanted: Mapping[str, tuple[int, ...]]) -> Source:
+        if "{e}" in name:
+            own = {leaf: wanted[leaf][1:] for leaf in tensor.leaves}
+            return Together([find(tensor, name.format(e=e), own) for e in range(config.mixture.experts)])
         source = take(name)
         if source is None:
             raise ModelError(f"{where}: missing tensor {family.trunk}{name}")
@@ -201,7 +205,7 @@ def from_tensors(tensors: Mapping[str, Source], config: ModelConfig, where: str)
     wanted = {name: shape[1:] for name, shape in shapes["layers"].items()}
     layered = there(family.layer, wanted)
     found = [
-        [find(tensor, tensor.name.format(i=layer), wanted) for tensor in layered]
+        [find(tensor, tensor.name.format(i=layer, e="{e}"), wanted) for tensor in layered]
         for layer in range(config.num_layers)
     ]
     tree["layers"] = {
@@ -257,13 +261,19 @@ def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Outg
         if tensor.leaves[0] not in params["layers"]:
             continue
         leaves = [params["layers"][leaf] for leaf in tensor.leaves]
-        shape = stored_shape(tensor, [leaf.shape[1:] for leaf in leaves])
-        for layer in range(config.num_layers):
+        apart = "{e}" in tensor.name
+        shape = stored_shape(tensor, [leaf.shape[1 + apart :] for leaf in leaves])
+        places = [(layer,) for layer in range(config.num_layers)]
+        if apart:
+            places = [(layer, e) for (layer,) in places for e in range(config.mixture.experts)]
+        for place in places:
 
-            def fetch(tensor: Tensor = tensor, leaves: list[Any] = leaves, layer: int = layer) -> np.ndarray:
-                return fuse(tensor, [on_host(leaf, layer) for leaf in leaves], config.num_heads)
+            def fetch(
+                tensor: Tensor = tensor, leaves: list[Any] = leaves, place: tuple[int, ...] = place
+            ) -> np.ndarray:
+                return fuse(tensor, [on_host(leaf, *place) for leaf in leaves], config.num_heads)
 
-            name = family.trunk + tensor.name.format(i=layer)
+            name = family.trunk + tensor.name.format(i=place[0], e=place[-1])
             tensors[name] = Outgoing(shape, leaves[0].dtype, fetch)
     if not config.tied_head and "head" in params:
         tensors[f"{family.head}.weight"] = outgoing(params["head"]["weight"])

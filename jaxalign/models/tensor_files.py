@@ -64,8 +64,29 @@ class Stored:
             return np.asarray(reader.get_slice(self.name)[index], self.dtype)
 
 
+@dataclass(frozen=True)
+class Together:
+    """Tensors of one shape as one, on whose first axis they lie: the experts of a layer."""
+
+    parts: Sequence[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of them."""
+        return len(self.parts), *self.parts[0].shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """What holds the numbers of all."""
+        return np.result_type(*(part.dtype for part in self.parts))
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        """The numbers of a slice."""
+        return np.stack([part[index[1:]] for part in self.parts[index[0]]])
+
+
 # A msgpack file has no table of its tensors: they come whole.
-Source = Stored | np.ndarray
+Source = Stored | np.ndarray | Together
 
 
 @dataclass(frozen=True)
@@ -207,12 +228,15 @@ def outgoing(array: Any) -> Outgoing:
     return Outgoing(array.shape, array.dtype, lambda: np.ascontiguousarray(on_host(array)))
 
 
-def on_host(leaf: Any, layer: int | None = None) -> np.ndarray:
-    """A parameter, or a layer of it, gathered from the devices and processes that hold it."""
+def on_host(leaf: Any, layer: int | None = None, expert: int | None = None) -> np.ndarray:
+    """A parameter, or a layer of it (and there an expert), gathered from the devices and processes that hold it."""
     if isinstance(leaf, Frozen):
         return fetch(_floats(leaf) if layer is None else _floats(_layer(leaf, layer)))
     if not isinstance(leaf, jax.Array):
-        return np.asarray(leaf if layer is None else leaf[layer])
+        part = leaf if layer is None else leaf[layer]
+        return np.asarray(part if expert is None else part[expert])
+    if layer is not None and expert is not None:
+        return fetch(_layer(_layer(leaf, layer), expert))
     # A copy, as an array keeps what it was once gathered to, as long as it lives.
     return fetch(jnp.copy(leaf) if layer is None else _layer(leaf, layer))
 

@@ -28,6 +28,7 @@ from jaxalign.models.block import block, cast, embed, project
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
 from jaxalign.models.layers import norm, softcap
+from jaxalign.models.mixture import balance_loss, expert_shapes, load
 from jaxalign.models.rotary import check_length, rope_tables, rope_tables_apart
 from jaxalign.target import platform
 
@@ -97,13 +98,44 @@ class Transformer(nnx.Module):
 
         `dropout_key` turns the adapter's dropout on.
         """
+        hidden, _ = self.hidden_and_balance(
+            tokens,
+            positions=positions,
+            segment_ids=segment_ids,
+            lengths=lengths,
+            max_segments=max_segments,
+            adapter=adapter,
+            dropout_key=dropout_key,
+        )
+        return hidden
+
+    def hidden_and_balance(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        lengths: Int[Array, " B"] | None = None,
+        max_segments: int = 0,
+        adapter: Adapter | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[jax.Array, jax.Array] | None]:
+        """`hidden`, and of a mixture of experts the load-balancing loss of these rows (`mixture.balance_loss`).
+
+        The loss comes with the number of tokens that it is of, padding left out; it is None for other models.
+        """
         if positions is None and segment_ids is None and lengths is None:
             check_length(self.config, tokens.shape[1])
         positions, segments = layout(tokens, positions, segment_ids, lengths)
         # 1 would say that the segment begins at column 0, which rows with segment ids need not.
         most = 1 if segment_ids is None else max(2, max_segments) if max_segments else 0
-        hidden, _ = self._layers(tokens, positions, segments, most, adapter, dropout_key, keep_cache=False)
-        return hidden
+        hidden, _, routed = self._layers(
+            tokens, positions, segments, most, adapter, dropout_key, keep_cache=False
+        )
+        if routed is None:
+            return hidden, None
+        count = jnp.sum(segments > 0).astype(jnp.float32)
+        return hidden, (balance_loss(*routed, count), count)
 
     @property
     def head(self) -> Float[Array, "V D"]:
@@ -181,7 +213,7 @@ class Transformer(nnx.Module):
         positions = jnp.maximum(positions, 0)
         tokens = jnp.take_along_axis(tokens, positions, axis=1)
         # One segment that does not begin at column 0: two is the bound for which nothing is taken for granted.
-        hidden, cached = self._layers(tokens, positions, segments, 2, adapter, None, keep_cache=True)
+        hidden, cached, _ = self._layers(tokens, positions, segments, 2, adapter, None, keep_cache=True)
         # Cast once: a decoding step reads all of it.
         keys, values = (x.astype(cached_dtype(self.config)) for x in cached)
         return hidden[:, -1], kv_cache.from_prompt(keys, values, lengths, cache_length, int8=int8_cache)
@@ -300,7 +332,8 @@ class Transformer(nnx.Module):
         dropout_key: jax.Array | None,
         *,
         keep_cache: bool,
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[jax.Array, Any, Any]:
+        """Hidden states; keys and values of each layer, where kept; how each layer of a mixture was routed."""
         config, params = self.config, self.params
         x = embed(params, tokens, positions, config)
         kinds = config.rotations
@@ -326,7 +359,11 @@ class Transformer(nnx.Module):
 
             cos_sin = of_layer(tables)
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-            kept = None
+            kept = routed = None
+
+            def tally(probs: jax.Array, chosen: jax.Array) -> None:
+                nonlocal routed
+                routed = load(probs, chosen, segments > 0)
 
             def attention(h: Float[Array, "B T D"]):
                 nonlocal kept
@@ -334,24 +371,24 @@ class Transformer(nnx.Module):
                 kept = (k, v)
                 return attend(q, k, v, positions, segments, window, config, max_segments=max_segments)
 
-            after = block(x, layer, config, attention, part, key)
+            after = block(x, layer, config, attention, part, key, tally)
             if exact_pass is not None:
                 turns = of_layer(exact_pass.tables)
                 value, kept = exact_pass.layer(x, layer, part, config, turns, window)
                 after = exact.with_value(after, value)
-            return after, kept if keep_cache else None
+            return after, (kept if keep_cache else None, routed)
 
         level = "none" if keep_cache else config.remat
         body = rematerialized(body, level)
         layers = jnp.arange(config.num_layers)
         inputs = (params["layers"], adapter, jnp.asarray(slides), jnp.asarray(rotations), layers)
         unroll = written_out(config, level, trained=not keep_cache and adapter is None)
-        x, cache = jax.lax.scan(body, x, inputs, unroll=unroll)
+        x, (cache, routed) = jax.lax.scan(body, x, inputs, unroll=unroll)
         hidden = norm(x, params["final_norm"], "weight", config)
         if config.exact:
             of_tokens = exact.normed(rearrange(x, "b t d -> (b t) d"), params["final_norm"], config)
             hidden = exact.with_value(hidden, of_tokens.reshape(hidden.shape))
-        return hidden, cache
+        return hidden, cache, routed
 
 
 def written_out(config: ModelConfig, level: Remat, *, trained: bool) -> bool:
@@ -418,10 +455,12 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
         "k_proj": (d, kv),
         "v_proj": (d, kv),
         "o_proj": (q, d),
-        "up_proj": (d, f),
-        "down_proj": (f, d),
     }
-    if config.gated_mlp:
+    if config.mixture.experts:
+        layer |= expert_shapes(config)
+    else:
+        layer |= {"up_proj": (d, f), "down_proj": (f, d)}
+    if config.gated_mlp and not config.mixture.experts:
         layer["gate_proj"] = (d, f)
     if config.pre_norms:
         layer |= {"input_norm": (d,), "mlp_norm": (d,)}

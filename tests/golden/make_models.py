@@ -10,7 +10,9 @@ with
   and are not kept twice;
 - golden.npz: tokens [B, T]; logits [B, T, V] and saved_logits, by transformers from its own folder and from
   jaxalign's; where rotary frequencies depend on the length, longer_tokens [1, S] and longer_logits, of a row beyond
-  the trained length; reward_score [D], saved_scores [B] and saved_token_scores [B, T], the head and what transformers'
+  the trained length; of mixtures of experts router_loss, of rows of 17 and 11 tokens, and the gradients router_grad
+  [E, D] and experts_grad [E, 2 F, D] of it and the mean square of row 0's logits, in layer 0; reward_score [D],
+  saved_scores [B] and saved_token_scores [B, T], the head and what transformers'
   classifiers of rows and of tokens give; versions.
 """
 
@@ -144,6 +146,26 @@ CASES = {
     ),
     "glm": ("GlmConfig", SMALL | HEADS | {"head_dim": 12, "pad_token_id": 0}),
     "glm4": ("Glm4Config", SMALL | HEADS | {"head_dim": 8, "pad_token_id": 0}),
+    "mixtral": (
+        "MixtralConfig",
+        SMALL
+        | HEADS
+        | {"intermediate_size": 24, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        SMALL
+        | HEADS
+        | {"head_dim": 12, "moe_intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 3,
+           "tie_word_embeddings": True, "router_aux_loss_coef": 0.02},
+    ),
+    "qwen3_moe_normalized": (
+        "Qwen3MoeConfig",
+        SMALL
+        | HEADS
+        | {"head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 1,
+           "norm_topk_prob": True, "attention_bias": True},
+    ),
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": 48}),
     "gpt_neox": (
         "GPTNeoXConfig",
@@ -173,6 +195,19 @@ def logits_of(model, tokens: np.ndarray) -> np.ndarray:
         return model(torch.tensor(tokens)).logits.float().numpy()
 
 
+def of_router(model, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """The load-balancing loss of a mixture of experts, and gradients of it and of the logits of the first row."""
+    mask = torch.tensor(np.arange(17)[None] < np.asarray([[17], [11]])).long()
+    out = model(torch.tensor(tokens), attention_mask=mask, output_router_logits=True)
+    layer = model.model.layers[0].mlp
+    wanted = (layer.gate.weight, layer.experts.gate_up_proj)
+    grads = torch.autograd.grad(out.aux_loss + (out.logits[0] ** 2).mean(), wanted)
+    names = ("router_grad", "experts_grad")
+    return {n: g.numpy() for n, g in zip(names, grads, strict=True)} | {
+        "router_loss": out.aux_loss.detach().numpy()
+    }
+
+
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from jaxalign import models
@@ -196,6 +231,8 @@ def main() -> None:
         if name in LONGER:
             row = np.random.default_rng(1).integers(0, 48, (1, LONGER[name]))
             longer = {"longer_tokens": row, "longer_logits": logits_of(model, row)}
+        if hasattr(config, "router_aux_loss_coef"):
+            longer |= of_router(model, tokens)
         ours = models.load_pretrained(folder)
         score = np.random.default_rng(number).standard_normal(ours.config.hidden_size).astype(np.float32)
         golden = {
