@@ -90,7 +90,7 @@ def fed(
     sizes = jnp.bincount(flat, length=gate.shape[0]).astype(jnp.int32)
     # A permutation of the repeated tokens, whose gradient is one too: nothing is added up in an order that may vary.
     sent = jnp.repeat(h.reshape(-1, width), count, axis=0).at[order].get(unique_indices=True)
-    inner = activated(
+    inner: jax.Array = activated(
         config.activation,
         checkpoint_name(_ragged(sent, gate, sizes, config), "gate_proj"),
         checkpoint_name(_ragged(sent, up, sizes, config), "up_proj"),
@@ -122,8 +122,8 @@ def load(
 ) -> tuple[Float[Array, " E"], Float[Array, " E"]]:
     """Of the tokens that are there: how many chose each expert, and the sum of its probabilities."""
     of_each = jax.nn.one_hot(chosen, probs.shape[-1], dtype=jnp.float32).sum(2)
-    here = there[..., None]
-    return tuple(jnp.sum(jnp.where(here, x, 0.0), axis=(0, 1)) for x in (of_each, probs))
+    counts, sums = (jnp.sum(jnp.where(there[..., None], x, 0.0), axis=(0, 1)) for x in (of_each, probs))
+    return counts, sums
 
 
 def balance_loss(

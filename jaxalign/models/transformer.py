@@ -134,8 +134,9 @@ class Transformer(nnx.Module):
         )
         if routed is None:
             return hidden, None
-        count = jnp.sum(segments > 0).astype(jnp.float32)
-        return hidden, (balance_loss(*routed, count), count)
+        counts, probs = routed
+        total = jnp.sum(segments > 0).astype(jnp.float32)
+        return hidden, (balance_loss(counts, probs, total), total)
 
     @property
     def head(self) -> Float[Array, "V D"]:

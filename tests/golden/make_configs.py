@@ -47,6 +47,16 @@ CASES = {
     "smollm3": ("SmolLM3Config", SMALL | LINEAR),
     "glm": ("GlmConfig", SMALL | LINEAR | {"head_dim": 8, "partial_rotary_factor": 0.25}),
     "glm4": ("Glm4Config", SMALL | {"rope_theta": 50_000.0, "head_dim": 8}),
+    "mixtral": (
+        "MixtralConfig",
+        SMALL | {"rope_theta": 50_000.0, "num_local_experts": 4, "router_aux_loss_coef": 0.02},
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        SMALL
+        | LINEAR
+        | {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True},
+    ),
     "gpt_neox": (
         "GPTNeoXConfig",
         SMALL | {"rotary_emb_base": 50_000, "rotary_pct": 0.5, "rope_scaling": LINEAR["rope_scaling"]},

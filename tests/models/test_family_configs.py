@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign import models
 from jaxalign.errors import ModelError
-from jaxalign.models.config import RopeScaling
+from jaxalign.models.config import Mixture, RopeScaling
 from jaxalign.models.families import FAMILIES, config_from_json, config_to_json
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "configs"
@@ -21,6 +21,7 @@ SCALINGS = {
     "llama3": LLAMA3,
     "llama_dynamic": RopeScaling(kind="dynamic", factor=4.0, original_positions=2048),
     "glm4": RopeScaling(),
+    "mixtral": RopeScaling(),
     "olmo2": RopeScaling(),
     "phi3": RopeScaling(),
     "phi3_longrope": RopeScaling(
@@ -179,6 +180,13 @@ def test_smollm3_counts_its_layers_without_positions():
     found = read(config | windows)
     assert found.layer_slides == (False, True, False, True, False, True, False)
     assert found.layer_rotations == ("global", "none") * 3 + ("global",)
+
+
+def test_experts_are_read_in_both_styles():
+    mixtral, qwen = (read(body(name, "transformers5")).mixture for name in ("mixtral", "qwen3_moe"))
+    assert mixtral == Mixture(experts=4, per_token=2, normalized=True, balance=0.02)
+    assert qwen == Mixture(experts=6, per_token=3, normalized=True, balance=0.001, dense_size=40)
+    assert read(body("qwen3_moe", "transformers4")).intermediate_size == 24
 
 
 def test_the_local_layers_of_gemma_3_are_not_scaled():

@@ -32,9 +32,11 @@ ALL = [
     "olmo3",
     "smollm3",
     "glm4",
+    "mixtral",
+    "qwen3_moe",
 ]
 # What these have is in the others, and their logits are held to transformers' in any case.
-SIMILAR = ("mistral", "gemma", "qwen3", "olmo3", "glm4")
+SIMILAR = ("mistral", "gemma", "qwen3", "olmo3", "glm4", "mixtral")
 FAMILIES = [pytest.param(name, marks=pytest.mark.slow) if name in SIMILAR else name for name in ALL]
 
 

@@ -56,6 +56,8 @@ class ModelSource:
       context: longest row in tokens; 0 takes the model's own (of longrope models the length before it is stretched,
         max_position_embeddings for the others). It decides on the rotary frequencies of longrope and dynamic models,
         and YaRN models can read longer rows than their config.json says.
+      router_loss: factor of the load-balancing loss of a mixture of experts (Mixtral, Qwen3-MoE) in the training loss;
+        -1 takes the model's own (router_aux_loss_coef).
       param_dtype: dtype in which parameters are stored and updated.
       compute_dtype: dtype of matrix products; norms, softmax and losses always use float32. auto is bfloat16 on GPUs
         and TPUs and float32 on CPUs, and keeps the run's choice on resume. A CPU without bfloat16 instructions uses
@@ -77,6 +79,7 @@ class ModelSource:
     tokenizer: str = ""
     revision: str = ""
     context: int = 0
+    router_loss: float = -1.0
     param_dtype: Dtype = "float32"
     compute_dtype: ComputeDtype = "auto"
     random_init: bool = False
@@ -86,6 +89,8 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "remat", models.remat_level(self.remat))
+        if self.router_loss < 0 and self.router_loss != -1:
+            raise ValueError(f"router_loss must be 0 or more, or -1, got {self.router_loss}")
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,9 @@ def load_model(
             folder, revision=revision, context=source.context, mesh=mesh, weights=weights, **dtypes
         )
     model = models.with_remat(model, source.remat)
+    if source.router_loss >= 0:
+        mixture = replace(model.config.mixture, balance=source.router_loss)
+        model = models.with_config(model, mixture=mixture)
     models.check_vocabulary(model.config, tokenizer)
     model = models.with_stops(model, models.tokenizer_stops(tokenizer))
     model = with_implementations(
