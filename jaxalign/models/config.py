@@ -58,6 +58,10 @@ class Mixture:
       per_token: how many a token uses.
       normalized: whether the weights of those sum to 1.
       balance: factor of the load-balancing loss in training.
+      biased: whether the router and the experts have biases (gpt-oss).
+      limit: bound of what the experts' nonlinearity reads (gpt-oss), which is then
+        min(gate, limit) * sigmoid(alpha * min(gate, limit)) * (1 + clip(up, -limit, limit)); 0 for the model's own.
+      alpha: its steepness.
       dense_size: intermediate_size in its folder, where no layer has an MLP of that width.
     """
 
@@ -65,6 +69,9 @@ class Mixture:
     per_token: int = 0
     normalized: bool = True
     balance: float = 0.0
+    biased: bool = False
+    limit: float = 0.0
+    alpha: float = 1.0
     dense_size: int = 0
 
 
@@ -105,6 +112,7 @@ class ModelConfig:
       parallel_residual: attention and MLP both read the layer's input (GPT-NeoX).
       pre_norms: norms on the inputs of attention and MLP (OLMo 2 has none).
       post_norms: norms on the outputs of attention and MLP (Gemma 2, 3).
+      attention_sinks: a learned score for each head that takes a share of the attention to nothing (gpt-oss).
       attention_softcap, final_softcap: c * tanh(x / c) on scores and logits; 0 for none.
       query_scale: factor on queries; 0 takes 1 / sqrt(head_dim).
       embedding_scale: factor on embeddings (Gemma: sqrt(D)).
@@ -153,6 +161,7 @@ class ModelConfig:
     parallel_residual: bool = False
     pre_norms: bool = True
     post_norms: bool = False
+    attention_sinks: bool = False
     attention_softcap: float = 0.0
     final_softcap: float = 0.0
     query_scale: float = 0.0

@@ -17,6 +17,7 @@ from jaxalign.models.family_configs import (
     read_gemma3,
     read_glm,
     read_gpt2,
+    read_gpt_oss,
     read_llama,
     read_mistral,
     read_mixtral,
@@ -34,6 +35,7 @@ from jaxalign.models.family_configs import (
     write_gemma3,
     write_glm,
     write_gpt2,
+    write_gpt_oss,
     write_llama,
     write_mistral,
     write_mixtral,
@@ -59,7 +61,8 @@ class Tensor:
       name: its name there; {i} is the layer. One tensor for each expert ({e}) has an expert's part of its leaf.
       leaves: our names; several where the tensor is fused.
       kind: `linear` ([out, in] there, transposed here), `conv1d` ([in, out] in both) or `plain`.
-      fusion: how leaves lie in it: `rows` one after another, or `heads` (q, k, v by turns, head by head).
+      fusion: how leaves lie in it: `rows` one after another, `heads` (q, k, v by turns, head by head) or `turns` (by
+        turns, number by number).
     """
 
     name: str
@@ -196,6 +199,18 @@ _QWEN3_MOE = (
     *_projections({"mlp.gate": "router"})[:1],
     *_experts("mlp", "gate_proj", "up_proj", "down_proj"),
 )
+_GPT_OSS = (
+    *_LLAMA[:2],
+    *_projections(_ATTENTION),
+    Tensor("layers.{i}.self_attn.sinks", ("sinks",)),
+    *_projections({"mlp.router": "router"}),
+    Tensor("layers.{i}.mlp.experts.gate_up_proj", ("experts_gate", "experts_up"), "plain", "turns"),
+    Tensor(
+        "layers.{i}.mlp.experts.gate_up_proj_bias", ("experts_gate_bias", "experts_up_bias"), "plain", "turns"
+    ),
+    Tensor("layers.{i}.mlp.experts.down_proj", ("experts_down",)),
+    Tensor("layers.{i}.mlp.experts.down_proj_bias", ("experts_down_bias",)),
+)
 _GPT2 = (
     Tensor("h.{i}.ln_1.weight", ("input_norm",)),
     Tensor("h.{i}.ln_1.bias", ("input_norm_bias",)),
@@ -241,6 +256,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "mixtral": Family("MixtralForCausalLM", read_mixtral, write_mixtral, _MIXTRAL, _OUTER),
     "qwen3_moe": Family("Qwen3MoeForCausalLM", read_qwen3_moe, write_qwen3_moe, _QWEN3_MOE, _OUTER),
+    "gpt_oss": Family("GptOssForCausalLM", read_gpt_oss, write_gpt_oss, _GPT_OSS, _OUTER),
     "gemma": Family("GemmaForCausalLM", read_gemma, write_gemma, _LLAMA, _OUTER),
     "gemma2": Family("Gemma2ForCausalLM", read_gemma2, write_gemma2, _GEMMA2, _OUTER),
     "gemma3_text": Family(
@@ -371,7 +387,7 @@ def read_part(
         offset = sum(sizes[:leaf])
         return read(offset + last.start, offset + last.stop)
     # All leaves of every head that the slice touches: they lie side by side.
-    width = sizes[leaf] // heads
+    width = 1 if tensor.fusion == "turns" else sizes[leaf] // heads
     first, end = last.start // width, -(-last.stop // width)
     block = read(first * count * width, end * count * width)
     own = block.reshape(*block.shape[:-1], end - first, count, width)[..., leaf, :]
@@ -381,8 +397,9 @@ def read_part(
 def fuse(tensor: Tensor, leaves: list[np.ndarray], heads: int) -> np.ndarray:
     """A whole tensor of its leaves: what `read_part` takes apart."""
     array = leaves[0]
-    if len(leaves) > 1 and tensor.fusion == "heads":
-        parts = [p.reshape(*p.shape[:-1], heads, 1, -1) for p in leaves]
+    if len(leaves) > 1 and tensor.fusion != "rows":
+        count = array.shape[-1] if tensor.fusion == "turns" else heads
+        parts = [p.reshape(*p.shape[:-1], count, 1, -1) for p in leaves]
         array = np.concatenate(parts, axis=-2).reshape(*leaves[0].shape[:-1], -1)
     elif len(leaves) > 1:
         array = np.concatenate(leaves, axis=-1)

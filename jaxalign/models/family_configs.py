@@ -204,6 +204,65 @@ def write_qwen3_moe(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def read_gpt_oss(config: Json) -> dict[str, Any]:
+    method = (config.get("quantization_config") or {}).get("quant_method", "mxfp4")
+    if method != "mxfp4":
+        raise ValueError(f"quantization_config.quant_method {method!r} is not supported; expected mxfp4")
+    if not config.get("rope_scaling") and not config.get("rope_parameters"):
+        if "rope_scaling" in config:
+            raise ValueError(
+                "rope_scaling is null, which transformers 4 and 5 read differently; expected its fields"
+            )
+        yarn = {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        }
+        config = {**config, "rope_scaling": yarn}
+    defaults = {
+        "rms_norm_eps": 1e-5,
+        "head_dim": 64,
+        "rope_theta": 150_000.0,
+        "max_position_embeddings": 131_072,
+    }
+    common = _common({**defaults, **config})
+    if common["activation"] != "silu":
+        raise ValueError(f"hidden_act {config['hidden_act']!r} is not supported; expected silu")
+    layers, bias = common["num_layers"], bool(config.get("attention_bias", True))
+    sliding = _layer_types(config, layers) or tuple(i % 2 == 0 for i in range(layers))
+    window = int(config.get("sliding_window", 128) or 0)
+    if any(sliding) and not window:
+        raise ValueError("sliding_window is null, but layer_types has sliding_attention")
+    mixture = _mixture(
+        config,
+        biased=True,
+        limit=float(config.get("swiglu_limit", 7.0)),
+        alpha=float(config.get("swiglu_alpha", 1.702)),
+    )
+    return common | {
+        "mixture": mixture,
+        "qkv_bias": bias,
+        "out_bias": bias,
+        "attention_sinks": True,
+        "sliding_window": window if any(sliding) else 0,
+        "sliding_layers": sliding if any(sliding) else (),
+    }
+
+
+def write_gpt_oss(config: ModelConfig) -> dict[str, Any]:
+    return _common_out(config) | {
+        "num_local_experts": config.mixture.experts,
+        "num_experts_per_tok": config.mixture.per_token,
+        "router_aux_loss_coef": config.mixture.balance,
+        "swiglu_limit": config.mixture.limit,
+        "swiglu_alpha": config.mixture.alpha,
+        "attention_bias": config.qkv_bias,
+        "sliding_window": config.sliding_window or None,
+        "layer_types": _types_out(config),
+    }
+
+
 def read_gemma(config: Json) -> dict[str, Any]:
     common = _common(config)
     activation = config.get("hidden_activation") or config.get("hidden_act") or "gelu_pytorch_tanh"

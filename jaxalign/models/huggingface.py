@@ -28,6 +28,7 @@ from jaxalign.models.families import (
     stored_shape,
 )
 from jaxalign.models.folders import NOT_OF_A_MODEL, WEIGHTS
+from jaxalign.models.mxfp4 import Mxfp4
 from jaxalign.models.rotary import with_context
 from jaxalign.models.sharding import to_device
 from jaxalign.models.stops import read_generation, write_generation
@@ -36,6 +37,7 @@ from jaxalign.models.tensor_files import (
     Leaf,
     Outgoing,
     Source,
+    Stored,
     Together,
     on_host,
     outgoing,
@@ -172,6 +174,11 @@ def from_tensors(tensors: Mapping[str, Source], config: ModelConfig, where: str)
             own = {leaf: wanted[leaf][1:] for leaf in tensor.leaves}
             return Together([find(tensor, name.format(e=e), own) for e in range(config.mixture.experts)])
         source = take(name)
+        if source is None and family.trunk + name + "_blocks" in left:
+            parts = [take(f"{name}_{part}") for part in ("blocks", "scales")]
+            if not all(isinstance(part, Stored) for part in parts):
+                raise ModelError(f"{where}: missing tensor {family.trunk}{name}_scales")
+            source = Mxfp4(*parts)
         if source is None:
             raise ModelError(f"{where}: missing tensor {family.trunk}{name}")
         check(family.trunk + name, source, stored_shape(tensor, [wanted[leaf] for leaf in tensor.leaves]))

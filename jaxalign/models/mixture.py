@@ -29,14 +29,19 @@ def expert_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of a layer's router and experts."""
     d, f, experts = config.hidden_size, config.intermediate_size, config.mixture.experts
     up = (experts, d, f)
-    return {"router": (d, experts), "experts_gate": up, "experts_up": up, "experts_down": (experts, f, d)}
+    shapes = {"router": (d, experts), "experts_gate": up, "experts_up": up, "experts_down": (experts, f, d)}
+    if config.mixture.biased:
+        shapes |= {f"{name}_bias": (*shape[:-2], shape[-1]) for name, shape in shapes.items()}
+    return shapes
 
 
 def route(
-    h: Float[Array, "*B D"], router: Float[Array, "D E"], config: ModelConfig
+    h: Float[Array, "*B D"], params: Params, config: ModelConfig
 ) -> tuple[Float[Array, "*B E"], Float[Array, "*B k"], Int[Array, "*B k"]]:
     """Probabilities of the experts, and of each token those chosen: their weights and numbers; float32."""
-    logits = product("...d,de->...e", h, router, dtype=operand_dtype(config))
+    logits = product("...d,de->...e", h, params["router"], dtype=operand_dtype(config))
+    if config.mixture.biased:
+        logits = logits + params["router_bias"].astype(jnp.float32)
     probs = jax.nn.softmax(logits, axis=-1)
     weights, chosen = jax.lax.top_k(probs, config.mixture.per_token)
     if config.mixture.normalized:
@@ -48,24 +53,26 @@ def mixture(
     h: Float[Array, "B T D"], params: Params, config: ModelConfig, tally: Tally | None = None
 ) -> Float[Array, "B T D"]:
     """The feed-forward block; `tally` is told how tokens were routed."""
-    probs, weights, chosen = route(h, params["router"], config)
+    probs, weights, chosen = route(h, params, config)
     if tally is not None:
         tally(probs, chosen)
-    matrices = [params[name] for name in EXPERTS]
+    names = EXPERTS + tuple(f"{name}_bias" for name in EXPERTS) if config.mixture.biased else EXPERTS
+    weights_of = [params[name] for name in names]
     mesh = config.mesh
     if mesh is None or mesh.size == 1:
-        return fed(h, weights, chosen, *matrices, config=config)
+        return fed(h, weights, chosen, *weights_of, config=config)
     rows = PartitionSpec(*partition_spec(RESIDUAL, h.shape, mesh))
     # The outputs of gate and up are split over `tensor`, and what `down` makes of them is summed.
-    split = partition_spec((None, None, "mlp"), matrices[0].shape, mesh)
-    back = PartitionSpec(split[0], split[2], split[1])
+    axis = partition_spec((None, None, "mlp"), weights_of[0].shape, mesh)[2]
+    split, back, bias = PartitionSpec(None, None, axis), PartitionSpec(None, axis), PartitionSpec(None, axis)
+    parts = 1 if axis is None else mesh.shape[axis]
     y = jax.shard_map(
-        lambda *inputs: _summed(fed(*inputs, config=config), split[2]),
+        lambda *inputs: _summed(fed(*inputs, config=config, parts=parts), axis),
         mesh=mesh,
-        in_specs=(rows, rows, rows, split, split, back),
+        in_specs=(rows, rows, rows, *(split, split, back, bias, bias, PartitionSpec())[: len(weights_of)]),
         out_specs=rows,
         check_vma=False,
-    )(h, weights, chosen, *matrices)
+    )(h, weights, chosen, *weights_of)
     return constrained(y, RESIDUAL, mesh)
 
 
@@ -80,25 +87,44 @@ def fed(
     gate: Float[Array, "E D F"],
     up: Float[Array, "E D F"],
     down: Float[Array, "E F D"],
+    gate_bias: Float[Array, "E F"] | None = None,
+    up_bias: Float[Array, "E F"] | None = None,
+    down_bias: Float[Array, "E D"] | None = None,
     *,
     config: ModelConfig,
+    parts: int = 1,
 ) -> Float[Array, "B T D"]:
-    """The weighted sum of what the chosen experts make of each token."""
+    """The weighted sum of what the chosen experts make of each token; one of `parts` that are added up."""
     width, count = h.shape[-1], chosen.shape[-1]
     flat = chosen.reshape(-1)
     order = jnp.argsort(flat, stable=True)
     sizes = jnp.bincount(flat, length=gate.shape[0]).astype(jnp.int32)
     # A permutation of the repeated tokens, whose gradient is one too: nothing is added up in an order that may vary.
     sent = jnp.repeat(h.reshape(-1, width), count, axis=0).at[order].get(unique_indices=True)
-    inner: jax.Array = activated(
-        config.activation,
-        checkpoint_name(_ragged(sent, gate, sizes, config), "gate_proj"),
-        checkpoint_name(_ragged(sent, up, sizes, config), "up_proj"),
+    own = flat[order]
+
+    def times(x: jax.Array, w: jax.Array, bias: jax.Array | None, name: str) -> jax.Array:
+        y = _ragged(x, w, sizes, config)
+        return checkpoint_name(y if bias is None else y + bias.astype(y.dtype)[own], name)
+
+    gated, raised = times(sent, gate, gate_bias, "gate_proj"), times(sent, up, up_bias, "up_proj")
+    inner: jax.Array = (
+        clamped(gated, raised, config)
+        if config.mixture.limit
+        else activated(config.activation, gated, raised)
     )
-    out = checkpoint_name(_ragged(inner, down, sizes, config), "down_proj")
+    out = times(inner, down, None if down_bias is None else down_bias / parts, "down_proj")
     back = out.at[jnp.argsort(order)].get(unique_indices=True).reshape(-1, count, width)
     total = jnp.sum(back.astype(jnp.float32) * weights.reshape(-1, count, 1), axis=1)
     return total.astype(h.dtype).reshape(h.shape)
+
+
+def clamped(gate: Float[Array, "N F"], up: Float[Array, "N F"], config: ModelConfig) -> Float[Array, "N F"]:
+    """gpt-oss's nonlinearity (see `config.Mixture.limit`), in float32, in the dtype of `gate`."""
+    limit = config.mixture.limit
+    low = jnp.minimum(gate.astype(jnp.float32), limit)
+    bounded = jnp.clip(up.astype(jnp.float32), -limit, limit)
+    return (low * jax.nn.sigmoid(config.mixture.alpha * low) * (bounded + 1)).astype(gate.dtype)
 
 
 def _ragged(

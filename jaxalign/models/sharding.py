@@ -21,6 +21,8 @@ _AXES: dict[str, tuple[str | None, ...]] = {
     "gate_proj": ("embed", "mlp"),
     "up_proj": ("embed", "mlp"),
     "down_proj": ("mlp", "embed"),
+    "experts_gate_bias": (None, "mlp"),
+    "experts_up_bias": (None, "mlp"),
     "router": ("embed", None),
     "experts_gate": (None, "embed", "mlp"),
     "experts_up": (None, "embed", "mlp"),

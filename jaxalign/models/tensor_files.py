@@ -15,6 +15,7 @@ import numpy as np
 from jaxalign.errors import ModelError
 from jaxalign.kernels.frozen import Frozen
 from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
+from jaxalign.models.mxfp4 import Mxfp4
 from jaxalign.models.tensor_dtypes import NAMES, export_dtype, in_dtype
 from jaxalign.processes import fetch, first
 
@@ -57,11 +58,15 @@ class Stored:
 
     def __getitem__(self, index: Index) -> np.ndarray:
         """The numbers of a slice."""
+        return np.asarray(self.raw(index), self.dtype)
+
+    def raw(self, index: Index) -> np.ndarray:
+        """A slice as it stands in the file, whatever its dtype."""
         from safetensors import safe_open
 
         # Opened each time: pages of a file that stays open count as this process's memory once they are touched.
         with safe_open(self.file, framework="np") as reader:
-            return np.asarray(reader.get_slice(self.name)[index], self.dtype)
+            return reader.get_slice(self.name)[index]
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Together:
 
 
 # A msgpack file has no table of its tensors: they come whole.
-Source = Stored | np.ndarray | Together
+Source = Stored | np.ndarray | Together | Mxfp4
 
 
 @dataclass(frozen=True)

@@ -289,7 +289,9 @@ class Transformer(nnx.Module):
                 )
                 keys.append(key)
                 values.append(value)
-                out = attend_cached(q[:, 0], key, value, seen[windows[layer]], config)
+                sinks = params.get("sinks")
+                sinks = sinks if sinks is None else jnp.tile(sinks, members)
+                out = attend_cached(q[:, 0], key, value, seen[windows[layer]], config, sinks)
                 return out.reshape(h.shape[0], 1, -1)
 
             x = block(x, params, config, attention, part, None)
@@ -370,7 +372,8 @@ class Transformer(nnx.Module):
                 nonlocal kept
                 q, k, v = project(h, layer, config, cos_sin, part, key)
                 kept = (k, v)
-                return attend(q, k, v, positions, segments, window, config, max_segments=max_segments)
+                rows = (positions, segments, window, config)
+                return attend(q, k, v, *rows, max_segments=max_segments, sinks=layer.get("sinks"))
 
             after = block(x, layer, config, attention, part, key, tally)
             if exact_pass is not None:
@@ -472,6 +475,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
         layer |= {"q_norm": (q if whole else config.head_dim,), "k_norm": (kv if whole else config.head_dim,)}
     if config.norm == "layer":
         layer |= {"input_norm_bias": (d,), "mlp_norm_bias": (d,)}
+    if config.attention_sinks:
+        layer["sinks"] = (config.num_heads,)
     biases = {"q_proj": config.qkv_bias, "k_proj": config.qkv_bias, "v_proj": config.qkv_bias}
     biases |= {"o_proj": config.out_bias, "up_proj": config.mlp_bias, "down_proj": config.mlp_bias}
     layer |= {name + "_bias": (layer[name][1],) for name, there in biases.items() if there}

@@ -57,6 +57,10 @@ CASES = {
         | LINEAR
         | {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True},
     ),
+    "gpt_oss": (
+        "GptOssConfig",
+        SMALL | {"rope_theta": 50_000.0, "rope_scaling": YARN, "num_local_experts": 4},
+    ),
     "gpt_neox": (
         "GPTNeoXConfig",
         SMALL | {"rotary_emb_base": 50_000, "rotary_pct": 0.5, "rope_scaling": LINEAR["rope_scaling"]},

@@ -166,6 +166,15 @@ CASES = {
         | {"head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 1,
            "norm_topk_prob": True, "attention_bias": True},
     ),
+    "gpt_oss": (
+        "GptOssConfig",
+        SMALL
+        | HEADS
+        | {"head_dim": 8, "intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2,
+           "sliding_window": 5, "max_position_embeddings": 64, "swiglu_limit": 1.0, "pad_token_id": 0,
+           "rope_parameters": {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "beta_fast": 32.0,
+                               "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 16}},
+    ),
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": 48}),
     "gpt_neox": (
         "GPTNeoXConfig",
@@ -200,7 +209,8 @@ def of_router(model, tokens: np.ndarray) -> dict[str, np.ndarray]:
     mask = torch.tensor(np.arange(17)[None] < np.asarray([[17], [11]])).long()
     out = model(torch.tensor(tokens), attention_mask=mask, output_router_logits=True)
     layer = model.model.layers[0].mlp
-    wanted = (layer.gate.weight, layer.experts.gate_up_proj)
+    router = layer.router if hasattr(layer, "router") else layer.gate
+    wanted = (router.weight, layer.experts.gate_up_proj)
     grads = torch.autograd.grad(out.aux_loss + (out.logits[0] ** 2).mean(), wanted)
     names = ("router_grad", "experts_grad")
     return {n: g.numpy() for n, g in zip(names, grads, strict=True)} | {

@@ -104,7 +104,7 @@ def test_a_saved_process_reward_folder_is_the_one_transformers_loaded(family, tm
         assert family in ("gemma3_text", "olmo2", "olmo3")
         assert models.load_reward_model(tmp_path / "saved").steps == models.StepConfig(separator="\n")
         return
-    head = "classifier" if family.startswith("gpt") else "score"
+    head = "classifier" if family.startswith(("gpt2", "gpt_neox")) else "score"
     tensors = load_file(GOLDEN / family / "model.safetensors")
     tensors = {n: a for n, a in tensors.items() if n not in ("lm_head.weight", "embed_out.weight")}
     tensors[f"{head}.weight"] = np.load(GOLDEN / family / "golden.npz")["reward_score"][None]

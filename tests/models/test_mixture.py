@@ -17,7 +17,7 @@ from jaxalign.models.mixture import balance_loss, fed, load, mixture, route
 from jaxalign.models.sharding import on_mesh
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
-FAMILIES = ["mixtral", "qwen3_moe", "qwen3_moe_normalized"]
+FAMILIES = ["mixtral", "qwen3_moe", "qwen3_moe_normalized", "gpt_oss"]
 
 
 def golden_of(family):
@@ -40,8 +40,12 @@ def test_the_balance_loss_and_gradients_equal_transformers(family):
     np.testing.assert_allclose(loss, golden["router_loss"], rtol=1e-5)
     layer = grads["layers"]
     np.testing.assert_allclose(layer["router"][0].T, golden["router_grad"], atol=2e-5)
-    up = jnp.concatenate([layer["experts_gate"][0], layer["experts_up"][0]], axis=2)
-    np.testing.assert_allclose(up.swapaxes(1, 2), golden["experts_grad"], atol=2e-5)
+    gate, up = layer["experts_gate"][0], layer["experts_up"][0]
+    if family == "gpt_oss":
+        both = jnp.stack([gate, up], axis=3).reshape(*gate.shape[:2], -1)
+    else:
+        both = jnp.concatenate([gate, up], axis=2).swapaxes(1, 2)
+    np.testing.assert_allclose(both, golden["experts_grad"], atol=2e-5)
 
 
 def test_padding_and_packing_change_neither_states_nor_loss():
@@ -62,7 +66,7 @@ def test_a_token_gets_the_weighted_sum_of_its_experts():
     config = models.load_config(GOLDEN / "mixtral")
     layer = jax.tree.map(lambda x: x[0], models.load_pretrained(GOLDEN / "mixtral").params["layers"])
     h = jax.random.normal(jax.random.key(0), (2, 3, 32))
-    _, weights, chosen = route(h, layer["router"], config)
+    _, weights, chosen = route(h, layer, config)
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
     found = mixture(h, layer, config)
     for place in np.ndindex(2, 3):
@@ -94,11 +98,18 @@ def test_the_balance_loss_by_hand():
     np.testing.assert_allclose(balance_loss(*both, 2), 2 * (3 / 4 * 3.25 / 4 + 1 / 4 * 0.75 / 4))
 
 
-@pytest.mark.parametrize("axes", [{"data": 2}, {"fsdp": 2}, {"tensor": 2}, {"fsdp": 2, "tensor": 2}])
-def test_a_mesh_changes_nothing(axes, devices):
-    model = models.load_pretrained(GOLDEN / "mixtral")
+@pytest.mark.parametrize(
+    ("family", "axes"),
+    [
+        ("mixtral", {"fsdp": 2}),
+        ("mixtral", {"fsdp": 2, "tensor": 2}),
+        ("gpt_oss", {"data": 2, "tensor": 2}),
+    ],
+)
+def test_a_mesh_changes_nothing(family, axes, devices):
+    model = models.load_pretrained(GOLDEN / family)
     mesh = make_mesh(MeshConfig(**axes), devices)
-    golden = golden_of("mixtral")
+    golden = golden_of(family)
     tokens, lengths = jnp.asarray(golden["tokens"]), jnp.asarray([17, 11])
     definition, params = models.split(model)
     spread = replace(definition, config=replace(definition.config, mesh=mesh))

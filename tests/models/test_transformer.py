@@ -34,9 +34,10 @@ ALL = [
     "glm4",
     "mixtral",
     "qwen3_moe",
+    "gpt_oss",
 ]
 # What these have is in the others, and their logits are held to transformers' in any case.
-SIMILAR = ("mistral", "gemma", "qwen3", "olmo3", "glm4", "mixtral")
+SIMILAR = ("mistral", "gemma", "qwen3", "olmo3", "glm4", "mixtral", "qwen3_moe")
 FAMILIES = [pytest.param(name, marks=pytest.mark.slow) if name in SIMILAR else name for name in ALL]
 
 

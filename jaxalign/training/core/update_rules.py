@@ -94,7 +94,9 @@ def _muon(n: Numbers, schedule: optax.Schedule) -> optax.GradientTransformation:
     )
     return optax.partition(
         {"muon": matrices, "adamw": rest},
-        lambda params: jax.tree.map(lambda x: "muon" if x.ndim >= 3 else "adamw", params),
+        lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, x: "muon" if x.ndim >= 3 and not of_vectors(path) else "adamw", params
+        ),
     )
 
 
@@ -134,9 +136,9 @@ def is_matrix(params: Any) -> Any:
 
 
 def of_vectors(path: Any) -> bool:
-    """Whether a path names norms, biases or DoRA's magnitudes."""
+    """Whether a path names norms, biases, attention's sinks or DoRA's magnitudes."""
     name = str(getattr(path[-1], "key", path[-1]))
-    return "norm" in jax.tree_util.keystr(path) or "bias" in name or "magnitude" in name
+    return "norm" in jax.tree_util.keystr(path) or "bias" in name or "magnitude" in name or name == "sinks"
 
 
 def averaged_params(params: Any, opt_state: Any) -> Any:
