@@ -17,14 +17,20 @@ from jaxalign.models.mixture import balance_loss, fed, load, mixture, route
 from jaxalign.models.sharding import on_mesh
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
-FAMILIES = ["mixtral", "qwen3_moe", "qwen3_moe_normalized", "gpt_oss"]
 
 
 def golden_of(family):
     return np.load(GOLDEN / family / "golden.npz")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        "qwen3_moe",
+        "gpt_oss",
+        *[pytest.param(f, marks=pytest.mark.slow) for f in ("mixtral", "qwen3_moe_normalized")],
+    ],
+)
 def test_the_balance_loss_and_gradients_equal_transformers(family):
     golden, model = golden_of(family), models.load_pretrained(GOLDEN / family)
     tokens, lengths = jnp.asarray(golden["tokens"]), jnp.asarray([17, 11])
@@ -101,7 +107,7 @@ def test_the_balance_loss_by_hand():
 @pytest.mark.parametrize(
     ("family", "axes"),
     [
-        ("mixtral", {"fsdp": 2}),
+        pytest.param("mixtral", {"fsdp": 2}, marks=pytest.mark.slow),
         ("mixtral", {"fsdp": 2, "tensor": 2}),
         ("gpt_oss", {"data": 2, "tensor": 2}),
     ],
@@ -123,7 +129,7 @@ def test_a_mesh_changes_nothing(family, axes, devices):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 
-@pytest.mark.parametrize("remat", ["minimal", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("minimal", marks=pytest.mark.slow), "full"])
 def test_remat_changes_neither_loss_nor_gradient(remat):
     model = models.load_pretrained(GOLDEN / "qwen3_moe")
     tokens = jnp.asarray(golden_of("qwen3_moe")["tokens"])

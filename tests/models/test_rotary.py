@@ -31,7 +31,7 @@ def test_longer_rows_equal_transformers_in_a_context_of_their_length(family):
         short(tokens)
 
 
-@pytest.mark.parametrize("family", BY_LENGTH)
+@pytest.mark.parametrize("family", [pytest.param(BY_LENGTH[0], marks=pytest.mark.slow), BY_LENGTH[1]])
 def test_in_a_longer_context_a_short_row_has_its_own_frequencies_in_the_cache_too(family):
     """They are those of the context from the first token on: no key in the cache becomes wrong as the row grows."""
     tokens = jnp.asarray(np.load(GOLDEN / family / "golden.npz")["longer_tokens"])

@@ -68,7 +68,7 @@ def stepped(case, steps=1):
     return jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params), metrics
 
 
-FAST = ("sft", "dpo")
+FAST = ("sft",)
 
 
 @pytest.mark.parametrize(
