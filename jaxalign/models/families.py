@@ -17,17 +17,14 @@ from jaxalign.models.family_configs import (
     read_gemma3,
     read_glm,
     read_gpt2,
-    read_gpt_oss,
     read_llama,
     read_mistral,
-    read_mixtral,
     read_neox,
     read_olmo2,
     read_olmo3,
     read_phi3,
     read_qwen2,
     read_qwen3,
-    read_qwen3_moe,
     read_smollm3,
     text_part,
     write_gemma,
@@ -35,19 +32,24 @@ from jaxalign.models.family_configs import (
     write_gemma3,
     write_glm,
     write_gpt2,
-    write_gpt_oss,
     write_llama,
     write_mistral,
-    write_mixtral,
     write_neox,
     write_olmo2,
     write_olmo3,
     write_phi3,
     write_qwen,
-    write_qwen3_moe,
     write_smollm3,
 )
 from jaxalign.models.mixture import EXPERTS
+from jaxalign.models.mixture_configs import (
+    read_gpt_oss,
+    read_mixtral,
+    read_qwen3_moe,
+    write_gpt_oss,
+    write_mixtral,
+    write_qwen3_moe,
+)
 from jaxalign.models.stops import eos_ids
 
 Json = Mapping[str, Any]

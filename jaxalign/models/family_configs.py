@@ -6,7 +6,7 @@ Readers take what transformers 4 and 5 wrote; writers write what both read.
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.models.config import Mixture, ModelConfig
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.rope_configs import partial_rotary, read_rope, write_rope
 
 Json = Mapping[str, Any]
@@ -26,7 +26,7 @@ def _activation(name: str) -> str:
     return known[name]
 
 
-def _common(config: Json, *, theta: float = 10_000.0, rotary: float | None = None) -> dict[str, Any]:
+def common_fields(config: Json, *, theta: float = 10_000.0, rotary: float | None = None) -> dict[str, Any]:
     """Fields of all families with rotary positions.
 
     Args:
@@ -57,7 +57,8 @@ def _common(config: Json, *, theta: float = 10_000.0, rotary: float | None = Non
     }
 
 
-def _common_out(config: ModelConfig) -> dict[str, Any]:
+def common_out(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `common_fields`."""
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -75,7 +76,7 @@ def _common_out(config: ModelConfig) -> dict[str, Any]:
 
 def read_llama(config: Json) -> dict[str, Any]:
     bias = bool(config.get("attention_bias", False))
-    return _common(config) | {
+    return common_fields(config) | {
         "qkv_bias": bias,
         "out_bias": bias,
         "mlp_bias": bool(config.get("mlp_bias", False)),
@@ -83,18 +84,23 @@ def read_llama(config: Json) -> dict[str, Any]:
 
 
 def write_llama(config: ModelConfig) -> dict[str, Any]:
-    return _common_out(config) | {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+    return common_out(config) | {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
 
 
 def read_mistral(config: Json) -> dict[str, Any]:
-    return _common(config) | {"sliding_window": int(config.get("sliding_window") or 0)}
+    return common_fields(config) | {"sliding_window": int(config.get("sliding_window") or 0)}
 
 
 def write_mistral(config: ModelConfig) -> dict[str, Any]:
-    return _common_out(config) | {"sliding_window": config.sliding_window or None}
+    return common_out(config) | {"sliding_window": config.sliding_window or None}
 
 
-def _layer_types(config: Json, layers: int) -> tuple[bool, ...]:
+def layer_types(config: Json, layers: int) -> tuple[bool, ...]:
+    """Per layer, whether it slides; empty where `layer_types` is not there.
+
+    Raises:
+      ValueError: another kind of attention, or another number of layers.
+    """
     types = config.get("layer_types") or ()
     if unknown := sorted(set(types) - {"sliding_attention", "full_attention"}):
         raise ValueError(
@@ -105,25 +111,26 @@ def _layer_types(config: Json, layers: int) -> tuple[bool, ...]:
     return tuple(t == "sliding_attention" for t in types)
 
 
-def _types_out(config: ModelConfig) -> list[str]:
+def layer_types_out(config: ModelConfig) -> list[str]:
+    """The inverse of `layer_types`."""
     return ["sliding_attention" if slides else "full_attention" for slides in config.layer_slides]
 
 
 def read_qwen2(config: Json) -> dict[str, Any]:
-    common = _common(config)
+    common = common_fields(config)
     window = int(config.get("sliding_window") or 0) if config.get("use_sliding_window") else 0
     sliding = ()
     if window:
         first = int(config.get("max_window_layers", 0))
-        sliding = _layer_types(config, common["num_layers"]) or tuple(
+        sliding = layer_types(config, common["num_layers"]) or tuple(
             i >= first for i in range(common["num_layers"])
         )
     return common | {"qkv_bias": True, "sliding_window": window, "sliding_layers": sliding}
 
 
 def write_qwen(config: ModelConfig) -> dict[str, Any]:
-    types = _types_out(config)
-    return _common_out(config) | {
+    types = layer_types_out(config)
+    return common_out(config) | {
         "use_sliding_window": bool(config.sliding_window),
         "sliding_window": config.sliding_window or None,
         "max_window_layers": types.index("sliding_attention") if config.sliding_window else config.num_layers,
@@ -136,135 +143,8 @@ def read_qwen3(config: Json) -> dict[str, Any]:
     return read_qwen2(config) | {"qkv_bias": bias, "out_bias": bias, "qk_norm": True}
 
 
-def _mixture(config: Json, **more: Any) -> Mixture:
-    # transformers 4 and 5 call it otherwise in Qwen3-MoE.
-    named = [config[key] for key in ("num_local_experts", "num_experts") if config.get(key) is not None]
-    if not named:
-        raise KeyError("num_local_experts")
-    if len(set(named)) > 1:
-        raise ValueError(f"num_local_experts = {named[0]} is not num_experts = {named[1]}")
-    if float(config.get("router_jitter_noise") or 0.0):
-        raise ValueError("router_jitter_noise is not supported; expected 0")
-    if int(named[0]) < 1:
-        raise ValueError(f"num_experts = {named[0]}; expected 1 or more")
-    return Mixture(
-        experts=int(named[0]),
-        per_token=int(config["num_experts_per_tok"]),
-        balance=float(config.get("router_aux_loss_coef", 0.001)),
-        **more,
-    )
-
-
-def read_mixtral(config: Json) -> dict[str, Any]:
-    common = read_mistral({"rms_norm_eps": 1e-5, "max_position_embeddings": 131_072, **config})
-    return common | {"mixture": _mixture(config)}
-
-
-def write_mixtral(config: ModelConfig) -> dict[str, Any]:
-    return write_mistral(config) | {
-        "num_local_experts": config.mixture.experts,
-        "num_experts_per_tok": config.mixture.per_token,
-        "router_aux_loss_coef": config.mixture.balance,
-    }
-
-
-def read_qwen3_moe(config: Json) -> dict[str, Any]:
-    if int(config.get("decoder_sparse_step", 1)) != 1 or config.get("mlp_only_layers"):
-        raise ValueError(
-            "decoder_sparse_step and mlp_only_layers: layers without experts are not supported; expected 1 and none"
-        )
-    bias = bool(config.get("attention_bias", False))
-    window = int(config.get("sliding_window") or 0) if config.get("use_sliding_window") else 0
-    normalized = bool(config.get("norm_topk_prob", False))
-    dense = int(config["intermediate_size"])
-    return _common(config) | {
-        "intermediate_size": int(config["moe_intermediate_size"]),
-        "mixture": _mixture(config, normalized=normalized, dense_size=dense),
-        "qkv_bias": bias,
-        "out_bias": bias,
-        "qk_norm": True,
-        "sliding_window": window,
-    }
-
-
-def write_qwen3_moe(config: ModelConfig) -> dict[str, Any]:
-    return _common_out(config) | {
-        "intermediate_size": config.mixture.dense_size,
-        "moe_intermediate_size": config.intermediate_size,
-        "num_experts": config.mixture.experts,
-        "num_local_experts": config.mixture.experts,
-        "num_experts_per_tok": config.mixture.per_token,
-        "norm_topk_prob": config.mixture.normalized,
-        "router_aux_loss_coef": config.mixture.balance,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "attention_bias": config.qkv_bias,
-        "use_sliding_window": config.sliding_window > 0,
-        "sliding_window": config.sliding_window or None,
-    }
-
-
-def read_gpt_oss(config: Json) -> dict[str, Any]:
-    method = (config.get("quantization_config") or {}).get("quant_method", "mxfp4")
-    if method != "mxfp4":
-        raise ValueError(f"quantization_config.quant_method {method!r} is not supported; expected mxfp4")
-    if not config.get("rope_scaling") and not config.get("rope_parameters"):
-        if "rope_scaling" in config:
-            raise ValueError(
-                "rope_scaling is null, which transformers 4 and 5 read differently; expected its fields"
-            )
-        yarn = {
-            "rope_type": "yarn",
-            "factor": 32.0,
-            "truncate": False,
-            "original_max_position_embeddings": 4096,
-        }
-        config = {**config, "rope_scaling": yarn}
-    defaults = {
-        "rms_norm_eps": 1e-5,
-        "head_dim": 64,
-        "rope_theta": 150_000.0,
-        "max_position_embeddings": 131_072,
-    }
-    common = _common({**defaults, **config})
-    if common["activation"] != "silu":
-        raise ValueError(f"hidden_act {config['hidden_act']!r} is not supported; expected silu")
-    layers, bias = common["num_layers"], bool(config.get("attention_bias", True))
-    sliding = _layer_types(config, layers) or tuple(i % 2 == 0 for i in range(layers))
-    window = int(config.get("sliding_window", 128) or 0)
-    if any(sliding) and not window:
-        raise ValueError("sliding_window is null, but layer_types has sliding_attention")
-    mixture = _mixture(
-        config,
-        biased=True,
-        limit=float(config.get("swiglu_limit", 7.0)),
-        alpha=float(config.get("swiglu_alpha", 1.702)),
-    )
-    return common | {
-        "mixture": mixture,
-        "qkv_bias": bias,
-        "out_bias": bias,
-        "attention_sinks": True,
-        "sliding_window": window if any(sliding) else 0,
-        "sliding_layers": sliding if any(sliding) else (),
-    }
-
-
-def write_gpt_oss(config: ModelConfig) -> dict[str, Any]:
-    return _common_out(config) | {
-        "num_local_experts": config.mixture.experts,
-        "num_experts_per_tok": config.mixture.per_token,
-        "router_aux_loss_coef": config.mixture.balance,
-        "swiglu_limit": config.mixture.limit,
-        "swiglu_alpha": config.mixture.alpha,
-        "attention_bias": config.qkv_bias,
-        "sliding_window": config.sliding_window or None,
-        "layer_types": _types_out(config),
-    }
-
-
 def read_gemma(config: Json) -> dict[str, Any]:
-    common = _common(config)
+    common = common_fields(config)
     activation = config.get("hidden_activation") or config.get("hidden_act") or "gelu_pytorch_tanh"
     bias = bool(config.get("attention_bias", False))
     return common | {
@@ -280,7 +160,7 @@ def read_gemma(config: Json) -> dict[str, Any]:
 
 def write_gemma(config: ModelConfig) -> dict[str, Any]:
     activation = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
-    return _common_out(config) | {
+    return common_out(config) | {
         "hidden_activation": activation,
         "hidden_act": activation,
         "attention_bias": config.qkv_bias,
@@ -288,9 +168,9 @@ def write_gemma(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_gemma2(config: Json) -> dict[str, Any]:
-    common = _common(config)
+    common = common_fields(config)
     layers = common["num_layers"]
-    sliding = _layer_types(config, layers) or tuple(i % 2 == 0 for i in range(layers))
+    sliding = layer_types(config, layers) or tuple(i % 2 == 0 for i in range(layers))
     return common | {
         "tied_head": bool(config.get("tie_word_embeddings", True)),
         "norm_offset": 1.0,
@@ -306,11 +186,11 @@ def read_gemma2(config: Json) -> dict[str, Any]:
 
 
 def write_gemma2(config: ModelConfig) -> dict[str, Any]:
-    return _common_out(config) | {
+    return common_out(config) | {
         "hidden_activation": "gelu_pytorch_tanh",
         "hidden_act": "gelu_pytorch_tanh",
         "sliding_window": config.sliding_window,
-        "layer_types": _types_out(config),
+        "layer_types": layer_types_out(config),
         "attn_logit_softcapping": config.attention_softcap or None,
         "final_logit_softcapping": config.final_softcap or None,
         "query_pre_attn_scalar": round(config.query_scale**-2),
@@ -358,7 +238,7 @@ def read_gemma3(config: Json) -> dict[str, Any]:
         raise ValueError("use_bidirectional_attention = true is not supported; expected false")
     layers = int(config["num_hidden_layers"])
     pattern = int(config.get("sliding_window_pattern", 6))
-    sliding = _layer_types(config, layers) or tuple((i + 1) % pattern != 0 for i in range(layers))
+    sliding = layer_types(config, layers) or tuple((i + 1) % pattern != 0 for i in range(layers))
     base = float(config.get("rope_local_base_freq") or 10_000.0)
     return read_gemma2({"rope_theta": 1_000_000.0, **config}) | {
         "qk_norm": True,
@@ -392,13 +272,13 @@ def write_gemma3(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_phi3(config: Json) -> dict[str, Any]:
-    common = _common(config, rotary=partial_rotary(config))
+    common = common_fields(config, rotary=partial_rotary(config))
     return common | {"sliding_window": int(config.get("sliding_window") or 0)}
 
 
 def write_phi3(config: ModelConfig) -> dict[str, Any]:
     partial = config.rotary_size / config.head_dim
-    out = _common_out(config) | {
+    out = common_out(config) | {
         "sliding_window": config.sliding_window or None,
         "partial_rotary_factor": partial,
         "pad_token_id": config.pad_id if config.pad_id >= 0 else None,
@@ -413,7 +293,7 @@ def write_phi3(config: ModelConfig) -> dict[str, Any]:
 
 def read_olmo2(config: Json) -> dict[str, Any]:
     bias = bool(config.get("attention_bias", False))
-    return _common({"rms_norm_eps": 1e-5, **config}) | {
+    return common_fields({"rms_norm_eps": 1e-5, **config}) | {
         "qkv_bias": bias,
         "out_bias": bias,
         "qk_norm": True,
@@ -424,7 +304,7 @@ def read_olmo2(config: Json) -> dict[str, Any]:
 
 
 def write_olmo2(config: ModelConfig) -> dict[str, Any]:
-    return _common_out(config) | {"attention_bias": config.qkv_bias}
+    return common_out(config) | {"attention_bias": config.qkv_bias}
 
 
 def read_olmo3(config: Json) -> dict[str, Any]:
@@ -432,7 +312,7 @@ def read_olmo3(config: Json) -> dict[str, Any]:
     common = read_olmo2({"rope_theta": theta, **config})
     layers = common["num_layers"]
     window = config.get("sliding_window", 4096)
-    sliding = _layer_types(config, layers) or tuple((i + 1) % 4 != 0 for i in range(layers))
+    sliding = layer_types(config, layers) or tuple((i + 1) % 4 != 0 for i in range(layers))
     if window is None and any(sliding):
         raise ValueError("sliding_window is null, but layer_types has sliding_attention")
     return common | {
@@ -443,7 +323,7 @@ def read_olmo3(config: Json) -> dict[str, Any]:
 
 
 def write_olmo3(config: ModelConfig) -> dict[str, Any]:
-    kinds = {"sliding_window": config.sliding_window or None, "layer_types": _types_out(config)}
+    kinds = {"sliding_window": config.sliding_window or None, "layer_types": layer_types_out(config)}
     return write_olmo2(config) | _rope_by_kind(config) | kinds
 
 
@@ -454,7 +334,7 @@ def read_smollm3(config: Json) -> dict[str, Any]:
     # Its name notwithstanding, 1 is a layer that rotates.
     rotates = tuple(map(bool, given or [(i + 1) % interval for i in range(layers)]))
     window = int(config.get("sliding_window") or 0) if config.get("use_sliding_window") else 0
-    sliding = _layer_types(config, layers)
+    sliding = layer_types(config, layers)
     if any(sliding) and not window:
         raise ValueError(
             "layer_types has sliding_attention; expected use_sliding_window true and a sliding_window"
@@ -472,19 +352,19 @@ def write_smollm3(config: ModelConfig) -> dict[str, Any]:
         "no_rope_layers": [int(turns) for turns in config.rotary_layers],
         "use_sliding_window": config.sliding_window > 0,
         "sliding_window": config.sliding_window or None,
-        "layer_types": _types_out(config),
+        "layer_types": layer_types_out(config),
     }
 
 
 def read_glm(config: Json) -> dict[str, Any]:
     config = {"rms_norm_eps": 1.5625e-7, "head_dim": 128, **config}
-    common = _common(config, rotary=partial_rotary(config, 0.5))
+    common = common_fields(config, rotary=partial_rotary(config, 0.5))
     return common | {"rotary_interleaved": True, "qkv_bias": bool(config.get("attention_bias", True))}
 
 
 def write_glm(config: ModelConfig) -> dict[str, Any]:
     partial = config.rotary_size / config.head_dim
-    out = _common_out(config) | {"attention_bias": config.qkv_bias, "partial_rotary_factor": partial}
+    out = common_out(config) | {"attention_bias": config.qkv_bias, "partial_rotary_factor": partial}
     out["rope_parameters"] = out["rope_parameters"] | {"partial_rotary_factor": partial}
     return out
 
@@ -530,7 +410,7 @@ def read_neox(config: Json) -> dict[str, Any]:
     parameters = config.get("rope_parameters") or {}
     fraction = float(parameters.get("partial_rotary_factor") or config.get("rotary_pct") or 0.25)
     theta = float(parameters.get("rope_theta") or config.get("rotary_emb_base") or 10_000.0)
-    common = _common({**config, "hidden_act": config.get("hidden_act", "gelu")}, rotary=fraction)
+    common = common_fields({**config, "hidden_act": config.get("hidden_act", "gelu")}, rotary=fraction)
     bias = bool(config.get("attention_bias", True))
     return common | {
         "norm": "layer",
@@ -546,7 +426,7 @@ def read_neox(config: Json) -> dict[str, Any]:
 
 def write_neox(config: ModelConfig) -> dict[str, Any]:
     fraction = config.rotary_size / config.head_dim
-    out = _common_out(config)
+    out = common_out(config)
     out["rope_parameters"] = out["rope_parameters"] | {"partial_rotary_factor": fraction}
     return out | {
         "hidden_act": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
