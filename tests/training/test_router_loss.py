@@ -16,7 +16,9 @@ from jaxalign.training.core import setup
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.core.state import TrainState
 from jaxalign.training.core.step import make_evaluation, make_update
+from jaxalign.training.rl.actor_critic import build
 from jaxalign.training.rl.grpo_step import GRPOBatch, GRPOLossConfig, make_grpo_loss
+from jaxalign.training.rl.ppo_config import CriticConfig, PPOConfig
 from jaxalign.training.rl.rollout_metrics import rollout_counts
 from tests.training import cases
 
@@ -38,7 +40,18 @@ def grpo_case(mesh):
     return loss, rollout_counts, {"policy": trained}, {"policy": base}, GRPOBatch.of(batch)
 
 
+def shared_trunk_case(mesh):
+    """PPO whose critic is a head on the policy's trunk."""
+    config = PPOConfig(critic=CriticConfig(shared_trunk=True))
+    model = setup.place_model(models.create(cases.shape(), key=cases.KEY), mesh)
+    parts = build(config, model, lambda *_, **__: [], mesh, key=cases.KEY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cases, "ppo_models", lambda mesh: parts)
+        return cases.ppo_case(mesh)
+
+
 CASES = {
+    "ppo": shared_trunk_case,
     "sft": cases.sft_case,
     "dpo": cases.dpo_case,
     "grpo": grpo_case,
