@@ -35,6 +35,7 @@ class ChatConfig(GuideConfig):
       tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       adapter: a PEFT folder to merge into the model.
       revision: revision of a hub id; empty uses the newest.
+      context: longest row in tokens, as `model.context` in training; 0 takes the model's own.
       template: how to format turns: tokenizer (its chat template), markers (Human:, Assistant:) or plain (the text so
         far is continued); auto uses the format of the run that trained the model, else the chat template if the
         tokenizer has one.
@@ -56,6 +57,7 @@ class ChatConfig(GuideConfig):
     tokenizer: str = ""
     adapter: str = ""
     revision: str = ""
+    context: int = 0
     template: Template = "auto"
     system: str = ""
     sampling: SamplingConfig = field(
@@ -158,6 +160,7 @@ def chat(
         tokenizer=config.tokenizer,
         adapter=config.adapter,
         revision=config.revision,
+        context=config.context,
         template=config.template,
         param_dtype=config.param_dtype,
         compute_dtype=config.compute_dtype,

@@ -39,6 +39,7 @@ class GenerateConfig(GuideConfig):
       tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       adapter: a PEFT folder to merge into the model.
       revision: revision of a hub id; empty uses the newest.
+      context: longest row in tokens, as `model.context` in training; 0 takes the model's own.
       prompt: prompts as text; list several as [first, second].
       file: a file of prompts in any layout that training reads, one prompt per row, or of questions as published by
         AlpacaEval and MT-bench (every MT-bench turn is answered, in order).
@@ -68,6 +69,7 @@ class GenerateConfig(GuideConfig):
     tokenizer: str = ""
     adapter: str = ""
     revision: str = ""
+    context: int = 0
     prompt: tuple[str, ...] = ()
     file: str = ""
     limit: int = 0
@@ -122,6 +124,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         tokenizer=config.tokenizer,
         adapter=config.adapter,
         revision=config.revision,
+        context=config.context,
         template=config.template,
         param_dtype=config.param_dtype,
         compute_dtype=config.compute_dtype,

@@ -103,6 +103,7 @@ def load_speaker(
     tokenizer: str = "",
     adapter: str = "",
     revision: str = "",
+    context: int = 0,
     template: Template = "auto",
     param_dtype: AutoDtype = "auto",
     compute_dtype: ComputeDtype = "auto",
@@ -124,6 +125,7 @@ def load_speaker(
       tokenizer: folder or hub id of the tokenizer; empty takes the model's.
       adapter: a PEFT folder to merge into the model; empty for none.
       revision: revision of a hub id.
+      context: longest row in tokens, see `models.load_pretrained`.
       template: how prompts are written, see `format_of`.
       param_dtype, compute_dtype: precision of the weights and of the matrix products (auto: see `device_dtype`).
       weights, cache: as of a `Sampler`.
@@ -162,6 +164,7 @@ def load_speaker(
     live = models.load_pretrained(
         folder,
         revision=revision or None,
+        context=context,
         param_dtype=jnp.dtype(device_dtype(param_dtype, first)),
         compute_dtype=jnp.dtype(device_dtype(compute_dtype, first)),
         mesh=on,

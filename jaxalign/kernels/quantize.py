@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 
+from jaxalign.errors import ModelError
 from jaxalign.kernels.frozen import Frozen
 from jaxalign.kernels.int8 import Int8, quantized
 from jaxalign.kernels.nf4 import quantized_nf4
@@ -26,9 +27,16 @@ def quantizer_of(
       weights: which leaves are quantized, and how.
       names: the keys on the path of the leaf.
       dtype: what the numbers become again where nothing else is asked for.
+
+    Raises:
+      ModelError: the experts of a mixture, most of its weights: a product with them knows floats alone.
     """
     if weights == "same" or "experts" in names:
         return None
+    if names[-1].startswith("experts_"):
+        raise ModelError(
+            f"the experts of a mixture cannot be kept in {weights}; expected weights as they are (same)"
+        )
     if "layers" in names and names[-1].endswith("_proj"):
         return partial(quantized_nf4, kind=dtype) if weights == "nf4" else partial(quantized, axis=-2)
     if weights == "int8" and tuple(names[-2:]) in (("embed", "tokens"), ("head", "weight")):

@@ -119,7 +119,8 @@ class DoctorPatientPair:
         """The doctor's shape, before it is loaded too."""
         if self.source is None:
             return self.doctor.config
-        return models.load_config(setup.model_folder(self.source.path), revision=self.source.revision or None)
+        folder, source = setup.model_folder(self.source.path), self.source
+        return models.load_config(folder, revision=source.revision or None, context=source.context)
 
     @property
     def scoring_patient(self) -> Any:

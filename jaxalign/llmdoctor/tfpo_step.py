@@ -103,7 +103,11 @@ def make_tfpo_loss(
             "entropy": mean_of(scores.entropy, mask),
             "value_ramp": (params["value"]["ramp"], jnp.ones(())),
         }
-        metrics |= value_gaps(around, batch) | pair_metrics(scores.logps.sum(1).reshape(shape), start, batch)
+        metrics |= (
+            scores.router_metrics
+            | value_gaps(around, batch)
+            | pair_metrics(scores.logps.sum(1).reshape(shape), start, batch)
+        )
         return balance + numbers.value_weight * discrimination, metrics
 
     return loss

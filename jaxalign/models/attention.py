@@ -49,6 +49,7 @@ BLOCK = 512
 # Logical axes of queries, keys and values: as they come and go, and within attention.
 BY_LENGTH = ("batch", "length", "kv_heads", None)
 BY_HEADS = ("batch", None, "attention_heads", None)
+NO_SINKS = "attention sinks are computed by plain alone"
 REFUSALS = {"cudnn": cudnn_attention.refusal, "splash": splash_attention.refusal}
 FASTEST: dict[str, AttentionImplementation] = {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"}
 
@@ -76,10 +77,13 @@ def choose_attention(
     configured = config.attention != "auto"
     implementation = config.attention if configured else FASTEST.get(device.platform, "plain")
     why = REFUSALS[implementation](config, device) if implementation in REFUSALS else ""
+    if config.attention_sinks and implementation != "plain":
+        why = NO_SINKS
     if implementation == "cudnn":
         why = why or cudnn_attention.refusal_of_rows(device, max_segments, mapped=mapped, shape=shape)
     if why and configured:
-        raise ValueError(f"attention {implementation}: {why}; plain and blockwise run anywhere")
+        others = "" if why == NO_SINKS else "; plain and blockwise run anywhere"
+        raise ValueError(f"attention {implementation}: {why}{others}")
     return (
         Choice("plain", why)
         if why
@@ -134,13 +138,30 @@ def scaled(q: jax.Array, config: ModelConfig) -> jax.Array:
     return q * jnp.asarray(config.query_scale or config.head_dim**-0.5, q.dtype)
 
 
+def sinks_of(sinks: Float[Array, " N"] | None, heads: int, axes: int) -> Float[Array, "K G *S"] | None:
+    """The scores of sinks [K, G, 1, ...], for scores with as many axes behind the heads."""
+    if sinks is None:
+        return None
+    return sinks.astype(jnp.float32).reshape(heads, -1, *(1,) * axes)
+
+
 def _weighted(
-    scores: jax.Array, values: jax.Array, pattern: str, dtype: DTypeLike, scales: jax.Array | None = None
+    scores: jax.Array,
+    values: jax.Array,
+    pattern: str,
+    dtype: DTypeLike,
+    scales: jax.Array | None = None,
+    sinks: jax.Array | None = None,
 ):
-    """softmax(scores) @ (scales * values) with the division after the product: one pass less over the scores."""
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    """softmax(scores) @ (scales * values) with the division after the product: one pass less over the scores.
+
+    `sinks` are scores of one key more, whose value is 0.
+    """
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    top = jax.lax.stop_gradient(top if sinks is None else jnp.maximum(top, sinks))
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
+    total = total if sinks is None else total + jnp.exp(sinks - top)
     weights = weights if scales is None else weights * scales
     return (product(pattern, weights, values, dtype=dtype) / total).astype(values.dtype)
 
@@ -155,6 +176,7 @@ def attend(
     config: ModelConfig,
     *,
     max_segments: int = 0,
+    sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B T NH"]:
     """Causal attention, in the implementation that the config names or that is fast on this backend.
 
@@ -169,6 +191,7 @@ def attend(
       config: implementation, soft cap and scale.
       max_segments: 1 where each row holds one segment that begins at column 0; else no row holds more than that;
         0 where it is not known. Rows that `cudnn` cannot compute are computed by `plain`.
+      sinks: a score of each head, see `ModelConfig.attention_sinks`.
 
     Raises:
       ValueError: the implementation that the config names cannot run on this backend.
@@ -187,7 +210,7 @@ def attend(
     if implementation in ("plain", "blockwise") and length_shards(config.mesh) > 1:
         q, k, v = (constrained(x, BY_HEADS, config.mesh) for x in (q, k, v))
     if implementation == "plain":
-        return attend_plain(q, k, v, positions, segments, window, config)
+        return attend_plain(q, k, v, positions, segments, window, config, sinks)
     if implementation == "blockwise":
         q = rearrange(scaled(q, config), "b t (k g) h -> b k t g h", k=k.shape[2])
         k, v = (rearrange(x, "b t k h -> b k t h") for x in (k, v))
@@ -271,12 +294,14 @@ def attend_plain(
     segments: Int[Array, "B T"],
     window: jax.Array | int,
     config: ModelConfig,
+    sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B T NH"]:
     """Causal attention in blocks of queries, each against the columns up to its own end; arguments as of `attend`."""
     length, dtype = q.shape[1], operand_dtype(config)
     # Once: the transposes stay off the score path.
     q = rearrange(scaled(q, config), "b t (k g) h -> b k g t h", k=k.shape[2])
     k, v = (rearrange(x, "b t k h -> b k t h") for x in (k, v))
+    own = sinks_of(sinks, k.shape[1], 2)
     parts = []
     for start in range(0, length, BLOCK):
         end = min(start + BLOCK, length)
@@ -285,7 +310,7 @@ def attend_plain(
         )
         scores = product("bkgtd,bksd->bkgts", q[:, :, :, start:end], k[:, :, :end], dtype=dtype)
         scores = softcap(scores, config.attention_softcap) + jnp.where(seen, 0.0, NEGATIVE)[:, None, None]
-        parts.append(_weighted(scores, v[:, :, :end], "bkgts,bksd->bkgtd", dtype))
+        parts.append(_weighted(scores, v[:, :, :end], "bkgts,bksd->bkgtd", dtype, sinks=own))
     out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=3)
     return checkpoint_name(rearrange(out, "b k g t h -> b t (k g h)"), CONTEXT)
 
@@ -296,12 +321,14 @@ def attend_cached(
     values: Float[Array, "B K S H"] | Int8,
     seen: Seen,
     config: ModelConfig,
+    sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B NH"]:
     """One query a row against the columns of its cache that it sees; by a kernel where one is faster."""
     q = rearrange(scaled(q, config), "b (k g) h -> b k g h", k=keys.shape[1])
     dtype = cached_dtype(config)
     if (
-        isinstance(keys, jax.Array)
+        sinks is None
+        and isinstance(keys, jax.Array)
         and isinstance(values, jax.Array)
         and not decode_attention.refusal(config, _device(config), values.shape, values.dtype)
     ):
@@ -315,5 +342,5 @@ def attend_cached(
     scores = product("bkgd,bkds->bkgs", q, k, dtype=dtype)
     scores = scores if key_scales is None else scores * key_scales
     scores = softcap(scores, config.attention_softcap) + seen.bias[:, None, None, :]
-    out = _weighted(scores, v, "bkgs,bksd->bkgd", dtype, value_scales)
+    out = _weighted(scores, v, "bkgs,bksd->bkgd", dtype, value_scales, sinks_of(sinks, keys.shape[1], 1))
     return rearrange(out.astype(q.dtype), "b k g h -> b (k g h)")

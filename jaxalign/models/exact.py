@@ -9,7 +9,7 @@ change nothing in a token's numbers, so batch size, order, packing and the cache
 Only values are computed here. Gradients are those of the ordinary passes, at these values (`with_value`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,10 @@ from jaxalign.kernels.matmul import cached_dtype, operand_dtype, product
 from jaxalign.masking import NEGATIVE
 from jaxalign.models.adapted import Adapter
 from jaxalign.models.attention import scaled, segment_starts
-from jaxalign.models.block import block, cast, project
-from jaxalign.models.config import ModelConfig
-from jaxalign.models.layers import Params, norm, rope_tables, softcap
+from jaxalign.models.block import attended, block, cast, project
+from jaxalign.models.config import ModelConfig, Rotation
+from jaxalign.models.layers import Params, norm, softcap
+from jaxalign.models.rotary import rope_tables
 
 TILE = 16
 BLOCK = 64
@@ -96,12 +97,12 @@ class Places:
 
 
 def tables(
-    positions: Int[Array, " N"], config: ModelConfig, *, local: bool
+    positions: Int[Array, " N"], config: ModelConfig, rotation: Rotation
 ) -> tuple[Float[Array, "N 1 R"], Float[Array, "N 1 R"]]:
-    """`layers.rope_tables` of N tokens."""
+    """`rotary.rope_tables` of N tokens."""
 
     def tile(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        cos, sin = rope_tables(positions[:, None], config, local=local)
+        cos, sin = rope_tables(positions[:, None], config, rotation)
         return cos[:, 0], sin[:, 0]
 
     return tiled(tile, positions)
@@ -130,7 +131,7 @@ def layer(
     """
 
     def project_tile(x: jax.Array, turns: tuple[jax.Array, jax.Array]) -> Any:
-        h = norm(x[:, None], params, "input_norm", config)
+        h = attended(x[:, None], params, config)
         turns = jax.tree.map(lambda t: t[:, None], turns)
         return jax.tree.map(lambda y: y[:, 0], project(h, params, config, turns, adapter, None))
 
@@ -149,7 +150,7 @@ class Pass:
     """A pass over whole rows [B, T], in exact mode: what its layers share."""
 
     places: Places
-    tables: list[tuple[jax.Array, jax.Array]]
+    tables: Mapping[Any, tuple[jax.Array, jax.Array]]
     shape: tuple[int, int]
 
     @classmethod
@@ -159,8 +160,8 @@ class Pass:
         columns = jnp.broadcast_to(jnp.arange(length), positions.shape)
         row = jnp.broadcast_to(jnp.arange(rows)[:, None], positions.shape)
         places = Places(*(x.reshape(-1) for x in (row, segment_starts(segments), columns)))
-        both = [tables(positions.reshape(-1), config, local=local) for local in (False, True)]
-        return cls(places, both, (rows, length))
+        turns = {r: tables(positions.reshape(-1), config, r) for r in config.rotations}
+        return cls(places, turns, (rows, length))
 
     def layer(
         self,

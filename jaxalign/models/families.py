@@ -15,22 +15,40 @@ from jaxalign.models.family_configs import (
     read_gemma,
     read_gemma2,
     read_gemma3,
+    read_glm,
     read_gpt2,
     read_llama,
     read_mistral,
     read_neox,
+    read_olmo2,
+    read_olmo3,
     read_phi3,
     read_qwen2,
     read_qwen3,
+    read_smollm3,
+    text_part,
     write_gemma,
     write_gemma2,
     write_gemma3,
+    write_glm,
     write_gpt2,
     write_llama,
     write_mistral,
     write_neox,
+    write_olmo2,
+    write_olmo3,
     write_phi3,
     write_qwen,
+    write_smollm3,
+)
+from jaxalign.models.mixture import EXPERTS
+from jaxalign.models.mixture_configs import (
+    read_gpt_oss,
+    read_mixtral,
+    read_qwen3_moe,
+    write_gpt_oss,
+    write_mixtral,
+    write_qwen3_moe,
 )
 from jaxalign.models.stops import eos_ids
 
@@ -42,10 +60,11 @@ class Tensor:
     """One tensor of a Hugging Face folder and the parameters in it.
 
     Attributes:
-      name: its name there; {i} is the layer.
+      name: its name there; {i} is the layer. One tensor for each expert ({e}) has an expert's part of its leaf.
       leaves: our names; several where the tensor is fused.
       kind: `linear` ([out, in] there, transposed here), `conv1d` ([in, out] in both) or `plain`.
-      fusion: how leaves lie in it: `rows` one after another, or `heads` (q, k, v by turns, head by head).
+      fusion: how leaves lie in it: `rows` one after another, `heads` (q, k, v by turns, head by head) or `turns` (by
+        turns, number by number).
     """
 
     name: str
@@ -67,6 +86,7 @@ class Family:
       head: name of the untied vocabulary projection.
       trunk: prefix of all tensors but heads.
       ignored: endings of tensors that hold no parameters.
+      beside: modules of a model with images whose text part this is; their tensors are left out.
       classifier: class name for reward models; "" takes ForSequenceClassification after the architecture's stem.
       token_head: name of the head of ForTokenClassification; "" where transformers has no such class.
     """
@@ -79,6 +99,7 @@ class Family:
     head: str = "lm_head"
     trunk: str = "model."
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    beside: tuple[str, ...] = ()
     classifier: str = ""
     token_head: str = "score"
 
@@ -112,6 +133,14 @@ def _projections(names: Mapping[str, str]) -> tuple[Tensor, ...]:
     return tuple(t for hf, ours in names.items() for t in _linear(f"layers.{{i}}.{hf}", ours))
 
 
+def _experts(block: str, gate: str, up: str, down: str) -> tuple[Tensor, ...]:
+    """A tensor for each expert of each of its three matrices."""
+    names = zip((gate, up, down), EXPERTS, strict=True)
+    return tuple(
+        Tensor(f"layers.{{i}}.{block}.experts.{{e}}.{hf}.weight", (ours,), "linear") for hf, ours in names
+    )
+
+
 _ATTENTION = {f"self_attn.{p}": p for p in ("q_proj", "k_proj", "v_proj", "o_proj")}
 _MLP = {f"mlp.{p}": p for p in ("gate_proj", "up_proj", "down_proj")}
 _OUTER = (
@@ -141,6 +170,48 @@ _PHI3 = (
     Tensor("layers.{i}.self_attn.o_proj.weight", ("o_proj",), "linear"),
     Tensor("layers.{i}.mlp.gate_up_proj.weight", ("gate_proj", "up_proj"), "linear"),
     Tensor("layers.{i}.mlp.down_proj.weight", ("down_proj",), "linear"),
+)
+_OLMO2 = (
+    Tensor("layers.{i}.post_attention_layernorm.weight", ("post_attention_norm",)),
+    Tensor("layers.{i}.post_feedforward_layernorm.weight", ("post_mlp_norm",)),
+    *_projections(_ATTENTION | _MLP),
+    *_QK_NORM,
+)
+_GLM = (
+    Tensor("layers.{i}.input_layernorm.weight", ("input_norm",)),
+    Tensor("layers.{i}.post_attention_layernorm.weight", ("mlp_norm",)),
+    *_projections(_ATTENTION),
+    Tensor("layers.{i}.mlp.gate_up_proj.weight", ("gate_proj", "up_proj"), "linear"),
+    Tensor("layers.{i}.mlp.down_proj.weight", ("down_proj",), "linear"),
+)
+_GLM4_NORMS = (
+    Tensor("layers.{i}.post_self_attn_layernorm.weight", ("post_attention_norm",)),
+    Tensor("layers.{i}.post_mlp_layernorm.weight", ("post_mlp_norm",)),
+)
+_MIXTRAL = (
+    *_LLAMA[:2],
+    *_projections(_ATTENTION),
+    *_projections({"block_sparse_moe.gate": "router"})[:1],
+    *_experts("block_sparse_moe", "w1", "w3", "w2"),
+)
+_QWEN3_MOE = (
+    *_LLAMA[:2],
+    *_projections(_ATTENTION),
+    *_QK_NORM,
+    *_projections({"mlp.gate": "router"})[:1],
+    *_experts("mlp", "gate_proj", "up_proj", "down_proj"),
+)
+_GPT_OSS = (
+    *_LLAMA[:2],
+    *_projections(_ATTENTION),
+    Tensor("layers.{i}.self_attn.sinks", ("sinks",)),
+    *_projections({"mlp.router": "router"}),
+    Tensor("layers.{i}.mlp.experts.gate_up_proj", ("experts_gate", "experts_up"), "plain", "turns"),
+    Tensor(
+        "layers.{i}.mlp.experts.gate_up_proj_bias", ("experts_gate_bias", "experts_up_bias"), "plain", "turns"
+    ),
+    Tensor("layers.{i}.mlp.experts.down_proj", ("experts_down",)),
+    Tensor("layers.{i}.mlp.experts.down_proj_bias", ("experts_down_bias",)),
 )
 _GPT2 = (
     Tensor("h.{i}.ln_1.weight", ("input_norm",)),
@@ -185,6 +256,9 @@ FAMILIES: dict[str, Family] = {
         _LLAMA + _QK_NORM,
         _OUTER,
     ),
+    "mixtral": Family("MixtralForCausalLM", read_mixtral, write_mixtral, _MIXTRAL, _OUTER),
+    "qwen3_moe": Family("Qwen3MoeForCausalLM", read_qwen3_moe, write_qwen3_moe, _QWEN3_MOE, _OUTER),
+    "gpt_oss": Family("GptOssForCausalLM", read_gpt_oss, write_gpt_oss, _GPT_OSS, _OUTER),
     "gemma": Family("GemmaForCausalLM", read_gemma, write_gemma, _LLAMA, _OUTER),
     "gemma2": Family("Gemma2ForCausalLM", read_gemma2, write_gemma2, _GEMMA2, _OUTER),
     "gemma3_text": Family(
@@ -196,8 +270,20 @@ FAMILIES: dict[str, Family] = {
         # Gemma3ForSequenceClassification is that of the models with images.
         classifier="Gemma3TextForSequenceClassification",
         token_head="",
+        beside=("vision_tower", "multi_modal_projector"),
     ),
     "phi3": Family("Phi3ForCausalLM", read_phi3, write_phi3, _PHI3, _OUTER),
+    "olmo2": Family("Olmo2ForCausalLM", read_olmo2, write_olmo2, _OLMO2, _OUTER, token_head=""),
+    "olmo3": Family("Olmo3ForCausalLM", read_olmo3, write_olmo3, _OLMO2, _OUTER, token_head=""),
+    "smollm3": Family("SmolLM3ForCausalLM", read_smollm3, write_smollm3, _LLAMA, _OUTER),
+    "glm": Family("GlmForCausalLM", read_glm, write_glm, _GLM, _OUTER),
+    "glm4": Family(
+        "Glm4ForCausalLM",
+        lambda c: read_glm(c) | {"post_norms": True},
+        write_glm,
+        _GLM + _GLM4_NORMS,
+        _OUTER,
+    ),
     "gpt2": Family(
         "GPT2LMHeadModel",
         read_gpt2,
@@ -228,6 +314,10 @@ def config_from_json(config: Json, where: str) -> ModelConfig:
     Raises:
       ModelError: a family that is not in the table, or a missing or wrong field; names the file.
     """
+    try:
+        config = text_part(config)
+    except ValueError as error:
+        raise ModelError(f"{where}: {error}") from None
     kind = str(config.get("model_type", ""))
     family = FAMILIES.get(kind)
     if family is None:
@@ -273,7 +363,7 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
 def stored_shape(tensor: Tensor, leaves: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape that a tensor has in a folder, by those of its leaves in our layout."""
     shape = (*leaves[0][:-1], sum(leaf[-1] for leaf in leaves))
-    return shape[::-1] if tensor.kind == "linear" else shape
+    return (*shape[:-2], *shape[:-3:-1]) if tensor.kind == "linear" else shape
 
 
 def read_part(
@@ -293,13 +383,13 @@ def read_part(
 
     def read(start: int, stop: int) -> np.ndarray:
         at = (*index[:-1], slice(start, stop))
-        return source[at[::-1]].T if tensor.kind == "linear" else source[at]
+        return source[*at[:-2], *at[:-3:-1]].swapaxes(-1, -2) if tensor.kind == "linear" else source[at]
 
     if tensor.fusion == "rows":
         offset = sum(sizes[:leaf])
         return read(offset + last.start, offset + last.stop)
     # All leaves of every head that the slice touches: they lie side by side.
-    width = sizes[leaf] // heads
+    width = 1 if tensor.fusion == "turns" else sizes[leaf] // heads
     first, end = last.start // width, -(-last.stop // width)
     block = read(first * count * width, end * count * width)
     own = block.reshape(*block.shape[:-1], end - first, count, width)[..., leaf, :]
@@ -309,9 +399,10 @@ def read_part(
 def fuse(tensor: Tensor, leaves: list[np.ndarray], heads: int) -> np.ndarray:
     """A whole tensor of its leaves: what `read_part` takes apart."""
     array = leaves[0]
-    if len(leaves) > 1 and tensor.fusion == "heads":
-        parts = [p.reshape(*p.shape[:-1], heads, 1, -1) for p in leaves]
+    if len(leaves) > 1 and tensor.fusion != "rows":
+        count = array.shape[-1] if tensor.fusion == "turns" else heads
+        parts = [p.reshape(*p.shape[:-1], count, 1, -1) for p in leaves]
         array = np.concatenate(parts, axis=-2).reshape(*leaves[0].shape[:-1], -1)
     elif len(leaves) > 1:
         array = np.concatenate(leaves, axis=-1)
-    return np.ascontiguousarray(array.T if tensor.kind == "linear" else array)
+    return np.ascontiguousarray(array.swapaxes(-1, -2) if tensor.kind == "linear" else array)

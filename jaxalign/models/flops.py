@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.lora import LoraConfig, targets_of
+from jaxalign.models.mixture import EXPERTS
 from jaxalign.models.transformer import parameter_shapes
 
 Learns = Literal["all", "adapter", "nothing"]
@@ -88,9 +89,13 @@ def training_pass(config: ModelConfig, lora: LoraConfig | None, *, head: bool = 
 
 
 def layer_weights(config: ModelConfig) -> int:
-    """Weights of all layers' matrices; each is multiplied with once a token."""
+    """Weights of all layers' matrices that are multiplied with once a token; of experts, those that it uses."""
     layers = parameter_shapes(config)["layers"]
-    return sum(math.prod(shape) for name, shape in layers.items() if name.endswith("_proj"))
+    mixture = config.mixture
+    experts = sum(math.prod(layers[name]) for name in EXPERTS) if mixture.experts else 0
+    matrices = (*(name for name in layers if name.endswith("_proj")), *(("router",) if experts else ()))
+    own = sum(math.prod(layers[name]) for name in matrices)
+    return own + (experts * mixture.per_token // mixture.experts if experts else 0)
 
 
 def _pairs(lengths: np.ndarray, window: int) -> np.ndarray:

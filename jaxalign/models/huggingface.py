@@ -1,6 +1,7 @@
 """Loads and saves Hugging Face folders; checks every tensor's name and shape."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,8 @@ from jaxalign.models.folders import NOT_OF_A_MODEL, WEIGHTS
 from jaxalign.models.gguf.families import architecture_of, config_json, gguf_names, tensors_of
 from jaxalign.models.gguf.head import gguf_in, is_gguf, read_head
 from jaxalign.models.gguf.tokenizer import gguf_tokenizer
+from jaxalign.models.mxfp4 import Mxfp4
+from jaxalign.models.rotary import with_context
 from jaxalign.models.sharding import to_device
 from jaxalign.models.stops import read_generation, write_generation
 from jaxalign.models.tensor_dtypes import export_dtype
@@ -37,6 +40,8 @@ from jaxalign.models.tensor_files import (
     Leaf,
     Outgoing,
     Source,
+    Stored,
+    Together,
     on_host,
     outgoing,
     read_json,
@@ -60,6 +65,7 @@ def load_pretrained(
     rules: Rules | None = None,
     revision: str | None = None,
     weights: Weights = "same",
+    context: int = 0,
 ) -> Transformer:
     """Loads a causal language model from a Hugging Face folder, a GGUF file or a hub id.
 
@@ -73,21 +79,28 @@ def load_pretrained(
       revision: revision of a hub id.
       weights: what `models.quantize` does to the weights (int8 rounds them to 8-bit integers), one at a time: a device
         holds at most one of them as floats.
+      context: longest row in tokens; 0 takes what the folder says (see `models.rotary.with_context`).
 
     Raises:
-      ModelError: a missing file, an unsupported family, or a missing, unexpected or wrongly shaped tensor.
+      ModelError: a missing file, an unsupported family, a context that the model cannot have, or a missing, unexpected
+        or wrongly shaped tensor.
     """
     path = local_folder(folder, revision)
-    config = with_dtypes(load_config(path), param_dtype or "float32", compute_dtype or "float32")
+    config = with_dtypes(
+        load_config(path, context=context), param_dtype or "float32", compute_dtype or "float32"
+    )
     params = to_device(read_params(path, config), config.param_dtype, mesh=mesh, rules=rules, weights=weights)
     return Transformer(replace(config, mesh=mesh if mesh is not None and mesh.size > 1 else None), params)
 
 
-def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConfig:
+def load_config(
+    folder: str | Path, *, revision: str | None = None, context: int = 0, key: str = "context"
+) -> ModelConfig:
     """Loads the configuration of a model folder (or hub id), with the end tokens of both config files.
 
     Raises:
-      ModelError: no config.json, or one that is not supported; a generation_config.json that cannot be read.
+      ModelError: no config.json, or one that is not supported; a generation_config.json that cannot be read; a
+        `context` (see `load_pretrained`) that the model cannot have, by the name of its `key`.
     """
     path = local_folder(folder, revision, weights=False)
     if is_gguf(path):
@@ -96,7 +109,7 @@ def load_config(folder: str | Path, *, revision: str | None = None) -> ModelConf
     generation = path / "generation_config.json"
     if generation.is_file():
         config = read_generation(config, read_json(generation), str(generation))
-    return config
+    return with_context(config, context, key)
 
 
 def local_folder(folder: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -174,16 +187,26 @@ def from_tensors(
     shapes = parameter_shapes(config)
     left = {name: source for name, source in tensors.items() if not name.endswith(family.ignored)}
     called = {} if named is None else named
+    leave_out(left, family.beside, where)
 
-    def take(name: str) -> Source | None:
-        # A trunk saved on its own lacks the prefix.
-        for candidate in (family.trunk + name, name, "language_model." + family.trunk + name):
+    def take(name: str, trunk: str = family.trunk) -> Source | None:
+        # A trunk saved on its own lacks the prefix. Beside images it has another, which depends on the version.
+        inner = f"{trunk}language_model.{name}" if trunk else name
+        for candidate in (trunk + name, name, "language_model." + trunk + name, inner):
             if candidate in left:
                 return left.pop(candidate)
         return None
 
     def find(tensor: Tensor, name: str, wanted: Mapping[str, tuple[int, ...]]) -> Source:
+        if "{e}" in name:
+            own = {leaf: wanted[leaf][1:] for leaf in tensor.leaves}
+            return Together([find(tensor, name.format(e=e), own) for e in range(config.mixture.experts)])
         source = take(name)
+        if source is None and family.trunk + name + "_blocks" in left:
+            parts = [take(f"{name}_{part}") for part in ("blocks", "scales")]
+            if not all(isinstance(part, Stored) for part in parts):
+                raise ModelError(f"{where}: missing tensor {family.trunk}{name}_scales")
+            source = Mxfp4(*parts)
         if source is None:
             raise ModelError(
                 f"{where}: missing tensor {called.get(family.trunk + name, family.trunk + name)}"
@@ -220,7 +243,7 @@ def from_tensors(
     wanted = {name: shape[1:] for name, shape in shapes["layers"].items()}
     layered = there(family.layer, wanted)
     found = [
-        [find(tensor, tensor.name.format(i=layer), wanted) for tensor in layered]
+        [find(tensor, tensor.name.format(i=layer, e="{e}"), wanted) for tensor in layered]
         for layer in range(config.num_layers)
     ]
     tree["layers"] = {
@@ -228,7 +251,7 @@ def from_tensors(
         for tensor, sources in zip(layered, map(list, zip(*found, strict=True)), strict=True)
         for name, leaf in leaves(tensor, sources, wanted, stacked=True)
     }
-    head = left.pop(f"{family.head}.weight", None)
+    head = take(f"{family.head}.weight", "")
     if not config.tied_head:
         if head is None:
             raise ModelError(f"{where}: missing tensor {family.head}.weight (tie_word_embeddings is false)")
@@ -241,6 +264,24 @@ def from_tensors(
             f"{where}: unexpected tensors for a {config.family} model: {', '.join(names[:4])}{more}"
         )
     return tree
+
+
+def leave_out(tensors: dict[str, Source], modules: Sequence[str], where: str) -> None:
+    """Takes away the tensors of a model's other modules, and says so in one line."""
+    counts: dict[str, int] = {}
+    for name in list(tensors):
+        own = next((m for m in modules if name.removeprefix("model.").startswith(m + ".")), None)
+        if own is not None:
+            counts[own] = counts.get(own, 0) + 1
+            del tensors[name]
+    if counts:
+        parts = ", ".join(f"{module} ({count})" for module, count in counts.items())
+        logging.getLogger(__name__).warning(
+            "%s: only the text part is loaded; %d tensors for images are left out: %s",
+            where,
+            sum(counts.values()),
+            parts,
+        )
 
 
 def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Outgoing]:
@@ -258,13 +299,19 @@ def to_tensors(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Outg
         if tensor.leaves[0] not in params["layers"]:
             continue
         leaves = [params["layers"][leaf] for leaf in tensor.leaves]
-        shape = stored_shape(tensor, [leaf.shape[1:] for leaf in leaves])
-        for layer in range(config.num_layers):
+        apart = "{e}" in tensor.name
+        shape = stored_shape(tensor, [leaf.shape[1 + apart :] for leaf in leaves])
+        places = [(layer,) for layer in range(config.num_layers)]
+        if apart:
+            places = [(layer, e) for (layer,) in places for e in range(config.mixture.experts)]
+        for place in places:
 
-            def fetch(tensor: Tensor = tensor, leaves: list[Any] = leaves, layer: int = layer) -> np.ndarray:
-                return fuse(tensor, [on_host(leaf, layer) for leaf in leaves], config.num_heads)
+            def fetch(
+                tensor: Tensor = tensor, leaves: list[Any] = leaves, place: tuple[int, ...] = place
+            ) -> np.ndarray:
+                return fuse(tensor, [on_host(leaf, *place) for leaf in leaves], config.num_heads)
 
-            name = family.trunk + tensor.name.format(i=layer)
+            name = family.trunk + tensor.name.format(i=place[0], e=place[-1])
             tensors[name] = Outgoing(shape, leaves[0].dtype, fetch)
     if not config.tied_head and "head" in params:
         tensors[f"{family.head}.weight"] = outgoing(params["head"]["weight"])

@@ -1,22 +1,19 @@
-"""Projections, norms, rotary embeddings and the MLP: pure functions on arrays."""
+"""Projections, norms and the MLP: pure functions on arrays."""
 
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxalign.kernels.frozen import Frozen, frozen_dense
 from jaxalign.kernels.matmul import dense, matmul_implementation
 from jaxalign.kernels.remat import ADAPTER
 from jaxalign.mesh import constrained
 from jaxalign.models.adapted import Adapter, gain, low_rank_sum
-from jaxalign.models.config import ModelConfig, RopeScaling
-from jaxalign.target import platform
+from jaxalign.models.config import ModelConfig
 
 # Logical axes of activations: between layers [B, T, D], out of attention [B, T, N*H], inside the MLP [B, T, F].
 RESIDUAL = ("batch", "length", None)
@@ -95,75 +92,6 @@ def rms_norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + config.norm_eps)
     return (x32 * (weight.astype(jnp.float32) + config.norm_offset)).astype(x.dtype)
-
-
-def rope_frequencies(size: int, theta: float, scaling: RopeScaling) -> np.ndarray:
-    """Inverse frequencies [size / 2], float64, after scaling."""
-    inverse = 1.0 / theta ** (np.arange(0, size, 2, dtype=np.float64) / size)
-    if scaling.kind == "linear":
-        return inverse / scaling.factor
-    if scaling.kind == "llama3":
-        wavelength = 2 * np.pi / inverse
-        low = scaling.original_positions / scaling.low_frequency_factor
-        high = scaling.original_positions / scaling.high_frequency_factor
-        span = scaling.high_frequency_factor - scaling.low_frequency_factor
-        smooth = (scaling.original_positions / wavelength - scaling.low_frequency_factor) / span
-        between = (1 - smooth) * inverse / scaling.factor + smooth * inverse
-        return np.where(
-            wavelength > low, inverse / scaling.factor, np.where(wavelength < high, inverse, between)
-        )
-    return inverse
-
-
-def rope_tables(
-    positions: Int[Array, "B T"], config: ModelConfig, *, local: bool
-) -> tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]:
-    """Cosines and sines, float32, R = rotary size / 2; `local` for sliding-window layers."""
-    own = local and config.rope_theta_local is not None
-    theta = config.rope_theta_local if own else config.rope_theta
-    scaling = RopeScaling() if own else config.rope_scaling
-    frequencies = jnp.asarray(rope_frequencies(config.rotary_size, float(theta or 1.0), scaling), jnp.float32)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
-
-
-def rope_tables_apart(
-    positions: Int[Array, "B T"], config: ModelConfig, *, local: bool
-) -> tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]:
-    """`rope_tables` of whole rows; on a CPU by a loop over two halves of the columns.
-
-    XLA's CPU compiler computes sines and cosines again for each layer and head where it can; out of a loop it
-    cannot (a barrier does not stop it). Elsewhere that costs less than the memory traffic of tables.
-    """
-    if platform(config.mesh) != "cpu" or positions.shape[1] % 2 or config.positions != "rope":
-        return rope_tables(positions, config, local=local)
-    halves = rearrange(positions, "b (half t) -> half b t", half=2)
-    tables = jax.lax.map(lambda half: rope_tables(half, config, local=local), halves)
-    return jax.tree.map(lambda x: rearrange(x, "half b t ... -> b (half t) ..."), tables)
-
-
-@jax.custom_vjp
-def rotate(x: Float[Array, "B T N H"], tables: tuple[jax.Array, jax.Array]) -> Float[Array, "B T N H"]:
-    """Rotates the leading dimensions of each head (halves paired, as Hugging Face does)."""
-    cos, sin = tables
-    half = cos.shape[-1]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    a, b = first.astype(jnp.float32), second.astype(jnp.float32)
-    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
-    return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
-
-
-def _rotate_forward(x: jax.Array, tables: tuple[jax.Array, jax.Array]):
-    return rotate(x, tables), tables
-
-
-def _rotate_backward(tables: tuple[jax.Array, jax.Array], d_out: jax.Array):
-    # The transpose of a rotation turns back.
-    cos, sin = tables
-    return rotate(d_out, (cos, -sin)), None
-
-
-rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 def activate(x: jax.Array, activation: str) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxalign.errors import ModelError
 from jaxalign.kernels.quantize import Weights
 from jaxalign.models.adapted import Adapter, column_norms
 from jaxalign.models.config import ModelConfig
@@ -70,7 +71,16 @@ class LoraConfig:
 
 
 def targets_of(config: ModelConfig, lora: LoraConfig) -> tuple[str, ...]:
-    """The projections of this model that get an adapter."""
+    """The projections of this model that get an adapter.
+
+    Raises:
+      ModelError: those of a mixture's experts.
+    """
+    if config.mixture.experts and (asked := [t for t in lora.targets if t in ("all", *TARGETS[4:])]):
+        raise ModelError(
+            f"lora.targets: {', '.join(asked)}: the experts of a mixture ({config.family}) cannot have adapters; "
+            f"expected some of {', '.join(TARGETS[:4])}"
+        )
     there = [t for t in TARGETS if config.gated_mlp or t != "gate_proj"]
     return tuple(there) if "all" in lora.targets else tuple(t for t in there if t in lora.targets)
 

@@ -28,7 +28,10 @@ def number_of_weights(config: ModelConfig) -> int:
 
 
 def weight_sizes(config: ModelConfig) -> dict[str, int]:
-    """Bytes of a model's weights by what they are kept in: float32, bfloat16 and int8 (the rest of it float32)."""
+    """Bytes of a model's weights by what they are kept in: float32, bfloat16 and int8 (the rest of it float32).
+
+    Experts have no int8.
+    """
 
     def tree(dtype: str) -> Any:
         shapes = parameter_shapes(config)
@@ -37,7 +40,8 @@ def weight_sizes(config: ModelConfig) -> dict[str, int]:
         )
 
     trees = {name: tree(name) for name in ("float32", "bfloat16")}
-    trees["int8"] = jax.eval_shape(quantize_params, trees["float32"])
+    if not config.mixture.experts:
+        trees["int8"] = jax.eval_shape(quantize_params, trees["float32"])
     return {name: bytes_of(weights) for name, weights in trees.items()}
 
 

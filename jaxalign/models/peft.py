@@ -1,8 +1,8 @@
 """Adapters in PEFT format: `adapter_config.json` and `adapter_model.safetensors`.
 
-Where a family has several of our projections in one module (Phi-3, GPT-2, GPT-NeoX), PEFT has one adapter on it, and
-we one on each projection. Both ways are exact: PEFT's first factor is that of each projection, and its second factor
-is split by their outputs; n adapters of rank r are one of rank n r, whose second factor is n blocks.
+Where a family has several of our projections in one module (Phi-3, GLM-4, GPT-2, GPT-NeoX), PEFT has one adapter on it,
+and we one on each projection. Both ways are exact: PEFT's first factor is that of each projection, and its second
+factor is split by their outputs; n adapters of rank r are one of rank n r, whose second factor is n blocks.
 """
 
 import json
@@ -105,7 +105,7 @@ def save_adapter(
       tokenizer: saved beside it where given.
 
     Raises:
-      ModelError: a DoRA adapter on a part of a module that the family fuses (Phi-3, GPT-2, GPT-NeoX).
+      ModelError: a DoRA adapter on a part of a module that the family fuses (Phi-3, GLM-4, GPT-2, GPT-NeoX).
     """
     from safetensors.numpy import save_file
 

@@ -16,6 +16,7 @@ from jaxalign.errors import ModelError
 from jaxalign.kernels.frozen import Frozen
 from jaxalign.models.flax_msgpack import has_flax_tensors, read_flax_tensors
 from jaxalign.models.gguf.tensors import GgufTensor
+from jaxalign.models.mxfp4 import Mxfp4
 from jaxalign.models.tensor_dtypes import NAMES, export_dtype, in_dtype
 from jaxalign.processes import fetch, first
 
@@ -58,15 +59,40 @@ class Stored:
 
     def __getitem__(self, index: Index) -> np.ndarray:
         """The numbers of a slice."""
+        return np.asarray(self.raw(index), self.dtype)
+
+    def raw(self, index: Index) -> np.ndarray:
+        """A slice as it stands in the file, whatever its dtype."""
         from safetensors import safe_open
 
         # Opened each time: pages of a file that stays open count as this process's memory once they are touched.
         with safe_open(self.file, framework="np") as reader:
-            return np.asarray(reader.get_slice(self.name)[index], self.dtype)
+            return reader.get_slice(self.name)[index]
+
+
+@dataclass(frozen=True)
+class Together:
+    """Tensors of one shape as one, on whose first axis they lie: the experts of a layer."""
+
+    parts: Sequence[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of them."""
+        return len(self.parts), *self.parts[0].shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """What holds the numbers of all."""
+        return np.result_type(*(part.dtype for part in self.parts))
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        """The numbers of a slice."""
+        return np.stack([part[index[1:]] for part in self.parts[index[0]]])
 
 
 # A msgpack file has no table of its tensors: they come whole.
-Source = Stored | GgufTensor | np.ndarray
+Source = Stored | GgufTensor | np.ndarray | Together | Mxfp4
 
 
 @dataclass(frozen=True)
@@ -208,12 +234,15 @@ def outgoing(array: Any) -> Outgoing:
     return Outgoing(array.shape, array.dtype, lambda: np.ascontiguousarray(on_host(array)))
 
 
-def on_host(leaf: Any, layer: int | None = None) -> np.ndarray:
-    """A parameter, or a layer of it, gathered from the devices and processes that hold it."""
+def on_host(leaf: Any, layer: int | None = None, expert: int | None = None) -> np.ndarray:
+    """A parameter, or a layer of it (and there an expert), gathered from the devices and processes that hold it."""
     if isinstance(leaf, Frozen):
         return fetch(_floats(leaf) if layer is None else _floats(_layer(leaf, layer)))
     if not isinstance(leaf, jax.Array):
-        return np.asarray(leaf if layer is None else leaf[layer])
+        part = leaf if layer is None else leaf[layer]
+        return np.asarray(part if expert is None else part[expert])
+    if layer is not None and expert is not None:
+        return fetch(_layer(_layer(leaf, layer), expert))
     # A copy, as an array keeps what it was once gathered to, as long as it lives.
     return fetch(jnp.copy(leaf) if layer is None else _layer(leaf, layer))
 

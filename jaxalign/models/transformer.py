@@ -27,7 +27,10 @@ from jaxalign.models.attention import attend, attend_cached, segment_starts, vis
 from jaxalign.models.block import block, cast, embed, project
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.models.layers import norm, rope_tables, rope_tables_apart, softcap
+from jaxalign.models.layers import norm, softcap
+from jaxalign.models.mixture import balance_loss, load
+from jaxalign.models.parameters import parameter_shapes
+from jaxalign.models.rotary import check_length, rope_tables, rope_tables_apart
 from jaxalign.target import platform
 
 UNROLLED_LAYERS = 8
@@ -96,11 +99,45 @@ class Transformer(nnx.Module):
 
         `dropout_key` turns the adapter's dropout on.
         """
+        hidden, _ = self.hidden_and_balance(
+            tokens,
+            positions=positions,
+            segment_ids=segment_ids,
+            lengths=lengths,
+            max_segments=max_segments,
+            adapter=adapter,
+            dropout_key=dropout_key,
+        )
+        return hidden
+
+    def hidden_and_balance(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        lengths: Int[Array, " B"] | None = None,
+        max_segments: int = 0,
+        adapter: Adapter | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[jax.Array, jax.Array] | None]:
+        """`hidden`, and of a mixture of experts the load-balancing loss of these rows (`mixture.balance_loss`).
+
+        The loss comes with the number of tokens that it is of, padding left out; it is None for other models.
+        """
+        if positions is None and segment_ids is None and lengths is None:
+            check_length(self.config, tokens.shape[1])
         positions, segments = layout(tokens, positions, segment_ids, lengths)
         # 1 would say that the segment begins at column 0, which rows with segment ids need not.
         most = 1 if segment_ids is None else max(2, max_segments) if max_segments else 0
-        hidden, _ = self._layers(tokens, positions, segments, most, adapter, dropout_key, keep_cache=False)
-        return hidden
+        hidden, _, routed = self._layers(
+            tokens, positions, segments, most, adapter, dropout_key, keep_cache=False
+        )
+        if routed is None:
+            return hidden, None
+        counts, probs = routed
+        total = jnp.sum(segments > 0).astype(jnp.float32)
+        return hidden, (balance_loss(counts, probs, total), total)
 
     @property
     def head(self) -> Float[Array, "V D"]:
@@ -178,7 +215,7 @@ class Transformer(nnx.Module):
         positions = jnp.maximum(positions, 0)
         tokens = jnp.take_along_axis(tokens, positions, axis=1)
         # One segment that does not begin at column 0: two is the bound for which nothing is taken for granted.
-        hidden, cached = self._layers(tokens, positions, segments, 2, adapter, None, keep_cache=True)
+        hidden, cached, _ = self._layers(tokens, positions, segments, 2, adapter, None, keep_cache=True)
         # Cast once: a decoding step reads all of it.
         keys, values = (x.astype(cached_dtype(self.config)) for x in cached)
         return hidden[:, -1], kv_cache.from_prompt(keys, values, lengths, cache_length, int8=int8_cache)
@@ -236,7 +273,7 @@ class Transformer(nnx.Module):
         column = cache.column
         positions = jnp.repeat(column - cache.starts, members)
         x = embed(weights, jnp.repeat(tokens, members)[:, None], positions[:, None], config)
-        tables = {s: rope_tables(positions[:, None], config, local=s) for s in (False, True)}
+        tables = {r: rope_tables(positions[:, None], config, r) for r in config.rotations}
         windows = [kv_cache.window_of(config, layer) for layer in range(config.num_layers)]
         seen = {window: cache.seen(window) for window in set(windows)}
         keys, values = [], []
@@ -244,7 +281,7 @@ class Transformer(nnx.Module):
             part = None if adapter is None else adapter[layer]
 
             def attention(h: Float[Array, "B T D"], params=params, layer=layer, part=part):
-                projected = project(h, params, config, tables[config.layer_slides[layer]], part, None)
+                projected = project(h, params, config, tables[config.layer_rotations[layer]], part, None)
                 # Members are heads here: a cache of more rows would be copied at every step.
                 q, k, v = (y.reshape(-1, 1, members * y.shape[2], y.shape[3]) for y in projected)
                 key = kv_cache.written(cache.keys[layer], rearrange(k, "b t k h -> b k h t"), column, axis=3)
@@ -253,7 +290,9 @@ class Transformer(nnx.Module):
                 )
                 keys.append(key)
                 values.append(value)
-                out = attend_cached(q[:, 0], key, value, seen[windows[layer]], config)
+                sinks = params.get("sinks")
+                sinks = sinks if sinks is None else jnp.tile(sinks, members)
+                out = attend_cached(q[:, 0], key, value, seen[windows[layer]], config, sinks)
                 return out.reshape(h.shape[0], 1, -1)
 
             x = block(x, params, config, attention, part, None)
@@ -268,7 +307,7 @@ class Transformer(nnx.Module):
         places = exact.Places(jnp.arange(len(tokens)), cache.starts, jnp.broadcast_to(column, tokens.shape))
         positions = column - cache.starts
         x = embed(weights, tokens[:, None], positions[:, None], config)[:, 0]
-        tables = [exact.tables(positions, config, local=local) for local in (False, True)]
+        tables = {r: exact.tables(positions, config, r) for r in config.rotations}
         keys, values = [], []
         for layer, params in enumerate(weights["layers"]):
 
@@ -279,9 +318,9 @@ class Transformer(nnx.Module):
                 values.append(value)
                 return key, value
 
-            slides = config.layer_slides[layer]
+            turns = tables[config.layer_rotations[layer]]
             part, window = parts and parts[layer], kv_cache.window_of(config, layer)
-            x, *_ = exact.layer(x, params, part, config, tables[slides], places, window, stored)
+            x, *_ = exact.layer(x, params, part, config, turns, places, window, stored)
         cache = replace(cache, keys=tuple(keys), values=tuple(values), column=column + 1)
         return exact.normed(x, weights["final_norm"], config), cache
 
@@ -297,53 +336,64 @@ class Transformer(nnx.Module):
         dropout_key: jax.Array | None,
         *,
         keep_cache: bool,
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[jax.Array, Any, Any]:
+        """Hidden states; keys and values of each layer, where kept; how each layer of a mixture was routed."""
         config, params = self.config, self.params
         x = embed(params, tokens, positions, config)
-        tables = [rope_tables_apart(positions, config, local=local) for local in (False, True)]
+        kinds = config.rotations
+        tables = {kind: rope_tables_apart(positions, config, kind) for kind in kinds}
         exact_pass = exact.Pass.of(positions, segments, config) if config.exact else None
         slides = np.asarray(config.layer_slides)
+        rotations = np.asarray([kinds.index(kind) for kind in config.layer_rotations])
 
         def body(x: Float[Array, "B T D"], inputs: tuple[Any, ...]):
-            layer, part, sliding, index = inputs
-            mixed = slides.any() and not slides.all()
-            if mixed:
+            layer, part, sliding, rotation, index = inputs
+            if slides.any() and not slides.all():
                 window = jnp.where(sliding, config.sliding_window, 0)
             else:
                 window = config.sliding_window if slides.all() and len(slides) else 0
 
             def of_layer(tables: Any) -> Any:
-                if mixed:
-                    return jax.tree.map(lambda a, b: jnp.where(sliding, b, a), *tables)
-                return tables[int(bool(window))]
+                own = tables[kinds[0]]
+                for number, kind in enumerate(kinds[1:], 1):
+                    own = jax.tree.map(
+                        lambda a, b, n=number: jnp.where(rotation == n, b, a), own, tables[kind]
+                    )
+                return own
 
             cos_sin = of_layer(tables)
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-            kept = None
+            kept = routed = None
+
+            def tally(probs: jax.Array, chosen: jax.Array) -> None:
+                nonlocal routed
+                routed = load(probs, chosen, segments > 0)
 
             def attention(h: Float[Array, "B T D"]):
                 nonlocal kept
                 q, k, v = project(h, layer, config, cos_sin, part, key)
                 kept = (k, v)
-                return attend(q, k, v, positions, segments, window, config, max_segments=max_segments)
+                rows = (positions, segments, window, config)
+                return attend(q, k, v, *rows, max_segments=max_segments, sinks=layer.get("sinks"))
 
-            after = block(x, layer, config, attention, part, key)
+            after = block(x, layer, config, attention, part, key, tally)
             if exact_pass is not None:
                 turns = of_layer(exact_pass.tables)
                 value, kept = exact_pass.layer(x, layer, part, config, turns, window)
                 after = exact.with_value(after, value)
-            return after, kept if keep_cache else None
+            return after, (kept if keep_cache else None, routed)
 
         level = "none" if keep_cache else config.remat
         body = rematerialized(body, level)
-        inputs = (params["layers"], adapter, jnp.asarray(slides), jnp.arange(config.num_layers))
+        layers = jnp.arange(config.num_layers)
+        inputs = (params["layers"], adapter, jnp.asarray(slides), jnp.asarray(rotations), layers)
         unroll = written_out(config, level, trained=not keep_cache and adapter is None)
-        x, cache = jax.lax.scan(body, x, inputs, unroll=unroll)
+        x, (cache, routed) = jax.lax.scan(body, x, inputs, unroll=unroll)
         hidden = norm(x, params["final_norm"], "weight", config)
         if config.exact:
             of_tokens = exact.normed(rearrange(x, "b t d -> (b t) d"), params["final_norm"], config)
             hidden = exact.with_value(hidden, of_tokens.reshape(hidden.shape))
-        return hidden, cache
+        return hidden, cache, routed
 
 
 def written_out(config: ModelConfig, level: Remat, *, trained: bool) -> bool:
@@ -399,49 +449,6 @@ class Definition:
     """The static part of a model: hashable, made by `split`, read by `merge`."""
 
     config: ModelConfig
-
-
-def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
-    """Shapes of all leaves, as a tree of tuples; layers are stacked [L, ...]."""
-    d, f, layers = config.hidden_size, config.intermediate_size, config.num_layers
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    layer: dict[str, tuple[int, ...]] = {
-        "input_norm": (d,),
-        "mlp_norm": (d,),
-        "q_proj": (d, q),
-        "k_proj": (d, kv),
-        "v_proj": (d, kv),
-        "o_proj": (q, d),
-        "up_proj": (d, f),
-        "down_proj": (f, d),
-    }
-    if config.gated_mlp:
-        layer["gate_proj"] = (d, f)
-    if config.post_norms:
-        layer |= {"post_attention_norm": (d,), "post_mlp_norm": (d,)}
-    if config.qk_norm:
-        layer |= {"q_norm": (config.head_dim,), "k_norm": (config.head_dim,)}
-    if config.norm == "layer":
-        layer |= {"input_norm_bias": (d,), "mlp_norm_bias": (d,)}
-    biases = {"q_proj": config.qkv_bias, "k_proj": config.qkv_bias, "v_proj": config.qkv_bias}
-    biases |= {"o_proj": config.out_bias, "up_proj": config.mlp_bias, "down_proj": config.mlp_bias}
-    layer |= {name + "_bias": (layer[name][1],) for name, there in biases.items() if there}
-    if config.mlp_bias and config.gated_mlp:
-        layer["gate_proj_bias"] = (f,)
-    tree: dict[str, Any] = {
-        "embed": {"tokens": (config.vocab_size, d)},
-        "layers": {name: (layers, *shape) for name, shape in layer.items()},
-        "final_norm": {"weight": (d,)},
-    }
-    if config.norm == "layer":
-        tree["final_norm"]["weight_bias"] = (d,)
-    if config.positions == "learned":
-        tree["embed"]["positions"] = (config.max_positions, d)
-    if not config.tied_head:
-        tree["head"] = {"weight": (config.vocab_size, d)}
-    if config.head_bias:
-        tree.setdefault("head", {})["bias"] = (config.vocab_size,)
-    return tree
 
 
 def create(

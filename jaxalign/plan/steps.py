@@ -127,7 +127,10 @@ def model_of(command: str, config: Any) -> models.ModelConfig:
     if not source.path:
         names = "model.path or patient.path" if command == "tfpo" else "model.path"
         raise ConfigError(f"{names}: expected a folder with a config.json; got nothing")
-    return models.load_config(setup.model_folder(source.path), revision=source.revision or None)
+    folder = setup.model_folder(source.path)
+    return models.load_config(
+        folder, revision=source.revision or None, context=source.context, key="model.context"
+    )
 
 
 def source_of(command: str, config: Any) -> setup.ModelSource:

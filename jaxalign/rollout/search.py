@@ -19,12 +19,13 @@ from jaxalign.errors import UserError
 from jaxalign.kernels.matmul import cached_dtype, matmul_implementation, product
 from jaxalign.masking import NEGATIVE
 from jaxalign.models import kv_cache
-from jaxalign.models.attention import scaled
+from jaxalign.models.attention import scaled, sinks_of
 from jaxalign.models.block import block, embed, project
 from jaxalign.models.composite import CausalModel, Composite, CompositeDefinition
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.kv_cache import KVCache
-from jaxalign.models.layers import Params, norm, rope_tables, softcap
+from jaxalign.models.layers import Params, norm, softcap
+from jaxalign.models.rotary import rope_tables
 from jaxalign.models.stops import stopping
 from jaxalign.models.transformer import Transformer
 from jaxalign.rollout.config import SamplingArguments, UntruncatedSampling
@@ -259,7 +260,7 @@ def states_after(
     config = model.config
     positions = jnp.broadcast_to((cache.column - cache.starts)[:, None], tokens.shape)
     x = embed(weights, tokens, positions, config)
-    tables = {local: rope_tables(positions, config, local=local) for local in (False, True)}
+    tables = {r: rope_tables(positions, config, r) for r in config.rotations}
     columns = jnp.arange(cache.length)[None, :]
     there = (columns >= cache.starts[:, None]) & (columns < cache.column)
     for layer, params in enumerate(weights["layers"]):
@@ -272,8 +273,9 @@ def states_after(
             layer: int = layer,
             bias: Float[Array, "B S"] = bias,
         ):
-            q, k, v = project(h, params, config, tables[config.layer_slides[layer]], None, None)
-            return _attend_beside(q, k, v, cache.keys[layer], cache.values[layer], bias, config)
+            q, k, v = project(h, params, config, tables[config.layer_rotations[layer]], None, None)
+            cached = (cache.keys[layer], cache.values[layer])
+            return _attend_beside(q, k, v, *cached, bias, config, params.get("sinks"))
 
         x = block(x, params, config, attention, None, None)
     return norm(x, weights["final_norm"], "weight", config)
@@ -287,6 +289,7 @@ def _attend_beside(
     values: Float[Array, "B K S H"],
     bias: Float[Array, "B S"],
     config: ModelConfig,
+    sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B C NH"]:
     """Queries that each see the cached columns and their own key, none of the others'."""
     rows, count, heads, size = q.shape
@@ -296,7 +299,13 @@ def _attend_beside(
     own = product("bckgd,bckd->bckg", groups, k, dtype=dtype)[..., None]
     cap = config.attention_softcap
     past, own = softcap(past, cap) + bias[:, None, None, None, :], softcap(own, cap)
-    shares = jax.nn.softmax(jnp.concatenate([past, own], axis=-1), axis=-1)
+    scores = jnp.concatenate([past, own], axis=-1)
+    scores_of_sinks = sinks_of(sinks, kv_heads, 1)
+    if scores_of_sinks is not None:
+        beside = jnp.broadcast_to(scores_of_sinks, own.shape)
+        shares = jax.nn.softmax(jnp.concatenate([scores, beside], axis=-1), axis=-1)[..., :-1]
+    else:
+        shares = jax.nn.softmax(scores, axis=-1)
     out = product("bckgs,bksd->bckgd", shares[..., :-1], values, dtype=dtype)
     out = out + product("bckg,bckd->bckgd", shares[..., -1], v, dtype=dtype)
     return out.astype(q.dtype).reshape(rows, count, heads * size)

@@ -112,7 +112,7 @@ def make_sft_loss(policy: CausalPolicy, config: SFTLossConfig, own: Callable[...
             "nll": mean_of(-scores.logps, mask),
             "entropy": mean_of(scores.entropy, mask),
             "token_accuracy": mean_of(scores.is_top1, mask),
-        }
+        } | scores.router_metrics
         return token_mean(per_token, mask, count=counts), metrics
 
     return loss

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxalign import models
-from jaxalign.models.layers import activate, activated, rope_tables, rope_tables_apart, rotate
+from jaxalign.models.layers import activate, activated
+from jaxalign.models.rotary import rope_tables, rope_tables_apart, rotate
 
 CONFIG = models.load_config(Path(__file__).parents[1] / "golden" / "models" / "llama")
 
@@ -41,8 +42,8 @@ def test_the_gradient_of_a_rotation_is_that_of_autodiff(size):
 @pytest.mark.parametrize("length", [1, 7, 16])
 def test_tables_made_apart_are_the_tables(length):
     positions = jax.random.randint(jax.random.key(0), (3, length), 0, 40)
-    expected = rope_tables(positions, CONFIG, local=False)
-    for a, b in zip(rope_tables_apart(positions, CONFIG, local=False), expected, strict=True):
+    expected = rope_tables(positions, CONFIG, "global")
+    for a, b in zip(rope_tables_apart(positions, CONFIG, "global"), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 

@@ -28,9 +28,18 @@ SIMILAR = [
     "gpt_neox_serial",
     "llama3",
     "llama_linear",
+    "llama_yarn",
+    "llama_dynamic",
     "phi3",
+    "phi3_longrope",
+    "olmo2",
+    "olmo3",
+    "smollm3",
+    "glm",
+    "glm4",
     "qwen2",
     "qwen3",
+    "qwen3_yarn",
 ]
 # Log-probs under bfloat16's own rounding, as an accelerator has it: on a CPU it is else computed in float32.
 ROUNDED = {"compute_dtype": "bfloat16", "products": "compute_dtype"}

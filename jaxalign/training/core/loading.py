@@ -123,10 +123,12 @@ def check_fits(config: Any, example: Example, *, new_tokens: int = 0) -> None:
     if longest > config.max_positions:
         more = f" with sampling.max_new_tokens = {new_tokens}" if new_tokens else ""
         name = "max_prompt_length" if new_tokens else "max_length"
+        stretched = config.folder_positions > config.max_positions
+        longer = f", or model.context to {longest} or more" if stretched else ""
         raise ConfigError(
             f"{example.source}: the row has {longest} tokens{more}, but the model's context is "
             f"{config.max_positions}; set data.{name} to {config.max_positions - new_tokens} or less "
-            "(data.truncation sets how longer rows are handled)"
+            f"(data.truncation sets how longer rows are handled){longer}"
         )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxalign.errors import ConfigError
 from jaxalign.logprobs import linear_logprobs
 from jaxalign.mesh import constrained, length_shards
 from jaxalign.models import LoraConfig, attach, merge
@@ -23,6 +24,7 @@ from jaxalign.models.layers import RESIDUAL
 from jaxalign.target import memory_of, target_device
 from jaxalign.training.core.batch import TokenRows
 from jaxalign.training.core.packing import Packing, spread, taken
+from jaxalign.training.core.step import ROUTER_LOSS, ROUTER_PENALTY
 
 # Bytes of logits that are not split into chunks: XLA keeps them for the backward pass, where chunks are computed again.
 WHOLE_LOGITS = 512 << 20
@@ -75,7 +77,11 @@ class CausalPolicy:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenScores:
-    """Per-token statistics [B, T], float32, 0 outside the mask; `hidden` is [B, T, D]."""
+    """Per-token statistics [B, T], float32, 0 outside the mask; `hidden` is [B, T, D].
+
+    `router_loss` is a mixture of experts' load-balancing loss, what of it is added to the trainer's loss (None:
+    nothing) and the number of tokens that it is of; None in other models.
+    """
 
     logps: jax.Array
     entropy: jax.Array
@@ -84,6 +90,16 @@ class TokenScores:
     mean_logps: jax.Array
     sum_squared_probs: jax.Array
     hidden: jax.Array
+    router_loss: tuple[jax.Array, jax.Array | None, jax.Array] | None = None
+
+    @property
+    def router_metrics(self) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Metrics of a loss function by which `step.make_update` also learns the router's balance."""
+        if self.router_loss is None:
+            return {}
+        value, penalty, count = self.router_loss
+        metrics = {ROUTER_LOSS: (value * count, count)}
+        return metrics if penalty is None else metrics | {ROUTER_PENALTY: (penalty * count, count)}
 
 
 def whole_logits_limit() -> int:
@@ -119,7 +135,13 @@ def score_tokens(
         options["dropout_key"] = dropout_key
     head = {"embedding": model.head, "temperature": temperature, **model.head_options}
     layout = rows.packing or Packing()
-    states = model.hidden(**layout.rows(rows.tokens, rows.lengths), **options)
+    inputs, router_loss = layout.rows(rows.tokens, rows.lengths), None
+    if model.config.mixture.experts:
+        states, (value, count) = model.hidden_and_balance(**inputs, **options)
+        factor = model.config.mixture.balance
+        router_loss = value, factor * value if factor else None, count
+    else:
+        states = model.hidden(**inputs, **options)
     before, targets, counted, restored = predictions(states, rows, model.config.mesh)
     vocabulary = model.head.shape[0]
     if (
@@ -141,6 +163,7 @@ def score_tokens(
         mean_logps=stats.mean_logps,
         sum_squared_probs=stats.sum_squared_probs,
         hidden=layout.back(states, rows.tokens.shape),
+        router_loss=router_loss,
     )
 
 
@@ -202,10 +225,20 @@ class ScalarPolicy:
     Attributes:
       definition: the static part of the model, from `models.split`.
       lora: the adapter's settings where the trunk is frozen under one; else None.
+
+    Raises:
+      ConfigError: a mixture of experts with a load-balancing loss, which is not added to the losses of scalar models.
     """
 
     definition: Any
     lora: LoraConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.definition.config.mixture.balance:
+            raise ConfigError(
+                "a reward model or critic that is a mixture of experts learns without its load-balancing loss; set "
+                "model.router_loss=0 (or router_aux_loss_coef to 0 in its config.json) to train it so"
+            )
 
     def parts(self, trained: Any, frozen: Any) -> tuple[Any, Any]:
         """The scalar model and its adapter (or None)."""

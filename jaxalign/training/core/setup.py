@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,11 @@ class ModelSource:
       path: a Hugging Face folder, a GGUF file, a run folder or a hub id.
       tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       revision: revision of a hub id; empty uses the newest.
+      context: longest row in tokens; 0 takes the model's own (of longrope models the length before it is stretched,
+        max_position_embeddings for the others). It decides on the rotary frequencies of longrope and dynamic models,
+        and YaRN models can read longer rows than their config.json says.
+      router_loss: factor of the load-balancing loss of a mixture of experts (Mixtral, Qwen3-MoE) in the training loss;
+        -1 takes the model's own (router_aux_loss_coef).
       param_dtype: dtype in which parameters are stored and updated.
       compute_dtype: dtype of matrix products; norms, softmax and losses always use float32. auto is bfloat16 on GPUs
         and TPUs and float32 on CPUs, and keeps the run's choice on resume. A CPU without bfloat16 instructions uses
@@ -73,6 +78,8 @@ class ModelSource:
     path: str = ""
     tokenizer: str = ""
     revision: str = ""
+    context: int = 0
+    router_loss: float = -1.0
     param_dtype: Dtype = "float32"
     compute_dtype: ComputeDtype = "auto"
     random_init: bool = False
@@ -82,6 +89,8 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "remat", models.remat_level(self.remat))
+        if self.router_loss < 0 and self.router_loss != -1:
+            raise ValueError(f"router_loss must be 0 or more, or -1, got {self.router_loss}")
 
 
 @dataclass(frozen=True)
@@ -157,8 +166,9 @@ def load_model(
     compute_dtype, why = exports.kept_dtype(run, section, source, "compute_dtype", device)
     if run is not None:
         exports.note_model(run, section, folder, source)
+    shape = models.load_config(folder, revision=revision, context=source.context, key=f"{section}.context")
     if mesh.size > 1:
-        tell_fit(run, section, models.load_config(folder, revision=revision), mesh)
+        tell_fit(run, section, shape, mesh)
     tokenizer = models.load_tokenizer(
         source.tokenizer or folder, revision=None if source.tokenizer else revision
     )
@@ -167,13 +177,16 @@ def load_model(
         "compute_dtype": jnp.dtype(compute_dtype),
     }
     if source.random_init:
-        model = models.create(
-            models.load_config(folder, revision=revision), key=jax.random.key(seed), **dtypes
-        )
+        model = models.create(shape, key=jax.random.key(seed), **dtypes)
         model = models.quantize(model, weights)
     else:
-        model = models.load_pretrained(folder, revision=revision, mesh=mesh, weights=weights, **dtypes)
+        model = models.load_pretrained(
+            folder, revision=revision, context=source.context, mesh=mesh, weights=weights, **dtypes
+        )
     model = models.with_remat(model, source.remat)
+    if source.router_loss >= 0:
+        mixture = replace(model.config.mixture, balance=source.router_loss)
+        model = models.with_config(model, mixture=mixture)
     models.check_vocabulary(model.config, tokenizer)
     model = models.with_stops(model, models.tokenizer_stops(tokenizer))
     model = with_implementations(
@@ -204,8 +217,10 @@ def load_reference(config: Any, policy: Any, mesh: Mesh, run: Run | None, *, rea
     """The model that `config.reference` names, of the policy's run; the policy where it names none or none is read."""
     if not (config.reference.path and read):
         return policy
+    # It reads the policy's rows.
+    source = replace(config.reference, context=config.reference.context or config.model.context)
     reference, _ = load_model(
-        config.reference,
+        source,
         mesh,
         seed=config.run.seed,
         section="reference",

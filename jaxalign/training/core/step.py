@@ -29,6 +29,8 @@ Batch = Any
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 LossFunction = Callable[[Any, Any, Batch, jax.Array, Any], tuple[jax.Array, Metrics]]
 CountFunction = Callable[[Batch], Any]
+# Metrics of a mixture of experts: its load-balancing loss; and what the update adds to the loss, not reported.
+ROUTER_LOSS, ROUTER_PENALTY = "router_loss", "router_penalty"
 
 
 def mean_of(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -73,7 +75,8 @@ def make_update(
 
     def update(state: TrainState, frozen: Any, batch: Batch, key: jax.Array):
         step_key, scale = jax.random.fold_in(key, state.step), state.loss_scale
-        whole = gradient(scale.apply(loss_function) if scale else loss_function)
+        function = penalized(loss_function, batch)
+        whole = gradient(scale.apply(function) if scale else function)
         (loss, sums), grads = whole(state.params, frozen, batch, step_key, count_function(batch))
         if scale:
             loss, grads = scale.undo((loss, grads))
@@ -143,6 +146,24 @@ class Update:
         return jax.jit(self._function, donate_argnums=0, out_shardings=(shardings, None))
 
 
+def penalized(function: LossFunction, whole: Batch) -> LossFunction:
+    """The loss with a router's penalty, where it is among the metrics.
+
+    That of a micro-batch counts by its share of the tokens of the whole batch: it is of the experts' load within the
+    micro-batch, so that here, as in transformers, micro-batches are not quite one large batch.
+    """
+
+    def penalized_loss(params: Any, frozen: Any, batch: Batch, key: Any, counts: Any):
+        loss, sums = function(params, frozen, batch, key, counts)
+        if ROUTER_PENALTY not in sums:
+            return loss, sums
+        total, _ = sums[ROUTER_PENALTY]
+        tokens = jnp.sum(whole.lengths, dtype=jnp.float32)
+        return loss + total / jnp.maximum(tokens, 1.0), {k: v for k, v in sums.items() if k != ROUTER_PENALTY}
+
+    return penalized_loss
+
+
 def accumulated(gradient: Callable, steps: int) -> Callable:
     """`value_and_grad` of a loss over a batch's micro-batches, one after another: what it is over the whole batch.
 
@@ -191,13 +212,14 @@ def make_evaluation(
 ) -> Callable[[Any, Any, Batch], dict[str, tuple[jax.Array, jax.Array]]]:
     """Builds `evaluate(params, frozen, batch) -> {name: (sum, count)}`, jitted, nothing donated.
 
-    The loss itself is weighted by its count, so that means over batches of different
-    sizes are means over tokens (or pairs).
+    A router's penalty is no part of it. The loss itself is weighted by its count, so that means over batches of
+    different sizes are means over tokens (or pairs).
     """
 
     def evaluate(params: Any, frozen: Any, batch: Batch):
         counts = count_function(batch)
         loss, sums = loss_function(params, frozen, batch, None, counts)  # type: ignore[arg-type]
+        sums.pop(ROUTER_PENALTY, None)
         weight = jax.tree.leaves(counts)[0].astype(jnp.float32)
         return sums | {"loss": (loss * weight, weight)}
 

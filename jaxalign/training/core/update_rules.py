@@ -75,13 +75,17 @@ def _adafactor(n: Numbers, schedule: optax.Schedule) -> optax.GradientTransforma
 
 
 def _muon(n: Numbers, schedule: optax.Schedule) -> optax.GradientTransformation:
-    # Layers lie stacked, [L, inputs, outputs]; embeddings, heads and vectors have one axis less.
+    # Layers lie stacked, [L, inputs, outputs], with experts [L, E, inputs, outputs]; embeddings, heads and vectors have
+    # fewer axes.
+    def axes(params: Any) -> Any:
+        return jax.tree.map(lambda x: contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), params)
+
     matrices = contrib.muon(
         schedule,
         beta=n.beta1,
         weight_decay=n.weight_decay,
         mu_dtype=n.dtype,
-        muon_weight_dimension_numbers=contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2),
+        muon_weight_dimension_numbers=axes,
         consistent_rms=0.2,
     )
     # Not the Adam of contrib.muon, which looks ahead as Muon does (Nesterov).
@@ -90,7 +94,9 @@ def _muon(n: Numbers, schedule: optax.Schedule) -> optax.GradientTransformation:
     )
     return optax.partition(
         {"muon": matrices, "adamw": rest},
-        lambda params: jax.tree.map(lambda x: "muon" if x.ndim == 3 else "adamw", params),
+        lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, x: "muon" if x.ndim >= 3 and not of_vectors(path) else "adamw", params
+        ),
     )
 
 
@@ -130,9 +136,9 @@ def is_matrix(params: Any) -> Any:
 
 
 def of_vectors(path: Any) -> bool:
-    """Whether a path names norms, biases or DoRA's magnitudes."""
+    """Whether a path names norms, biases, attention's sinks or DoRA's magnitudes."""
     name = str(getattr(path[-1], "key", path[-1]))
-    return "norm" in jax.tree_util.keystr(path) or "bias" in name or "magnitude" in name
+    return "norm" in jax.tree_util.keystr(path) or "bias" in name or "magnitude" in name or name == "sinks"
 
 
 def averaged_params(params: Any, opt_state: Any) -> Any:

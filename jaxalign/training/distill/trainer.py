@@ -13,6 +13,7 @@ from typing import Any, Unpack
 import jax
 
 from jaxalign import models
+from jaxalign.errors import ConfigError
 from jaxalign.losses import token_mean
 from jaxalign.mesh import length_shards
 from jaxalign.models.flops import Pass
@@ -45,7 +46,16 @@ def make_distill_loss(student: CausalPolicy, teacher: Any, config: DistillLossCo
       teacher: the static part of the teacher, from `models.split`; `frozen["teacher"]` are its leaves.
       config: the divergence.
       vocabulary: number of token ids that the two share.
+
+    Raises:
+      ConfigError: a student with a load-balancing loss, which has no place here.
     """
+
+    if student.definition.config.mixture.balance:
+        raise ConfigError(
+            "a student that is a mixture of experts learns without its load-balancing loss; set model.router_loss=0 "
+            "to distill into it so"
+        )
 
     def loss(params: Any, frozen: Any, batch: DistillBatch, key: Any, counts: jax.Array):
         rows, layout = batch.rows(), batch.packing or Packing()

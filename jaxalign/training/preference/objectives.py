@@ -106,7 +106,7 @@ def loss_of_rows(
         nll = -(scores.logps.sum(1) / jnp.maximum(mask.sum(1), 1)).reshape(rows.logps.shape)
         per_row += config.supervised_weight * jnp.sum(jnp.where(rows.desirable, nll, 0.0), axis=1)
     total = jnp.sum(jnp.where(rows.valid, per_row, 0.0)) / jnp.maximum(counts, 1.0)
-    return total, preference_metrics(rows, config.beta)
+    return total, preference_metrics(rows, config.beta) | scores.router_metrics
 
 
 def row_terms(

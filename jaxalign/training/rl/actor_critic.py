@@ -1,7 +1,7 @@
 """The models of a PPO run: policy, critic, reference and reward, and how they share weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -161,6 +161,9 @@ def _critic(config: PPOConfig, policy: Any, reward_model: Any, mesh: Any, key: j
         )
     # Nothing samples from its values.
     scalar = models.with_config(models.with_remat(scalar, policy.config.remat), exact=False)
+    if critic.shared_trunk:
+        # The balance of its experts is in the policy's loss.
+        scalar = models.with_config(scalar, mixture=replace(scalar.config.mixture, balance=0.0))
     scorer, trained, frozen = setup.scalar_of(scalar, None, mesh, key=key)
     if not critic.shared_trunk:
         return scorer, trained, frozen, None

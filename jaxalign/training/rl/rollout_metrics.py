@@ -27,6 +27,7 @@ def step_metrics(scores: TokenScores, old_logps: jax.Array, mask: jax.Array) -> 
         "policy/ratio_mean": mean_of(ratio, mask),
         "policy/ratio_max": (jnp.max(jnp.where(mask, ratio, 0.0)), jnp.ones(())),
         "policy/entropy": mean_of(scores.entropy, mask),
+        **scores.router_metrics,
     }
 
 

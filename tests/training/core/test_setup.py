@@ -10,18 +10,20 @@ import pytest
 
 from jaxalign import models
 from jaxalign.config import from_dict
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, ModelError
 from jaxalign.kernels import matmul as products
 from jaxalign.llmdoctor.tfpo_config import PatientSource, TFPOConfig
 from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import attention
+from jaxalign.models.config import RopeScaling
 from jaxalign.models.tensor_dtypes import device_dtype
 from jaxalign.runs import Run, RunConfig
 from jaxalign.target import target_device
-from jaxalign.training.core import exports, setup
+from jaxalign.training.core import exports, loading, setup
 from jaxalign.training.core.implementations import recorded_implementations
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.setup import ModelSource
+from jaxalign.training.preference.config import DPOConfig
 from jaxalign.training.sft import SFTConfig
 
 
@@ -243,3 +245,33 @@ def test_a_run_on_another_platform_than_the_default_compiles_for_its_own_devices
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with setup.default_device(mesh):
         assert target_device() == devices[3]
+
+
+@pytest.fixture
+def longrope_folder(tiny_model_folder, byte_tokenizer, tmp_path):
+    """The tiny model with frequencies for rows of up to 64 tokens and others for up to 256."""
+    model = models.load_pretrained(tiny_model_folder)
+    factors = {"short_factor": (1.0,) * 4, "long_factor": (1.0, 2.0, 3.0, 4.0)}
+    scaling = RopeScaling(kind="longrope", factor=4.0, original_positions=64, **factors)
+    model = models.with_config(model, rope_scaling=scaling, folder_positions=256)
+    return models.save_pretrained(model, tmp_path / "longrope", tokenizer=byte_tokenizer)
+
+
+def test_the_context_of_a_run_is_that_of_its_models(longrope_folder):
+    mesh, source = make_mesh(MeshConfig()), ModelSource(path=str(longrope_folder))
+    longer = replace(source, context=100)
+    assert setup.load_model(source, mesh, seed=0)[0].config.max_positions == 64
+    for asked in (longer, replace(longer, random_init=True)):
+        assert setup.load_model(asked, mesh, seed=0)[0].config.max_positions == 100
+    with pytest.raises(ModelError, match=r"^reference\.context=257: .* 1 to 256 tokens"):
+        setup.load_model(replace(source, context=257), mesh, seed=0, section="reference")
+    config = replace(DPOConfig(), model=longer, reference=source)
+    policy, _ = setup.load_model(longer, mesh, seed=0)
+    assert setup.load_reference(config, policy, mesh, None).config.max_positions == 100
+
+
+def test_a_row_beyond_the_context_names_the_key_that_raises_it(longrope_folder, monkeypatch):
+    example, shape = SimpleNamespace(source="rows.jsonl:3"), models.load_config(longrope_folder)
+    monkeypatch.setattr(loading, "lengths_of", lambda examples: [60 for _ in examples])
+    with pytest.raises(ConfigError, match=r"or model\.context to 70 or more$"):
+        loading.check_fits(shape, example, new_tokens=10)

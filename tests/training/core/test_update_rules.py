@@ -88,12 +88,15 @@ def test_three_steps_are_those_of_the_paper_and_matrices_alone_decay(name, chang
 
 
 def test_muon_turns_each_layers_matrix_into_a_rotation_and_leaves_the_rest_to_adamw():
-    start = {"layers": {"q": np.zeros((2, 4, 3)), "norm": np.zeros((2, 3))}, "embed": np.zeros((5, 4))}
+    start = {
+        "layers": {"q": np.zeros((2, 4, 3)), "experts": np.zeros((2, 3, 4, 3)), "norm": np.zeros((2, 3))},
+        "embed": np.zeros((5, 4)),
+    }
     grad = jax.tree.map(lambda x: RNG.normal(size=x.shape), start)
     found, state = trained(make_optimizer(config("muon"), 3)[0], start, [grad])
-    for layer in range(2):
-        u, _, v = np.linalg.svd(grad["layers"]["q"][layer], full_matrices=False)
-        step = -np.asarray(found["layers"]["q"][layer]) / (RATE * 0.2 * np.sqrt(4))
+    for name, *place in (("q", 0), ("q", 1), ("experts", 0, 2), ("experts", 1, 0)):
+        u, _, v = np.linalg.svd(grad["layers"][name][*place], full_matrices=False)
+        step = -np.asarray(found["layers"][name][*place]) / (RATE * 0.2 * np.sqrt(4))
         # Five Newton-Schulz iterations bring singular values near 1, and keep the directions.
         inside = u.T @ step @ v.T
         assert np.all(np.abs(np.diag(inside) - 1) < 0.35)
