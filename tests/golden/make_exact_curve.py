@@ -29,12 +29,12 @@ def key() -> str:
 
 
 def curve(config, train) -> list[dict[str, str]]:
-    """Reward, loss and gap of each update of a run, floats in hexadecimal."""
+    """Reward, gradient norm and gap of each update of a run, floats in hexadecimal."""
     from jaxalign.runs import records
 
     train(config)
     rows = records.read(Path(config.run.output) / "metrics.jsonl")
-    names = ("objective/score", "policy/loss", "rollout/logp_gap")
+    names = ("objective/score", "grad_norm", "rollout/logp_gap")
     return [{name: row[name].hex() for name in names} for row in rows if "objective/score" in row]
 
 
