@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself: nothing is needed but Python >= 3.11 and make.
 #   make demo            the whole pipeline on a tiny model that the project makes (QUICK=1: fewer steps)
-#   make demo-chat       a real chat model of 134.5M parameters (fetched, 93 MB) learns to answer in two sentences
+#   make demo-chat       a real chat model of 134.5M parameters (fetched, 93 MB) learns to answer in two sentences at most
 #   make test            the test suite (make test-long: whole runs, which CI adds; make test-all: all, with the long grids)
 #   make bench           speed and memory against TRL, and growth curves (make bench-all: every case; bench-growth: the
 #                        curves alone; bench-gpu: one GPU against its limits; bench-smoke: no TRL, 3 minutes)

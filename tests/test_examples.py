@@ -76,7 +76,11 @@ def test_the_chat_demo_answers_before_and_after_and_leaves_a_run_to_chat_with(
     monkeypatch.setattr(demo, "train", lambda model, output: train(model, output, steps=2, new_tokens=4))
     demo.main(str(tiny_model_folder), str(tmp_path / "out"))
     shown = capsys.readouterr().out
-    assert "== x?" in shown and "answers of two sentences: " in shown and f"chat {tmp_path}/out/run" in shown
+    assert (
+        "== x?" in shown
+        and "answers of at most two sentences: " in shown
+        and f"chat {tmp_path}/out/run" in shown
+    )
     assert (tmp_path / "out" / "run" / "adapter").is_dir()
     assert len((tmp_path / "out" / "after.jsonl").read_text().splitlines()) == 2
 
