@@ -37,6 +37,7 @@ def test_dpo_of_a_plain_jax_model():
     assert accuracy == 1.0
 
 
+@pytest.mark.long
 def test_kto_of_a_linen_model():
     losses, desirable, undesirable = load("kto_linen").train()
     assert losses[0] == pytest.approx(0.5, abs=1e-5)

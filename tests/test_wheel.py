@@ -23,7 +23,12 @@ BY_SCHEME = {"gcsfs", "s3fs"}
 # Extras that bring tools, or jax for a device, and no package of ours imports.
 TOOLS = {"dev", "docs", "notebooks", "parity", "cuda", "tpu"}
 # Import name -> distribution, where they differ.
-DISTRIBUTIONS = {"orbax": "orbax-checkpoint", "yaml": "pyyaml", "llama_cpp": "llama-cpp-python"}
+DISTRIBUTIONS = {
+    "orbax": "orbax-checkpoint",
+    "yaml": "pyyaml",
+    "llama_cpp": "llama-cpp-python",
+    "reasoning_gym": "reasoning-gym",
+}
 # Come with a package that is declared, and are only used with it.
 BROUGHT = {"jaxlib": "jax", "tokenizers": "transformers", "pandas": "trackio"}
 

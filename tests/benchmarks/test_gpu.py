@@ -94,6 +94,7 @@ def test_checks_of_other_code_or_of_a_cpu_are_done_again(gpu, tmp_path, monkeypa
     assert len(gpu.asked) == 3
 
 
+@pytest.mark.long
 def test_without_a_gpu_nothing_but_tiny_rows_is_measured(benchmark, tmp_path):
     row = benchmark("gpu").by_a_process("sft 1B 2048", "full", tmp_path, 100, anywhere=False)
     assert row == {"error": "JAX runs on the cpu here: is its CUDA package installed (the extra cuda)?"}
@@ -181,6 +182,7 @@ def test_a_failed_check_names_its_cases(benchmark):
     assert benchmark("gpu").cells("checks", wrong)[2] == "failed: packed 64; largest difference 0.01"
 
 
+@pytest.mark.long
 def test_a_process_that_fails_or_takes_too_long_says_so_in_a_line(benchmark, tmp_path, monkeypatch):
     gpu = benchmark("gpu")
     assert gpu.by_a_process("sft tiny", "full", tmp_path, 0.05, anywhere=True) == {

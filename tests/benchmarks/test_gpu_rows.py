@@ -46,6 +46,7 @@ def test_the_shape_of_1B_has_the_parameters_and_operations_that_are_derived_by_h
     assert rows.operations(config, count, [2048]) == pytest.approx(row)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lora", [False, True])
 def test_operations_are_within_a_tenth_of_those_that_xla_counts(benchmark, lora):
     rows = benchmark("gpu_rows")

@@ -26,6 +26,7 @@ def written(**settings):
     return [(row["completion"], row["logp"]) for row in rows]
 
 
+@pytest.mark.long
 def test_a_doctor_and_prompts_suffice(make_doctor, tmp_path):
     out = tmp_path / "out.jsonl"
     arguments = ["--doctor", str(make_doctor("kind")), "--prompt=[one, two, three]"]
@@ -42,6 +43,7 @@ def test_with_beta_0_the_patient_writes_and_with_more_it_is_steered(make_doctor,
     assert written(doctor=doctor, beta=3.0) != patient
 
 
+@pytest.mark.long
 def test_preference_weights_change_what_is_written(make_doctor):
     doctors = (str(make_doctor("kind")), str(make_doctor("safe", seed=2)))
     alone = written(doctor=doctors[1:], beta=3.0)

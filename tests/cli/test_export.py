@@ -38,6 +38,7 @@ def run(tiny_model_folder, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.long
 def test_the_run_is_the_first_argument(run, tmp_path, capsys):
     assert (
         main(["export", str(run), "--checkpoint=1", f"--output={tmp_path / 'one'}", "--dtype=bfloat16"]) == 0

@@ -277,6 +277,7 @@ def test_chat_prints_an_answer_as_it_is_made(tiny_model_folder, capsys):
     assert capsys.readouterr().out == "".join(answer + "\n" for answer in answers)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cache", ["same", "int8"])
 def test_the_start_says_the_bytes_that_are_then_taken(cache, tiny_model_folder, capsys, monkeypatch):
     taken = []

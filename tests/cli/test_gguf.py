@@ -56,6 +56,7 @@ def no_llama(monkeypatch):
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
 
 
+@pytest.mark.long
 def test_generate_and_check_read_a_file(file, capsys):
     assert main(["generate", f"--model={file}", "--prompt=Once upon", "--max-new-tokens=3"]) == 0
     assert f"model: {file} (llama, " in capsys.readouterr().err
@@ -65,6 +66,7 @@ def test_generate_and_check_read_a_file(file, capsys):
     assert f"weights {file.stat().st_size / 2**20:.1f} MiB" in said
 
 
+@pytest.mark.long
 def test_a_run_that_began_with_a_file_exports_a_folder_in_its_dtype(file, run):
     assert models.load_tokenizer(run / "export").chat_template == models.load_tokenizer(file).chat_template
     assert json.loads((run / "export" / "config.json").read_text())["dtype"] == "float16"

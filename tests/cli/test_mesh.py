@@ -39,6 +39,7 @@ def compare(one, many):
     np.testing.assert_allclose(many[1], one[1], atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_a_mesh_writes_what_one_device_writes(mesh, tiny_model_folder, capsys):
     settings = {"model": str(tiny_model_folder)}

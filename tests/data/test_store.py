@@ -471,6 +471,7 @@ def many_chunks(monkeypatch):
     monkeypatch.setattr(workers, "FEW_CHUNKS", 1)
 
 
+@pytest.mark.long
 def test_workers_write_the_same_file_as_this_process(load, write, tmp_path, many_chunks):
     path = write([*rows(60), *rows(5), {"prompt": "x", "completion": ""}])
     alone = load(path, workers=1, cache=str(tmp_path / "one" / "cache"))
@@ -482,6 +483,7 @@ def test_workers_write_the_same_file_as_this_process(load, write, tmp_path, many
     assert several.summary() == alone.summary()
 
 
+@pytest.mark.long
 def test_what_a_worker_finds_wrong_is_said_as_by_this_process(load, write, tmp_path, many_chunks):
     path = write([*rows(50), {"prompt": "a"}, *rows(50, start=50), {"prompt": "b"}])
     with pytest.raises(DataError) as alone:
@@ -605,6 +607,7 @@ def test_a_worker_does_not_load_jax():
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_the_workers_and_leaves_no_file(write, plain_bytes, tmp_path):
     path = write(rows(400))
     plain_bytes.save_pretrained(tmp_path / "tokenizer")

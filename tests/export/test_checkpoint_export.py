@@ -117,6 +117,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 def test_the_last_checkpoint_becomes_what_the_run_exported(name, runs, tmp_path):
     run = runs(name)
@@ -188,6 +189,7 @@ def test_an_adapter_names_its_base_and_has_the_tokenizer(runs, base16):
         export_checkpoint(runs("sft"), merge=False)
 
 
+@pytest.mark.long
 def test_a_doctor_half_way_guides_its_patient(runs, tmp_path):
     run = runs("tfpo, lora")
     export_checkpoint(run, "2", output=tmp_path / "doctor")
@@ -243,6 +245,7 @@ def test_scores_of_a_checkpoint_that_was_not_evaluated_are_raw_and_it_says_so(ru
 # --- the best -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sft", "grpo"])
 def test_the_best_checkpoint_is_exported_where_a_metric_is_named(name, configs, tmp_path, capfd):
     # The learning rate falls to 0, so that step 2 of 4 has the largest; an evaluation's loss falls.
@@ -289,6 +292,7 @@ def test_in_place_of_a_damaged_best_or_latest_the_next_is_exported_and_both_are_
     assert not (tmp_path / "none").exists() and saved_steps(run / "checkpoints") == [2, 4]
 
 
+@pytest.mark.long
 def test_a_run_whose_best_checkpoint_was_damaged_exports_the_best_of_the_others(
     configs, tmp_path, monkeypatch
 ):
@@ -355,6 +359,7 @@ def test_what_is_not_there_is_one_line(runs, tmp_path):
         export_checkpoint(run, output=tmp_path / "full")
 
 
+@pytest.mark.long
 def test_a_run_of_a_live_model_asks_for_its_base(configs, tiny_model_folder, tmp_path):
     live, tokenizer = models.load_pretrained(tiny_model_folder), models.load_tokenizer(tiny_model_folder)
     config = configs.sft(tmp_path / "run", model=replace(configs.model, path=""), lora=LORA)
@@ -388,6 +393,7 @@ def test_a_run_whose_model_has_moved_says_which_and_takes_another(runs, tiny_mod
     assert export_checkpoint(run, "2", base=str(tiny_model_folder)).step == 2
 
 
+@pytest.mark.long
 def test_an_adapter_that_peft_cannot_hold_leaves_the_merged_export_and_says_so(
     tiny_model_folder, pairs_file, steps_file, byte_tokenizer, tmp_path
 ):

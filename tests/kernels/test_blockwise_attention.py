@@ -78,6 +78,7 @@ def largest(jaxpr):
     return max(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rows", [1, 2])
 # Of one head's block of 64 queries, two to a key: all; and 5 at once, where the last turn has fillers.
 @pytest.mark.parametrize("bound", [64 * 2 * 256, 5 * 2 * 300])

@@ -194,6 +194,7 @@ def test_several_models_in_one_program_have_another_form(lowered, kind, most, mo
     assert "__cudnn" not in text
 
 
+@pytest.mark.long
 def test_a_row_with_segment_ids_is_not_taken_to_begin_at_column_0(lowered):
     shape = config(attention="cudnn", compute_dtype="bfloat16", products="compute_dtype")
     model = models.create(shape, key=jax.random.key(0))

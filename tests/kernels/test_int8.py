@@ -76,6 +76,7 @@ def test_a_quantized_model_is_the_plain_model_of_its_rounded_numbers(family):
     np.testing.assert_allclose(model.head, plain.head, atol=1e-7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoding_with_quantized_weights_equals_the_whole_row(family):
     model, plain = pair(family)
@@ -120,6 +121,7 @@ def test_a_scalar_model_keeps_its_head():
     np.testing.assert_allclose(run(params), run(rounded(params)), atol=1e-5)
 
 
+@pytest.mark.long
 def test_an_adapter_learns_on_a_quantized_base_as_on_its_rounded_numbers():
     model, plain = pair("llama")
     lora = LoraConfig(enabled=True, rank=2, targets=("all",))

@@ -192,6 +192,7 @@ def test_every_product_of_a_quantized_bfloat16_decode_step_has_the_form(form):
         assert wrong == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("form", "kept"), [("compute_dtype", "bfloat16"), ("bfloat16_float32", "float32"), ("float32", "float32")]
 )
@@ -256,6 +257,7 @@ def compiled_for_users(program):
     return program.compile(compiler_options={"xla_backend_optimization_level": 3}).as_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "operand"),
     [
@@ -271,6 +273,7 @@ def test_the_compiled_step_has_no_product_off_the_fast_path(changes, operand):
     assert off_the_fast_path(compiled_for_users(lowered(**changes)), operand) == []
 
 
+@pytest.mark.long
 def test_the_compiled_check_sees_products_that_are_left_to_autodiff(monkeypatch):
     monkeypatch.setattr(layers, "dense", plain_dense)
     text = compiled_for_users(lowered(compute_dtype="bfloat16", products="bfloat16_float32"))

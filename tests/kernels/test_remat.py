@@ -69,6 +69,7 @@ def test_few_layers_take_less_memory_too():
     assert sizes[1] < 0.5 * sizes[0]
 
 
+@pytest.mark.long
 def test_each_level_computes_again_what_it_says():
     products, exponentials = [], []
     for level in LADDER:

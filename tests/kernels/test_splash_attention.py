@@ -86,6 +86,7 @@ def test_each_device_of_a_mesh_computes_its_rows_and_heads(axes, devices):
         )
 
 
+@pytest.mark.long
 def test_a_model_with_sliding_layers_gives_the_logits_of_the_plain_form():
     shape = dataclasses.replace(
         config(), num_layers=2, sliding_window=3, sliding_layers=(True, False), max_positions=16

@@ -88,6 +88,7 @@ def test_product_multiplies_powers_of_the_distributions():
     np.testing.assert_allclose(logps(guided), expected, atol=2e-5)
 
 
+@pytest.mark.long
 def test_ratio_divides_by_what_the_doctor_began_as():
     # Of milder models, whose rounding is far below the bound on every processor.
     patient, start = tiny(0, kv_heads=2, sharpened=2), tiny(1, width=24, layers=3, sharpened=2)
@@ -100,6 +101,7 @@ def test_ratio_divides_by_what_the_doctor_began_as():
     assert np.abs(expected - normalized(logps(patient))).max() > 1
 
 
+@pytest.mark.long
 def test_a_reference_that_is_the_patient_is_not_computed_again():
     patient = tiny(1, width=24, layers=3, sharpened=2)
     apart = models.merge(*models.split(patient))
@@ -117,6 +119,7 @@ def test_a_reference_that_is_the_patient_is_not_computed_again():
         np.testing.assert_array_equal(logps(alone), logps(patient))
 
 
+@pytest.mark.long
 def test_what_is_not_plausible_to_the_patient_is_never_written_and_the_rest_keeps_its_odds():
     guided = llmdoctor.guide(PATIENT, [Doctor(DOCTOR)], betas=[3.0])
     free, patient = logps(guided), logps(PATIENT)
@@ -149,6 +152,7 @@ def test_adapters_on_one_model_are_computed_together_and_give_what_they_give_alo
     np.testing.assert_allclose(found[0].logps, found[1].logps, atol=1e-4)
 
 
+@pytest.mark.long
 def test_with_beta_0_the_patient_writes_bit_for_bit():
     found_by = Doctor(OTHER, vocabulary=FEWER)
     guided = llmdoctor.guide(
@@ -193,6 +197,7 @@ def test_log_probs_while_decoding_are_those_of_the_whole_rows(guidance):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.long
 def test_samples_do_not_depend_on_the_batch():
     guided = llmdoctor.guide(
         PATIENT, [Doctor(DOCTOR, FIRST), Doctor(DOCTOR, SECOND)], betas=[1.0, 0.5], guidance="ratio"
@@ -204,6 +209,7 @@ def test_samples_do_not_depend_on_the_batch():
     assert wide.token_lists() == narrow.token_lists()
 
 
+@pytest.mark.long
 def test_other_weights_compile_nothing(compiled):
     guided = llmdoctor.guide(PATIENT, [Doctor(DOCTOR), Doctor(OTHER)], betas=[1.0, 0.0])
     with jax.numpy_dtype_promotion("standard"):
@@ -217,6 +223,7 @@ def test_other_weights_compile_nothing(compiled):
     assert before.token_lists() != after.token_lists()
 
 
+@pytest.mark.long
 def test_8_bit_weights_are_the_patients_alone():
     guided = llmdoctor.guide(PATIENT, [Doctor(DOCTOR)], alpha=0.0, betas=[1.0])
     rounded, plain = (drawn(guided, options={"weights": w}) for w in ("int8", "same"))
@@ -240,6 +247,7 @@ def test_an_8_bit_cache_changes_log_probs_little():
     assert 0 < differences[same].max() < 0.2
 
 
+@pytest.mark.long
 def test_a_doctor_with_another_vocabulary_is_read_through_its_map():
     order = np.random.default_rng(0).permutation(VOCABULARY)  # the patient's token order[i] is the doctor's i
     params = DOCTOR.params

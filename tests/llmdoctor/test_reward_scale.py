@@ -130,6 +130,7 @@ def test_a_run_measures_its_scale_writes_it_down_and_keeps_it_on_resume(configs,
     assert again.card.loss["reward_scale"] == noted["value"]
 
 
+@pytest.mark.long
 def test_a_fixed_scale_that_buries_the_labels_is_warned_of_with_what_auto_would_be(configs, tmp_path):
     folder = tmp_path / "run"
     config = configs.tfpo(

@@ -61,6 +61,7 @@ def live(configs):
     return models.load_pretrained(configs.model.path), models.load_tokenizer(configs.model.path)
 
 
+@pytest.mark.long
 def test_balance_falls_and_the_doctor_is_written_with_its_card(configs, tmp_path):
     train = TrainConfig(batch_size=8, steps=24, packing=True)
     result = train_tfpo(unsampled(configs.tfpo(tmp_path / "run", train=train)))
@@ -127,6 +128,7 @@ def held(monkeypatch, live_bytes):
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("weights", ["same", "int8"])
 def test_one_copy_of_the_patient_lives_while_it_scores_and_none_when_the_doctor_comes(
     weights, configs, held, tmp_path
@@ -140,6 +142,7 @@ def test_one_copy_of_the_patient_lives_while_it_scores_and_none_when_the_doctor_
     assert f"{sized(size)} in {'int8' if weights == 'int8' else 'float32'})" in seen["said"][0]
 
 
+@pytest.mark.long
 def test_of_a_live_patient_8_bit_copies_lie_beside_what_its_owner_holds(configs, live, held, tmp_path):
     patient, tokenizer = live
     rounded = bytes_of(models.quantize(patient).params)

@@ -121,6 +121,7 @@ def hinges_of(batch, b, start, values, numbers):
     return [max(0.0, numbers.margin - (values[0][i + 1] - values[1][i + 1])) for i in chosen]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "lora", "packing"),
     [
@@ -148,6 +149,7 @@ def test_the_loss_is_its_definition_in_float64(name, lora, packing, devices):
     assert at[1] > 0.1
 
 
+@pytest.mark.long
 def test_micro_batches_add_up_to_the_batch(devices):
     mesh = make_mesh(MeshConfig(), devices[:1])
     loss, counts, trained, frozen, batch = tfpo_case(mesh, EVERYTHING)

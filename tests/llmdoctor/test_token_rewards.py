@@ -86,6 +86,7 @@ def batches(data, *, training=True):
     return [pair_axis(batch) for batch in eval_batches(rows, 8, collate_comparisons)]
 
 
+@pytest.mark.long
 def test_logps_are_those_of_the_completion_behind_the_instruction(make, data, patient, byte_tokenizer):
     scores = make(folder=None).train.scores
     for index in (0, 1, 10, 23):
@@ -185,6 +186,7 @@ def test_other_settings_of_the_rewards_run_no_forward(make):
     assert all((table.train.rewards != first.train.rewards).any() for table in tables[:6])
 
 
+@pytest.mark.long
 def test_other_instructions_patients_and_data_are_scored_anew(make, data, patient):
     definition, params = models.split(patient)
     other = models.merge(definition, jax.tree.map(lambda x: x * 1.01, params))
@@ -198,6 +200,7 @@ def test_other_instructions_patients_and_data_are_scored_anew(make, data, patien
     assert all(table.summary()["scored_rows"] == len(data.train) + len(data.validation) for table in tables)
 
 
+@pytest.mark.long
 def test_patients_of_other_weights_have_other_files(make, patient):
     definition, params = models.split(patient)
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,6 +114,7 @@ def test_reinforce_plus_plus_by_hand():
     np.testing.assert_allclose(whitened, [[-1 / np.sqrt(2), 0, 1 / np.sqrt(2)]], rtol=1e-4)
 
 
+@pytest.mark.long
 def test_reinforce_plus_plus_in_parts_with_the_batchs_statistics_is_the_whole():
     rng = np.random.default_rng(0)
     old, ref = jnp.asarray(rng.standard_normal((2, 4, 3)), jnp.float32)

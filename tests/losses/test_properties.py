@@ -211,6 +211,7 @@ def test_padding_on_either_side_changes_nothing(case, before, after):
         np.testing.assert_allclose(result, plain, **CLOSE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", [c for c in CASES if c.integers], ids=ids)
 def test_integers_count_as_their_float32_values(case):
     arrays = case.arrays()

@@ -263,6 +263,7 @@ def train_table(rewards, seed, *, pin_terminal):
     return np.exp(np.asarray(logps).sum(1)), float(values[0, 0]), float(history[-1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [2, 3])
 def test_only_with_the_terminal_pinned_zero_loss_means_a_policy_proportional_to_the_reward(seed):
     _, prefixes = strings()

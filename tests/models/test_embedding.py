@@ -49,6 +49,7 @@ def test_a_cpu_scatters_and_no_other_backend_does():
             assert embedding.embedding_form() == "sorted"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["scatter", "sorted"])
 @pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}, {"data": 8}], ids=str)
 def test_over_a_mesh_the_gradient_is_that_of_one_device(axes, form, devices, monkeypatch):

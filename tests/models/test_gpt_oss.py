@@ -27,6 +27,7 @@ def config(**changes):
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_sink_is_one_more_key_of_value_zero():
     q, k, v = (jax.random.normal(jax.random.key(i), (1, 5, n, 4)) for i, n in enumerate((4, 2, 2)))
     sinks = jnp.asarray([0.5, -1.0, 2.0, 0.0])
@@ -48,6 +49,7 @@ def test_other_implementations_are_refused_and_never_chosen(form):
         attention.choose_attention(config(attention=form), device)
 
 
+@pytest.mark.long
 def test_states_after_candidates_are_those_of_decoding_each():
     model = models.load_pretrained(FOLDER)
     tokens = jnp.asarray(np.load(FOLDER / "golden.npz")["tokens"])

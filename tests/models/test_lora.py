@@ -67,6 +67,7 @@ def test_the_norm_of_dora_has_no_gradient():
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), found, again)
 
 
+@pytest.mark.long
 def test_a_new_dora_adapter_changes_nothing_and_merges_to_what_it_gives_beside():
     model = models.load_pretrained(GOLDEN / "llama")
     settings = LoraConfig(enabled=True, rank=3, targets=("all",), dora=True)

@@ -21,6 +21,7 @@ def kept(tree):
     return [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sizes_told_from_a_shape_are_those_of_the_model(family):
     shape = load_config(GOLDEN / family)

@@ -54,6 +54,7 @@ def test_the_balance_loss_and_gradients_equal_transformers(family):
     np.testing.assert_allclose(both, golden["experts_grad"], atol=2e-5)
 
 
+@pytest.mark.long
 def test_padding_and_packing_change_neither_states_nor_loss():
     model = models.load_pretrained(GOLDEN / "qwen3_moe")
     tokens = jnp.asarray(golden_of("qwen3_moe")["tokens"])
@@ -68,6 +69,7 @@ def test_padding_and_packing_change_neither_states_nor_loss():
     assert count == as_many == 28
 
 
+@pytest.mark.long
 def test_a_token_gets_the_weighted_sum_of_its_experts():
     config = models.load_config(GOLDEN / "mixtral")
     layer = jax.tree.map(lambda x: x[0], models.load_pretrained(GOLDEN / "mixtral").params["layers"])

@@ -21,6 +21,7 @@ def scores(model):
     return model(jnp.arange(12).reshape(2, 6), lengths=jnp.asarray([6, 4]))
 
 
+@pytest.mark.long
 def test_members_come_back_in_order_together_and_alone(members, byte_tokenizer, tmp_path):
     folder = models.save_reward_ensemble(members, tmp_path / "saved", tokenizer=byte_tokenizer)
     assert sorted(p.name for p in folder.iterdir()) == ["ensemble.json", "member-0", "member-1"]

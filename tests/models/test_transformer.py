@@ -69,6 +69,7 @@ def test_longer_padding_changes_nothing(family):
     assert np.isfinite(longer).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", families())
 def test_packed_rows_equal_separate_rows(family):
     model = models.load_pretrained(GOLDEN / family)
@@ -80,6 +81,7 @@ def test_packed_rows_equal_separate_rows(family):
     np.testing.assert_allclose(logits[:, 9:15], forward(model, second), atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", families(decoded=True))
 def test_cached_decoding_equals_the_whole_row(family):
     model = models.load_pretrained(GOLDEN / family)

@@ -17,6 +17,7 @@ from jaxalign.plan.report import speed
 from jaxalign.plan.targets import TPUS, Target, parse_target
 
 
+@pytest.mark.long
 def test_a_plan_tells_bytes_and_collectives_of_virtual_devices(tiny_model_folder, capsys):
     status = main(
         ["plan", "sft", f"--model.path={tiny_model_folder}", "--mesh.fsdp=8", "--target=cpux8", "--tokens=16",
@@ -69,6 +70,7 @@ def test_what_cannot_be_planned_is_refused_in_one_line(arguments, problem, capsy
     assert len(lines) == 1 and problem in lines[0]
 
 
+@pytest.mark.long
 def test_a_plan_of_grpo_tells_the_larger_of_step_and_rollout(tiny_model_folder, capsys):
     status = main(
         ["plan", "grpo", f"--model.path={tiny_model_folder}", "--mesh.fsdp=2", "--target=cpux2", "--tokens=32",

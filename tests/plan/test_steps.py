@@ -80,6 +80,7 @@ def described(tree):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", CASES)
 def test_state_frozen_models_and_batch_are_those_of_a_run(command, configs, devices, tmp_path, monkeypatch):
     train, make = CASES[command]

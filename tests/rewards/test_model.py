@@ -18,6 +18,7 @@ def scalar(tiny_model_folder):
     return models.create_scalar_model(model, HeadConfig(init_std=1.0), key=jax.random.key(1))
 
 
+@pytest.mark.long
 def test_a_score_is_the_models_of_prompt_and_completion_alone(scalar):
     rows = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10], [11, 12, 13, 14]]
     request = RewardRequest(
@@ -30,6 +31,7 @@ def test_a_score_is_the_models_of_prompt_and_completion_alone(scalar):
     assert np.std(alone) > 0.01
 
 
+@pytest.mark.long
 def test_rows_are_scored_together_with_little_padding_in_few_shapes(scalar):
     definition, params = models.split(scalar)
     shapes, tokens = [], 0

@@ -40,6 +40,7 @@ def mixed(folder):
     return [scalar(folder, 1), scalar(folder, 2, MLP), scalar(folder, 3)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [heads, whole_models, mixed])
 def test_members_score_as_they_do_alone(make, tiny_model_folder):
     members = make(tiny_model_folder)

@@ -91,6 +91,7 @@ def test_on_a_mesh_each_device_has_as_many_slots_while_rows_come_and_go(axes, ex
     assert min(rows for rows, _, _ in programs) < len(LENGTHS)
 
 
+@pytest.mark.long
 def test_short_blocks_give_them_and_the_batch_shrinks_as_rows_end(model, expected, programs):
     check(sampled(model, block=5), expected)
     rows, columns, _ = zip(*programs, strict=True)
@@ -142,6 +143,7 @@ def test_rows_that_all_stop_at_once_decode_nothing_more(model, programs):
     assert programs == []
 
 
+@pytest.mark.long
 def test_the_same_sizes_compile_nothing_again(model, compiled):
     sampler = Sampler(model, block=5, max_rows=4)
 

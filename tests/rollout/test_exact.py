@@ -139,6 +139,7 @@ def test_an_adapter_gives_both_the_same_bits(changes):
     np.testing.assert_array_equal(found, rows.from_completion(done.logps))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_the_values_and_gradients_are_the_ordinary_ones_but_for_rounding(family):
     model = exact_model(family)
@@ -175,6 +176,7 @@ def test_a_tile_sees_no_token_of_another_tile_and_none_is_lost():
     assert set(seen) == {((TILE,), (TILE,))}
 
 
+@pytest.mark.long
 def test_positions_that_do_not_count_from_a_segments_start_are_those_of_the_ordinary_pass():
     model = models.load_pretrained(GOLDEN / "llama")
     tokens = jax.random.randint(jax.random.key(0), (2, 20), 0, model.config.vocab_size)

@@ -58,6 +58,7 @@ def test_greedy_tokens_are_those_of_the_uncached_forward(model, sampler):
             row.append(token)
 
 
+@pytest.mark.long
 def test_log_probs_are_those_that_training_scores(model, sampler):
     done = sampler.generate(PROMPTS, max_new_tokens=6, key=KEY, temperature=0.7, stop_tokens=())
     rows = join_rows(PROMPTS, done)
@@ -67,6 +68,7 @@ def test_log_probs_are_those_that_training_scores(model, sampler):
     np.testing.assert_array_equal(done.sampling_logps, done.logps)
 
 
+@pytest.mark.long
 def test_samples_do_not_depend_on_the_batch(model, sampler):
     arguments = {"max_new_tokens": 8, "key": KEY, "top_k": 20, "top_p": 0.9, "stop_tokens": (7, 11)}
     together = sampler.generate(PROMPTS, num_samples=2, **arguments)
@@ -120,6 +122,7 @@ def test_settings_can_differ_by_prompt(sampler):
     assert mixed.token_lists()[0] == greedy.token_lists()[0]
 
 
+@pytest.mark.long
 def test_8_bit_weights_give_the_samples_of_the_quantized_model(model):
     arguments = {"max_new_tokens": 8, "key": KEY, "stop_tokens": (7, 11)}
     small = Sampler(model, weights="int8")
@@ -149,6 +152,7 @@ def test_an_adapter_is_part_of_8_bit_weights(model):
     exact(own.generate(PROMPTS, **arguments), merged)
 
 
+@pytest.mark.long
 def test_an_8_bit_cache_is_near_and_survives_moved_columns(model):
     arguments = {"max_new_tokens": 12, "key": KEY, "stop_tokens": (7, 11)}
     prompts = [*PROMPTS, [1] * 14, [30, 31], [17] * 6]
@@ -326,6 +330,7 @@ def test_rows_and_completion_columns_map_onto_each_other(sampler):
     np.testing.assert_array_equal(rows.to_completion(rows.from_completion(values), 6), values)
 
 
+@pytest.mark.long
 def test_an_adapter_on_quantized_weights_decodes_as_their_floats():
     model = models.quantize(models.create(test_adapted.CONFIG, key=jax.random.key(2)), "nf4")
     merged = models.merge_adapter(model, test_adapted.drawn(model, models.LoraConfig(enabled=True, rank=4)))

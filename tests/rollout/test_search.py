@@ -89,6 +89,7 @@ def test_args_without_weight_is_the_base_model(base, reward, sampler, temperatur
     np.testing.assert_allclose(done.logps * done.mask, plain.logps * plain.mask, atol=1e-5)
 
 
+@pytest.mark.long
 def test_args_draws_among_its_candidates_alone(base, reward):
     # So hot that all candidates are as good as equal: of 40 samples each of 3 comes, and nothing else.
     done = args_generate(
@@ -107,6 +108,7 @@ def test_args_draws_among_its_candidates_alone(base, reward):
     np.testing.assert_allclose(done.logps, np.log(1 / 3), atol=1e-2)
 
 
+@pytest.mark.long
 def test_a_stop_token_ends_a_row_of_args_and_no_other(base, reward):
     arguments = {"weight": 3.0, "top_k": 5, "max_new_tokens": NEW, "key": KEY}
     free = args_generate(base, reward, PROMPTS, stop_tokens=(), **arguments).token_lists()

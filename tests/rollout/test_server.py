@@ -66,6 +66,7 @@ def seeded(sampler, prompts, key, at_once, num_samples=2, **arguments):
     return parts
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "at_once"), [("vllm", 2), ("sglang", 1)])
 def test_completions_are_those_that_the_server_drew(kind, at_once, make, model):
     done = generate(make(kind=kind), stop_tokens=(STOP, 40))
@@ -79,6 +80,7 @@ def test_completions_are_those_that_the_server_drew(kind, at_once, make, model):
     np.testing.assert_array_equal(done.mask.sum(1), done.lengths)
 
 
+@pytest.mark.long
 def test_every_setting_is_sent_and_none_is_left_to_the_servers_default(make, stub):
     generate(make(), temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, stop_tokens=(3,))
     body = stub.bodies("/v1/completions")[0]

@@ -140,6 +140,7 @@ def test_nothing_passes_between_devices_while_they_decode_and_weights_alone_whil
     assert found["all-to-all"] <= (1 if gathers else 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axes", [{"data": 4, "tensor": 2}, {"fsdp": 2, "tensor": 4}], ids=str)
 def test_devices_that_share_a_row_sum_twice_a_layer_and_change_the_logits_once(axes, model, programs):
     completions(spread(model, axes), new=4, max_rows=16)
@@ -153,6 +154,7 @@ def test_devices_that_share_a_row_sum_twice_a_layer_and_change_the_logits_once(a
     assert set(found) <= {"all-reduce", "all-to-all", "all-gather"}
 
 
+@pytest.mark.long
 def test_rows_stay_where_they_are_while_others_come_and_go(model, programs, expected):
     live = spread(model, {"data": 2, "fsdp": 2, "tensor": 2})
     compare(completions(live, max_rows=4, block=3), expected)
@@ -160,6 +162,7 @@ def test_rows_stay_where_they_are_while_others_come_and_go(model, programs, expe
         assert passed(programs, name) == Counter(), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("axes", "parts"), [({"fsdp": 2, "context": 4}, (8, 1)), ({"fsdp": 4, "tensor": 2}, (4, 2))], ids=str
 )
@@ -180,6 +183,7 @@ def test_cache_and_rows_are_split_and_weights_are_not(axes, parts, model, progra
     assert {name for name, *_ in programs} >= {"read_prompts", "new_cache", "rearranged", "decode_block"}
 
 
+@pytest.mark.long
 def test_weights_travel_once_a_run_in_the_dtype_of_products(model, programs):
     live = spread(models.with_config(model, compute_dtype="bfloat16", products="compute_dtype"), {"fsdp": 8})
     completions(live, new=10, block=2)
@@ -192,6 +196,7 @@ def test_weights_travel_once_a_run_in_the_dtype_of_products(model, programs):
     assert Counter(placed) == {"bf16": 2 * matrices, "f32": 2 * norms}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, {"tensor": 8}, {"context": 8}], ids=str
 )
@@ -204,6 +209,7 @@ def test_the_completions_end_at_many_lengths(expected):
     assert set(expected.finish_reason) == {"stop", "length"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("axes", "int8"), [({"fsdp": 8}, True), ({"data": 4, "tensor": 2}, False)], ids=["int8", "adapter"]
 )
@@ -230,6 +236,7 @@ def guided(model):
     return llmdoctor.guide(model, [*doctors, llmdoctor.Doctor(other)], betas=(0.5, 0.3, 0.2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 4}, {"data": 4, "tensor": 2}], ids=str)
 def test_doctors_decode_beside_their_patient(axes, model, programs):
     many = completions(guided(spread(model, axes)), new=6)
@@ -238,6 +245,7 @@ def test_doctors_decode_beside_their_patient(axes, model, programs):
     compare(many, completions(guided(model), new=6))
 
 
+@pytest.mark.long
 def test_a_reward_model_guides_beside_its_base(model, programs):
     def searched(base):
         scalar = models.create_scalar_model(base, models.HeadConfig(kind="mlp"), key=jax.random.key(8))

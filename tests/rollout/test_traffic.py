@@ -44,6 +44,7 @@ def test_the_next_call_counts_anew():
     assert before > 0 and sampler.traffic.bytes == 0  # the prompt's own token alone
 
 
+@pytest.mark.long
 def test_on_a_mesh_it_is_what_one_device_reads(devices):
     one, parameters = generated(tied=True)
     mesh = make_mesh(MeshConfig(data=2, tensor=2), devices)

@@ -91,6 +91,7 @@ def plain(configs, tmp_path_factory):
     return config, train_dpo(config)
 
 
+@pytest.mark.long
 def test_live_rows_optimizer_and_loss_equal_to_the_named_ones_give_the_same_run(plain, tmp_path, pairs_file):
     config, wanted = plain
     seen = SimpleNamespace(logged=[], closed=0)
@@ -126,6 +127,7 @@ def test_live_rows_optimizer_and_loss_equal_to_the_named_ones_give_the_same_run(
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_run_goes_on_only_with_what_it_was_given(configs, tmp_path, pairs_file):
     config = no_file(configs.sft(tmp_path / "run"))
     config = replace(config, run=replace(config.run, log_every=10))
@@ -157,6 +159,7 @@ def test_a_run_goes_on_only_with_what_it_was_given(configs, tmp_path, pairs_file
     assert [event for event in resumed.events if event[0] == "step"] == [("step", 4), ("step", 5)]
 
 
+@pytest.mark.long
 def test_on_policy_runs_take_live_rows_optimizers_and_callbacks(configs, tmp_path):
     rows = [{"prompt": f"q{i} ", "answer": "a"} for i in range(12)]
     seen = []
@@ -216,6 +219,7 @@ def test_early_stopping_ends_a_real_run_and_a_schedule_may_be_given(configs, tmp
     assert rates == {0.0}
 
 
+@pytest.mark.long
 def test_schedule_free_runs_evaluate_and_export_the_average(configs, tmp_path):
     """Its average is the mean of the steps' own points, which lies behind the newest of them."""
     rule = OptimizerConfig(name="schedule_free_adamw", schedule="constant", learning_rate=1e-2)
@@ -335,6 +339,7 @@ def test_a_loss_of_a_file_is_checked_as_a_live_one_is(configs, tmp_path, own_fil
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_the_command_line_trains_by_a_loss_of_a_file_and_goes_on_with_it(plain, tmp_path, own_file):
     config, wanted = plain
     save_yaml(config, tmp_path / "dpo.yaml")
@@ -356,6 +361,7 @@ def test_the_command_line_trains_by_a_loss_of_a_file_and_goes_on_with_it(plain, 
     assert dpo(f"--loss.function={own_file}:dpo", "--resume") == 0
 
 
+@pytest.mark.long
 def test_own_advantages_are_what_grpo_learns_from(configs, tmp_path, own_file):
     """Advantages of 0 leave nothing to learn."""
     train, config, _ = one_of_each(configs, tmp_path)["grpo"]
@@ -402,6 +408,7 @@ def test_an_option_that_an_own_loss_would_not_be_told_is_refused(configs, tmp_pa
             train(replace(config, loss=section), loss=own)
 
 
+@pytest.mark.long
 def test_an_own_loss_of_completions_is_what_grpo_minimises(configs, tmp_path):
     """A loss without a gradient moves nothing."""
     train, config, _ = one_of_each(configs, tmp_path)["gspo"]

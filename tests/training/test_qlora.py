@@ -50,6 +50,7 @@ def test_an_adapter_is_trained_on_the_quantized_weights_and_exported_with_them(
         np.testing.assert_allclose(model(tokens), expected, atol=1e-5)
 
 
+@pytest.mark.long
 def test_dpo_begins_where_policy_and_reference_are_one(configs, tmp_path):
     config = configs.dpo(tmp_path / "run", lora=LORA)
     train_dpo(replace(config, run=replace(config.run, log_every=1)))

@@ -295,6 +295,7 @@ def test_a_finished_run_goes_on_where_it_is_resumed_with_more_steps(name, key, c
         resumed(length)
 
 
+@pytest.mark.long
 def test_a_lora_run_resumes_and_exports_both_forms(configs, tmp_path):
     lora = LoraConfig(enabled=True, rank=2, dropout=0.1)
     result = train_sft(configs.sft(tmp_path / "run", lora=lora))
@@ -307,6 +308,7 @@ def test_a_lora_run_resumes_and_exports_both_forms(configs, tmp_path):
     assert result.folder == tmp_path / "run"
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(configs, tmp_path):
     config = configs.sft(
         tmp_path / "run", optimizer=replace(configs.optimizer, learning_rate=1e30, warmup_ratio=0.0)

@@ -105,6 +105,7 @@ def test_the_loss_that_learns_has_the_routers_balance_by_its_factor(name, mixtur
     assert max(moved) > 1e-3
 
 
+@pytest.mark.long
 def test_micro_batches_count_by_their_tokens(mixtures):
     mixtures(0.5)
     _, whole = stepped(cases.sft_case)

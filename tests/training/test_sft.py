@@ -29,6 +29,7 @@ def demonstrations(tmp_path):
     return path
 
 
+@pytest.mark.long
 def test_held_out_loss_falls_and_is_the_log_of_the_exported_models_perplexity(
     configs, demonstrations, tmp_path
 ):
@@ -43,6 +44,7 @@ def test_held_out_loss_falls_and_is_the_log_of_the_exported_models_perplexity(
     assert perplexity(result.model, held_out) == pytest.approx(np.exp(result.metrics["eval/loss"]), rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_token_counts_by_its_weight_and_whole_weights_change_nothing():
     mesh = make_mesh(devices=jax.devices()[:1])
     loss, counts, params, frozen, batch = cases.sft_case(mesh)
@@ -75,6 +77,7 @@ def test_the_weights_of_turns_reach_the_batch(tmp_path):
     assert batch["mask"].sum() == len(" fgh") + 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_samples_are_as_long_as_the_context_allows_and_a_run_ends_well(name, configs, tmp_path):
     config = getattr(configs, name)(tmp_path / "run")

@@ -63,6 +63,7 @@ def test_a_file_that_changed_since_the_run_began_is_named(name, configs, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_streamed_file_that_changed_since_the_run_began_is_named(configs, tmp_path):
     path = written(tmp_path / "rows.jsonl")
     config = configs.sft(tmp_path / "run", data=streamed(configs, path))
@@ -138,6 +139,7 @@ def test_what_training_does_not_use_is_warned_of_with_a_count(
     assert (found["unread_columns"], found["shared_prompts"]) == ({"colour": 24}, 4)
 
 
+@pytest.mark.long
 def test_training_on_rows_from_the_disk_is_training_on_a_list_of_them(configs, tmp_path, monkeypatch):
     train_dpo(configs.dpo(tmp_path / "disk"))
     load = load_dataset

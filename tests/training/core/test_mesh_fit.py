@@ -158,6 +158,7 @@ def test_batches_that_are_only_scored_are_filled_up():
     assert valid == [[True] * 6 + [False] * 2, [True] * 5 + [False] * 3]
 
 
+@pytest.mark.long
 def test_an_evaluation_of_rows_that_do_not_divide_is_split_and_that_of_one_device(
     configs, tmp_path, monkeypatch
 ):
@@ -253,6 +254,7 @@ def test_an_axis_over_which_nothing_is_sharded_is_refused(axes, message, devices
         tell_fit(None, "model", shape(), make_mesh(MeshConfig(**axes), devices))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("live", [False, True])
 def test_a_run_tells_how_its_models_fit_before_it_trains(live, configs, tmp_path, capsys):
     """The vocabulary of 259 does not divide, and its reference is of the same shape."""

@@ -48,6 +48,7 @@ def test_every_code_is_a_number_of_the_papers_code(signed):
     np.testing.assert_allclose(found, 3 * codebook(signed), rtol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("signed", [True, False])
 def test_a_number_becomes_one_of_the_two_codes_around_it(signed):
     x = numbers(signed)
@@ -96,6 +97,7 @@ def test_small_arrays_embeddings_norms_and_biases_keep_their_moments():
         assert {x.dtype for x in jax.tree.leaves(tree)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["adamw", "adam", "lion", "muon"])
 def test_one_step_from_zero_is_that_of_full_moments(name):
     """The first moments are computed, and used, before they are stored."""

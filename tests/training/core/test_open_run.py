@@ -27,6 +27,7 @@ def test_a_fresh_adapter_is_drawn_from_the_first_of_the_runs_keys(devices):
     assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (adapter, other)), strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_live_models_are_laid_out_on_the_mesh(name, configs, tmp_path):
     config = getattr(configs, name)(tmp_path / "run", train=TrainConfig(batch_size=8, steps=1))

@@ -40,6 +40,7 @@ def begun(tiny_model_folder, pairs_file, steps_file, tmp_path_factory):
     return folder / "run", config, said.getvalue()
 
 
+@pytest.mark.long
 def test_a_run_says_what_it_begins_with(begun, tiny_model_folder):
     folder, _, said = begun
     meta = json.loads((folder / "metadata.json").read_text())

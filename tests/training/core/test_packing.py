@@ -142,6 +142,7 @@ def assert_equal(found, expected, *, tolerance=1e-5):
         np.testing.assert_allclose(a, b, atol=tolerance * max(norm, 1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_packed_rows_give_the_loss_metrics_and_gradient_of_padded_rows(name, devices):
     mesh = make_mesh(MeshConfig(), devices[:1])
@@ -166,6 +167,7 @@ HEADED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "parts", "shards"), HEADED)
 def test_heads_on_counted_tokens_give_the_loss_metrics_and_gradient_of_heads_on_all(
     name, parts, shards, devices
@@ -277,6 +279,7 @@ def test_other_rows_of_a_packed_row_change_nothing_bit_for_bit(changes, devices)
         assert lengths[changed] == 1 or (after[changed] != before[changed]).any()
 
 
+@pytest.mark.long
 def test_each_shape_is_compiled_once(devices, compiled):
     """An epoch of long-tailed lengths, twice: whatever comes back is not compiled again, padded or packed."""
     rng = np.random.default_rng(0)

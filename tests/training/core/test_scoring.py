@@ -41,6 +41,7 @@ def test_logits_are_computed_at_once_where_they_are_small_and_nothing_is_compute
     assert seen == [None, expected and config.vocab_size]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tied", [False, True])
 def test_on_a_cpu_the_gradient_of_the_head_is_not_rounded_to_bfloat16(tied):
     config = replace(shape(), compute_dtype="bfloat16", products="bfloat16_float32", tied_head=tied)

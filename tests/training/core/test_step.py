@@ -97,6 +97,7 @@ def test_bfloat16_compute_takes_nearly_the_same_step_on_float32_masters(name, de
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_micro_batches_equal_the_whole(name, devices):
     mesh = make_mesh(MeshConfig(), devices)
@@ -107,6 +108,7 @@ def test_micro_batches_equal_the_whole(name, devices):
     close(state.params, whole_state.params, 0.01 * RATE)
 
 
+@pytest.mark.long
 def test_filler_rows_count_nowhere(devices):
     mesh = make_mesh(MeshConfig(), devices)
     loss, counts, trained, frozen, batch = sft_case(mesh)
@@ -149,6 +151,7 @@ def test_a_step_that_is_not_accepted_leaves_the_state_as_it_was(limit, devices):
     assert taken or all(map(np.array_equal, *map(jax.tree.leaves, (state.params, trained))))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axes", [{}, {"fsdp": 2, "tensor": 2}], ids=["one", "mesh"])
 def test_the_whole_state_is_updated_in_place(axes, devices, monkeypatch):
     mesh = make_mesh(MeshConfig(**axes), devices)

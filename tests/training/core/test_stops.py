@@ -145,6 +145,7 @@ def ppo_of(output, base, data, **changes):
     return PPOConfig(run=run_of(output), **(common(base, data) | parts | changes))
 
 
+@pytest.mark.long
 def test_a_run_exports_the_end_that_it_taught(taught):
     assert ends_of(taught / "export") == [[EOS, END], [EOS, END]]
     from transformers import GenerationConfig
@@ -166,6 +167,7 @@ def test_generate_stops_after_a_run(taught):
     ]
 
 
+@pytest.mark.long
 def test_generate_stops_a_base_with_the_adapter_of_a_run(base, chats, tmp_path):
     config = SFTConfig(
         run=run_of(tmp_path / "run"),
@@ -223,6 +225,7 @@ def grpo_of(output, base, data, **changes):
     return GRPOConfig(run=run_of(output), **(common(base, data) | parts | changes))
 
 
+@pytest.mark.long
 def test_rollouts_of_a_base_stop_at_the_end_of_its_template(base, chats, tmp_path):
     # Without a run before it that taught this.
     result = train_grpo(grpo_of(tmp_path / "grpo", base, chats), reward=length_rewarded)
@@ -230,6 +233,7 @@ def test_rollouts_of_a_base_stop_at_the_end_of_its_template(base, chats, tmp_pat
     assert ends_of(tmp_path / "grpo" / "export")[0] == [EOS, END]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("chosen", "told"), [(None, (EOS, END)), ((7,), (7,)), ((), ())])
 def test_an_engine_is_told_where_completions_end(base, chats, tmp_path, chosen, told):
     stops = []
@@ -284,6 +288,7 @@ def test_online_dpo_stops_policy_and_reference_alike(base, chats, tmp_path, monk
     assert result.model.config.eos_ids == (EOS, END)
 
 
+@pytest.mark.long
 def test_dpo_exports_the_end_that_it_taught(base, pairs, tmp_path):
     train = TrainConfig(batch_size=2, steps=1)
     config = DPOConfig(run=run_of(tmp_path / "dpo"), train=train, sampling=GREEDY, **common(base, pairs))

@@ -63,6 +63,7 @@ def in_chunks(monkeypatch, columns):
     monkeypatch.setattr(divergence, "CHUNK_BYTES", columns * 4 * 4 * VOCABULARY)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("columns", [0, 1, 5], ids=["whole", "column by column", "five columns"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_statistics_are_those_of_the_softmaxes(name, columns, case, monkeypatch):
@@ -73,6 +74,7 @@ def test_statistics_are_those_of_the_softmaxes(name, columns, case, monkeypatch)
         np.testing.assert_allclose(value, expected, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_gradient_is_the_same_in_chunks_and_reaches_the_student_alone(name, case, monkeypatch):
     student, teacher, ours, theirs, targets, mask = case

@@ -46,6 +46,7 @@ def config_of(configs, output, teacher, **changes):
     return DistillConfig(run=configs.run(output), **(parts | changes))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("on_policy", [0.0, 1.0], ids=["supervised", "on policy"])
 def test_the_students_divergence_falls(on_policy, configs, teacher, tmp_path):
     train = TrainConfig(batch_size=8, steps=30)
@@ -72,6 +73,7 @@ def test_a_teacher_that_is_the_student_has_nothing_to_teach(configs, tmp_path):
     assert first["eval/nll"] == pytest.approx(first["eval/teacher_nll"], rel=1e-6)
 
 
+@pytest.mark.long
 def test_resumed_with_samples_equals_undisturbed(configs, teacher, tmp_path):
     def config(name, **run):
         base = config_of(configs, tmp_path / name, teacher, train=TrainConfig(batch_size=4, steps=6))
@@ -92,6 +94,7 @@ def test_resumed_with_samples_equals_undisturbed(configs, teacher, tmp_path):
     assert 0 < sum(sampled) < 6
 
 
+@pytest.mark.long
 def test_live_models_give_what_folders_give(configs, teacher, tmp_path):
     by_folder = train_distill(config_of(configs, tmp_path / "folder", teacher))
     live = {

@@ -29,6 +29,7 @@ def first_metrics(folder):
     return next(row for row in records.read(folder / "metrics.jsonl") if "train/loss" in row)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
@@ -46,12 +47,14 @@ def test_the_first_loss_is_that_of_a_policy_equal_to_its_reference(loss, expecte
     assert first["train/margin"] == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.long
 def test_held_out_pairs_are_preferred_as_labelled_afterwards(configs, tmp_path):
     result = train_dpo(configs.dpo(tmp_path / "run", train=TrainConfig(batch_size=8, steps=24)))
     assert result.metrics["eval/accuracy"] == 1.0
     assert result.metrics["eval/margin"] > 0.5
 
 
+@pytest.mark.long
 def test_a_reference_of_its_own_is_read_and_not_the_policys_start(configs, tmp_path, byte_tokenizer):
     start = models.load_pretrained(configs.model.path)
     other = models.create(start.config, key=jax.random.key(9))
@@ -63,6 +66,7 @@ def test_a_reference_of_its_own_is_read_and_not_the_policys_start(configs, tmp_p
     assert first_metrics(tmp_path / "run")["train/margin"] != pytest.approx(0.0, abs=1e-3)
 
 
+@pytest.mark.long
 def test_a_run_in_packed_micro_batches_couples_the_rows_of_the_whole_batch(configs, tmp_path):
     start = models.load_pretrained(configs.model.path)
     other = models.create(start.config, key=jax.random.key(9))
@@ -76,6 +80,7 @@ def test_a_run_in_packed_micro_batches_couples_the_rows_of_the_whole_batch(confi
         assert found[1][name] == pytest.approx(found[0][name], rel=1e-4)
 
 
+@pytest.mark.long
 def test_with_an_adapter_the_reference_is_the_base_and_stays_as_it_was(configs, tmp_path):
     before = load_file(f"{configs.model.path}/model.safetensors")
     lora = LoraConfig(enabled=True, rank=2)
@@ -96,6 +101,7 @@ def first_loss(devices, **changes):
     return float(value), {name: float(a / b) for name, (a, b) in sums.items()}, batch
 
 
+@pytest.mark.long
 def test_the_supervised_term_is_the_chosen_completions_mean_loss_a_token(devices):
     plain, metrics, batch = first_loss(devices)
     more, _, _ = first_loss(devices, sft_weight=0.5)
@@ -150,6 +156,7 @@ def test_tokens_beyond_the_shorter_completion_can_be_left_out(devices):
     assert shared["logps_rejected"] > metrics["logps_rejected"]
 
 
+@pytest.mark.long
 def test_precomputed_reference_logps_give_the_same_run_and_are_kept(configs, tmp_path):
     live = train_dpo(configs.dpo(tmp_path / "live"))
     settings = {"reference_logps": "precomputed", "reference_cache": str(tmp_path / "cache")}
@@ -167,6 +174,7 @@ def test_precomputed_reference_logps_give_the_same_run_and_are_kept(configs, tmp
         train_dpo(configs.dpo(tmp_path / "fourth", **settings))
 
 
+@pytest.mark.long
 def test_labelled_completions_are_learned_by_kto(configs, tmp_path):
     path = tmp_path / "labels.jsonl"
     rows = [

@@ -186,6 +186,7 @@ def test_a_bad_number_in_one_members_batch_stops_that_member_alone(configs, tmp_
     np.testing.assert_array_equal(bad.params["head"]["score"][1], trained["head"]["score"][1])
 
 
+@pytest.mark.long
 def test_eight_devices_equal_one(configs, tmp_path, devices):
     optimizer, _ = make_optimizer(OptimizerConfig(learning_rate=RATE, schedule="constant"), 10)
     found = []
@@ -311,6 +312,7 @@ def test_the_best_of_several_is_held_against_the_largest_other():
     assert metrics["margin"] == pytest.approx(((3 - 1) + (2 - 5)) / 2)
 
 
+@pytest.mark.long
 def test_an_ensemble_learns_and_its_members_do_too(ensemble):
     config, result = ensemble
     first = next(row for row in records.read(result.folder / "metrics.jsonl") if "eval/accuracy" in row)
@@ -328,6 +330,7 @@ def test_an_ensemble_learns_and_its_members_do_too(ensemble):
         np.testing.assert_allclose(ModelReward(result.model[k]).score_rows(rows), scores, atol=1e-5)
 
 
+@pytest.mark.long
 def test_heads_learn_while_their_trunk_stays_as_it_was(configs, tmp_path):
     config = configs.reward(
         tmp_path / "run",

@@ -155,6 +155,7 @@ def process_run(tmp_path_factory, pairs_file):
     return train_reward(config)
 
 
+@pytest.mark.long
 def test_held_out_steps_are_told_apart(process_run):
     first = next(row for row in metrics_of(process_run.folder) if "eval/loss" in row)
     found = process_run.metrics
@@ -270,6 +271,7 @@ def test_a_live_process_model_is_a_reward_too(configs, in_world, process_run, tm
     assert "reward/steps" in updates_of(tmp_path / "run")[0]
 
 
+@pytest.mark.long
 def test_credit_goes_to_the_tokens_before_and_at_a_steps_end(configs, tmp_path, monkeypatch):
     def reward(prompts, completions, *, completion_ids, columns):
         """1 at token 1 or at token 0, by turns; 0 everywhere else."""

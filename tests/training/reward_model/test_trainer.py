@@ -34,6 +34,7 @@ def rankings_file(tmp_path):
     return path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", [HeadConfig(kind="mlp", hidden_size=8, dropout=0.1)])
 def test_held_out_pairs_are_told_apart(head, configs, tmp_path):
     result = train_reward(configs.reward(tmp_path / "run", train=LONGER, head=head))
@@ -42,6 +43,7 @@ def test_held_out_pairs_are_told_apart(head, configs, tmp_path):
     assert result.metrics["eval/margin"] > first["eval/margin"]
 
 
+@pytest.mark.long
 def test_the_best_of_four_is_found(configs, rankings_file, tmp_path):
     config = configs.reward(tmp_path / "run", train=LONGER, loss=RewardLossConfig(labels="best_of_n"))
     result = train_reward(replace(config, data=replace(config.data, train=(str(rankings_file),))))
@@ -51,6 +53,7 @@ def test_the_best_of_four_is_found(configs, rankings_file, tmp_path):
     assert result.metrics["eval/accuracy"] == 1.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [

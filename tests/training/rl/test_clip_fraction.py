@@ -48,6 +48,7 @@ def measured(policy, config, log_ratio, advantages):
     return {n: float(a / b) for n, (a, b) in sums.items()}, batch, logps
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_what_counts_as_clipped_is_what_the_loss_gives_no_gradient_on_one_side(name, policy):
     """For one sign of the advantage or the other, a clipped token (or row) has a gradient of 0 (cispo: its weight

@@ -286,6 +286,7 @@ def test_what_needs_the_old_log_probs_before_the_update_gets_them(changes, expec
     assert Trainer.one_step.fget(SimpleNamespace(config=config)) == expected
 
 
+@pytest.mark.long
 def test_without_a_kl_term_no_reference_is_held(grpo, tmp_path, monkeypatch):
     held, plain = [], Trainer.update
     monkeypatch.setattr(
@@ -368,6 +369,7 @@ def test_completions_cut_by_length_can_be_left_out_and_long_ones_cost(grpo, tmp_
     assert row["rollout/counted_rows"] == 0
 
 
+@pytest.mark.long
 def test_truncated_sampling_is_corrected_by_importance_weights(grpo, tmp_path):
     sampling = SamplingConfig(max_new_tokens=6, num_samples=4, top_k=4)
     loss = GRPOLossConfig(importance_cap=2.0)
@@ -397,6 +399,7 @@ def test_no_applicable_reward_is_one_line(grpo, tmp_path):
         train_grpo(grpo(tmp_path / "run"), reward=lambda p, c, **_: [None] * len(p))
 
 
+@pytest.mark.long
 def test_a_function_of_trls_learns_on_chat_rows_and_shows_what_it_logs(grpo, tmp_path):
     rows = [{"prompt": [{"role": "user", "content": f"q {i}"}], "truth": f"{i}"} for i in range(16)]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -425,6 +428,7 @@ def one_a_token(prompts, completions, *, completion_ids, columns):
     return np.ones((len(prompts), 6))
 
 
+@pytest.mark.long
 def test_token_rewards_behind_the_end_of_a_completion_do_not_count(grpo, tmp_path, monkeypatch):
     seen, plain = [], group_rollout.sample_groups
     monkeypatch.setattr(group_rollout, "sample_groups", lambda *args: seen.append(plain(*args)) or seen[-1])
@@ -485,6 +489,7 @@ def cut_by_hand(monkeypatch, cut):
     monkeypatch.setattr(Trainer, "sample", sample)
 
 
+@pytest.mark.long
 def test_a_masked_completion_counts_in_its_groups_statistics_and_not_in_the_loss(grpo, tmp_path, monkeypatch):
     cut = np.arange(16) % 4 == 0
     cut_by_hand(monkeypatch, cut)
@@ -563,6 +568,7 @@ def test_rloo_takes_the_summed_kl_off_the_reward_before_the_baseline():
     np.testing.assert_allclose(found, np.where(mask, np.asarray(rows)[:, None], 0.0), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_loss_of_rloo_has_no_kl_term(grpo, tmp_path, monkeypatch):
     """Where all advantages are 0 nothing is left to learn, whatever the policy's distance to the reference."""
     monkeypatch.setattr("jaxalign.training.rl.grpo.advantages_of", lambda config, rows, own: 0.0 * rows.logps)

@@ -99,6 +99,7 @@ def test_on_a_cpu_nothing_is_moved_and_one_line_says_so(configs, tmp_path, seen,
     assert (tmp_path / "run" / "run.log").read_text().count(text) == 1
 
 
+@pytest.mark.long
 def test_the_base_of_an_adapter_stays_and_is_held_once(configs, tmp_path, apart, monkeypatch):
     held, plain = [], OnPolicyTrainer.passes
 

@@ -187,6 +187,7 @@ def test_micro_batches_of_a_loss_that_sorts_the_batch_are_one_batch(online, tmp_
 # --- ties ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_rewards_that_never_differ_change_nothing_and_are_warned_of(online, tmp_path):
     config = online(tmp_path / "run", train=replace(ONE, updates=2))
     train_online_dpo(config, reward=lambda p, c, **_: [1] * len(p))
@@ -375,6 +376,7 @@ def test_a_missing_or_wrong_judge_is_one_line_and_leaves_nothing(online, tmp_pat
     assert not folder.exists()
 
 
+@pytest.mark.long
 def test_token_rewards_behind_the_end_of_a_completion_rank_nothing(online, tmp_path):
     def ones(prompts, completions, *, completion_ids, columns):
         del completions, completion_ids, columns

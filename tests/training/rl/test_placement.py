@@ -96,6 +96,7 @@ def source_of(name, home):
 WAYS = ["one", "ensemble", "several", "process", "live", "live ensemble", "live mix"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", WAYS)
 def test_a_reward_model_has_a_part_on_each_device_and_scores_rows_there(
     name, folders, byte_tokenizer, devices, arriving, monkeypatch

@@ -93,12 +93,14 @@ def test_what_is_trained_does_not_depend_on_evaluations(trained):
             assert with_them[name] == value
 
 
+@pytest.mark.long
 def test_a_trainer_without_a_reference_measures_no_kl(trained):
     rows = held_out_rows(trained("grpo", lambda p, c, **_: [1.0] * len(p), loss=GRPOLossConfig(beta=0.0)))
     assert rows
     assert all("eval/score" in row and "eval/kl" not in row for _, row in rows)
 
 
+@pytest.mark.long
 def test_with_a_judge_the_policy_is_held_against_the_reference(trained):
     def judge(prompts, first, second, *, columns):
         return [

@@ -114,6 +114,7 @@ def metrics_of(folder):
     return list(records.read(folder / "metrics.jsonl"))
 
 
+@pytest.mark.long
 def test_the_first_ratio_is_one_and_sampler_and_trainer_agree(configs, tmp_path):
     sampling = SamplingConfig(max_new_tokens=6, num_samples=2, temperature=0.7)
     train_ppo(configs.ppo(tmp_path / "run", sampling=sampling))
@@ -127,6 +128,7 @@ def test_the_first_ratio_is_one_and_sampler_and_trainer_agree(configs, tmp_path)
     assert min(abs(kl) for kl in kls[1:]) > 1e-3
 
 
+@pytest.mark.long
 def test_a_reference_of_its_own_is_what_the_kl_is_measured_to(configs, tmp_path, byte_tokenizer):
     start = models.load_pretrained(configs.model.path)
     other = models.create(start.config, key=jax.random.key(9))
@@ -168,6 +170,7 @@ def test_a_penalty_is_measured_whether_it_is_monitored_or_not():
     assert not KLConfig(coefficient=0.0, monitor=False).measured
 
 
+@pytest.mark.long
 def test_a_mean_ratio_over_the_limit_skips_the_step(configs, tmp_path):
     # A critic whose first values are not 0, so that advantages differ along a row.
     critic = CriticConfig(optimizer=configs.optimizer, head=models.HeadConfig())
@@ -192,6 +195,7 @@ def same_bits(ours, theirs) -> bool:
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "critic", [CriticConfig(), CriticConfig(shared_trunk=True)], ids=["separate", "shared_trunk"]
 )
@@ -371,6 +375,7 @@ def test_a_critic_that_was_a_reward_model_computes_as_the_policy_does(configs, t
     assert parts.models.critic.definition.config.attention == "plain"
 
 
+@pytest.mark.long
 def test_a_live_function_and_token_rewards_are_accepted(configs, tmp_path):
     def tokens(prompts, completions, *, completion_ids, columns):
         del prompts, completions, columns
@@ -402,6 +407,7 @@ def test_no_reward_and_wrong_rewards_are_named(configs, tmp_path):
         configs.ppo(tmp_path, train=PPOTrainConfig(prompts=3, minibatches=4))
 
 
+@pytest.mark.long
 def test_the_logged_score_adds_up_token_rewards_of_the_completion_alone(configs, tmp_path):
     ones = lambda p, c, *, completion_ids, columns: np.ones((len(p), 6))  # noqa: E731
     row = train_ppo(configs.ppo(tmp_path / "run", sampling=STOPS_EARLY), reward=ones).metrics
@@ -409,6 +415,7 @@ def test_the_logged_score_adds_up_token_rewards_of_the_completion_alone(configs,
     assert row["objective/score"] == pytest.approx(row["rollout/length"], rel=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_minibatch_in_which_no_row_counts_is_no_step(epochs, configs, tmp_path):
     def first_alone(prompts, completions, *, completion_ids, columns):
@@ -450,6 +457,7 @@ def test_a_critic_that_was_a_reward_model_keeps_its_head(configs, tmp_path):
     assert np.abs(head).max() > 0.01
 
 
+@pytest.mark.long
 def test_the_first_values_are_zero(configs, tmp_path):
     train = PPOTrainConfig(updates=1, prompts=4, epochs=1, minibatches=2, score_batch_size=8, eval_prompts=0)
     critic = CriticConfig(optimizer=configs.optimizer)

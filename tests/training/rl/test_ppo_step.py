@@ -19,6 +19,7 @@ def total(devices, fields=None, **changes):
     return float(value), {name: float(a / b) for name, (a, b) in sums.items()}, batch
 
 
+@pytest.mark.long
 def test_the_loss_is_policy_loss_plus_weighted_value_loss(devices):
     half, metrics, _ = total(devices, value_weight=0.5)
     assert half == pytest.approx(metrics["policy/loss"] + 0.5 * metrics["value/loss"], rel=1e-5)

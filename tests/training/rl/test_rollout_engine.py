@@ -110,6 +110,7 @@ def test_rounds_of_one_rollout_are_drawn_by_one_set_of_weights(grpo, stub, tmp_p
     assert len(stub.bodies("/collective_rpc")) == 1
 
 
+@pytest.mark.long
 def test_a_server_that_keeps_its_weights_is_noticed(grpo, stub, tmp_path, capfd):
     stub.reloads = False
     train_grpo(grpo(tmp_path / "run", stub))
@@ -279,6 +280,7 @@ def test_samples_of_a_server_are_weighed_unless_that_is_turned_off(grpo, configs
     assert configs.ppo(tmp_path, rollout=config.rollout).importance_cap == 2.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "level"), [("grpo", "token"), ("gspo", "sequence"), ("rloo", "sequence")])
 def test_weights_of_0_leave_nothing_to_learn(name, level, grpo, stub, tmp_path, monkeypatch):
     asked = []
@@ -437,6 +439,7 @@ def test_rewards_rise_with_8_bit_rollouts_that_are_corrected(grpo, tmp_path):
     assert all(1e-5 < row["rollout/logp_gap_mean"] < 0.05 for row in rows)
 
 
+@pytest.mark.long
 def test_8_bit_rollouts_that_are_too_far_from_the_policy_stop_the_run(grpo, tmp_path):
     train = GRPOTrainConfig(updates=1, prompts=4, eval_prompts=0, score_batch_size=16, logp_tolerance=1e-6)
     loss = GRPOLossConfig(importance_cap=2.0)

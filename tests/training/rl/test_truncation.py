@@ -52,6 +52,7 @@ def test_truncated_sampling_is_warned_of_once_and_measured(kind, configs, tmp_pa
         assert 0.3 < row["rollout/truncated_mass"] < 1
 
 
+@pytest.mark.long
 def test_a_correction_for_truncated_sampling_is_named(configs, tmp_path):
     loss = GRPOLossConfig(importance_cap=3.0)
     train("grpo", configs, tmp_path / "run", SamplingConfig(**SAMPLING, min_p=0.1), loss=loss)

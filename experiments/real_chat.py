@@ -1,0 +1,125 @@
+"""What the experiments on a real chat model share: stages that are kept, samples that are measured, tables."""
+
+import json
+import re
+import resource
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from llmdoctor_measure import distinct
+
+import jaxalign as ja
+from jaxalign import models
+from jaxalign.evaluation.policy import make_scorer, summed_logps
+from jaxalign.rollout import Sampler, join_rows
+from jaxalign.uncertainty import bootstrap_interval
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Folders of what was done; a stage that has ended is not done again.
+
+    Attributes:
+      output: the folder of all stages.
+    """
+
+    output: Path
+
+    def once(
+        self, name: str, make: Callable[[ja.RunConfig], dict[str, Any]], seed: int = 0
+    ) -> dict[str, Any]:
+        """What a stage found, with its seconds and the most memory it held; `stage.json` is its last file."""
+        file = self.output / name / "stage.json"
+        if not file.exists():
+            shutil.rmtree(file.parent, ignore_errors=True)
+            start = time.perf_counter()
+            reset_peak()
+            found = make(
+                ja.RunConfig(output=str(file.parent), seed=seed, sample_rows=0, save_every=0, progress=False)
+            )
+            found |= {
+                "seconds": round(time.perf_counter() - start),
+                "peak_gib": round(peak_bytes() / 2**30, 2),
+            }
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(found))
+            print(f"{name}: {found['seconds']} s, {found['peak_gib']} GiB", flush=True)
+            jax.clear_caches()
+        return json.loads(file.read_text())
+
+
+def reset_peak() -> None:
+    """Begins the count of `peak_bytes` anew (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process held, in bytes, since `reset_peak`."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def held_out(result: Any) -> dict[str, Any]:
+    """The final figures on held-out rows."""
+    return {name: float(value) for name, value in result.metrics.items() if name.startswith("eval/")}
+
+
+def sampled(
+    model: Any,
+    start: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    max_new_tokens: int,
+    samples: int = 1,
+    temperature: float = 1.0,
+) -> dict[str, Any]:
+    """`samples` answers to each prompt (a user's turn): texts, prompt by prompt, and figures of each.
+
+    `kl` is of each answer log p - log p_start, whose mean estimates the policy's KL from its start (nats a sequence).
+    """
+    prompt_ids = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in prompts
+        for _ in range(samples)
+    ]
+    done = Sampler(model).generate(
+        prompt_ids, max_new_tokens=max_new_tokens, key=jax.random.key(seed), temperature=temperature
+    )
+    rows = join_rows(prompt_ids, done)
+    ours, theirs = (
+        summed_logps(make_scorer(definition), params, rows, batch_size=32)
+        for definition, params in map(models.split, (model, start))
+    )
+    return {
+        "texts": done.texts(tokenizer),
+        "tokens": done.lengths.tolist(),
+        "stopped": [reason == "stop" for reason in done.finish_reason],
+        "kl": (ours - theirs).tolist(),
+    }
+
+
+def distinct_words(texts: Sequence[str], n: int) -> float:
+    """Different n-grams of words as a part of all, over all texts together."""
+    return distinct([[text.split() for text in texts]], n)
+
+
+def with_interval(points: Any, form: str = ".3f") -> str:
+    """The mean over rows with its bootstrap interval; [S, N] are first averaged over seeds."""
+    rows = np.atleast_2d(np.asarray(points, np.float64)).mean(0)
+    low, high = bootstrap_interval(rows, seed=0)
+    return f"{rows.mean():{form}} [{low:{form}}, {high:{form}}]"
+
+
+def over_seeds(values: Sequence[float], form: str = ".3f") -> str:
+    """Mean, and least and largest of the seeds."""
+    return f"{np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
