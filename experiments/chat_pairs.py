@@ -26,7 +26,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from llmdoctor_measure import pair_accuracy
-from real_chat import Stages, distinct_words, held_out, over_seeds, sampled, with_interval
+from real_chat import (
+    Stages,
+    cost,
+    distinct_words,
+    drop_weights,
+    held_out,
+    over_seeds,
+    sampled,
+    with_interval,
+)
 
 import jaxalign as ja
 from jaxalign import models
@@ -47,11 +56,11 @@ TRIED_RATES = (1e-4, 3e-4)
 TUNING_SEED = 100
 # Of reward models and of SFT, from the loss of a trial each.
 RATES = {"reward": 2e-4, "sft": 2e-4}
-STEPS, ROWS = 30, 8
+STEPS, ROWS = 24, 6
 LONGEST = 192
-PROMPTS, NEW_TOKENS = 48, 48
-HELD_OUT = 96
-LOSS_ROWS = 64
+PROMPTS, NEW_TOKENS = 32, 48
+HELD_OUT = 64
+LOSS_ROWS = 48
 
 
 @dataclass(frozen=True)
@@ -139,11 +148,11 @@ class Experiment:
             data = ja.DataConfig(
                 train=(str(self.shared / "data" / files[name]),),
                 validation_fraction=0.1,
-                max_length=384,
+                max_length=256,
                 truncation="cut_completion",
             )
             result = ja.train_sft(
-                ja.SFTConfig(run=run, model=self.source, data=data, **self.settings(RATES["sft"], 40, 8))
+                ja.SFTConfig(run=run, model=self.source, data=data, **self.settings(RATES["sft"], 30, 4))
             )
             rows = load_dataset(data, "demonstration", self.tokenizer, seed=0).validation[:LOSS_ROWS]
             after = models.load_pretrained(Path(run.output) / "export")
@@ -173,7 +182,7 @@ class Experiment:
                 data = self.data(self.parts["judge" if name == "judge" else "policy"], self.parts["test"])
             result = ja.train_reward(
                 ja.RewardConfig(
-                    run=run, model=self.source, data=data, **self.settings(RATES["reward"], 90, 8)
+                    run=run, model=self.source, data=data, **self.settings(RATES["reward"], 60, 8)
                 )
             )
             model = models.load_reward_model(Path(run.output) / "export")
@@ -287,12 +296,6 @@ def row_losses(model: Any, rows: Sequence[Any]) -> list[list[float]]:
     return found
 
 
-def drop_weights(run: ja.RunConfig) -> None:
-    """Half a gigabyte a run is not kept; figures and texts are."""
-    for name in ("export", "checkpoints"):
-        shutil.rmtree(Path(run.output) / name, ignore_errors=True)
-
-
 # --- tables -----------------------------------------------------------------------------------------
 
 
@@ -381,13 +384,6 @@ def pair_rows(experiment: Experiment) -> list[dict[str, str]]:
             }
         )
     return rows
-
-
-def cost(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
-    return {
-        "s a run": f"{np.mean([run['seconds'] for run in runs]):.0f}",
-        "GiB": f"{max(run['peak_gib'] for run in runs):.1f}",
-    }
 
 
 def draw(experiment: Experiment, file: Path) -> None:

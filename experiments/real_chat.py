@@ -123,3 +123,17 @@ def with_interval(points: Any, form: str = ".3f") -> str:
 def over_seeds(values: Sequence[float], form: str = ".3f") -> str:
     """Mean, and least and largest of the seeds."""
     return f"{np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def cost(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Columns of a table: mean seconds of a run and the most memory that one held."""
+    return {
+        "s a run": f"{np.mean([run['seconds'] for run in runs]):.0f}",
+        "GiB": f"{max(run['peak_gib'] for run in runs):.1f}",
+    }
+
+
+def drop_weights(run: ja.RunConfig) -> None:
+    """Half a gigabyte a run is not kept; figures and texts are."""
+    for name in ("export", "checkpoints"):
+        shutil.rmtree(Path(run.output) / name, ignore_errors=True)
