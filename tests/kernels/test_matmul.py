@@ -293,6 +293,7 @@ def precisions(jaxpr, found):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["auto", pytest.param("plain", marks=pytest.mark.slow)])
 def test_float32_is_float32_on_gpus_and_tpus_unless_jax_is_told_otherwise(form):
     highest = (jax.lax.Precision.HIGHEST,) * 2

@@ -110,6 +110,7 @@ def waiting(jaxpr):
 SLIDING = {"sliding_window": 9, "sliding_layers": (True, False) * 6}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [pytest.param({}, id="one window"), pytest.param(SLIDING, id="two windows", marks=pytest.mark.slow)],

@@ -41,6 +41,7 @@ def close(ours, wanted):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "length", "window", "softcap"),
     [

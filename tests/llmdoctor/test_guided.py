@@ -134,6 +134,7 @@ def test_what_is_not_plausible_to_the_patient_is_never_written_and_the_rest_keep
     assert certain.tokens.tolist() == drawn(PATIENT, temperature=0.0).tokens.tolist()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("guidance", [pytest.param("product", marks=pytest.mark.slow), "ratio"])
 def test_adapters_on_one_model_are_computed_together_and_give_what_they_give_alone(guidance):
     together = llmdoctor.guide(
@@ -180,6 +181,7 @@ def test_with_alpha_0_and_beta_1_the_doctor_writes():
     np.testing.assert_allclose(found[0].logps, found[1].logps, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("guidance", [pytest.param("product", marks=pytest.mark.slow), "ratio"])
 def test_log_probs_while_decoding_are_those_of_the_whole_rows(guidance):
     guided = llmdoctor.guide(

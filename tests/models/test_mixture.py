@@ -106,6 +106,7 @@ def test_the_balance_loss_by_hand():
     np.testing.assert_allclose(balance_loss(*both, 2), 2 * (3 / 4 * 3.25 / 4 + 1 / 4 * 0.75 / 4))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "axes"),
     [
@@ -131,6 +132,7 @@ def test_a_mesh_changes_nothing(family, axes, devices):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", [pytest.param("minimal", marks=pytest.mark.slow), "full"])
 def test_remat_changes_neither_loss_nor_gradient(remat):
     model = models.load_pretrained(GOLDEN / "qwen3_moe")

@@ -61,6 +61,7 @@ PART = np.where(np.arange(512) % 3 == 1, -1, np.random.default_rng(0).permutatio
 SLOW = [(1, None), (2, None), (4, None), (5, None), (1, PART)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["product", "ratio"])
 @pytest.mark.parametrize(
     ("number", "vocabulary"),

@@ -65,6 +65,7 @@ def plainly(base, reward):
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("weight", "top_k"), [pytest.param(1.0, 5, marks=pytest.mark.slow), (3.0, 48)])
 def test_args_chooses_the_tokens_of_a_plain_recomputation(base, reward, sampler, plainly, weight, top_k):
     done = args_generate(
@@ -78,6 +79,7 @@ def test_args_chooses_the_tokens_of_a_plain_recomputation(base, reward, sampler,
         np.testing.assert_allclose(done.logps[row], logps, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("temperature", [0.0, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_args_without_weight_is_the_base_model(base, reward, sampler, temperature):
     arguments = {"max_new_tokens": NEW, "key": KEY, "temperature": temperature, "stop_tokens": (7, 11)}

@@ -230,6 +230,7 @@ LATER = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sft", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_a_run_without_the_keys_of_later_versions_goes_on(name, configs, tmp_path, monkeypatch):
     train, make = TRAINERS[name], getattr(configs, name)

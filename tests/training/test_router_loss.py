@@ -84,6 +84,7 @@ def stepped(case, steps=1):
 FAST = ("sft",)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [*FAST, *[pytest.param(name, marks=pytest.mark.slow) for name in CASES if name not in FAST]]
 )

@@ -197,6 +197,7 @@ def test_in_bfloat16_they_do_to_its_rounding(name, devices, monkeypatch):
     assert_equal(results(name, mesh, PACKED), results(name, mesh, PLAIN), tolerance=5e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["dpo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sft", "reward", "ppo"))]
 )
@@ -213,6 +214,7 @@ def test_packed_rows_on_eight_devices_equal_one(name, devices):
     assert_equal(results(name, eight, PACKED, parts=2), results(name, one, PLAIN))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "layout"),
     [
@@ -250,6 +252,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [pytest.param(v, id=k, marks=[pytest.mark.slow] * (k == "sliding windows")) for k, v in VARIANTS.items()],

@@ -61,6 +61,7 @@ def close(a, b, scale):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=scale), a, b)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axes", MESHES, ids=str)
 @pytest.mark.parametrize(
     "name", [*some_slow("dpo", "steps", "online_dpo"), pytest.param("ppo_alone", marks=pytest.mark.slow)]
@@ -76,6 +77,7 @@ def test_eight_devices_equal_one(name, axes, devices):
     close(one_step(case, eight)[0].params, one_step(case, one)[0].params, 0.01 * RATE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", some_slow("dpo", "steps", "online_dpo"))
 def test_bfloat16_compute_takes_nearly_the_same_step_on_float32_masters(name, devices, monkeypatch):
     mesh = make_mesh(MeshConfig(), devices)

@@ -119,6 +119,7 @@ def test_length_normalised_margins_are_those_a_token(devices):
     assert abs(normalised - np.log(2)) < 0.5 * abs(summed - np.log(2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["aot", pytest.param("kto", marks=pytest.mark.slow)])
 def test_micro_batches_share_the_whole_batchs_statistics(name, devices):
     config, mesh = DPOLossConfig(name=name, beta=1.0), make_mesh(MeshConfig(), devices[:1])

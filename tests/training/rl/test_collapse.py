@@ -24,6 +24,7 @@ def metrics_of(folder):
     return list(records.read(folder / "metrics.jsonl"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["ppo", "grpo", pytest.param("online_dpo", marks=pytest.mark.slow)])
 def test_the_learning_rate_is_that_of_the_updates_last_step(kind, configs, tmp_path):
     ppo = configs.ppo(

@@ -209,6 +209,7 @@ def forwards(monkeypatch):
     return asked
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("beta", "expected"),
     [(0.0, [(True, False)]), pytest.param(0.1, [(True, True), *[(False, True)] * 2], marks=pytest.mark.slow)],
@@ -249,6 +250,7 @@ def test_a_sampler_that_disagrees_is_found_before_the_first_of_single_steps(grpo
     assert not steps
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("minibatches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_gap_to_the_sampler_is_that_of_completions_that_count(minibatches, grpo, tmp_path, monkeypatch):
     plain = Trainer.sample

@@ -200,6 +200,7 @@ def test_rewards_that_never_differ_change_nothing_and_are_warned_of(online, tmp_
     assert "update 2: skipped, because the completions of all" in (tmp_path / "run" / "run.log").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("better", "steps"), [pytest.param((7,), 1, marks=pytest.mark.slow), ((1, 5), 2)], ids=["one", "two"]
 )

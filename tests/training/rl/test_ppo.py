@@ -263,6 +263,7 @@ ONE_STEP = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [
