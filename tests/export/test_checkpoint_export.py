@@ -132,6 +132,7 @@ def test_the_last_checkpoint_becomes_what_the_run_exported(name, runs, tmp_path)
     assert "at step 2" in (tmp_path / "half" / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_a_checkpoint_half_way_is_that_of_a_run_which_ends_there(runs, configs, tmp_path):
     data = replace(configs.data, template="markers", max_length=60)
     train = replace(configs.train, steps=2)
@@ -157,6 +158,7 @@ def test_a_name_is_exported_once_and_again_where_the_checkpoint_is_another(runs,
     assert (folder / "config.json").stat().st_mtime_ns > first
 
 
+@pytest.mark.long
 def test_the_step_that_a_run_exported_is_not_exported_twice(runs):
     run = runs("heads")
     assert model_folder(f"{run}@latest") == str(run / "export")
@@ -212,6 +214,7 @@ def head_file(folder: Path) -> dict:
     return json.loads((folder / "jaxalign_head.json").read_text())
 
 
+@pytest.mark.long
 def test_scores_half_way_are_normalised_by_their_own_evaluation(runs, tmp_path):
     run = runs("reward")
     seen = saved_metrics(run / "checkpoints", 2)
@@ -320,6 +323,7 @@ def test_a_run_whose_best_checkpoint_was_damaged_exports_the_best_of_the_others(
     assert json.loads((tmp_path / "run" / "metadata.json").read_text())["exported_step"] == second
 
 
+@pytest.mark.long
 def test_a_checkpoint_has_no_metrics_of_other_weights(configs, tmp_path):
     config = configs.sft(tmp_path / "run")
     train_sft(replace(config, run=replace(config.run, save_every=3, eval_every=2, best_metric="eval/loss")))

@@ -174,6 +174,7 @@ def test_a_doctor_without_weight_may_say_anything():
         np.testing.assert_array_equal(logps(guided), logps(PATIENT))
 
 
+@pytest.mark.long
 def test_with_alpha_0_and_beta_1_the_doctor_writes():
     guided = llmdoctor.guide(PATIENT, [Doctor(DOCTOR)], alpha=0.0, betas=[1.0])
     found = [drawn(m) for m in (guided, DOCTOR)]

@@ -141,6 +141,7 @@ def test_remat_changes_neither_loss_nor_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, again)
 
 
+@pytest.mark.long
 def test_a_fresh_adapter_changes_nothing_and_merged_equals_beside():
     model = models.load_pretrained(GOLDEN / "llama")
     settings = LoraConfig(enabled=True, rank=3, targets=("all",))

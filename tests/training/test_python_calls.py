@@ -210,6 +210,7 @@ def test_policy_and_critic_may_be_given_an_optimizer_each_or_one_for_both(config
         steps(shared, each)
 
 
+@pytest.mark.long
 def test_early_stopping_ends_a_real_run_and_a_schedule_may_be_given(configs, tmp_path):
     config = configs.reward(tmp_path / "run", optimizer=OptimizerConfig(name="sgd"), normalize=False)
     config = replace(config, train=replace(config.train, steps=20))

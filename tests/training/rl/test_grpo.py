@@ -325,6 +325,7 @@ def test_an_interrupted_and_resumed_run_gives_the_same_bits(grpo, tmp_path, monk
     assert_same_run(tmp_path / "parts", whole.folder)
 
 
+@pytest.mark.long
 def test_groups_that_are_all_alike_are_replaced_while_rounds_are_left(grpo, tmp_path):
     calls = []
 
