@@ -68,6 +68,18 @@ def test_the_rest_of_the_devices_become_replicas(devices):
         make_mesh(MeshConfig(data=-1, fsdp=3, context=4), devices)
 
 
+def test_experts_are_split_over_their_axis_and_all_else_as_over_fsdp(devices):
+    mesh = make_mesh(MeshConfig(fsdp=2, expert=4), devices)
+    assert partition_spec(("batch", "length", None), (8, 16, 8), mesh) == PartitionSpec(
+        ("fsdp", "expert"), None, None
+    )
+    assert partition_spec(("embed", "mlp"), (16, 8), mesh) == PartitionSpec(("fsdp", "expert"), None)
+    experts = ("experts", "expert_embed", "mlp")
+    assert partition_spec(experts, (8, 16, 8), mesh) == PartitionSpec("expert", "fsdp", None)
+    assert partition_spec(experts, (8, 16, 8), mesh, ROLLOUT_RULES) == PartitionSpec(None, None, None)
+    assert row_shards(mesh) == row_shards(mesh, ROLLOUT_RULES) == 8
+
+
 def test_context_splits_tokens_and_parameters_in_training_and_rows_in_rollouts(devices):
     mesh = make_mesh(MeshConfig(fsdp=2, context=4), devices)
     assert partition_spec(("batch", "length", None), (4, 16, 8), mesh) == PartitionSpec(
