@@ -72,9 +72,12 @@ def mixture(
     feed = functools.partial(fed, config=config, parts=parts)
     if own is not None:
         feed = functools.partial(_fed_by_group, feed, own, apart=own in entry_axes(rows[0]))
+    # In a `shard_map` that leaves axes to the partitioner, those that are left of its own mesh are meant.
+    inside = jax.sharding.get_abstract_mesh().manual_axes
     y = jax.shard_map(
         lambda *inputs: _summed(feed(*inputs), axis),
-        mesh=mesh,
+        mesh=None if inside else mesh,
+        axis_names=set(mesh.axis_names) - set(inside),
         in_specs=(rows, rows, rows, *(split, split, back, bias, bias, PartitionSpec(own))[: len(weights_of)]),
         out_specs=rows,
         check_vma=False,
