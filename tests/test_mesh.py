@@ -64,7 +64,9 @@ def test_a_context_that_is_no_power_of_two_is_refused():
 def test_the_rest_of_the_devices_become_replicas(devices):
     mesh = make_mesh(MeshConfig(data=-1, context=2, tensor=2), devices)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "expert": 1, "context": 2, "tensor": 2}
-    with pytest.raises(ConfigError, match=r"8 devices are not divisible by fsdp x expert x context x tensor = 12"):
+    with pytest.raises(
+        ConfigError, match=r"8 devices are not divisible by fsdp x expert x context x tensor = 12"
+    ):
         make_mesh(MeshConfig(data=-1, fsdp=3, context=4), devices)
 
 

@@ -221,7 +221,9 @@ def test_completions_are_those_of_one_device(axes, model, expected):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("axes", [{"expert": 4, "tensor": 2}, {"fsdp": 2, "expert": 2, "context": 2}], ids=str)
+@pytest.mark.parametrize(
+    "axes", [{"expert": 4, "tensor": 2}, {"fsdp": 2, "expert": 2, "context": 2}], ids=str
+)
 def test_completions_of_a_mixture_are_those_of_one_device(axes, mixture, expected_of_mixture):
     live = spread(mixture, axes)
     assert shared(live.params["layers"]["experts_gate"]) == (1, axes["expert"])

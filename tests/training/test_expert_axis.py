@@ -56,9 +56,10 @@ def test_a_run_goes_on_from_its_checkpoint_on_another_mesh_and_exports_what_one_
     one = run("one", MeshConfig(), 3)
     many = run("many", EXPERTS, 2)
     run("many", MeshConfig(fsdp=2, expert=2), 3, resume=True)
-    assert "fsdp=2, expert=2, context=1, tensor=1 where it was data=2, fsdp=1, expert=4" in (
-        many / "run.log"
-    ).read_text()
+    assert (
+        "fsdp=2, expert=2, context=1, tensor=1 where it was data=2, fsdp=1, expert=4"
+        in (many / "run.log").read_text()
+    )
     found, expected = rows_of(many), rows_of(one)
     assert found.keys() == expected.keys() == {1, 2, 3}
     np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-4)
@@ -70,7 +71,9 @@ def test_a_run_goes_on_from_its_checkpoint_on_another_mesh_and_exports_what_one_
 @pytest.mark.long
 def test_sampler_and_trainer_of_a_mixture_agree(folder, configs, tmp_path):
     """PPO whose first update checks their log-probs of the same tokens."""
-    made = configs.ppo(tmp_path / "run", model=ModelSource(path=str(folder)), critic=CriticConfig(shared_trunk=True))
+    made = configs.ppo(
+        tmp_path / "run", model=ModelSource(path=str(folder)), critic=CriticConfig(shared_trunk=True)
+    )
     train = replace(made.train, updates=1, prompts=16)
     train_ppo(replace(made, train=train, mesh=EXPERTS))
     (row,) = rows_of(tmp_path / "run", "rollout/logp_gap").values()

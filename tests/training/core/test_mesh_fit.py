@@ -93,8 +93,16 @@ def test_widths_that_fsdp_and_context_do_not_divide_are_told_by_both(devices):
 @pytest.mark.parametrize(
     ("experts", "axes", "message"),
     [
-        (6, {"expert": 4}, r"^mesh\.expert=4: the 6 experts of model must .*: mesh\.expert=3 or mesh\.expert=6$"),
-        (0, {"expert": 4}, r"^mesh\.expert=4: model is no mixture .* mesh\.expert=1, or mesh\.fsdp=4 to shard"),
+        (
+            6,
+            {"expert": 4},
+            r"^mesh\.expert=4: the 6 experts of model must .*: mesh\.expert=3 or mesh\.expert=6$",
+        ),
+        (
+            0,
+            {"expert": 4},
+            r"^mesh\.expert=4: model is no mixture .* mesh\.expert=1, or mesh\.fsdp=4 to shard",
+        ),
         (0, {"fsdp": 2, "expert": 2}, r"^mesh\.expert=2: .* set mesh\.expert=1, or mesh\.fsdp=4 to shard"),
     ],
 )
