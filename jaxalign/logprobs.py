@@ -96,7 +96,7 @@ def linear_logprobs(
       product_dtype: dtype that the operands of products are cast to; None uses the dtype of hidden. (float32 is
         faster than bfloat16 on CPUs without bfloat16 instructions.)
       mesh: devices that the arrays lie on; None for one. Where its axis `tensor` splits the vocabulary, each device
-        takes its tokens (`data`, `fsdp`, `context`) and its part of the vocabulary.
+        takes its tokens (`data`, `fsdp`, `expert`, `context`) and its part of the vocabulary.
 
     Returns:
       `LogprobStatistics`; gradients reach hidden, embedding and bias.

@@ -18,18 +18,21 @@ from jaxalign import processes
 from jaxalign.errors import ConfigError, DeviceError
 
 Tree = TypeVar("Tree")
-AXES = ("data", "fsdp", "context", "tensor")
+AXES = ("data", "fsdp", "expert", "context", "tensor")
 NAMES = " x ".join(AXES)
 
 # Logical axis -> mesh axis. None: replicated. A tuple: the product of several mesh axes.
 Rules = Mapping[str, str | tuple[str, ...] | None]
 DEFAULT_RULES: Rules = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     # Columns of rows of tokens; within attention, which needs all of a row, its heads instead.
     "length": "context",
     "attention_heads": ("tensor", "context"),
     "layers": None,
-    "embed": ("fsdp", "context"),
+    "embed": ("fsdp", "expert", "context"),
+    # Of a mixture's weights [E, D, F]; a device has whole experts, and of each a part of the width.
+    "experts": "expert",
+    "expert_embed": ("fsdp", "context"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -38,7 +41,11 @@ DEFAULT_RULES: Rules = {
 }
 # While completions are decoded each group of `tensor` devices has all weights and rows of its own: a token needs
 # nothing of another group.
-ROLLOUT_RULES: Rules = {**DEFAULT_RULES, "batch": ("data", "fsdp", "context"), "length": None, "embed": None}
+ROLLOUT_RULES: Rules = {
+    **DEFAULT_RULES,
+    "batch": ("data", "fsdp", "expert", "context"),
+    **dict.fromkeys(("length", "embed", "experts", "expert_embed")),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,8 @@ class MeshConfig:
     Attributes:
       data: number of model replicas, each with a share of the rows; -1 uses all remaining devices.
       fsdp: number of devices to shard parameters, gradients, optimizer state and rows over.
+      expert: number of devices to split the experts of a mixture over, each with whole ones; rows, and all other
+        parameters, gradients and optimizer state, are sharded over them as over `fsdp`.
       context: number of devices to split each row's tokens over, for rows that are too long for one device; parameters,
         gradients and optimizer state are sharded over them too. A power of two.
       tensor: number of devices to split each matrix product over.
@@ -55,6 +64,7 @@ class MeshConfig:
 
     data: int = 1
     fsdp: int = 1
+    expert: int = 1
     context: int = 1
     tensor: int = 1
 
@@ -69,11 +79,16 @@ class MeshConfig:
     @property
     def others(self) -> int:
         """Devices of one replica."""
-        return self.fsdp * self.context * self.tensor
+        return math.prod(self.shape[1:])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes in the order of `AXES`; -1 for all remaining devices."""
+        return tuple(getattr(self, name) for name in AXES)
 
 
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with the axes `data`, `fsdp`, `context`, `tensor`.
+    """A mesh with the axes `AXES`.
 
     Args:
       config: sizes of the axes; None uses 1 for all.
@@ -90,9 +105,9 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
         data, rest = divmod(len(devices), config.others)
         if rest or not data:
             raise ConfigError(
-                f"mesh.data=-1: {len(devices)} devices are not divisible by fsdp x context x tensor = {config.others}"
+                f"mesh.data=-1: {len(devices)} devices are not divisible by {' x '.join(AXES[1:])} = {config.others}"
             )
-    shape = (data, config.fsdp, config.context, config.tensor)
+    shape = (data, *config.shape[1:])
     count = math.prod(shape)
     if count > len(devices):
         raise DeviceError(
@@ -210,7 +225,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(batch: Tree, mesh: Mesh, *, axis: int = 0) -> Tree:
-    """Puts a tree of host arrays on the mesh, rows (along `axis`) sharded over `data` and `fsdp` if divisible."""
+    """Puts a tree of host arrays on the mesh, rows (along `axis`) split over the mesh if divisible."""
 
     def placed(value: Any) -> jax.Array:
         array = np.asarray(value)

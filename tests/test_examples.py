@@ -127,8 +127,8 @@ def test_a_clusters_command_is_understood_and_its_mesh_has_the_devices_that_are_
     (command, *arguments), processes, devices = cluster_commands()[name]
     settings = cli.read_settings(cli.find_command(command), arguments)
     mesh = settings.mesh
-    assert mesh.data * mesh.fsdp * mesh.tensor == processes * devices
-    assert settings.train.batch_size % (mesh.data * mesh.fsdp) == 0
+    assert math.prod(mesh.shape) == processes * devices
+    assert settings.train.batch_size % (mesh.data * mesh.fsdp * mesh.expert) == 0
     # What is killed goes on from a checkpoint.
     assert settings.run.resume and settings.run.save_every
 

@@ -63,9 +63,23 @@ def test_a_context_that_is_no_power_of_two_is_refused():
 
 def test_the_rest_of_the_devices_become_replicas(devices):
     mesh = make_mesh(MeshConfig(data=-1, context=2, tensor=2), devices)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "context": 2, "tensor": 2}
-    with pytest.raises(ConfigError, match=r"8 devices are not divisible by fsdp x context x tensor = 12"):
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "expert": 1, "context": 2, "tensor": 2}
+    with pytest.raises(
+        ConfigError, match=r"8 devices are not divisible by fsdp x expert x context x tensor = 12"
+    ):
         make_mesh(MeshConfig(data=-1, fsdp=3, context=4), devices)
+
+
+def test_experts_are_split_over_their_axis_and_all_else_as_over_fsdp(devices):
+    mesh = make_mesh(MeshConfig(fsdp=2, expert=4), devices)
+    assert partition_spec(("batch", "length", None), (8, 16, 8), mesh) == PartitionSpec(
+        ("fsdp", "expert"), None, None
+    )
+    assert partition_spec(("embed", "mlp"), (16, 8), mesh) == PartitionSpec(("fsdp", "expert"), None)
+    experts = ("experts", "expert_embed", "mlp")
+    assert partition_spec(experts, (8, 16, 8), mesh) == PartitionSpec("expert", "fsdp", None)
+    assert partition_spec(experts, (8, 16, 8), mesh, ROLLOUT_RULES) == PartitionSpec(None, None, None)
+    assert row_shards(mesh) == row_shards(mesh, ROLLOUT_RULES) == 8
 
 
 def test_context_splits_tokens_and_parameters_in_training_and_rows_in_rollouts(devices):

@@ -17,6 +17,7 @@ from jaxalign.models.memory import bytes_of, sized, weights_text
 from jaxalign.models.sharding import on_mesh
 from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype, device_dtype, folder_dtype
 from jaxalign.rollout.config import Storage
+from jaxalign.training.core.mesh_fit import check_experts
 from jaxalign.training.core.opening import devices_text
 
 Template = Literal["auto", "tokenizer", "markers", "plain"]
@@ -159,6 +160,9 @@ def load_speaker(
     there = devices_of(device)
     on = make_mesh(mesh, there)
     first = on.devices.flat[0]
+    if on.shape["expert"] > 1:
+        shape = models.load_config(folder, revision=revision or None, context=context)
+        check_experts("model", shape.mixture.experts, on)
     # What floats are needed for: an adapter is added to them, and a doctor may be made of the same.
     floats = adapter or (doctors is not None and doctors.start_as(folder))
     live = models.load_pretrained(

@@ -14,7 +14,7 @@ from jaxalign.target import platform
 
 Form = Literal["scatter", "sorted"]
 TABLE, ROWS = ("vocab", "embed"), ("batch", "length")
-STEP = {"replica": "data", "shard": "fsdp"}
+STEP = {"replica": "data", "shard": ("fsdp", "expert")}
 
 
 def token_embeddings(table: Any, ids: Int[Array, "B T"], mesh: Mesh | None = None) -> Any:

@@ -2,9 +2,12 @@
 
 No token is dropped, whatever the load: the chosen experts' tokens are sorted by expert, and `jax.lax.ragged_dot`
 multiplies each run of them by its expert's weights. On a mesh each device routes the rows that it holds, and the
-experts of one layer are gathered there, as other weights are.
+experts of one layer are gathered there, as other weights are. Where the mesh axis `expert` splits the experts, tokens
+travel instead: each device reads those of all devices along the axis, computes what its own experts make of them, and
+sends each device the part of its tokens.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.arrays import product_precision
 from jaxalign.kernels.matmul import matmul_implementation, operand_dtype, product
-from jaxalign.mesh import constrained, partition_spec
+from jaxalign.mesh import constrained, entry_axes, partition_spec
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.layers import RESIDUAL, Params, activated
 
@@ -63,13 +66,19 @@ def mixture(
         return fed(h, weights, chosen, *weights_of, config=config)
     rows = PartitionSpec(*partition_spec(RESIDUAL, h.shape, mesh))
     # The outputs of gate and up are split over `tensor`, and what `down` makes of them is summed.
-    axis = partition_spec((None, None, "mlp"), weights_of[0].shape, mesh)[2]
-    split, back, bias = PartitionSpec(None, None, axis), PartitionSpec(None, axis), PartitionSpec(None, axis)
+    own, _, axis = partition_spec(("experts", None, "mlp"), weights_of[0].shape, mesh)
+    split, back, bias = PartitionSpec(own, None, axis), PartitionSpec(own, axis), PartitionSpec(own, axis)
     parts = 1 if axis is None else mesh.shape[axis]
+    feed = functools.partial(fed, config=config, parts=parts)
+    if own is not None:
+        feed = functools.partial(_fed_by_group, feed, own, apart=own in entry_axes(rows[0]))
+    # In a `shard_map` that leaves axes to the partitioner, those that are left of its own mesh are meant.
+    inside = jax.sharding.get_abstract_mesh().manual_axes
     y = jax.shard_map(
-        lambda *inputs: _summed(fed(*inputs, config=config, parts=parts), axis),
-        mesh=mesh,
-        in_specs=(rows, rows, rows, *(split, split, back, bias, bias, PartitionSpec())[: len(weights_of)]),
+        lambda *inputs: _summed(feed(*inputs), axis),
+        mesh=None if inside else mesh,
+        axis_names=set(mesh.axis_names) - set(inside),
+        in_specs=(rows, rows, rows, *(split, split, back, bias, bias, PartitionSpec(own))[: len(weights_of)]),
         out_specs=rows,
         check_vma=False,
     )(h, weights, chosen, *weights_of)
@@ -78,6 +87,29 @@ def mixture(
 
 def _summed(y: jax.Array, axis: Any) -> jax.Array:
     return y if axis is None else jax.lax.psum(y.astype(jnp.float32), axis).astype(y.dtype)
+
+
+def _fed_by_group(
+    feed: Callable[..., jax.Array],
+    axis: str,
+    h: Float[Array, "B T D"],
+    weights: Float[Array, "B T k"],
+    chosen: Int[Array, "B T k"],
+    *experts: jax.Array,
+    apart: bool,
+) -> Float[Array, "B T D"]:
+    """What the experts of all devices along `axis` make of this device's tokens; `experts` are its own.
+
+    `apart`: whether each device has other tokens; else all have these.
+    """
+    first = jax.lax.axis_index(axis) * experts[0].shape[0]
+    if not apart:
+        return _summed(feed(h, weights, chosen - first, *experts, all_here=False), axis)
+    tokens, weights, chosen = (jax.lax.all_gather(x, axis, tiled=True) for x in (h, weights, chosen))
+    y = feed(tokens, weights, chosen - first, *experts, all_here=False)
+    # Not `psum_scatter`, which would add in the dtype of activations, or send float32.
+    parts = jax.lax.all_to_all(y.reshape(-1, *h.shape), axis, split_axis=0, concat_axis=0)
+    return parts.astype(jnp.float32).sum(0).astype(h.dtype)
 
 
 def fed(
@@ -93,20 +125,31 @@ def fed(
     *,
     config: ModelConfig,
     parts: int = 1,
+    all_here: bool = True,
 ) -> Float[Array, "B T D"]:
-    """The weighted sum of what the chosen experts make of each token; one of `parts` that are added up."""
-    width, count = h.shape[-1], chosen.shape[-1]
+    """The weighted sum of what the chosen experts make of each token; one of `parts` that are added up.
+
+    Unless they are `all_here`, numbers outside [0, E) are experts that are not, which add nothing: their tokens come
+    last, in no run, where `ragged_dot` may leave anything.
+    """
+    width, count, experts = h.shape[-1], chosen.shape[-1], gate.shape[0]
     flat = chosen.reshape(-1)
+    if not all_here:
+        flat = jnp.where((flat >= 0) & (flat < experts), flat, experts)
     order = jnp.argsort(flat, stable=True)
-    sizes = jnp.bincount(flat, length=gate.shape[0]).astype(jnp.int32)
+    sizes = jnp.bincount(flat, length=experts).astype(jnp.int32)
     # A permutation of the repeated tokens, whose gradient is one too: nothing is added up in an order that may vary.
     sent = jnp.repeat(h.reshape(-1, width), count, axis=0).at[order].get(unique_indices=True)
     own = flat[order]
 
+    def here(x: jax.Array) -> jax.Array:
+        return x if all_here else jnp.where((own < experts)[:, None], x, 0)
+
     def times(x: jax.Array, w: jax.Array, bias: jax.Array | None, name: str) -> jax.Array:
         y = _ragged(x, w, sizes, config)
-        return checkpoint_name(y if bias is None else y + bias.astype(y.dtype)[own], name)
+        return checkpoint_name(here(y if bias is None else y + bias.astype(y.dtype)[own]), name)
 
+    sent = here(sent)
     gated, raised = times(sent, gate, gate_bias, "gate_proj"), times(sent, up, up_bias, "up_proj")
     inner: jax.Array = (
         clamped(gated, raised, config)

@@ -22,7 +22,7 @@ from jaxalign.models.tensor_dtypes import device_dtype
 from jaxalign.plan.shapes import everywhere, key_on, parameters_of, placed, with_shardings
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import TokenRows, valid_count
-from jaxalign.training.core.mesh_fit import check_rows
+from jaxalign.training.core.mesh_fit import check_rows, tell_fit
 from jaxalign.training.core.optimizer import make_optimizer
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.state import TrainState, moment_shardings
@@ -109,7 +109,9 @@ def step_of(command: str, config: Any, mesh: Mesh, tokens: int) -> Step:
         raise ConfigError(
             f"plan {command}: train.batch_tokens is not planned; set train.batch_size to the rows of its largest step"
         )
-    return STEPS[command](config, shape_of(command, config, mesh), mesh, tokens)
+    shape = shape_of(command, config, mesh)
+    tell_fit(None, "model", shape, mesh)
+    return STEPS[command](config, shape, mesh, tokens)
 
 
 def model_of(command: str, config: Any) -> models.ModelConfig:

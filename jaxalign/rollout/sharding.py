@@ -1,6 +1,6 @@
 """Rollouts on a mesh: where weights, rows and caches lie, and programs in which each device minds its own rows.
 
-The rows of a batch are split over `data`, `fsdp` and `context` (`mesh.ROLLOUT_RULES`); what devices share them is a
+The rows of a batch are split over all axes but `tensor` (`mesh.ROLLOUT_RULES`); what devices share them is a
 group, of as many as `tensor` says. A group has all the weights. So it decodes its rows as if it were alone: nothing of
 weights or cache passes between groups, and where a group is one device nothing at all: it ends its loop when its own
 rows end.
@@ -102,7 +102,7 @@ def in_group(definition: Any, mesh: Mesh | None) -> Any:
     """The definition of a model, and of those it is made of, for a group's program: it knows of no other devices."""
     if mesh is None:
         return definition
-    group = Mesh(mesh.devices[:1, :1, :1], mesh.axis_names, axis_types=mesh.axis_types)
+    group = Mesh(mesh.devices[(slice(1),) * len(ROW_AXES)], mesh.axis_names, axis_types=mesh.axis_types)
 
     def changed(part: Any) -> Any:
         if isinstance(part, ModelConfig):

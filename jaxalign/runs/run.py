@@ -37,8 +37,8 @@ FREE_KEYS = {
     "run.tensorboard", "run.wandb", "run.mlflow", "run.trackio", "run.progress", "run.export_dtype",
     "run.profile_steps", "run.compile_cache", "run.hang_minutes", "run.hang_exit",
     "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",
-    "mesh.data", "mesh.fsdp", "mesh.context", "mesh.tensor", "rollout.engine.timeout", "rollout.engine.retries",
-    "train.offload",
+    "mesh.data", "mesh.fsdp", "mesh.expert", "mesh.context", "mesh.tensor",
+    "rollout.engine.timeout", "rollout.engine.retries", "train.offload",
 }  # fmt: skip
 # Keys of its length, which a resumed run may raise.
 LENGTHS = {"train.steps", "train.epochs", "train.updates"}

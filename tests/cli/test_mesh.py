@@ -106,4 +106,4 @@ def test_chat_answers_on_a_mesh_as_on_one_device(tiny_model_folder):
 
 def test_a_mesh_of_more_devices_than_there_are_gets_one_line(tiny_model_folder, capsys):
     assert cli.main(["generate", str(tiny_model_folder), "--prompt=one", "--mesh.fsdp=16"]) == 2
-    assert "(1, 16, 1, 1) needs 16 devices, but there are 8" in capsys.readouterr().err
+    assert "(1, 16, 1, 1, 1) needs 16 devices, but there are 8" in capsys.readouterr().err

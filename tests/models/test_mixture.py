@@ -133,6 +133,45 @@ def test_a_mesh_changes_nothing(family, axes, devices):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("family", "axes", "rows"),
+    [
+        ("mixtral", {"expert": 4, "data": 2}, 8),
+        ("qwen3_moe_normalized", {"expert": 2, "fsdp": 2, "tensor": 2}, 4),
+        ("gpt_oss", {"expert": 4, "fsdp": 2}, 8),
+        ("gpt_oss", {"expert": 2, "context": 2, "tensor": 2}, 2),
+        # Rows that do not divide: every device has all tokens.
+        ("gpt_oss", {"expert": 2, "data": 2}, 3),
+    ],
+    ids=str,
+)
+def test_an_axis_of_experts_changes_nothing(family, axes, rows, devices):
+    """Loss with the router's, logits and gradients; of rows of several lengths, and of all parameters."""
+    model = models.load_pretrained(GOLDEN / family)
+    mesh = make_mesh(MeshConfig(**axes), devices)
+    tokens = jax.random.randint(jax.random.key(0), (rows, 16), 0, model.config.vocab_size)
+    lengths = jnp.arange(16, 16 - rows, -1)
+    definition, params = models.split(model)
+    spread = replace(definition, config=replace(definition.config, mesh=mesh))
+
+    def function(params, definition):
+        live = models.merge(definition, params)
+        hidden, (loss, _) = live.hidden_and_balance(tokens, lengths=lengths)
+        logits = jnp.where((jnp.arange(16) < lengths[:, None])[..., None], live.logits(hidden), 0)
+        return loss + jnp.mean(logits**2), logits
+
+    run = jax.jit(jax.value_and_grad(function, has_aux=True), static_argnums=1)
+    placed = on_mesh(params, mesh)
+    gate = placed["layers"]["experts_gate"]
+    assert gate.sharding.shard_shape(gate.shape)[1] == gate.shape[1] // axes["expert"]
+    (loss, logits), grads = run(params, definition)
+    (found, same), spread_grads = run(placed, spread)
+    np.testing.assert_allclose(found, loss, rtol=1e-6)
+    np.testing.assert_allclose(same, logits, rtol=1e-4, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), spread_grads, grads)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("remat", [pytest.param("minimal", marks=pytest.mark.slow), "full"])
 def test_remat_changes_neither_loss_nor_gradient(remat):
     model = models.load_pretrained(GOLDEN / "qwen3_moe")

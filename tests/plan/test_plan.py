@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import jax
 import pytest
@@ -15,6 +16,8 @@ from jaxalign.plan import plan
 from jaxalign.plan.program import DoesNotFit, compiled, repeated_bytes
 from jaxalign.plan.report import speed
 from jaxalign.plan.targets import TPUS, Target, parse_target
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 
 
 @pytest.mark.long
@@ -40,6 +43,23 @@ def test_a_plan_tells_bytes_and_collectives_of_virtual_devices(tiny_model_folder
     assert "an estimate" not in printed
 
 
+@pytest.mark.long
+def test_a_plan_of_a_mixture_has_its_experts_on_their_axis(capsys):
+    """A device has some experts whole instead of a part of each: tokens travel, and fewer weights are gathered."""
+    folder, largest = GOLDEN / "mixtral", {}
+    for axes in ("fsdp=4", "expert=4"):
+        status = main(
+            ["plan", "sft", f"--model.path={folder}", f"--mesh.{axes}", "--target=cpux4", "--tokens=16",
+             "--train.batch_size=4", "--collectives=99"]
+        )  # fmt: skip
+        printed = capsys.readouterr().out
+        assert status == 0 and f"(mesh {axes})" in printed
+        largest[axes] = max(float(size) for size in re.findall(r"    all-gather .* x ([\d.]+) KiB", printed))
+    shape = load_config(folder)
+    experts = shape.mixture.experts * shape.hidden_size * shape.intermediate_size * 4 / 1024
+    assert largest["expert=4"] < experts <= largest["fsdp=4"]
+
+
 def test_a_steps_time_is_estimated_at_four_tenths_of_the_peak():
     assert list(speed(989e12, "NVIDIA H100 80GB HBM3"))[1].startswith(
         "  at 40% MFU of 989 TFLOP/s: 2.5 s (an estimate"
@@ -51,6 +71,17 @@ def test_a_steps_time_is_estimated_at_four_tenths_of_the_peak():
     [
         (["sft"], "model.path: expected a folder with a config.json"),
         (["sft", "--model.path=nowhere"], "nowhere"),
+        (
+            [
+                "sft",
+                f"--model.path={GOLDEN / 'mixtral'}",
+                "--target=cpux3",
+                "--mesh.expert=3",
+                "--train.batch_size=3",
+            ],
+            "mesh.expert=3: the 4 experts of model must be divisible by it; nearest that fits: mesh.expert=2 or "
+            "mesh.expert=4",
+        ),
         (["tfpo"], "model.path or patient.path: expected a folder with a config.json; got nothing"),
         (["generate"], "plan generate: expected a command that trains"),
         (

@@ -6,6 +6,7 @@ What passes between devices is counted in the compiled programs; that samples ar
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from jaxalign import llmdoctor, models
 from jaxalign.mesh import MeshConfig, make_mesh
+from jaxalign.models.config import Mixture
 from jaxalign.models.sharding import on_mesh
 from jaxalign.plan import collectives
 from jaxalign.rollout import Sampler, decode
@@ -29,13 +31,27 @@ STOPS = (7, 11, 20, 33)
 NAMES = ("decode_weights", "read_prompts", "new_cache", "seat", "rearranged", "decode_block")
 
 
-@pytest.fixture(scope="module")
-def model():
-    live = models.create(SHAPE, key=jax.random.key(0))
-    # As sharp as a trained model: rounding must not decide what is drawn.
+def sharp(config):
+    """A model as sharp as a trained one: rounding must not decide what is drawn."""
+    live = models.create(config, key=jax.random.key(0))
     return models.merge(
         models.split(live)[0], jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, live.params)
     )
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sharp(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return sharp(replace(SHAPE, family="mixtral", mixture=Mixture(experts=4, per_token=2)))
+
+
+@pytest.fixture(scope="module")
+def expected_of_mixture(mixture):
+    return completions(mixture)
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +218,16 @@ def test_weights_travel_once_a_run_in_the_dtype_of_products(model, programs):
 )
 def test_completions_are_those_of_one_device(axes, model, expected):
     compare(completions(spread(model, axes)), expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "axes", [{"expert": 4, "tensor": 2}, {"fsdp": 2, "expert": 2, "context": 2}], ids=str
+)
+def test_completions_of_a_mixture_are_those_of_one_device(axes, mixture, expected_of_mixture):
+    live = spread(mixture, axes)
+    assert shared(live.params["layers"]["experts_gate"]) == (1, axes["expert"])
+    compare(completions(live), expected_of_mixture)
 
 
 def test_the_completions_end_at_many_lengths(expected):

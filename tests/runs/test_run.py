@@ -108,7 +108,9 @@ def test_a_mesh_is_another_one_only_where_an_axis_differs_also_from_runs_without
     for changed, told in ((MeshConfig(fsdp=2), False), (MeshConfig(fsdp=2, context=2), True)):
         with opened(replace(spread, run=replace(spread.run, resume=True), mesh=changed)):
             pass
-        assert ("fsdp=2, context=2, tensor=1 where it was" in (tmp_path / "run.log").read_text()) == told
+        assert (
+            "fsdp=2, expert=1, context=2, tensor=1 where it was" in (tmp_path / "run.log").read_text()
+        ) == told
 
 
 def test_a_key_that_the_run_did_not_have_is_its_default_and_one_that_is_gone_is_named(tmp_path):

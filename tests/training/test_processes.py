@@ -122,8 +122,8 @@ def test_a_run_of_two_processes_goes_on_in_one(runs, tiny_model_folder, pairs_fi
     assert processes_child.train("sft", "false", "--mesh.data=1", *given) == 0
     said = (two / "sft" / "run.log").read_text()
     assert (
-        "resumed on another mesh (data=1, fsdp=1, context=1, tensor=1 where it was data=1, fsdp=2, context=1, tensor=1)"
-        in said
+        "resumed on another mesh (data=1, fsdp=1, expert=1, context=1, tensor=1 where it was data=1, fsdp=2, "
+        "expert=1, context=1, tensor=1)" in said
     )
     assert [row["step"] for row in records.read(two / "sft" / "metrics.jsonl") if "train/loss" in row] == [
         1,

@@ -51,8 +51,11 @@ def _using_all(there: int, mesh: Mesh) -> str:
     sizes = {name: mesh.shape[name] for name in AXES if name != "data"}
     if there % math.prod(sizes.values()):
         sizes["tensor"] = _nearest(there, sizes["tensor"])[0]
-        sizes["context"] = math.gcd(there // sizes["tensor"], sizes["context"])
-        sizes["fsdp"] = _nearest(there // (sizes["tensor"] * sizes["context"]), sizes["fsdp"])[0]
+        left = there // sizes["tensor"]
+        for axis in ("context", "expert"):
+            sizes[axis] = math.gcd(left, sizes[axis])
+            left //= sizes[axis]
+        sizes["fsdp"] = _nearest(left, sizes["fsdp"])[0]
     changed = [f"mesh.{name}={size}" for name, size in sizes.items() if size != mesh.shape[name]]
     return " and ".join(["mesh.data=-1", *changed]) + " to use all"
 
@@ -81,9 +84,10 @@ def check_rows(config: Any, mesh: Mesh) -> None:
     unit = parts * shards // math.gcd(parts * shards, each)
     fitting = [str(n) for n in (size // unit * unit, -(-size // unit) * unit) if n]
     part = "an optimizer step" if parts == 1 else "a micro-batch"
+    axes = " x ".join(f"mesh.{axis}" for axis in axes_of("batch") if mesh.shape[axis] > 1)
     raise ConfigError(
-        f"train.{key}={size}: the {size * each // parts} rows of {part} cannot be split evenly over mesh.data x "
-        f"mesh.fsdp = {shards} devices, so each would compute all of them; set train.{key} to "
+        f"train.{key}={size}: the {size * each // parts} rows of {part} cannot be split evenly over {axes} = "
+        f"{shards} devices, so each would compute all of them; set train.{key} to "
         f"{' or '.join(dict.fromkeys(fitting))}, or train.packing=true"
     )
 
@@ -128,7 +132,8 @@ def misfits(config: models.ModelConfig, mesh: Mesh) -> tuple[list[Misfit], set[s
         for name, size in zip(names, leaf.shape, strict=True):
             axes = tuple(axis for axis in axes_of(name) if mesh.shape[axis] > 1)
             if size % (width := math.prod(mesh.shape[axis] for axis in axes)):
-                costs[name, size, axes, width] += held * (1 - 1 / width)
+                # The width of experts is that of the model, which may be split over fewer axes.
+                costs[name.removeprefix("expert_"), size, axes, width] += held * (1 - 1 / width)
     return [Misfit(*key, cost) for key, cost in costs.items()], divided
 
 
@@ -142,13 +147,14 @@ def tell_fit(run: Run | None, section: str, config: models.ModelConfig, mesh: Me
       mesh: the devices.
 
     Raises:
-      ConfigError: none of its matrices divides by an axis that is asked for, or its attention heads do not by
-        `mesh.context`.
+      ConfigError: none of its matrices divides by an axis that is asked for, its attention heads do not by
+        `mesh.context`, or its experts by `mesh.expert`; see `check_experts`.
     """
     if mesh.size == 1:
         return
+    check_experts(section, config.mixture.experts, mesh)
     found, divided = misfits(config, mesh)
-    for axis in ("fsdp", "context", "tensor"):
+    for axis in AXES[1:]:
         if mesh.shape[axis] > 1 and axis not in divided:
             raise ConfigError(_nothing_divides(section, axis, found))
     _check_heads(section, config.num_heads, mesh)
@@ -169,6 +175,25 @@ def tell_fit(run: Run | None, section: str, config: models.ModelConfig, mesh: Me
             f"{heads} KV head{'s' if heads > 1 else ''} cannot be split over mesh.tensor={width}: keys, values and "
             f"attention are replicated over it; nearest that fits: "
             f"{_settings('tensor', _nearest(heads, width))}",
+        )
+
+
+def check_experts(section: str, experts: int, mesh: Mesh) -> None:
+    """Checks that `mesh.expert` divides a model's experts; of models beside the one that learns, only where any are.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    width = mesh.shape["expert"]
+    if not experts and width > 1 and section == "model":
+        raise ConfigError(
+            f"mesh.expert={width}: {section} is no mixture of experts; set mesh.expert=1, or mesh.fsdp="
+            f"{mesh.shape['fsdp'] * width} to shard its parameters over as many devices"
+        )
+    if experts % width:
+        raise ConfigError(
+            f"mesh.expert={width}: the {experts} experts of {section} must be divisible by it; nearest that fits: "
+            f"{_settings('expert', _nearest(experts, width))}"
         )
 
 

@@ -40,7 +40,7 @@ class RolloutTrainConfig:
       minibatches: optimizer steps per pass.
       accumulation_steps: number of micro-batches to split each minibatch into, to save memory.
       score_batch_size: rows that the policy, reference and critic score at once; for reward models, packed rows
-        (several short completions each). On a mesh rounded up to a multiple of mesh.data x mesh.fsdp.
+        (several short completions each). On a mesh rounded up to a multiple of mesh.data x mesh.fsdp x mesh.expert.
       eval_prompts: maximum number of held-out prompts (data.validation, or data.validation_fraction of the training
         prompts) per evaluation, run every run.eval_every updates and at the end; 0 disables evaluation.
       target_kl: stop the passes over a rollout once the approximate KL, in nats per token, exceeds this; 0 disables

@@ -12,6 +12,7 @@ from jaxalign import models
 from jaxalign.data import eval_batches
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import MeshConfig, make_mesh
+from jaxalign.models.config import Mixture
 from jaxalign.models.sharding import on_mesh
 from jaxalign.rollout.trajectory import Rows
 from jaxalign.training.core import setup
@@ -54,6 +55,7 @@ class Said:
         ({"data": 3, "tensor": 2}, "(cpu 6, 7; the mesh has cpu 0 to 5): set mesh.data=-1 to use all"),
         ({"fsdp": 3}, "set mesh.data=-1 and mesh.fsdp=4 to use all"),
         ({"fsdp": 2, "tensor": 3}, "set mesh.data=-1 and mesh.tensor=4 to use all"),
+        ({"expert": 3, "context": 2}, "set mesh.data=-1 and mesh.expert=1 to use all"),
         ({"fsdp": 8}, ""),
     ],
 )
@@ -86,6 +88,41 @@ def test_widths_that_fsdp_and_context_do_not_divide_are_told_by_both(devices):
         ConfigError, match=r"mesh\.fsdp x mesh\.context=8: none .* model \(embed = 20\).* mesh\.context=10"
     ):
         tell_fit(None, "model", config, make_mesh(MeshConfig(fsdp=2, context=4), devices))
+
+
+@pytest.mark.parametrize(
+    ("experts", "axes", "message"),
+    [
+        (
+            6,
+            {"expert": 4},
+            r"^mesh\.expert=4: the 6 experts of model must .*: mesh\.expert=3 or mesh\.expert=6$",
+        ),
+        (
+            0,
+            {"expert": 4},
+            r"^mesh\.expert=4: model is no mixture .* mesh\.expert=1, or mesh\.fsdp=4 to shard",
+        ),
+        (0, {"fsdp": 2, "expert": 2}, r"^mesh\.expert=2: .* set mesh\.expert=1, or mesh\.fsdp=4 to shard"),
+    ],
+)
+def test_experts_that_an_axis_does_not_divide_are_refused_with_what_fits(experts, axes, message, devices):
+    config = replace(shape(), mixture=Mixture(experts=experts, per_token=1))
+    with pytest.raises(ConfigError, match=message):
+        tell_fit(None, "model", config, make_mesh(MeshConfig(**axes), devices))
+    # A dense model beside a mixture has its rows and weights split over the axis.
+    mesh = make_mesh(MeshConfig(expert=2), devices)
+    tell_fit(None, "reward", shape(), mesh)
+    tell_fit(None, "model", replace(config, mixture=Mixture(experts=6, per_token=1)), mesh)
+
+
+def test_a_width_that_does_not_divide_is_told_once_of_dense_layers_and_experts(devices):
+    config = replace(shape(), hidden_size=18, mixture=Mixture(experts=4, per_token=1))
+    told = {}
+    for axes in ({"fsdp": 4}, {"fsdp": 4, "expert": 2}):
+        found, _ = misfits(config, make_mesh(MeshConfig(**axes), devices))
+        told[len(axes)] = {(m.name, m.axes) for m in found}
+    assert told == {1: {("embed", ("fsdp",))}, 2: {("embed", ("fsdp", "expert")), ("embed", ("fsdp",))}}
 
 
 # --- rows -------------------------------------------------------------------------------------
@@ -139,6 +176,12 @@ def replace_train(config, **changes):
 )
 def test_rows_that_fit_are_accepted(config, devices):
     check_rows(config, make_mesh(MeshConfig(data=4, fsdp=2), devices))
+
+
+def test_rows_are_split_over_the_devices_of_experts_too(devices):
+    mesh = make_mesh(MeshConfig(data=2, expert=4), devices)
+    with pytest.raises(ConfigError, match=r"split evenly over mesh\.data x mesh\.expert = 8 devices"):
+        check_rows(offline(batch_size=4), mesh)
 
 
 def test_a_run_whose_rows_do_not_fit_leaves_nothing(configs, tmp_path):

@@ -28,6 +28,7 @@ RATE = 1e-2
 MESHES = [
     {"data": 2, "fsdp": 2, "tensor": 2},
     pytest.param({"fsdp": 2, "context": 2, "tensor": 2}, marks=pytest.mark.slow),
+    pytest.param({"expert": 2, "context": 2, "tensor": 2}, marks=pytest.mark.slow),
     pytest.param({"data": 2, "context": 4}, marks=pytest.mark.slow),
     pytest.param({"data": 8}, marks=pytest.mark.slow),
     pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
