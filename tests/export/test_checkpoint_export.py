@@ -142,6 +142,7 @@ def test_a_checkpoint_half_way_is_that_of_a_run_which_ends_there(runs, configs, 
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.long
 def test_a_name_is_exported_once_and_again_where_the_checkpoint_is_another(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs("sft"), run)
@@ -228,6 +229,7 @@ def test_scores_half_way_are_normalised_by_their_own_evaluation(runs, tmp_path):
     assert final["bias"] == pytest.approx(-last["eval/score_mean"] / last["eval/score_std"], rel=1e-3)
 
 
+@pytest.mark.long
 def test_scores_of_a_checkpoint_that_was_not_evaluated_are_raw_and_it_says_so(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs("heads"), run)

@@ -155,6 +155,7 @@ def test_of_a_live_patient_8_bit_copies_lie_beside_what_its_owner_holds(configs,
     assert seen["said"][0].startswith("patient: passed live (llama, ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("weights", ["same", "int8"])
 def test_a_mesh_gives_the_rewards_of_one_device_and_no_device_holds_the_patient(
     weights, configs, tmp_path, monkeypatch

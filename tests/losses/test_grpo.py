@@ -41,6 +41,7 @@ def test_the_kl_by_hand():
     np.testing.assert_allclose(corrected, [[0.1 * np.exp(0.5) * k3]], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_only_the_corrected_kl_has_the_gradient_of_the_kl():
     logits, old = f(0.3, -1.0, 2.0), jax.nn.log_softmax(f(0.0, 0.5, 1.5))
     ref = jax.nn.log_softmax(f(1.0, 0.0, 0.5))

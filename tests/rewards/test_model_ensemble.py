@@ -54,6 +54,7 @@ def test_members_score_as_they_do_alone(make, tiny_model_folder):
     assert alone.std(axis=0).min() > 0.01
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trained_in", ["auto", "cudnn"])
 def test_where_cudnn_is_fast_members_in_one_program_take_a_form_that_can_be_mapped(
     trained_in, tiny_model_folder, monkeypatch

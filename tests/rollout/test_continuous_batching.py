@@ -103,6 +103,7 @@ def test_short_blocks_give_them_and_the_batch_shrinks_as_rows_end(model, expecte
     assert columns[0] < 16 + NEW
 
 
+@pytest.mark.long
 def test_refilled_slots_give_them_in_fewer_steps_than_batches_would_take(model, expected, programs):
     check(sampled(model, block=5, max_rows=4), expected)
     assert {rows for rows, _, _ in programs} <= {4, 2, 1}

@@ -84,9 +84,17 @@ def count_written() -> list[str]:
     return written
 
 
+def draw_nothing() -> None:
+    """Curves would take half of this process's time; the tests of `runs` draw them."""
+    from jaxalign.runs import plots
+
+    plots.curve = lambda *_, **__: b""
+
+
 if __name__ == "__main__":
     join, mesh, model, data, output, *names = sys.argv[1:]
     written = count_written()
+    draw_nothing()
     more = [name for name in names if name.startswith("--")]
     for name in names:
         if name not in more and (status := train(name, join, mesh, model, data, output, *more)):

@@ -190,6 +190,7 @@ def test_mismatched_rows_have_a_packing_of_their_own(devices):
         np.testing.assert_allclose(found, ratios[0], atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sft", pytest.param("reward", marks=pytest.mark.slow)])
 def test_in_bfloat16_they_do_to_its_rounding(name, devices, monkeypatch):
     monkeypatch.setattr(models, "create", functools.partial(models.create, compute_dtype=jnp.bfloat16))

@@ -182,6 +182,7 @@ def test_rows_that_do_not_divide_are_refused(devices):
         one_step(sft_case, make_mesh(MeshConfig(), devices), accumulation_steps=3)
 
 
+@pytest.mark.long
 def test_the_smoothed_loss_is_the_public_one(devices):
     from jaxalign import losses
 

@@ -111,6 +111,7 @@ def test_the_supervised_term_is_the_chosen_completions_mean_loss_a_token(devices
     assert -metrics["logps_chosen"] / tokens == pytest.approx((more - plain) / 0.5, rel=0.1)
 
 
+@pytest.mark.long
 def test_length_normalised_margins_are_those_a_token(devices):
     summed, _, batch = first_loss(devices, beta=1.0)
     normalised, _, _ = first_loss(devices, beta=1.0, length_normalize=True)

@@ -72,6 +72,7 @@ def test_the_first_loss_of_a_head_at_zero_is_known(loss, expected, configs, pair
     assert first["train/loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_exported_model_gives_held_out_scores_of_mean_zero_and_variance_one(normalize, configs, tmp_path):
     config = configs.reward(tmp_path / "run", normalize=normalize)

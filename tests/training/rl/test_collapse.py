@@ -92,6 +92,7 @@ def test_repetition_is_the_share_of_phrases_that_a_completion_had_before():
     assert repetition(completions([1], [2])) == 0
 
 
+@pytest.mark.long
 def test_a_collapse_is_warned_of_once(configs, tmp_path):
     collapse = CollapseConfig(entropy=100.0, kl=0.0, repetition=0.0)
     config = configs.ppo(tmp_path / "run", collapse=collapse)

@@ -346,6 +346,7 @@ def test_groups_that_are_all_alike_are_replaced_while_rounds_are_left(grpo, tmp_
     assert row["objective/score"] == pytest.approx((1 + 3 * 2) / 16)
 
 
+@pytest.mark.long
 def test_rewards_that_never_differ_change_nothing(grpo, tmp_path):
     train = GRPOTrainConfig(updates=1, prompts=4, sampling_rounds=2, score_batch_size=16, eval_prompts=0)
     config = grpo(tmp_path / "run", train=train)

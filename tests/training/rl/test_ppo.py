@@ -301,6 +301,7 @@ def test_one_step_a_rollout_judges_it_itself_and_learns_the_same(changes, config
     assert len({row.get("objective/kl_coefficient") for row in once}) == (3 if reads else 1)
 
 
+@pytest.mark.long
 def test_a_rollout_of_which_the_loss_reads_no_row_moves_nothing(configs, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "passes", lambda *args, **options: {"policy/steps": 0.0})
     metrics = train_ppo(configs.ppo(tmp_path / "run", **ONE_STEP)).metrics

@@ -27,6 +27,7 @@ def test_the_loss_is_policy_loss_plus_weighted_value_loss(devices):
     assert double - half == pytest.approx(1.5 * metrics["value/loss"], rel=1e-5)
 
 
+@pytest.mark.long
 def test_entropy_is_rewarded(devices):
     plain, metrics, _ = total(devices)
     bonus, _, _ = total(devices, entropy_weight=0.1)

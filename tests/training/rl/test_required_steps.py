@@ -63,6 +63,7 @@ def test_steps_that_are_said_are_kept_with_those_that_earn_nothing():
     assert evaluate_reward(StepsRequired(lambda p, c, **_: [0.5, 1.0]), request()).steps is None
 
 
+@pytest.mark.long
 def test_process_advantages_refuse_zeros_and_ones_without_steps_and_count_them_with(
     configs, tmp_path, monkeypatch
 ):

@@ -148,6 +148,7 @@ def test_log_probs_before_temperature_are_refused(grpo, stub, tmp_path):
         train_grpo(grpo(tmp_path / "run", stub, sampling=sampling))
 
 
+@pytest.mark.long
 def test_a_run_that_fails_later_leaves_no_weights_behind(grpo, stub, tmp_path):
     def gone(path, answer):
         return (500, {"message": "out of memory"}) if len(stub.bodies("/collective_rpc")) == 2 else answer

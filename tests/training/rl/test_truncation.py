@@ -64,6 +64,7 @@ def test_a_correction_for_truncated_sampling_is_named(configs, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_whole_distributions_are_not_warned_of(configs, tmp_path):
     train("grpo", configs, tmp_path / "run", SamplingConfig(**SAMPLING))
     assert "truncated" not in (tmp_path / "run" / "run.log").read_text()
