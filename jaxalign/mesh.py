@@ -141,8 +141,12 @@ def over_slices(shape: Sequence[int], slices: Sequence[Sequence[Any]]) -> np.nda
             f"mesh.data={data}: each of {len(slices)} TPU slices would need {count} devices, but one has "
             f"{min(map(len, slices))}; only rows are split over slices"
         )
-    crossing = (len(slices), *(1 for _ in rest))
-    return create_hybrid_device_mesh((each, *rest), crossing, [d for one in slices for d in one[:count]])
+    return create_hybrid_device_mesh(
+        (each, *rest),
+        (len(slices), *(1 for _ in rest)),
+        [device for one in slices for device in one[:count]],
+        allow_split_physical_axes=True,  # as `jax.make_mesh` does: of 4 x 4 chips, 8 along an axis
+    )
 
 
 def partition_spec(

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import (
+    AXES,
     ROLLOUT_RULES,
     MeshConfig,
     make_mesh,
@@ -18,11 +19,26 @@ from jaxalign.mesh import (
 )
 
 
+class Device(SimpleNamespace):
+    """A device that can stand in a mesh."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
 def sliced(*sizes, platform="cpu"):
     """Devices of several slices, as `jax.devices()` has them on several TPU slices."""
     return [
         [
-            SimpleNamespace(id=10 * number + i, slice_index=number, platform=platform, device_kind="cpu")
+            Device(
+                id=100 * number + i,
+                slice_index=number,
+                platform=platform,
+                device_kind=platform,
+                process_index=number,
+                coords=[i % 4, i // 4, 0],
+                core_on_chip=0,
+            )
             for i in range(size)
         ]
         for number, size in enumerate(sizes)
@@ -33,9 +49,18 @@ def test_only_rows_cross_slices():
     grid = over_slices((4, 2, 1, 2), sliced(8, 8))
     assert grid.shape == (4, 2, 1, 2)
     assert [{device.slice_index for device in part.flat} for part in grid] == [{0}, {0}, {1}, {1}]
-    assert sorted(device.id for device in grid.flat) == [*range(8), *range(10, 18)]
+    assert sorted(device.id for device in grid.flat) == [*range(8), *range(100, 108)]
     part = over_slices((2, 3, 1, 1), sliced(8, 8))
-    assert [[device.id for device in one.flat] for one in part] == [[0, 1, 2], [10, 11, 12]]
+    assert [[device.id for device in one.flat] for one in part] == [[0, 1, 2], [100, 101, 102]]
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 1, 1), (4, 4, 1, 2), (2, 8, 1, 2)])
+def test_a_mesh_of_two_slices_of_tpus_has_all_their_devices(shape):
+    devices = [device for one in sliced(16, 16, platform="tpu") for device in one]
+    mesh = make_mesh(MeshConfig(**dict(zip(AXES, shape, strict=True))), devices)
+    assert mesh.devices.shape == shape and set(map(id, mesh.devices.flat)) == set(map(id, devices))
+    half = shape[0] // 2
+    assert {device.slice_index for device in mesh.devices[:half].flat} == {0}
 
 
 def test_hosts_of_gpus_are_no_slices():

@@ -35,7 +35,7 @@ def report(
     device_kind = devices_of(target)[0].device_kind
     yield from _head(command, config, target, tokens, found)
     yield ""
-    yield from _memory(target, found, samples=hasattr(config, "rollout"))
+    yield from memory(target, found, samples=hasattr(config, "rollout"))
     yield ""
     yield from speed(found.flops / target.count, device_kind)
     yield from sending(found.step.collectives, target)
@@ -69,7 +69,8 @@ def _head(command: str, config: Any, target: Target, tokens: int, found: Figures
         yield f"the patient{size}, scores tokens and leaves before the doctor comes: that pass is not planned"
 
 
-def _memory(target: Target, found: Figures, *, samples: bool) -> Iterator[str]:
+def memory(target: Target, found: Figures, *, samples: bool) -> Iterator[str]:
+    """The lines about bytes; of a command that `samples`, of its rollout too."""
     yield "bytes of a device" if not samples else "bytes of a device while it learns"
     yield _line("parameters, optimizer, frozen models, batch", found.step.arguments)
     yield _line("temporaries", found.step.temporaries)
@@ -79,6 +80,8 @@ def _memory(target: Target, found: Figures, *, samples: bool) -> Iterator[str]:
         yield _line("parameters as the sampler keeps them", found.own)
     room = f" of {sized(target.memory)}" if target.memory else ""
     yield _line("total", found.while_learning) + ("" if samples else room)
+    if found.step.host:
+        yield _line("of its host's memory", found.step.host)
     if found.rollout is not None:
         yield from _rollout(found, found.rollout)
     if samples:
@@ -91,7 +94,7 @@ def _memory(target: Target, found: Figures, *, samples: bool) -> Iterator[str]:
         yield f"  JAX takes {JAX_TAKES:.0%} of a GPU's memory: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
     if target.memory and found.total > target.memory:
         yield "  does not fit: more devices along mesh.fsdp, more train.accumulation_steps, model.remat=full or"
-        yield "  lora.enabled=true take less of each"
+        yield "  offload, or lora.enabled=true take less of each"
         if found.while_sampling > target.memory:
             yield "  sampling: mesh.tensor, rollout.weights=int8 and rollout.cache=int8 take less of each"
 
