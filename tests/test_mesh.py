@@ -8,7 +8,6 @@ from jax.sharding import PartitionSpec
 
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import (
-    AXES,
     ROLLOUT_RULES,
     MeshConfig,
     make_mesh,
@@ -54,13 +53,16 @@ def test_only_rows_cross_slices():
     assert [[device.id for device in one.flat] for one in part] == [[0, 1, 2], [100, 101, 102]]
 
 
-@pytest.mark.parametrize("shape", [(2, 16, 1, 1), (4, 4, 1, 2), (2, 8, 1, 2)])
-def test_a_mesh_of_two_slices_of_tpus_has_all_their_devices(shape):
+@pytest.mark.parametrize(
+    "axes",
+    [{"data": 2, "fsdp": 16}, {"data": 4, "fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 8, "tensor": 2}],
+)
+def test_a_mesh_of_two_slices_of_tpus_has_all_their_devices(axes):
     devices = [device for one in sliced(16, 16, platform="tpu") for device in one]
-    mesh = make_mesh(MeshConfig(**dict(zip(AXES, shape, strict=True))), devices)
-    assert mesh.devices.shape == shape and set(map(id, mesh.devices.flat)) == set(map(id, devices))
-    half = shape[0] // 2
-    assert {device.slice_index for device in mesh.devices[:half].flat} == {0}
+    mesh = make_mesh(MeshConfig(**axes), devices)
+    assert {name: mesh.shape[name] for name in axes} == axes
+    assert set(map(id, mesh.devices.flat)) == set(map(id, devices))
+    assert {device.slice_index for device in mesh.devices[: axes["data"] // 2].flat} == {0}
 
 
 def test_hosts_of_gpus_are_no_slices():
