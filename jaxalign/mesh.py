@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental.mesh_utils import create_device_mesh
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign import processes
@@ -156,8 +156,12 @@ def over_slices(shape: Sequence[int], slices: Sequence[Sequence[Any]]) -> np.nda
             f"mesh.data={data}: each of {len(slices)} TPU slices would need {count} devices, but one has "
             f"{min(map(len, slices))}; only rows are split over slices"
         )
-    grids = [create_device_mesh((each, *rest), one[:count]) for one in slices]
-    return np.concatenate(grids)
+    return create_hybrid_device_mesh(
+        (each, *rest),
+        (len(slices), *(1 for _ in rest)),
+        [device for one in slices for device in one[:count]],
+        allow_split_physical_axes=True,  # as `jax.make_mesh` does: of 4 x 4 chips, 8 along an axis
+    )
 
 
 def partition_spec(

@@ -18,11 +18,26 @@ from jaxalign.mesh import (
 )
 
 
+class Device(SimpleNamespace):
+    """A device that can stand in a mesh."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
 def sliced(*sizes, platform="cpu"):
     """Devices of several slices, as `jax.devices()` has them on several TPU slices."""
     return [
         [
-            SimpleNamespace(id=10 * number + i, slice_index=number, platform=platform, device_kind="cpu")
+            Device(
+                id=100 * number + i,
+                slice_index=number,
+                platform=platform,
+                device_kind=platform,
+                process_index=number,
+                coords=[i % 4, i // 4, 0],
+                core_on_chip=0,
+            )
             for i in range(size)
         ]
         for number, size in enumerate(sizes)
@@ -33,12 +48,27 @@ def test_only_rows_cross_slices():
     grid = over_slices((4, 2, 1, 2), sliced(8, 8))
     assert grid.shape == (4, 2, 1, 2)
     assert [{device.slice_index for device in part.flat} for part in grid] == [{0}, {0}, {1}, {1}]
-    assert sorted(device.id for device in grid.flat) == [*range(8), *range(10, 18)]
+    assert sorted(device.id for device in grid.flat) == [*range(8), *range(100, 108)]
+    part = over_slices((2, 3, 1, 1), sliced(8, 8))
+    assert [[device.id for device in one.flat] for one in part] == [[0, 1, 2], [100, 101, 102]]
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [{"data": 2, "fsdp": 16}, {"data": 4, "fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 8, "tensor": 2}],
+)
+def test_a_mesh_of_two_slices_of_tpus_has_all_their_devices(axes):
+    devices = [device for one in sliced(16, 16, platform="tpu") for device in one]
+    mesh = make_mesh(MeshConfig(**axes), devices)
+    assert {name: mesh.shape[name] for name in axes} == axes
+    assert set(map(id, mesh.devices.flat)) == set(map(id, devices))
+    assert {device.slice_index for device in mesh.devices[: axes["data"] // 2].flat} == {0}
 
 
 def test_hosts_of_gpus_are_no_slices():
     for platform, number in (("tpu", 2), ("gpu", 1)):
-        devices = [device for one in sliced(4, 4, platform=platform) for device in one]
+        # However JAX lists them.
+        devices = [device for pair in zip(*sliced(4, 4, platform=platform), strict=True) for device in pair]
         assert [len(one) for one in slices_of(devices)] == [8 // number] * number
 
 

@@ -8,6 +8,7 @@ A ladder: each level keeps less than the one before it and computes more twice.
     save_qkv_context    queries, keys, values, attention's output     and the products after attention
     save_context        attention's output                            and the products before it
     full                nothing                                       the whole layer
+    offload             nothing, and its input in the host's memory   the whole layer
 
 Policies are by name: what is kept is what `jax.ad_checkpoint.checkpoint_name` was called on in `layers.linear`
 (a projection, by its own name) and in attention. With its output blockwise, cuDNN's and splash attention keep what
@@ -19,13 +20,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
-Remat = Literal["none", "minimal", "save_qkv_context", "save_context", "full"]
+Remat = Literal["none", "minimal", "save_qkv_context", "save_context", "full", "offload"]
 
 # Attention's output; and of each query what the backward pass needs so that attention is not run again.
 CONTEXT, STATISTICS = "context", "attention_statistics"
 # The product of an input with a LoRA adapter's first factor.
 ADAPTER = "adapter"
+# What a layer reads of the one before it.
+INPUT = "layer_input"
 
 _ATTENTION = (CONTEXT, STATISTICS)
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -51,9 +55,17 @@ def remat_level(value: Remat | bool) -> Remat:
 
 
 def rematerialized(layer: Callable[..., Any], level: Remat) -> Callable[..., Any]:
-    """The same function of arrays, whose backward pass finds what `level` keeps."""
+    """The same function of arrays, the first of them its input, whose backward pass finds what `level` keeps."""
     if level == "none":
         return layer
+    if level == "offload":
+        away = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+        return jax.checkpoint(lambda x, *rest: layer(checkpoint_name(x, INPUT), *rest), policy=away)
     names = jax.checkpoint_policies.save_only_these_names(*KEPT[level])
     if CONTEXT not in KEPT[level]:
         return jax.checkpoint(layer, policy=names)

@@ -406,8 +406,11 @@ def written_out(config: ModelConfig, level: Remat, *, trained: bool) -> bool:
     On one GPU all of them where their weights are `trained`: a loop copies what it keeps of each layer into stacks
     and out of them, and weights before it converts them. An H200 takes 263 in place of 288 ms for a step of 16 layers
     (width 2,048, 16,384 tokens, remat=minimal), holds 1.8 GiB less, and compiles for 15 s in place of 7
-    (`docs/performance_appendix.md`).
+    (`docs/performance_appendix.md`). Not where inputs go to the host: written out, XLA sends each there only when the
+    backward pass asks for it.
     """
+    if level == "offload":
+        return False
     if platform(config.mesh) == "gpu" and trained and (config.mesh is None or config.mesh.size == 1):
         return True
     return level == "none" and config.num_layers <= UNROLLED_LAYERS

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import prod
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Between slices XLA for TPUs has none of these: each device sends its part to its host, which says what becomes of it.
+_TO_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 # Bytes of an element, by HLO's names; what has no whole byte counts as one.
 BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2,
@@ -30,6 +32,7 @@ class Collective:
       bytes: of the array that it makes (all-gather, all-reduce, ...) or takes (reduce-scatter), a device, each time.
       in_loop: whether it lies inside a loop.
       operation: the JAX operation that it comes from, as far as the compiler kept it.
+      across: whether it joins slices; its bytes are then those that a device hands over.
     """
 
     kind: str
@@ -37,6 +40,7 @@ class Collective:
     bytes: int
     in_loop: bool
     operation: str
+    across: bool = False
 
     @property
     def total_bytes(self) -> int:
@@ -77,11 +81,13 @@ def _walk(
         if match is None:
             continue
         types, operation, rest = match.groups()
-        kind = operation.removesuffix("-start")
+        kind, source = operation.removesuffix("-start"), re.search(r'op_name="([^"]*)"', rest)
+        name = source[1] if source else ""
         if kind in KINDS:
-            source = re.search(r'op_name="([^"]*)"', rest)
-            size = _bytes(kind, operation, types, rest)
-            yield Collective(kind, count, size, in_loop, source[1] if source else "")
+            yield Collective(kind, count, _bytes(kind, operation, types, rest), in_loop, name)
+        elif operation == "send" and (sent := _TO_SLICES.search(rest)):
+            kind = sent[1].lower().replace("_", "-")
+            yield Collective(kind, count, _size(_top_level(types)[0]), in_loop, name, across=True)
         elif operation == "while":
             # What decides whether a loop goes on may take a collective too.
             parts = re.findall(r"(?:body|condition)=%?([\w.\-]+)", rest)

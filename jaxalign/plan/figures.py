@@ -113,7 +113,7 @@ def smaller(target: Target, count: int) -> str:
     """`, or --target=...` with fewer devices, where there is such a target."""
     fewer = str(replace(target, count=count))
     try:
-        parse_target(fewer)
+        there = parse_target(fewer).count == count
     except ConfigError:
-        return ""
-    return f", or --target={fewer}"
+        there = False
+    return f", or --target={fewer}" if there else ""

@@ -17,8 +17,9 @@ from jaxalign.plan.program import DoesNotFit
 from jaxalign.plan.report import JAX_TAKES
 from jaxalign.plan.targets import Target, devices_of
 
-# From most memory to least.
+# From most memory to least; and the last resort, which takes the host's.
 LEVELS = ("none", "minimal", "full")
+LAST = "offload"
 # Of a device's memory; a GPU's needs XLA_PYTHON_CLIENT_MEM_FRACTION for more than `JAX_TAKES`.
 USABLE = 0.95
 
@@ -43,7 +44,7 @@ class Choice:
 def fitting(
     command: str, config: Any, target: Target, tokens: int, found: Figures, tell: Callable[[str], None]
 ) -> list[Choice]:
-    """For each of `LEVELS` the largest micro-batch that fits; a level without one is left out.
+    """For each of `LEVELS` the largest micro-batch that fits; a level without one is left out, `LAST` where one has.
 
     Less rematerialization and larger micro-batches are taken to need more memory, so each level begins where the one
     with less memory ended, and bisects.
@@ -78,13 +79,20 @@ def fitting(
                 tell(f"{name}: {sized(known[level, count])} a device ({step.seconds:.0f} s)")
         return max(known[level, count], others)
 
-    choices, least = [], 0
+    def largest(level: str, least: int) -> int | None:
+        place = first_that_fits(counts, lambda n: total(level, n) <= room, least)
+        if place is not None:
+            count = counts[place]
+            choices.append(Choice(level, count, rows // count, int(total(level, count))))
+        return place
+
+    choices: list[Choice] = []
+    least: int | None = 0
     for level in reversed(LEVELS):
-        place = first_that_fits(counts, lambda n, level=level: total(level, n) <= room, least)
-        if place is None:
+        if (least := largest(level, least)) is None:
             break
-        count, least = counts[place], place
-        choices.append(Choice(level, count, rows // count, int(total(level, count))))
+    if not choices and others <= room:
+        largest(LAST, 0)
     return choices[::-1]
 
 
@@ -133,7 +141,7 @@ def possible_counts(config: Any, target: Target) -> list[int]:
 def smallest(config: Any, target: Target) -> Any:
     """The configuration with the settings that take the least memory."""
     counts = possible_counts(config, target)
-    return changed(config, LEVELS[-1], counts[-1]) if counts else config
+    return changed(config, LAST, counts[-1]) if counts else config
 
 
 def changed(config: Any, remat: str, accumulation_steps: int) -> Any:
@@ -177,8 +185,10 @@ def report(
     room = USABLE * target.memory
     yield f"what fits {sized(room)} of a device ({USABLE:.0%} of its memory), by compiling"
     by_level = {choice.remat: choice for choice in choices}
-    for level in LEVELS:
+    for level in (*LEVELS, LAST):
         choice = by_level.get(level)
+        if choice is None and level == LAST:
+            continue
         if choice is None:
             yield f"  remat={level}: nothing"
             continue

@@ -21,8 +21,8 @@ class PlanConfig:
     Attributes:
       command: training command to plan: sft, distill, reward, dpo, grpo, online-dpo, ppo or tfpo.
       target: kind and number of devices: h100x8 (H100 SXM, 80 GB); a TPU slice by Google Cloud's name, such as v5p-8,
-        v5e-64 or v6e-8; cpux8 compiles for virtual CPU devices, whose bytes and collectives differ from an
-        accelerator's.
+        v5e-64 or v6e-8, or several, such as v5e-16x2; cpux8 compiles for virtual CPU devices, whose bytes and
+        collectives differ from an accelerator's.
       tokens: length of a row, prompt and completion.
       collectives: number of collectives to list, largest first.
       fit: also search, by compiling more, for the largest micro-batch that fits at remat=none, minimal and full, and
@@ -80,7 +80,7 @@ def plan(asked: Plan) -> None:
         if not own.fit:
             raise
         config = fit.smallest(config, target)
-        print(f"{error}; planned with model.remat=full and the smallest micro-batches instead")
+        print(f"{error}; planned with model.remat={fit.LAST} and the smallest micro-batches instead")
         print()
         found = figures(own.command, config, target, own.tokens)
     for line in report(own.command, config, target, own.tokens, own.collectives, found):

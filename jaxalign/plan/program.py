@@ -28,6 +28,7 @@ class Program:
       unaliased: bytes of results that take no argument's place.
       collectives: what moves between devices.
       seconds: time to compile.
+      host: bytes of the host's memory, see `model.remat=offload`.
     """
 
     arguments: int
@@ -35,6 +36,7 @@ class Program:
     unaliased: int
     collectives: list[Collective]
     seconds: float
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -68,7 +70,8 @@ def compiled(lower: Callable[[], Any], shapes: Any, target: Target) -> Program:
         told = f": it needs {used[1]} of {used[2]}" if used else ""
         raise DoesNotFit(
             f"{target}: the compiler says that the program does not fit a device's memory{told}; more devices along "
-            "mesh.fsdp, more train.accumulation_steps, model.remat=full or lora.enabled=true take less of each"
+            "mesh.fsdp, more train.accumulation_steps, model.remat=full or offload, or lora.enabled=true take less of "
+            "each"
         ) from None
     memory: Any = made.memory_analysis()
     return Program(
@@ -77,6 +80,7 @@ def compiled(lower: Callable[[], Any], shapes: Any, target: Target) -> Program:
         unaliased=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         collectives=collectives(made.as_text() or ""),
         seconds=time.perf_counter() - begun,
+        host=memory.host_temp_size_in_bytes,
     )
 
 

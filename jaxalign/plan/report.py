@@ -35,22 +35,20 @@ def report(
     device_kind = devices_of(target)[0].device_kind
     yield from _head(command, config, target, tokens, found)
     yield ""
-    yield from _memory(target, found, samples=hasattr(config, "rollout"))
+    yield from memory(target, found, samples=hasattr(config, "rollout"))
     yield ""
     yield from speed(found.flops / target.count, device_kind)
-    if target.link and found.step.collectives:
-        seconds = _sent(found.step.collectives) / target.link
-        yield f"  collectives at {target.link / 1e9:,.0f} GB/s: {seconds:,.3g} s, in part meanwhile"
+    yield from sending(found.step.collectives, target)
     if found.rollout is not None:
         yield from decoding_speed(found.rollout, target, device_kind)
     yield ""
     yield "collectives of a step, bytes of a device"
-    yield from _collectives(found.step.collectives, listed)
+    yield from totals(found.step.collectives, listed)
     if found.rollout is not None:
         yield ""
         yield "collectives of a rollout, bytes of a device"
-        yield from _collectives(found.rollout.prompts, 0, " of reading prompts")
-        yield from _collectives(found.rollout.token, listed, " of a token")
+        yield from totals(found.rollout.prompts, 0, " of reading prompts")
+        yield from totals(found.rollout.token, listed, " of a token")
 
 
 def _head(command: str, config: Any, target: Target, tokens: int, found: Figures) -> Iterator[str]:
@@ -71,7 +69,8 @@ def _head(command: str, config: Any, target: Target, tokens: int, found: Figures
         yield f"the patient{size}, scores tokens and leaves before the doctor comes: that pass is not planned"
 
 
-def _memory(target: Target, found: Figures, *, samples: bool) -> Iterator[str]:
+def memory(target: Target, found: Figures, *, samples: bool) -> Iterator[str]:
+    """The lines about bytes; of a command that `samples`, of its rollout too."""
     yield "bytes of a device" if not samples else "bytes of a device while it learns"
     yield _line("parameters, optimizer, frozen models, batch", found.step.arguments)
     yield _line("temporaries", found.step.temporaries)
@@ -81,6 +80,8 @@ def _memory(target: Target, found: Figures, *, samples: bool) -> Iterator[str]:
         yield _line("parameters as the sampler keeps them", found.own)
     room = f" of {sized(target.memory)}" if target.memory else ""
     yield _line("total", found.while_learning) + ("" if samples else room)
+    if found.step.host:
+        yield _line("of its host's memory", found.step.host)
     if found.rollout is not None:
         yield from _rollout(found, found.rollout)
     if samples:
@@ -93,7 +94,7 @@ def _memory(target: Target, found: Figures, *, samples: bool) -> Iterator[str]:
         yield f"  JAX takes {JAX_TAKES:.0%} of a GPU's memory: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
     if target.memory and found.total > target.memory:
         yield "  does not fit: more devices along mesh.fsdp, more train.accumulation_steps, model.remat=full or"
-        yield "  lora.enabled=true take less of each"
+        yield "  offload, or lora.enabled=true take less of each"
         if found.while_sampling > target.memory:
             yield "  sampling: mesh.tensor, rollout.weights=int8 and rollout.cache=int8 take less of each"
 
@@ -164,18 +165,39 @@ def decoding_speed(sampled: Sampled, target: Target, device_kind: str) -> Iterat
         yield f"  collectives of a token at {target.link / 1e9:,.0f} GB/s: {1e3 * sent:,.3g} ms, latency not counted"
 
 
+def sending(collectives: Sequence[Collective], target: Target) -> Iterator[str]:
+    """The lines about the time of a step's collectives, which those between slices have apart."""
+    if target.link and (within := [one for one in collectives if not one.across]):
+        seconds = _sent(within) / target.link
+        yield f"  collectives at {target.link / 1e9:,.0f} GB/s: {seconds:,.3g} s, in part meanwhile"
+    if across := [one for one in collectives if one.across]:
+        link = target.link_between_slices
+        seconds = _sent_to_slices(across, target.slices) / link
+        yield f"  between slices at {link / 1e9:,.3g} GB/s: {seconds:,.3g} s, in part meanwhile"
+
+
 def _sent(collectives: Sequence[Collective]) -> float:
     """Bytes that a device sends; of an all-reduce everything twice."""
     return sum(one.total_bytes * (1 + (one.kind == "all-reduce")) for one in collectives)
 
 
-def _collectives(found: Sequence[Collective], listed: int, what: str = "") -> Iterator[str]:
+def _sent_to_slices(collectives: Sequence[Collective], slices: int) -> float:
+    """Bytes that a device sends to others than its own at least, of what it hands over for collectives of slices."""
+    share = (slices - 1) / slices
+    times = {"all-reduce": 2 * share, "all-gather": slices - 1, "reduce-scatter": share, "all-to-all": share}
+    return sum(one.total_bytes * times.get(one.kind, 1) for one in collectives)
+
+
+def totals(found: Sequence[Collective], listed: int, what: str = "") -> Iterator[str]:
+    """The lines about collectives by kind, and one for each of the first `listed`."""
     count, total = Counter[str](), Counter[str]()
     for one in found:
-        count[one.kind] += one.count
-        total[one.kind] += one.total_bytes
+        kind = one.kind + " between slices" * one.across
+        count[kind] += one.count
+        total[kind] += one.total_bytes
+    width = max([20, *map(len, total)])
     for kind, size in total.most_common():
-        yield f"  {kind + what:20s} {count[kind]:6d}  {sized(size):>12s}"
+        yield f"  {kind + what:{width}s} {count[kind]:6d}  {sized(size):>12s}"
     if not total:
         yield f"  none{what}"
     for one in found[:listed]:

@@ -43,6 +43,9 @@ MEMORY = {"h100": 84942979072, "v5p": 95 * GIB, "v5e": 16 * GIB, "v6e": 32 * GIB
 # Bytes a second that a device sends: NVLink to the 8 GPUs of a host, 400 Gbit/s a GPU between hosts; the ICI of a chip.
 LINKS = {"h100": 450e9, "v5p": 600e9, "v5e": 200e9, "v6e": 400e9}
 BETWEEN_HOSTS = 50e9
+# Between slices, a chip's share of the data center's network: https://docs.cloud.google.com/tpu/docs/v5p (50 Gbit/s a
+# chip), v5e and v6e (6.4 and 25.6 Tbit/s a Pod, of 256 chips).
+BETWEEN_SLICES = {"v5p": 50e9 / 8, "v5e": 6.4e12 / 8 / 256, "v6e": 25.6e12 / 8 / 256}
 
 
 @dataclass(frozen=True)
@@ -51,19 +54,20 @@ class Target:
 
     Attributes:
       kind: `h100` (SXM, 80 GB), a TPU (`v5p`, `v5e`, `v6e`), or `cpu` for virtual devices of this machine.
-      count: how many devices; a TPU's is a chip.
+      count: how many devices, of all slices; a TPU's is a chip.
+      slices: of a TPU, into which the devices are split evenly.
     """
 
     kind: str
     count: int
+    slices: int = 1
 
     def __str__(self) -> str:
         """The target as `parse_target` reads it."""
-        return (
-            f"{self.kind}-{self.count * TPUS[self.kind][0]}"
-            if self.kind in TPUS
-            else f"{self.kind}x{self.count}"
-        )
+        if self.kind not in TPUS:
+            return f"{self.kind}x{self.count}"
+        each = f"{self.kind}-{self.count // self.slices * TPUS[self.kind][0]}"
+        return each if self.slices == 1 else f"{each}x{self.slices}"
 
     @property
     def memory(self) -> int:
@@ -76,32 +80,40 @@ class Target:
         return BETWEEN_HOSTS if self.kind == "h100" and self.count > 8 else LINKS.get(self.kind, 0.0)
 
     @property
+    def link_between_slices(self) -> float:
+        """Bytes a second that a device can send at most to other slices; 0 where there are none."""
+        return BETWEEN_SLICES[self.kind] if self.slices > 1 else 0.0
+
+    @property
     def compiler_options(self) -> dict[str, str]:
         """Options of XLA: it cannot try kernels out on a GPU that is not there."""
         return {"xla_gpu_autotune_level": "0"} if self.kind == "h100" else {}
 
 
 def parse_target(text: str) -> Target:
-    """`h100x8` -> 8 H100s; `v5p-8` -> the 4 chips of that slice.
+    """`h100x8` -> 8 H100s; `v5p-8` -> the 4 chips of that slice; `v5e-16x2` -> 32 chips in two slices.
 
     Raises:
       ConfigError: an unknown kind, no number, or a slice that there is not.
     """
     if match := re.fullmatch(r"(h100|cpu)x([1-9]\d*)", text):
         return Target(match[1], int(match[2]))
-    kind, _, number = text.partition("-")
+    kind, _, rest = text.partition("-")
     if kind not in TPUS:
         raise ConfigError(
-            "target: expected GPUs (h100x8), a TPU slice (v5p-8, v5e-8, v6e-8) or virtual devices (cpux8), got "
-            f"{text!r}"
+            "target: expected GPUs (h100x8), a TPU slice (v5p-8, v5e-8, v6e-8), several (v5e-16x2) or virtual "
+            f"devices (cpux8), got {text!r}"
         )
     cores, grids = TPUS[kind]
     sizes = [cores * chips for chips in grids]
-    if not number.isdigit() or int(number) not in sizes:
+    match = re.fullmatch(r"(\d+)(?:x([2-9]|[1-9]\d+))?", rest)
+    if not match or int(match[1]) not in sizes:
         raise ConfigError(
-            f"target: expected {kind}-N with N one of {', '.join(map(str, sizes))}, got {text!r}"
+            f"target: expected {kind}-N with N one of {', '.join(map(str, sizes))}, or {kind}-Nx2 for two slices, got "
+            f"{text!r}"
         )
-    return Target(kind, int(number) // cores)
+    slices = int(match[2] or 1)
+    return Target(kind, int(match[1]) // cores * slices, slices)
 
 
 def devices_of(target: Target) -> list[Any]:
@@ -129,8 +141,9 @@ def _tpus(target: Target) -> list[Any]:
     # Else libtpu asks the network which TPU this machine belongs to.
     for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
         os.environ.setdefault(name, value)
-    grid = TPUS[target.kind][1][target.count]
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=f"{target.kind}:{grid}").devices)
+    grid = TPUS[target.kind][1][target.count // target.slices]
+    name, slices = f"{target.kind}:{grid}", target.slices
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices).devices)
 
 
 def _gpus(target: Target) -> list[Any]:

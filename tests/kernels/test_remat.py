@@ -9,6 +9,7 @@ import pytest
 
 from jaxalign import models
 from jaxalign.kernels.remat import KEPT, rematerialized
+from jaxalign.mesh import MeshConfig, make_mesh
 from jaxalign.models import attention
 from jaxalign.models.lora import LoraConfig
 
@@ -176,9 +177,29 @@ def test_an_adapter_has_the_same_gradient_at_every_level(level):
     assert (counted["dot_general"] > once["dot_general"]) == (level == "full")
 
 
+def test_an_offloaded_input_waits_in_the_hosts_memory():
+    for level, space in (("full", jax.memory.Space.Device), ("offload", jax.memory.Space.Host)):
+        function, params = gradient(level)
+        jaxpr = jax.make_jaxpr(function)(params).jaxpr
+        loop = next(e for e in jaxpr.eqns if e.primitive.name == "scan" and e.params["length"] == 12)
+        inputs = [v.aval for v in loop.outvars if v.aval.shape == (12, *TOKENS.shape, 32)]
+        assert [aval.memory_space for aval in inputs] == [space]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("axes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_offloading_changes_no_bit(axes, devices):
+    mesh = make_mesh(MeshConfig(**axes), devices) if axes else None
+    found = []
+    for level in ("full", "offload"):
+        function, params = gradient(level, mesh=mesh)
+        found.append(jax.jit(function)(params))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
 def test_a_level_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(
-        ValueError, match="one of none, minimal, save_qkv_context, save_context, full, got 'all'"
+        ValueError, match="one of none, minimal, save_qkv_context, save_context, full, offload, got 'all'"
     ):
         models.with_remat(model(), "all")
     assert models.remat_level(True) == "full" and models.remat_level(False) == "none"

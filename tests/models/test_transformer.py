@@ -208,5 +208,6 @@ def test_on_one_gpu_the_layers_that_are_trained_are_written_out_and_no_others():
             transformer.written_out(wide, level, trained=True) for level in ("none", "minimal", "full")
         )
         assert not transformer.written_out(wide, "none", trained=False)
+        assert not transformer.written_out(wide, "offload", trained=True)
     gpus = SimpleNamespace(devices=np.asarray([H100] * 2), size=2)
     assert not transformer.written_out(replace(wide, mesh=gpus), "none", trained=True)

@@ -51,6 +51,19 @@ def test_a_loop_without_a_noted_count_runs_until_its_counter_reaches_a_constant(
     assert {one.count for one in collectives(unknown)} == {1}
 
 
+def test_what_goes_to_other_slices_is_told_apart():
+    """As XLA writes it for several slices of TPUs, where groups of replicas are those of one slice."""
+    handler = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:15}"'
+    sent = "  %send.4 = (f32[4,8]{1,0:T(8,128)}, u32[], token[]) send(%b, %after), is_host_transfer=true, "
+    line = f'{sent}frontend_attributes={{{handler},_xla_megascale_transfer_type="ALL_REDUCE"}}\n'
+    other = f"{sent}frontend_attributes={{}}\n"
+    text = TEXT.replace("%scatter =", line.lstrip() + other + "  %scatter =")
+    assert [one for one in collectives(text) if one.across] == [
+        Collective("all-reduce", 5, 4 * 4 * 8, True, "", across=True)
+    ]
+    assert [one for one in collectives(text) if not one.across] == collectives(TEXT)
+
+
 def test_bytes_are_those_of_the_whole_array_and_counts_those_of_the_loops():
     assert collectives(TEXT) == [
         Collective("reduce-scatter", 5, 4 * 64 * 8, True, ""),

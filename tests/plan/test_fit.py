@@ -50,7 +50,7 @@ def searched(monkeypatch, config, memory, need, *, sampling=0):
     return fitting("sft", config, Target("cpu", 1), 16, found, lambda line: None), asked
 
 
-KEPT = {"none": 10, "minimal": 4, "full": 1}
+KEPT = {"none": 10, "minimal": 4, "full": 1, "offload": 0}
 
 
 def test_each_level_has_the_largest_micro_batch_that_fits(monkeypatch):
@@ -66,6 +66,22 @@ def test_a_level_that_does_not_fit_is_left_out_and_so_is_all_where_the_rollout_d
     choices, _ = searched(monkeypatch, config, 100, lambda level, rows: 66 + 5 * KEPT[level] * rows)
     assert choices == [Choice("minimal", 16, 1, 93), Choice("full", 4, 4, 93)]
     assert searched(monkeypatch, config, 100, lambda level, rows: 1, sampling=96)[0] == []
+
+
+def test_the_hosts_memory_is_the_last_resort(monkeypatch):
+    config = read_settings(COMMANDS["sft"], ["--train.batch_size=16"])
+
+    def need(level, rows):
+        return 60 + 30 * KEPT[level] + rows
+
+    choices, _ = searched(monkeypatch, config, 100, need)
+    assert choices == [Choice("offload", 1, 16, 83)]
+    found = SimpleNamespace(while_sampling=0)
+    told = list(fit.report("sft", config, Target("cpu", 1), choices, found, file=None, typed=[]))
+    assert told[3] == "  remat=full: nothing" and told[4].startswith("  remat=offload: micro-batches of 16 ")
+    # Not where it cannot help.
+    sampling = searched(monkeypatch, config, 100, need, sampling=96)
+    assert sampling[0] == [] and "offload" not in {level for level, _ in sampling[1]}
 
 
 def test_the_line_to_run_has_what_was_typed_and_what_fits():

@@ -13,8 +13,10 @@ from jaxalign.mesh import MeshConfig, make_mesh, replicated
 from jaxalign.models import load_config
 from jaxalign.models.flops import training_pass
 from jaxalign.plan import plan
-from jaxalign.plan.program import DoesNotFit, compiled, repeated_bytes
-from jaxalign.plan.report import speed
+from jaxalign.plan.collectives import Collective
+from jaxalign.plan.figures import Figures, smaller
+from jaxalign.plan.program import DoesNotFit, Program, compiled, repeated_bytes
+from jaxalign.plan.report import memory, sending, speed, totals
 from jaxalign.plan.targets import TPUS, Target, parse_target
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
@@ -86,11 +88,11 @@ def test_a_steps_time_is_estimated_at_four_tenths_of_the_peak():
         (["generate"], "plan generate: expected a command that trains"),
         (
             ["sft", "--target=h100"],
-            "target: expected GPUs (h100x8), a TPU slice (v5p-8, v5e-8, v6e-8) or virtual",
+            "target: expected GPUs (h100x8), a TPU slice (v5p-8, v5e-8, v6e-8), several (v5e-16x2) or",
         ),
         (
             ["sft", "--target=v5p-12"],
-            "target: expected v5p-N with N one of 8, 16, 32, 64, 128, 256, 512, got 'v5p-12'",
+            "expected v5p-N with N one of 8, 16, 32, 64, 128, 256, 512, or v5p-Nx2 for two slices, got 'v5p-12'",
         ),
         (["sft", "--tokens=1"], "tokens must be 2 or more"),
     ],
@@ -175,6 +177,36 @@ def test_devices_of_the_mesh_and_of_the_target_are_as_many(tiny_model_folder, ca
     assert "set mesh.data=-1, or --target=cpux2" in capsys.readouterr().err
 
 
+def test_bytes_between_slices_have_lines_and_a_time_of_their_own():
+    within = Collective("all-reduce", 2, 100_000_000_000, False, "")
+    across = Collective("all-reduce", 1, 6_250_000_000, False, "", across=True)
+    time = "  collectives at 200 GB/s: 2 s, in part meanwhile"
+    assert list(sending([within], parse_target("v5e-16"))) == [time]
+    # Of two slices each sends the other all it has, once; of four, one and a half times.
+    both = [within, across]
+    apart = "  between slices at 3.12 GB/s: 2 s, in part meanwhile"
+    assert list(sending(both, parse_target("v5e-16x2"))) == [time, apart]
+    assert list(sending(both, parse_target("v5e-16x4"))) == [time, apart.replace("2 s", "3 s")]
+    assert [line.split()[:-2] for line in totals(both, 0)] == [
+        ["all-reduce", "2"],
+        ["all-reduce", "between", "slices", "1"],
+    ]
+
+
+def test_fewer_devices_are_advised_only_where_there_is_such_a_target():
+    assert smaller(parse_target("v5e-16x2"), 16) == ", or --target=v5e-8x2"
+    assert smaller(parse_target("v5e-16x2"), 17) == ""
+
+
+def test_what_waits_in_the_hosts_memory_is_told():
+    def lines(host):
+        found = Figures(Program(3 << 30, 2 << 30, 0, [], 0.0, host), 0.0, 0, {}, None)
+        return list(memory(parse_target("v5p-8"), found, samples=False))
+
+    assert lines(8 << 30)[-1].split() == ["of", "its", "host's", "memory", "8.0", "GiB"]
+    assert lines(8 << 30)[:-1] == lines(0)
+
+
 @pytest.mark.parametrize("kind", TPUS)
 def test_a_slice_has_as_many_chips_as_its_grid(kind):
     for chips, grid in TPUS[kind][1].items():
@@ -186,8 +218,12 @@ def test_targets_are_read_by_kind_and_number():
     # Two TensorCores of a v5p are a chip, and a chip is a device.
     assert parse_target("v5p-16") == Target("v5p", 8)
     assert parse_target("v5e-64") == Target("v5e", 64)
-    for text in ("h100x256", "v5p-16", "v5e-64", "v6e-8", "cpux3"):
+    assert parse_target("v5p-16x2") == Target("v5p", 16, slices=2)
+    for text in ("h100x256", "v5p-16", "v5e-64", "v6e-8", "cpux3", "v5p-16x2", "v5e-16x12"):
         assert str(parse_target(text)) == text
+    for text in ("v5e-16x1", "v5e-16x", "v5e-16x02", "v5e-12x2", "v5e-x2", "v5e-16x2x2"):
+        with pytest.raises(ConfigError, match="target: expected v5e-N"):
+            parse_target(text)
     for text in ("", "h100x0", "a100x8", "8", "h100x-1", "v5p", "v5p-7", "v5px8", "v5e-x"):
         with pytest.raises(ConfigError, match="target: expected"):
             parse_target(text)

@@ -66,7 +66,8 @@ class ModelSource:
       random_init: read only config.json from `path` and initialize the weights at random from run.seed.
       remat: activations of each layer to store for the backward pass; the rest are recomputed, which saves memory.
         From most memory to least: none (store all), minimal (matrix products), save_qkv_context (attention's products
-        and its output), save_context (attention's output) and full (nothing). true means full, false means none.
+        and its output), save_context (attention's output), full (nothing) and offload (nothing, and each
+        layer's input in the host's memory). true means full, false means none.
       attention: attention implementation; all give the same result: plain, blockwise (fast on CPUs), cudnn (NVIDIA
         GPUs) or splash (TPUs). auto picks a fast one that supports this device and model, and keeps the run's choice
         on resume.
