@@ -54,6 +54,8 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 TRIED_RATES = (1e-4, 3e-4)
 TUNING_SEED = 100
+# Reward models that others read: the judge, and what guides `chat_doctor.py`'s best-of-n and ARGS.
+KEPT = (("judge", 0), ("pku", 0))
 # Of reward models and of SFT, from the loss of a trial each.
 RATES = {"reward": 2e-4, "sft": 2e-4}
 STEPS, ROWS = 24, 6
@@ -189,7 +191,7 @@ class Experiment:
             rows = load_dataset(data, "comparison", self.tokenizer, seed=0).validation
             reward = ModelReward(model, batch_size=16)
             scores = np.stack([reward.score_rows([pair.rows[side] for pair in rows]) for side in (0, 1)], 1)
-            if name != "judge":
+            if (name, seed) not in KEPT:
                 drop_weights(run)
             lengths = np.asarray([[len(side) for side in pair.rows] for pair in rows])
             uneven = lengths[:, 0] != lengths[:, 1]
@@ -260,6 +262,10 @@ class Experiment:
 
     def answers(self, model: Any, seed: int) -> dict[str, Any]:
         found = sampled(model, self.start, self.tokenizer, self.prompts, seed=seed, max_new_tokens=NEW_TOKENS)
+        return self.judged(found)
+
+    def judged(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Answers to `prompts` with the judge's score of each."""
         ids = [
             self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}],

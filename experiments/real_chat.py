@@ -17,7 +17,7 @@ from llmdoctor_measure import distinct
 import jaxalign as ja
 from jaxalign import models
 from jaxalign.evaluation.policy import make_scorer, summed_logps
-from jaxalign.rollout import Sampler, join_rows
+from jaxalign.rollout import Completions, Sampler, join_rows
 from jaxalign.uncertainty import bootstrap_interval
 
 
@@ -70,6 +70,17 @@ def held_out(result: Any) -> dict[str, Any]:
     return {name: float(value) for name, value in result.metrics.items() if name.startswith("eval/")}
 
 
+def asked(tokenizer: Any, prompts: Sequence[str], told: str = "") -> list[list[int]]:
+    """Each prompt as a user's turn, after a system turn where something is `told`."""
+    before = [{"role": "system", "content": told}] if told else []
+    return [
+        tokenizer.apply_chat_template(
+            [*before, {"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in prompts
+    ]
+
+
 def sampled(
     model: Any,
     start: Any,
@@ -80,26 +91,27 @@ def sampled(
     max_new_tokens: int,
     samples: int = 1,
     temperature: float = 1.0,
+    told: str = "",
 ) -> dict[str, Any]:
-    """`samples` answers to each prompt (a user's turn): texts, prompt by prompt, and figures of each.
-
-    `kl` is of each answer log p - log p_start, whose mean estimates the policy's KL from its start (nats a sequence).
-    """
-    prompt_ids = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
-        )
-        for text in prompts
-        for _ in range(samples)
-    ]
+    """`samples` answers to each prompt (a user's turn), prompt by prompt; see `measured`."""
+    ids = asked(tokenizer, [text for text in prompts for _ in range(samples)], told)
     done = Sampler(model).generate(
-        prompt_ids, max_new_tokens=max_new_tokens, key=jax.random.key(seed), temperature=temperature
+        ids, max_new_tokens=max_new_tokens, key=jax.random.key(seed), temperature=temperature
     )
-    rows = join_rows(prompt_ids, done)
-    ours, theirs = (
-        summed_logps(make_scorer(definition), params, rows, batch_size=32)
-        for definition, params in map(models.split, (model, start))
-    )
+    return measured(done, ids if not told else asked(tokenizer, prompts), start, tokenizer)
+
+
+def measured(
+    done: Completions, prompt_ids: Sequence[Sequence[int]], start: Any, tokenizer: Any
+) -> dict[str, Any]:
+    """Texts of answers, and figures of each.
+
+    `kl` is of each answer log p - log p_start, p being what it was sampled from; its mean estimates the KL from the
+    start (nats a sequence).
+    """
+    definition, params = models.split(start)
+    theirs = summed_logps(make_scorer(definition), params, join_rows(prompt_ids, done), batch_size=32)
+    ours = np.where(done.mask, done.logps, 0.0).astype(np.float64).sum(1)
     return {
         "texts": done.texts(tokenizer),
         "tokens": done.lengths.tolist(),

@@ -166,6 +166,7 @@ def test_the_step_that_a_run_exported_is_not_exported_twice(runs):
     assert not (run / "exports").exists()
 
 
+@pytest.mark.long
 def test_files_say_what_the_weights_are(runs, base16):
     run = runs("sft, lora")
     for folder in (run / "export", export_checkpoint(run, "2").folder):

@@ -159,6 +159,7 @@ def test_a_fresh_adapter_changes_nothing_and_merged_equals_beside():
     np.testing.assert_allclose(forward(models.merge_adapter(model, attached), tokens), beside, atol=1e-4)
 
 
+@pytest.mark.long
 def test_adapter_dropout_needs_a_key_and_differs_by_layer_and_key():
     model = models.load_pretrained(GOLDEN / "llama")
     settings = LoraConfig(enabled=True, rank=2, dropout=0.5, targets=("q_proj", "v_proj"))

@@ -81,6 +81,7 @@ def test_a_model_trained_in_cudnn_scores_packed_rows_where_cudnn_cannot(tiny_mod
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["mean", "mean_minus_std", "worst"])
 def test_the_score_is_the_members_made_one(mode, tiny_model_folder):
     members = whole_models(tiny_model_folder)

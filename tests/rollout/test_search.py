@@ -124,6 +124,7 @@ def test_a_stop_token_ends_a_row_of_args_and_no_other(base, reward):
     assert len(cut[row]) == place + 1 < NEW
 
 
+@pytest.mark.long
 def test_args_of_another_weight_needs_no_other_program(base, reward, compiled):
     arguments = {"top_k": 5, "max_new_tokens": NEW, "key": KEY, "stop_tokens": ()}
     first = args_generate(base, reward, PROMPTS, weight=0.5, **arguments)

@@ -142,6 +142,7 @@ def test_micro_batches_share_the_whole_batchs_statistics(name, devices):
     assert abs(alone["loss"] / whole["loss"] - 1) > 1e-4  # by themselves they are another loss
 
 
+@pytest.mark.long
 def test_likely_pairs_weigh_more(devices):
     plain, _, _ = first_loss(devices)
     weighted, _, _ = first_loss(devices, weighted=True)

@@ -149,6 +149,7 @@ def step_together(policy, trained, frozen, batches, mesh, optimizer, **loss):
     return update(create_member_states(trained, optimizer, 3), frozen, placed, keys)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("clip", [0.0, 1e-3])
 def test_each_head_takes_its_own_step_on_the_shared_trunk(clip, configs, tmp_path, devices):
     mesh = make_mesh(MeshConfig(), devices)

@@ -358,6 +358,7 @@ def test_rewards_that_never_differ_change_nothing(grpo, tmp_path):
         np.testing.assert_array_equal(ours[name], tensor)
 
 
+@pytest.mark.long
 def test_completions_cut_by_length_can_be_left_out_and_long_ones_cost(grpo, tmp_path):
     sampling = SamplingConfig(max_new_tokens=6, num_samples=4, stop_tokens=())
     loss = GRPOLossConfig(name="dapo", mask_truncated=True, overlong_buffer=3, overlong_penalty=0.5)
@@ -449,6 +450,7 @@ def test_token_rewards_behind_the_end_of_a_completion_do_not_count(grpo, tmp_pat
     assert not (seen[0].steps & ~seen[0].completions.mask).any()
 
 
+@pytest.mark.long
 def test_minibatches_in_which_no_row_counts_do_not_move_the_policy(grpo, tmp_path):
     def first_group_alone(prompts, completions, *, completion_ids, columns):
         del completions, completion_ids, columns
@@ -532,6 +534,7 @@ def test_a_group_teaches_where_a_row_that_is_learnt_has_an_advantage(rewards, le
     assert informative(values, np.asarray(learnt, bool), 4).tolist() == [expected]
 
 
+@pytest.mark.long
 def test_scores_of_replaced_groups_are_logged_beside_those_of_all(grpo, tmp_path):
     calls = []
 

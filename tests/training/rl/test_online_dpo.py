@@ -224,6 +224,7 @@ def test_equal_completions_are_no_pair_whatever_the_reward_says(online, tmp_path
     assert metrics_of(tmp_path / "run")[0]["rollout/ties"] == 4
 
 
+@pytest.mark.long
 def test_a_reward_that_applies_nowhere_is_one_line(online, tmp_path):
     with pytest.raises(UserError, match="no reward applies to any of the 8 completions"):
         train_online_dpo(online(tmp_path / "run"), reward=lambda p, c, **_: [None] * len(p))

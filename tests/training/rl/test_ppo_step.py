@@ -35,6 +35,7 @@ def test_entropy_is_rewarded(devices):
     assert bonus == pytest.approx(plain - 0.1 * metrics["policy/entropy"], rel=1e-4)
 
 
+@pytest.mark.long
 def test_importance_weights_scale_the_policy_loss_and_nothing_else(devices):
     plain, metrics, batch = total(devices, entropy_weight=0.1)
     halves = np.full(batch.mask.shape, 0.5, np.float32)
