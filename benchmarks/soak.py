@@ -59,9 +59,9 @@ def make_inputs(folder: Path, seed: int) -> dict[str, list[str]]:
         head_dim=8, max_positions=96, bos_id=tokenizer.bos_token_id, eos_ids=(tokenizer.eos_token_id,),
         pad_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    models.save_pretrained(
-        models.create(shape, key=jax.random.key(seed)), folder / "model", tokenizer=tokenizer
-    )
+    for number, name in enumerate(("model", "teacher")):
+        model = models.create(shape, key=jax.random.key(seed + number))
+        models.save_pretrained(model, folder / name, tokenizer=tokenizer)
     (folder / "reward.py").write_text(REWARD)
     usual = [
         "--data.template=plain", "--data.max_length=64", "--optimizer.learning_rate=1e-2", "--run.save_every=2",
@@ -79,6 +79,7 @@ def make_inputs(folder: Path, seed: int) -> dict[str, list[str]]:
     own = {
         "sft": [model, stories, *supervised, *short, "--run.best_metric=eval/loss"],
         "reward": [model, pairs, *supervised, "--run.best_metric=eval/loss"],
+        "distill": [model, f"--teacher.path={folder / 'teacher'}", stories, *supervised, *short],
         "dpo": [model, pairs, *supervised, *short],
         "ppo": [model, prompts, *sampled, "--train.epochs=2", "--train.minibatches=2"],
         "grpo": [model, prompts, *sampled],

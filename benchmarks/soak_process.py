@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-TRAINERS = ("sft", "reward", "dpo", "ppo", "grpo", "online-dpo", "tfpo")
+TRAINERS = ("sft", "distill", "reward", "dpo", "ppo", "grpo", "online-dpo", "tfpo")
 # In the order in which a run meets them, with how often each is aimed at.
 PHASES = {"import": 1, "opening": 2, "restore": 2, "step": 4, "rollout": 4, "save": 5, "export": 3}
 

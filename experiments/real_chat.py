@@ -41,7 +41,9 @@ class Stages:
             start = time.perf_counter()
             reset_peak()
             found = make(
-                ja.RunConfig(output=str(file.parent), seed=seed, sample_rows=0, save_every=0, progress=False)
+                ja.RunConfig(
+                    output=str(file.parent), seed=seed, sample_rows=0, save_every=0, log_every=1, progress=False
+                )
             )
             found |= {
                 "seconds": round(time.perf_counter() - start),
