@@ -42,7 +42,12 @@ class Stages:
             reset_peak()
             found = make(
                 ja.RunConfig(
-                    output=str(file.parent), seed=seed, sample_rows=0, save_every=0, log_every=1, progress=False
+                    output=str(file.parent),
+                    seed=seed,
+                    sample_rows=0,
+                    save_every=0,
+                    log_every=1,
+                    progress=False,
                 )
             )
             found |= {
