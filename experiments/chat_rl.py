@@ -60,7 +60,8 @@ class Sums:
     """reasoning-gym's chain_sum."""
 
     reward = "jaxalign.rewards.reasoning_gym:task_score"
-    SIZES: ClassVar = {"train": (0, 100), "test": (1, 100)}
+    # Row i is drawn by seed + i.
+    SIZES: ClassVar = {"train": (0, 100), "test": (1000, 100)}
 
     def rows(self, part: str, folder: Path) -> list[dict[str, Any]]:
         """See `Instructions`; what is held out is not among the trained."""

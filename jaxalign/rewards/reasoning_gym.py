@@ -71,7 +71,8 @@ def write_tasks(
       name: of the task, as `chain_sum`.
       path: the file, which must not exist.
       rows: how many.
-      seed: the package's.
+      seed: the package's, which draws row i by seed + i: two files share rows unless their seeds are at least `rows`
+        apart.
       instruction: a sentence on how to answer, say: "Answer between <answer> and </answer>."
       options: of the task's configuration.
 
