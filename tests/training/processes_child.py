@@ -1,7 +1,7 @@
 """Trains with every trainer in this process, which may be one of several; `test_processes` starts it.
 
 Arguments: how to join (see `processes.join`), the mesh, model folder, file of pairs, output folder, trainers. The
-environment names the folder of reward models and the address of a server.
+environment names the folder of reward models and the teacher, and the address of a server.
 """
 
 import os
@@ -12,10 +12,17 @@ from jaxalign.cli.main import main
 
 REWARDS = f"--reward.functions=[{Path(__file__).resolve()}:reward_vowels]"
 PROMPTS = ["--train.prompts=4", "--sampling.num_samples=2", "--sampling.max_new_tokens=6", REWARDS]
-MODELS, SERVER = (os.environ.get(name, "") for name in ("REWARD_MODELS", "SERVER"))
+MODELS, SERVER = (os.environ.get(name, "") for name in ("MODELS", "SERVER"))
 OFFLINE = ["--train.steps=3", "--train.batch_size=4", "--run.eval_every=2"]
 TRAINERS = {
     "sft": [*OFFLINE, "--sampling.max_new_tokens=4"],
+    "distill": [
+        *OFFLINE,
+        f"--teacher.path={MODELS}/teacher",
+        "--sampling.max_new_tokens=6",
+        "--run.sample_rows=0",
+        "--on_policy=1",
+    ],
     "reward": OFFLINE,
     "dpo": [*OFFLINE, "--reference_logps=precomputed", "--run.sample_rows=0"],
     "tfpo": [*OFFLINE, "--rewards.positive=be good", "--rewards.negative=be bad", "--run.sample_rows=0"],

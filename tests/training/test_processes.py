@@ -21,7 +21,7 @@ from tests.rollout.stub_server import StubServer
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("processes_child.py")
-NAMES = ["sft", "reward", "dpo", "tfpo", "ppo", "grpo", "online-dpo", "grpo-server"]
+NAMES = ["sft", "distill", "reward", "dpo", "tfpo", "ppo", "grpo", "online-dpo", "grpo-server"]
 HEADS = {
     "linear": models.HeadConfig(),
     "other": models.HeadConfig(),
@@ -49,14 +49,16 @@ def start_two(*arguments: object, **environment: object) -> list[subprocess.Pope
     return [start(f"127.0.0.1:{port},2,{rank}", 1, *arguments, **environment) for rank in range(2)]
 
 
-def make_reward_models(policy: Path, folder: Path) -> Path:
-    """Reward models on the policy's trunk, one of them of steps."""
+def make_models(policy: Path, folder: Path) -> Path:
+    """Reward models on the policy's trunk, one of them of steps; and a teacher."""
     trunk, tokenizer = models.load_pretrained(policy), models.load_tokenizer(policy)
     for number, (name, head) in enumerate(HEADS.items()):
         model = models.create_scalar_model(trunk, head, key=jax.random.key(number))
         models.save_reward_model(model, folder / name, tokenizer=tokenizer)
     steps = models.create_scalar_model(trunk, key=jax.random.key(9), steps=models.StepConfig(separator="e"))
     models.save_reward_model(steps, folder / "steps", tokenizer=tokenizer)
+    teacher = models.create(trunk.config, key=jax.random.key(1))
+    models.save_pretrained(teacher, folder / "teacher", tokenizer=tokenizer)
     return folder
 
 
@@ -65,10 +67,10 @@ def runs(tiny_model_folder, pairs_file, tmp_path_factory):
     """Folders of all trainers' runs in one process of two devices and in two of one, and what all printed."""
     folder = tmp_path_factory.mktemp("processes")
     given = ["--mesh.fsdp=2", tiny_model_folder, pairs_file]
-    rewards = {"REWARD_MODELS": make_reward_models(tiny_model_folder, folder / "rewards")}
+    others = {"MODELS": make_models(tiny_model_folder, folder / "models")}
     with StubServer(tiny_model_folder) as first, StubServer(tiny_model_folder) as second:
-        children = [start("false", 2, *given, folder / "one", *NAMES, **rewards, SERVER=first.url)]
-        children += start_two(*given, folder / "two", *NAMES, **rewards, SERVER=second.url)
+        children = [start("false", 2, *given, folder / "one", *NAMES, **others, SERVER=first.url)]
+        children += start_two(*given, folder / "two", *NAMES, **others, SERVER=second.url)
         said = [child.communicate(timeout=600)[0] for child in children]
         asked = [server.requests for server in (first, second)]
     assert [child.returncode for child in children] == [0, 0, 0], "\n---\n".join(said)
