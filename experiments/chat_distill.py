@@ -13,7 +13,6 @@ Data: Alpaca's demonstrations, a twentieth held out; rows of up to 160 tokens.
 Hardware, time and figures: experiments/LOG.md.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from real_chat import Stages, cost, drop_weights, held_out, over_seeds, sampled
+from real_chat import Stages, arguments, cost, drop_weights, held_out, over_seeds, sampled
 from safetensors.numpy import load_file, save_file
 
 import jaxalign as ja
@@ -205,14 +204,7 @@ def draw(lines: dict[str, Sequence[dict[str, Any]]], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--output", type=Path, default=Path("runs/chat_distill"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    given = parser.parse_args()
+    given = arguments(__doc__, "runs/chat_distill").parse_args()
     experiment = Experiment(given.model, given.shared, given.output, given.seeds)
     lines = {
         "cut out of the teacher": [experiment.student(seed) for seed in experiment.seeds],

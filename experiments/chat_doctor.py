@@ -15,7 +15,6 @@ Pairs: 240 of the policy's part of PKU-SafeRLHF (`chat_pairs.py`), 60 others to 
 Hardware, time and figures: experiments/LOG.md.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from chat_pairs import NEW_TOKENS, STEPS, TRIED_RATES, TUNING_SEED
 from chat_pairs import Experiment as Pairs
 from llmdoctor_measure import pair_accuracy
 from real_chat import (
+    arguments,
     asked,
     cost,
     distinct_words,
@@ -414,13 +414,7 @@ def draw_pareto(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--output", type=Path, default=Path("runs/chat_pairs"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = arguments(__doc__, "runs/chat_pairs")
     parser.add_argument("--small", default="", metavar="STUDENT")
     given = parser.parse_args()
     experiment = Experiment(given.model, given.shared, given.output, given.seeds, given.small)

@@ -12,7 +12,6 @@ Rates were chosen on seed 100, by the held-out accuracy of the loss's own margin
 Hardware, time and figures: experiments/LOG.md.
 """
 
-import argparse
 import gzip
 import hashlib
 import json
@@ -28,6 +27,7 @@ import numpy as np
 from llmdoctor_measure import pair_accuracy
 from real_chat import (
     Stages,
+    arguments,
     cost,
     distinct_words,
     drop_weights,
@@ -410,13 +410,7 @@ def draw(experiment: Experiment, file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--output", type=Path, default=Path("runs/chat_pairs"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = arguments(__doc__, "runs/chat_pairs")
     parser.add_argument(
         "--parts", nargs="+", choices=["sft", "reward", "pairs"], default=["sft", "reward", "pairs"]
     )

@@ -13,7 +13,6 @@ All ways sample 32 answers an update and have as many updates.
 Hardware, time and figures: experiments/LOG.md.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,16 @@ from typing import Any, ClassVar
 import matplotlib.pyplot as plt
 import numpy as np
 from instruction_prompts import columns, rows
-from real_chat import Stages, cost, distinct_words, drop_weights, over_seeds, sampled, with_interval
+from real_chat import (
+    Stages,
+    arguments,
+    cost,
+    distinct_words,
+    drop_weights,
+    over_seeds,
+    sampled,
+    with_interval,
+)
 
 import jaxalign as ja
 from jaxalign import models
@@ -270,12 +278,7 @@ def draw(experiment: Experiment, ways: Sequence[str], file: Path) -> None:
 
 def main() -> None:
     ways = ("grpo", "rloo", "ppo", "online dpo")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=Path("runs/chat_rl"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = arguments(__doc__, "runs/chat_rl", shared=False)
     parser.add_argument("--ways", nargs="+", choices=ways, default=ways)
     parser.add_argument("--task", choices=[*TASKS], default="instructions")
     parser.add_argument("--updates", type=int, default=30)

@@ -1,5 +1,6 @@
 """What the experiments on a real chat model share: stages that are kept, samples that are measured, tables."""
 
+import argparse
 import json
 import re
 import resource
@@ -59,6 +60,17 @@ class Stages:
             print(f"{name}: {found['seconds']} s, {found['peak_gib']} GiB", flush=True)
             jax.clear_caches()
         return json.loads(file.read_text())
+
+
+def arguments(about: str | None, output: str, *, shared: bool = True) -> argparse.ArgumentParser:
+    """What all of them are told: the model, where to write, the seeds, and of those that read it the real data."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    if shared:
+        parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--output", type=Path, default=Path(output))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    return parser
 
 
 def reset_peak() -> None:

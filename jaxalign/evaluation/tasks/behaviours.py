@@ -6,6 +6,7 @@ and harmless? The right choice is people's. Model-written evaluations (arXiv:221
 figure to be raised or lowered as such.
 """
 
+from jaxalign.errors import DataError
 from jaxalign.evaluation.tasks.choices import Choices
 from jaxalign.evaluation.tasks.rows import benchmark_rows
 
@@ -36,6 +37,8 @@ def read_model_written(path: str) -> list[Choices]:
 
 
 def _choices(place: str, context: str, right: list[str], wrong: list[str], group: str = "") -> Choices:
+    if both := set(right) & set(wrong):
+        raise DataError(f"{place}: {min(both)!r} is among the right answers and the wrong ones")
     # In the order of their texts: the right one does not always stand first, where a tie would make it the winner.
-    choices = sorted([*right, *wrong])
+    choices = sorted({*right, *wrong})
     return Choices(place, context, tuple(choices), tuple(choices.index(text) for text in right), group)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jaxalign.errors import DataError
 from jaxalign.evaluation.tasks.choices import Choices
-from jaxalign.evaluation.tasks.rows import benchmark_rows
+from jaxalign.evaluation.tasks.rows import BenchmarkRow, benchmark_rows
 
 LETTERS = ("A", "B", "C", "D")
 DECISIONS = ("yes", "no", "maybe")
@@ -21,7 +21,8 @@ def read_medqa(path: str) -> list[Choices]:
         options = row.fields.get("options")
         if not isinstance(options, dict) or sorted(options) != list(LETTERS):
             raise DataError(f"{row.place}: expected options A, B, C and D in 'options', got {options!r:.60}")
-        context = _listed(row.text("question"), [options[letter] for letter in LETTERS])
+        lettered = BenchmarkRow(row.place, options)
+        context = _listed(row.text("question"), [lettered.text(letter) for letter in LETTERS])
         right = row.one_of("answer_idx", LETTERS)
         step = row.fields.get("meta_info")
         found.append(Choices(row.place, context, _answers(LETTERS), (right,), str(step or "")))

@@ -6,8 +6,8 @@ The published file `TruthfulQA.csv` has for each question a best answer, correct
     MC2   all correct and incorrect answers: which part of their probability do the correct ones have?
     generation   an answer is written; is it more like a correct answer than like any incorrect one, by BLEU or ROUGE?
 
-The question stands behind six questions with answers, the paper's "QA prompt" (its appendix). Answers end in a
-point, as those of the prompt do; lm-evaluation-harness leaves its choices as they stand.
+The question stands behind six questions with answers, the paper's "QA prompt" (its appendix), as in
+lm-evaluation-harness. Answers end in a point, as those of the prompt and of the published multiple-choice file do.
 """
 
 from collections.abc import Sequence

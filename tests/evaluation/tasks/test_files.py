@@ -29,6 +29,7 @@ WRITTEN = {
     "answer_not_matching_behavior": " No",
     "file": "persona/x",
 }
+PROBLEM = {"question": "1?", "answer": "#### 1"}
 TRUTHFUL = {
     "Type": "Adversarial",
     "Category": "Food",
@@ -123,6 +124,18 @@ def test_an_answer_counts_strictly_only_behind_its_mark(text, strict, flexible, 
             "expected one of A, B, C, D in 'answer_idx', got 'E'",
         ),
         (medical.read_medqa, MEDQA, {"options": {"A": "one"}}, "expected options A, B, C and D"),
+        (
+            medical.read_medqa,
+            MEDQA,
+            {"options": {**MEDQA["options"], "C": None}},
+            "expected a text in 'C', got nothing",
+        ),
+        (
+            behaviours.read_hhh,
+            HHH,
+            {"incorrects": [" (B)"]},
+            "' (B)' is among the right answers and the wrong ones",
+        ),
         (medical.read_medmcqa, MEDMCQA, {"cop": 0}, "expected one of 1, 2, 3, 4 in 'cop', got 0"),
         (medical.read_medmcqa, MEDMCQA, {"opc": None}, "expected a text in 'opc', got nothing"),
         (medical.read_pubmedqa, PUBMEDQA, {"contexts": []}, "expected a list of texts in 'contexts'"),
@@ -132,14 +145,12 @@ def test_an_answer_counts_strictly_only_behind_its_mark(text, strict, flexible, 
             {"corrects": " (B)"},
             "expected a list of texts in 'corrects', got ' (B)'",
         ),
-        (gsm8k.read_gsm8k, {"question": "1?", "answer": "1"}, {}, "expected a number after #### in 'answer'"),
+        (gsm8k.read_gsm8k, PROBLEM, {"answer": "1"}, "expected a number after #### in 'answer', got '1'"),
     ],
 )
 def test_a_row_that_is_not_as_published_is_named(read, row, change, said, tmp_path):
     path = lines(tmp_path, row, row | change)
-    if not change:
-        path = lines(tmp_path, row)
-    with pytest.raises(DataError, match=rf"rows\.jsonl:{2 if change else 1}: {re.escape(said)}"):
+    with pytest.raises(DataError, match=rf"rows\.jsonl:2: {re.escape(said)}"):
         read(path)
 
 
