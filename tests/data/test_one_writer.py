@@ -103,13 +103,16 @@ def test_who_waited_ends_by_the_same_line_and_who_comes_later_tries_again(make, 
 
 
 def test_an_end_that_is_no_error_of_the_user_is_the_next_ones_chance(make):
+    begun = threading.Event()
+
     def stopped():
+        begun.set()
         assert soon(lambda: make.said)
         raise SystemExit(143)
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(make, stopped)
-        assert soon(make.lock.exists)
+        assert begun.wait(10)  # the file of the lock is there before the lock is held
         second = pool.submit(make, lambda: "rows")
         with pytest.raises(SystemExit):
             first.result()
