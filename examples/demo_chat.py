@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import jaxalign as ja
-from jaxalign.cli.generate import GenerateConfig, generate
+from jaxalign.inference.generate import GenerateConfig, generate
 
 PAIRS = Path(__file__).with_name("data") / "two_sentences.jsonl"
 QUESTIONS = (

@@ -37,6 +37,7 @@ LEVELS = [
     {"checkpoints", "rollout", "rewards", "runs"},
     {"training"},
     {"llmdoctor"},
+    {"inference"},
     {"evaluation"},
     {"hitl", "serving", "export", "plan"},
     {"pipelines"},

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxalign.cli.loading import (
+from jaxalign.errors import UserError
+from jaxalign.inference.loading import (
     ChatModel,
     Stream,
     Template,
@@ -15,7 +16,6 @@ from jaxalign.cli.loading import (
     printed,
     printed_aside,
 )
-from jaxalign.errors import UserError
 from jaxalign.llmdoctor.guided_folders import GuideConfig
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype

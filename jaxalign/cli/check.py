@@ -15,12 +15,12 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from jaxalign.cli.loading import model_folder
 from jaxalign.data import DataConfig
 from jaxalign.data.blocks import Sample
 from jaxalign.data.config import Kind
 from jaxalign.data.fields import BadRow, Unusable
 from jaxalign.errors import DataError, ModelError
+from jaxalign.inference.loading import model_folder
 from jaxalign.llmdoctor.guided_folders import Doctors, GuideConfig, read_doctors
 from jaxalign.models.memory import cache_sizes, number_of_weights, sized, weight_sizes
 

@@ -104,8 +104,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "generate": Command(
         "generate completions with any model folder or run",
-        "jaxalign.cli.generate:GenerateConfig",
-        "jaxalign.cli.generate:generate",
+        "jaxalign.inference.generate:GenerateConfig",
+        "jaxalign.inference.generate:generate",
         positional="model",
     ),
     "chat": Command(

@@ -10,9 +10,9 @@ import yaml
 from jaxalign import models
 from jaxalign.cli import main as cli
 from jaxalign.cli.chat import ChatConfig, chat
-from jaxalign.cli.generate import GenerateConfig, generate
-from jaxalign.cli.loading import load_speaker
 from jaxalign.errors import ConfigError, UserError
+from jaxalign.inference.generate import GenerateConfig, generate
+from jaxalign.inference.loading import load_speaker
 from jaxalign.llmdoctor import GuideConfig
 from jaxalign.rollout import SamplingConfig
 

@@ -67,7 +67,7 @@ def test_generate_and_chat_take_a_checkpoint(name, run, capsys):
 
 
 def test_an_export_elsewhere_is_asked_as_in_training(run, tmp_path):
-    from jaxalign.cli.loading import load_speaker
+    from jaxalign.inference.loading import load_speaker
 
     main(["export", str(run), f"--output={tmp_path / 'out'}", "--checkpoint=2"])
     here, there = load_speaker(f"{run}@2"), load_speaker(str(tmp_path / "out"))

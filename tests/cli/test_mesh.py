@@ -6,8 +6,8 @@ import pytest
 
 from jaxalign.cli import main as cli
 from jaxalign.cli.chat import ChatConfig, chat
-from jaxalign.cli.generate import GenerateConfig, generate
-from jaxalign.cli.loading import load_speaker
+from jaxalign.inference.generate import GenerateConfig, generate
+from jaxalign.inference.loading import load_speaker
 from jaxalign.llmdoctor import GuideConfig
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.memory import bytes_a_device, bytes_of, sized

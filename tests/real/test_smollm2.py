@@ -9,10 +9,10 @@ import pytest
 
 import jaxalign as ja
 from jaxalign import models
-from jaxalign.cli.generate import GenerateConfig, generate
 from jaxalign.evaluation.policy import sequence_kl
 from jaxalign.evaluation.sampler_gap import sampler_gap
 from jaxalign.export.gguf_files import save_gguf
+from jaxalign.inference.generate import GenerateConfig, generate
 from jaxalign.rollout import Sampler
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ import pytest
 
 from jaxalign import llmdoctor, models
 from jaxalign.cli.chat import ChatConfig, chat
-from jaxalign.cli.generate import GenerateConfig, generate
 from jaxalign.data import DataConfig
+from jaxalign.inference.generate import GenerateConfig, generate
 from jaxalign.llmdoctor.tfpo import train_tfpo
 from jaxalign.rollout import EngineConfig, Sampler, SamplingConfig
 from jaxalign.runs import RunConfig, records
@@ -177,7 +177,7 @@ def test_generate_stops_a_base_with_the_adapter_of_a_run(base, chats, tmp_path):
         **common(base, replace(chats, template="markers", end_token="~")),
     )
     train_sft(config)
-    from jaxalign.cli.loading import load_speaker
+    from jaxalign.inference.loading import load_speaker
 
     speaker = load_speaker(str(base), adapter=str(tmp_path / "run" / "adapter"))
     end = speaker.tokenizer.convert_tokens_to_ids("~")

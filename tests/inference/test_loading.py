@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from jaxalign import llmdoctor, models
-from jaxalign.cli.loading import load_speaker
+from jaxalign.inference.loading import load_speaker
 
 # Of the tokenizer of bytes: `<pad>` ends a turn here, as it is the only special token that is free.
 EOS, END = 257, 258

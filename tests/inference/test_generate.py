@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from jaxalign import models
-from jaxalign.cli import loading
 from jaxalign.cli import main as cli
 from jaxalign.cli.chat import ChatConfig, Conversation, chat
-from jaxalign.cli.generate import GenerateConfig, complete, generate
-from jaxalign.cli.loading import ChatModel, Stream, load_speaker, model_folder, run_data
 from jaxalign.errors import ConfigError, DataError, ModelError, UserError
+from jaxalign.inference import loading
+from jaxalign.inference.generate import GenerateConfig, complete, generate
+from jaxalign.inference.loading import ChatModel, Stream, load_speaker, model_folder, run_data
 from jaxalign.kernels import matmul
 from jaxalign.models.memory import bytes_of, sized
 from jaxalign.models.tensor_dtypes import device_dtype
@@ -93,15 +93,15 @@ def test_file_of_prompts_is_read_and_results_are_written_whole(tiny_model_folder
 
 
 def test_chat_rows_are_asked_up_to_the_last_answer(chat_model):
-    from jaxalign.cli.generate import prompt_of
     from jaxalign.data import Demonstration, Message
+    from jaxalign.inference.generate import prompt_of
 
     turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
     assert [turn["content"] for turn in prompt_of(Demonstration(turns, None))] == ["a", "b", "c"]
 
 
 def test_rows_of_text_are_prompts_to_continue_and_labelled_rows_are_prompts(tmp_path):
-    from jaxalign.cli.generate import GenerateConfig, _questions_of_file
+    from jaxalign.inference.generate import GenerateConfig, _questions_of_file
 
     rows = [{"text": "Once"}], [{"prompt": "P", "response_1": "a", "score": 3}]
     for row, prompt in zip(rows, ("Once", "P"), strict=True):
@@ -120,7 +120,7 @@ def test_prompts_are_written_as_the_run_that_made_the_model_did(run_folder, tiny
 
 
 def test_template_of_the_tokenizer_is_used_where_there_is_one(tiny_model_folder, byte_tokenizer, tmp_path):
-    from jaxalign.cli.loading import format_of
+    from jaxalign.inference.loading import format_of
 
     assert format_of(byte_tokenizer, "auto", "x").template == "plain"
     with_template = type(byte_tokenizer).from_pretrained(str(tiny_model_folder))

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from jaxalign.cli.generate import GenerateConfig, complete, generate
-from jaxalign.cli.loading import load_speaker
-from jaxalign.cli.questions import model_name, next_prompt, questions_of
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.inference.generate import GenerateConfig, complete, generate
+from jaxalign.inference.loading import load_speaker
+from jaxalign.inference.questions import model_name, next_prompt, questions_of
 from jaxalign.rollout import SamplingConfig
 
 SHORT = SamplingConfig(max_new_tokens=5)

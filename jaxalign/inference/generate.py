@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.cli.loading import (
+from jaxalign.data.records import Text
+from jaxalign.errors import ConfigError, DataError
+from jaxalign.inference.loading import (
     ChatModel,
     Stream,
     Template,
@@ -19,9 +21,7 @@ from jaxalign.cli.loading import (
     printed,
     printed_aside,
 )
-from jaxalign.cli.questions import Question, answer_rows, model_name, next_prompt, questions_of
-from jaxalign.data.records import Text
-from jaxalign.errors import ConfigError, DataError
+from jaxalign.inference.questions import Question, answer_rows, model_name, next_prompt, questions_of
 from jaxalign.llmdoctor.guided_folders import GuideConfig
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype
