@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 
 import jaxalign.training  # noqa: F401 (models may be named as checkpoints of runs, which it exports)
@@ -50,6 +51,46 @@ class ChatModel:
         if whole.startswith(before):
             return whole[len(before) :]
         return self.tokenizer.decode(list(completion), skip_special_tokens=True)
+
+
+class UntilTexts:
+    """Ends completions in which one of some texts stands, between two blocks of tokens; for `on_tokens`.
+
+    Args:
+      chat_model: whose completions.
+      prompts: token ids of each prompt.
+      texts: of each prompt, what its completions end at.
+      copies: completions of each prompt.
+    """
+
+    def __init__(
+        self,
+        chat_model: ChatModel,
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[str]],
+        copies: int = 1,
+    ) -> None:
+        self.chat_model, self.prompts, self.texts, self.copies = chat_model, prompts, texts, copies
+        self._ended = np.zeros(len(prompts) * copies, bool)
+
+    def __call__(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """As `Sampler.generate` calls it."""
+        for row in np.flatnonzero(~self._ended & (lengths > 0)):
+            text = self._text(row, tokens[row, : lengths[row]])
+            self._ended[row] = any(end in text for end in self.texts[row // self.copies])
+        return self._ended
+
+    def cut(self, done: Any) -> list[str]:
+        """The text of each of the `Completions`, up to the first of its texts."""
+        found = []
+        for row, tokens in enumerate(done.token_lists()):
+            text = self._text(row, tokens)
+            ends = [text.find(end) for end in self.texts[row // self.copies]]
+            found.append(text[: min((end for end in ends if end >= 0), default=len(text))])
+        return found
+
+    def _text(self, row: int, tokens: Sequence[int]) -> str:
+        return self.chat_model.continuation(self.prompts[row // self.copies], list(tokens))
 
 
 class Stream:

@@ -30,8 +30,8 @@ from jaxalign.rollout.traffic import DecodeTraffic
 PREFILL_TOKENS = 16_384
 # The share of slots that must be free before prompts are read into them: reading few at a time is slow.
 REFILL = 4
-# Takes the tokens so far [N, C] and how many there are of each completion [N].
-OnTokens = Callable[[np.ndarray, np.ndarray], None]
+# Takes the tokens so far [N, C] and how many there are of each completion [N]; may return bool [N]: which are to end.
+OnTokens = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,8 @@ class Job:
       max_rows: slots, at most; one prompt's completions always fit.
       block: tokens decoded between two looks at which rows have ended.
       int8_cache: keep keys and values as 8-bit integers.
-      on_tokens: is called with `tokens` [N, C] and `lengths` [N] as they are after each block.
+      on_tokens: is called with `tokens` [N, C] and `lengths` [N] as they are after each block; completions that it
+        returns True for end there.
       traffic: counts what decoding reads.
     """
 
@@ -76,7 +77,7 @@ def run(job: Job) -> dict[str, np.ndarray]:
 
     Returns:
       [N, C] `tokens`, `logps` and `sampling_logps`, 0 beyond the completion, and [N] `lengths`
-      and `stopped` (ended by a stop token).
+      and `stopped` (ended by a stop token, or by `on_tokens`).
     """
     slots = _Slots(job)
     while slots.waiting or slots.alive.any():
@@ -85,7 +86,7 @@ def run(job: Job) -> dict[str, np.ndarray]:
             slots.fit()
             slots.decode()
         if job.on_tokens is not None:
-            job.on_tokens(slots.out["tokens"], slots.out["lengths"])
+            slots.end(job.on_tokens(slots.out["tokens"], slots.out["lengths"]))
     return slots.out
 
 
@@ -180,6 +181,14 @@ class _Slots:
             self.out["stopped"][row] = new["stopped"][slot]
         self.token, self.drawn, self.alive = (np.array(new[n]) for n in ("token", "drawn", "alive"))
         self.column += int(new["step"])
+
+    def end(self, ended: np.ndarray | None) -> None:
+        """Ends the completions [N] that are still being decoded and for which `ended` is True."""
+        if ended is None:
+            return
+        gone = self.alive & np.asarray(ended, bool)[self.row]
+        self.out["stopped"][self.row[gone]] = True
+        self.alive &= ~gone
 
     def _read(self, chosen: list[int], width: int) -> None:
         """Reads the chosen prompts, keeps their first tokens, and seats the rows that go on."""

@@ -119,7 +119,8 @@ class Sampler:
 
         Args:
           prompts: token ids of each prompt, at least one each.
-          on_tokens: is called after each block of tokens, with those so far [N, C] and their numbers [N].
+          on_tokens: is called after each block of tokens, with those so far [N, C] and their numbers [N]; it may
+            return bool [N], completions that are to end there (with the finish reason `stop`).
           **sampling: see `SamplingArguments`.
 
         Raises:

@@ -3,10 +3,11 @@
 import json
 import shutil
 
+import jax
 import pytest
 
 from jaxalign import llmdoctor, models
-from jaxalign.inference.loading import load_speaker
+from jaxalign.inference.loading import UntilTexts, load_speaker
 
 # Of the tokenizer of bytes: `<pad>` ends a turn here, as it is the only special token that is free.
 EOS, END = 257, 258
@@ -60,3 +61,42 @@ def test_what_ends_a_doctors_run_ends_its_patient(base, make_doctor):
     (run / "config.yaml").write_text("data: {template: markers, end_token: 'A'}")
     chat_model = load_speaker("", guide=llmdoctor.GuideConfig(doctor=(str(run),)))
     assert chat_model.sampler.config.eos_ids == (5, EOS, chat_model.tokenizer.get_vocab()["A"])
+
+
+def test_completions_end_at_texts_and_are_cut_there(tiny_model_folder):
+    chat_model = load_speaker(str(tiny_model_folder), template="plain")
+    prompts = [chat_model.encode(text) for text in ("one", "two", "three")]
+
+    def generated(on_tokens=None):
+        return chat_model.sampler.generate(
+            prompts, max_new_tokens=12, key=jax.random.key(0), stop_tokens=(), on_tokens=on_tokens
+        )
+
+    chat_model.sampler.block = 2
+    free = generated()
+    whole = [chat_model.continuation(*pair) for pair in zip(prompts, free.token_lists(), strict=True)]
+    ends = [(whole[0][3:5], whole[0][7:9]), (), ("no such text",)]
+    until = UntilTexts(chat_model, prompts, ends)
+    done = generated(until)
+    assert until.cut(done) == [whole[0][:3], *whole[1:]]
+    assert done.lengths[0] < free.lengths[0] and done.lengths[1:].tolist() == free.lengths[1:].tolist()
+
+
+def test_texts_that_end_a_prompts_completions_end_each_of_its_samples_by_itself(tiny_model_folder):
+    chat_model = load_speaker(str(tiny_model_folder), template="plain")
+    prompts = [chat_model.encode(text) for text in ("one", "two")]
+
+    def generated(on_tokens=None):
+        return chat_model.sampler.generate(
+            prompts,
+            max_new_tokens=12,
+            key=jax.random.key(0),
+            stop_tokens=(),
+            num_samples=2,
+            on_tokens=on_tokens,
+        )
+
+    whole = UntilTexts(chat_model, prompts, [(), ()], copies=2).cut(generated())
+    until = UntilTexts(chat_model, prompts, [(), (whole[3][2:4],)], copies=2)
+    cut = until.cut(generated(until))
+    assert cut[:2] == whole[:2] and cut[3] == whole[3][:2]

@@ -245,6 +245,23 @@ def test_tokens_are_shown_after_each_block(model):
     assert done.lengths.tolist() == [5] * 3
 
 
+def test_completions_end_between_blocks_where_they_are_told_to(model):
+    def told(_, counts):
+        # The second may go on; the first waited for a slot, and ends as soon as it is seen.
+        return np.asarray([counts[0] > 0, False, counts[2] > 3])
+
+    def generated(**options):
+        return Sampler(model, block=2, max_rows=2).generate(
+            PROMPTS, max_new_tokens=9, key=KEY, stop_tokens=(), **options
+        )
+
+    done, free = generated(on_tokens=told), generated()
+    assert done.lengths.tolist() == [3, 9, 5]
+    assert done.finish_reason == ["stop", "length", "stop"]
+    for row in range(3):
+        assert done.token_lists()[row] == free.token_lists()[row][: done.lengths[row]]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_truncation_equals_a_sort(seed):
     rng = np.random.default_rng(seed)
