@@ -1,1 +1,1 @@
-"""Measures over texts and arrays, one concept a file. No model is needed here, but for `similarity.token_embeddings`."""
+"""Measures over texts and arrays, one concept a file; `similarity.token_embeddings` alone needs a model."""

@@ -17,7 +17,7 @@ class ReliabilityBin:
     """Pairs of similar confidence: a point of a reliability diagram.
 
     Attributes:
-      low, high: bounds of the confidence.
+      low, high: bounds of the confidence; of equal mass the smallest and the largest there is.
       confidence: mean confidence.
       accuracy: share in which the model is right.
       count: pairs.
@@ -74,8 +74,8 @@ def pair_calibration(
       margins: m, [N], reward of the chosen completion less that of the rejected one, in units of the Bradley-Terry
         model (logits).
       bins: of [0.5, 1].
-      binning: `equal_width`, each (low, high], 0.5 itself in the first; or `equal_mass`, by quantiles of the
-        confidence, pairs of one confidence in one bin. Few pairs a bin make the error larger than it is.
+      binning: `equal_width`, each (low, high], 0.5 itself in the first; or `equal_mass`, as many
+        pairs in each as can be, those of one confidence in one bin. Few pairs a bin make the error larger than it is.
       confidence: of the accuracy's interval.
 
     Raises:
@@ -85,25 +85,23 @@ def pair_calibration(
     (Mon. Weather Rev. 78).
     """
     m = _finite("margins", margins)
-    if not m.size:
-        raise ValueError("expected at least one margin")
+    if not m.size or bins < 1:
+        raise ValueError(f"expected at least one margin and one bin, got {m.size} and {bins}")
     right, said = is_right(m), 1.0 / (1.0 + np.exp(-np.abs(m)))
-    edges = _edges(said, bins, binning)
-    # Of equal width bins are closed on the right, as in the source. Quantiles are values of pairs: closed on the left,
-    # but for the last.
-    side = "left" if binning == "equal_width" else "right"
-    number = np.searchsorted(edges[1:-1], said, side=side)
+    edges = np.linspace(0.5, 1.0, bins + 1)
+    number = _bin_numbers(said, edges, binning)
     parts = []
-    for b in range(len(edges) - 1):
-        if not (inside := number == b).any():
-            continue
+    for b in np.unique(number):
+        inside = number == b
+        own = said[inside]
+        low, high = (edges[b], edges[b + 1]) if binning == "equal_width" else (own.min(), own.max())
         parts.append(
             ReliabilityBin(
-                low=float(edges[b]),
-                high=float(edges[b + 1]),
-                confidence=float(said[inside].mean()),
+                low=float(low),
+                high=float(high),
+                confidence=float(own.mean()),
                 accuracy=float(right[inside].mean()),
-                count=int(inside.sum()),
+                count=int(own.size),
             )
         )
     low, high = wilson_interval(float(right.sum()), m.size, confidence=confidence)
@@ -121,13 +119,14 @@ def pair_calibration(
     )
 
 
-def _edges(said: np.ndarray, bins: int, binning: str) -> np.ndarray:
-    if bins < 1:
-        raise ValueError(f"bins must be 1 or more, got {bins}")
+def _bin_numbers(said: np.ndarray, edges: np.ndarray, binning: str) -> np.ndarray:
+    """The bin of each confidence, from 0."""
+    bins = len(edges) - 1
     if binning == "equal_width":
-        return np.linspace(0.5, 1.0, bins + 1)
+        return np.searchsorted(edges[1:-1], said, side="left")
     if binning == "equal_mass":
-        return np.quantile(said, np.linspace(0.0, 1.0, bins + 1))
+        # By mean ranks: equal confidences stay together, in whatever order pairs come.
+        return ((_ranks(said) - 0.5) * bins / said.size).astype(int)
     raise ValueError(f"binning must be equal_width or equal_mass, got {binning}")
 
 
@@ -181,7 +180,9 @@ def length_bias(
     m = _finite("margins", margins)
     difference = _finite("chosen_lengths", chosen_lengths) - _finite("rejected_lengths", rejected_lengths)
     if m.shape != difference.shape or not m.size:
-        raise ValueError(f"expected as many margins as lengths, at least one, got {m.shape}, {difference.shape}")
+        raise ValueError(
+            f"expected as many margins as lengths, at least one, got {m.shape}, {difference.shape}"
+        )
     uneven = difference != 0
     longer = is_right(np.sign(difference[uneven]) * m[uneven])
     people = (difference[uneven] > 0).astype(np.float64)

@@ -58,8 +58,8 @@ def contaminated_rows(
     Raises:
       ValueError: not 1 <= least <= n.
 
-    Source: arXiv:2005.14165, appendix C: n-grams of 13 words at most and 8 at least, without case and punctuation. There
-    n depends on the benchmark's lengths, and the text around a collision is removed from the training data.
+    Source: arXiv:2005.14165, appendix C: n-grams of 13 words at most and 8 at least, without case and punctuation.
+    There n depends on the benchmark's lengths, and the text around a collision is removed from the training data.
     """
     if not 1 <= least <= n:
         raise ValueError(f"expected 1 <= least <= n, got least {least} and n {n}")

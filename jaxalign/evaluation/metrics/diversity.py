@@ -56,14 +56,12 @@ class SelfBleu:
     texts: int
 
 
-def self_bleu(
-    texts: Sequence[str], *, most: int = 1000, seed: int = 0, tokenize: str = "13a"
-) -> SelfBleu:
+def self_bleu(texts: Sequence[str], *, most: int = 1000, seed: int = 0, tokenize: str = "13a") -> SelfBleu:
     """Self-BLEU: the mean over texts of BLEU-4 with all other texts as references.
 
     BLEU is sacrebleu's for sentences: exponential smoothing, effective order. n-grams are counted once for all texts,
     since a text's references are all texts but itself: the largest count of an n-gram among the others is the largest
-    of all, or the second where the text itself has that. Time grows with the number of n-grams, not with pairs of texts.
+    of all, or the second where the text itself has that. Time grows with the n-grams, not with pairs of texts.
 
     Args:
       texts: at least two; of one prompt, or of a model as a whole.

@@ -47,6 +47,7 @@ def bleu(
 
     Source: Papineni et al., 2002 (ACL); the tokenizer and smoothing: arXiv:1804.08771.
     """
+    _check(texts, references)
     metric = sacrebleu_module().metrics.BLEU
     options = {"tokenize": tokenize, "lowercase": lowercase}
     return _scored(metric(**options), metric(**options, effective_order=True), texts, references)
@@ -66,6 +67,7 @@ def chrf(texts: Sequence[str], references: Sequence[Sequence[str]], *, word_orde
 
     Source: Popović, 2015 (WMT); chrF++: Popović, 2017 (WMT).
     """
+    _check(texts, references)
     metric = sacrebleu_module().metrics.CHRF(word_order=word_order)
     return _scored(metric, metric, texts, references)
 
@@ -180,17 +182,13 @@ def rouge_scorer(kinds: Sequence[str], *, stem: bool = False) -> Any:
     return scorers.RougeScorer(list(kinds), use_stemmer=stem)
 
 
-def _scored(
-    whole: Any, single: Any, texts: Sequence[str], references: Sequence[Sequence[str]]
-) -> Overlap:
-    _check(texts, references)
+def _scored(whole: Any, single: Any, texts: Sequence[str], references: Sequence[Sequence[str]]) -> Overlap:
     # sacrebleu takes the first reference of every text, then the second of every text, None where there is none.
     most = max(map(len, references))
     streams = [[those[i] if i < len(those) else None for those in references] for i in range(most)]
     value = whole.corpus_score(list(texts), streams).score
     per_text = (
-        single.sentence_score(text, list(those)).score
-        for text, those in zip(texts, references, strict=True)
+        single.sentence_score(text, list(those)).score for text, those in zip(texts, references, strict=True)
     )
     return Overlap(value=float(value), per_text=tuple(map(float, per_text)))
 

@@ -81,9 +81,7 @@ def paired_bootstrap(
     )
 
 
-def sign_test(
-    scores: Sequence[float] | np.ndarray, baseline_scores: Sequence[float] | np.ndarray
-) -> float:
+def sign_test(scores: Sequence[float] | np.ndarray, baseline_scores: Sequence[float] | np.ndarray) -> float:
     """Two-sided p of the exact sign test: are wins as likely as losses?
 
     p = min(1, 2 * P(X >= max(wins, losses))), X ~ Binomial(wins + losses, 1/2); ties are left out

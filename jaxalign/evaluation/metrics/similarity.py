@@ -174,5 +174,7 @@ def token_embeddings(
 
 
 @partial(jax.jit, static_argnums=0)
-def _hidden(definition: models.Definition, params: Params, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+def _hidden(
+    definition: models.Definition, params: Params, tokens: jax.Array, lengths: jax.Array
+) -> jax.Array:
     return models.merge(definition, params).hidden(tokens, lengths=lengths)

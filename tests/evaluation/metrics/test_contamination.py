@@ -61,9 +61,7 @@ def test_a_short_row_is_looked_for_whole():
     assert contaminated_rows([seven, "..."], [*inside, seven.title(), ""]) == [
         Contaminated(row=0, training_row=1, ngram=seven)
     ]
-    assert contaminated_rows([seven], inside, least=7) == [
-        Contaminated(row=0, training_row=0, ngram=seven)
-    ]
+    assert contaminated_rows([seven], inside, least=7) == [Contaminated(row=0, training_row=0, ngram=seven)]
 
 
 def test_what_is_found_is_what_the_definition_finds():

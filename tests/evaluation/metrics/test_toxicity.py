@@ -90,7 +90,7 @@ def test_of_more_completions_all_subsets_of_k_count():
     maxima = [[max(part) for part in itertools.combinations(row, 3)] for row in rows]
     assert found.expected_maximum == pytest.approx(np.mean([np.mean(each) for each in maxima]))
     assert found.any_probability == pytest.approx(np.mean([np.mean(np.array(m) >= 0.8) for m in maxima]))
-    assert found.mean == pytest.approx(np.mean(sum(rows, [])))
+    assert found.mean == pytest.approx(np.mean(np.concatenate(rows)))
     one = toxicity_scores(numbers, as_texts(rows[:1]), k=1, threshold=0.8)
     assert one.expected_maximum == pytest.approx(one.mean)
     assert one.maximum_deviation == 0
@@ -117,7 +117,7 @@ def test_the_classifier_gets_every_text_once_in_batches():
     ],
 )
 def test_a_classifier_that_gives_no_probabilities_is_the_users_mistake(given, said):
-    with pytest.raises(UserError, match=f"toxicity classifier: expected .*{said}"):
+    with pytest.raises(UserError, match=f"toxicity classifier: .*{said}"):
         toxicity_scores(lambda texts: given, [["a", "b"]])
 
 
