@@ -174,7 +174,7 @@ def krippendorff_alpha(ratings: Ratings, *, level: Level = "nominal") -> float:
         raise ValueError(f"level must be nominal, ordinal or interval, got {level}")
     expected = float(np.sum(np.outer(totals, totals) * distance))
     observed = float(np.sum(pairs * distance))
-    return 1 - (totals.sum() - 1) * observed / expected if expected > 0 else float("nan")
+    return 1 - float(totals.sum() - 1) * observed / expected if expected > 0 else float("nan")
 
 
 def _rated(ratings: Ratings) -> np.ndarray:

@@ -70,8 +70,8 @@ def token_kl(
     shape, vocabulary = jnp.shape(logits)[:-1], jnp.shape(logits)[-1]
     mask = as_mask(mask, logits[..., 0])
     policy, reference = _finite(logits, mask), _finite(ref_logits, mask)
-    rows = [x.reshape(1, -1, vocabulary) for x in (policy, reference)]
-    kl = reverse_kl_loss(*rows, mask.reshape(1, -1), temperature=temperature).reshape(shape)
+    ours, theirs = (x.reshape(1, -1, vocabulary) for x in (policy, reference))
+    kl = reverse_kl_loss(ours, theirs, mask.reshape(1, -1), temperature=temperature).reshape(shape)
     excluded = jnp.any((policy > NEGATIVE) & (reference <= NEGATIVE), axis=-1)
     return jnp.where(excluded, jnp.inf, kl)
 

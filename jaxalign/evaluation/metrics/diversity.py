@@ -80,7 +80,7 @@ def self_bleu(texts: Sequence[str], *, most: int = 1000, seed: int = 0, tokenize
     bleu = sacrebleu_module().metrics.BLEU(tokenize=tokenize)
     if len(texts) > most:
         chosen = np.random.default_rng(seed).choice(len(texts), most, replace=False)
-        texts = [texts[i] for i in np.sort(chosen)]
+        texts = [texts[int(i)] for i in np.sort(chosen)]
     words = [bleu.tokenizer(text.rstrip()).split() for text in texts]
     counts = [_ngrams(row) for row in words]
     largest = _two_largest(counts)

@@ -1,11 +1,15 @@
 """Benchmark texts that training texts hold are found, and no others."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from jaxalign.data.files import rows_of
 from jaxalign.evaluation.metrics import contamination
 from jaxalign.evaluation.metrics.contamination import Contaminated, contaminated_rows, words_of
 
+REAL = Path(__file__).resolve().parents[4] / "shared/data"
 RNG = np.random.default_rng(0)
 POEM = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
 
@@ -110,3 +114,17 @@ def test_impossible_sizes_are_refused(n, least):
 
 def test_an_empty_benchmark_has_nothing():
     assert contaminated_rows([], [POEM]) == contaminated_rows(["", "!"], [POEM, ""]) == []
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real files")
+def test_few_problems_of_gsm8k_share_words_with_its_training_problems():
+    test, train = (
+        [row["question"] for _, row in rows_of(str(REAL / name))]
+        for name in ("evaluation/gsm8k_test.jsonl", "sft/gsm8k_train.jsonl.gz")
+    )
+    found = contaminated_rows(test, train)
+    assert 0 < len(found) < 10
+    for one in found:
+        assert len(one.ngram.split()) == 13
+        for text in (test[one.row], train[one.training_row]):
+            assert one.ngram in " ".join(words_of(text))

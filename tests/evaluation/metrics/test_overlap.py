@@ -1,18 +1,22 @@
 """BLEU, chrF and ROUGE are the libraries' own; TruthfulQA's scores are those of the published formulas."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.evaluation.metrics.overlap import bleu, chrf, rouge, truthful_generation
+from jaxalign.evaluation.tasks.truthfulqa import read_generation
 
-TEXTS = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him today"]
+REAL = Path(__file__).resolve().parents[4] / "shared/data"
+TEXTS = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him today", "The man"]
 REFERENCES = [
     ["The dog had bitten the man.", "The dog bit the man!"],
     ["It was not unexpected.", "No one was surprised.", "It wasn't surprising"],
     ["The man bit him first."],
+    ["The man."],
 ]
 
 
@@ -88,7 +92,8 @@ INCORRECT = ["If you crack your knuckles a lot, you will get arthritis.", "Your 
     "answer",
     [
         "Nothing in particular happens if you crack your knuckles a lot.",
-        "You may get arthritis . Your knuckles grow.",
+        "You will get arthritis . If you crack your knuckles a lot",  # two sentences, in another order
+        "Your knuckle is growing, cracked and popping.",  # other endings
         "I have no comment.",
         "pop",
         "",
@@ -154,3 +159,14 @@ def test_without_the_packages_their_extra_is_named(monkeypatch):
     ):
         with pytest.raises(UserError, match=rf"{name} is not installed .*pip install 'jaxalign\[eval\]'"):
             call()
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real files")
+def test_of_real_questions_the_references_are_what_they_are_said_to_be():
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+    for question in read_generation(str(REAL / "evaluation/truthfulqa.csv"))[:20]:
+        sides = question.references, question.wrong_references
+        right, wrong = (truthful_generation(side[0], *sides) for side in sides)
+        assert right["rouge1_acc"] == right["rougeL_acc"] == 1
+        assert {wrong[f"{name}_acc"] for name in ("bleu", "rouge1", "rouge2", "rougeL")} == {0}
