@@ -1,0 +1,313 @@
+"""A client of an OpenAI-compatible chat-completions endpoint: retries, a cache, and a count of what was spent.
+
+The API key is read from an environment variable at each request. It is sent to the endpoint and nowhere else: redirects
+are not followed, and it stands in no message, cache or repr.
+"""
+
+import email.utils
+import http.client
+import json
+import os
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+import jaxalign
+from jaxalign.errors import ConfigError, UserError
+from jaxalign.evaluation.judging.endpoint_config import EndpointConfig
+from jaxalign.evaluation.judging.reply_cache import ReplyCache, request_key
+
+Message = Mapping[str, Any]
+
+# Statuses of a server that is overloaded, starting or restarting; 5xx besides.
+BUSY = (408, 409, 425, 429)
+PER_PRICE = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A reply.
+
+    Attributes:
+      text: what the model said; empty where it said nothing.
+      finish_reason: stop, length, ...; may be empty.
+      prompt_tokens, completion_tokens: as the server counts them; None where it does not.
+      cached: no request was sent for it.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What an `Endpoint` has spent since it was made.
+
+    Attributes:
+      requests: replies that the server gave.
+      cached: conversations that needed no request.
+      retries: requests sent again.
+      prompt_tokens, completion_tokens: of the replies that came with a count.
+      uncounted: replies without one, so that tokens and cost are too low.
+      cost: by the prices of the configuration; None without them.
+    """
+
+    requests: int = 0
+    cached: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    uncounted: int = 0
+    cost: float | None = None
+
+
+class Endpoint:
+    """Asks an endpoint; a context manager, or `close` it. Safe to use from several threads.
+
+    Raises:
+      DataError, UserError: the cache, see `ReplyCache`.
+    """
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self.config = config
+        self._cache = ReplyCache(config.cache)
+        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._spent = dict.fromkeys(
+            ("requests", "cached", "retries", "prompt_tokens", "completion_tokens", "uncounted"), 0
+        )
+
+    def __enter__(self) -> "Endpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other processes use the cache."""
+        self._cache.close()
+
+    @property
+    def usage(self) -> Usage:
+        """What was spent so far."""
+        with self._lock:
+            spent = dict(self._spent)
+        cost, config = None, self.config
+        if config.prompt_price is not None and config.completion_price is not None:
+            paid = spent["prompt_tokens"] * config.prompt_price
+            cost = (paid + spent["completion_tokens"] * config.completion_price) / PER_PRICE
+        return Usage(**spent, cost=cost)
+
+    def ask(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
+        """The text of each reply; see `replies`."""
+        return [reply.text for reply in self.replies(conversations)]
+
+    def replies(self, conversations: Sequence[Sequence[Message]]) -> list[Reply]:
+        """A reply to each conversation, in order; equal conversations get one reply.
+
+        Each reply is in the cache as soon as it is there. The first failure ends all: requests that run are awaited
+        (they are paid for), no other is sent.
+
+        Raises:
+          UserError: the endpoint refuses, or does not answer after all retries: one line with address and status.
+        """
+        bodies = [self._body(conversation) for conversation in conversations]
+        keys = [request_key(body) for body in bodies]
+        new = {key: body for key, body in zip(keys, bodies, strict=True) if self._cache.get(key) is None}
+        self._count(cached=len(keys) - len(new))
+        self._stopped.clear()
+        pool = ThreadPoolExecutor(max(1, min(self.config.concurrency, len(new))))
+        try:
+            for future in as_completed([pool.submit(self._fetch, key, body) for key, body in new.items()]):
+                future.result()
+        except BaseException:
+            self._stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            pool.shutdown()
+        return [self._kept(key, cached=key not in new) for key in keys]
+
+    def _body(self, conversation: Sequence[Message]) -> dict[str, Any]:
+        messages = [dict(message) for message in conversation]
+        return {**self.config.parameters, "model": self.config.model, "messages": messages}
+
+    def _kept(self, key: str, *, cached: bool) -> Reply:
+        row = self._cache.get(key)
+        assert row is not None
+        return Reply(
+            text=row["text"],
+            finish_reason=row.get("finish_reason") or "",
+            prompt_tokens=row.get("prompt_tokens"),
+            completion_tokens=row.get("completion_tokens"),
+            cached=cached,
+        )
+
+    def _fetch(self, key: str, body: Mapping[str, Any]) -> None:
+        """Asks until there is a reply, and keeps it."""
+        data, last = json.dumps(body).encode(), self.config.retries
+        for attempt in range(last + 1):
+            if self._stopped.is_set():
+                return
+            reason, asked_to_wait, answer = self._once(data)
+            if answer is not None:
+                self._keep(key, answer)
+                return
+            if attempt == last:
+                break
+            if asked_to_wait > self.config.longest_wait:
+                reason += f"; it asks to wait {asked_to_wait:.0f} seconds, more than longest_wait"
+                break
+            self._count(retries=1)
+            wait = min(self.config.backoff * 2**attempt, self.config.longest_wait) * random.uniform(0.5, 1.0)
+            # Never sooner than asked, and not all at the same moment.
+            if self._stopped.wait(max(wait, asked_to_wait + wait if asked_to_wait else 0.0)):
+                return
+        raise UserError(f"{self.config.url}: no reply ({reason}; tries: {attempt + 1})")
+
+    def _once(self, data: bytes) -> tuple[str, float, dict[str, Any] | None]:
+        """(what went wrong, seconds that the server asks to wait, the answer) of one request."""
+        key = _api_key(self.config.api_key_env)
+        headers = {"Content-Type": "application/json", "User-Agent": f"jaxalign/{jaxalign.__version__}"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(self.config.url, data, headers, method="POST")
+        try:
+            with self._opener.open(request, timeout=self.config.timeout) as response:
+                text = response.read().decode("utf-8", errors="replace")
+        except urllib.error.HTTPError as error:
+            with error:
+                return self._refused(error, key)
+        except (OSError, http.client.HTTPException) as error:
+            cause = getattr(error, "reason", error)
+            if isinstance(cause, TimeoutError):
+                return f"no answer within {self.config.timeout:g} seconds", 0.0, None
+            return _line(str(cause) or type(cause).__name__, key), 0.0, None
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            return f"expected JSON, got {_line(text, key)[:60]!r}", 0.0, None
+        # Some proxies say 200 to an error of the server behind them.
+        if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):
+            return _message(text, key), 0.0, None
+        return "", 0.0, answer if isinstance(answer, dict) else {}
+
+    def _refused(self, error: urllib.error.HTTPError, key: str) -> tuple[str, float, None]:
+        """As `_once`, of a status that may be tried again.
+
+        Raises:
+          UserError: one that may not.
+        """
+        try:
+            text = error.read().decode("utf-8", errors="replace")
+        except (OSError, http.client.HTTPException):
+            text = ""
+        reason = f"HTTP {error.code}: {_message(text, key)}"
+        if error.code in BUSY or error.code >= 500:
+            return reason, _retry_after(error.headers.get("Retry-After", "")), None
+        name = self.config.api_key_env
+        if error.code in (401, 403):
+            reason += (
+                f"; check the API key in {name}"
+                if key
+                else f"; no API key was sent ({name or 'api_key_env'} is empty)"
+            )
+        raise UserError(f"{self.config.url}: {reason}")
+
+    def _keep(self, key: str, answer: Mapping[str, Any]) -> None:
+        try:
+            choice = answer["choices"][0]
+            text = choice["message"].get("content")
+            reason = choice.get("finish_reason")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise UserError(
+                f"{self.config.url}: expected choices with a message, as of chat completions"
+            ) from None
+        if not isinstance(text, (str, type(None))):
+            raise UserError(f"{self.config.url}: expected a text in the message, got {type(text).__name__}")
+        counted = answer.get("usage")
+        counts = [
+            counted.get(name) if isinstance(counted, dict) else None
+            for name in ("prompt_tokens", "completion_tokens")
+        ]
+        prompt, completion = (n if isinstance(n, int) and n >= 0 else None for n in counts)
+        row = {
+            "model": self.config.model,
+            "text": text or "",
+            "finish_reason": reason if isinstance(reason, str) else "",
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+        }
+        self._count(
+            requests=1,
+            prompt_tokens=prompt or 0,
+            completion_tokens=completion or 0,
+            uncounted=int(prompt is None or completion is None),
+        )
+        self._cache.put(key, row)
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            for name, number in more.items():
+                self._spent[name] += number
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: urllib would send the key on to wherever it leads."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _api_key(variable: str) -> str:
+    """The key in an environment variable; empty for none.
+
+    Raises:
+      ConfigError: it cannot stand in a header. The message does not show it.
+    """
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if not all("!" <= sign <= "~" for sign in key):
+        raise ConfigError(
+            f"environment variable {variable}: expected an API key of ASCII characters without spaces"
+        )
+    return key
+
+
+def _retry_after(value: str) -> float:
+    """Seconds to wait, of a Retry-After header: a number of them or a date; 0 where it is neither."""
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _message(text: str, key: str) -> str:
+    """What an error says, in one line of at most 300 characters."""
+    try:
+        body = json.loads(text)
+        for name in ("error", "message", "detail"):
+            if isinstance(body, dict) and body.get(name):
+                body = body[name]
+        text = body if isinstance(body, str) else json.dumps(body)
+    except ValueError:
+        pass
+    return _line(text, key)[:300] or "no message"
+
+
+def _line(text: str, key: str) -> str:
+    """One line, without the key, which some servers repeat."""
+    return " ".join((text.replace(key, "***") if key else text).split())
