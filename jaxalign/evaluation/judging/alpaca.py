@@ -168,7 +168,7 @@ def annotation_row(annotation: Annotation) -> dict[str, Any]:
 
 
 def write_annotations(path: str | Path, annotations: Sequence[Annotation]) -> None:
-    """Writes a file that alpaca_eval reads: a JSON list (.json), or a row a line (.jsonl); it appears whole or not at all.
+    """Writes a file that alpaca_eval reads: a JSON list (.json) or rows (.jsonl); it appears whole or not at all.
 
     Raises:
       DataError: a name that ends in neither.
