@@ -1,32 +1,23 @@
 """A client of an OpenAI-compatible chat-completions endpoint: retries, a cache, and a count of what was spent.
 
-The API key is read from an environment variable at each request. It is sent to the endpoint and nowhere else: redirects
-are not followed, and it stands in no message, cache or repr.
+How the API key is kept: see `sender`.
 """
 
-import email.utils
-import http.client
 import json
-import os
 import random
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-import jaxalign
-from jaxalign.errors import ConfigError, UserError
+from jaxalign.errors import UserError
 from jaxalign.evaluation.judging.endpoint_config import EndpointConfig
 from jaxalign.evaluation.judging.reply_cache import ReplyCache, request_key
+from jaxalign.evaluation.judging.sender import Sender
 
 Message = Mapping[str, Any]
 
-# Statuses of a server that is overloaded, starting or restarting; 5xx besides.
-BUSY = (408, 409, 425, 429)
 PER_PRICE = 1_000_000
 
 
@@ -80,7 +71,7 @@ class Endpoint:
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
         self._cache = ReplyCache(config.cache)
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._sender = Sender(config)
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._spent = dict.fromkeys(
@@ -159,7 +150,7 @@ class Endpoint:
         for attempt in range(last + 1):
             if self._stopped.is_set():
                 return
-            reason, asked_to_wait, answer = self._once(data)
+            reason, asked_to_wait, answer = self._sender.once(data)
             if answer is not None:
                 self._keep(key, answer)
                 return
@@ -174,55 +165,6 @@ class Endpoint:
             if self._stopped.wait(max(wait, asked_to_wait + wait if asked_to_wait else 0.0)):
                 return
         raise UserError(f"{self.config.url}: no reply ({reason}; tries: {attempt + 1})")
-
-    def _once(self, data: bytes) -> tuple[str, float, dict[str, Any] | None]:
-        """(what went wrong, seconds that the server asks to wait, the answer) of one request."""
-        key = _api_key(self.config.api_key_env)
-        headers = {"Content-Type": "application/json", "User-Agent": f"jaxalign/{jaxalign.__version__}"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self.config.url, data, headers, method="POST")
-        try:
-            with self._opener.open(request, timeout=self.config.timeout) as response:
-                text = response.read().decode("utf-8", errors="replace")
-        except urllib.error.HTTPError as error:
-            with error:
-                return self._refused(error, key)
-        except (OSError, http.client.HTTPException) as error:
-            cause = getattr(error, "reason", error)
-            if isinstance(cause, TimeoutError):
-                return f"no answer within {self.config.timeout:g} seconds", 0.0, None
-            return _line(str(cause) or type(cause).__name__, key), 0.0, None
-        try:
-            answer = json.loads(text)
-        except ValueError:
-            return f"expected JSON, got {_line(text, key)[:60]!r}", 0.0, None
-        # Some proxies say 200 to an error of the server behind them.
-        if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):
-            return _message(text, key), 0.0, None
-        return "", 0.0, answer if isinstance(answer, dict) else {}
-
-    def _refused(self, error: urllib.error.HTTPError, key: str) -> tuple[str, float, None]:
-        """As `_once`, of a status that may be tried again.
-
-        Raises:
-          UserError: one that may not.
-        """
-        try:
-            text = error.read().decode("utf-8", errors="replace")
-        except (OSError, http.client.HTTPException):
-            text = ""
-        reason = f"HTTP {error.code}: {_message(text, key)}"
-        if error.code in BUSY or error.code >= 500:
-            return reason, _retry_after(error.headers.get("Retry-After", "")), None
-        name = self.config.api_key_env
-        if error.code in (401, 403):
-            reason += (
-                f"; check the API key in {name}"
-                if key
-                else f"; no API key was sent ({name or 'api_key_env'} is empty)"
-            )
-        raise UserError(f"{self.config.url}: {reason}")
 
     def _keep(self, key: str, answer: Mapping[str, Any]) -> None:
         try:
@@ -260,54 +202,3 @@ class Endpoint:
         with self._lock:
             for name, number in more.items():
                 self._spent[name] += number
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error: urllib would send the key on to wherever it leads."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _api_key(variable: str) -> str:
-    """The key in an environment variable; empty for none.
-
-    Raises:
-      ConfigError: it cannot stand in a header. The message does not show it.
-    """
-    key = os.environ.get(variable, "").strip() if variable else ""
-    if not all("!" <= sign <= "~" for sign in key):
-        raise ConfigError(
-            f"environment variable {variable}: expected an API key of ASCII characters without spaces"
-        )
-    return key
-
-
-def _retry_after(value: str) -> float:
-    """Seconds to wait, of a Retry-After header: a number of them or a date; 0 where it is neither."""
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
-
-
-def _message(text: str, key: str) -> str:
-    """What an error says, in one line of at most 300 characters."""
-    try:
-        body = json.loads(text)
-        for name in ("error", "message", "detail"):
-            if isinstance(body, dict) and body.get(name):
-                body = body[name]
-        text = body if isinstance(body, str) else json.dumps(body)
-    except ValueError:
-        pass
-    return _line(text, key)[:300] or "no message"
-
-
-def _line(text: str, key: str) -> str:
-    """One line, without the key, which some servers repeat."""
-    return " ".join((text.replace(key, "***") if key else text).split())
