@@ -6,12 +6,12 @@ is judged alone; the second with the whole conversation, by the prompts that end
 Source: arXiv:2306.05685; file layouts and names of prompts as in FastChat's llm_judge.
 """
 
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from jaxalign.errors import DataError
+from jaxalign.evaluation.judging.templates import fields_of
 from jaxalign.evaluation.tasks.rows import BenchmarkRow, benchmark_rows
 
 Message = dict[str, str]
@@ -200,18 +200,6 @@ def pair_messages(
         said = _numbered("question", question.turns)
         said |= _numbered("answer_a", answers_a) | _numbered("answer_b", answers_b)
     return prompt.messages(**said, **_numbered("ref_answer", question.reference))
-
-
-def fields_of(template: str) -> set[str]:
-    """The names in braces.
-
-    Raises:
-      ValueError: a brace that is not closed, or one without a name.
-    """
-    names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-    if not all(name.isidentifier() for name in names):
-        raise ValueError("expected a name in each pair of braces")
-    return names
 
 
 def _prompt(

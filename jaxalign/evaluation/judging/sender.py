@@ -51,7 +51,7 @@ class Sender:
         except urllib.error.HTTPError as error:
             with error:
                 return self._refused(error, key)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last of a wrong host name
             cause = getattr(error, "reason", error)
             if isinstance(cause, TimeoutError):
                 return f"no answer within {config.timeout:g} seconds", 0.0, None
@@ -66,7 +66,7 @@ class Sender:
         return "", 0.0, answer if isinstance(answer, dict) else {}
 
     def _refused(self, error: urllib.error.HTTPError, key: str) -> tuple[str, float, None]:
-        """As `_once`, of a status that may be tried again.
+        """As `once`, of a status that may be tried again.
 
         Raises:
           UserError: one that may not.
