@@ -8,7 +8,7 @@ import random
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxalign.errors import UserError
@@ -62,7 +62,7 @@ class Usage:
 
 
 class Endpoint:
-    """Asks an endpoint; a context manager, or `close` it. Safe to use from several threads.
+    """Asks an endpoint; a context manager, or `close` it. Calls of several threads wait for one another.
 
     Raises:
       DataError, UserError: the cache, see `ReplyCache`.
@@ -73,10 +73,8 @@ class Endpoint:
         self._cache = ReplyCache(config.cache)
         self._sender = Sender(config)
         self._stopped = threading.Event()
-        self._lock = threading.Lock()
-        self._spent = dict.fromkeys(
-            ("requests", "cached", "retries", "prompt_tokens", "completion_tokens", "uncounted"), 0
-        )
+        self._lock, self._one_call = threading.Lock(), threading.Lock()
+        self._spent = Usage()
 
     def __enter__(self) -> "Endpoint":
         return self
@@ -91,13 +89,11 @@ class Endpoint:
     @property
     def usage(self) -> Usage:
         """What was spent so far."""
-        with self._lock:
-            spent = dict(self._spent)
-        cost, config = None, self.config
-        if config.prompt_price is not None and config.completion_price is not None:
-            paid = spent["prompt_tokens"] * config.prompt_price
-            cost = (paid + spent["completion_tokens"] * config.completion_price) / PER_PRICE
-        return Usage(**spent, cost=cost)
+        spent, config = self._spent, self.config
+        if config.prompt_price is None or config.completion_price is None:
+            return spent
+        paid = spent.prompt_tokens * config.prompt_price + spent.completion_tokens * config.completion_price
+        return replace(spent, cost=paid / PER_PRICE)
 
     def ask(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
         """The text of each reply; see `replies`."""
@@ -112,7 +108,10 @@ class Endpoint:
         Raises:
           UserError: the endpoint refuses, or does not answer after all retries: one line with address and status.
         """
-        bodies = [self._body(conversation) for conversation in conversations]
+        with self._one_call:
+            return self._replies([self._body(conversation) for conversation in conversations])
+
+    def _replies(self, bodies: Sequence[dict[str, Any]]) -> list[Reply]:
         keys = [request_key(body) for body in bodies]
         new = {key: body for key, body in zip(keys, bodies, strict=True) if self._cache.get(key) is None}
         self._count(cached=len(keys) - len(new))
@@ -146,25 +145,21 @@ class Endpoint:
 
     def _fetch(self, key: str, body: Mapping[str, Any]) -> None:
         """Asks until there is a reply, and keeps it."""
-        data, last = json.dumps(body).encode(), self.config.retries
-        for attempt in range(last + 1):
-            if self._stopped.is_set():
-                return
+        data, config, tries = json.dumps(body).encode(), self.config, 0
+        while not self._stopped.is_set():
             reason, asked_to_wait, answer = self._sender.once(data)
             if answer is not None:
                 self._keep(key, answer)
                 return
-            if attempt == last:
-                break
-            if asked_to_wait > self.config.longest_wait:
+            tries += 1
+            if asked_to_wait > config.longest_wait:
                 reason += f"; it asks to wait {asked_to_wait:.0f} seconds, more than longest_wait"
-                break
+            if tries > config.retries or asked_to_wait > config.longest_wait:
+                raise UserError(f"{config.url}: no reply ({reason}; tries: {tries})")
             self._count(retries=1)
-            wait = min(self.config.backoff * 2**attempt, self.config.longest_wait) * random.uniform(0.5, 1.0)
+            wait = min(config.backoff * 2 ** (tries - 1), config.longest_wait) * random.uniform(0.5, 1.0)
             # Never sooner than asked, and not all at the same moment.
-            if self._stopped.wait(max(wait, asked_to_wait + wait if asked_to_wait else 0.0)):
-                return
-        raise UserError(f"{self.config.url}: no reply ({reason}; tries: {attempt + 1})")
+            self._stopped.wait(asked_to_wait + wait)
 
     def _keep(self, key: str, answer: Mapping[str, Any]) -> None:
         try:
@@ -200,5 +195,4 @@ class Endpoint:
 
     def _count(self, **more: int) -> None:
         with self._lock:
-            for name, number in more.items():
-                self._spent[name] += number
+            self._spent = replace(self._spent, **{n: getattr(self._spent, n) + x for n, x in more.items()})

@@ -47,8 +47,8 @@ class EndpointConfig:
             parts = urlsplit(self.base_url)
             known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
-            known = False
-        if not known:
+            parts, known = None, False
+        if parts is None or not known:
             raise ValueError(
                 f"base_url must be http://host:port/v1 or https://host/v1, got {self.base_url!r}"
             )

@@ -97,26 +97,26 @@ class ReplyCache:
 
     def _load(self) -> None:
         assert self._file is not None
-        body, _, rest = (whole := self._path.read_bytes()).rpartition(b"\n")
+        whole = self._path.read_bytes()
+        body, _, rest = whole.rpartition(b"\n")
         for number, line in enumerate(body.split(b"\n") if body else [], 1):
-            row = parsed_line(line)
-            if not _is_reply(row):
+            if not self._take(row := parsed_line(line)):
                 raise DataError(
                     f"{self._path}:{number}: expected a cached reply (key, text), got "
                     f"{row if isinstance(row, str) else 'another row'}; remove the line"
                 )
-            self._rows[row["key"]] = row
         if not rest:
             return
-        row = parsed_line(rest)
-        if _is_reply(row):  # only its end is lacking
-            self._rows[row["key"]] = row
+        if self._take(parsed_line(rest)):  # only its end is lacking
             os.write(self._file, b"\n")
             return
         with Path(f"{self._path}.torn").open("ab") as aside:
             aside.write(rest + b"\n")
         os.ftruncate(self._file, len(whole) - len(rest))
 
-
-def _is_reply(row: Any) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("text"), str)
+    def _take(self, row: Any) -> bool:
+        """Keeps a row of the file; whether it is a reply."""
+        reply = isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("text"), str)
+        if reply:
+            self._rows[row["key"]] = row
+        return reply

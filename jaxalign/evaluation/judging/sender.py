@@ -91,7 +91,7 @@ class Sender:
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """A redirect is an error: urllib would send the key on to wherever it leads."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 

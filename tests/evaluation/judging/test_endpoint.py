@@ -1,8 +1,12 @@
 """An endpoint is asked as often as needed and no oftener, and the key is seen by it alone."""
 
 import email.utils
+import json
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -357,3 +361,33 @@ def test_the_key_stands_in_no_repr():
 def test_a_wrong_setting_is_named(changes, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         EndpointConfig(**({"base_url": "https://host/v1", "model": "m"} | changes))
+
+
+@pytest.mark.long
+def test_a_process_that_is_killed_leaves_what_it_paid_for(tmp_path):
+    cache = tmp_path / "replies.jsonl"
+    letters = "abcdefghijklmnop"
+
+    def answer(number, body):
+        time.sleep(0.05)
+        return echo(number, body)
+
+    program = (
+        "import sys; from jaxalign.evaluation.judging.endpoint import Endpoint, EndpointConfig\n"
+        "config = EndpointConfig(base_url=sys.argv[1], model='judge', cache=sys.argv[2], concurrency=2)\n"
+        f"Endpoint(config).ask([[{{'role': 'user', 'content': letter}}] for letter in {letters!r}])"
+    )
+    with ChatServer(answer) as server:
+        run = subprocess.Popen([sys.executable, "-c", program, server.base_url, str(cache)])
+        while run.poll() is None and len(server.requests) < 6:
+            time.sleep(0.005)
+        run.kill()
+        assert run.wait() == -signal.SIGKILL
+        time.sleep(0.2)
+        first = [body["messages"][0]["content"] for body in server.bodies]
+        kept = {json.loads(line)["text"][-1] for line in cache.read_text().splitlines()}
+        assert 3 <= len(kept) < len(letters)
+        with Endpoint(config(server, cache=str(cache))) as endpoint:
+            assert endpoint.ask(talk(*letters)) == [f"re: {letter}" for letter in letters]
+        second = [body["messages"][0]["content"] for body in server.bodies][len(first) :]
+        assert set(second) == set(letters) - kept and len(second) == len(set(second))
