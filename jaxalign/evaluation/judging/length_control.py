@@ -134,7 +134,7 @@ def length_controlled_win_rate(
     Raises:
       ValueError: different lengths, no row, a number that is not finite, a win outside [0, 1], or l2 not positive.
 
-    Source: arXiv:2404.04475, eq. 2 and section 3; s and characters as alpaca_eval, metrics/glm_winrate.py.
+    Source: arXiv:2404.04475, section 3; s and characters as alpaca_eval, metrics/glm_winrate.py.
     """
     columns = [np.asarray(wins, np.float64), np.asarray(lengths, np.float64) - np.asarray(baseline_lengths)]
     if difficulty is not None:

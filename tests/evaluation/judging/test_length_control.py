@@ -135,12 +135,12 @@ def test_tiny_probabilities_are_fitted():
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     inside = 0
-    for seed in range(60):
+    for seed in range(40):
         wins, lengths, base, _ = rows(120, psi=0.0, seed=seed)
-        found = length_controlled_win_rate(wins, lengths, base, confidence=0.8, resamples=60)
+        found = length_controlled_win_rate(wins, lengths, base, confidence=0.8, resamples=40)
         inside += found.low <= 100 * expit(-0.5) <= found.high
-    # 60 draws at 0.8: 48, with a standard deviation of 3.1.
-    assert 36 <= inside <= 58
+    # 40 draws at 0.8: 32, with a standard deviation of 2.5; half the width would hold 19 of them, twice the width all.
+    assert 24 <= inside <= 39
 
 
 @pytest.mark.parametrize(
