@@ -114,6 +114,12 @@ COMMANDS: dict[str, Command] = {
         "jaxalign.cli.chat:chat",
         positional="model",
     ),
+    "evaluate": Command(
+        "score a model on benchmarks, and report the figures with intervals",
+        "jaxalign.evaluation.evaluate:EvaluateConfig",
+        "jaxalign.evaluation.evaluate:evaluate",
+        positional="model",
+    ),
     "export": Command(
         "export a checkpoint of a run as a Hugging Face folder or GGUF file",
         "jaxalign.cli.export:ExportConfig",
