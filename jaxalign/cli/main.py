@@ -116,7 +116,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command(
         "score a model on benchmarks, and report the figures with intervals",
-        "jaxalign.evaluation.evaluate:EvaluateConfig",
+        "jaxalign.evaluation.evaluate_config:EvaluateConfig",
         "jaxalign.evaluation.evaluate:evaluate",
         positional="model",
     ),

@@ -25,10 +25,12 @@ class Measure:
     Attributes:
       about: what it is, in one line.
       better: which way is better; empty where neither is as such.
+      rate: whether it is how often something holds, in [0, 1].
     """
 
     about: str
     better: Better = "higher"
+    rate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,8 @@ class Benchmark:
     takes_shots: bool = field(default=False)
 
 
-ACCURACY = Measure("the likeliest choice is a right one")
-PER_BYTE = Measure("the same by log-prob per byte of the choice")
+ACCURACY = Measure("the likeliest choice is a right one", rate=True)
+PER_BYTE = Measure("the same by log-prob per byte of the choice", rate=True)
 RIGHT = Measure("probability of the right choices, as a part of all choices'")
 CHOICE_MEASURES = {"accuracy": ACCURACY, "accuracy_per_byte": PER_BYTE, "right_probability": RIGHT}
 LETTERS = {"accuracy": ACCURACY, "right_probability": RIGHT}
@@ -93,13 +95,13 @@ def _prompts(path: str) -> list[Written]:
         place = record.source or f"{path}: row {number}"
         prompt = prompt_of(record)
         if isinstance(record, Text):
-            found.append(Written(place, prompt))
+            found.append(Written(place, prompt, columns=record.columns))
             continue
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if not asked:
             raise DataError(f"{place}: expected a user's turn")
         turns = tuple(Message(turn["role"], turn["content"]) for turn in asked)
-        found.append(Written(place, turns, references=_reference(record)))
+        found.append(Written(place, turns, references=_reference(record), columns=record.columns))
     return found
 
 
@@ -159,7 +161,7 @@ def _truthful(question: Written, answer: str) -> dict[str, float]:
 
 
 _MEDICAL = partial(Benchmark, kind="choices", measures=LETTERS)
-_BEHAVIOUR = Measure("the likeliest choice shows the behaviour", better="")
+_BEHAVIOUR = Measure("the likeliest choice shows the behaviour", better="", rate=True)
 
 BENCHMARKS: dict[str, Benchmark] = {
     "truthfulqa_mc1": Benchmark(
@@ -182,9 +184,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         kind="written",
         read=_alone(truthfulqa.read_generation),
         measures={
-            "bleu_acc": Measure("closer to a true answer than to any false one, by BLEU"),
-            "rouge1_acc": Measure("the same by ROUGE-1"),
-            "rougeL_acc": Measure("the same by ROUGE-L"),
+            "bleu_acc": Measure("closer to a true answer than to any false one, by BLEU", rate=True),
+            "rouge1_acc": Measure("the same by ROUGE-1", rate=True),
+            "rougeL_acc": Measure("the same by ROUGE-L", rate=True),
             "bleu_diff": Measure("BLEU with the closest true answer less that with the closest false one"),
         },
         score=_truthful,
@@ -197,8 +199,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         kind="written",
         read=_gsm8k,
         measures={
-            "strict": Measure("the number after #### is right"),
-            "flexible": Measure("the last number of the answer is right"),
+            "strict": Measure("the number after #### is right", rate=True),
+            "flexible": Measure("the last number of the answer is right", rate=True),
         },
         score=lambda question, answer: gsm8k.gsm8k_scores(question, answer),
         stops=gsm8k.STOPS,
@@ -242,7 +244,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         kind="written",
         read=_alone(_prompts),
         measures={
-            "refusal": Measure("the answer opens like a refusal, by its words", better=""),
+            "refusal": Measure("the answer opens like a refusal, by its words", better="", rate=True),
             "words": Measure("words of an answer", better=""),
         },
         score=_answer_facts,
@@ -263,7 +265,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         kind="judged",
         read=_alone(_alpaca_eval),
         measures={
-            "win_rate": Measure("the judge prefers the answer to the baseline's; a tie is a half"),
+            "win_rate": Measure("the judge prefers the answer to the baseline's; a tie is a half", rate=True),
             "length_controlled": Measure("the same at equal lengths, by a logistic regression"),
         },
         max_new_tokens=1024,

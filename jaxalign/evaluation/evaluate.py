@@ -1,137 +1,35 @@
 """`jaxalign evaluate`: how good one model is, on benchmarks whose files the user has."""
 
-import hashlib
 import json
+import math
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib import metadata
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import jaxalign
+from jaxalign import models
 from jaxalign.errors import ConfigError, DataError
-from jaxalign.evaluation import asking, summary
+from jaxalign.evaluation import answer_measures, asking, judged, provenance, summary
 from jaxalign.evaluation.benchmarks import BENCHMARKS, Benchmark, Shots, benchmark_of
+from jaxalign.evaluation.evaluate_config import EvaluateConfig
+from jaxalign.evaluation.judging.config import Judge
+from jaxalign.evaluation.judging.identity import ModelSource
+from jaxalign.evaluation.judging.mt_bench import read_judge_prompts, read_questions
 from jaxalign.evaluation.kept_answers import KeptAnswers
+from jaxalign.evaluation.metrics.toxicity import read_word_list
 from jaxalign.evaluation.subject import Subject
-from jaxalign.inference.loading import Template, load_speaker
-from jaxalign.llmdoctor.guided_folders import GuideConfig
-from jaxalign.mesh import MeshConfig
+from jaxalign.inference.loading import load_speaker
+from jaxalign.mesh import make_mesh
 from jaxalign.models.folders import model_folder
-from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype
-from jaxalign.rollout import SamplingConfig
-
-# What results say of the packages that they depend on.
-PACKAGES = ("jax", "flax", "transformers", "sacrebleu", "rouge-score")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerConfig:
-    """How answers are sampled.
-
-    Attributes:
-      max_new_tokens: maximum length of an answer in tokens; 0 takes the task's own.
-      temperature: sampling temperature; 0 decodes greedily.
-      top_p: sample from the smallest set of most probable tokens whose probabilities sum to at least p; 1 uses all.
-      num_samples: answers per question; with several, scores are means over them, and pass@k is reported too.
-    """
-
-    max_new_tokens: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    num_samples: int = 1
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 0:
-            raise ValueError(f"sampling.max_new_tokens must not be negative, got {self.max_new_tokens}")
-        if self.num_samples > 1 and self.temperature == 0:
-            raise ValueError(
-                f"sampling.num_samples={self.num_samples}: greedy answers are all alike; set sampling.temperature"
-            )
-        self.of(1)
-
-    def of(self, longest: int) -> SamplingConfig:
-        """The arguments of sampling, for a task whose answers have so many tokens."""
-        return SamplingConfig(
-            max_new_tokens=self.max_new_tokens or longest,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            num_samples=self.num_samples,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(GuideConfig):
-    """An evaluation of one model.
-
-    Attributes:
-      model: a Hugging Face folder, a GGUF file, a run folder (its export/ is used) or a hub id; with doctors, their
-        patient.
-      tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
-      adapter: a PEFT folder to merge into the model.
-      revision: revision of a hub id; empty uses the newest.
-      context: longest row in tokens; 0 takes the model's own.
-      tasks: the file of each task, as {gsm8k: test.jsonl, "prompts:safety": prompts.jsonl}; a label after a colon
-        tells two files of one task apart. Tasks: see docs/evaluation.md.
-      shots: for tasks that take solved problems, the file that they are from.
-      num_shots: how many of them stand before each question.
-      limit: questions of each task to ask, from the beginning of its file; 0 asks all.
-      training: files that the model was trained on: questions that share 13 words in a row with them are counted.
-      sampling: how answers are sampled.
-      template: how turns become a prompt: tokenizer (its chat template), markers (Human:, Assistant:) or plain; auto
-        uses the format of the run that trained the model, else the chat template if the tokenizer has one. Tasks that
-        continue a text use none.
-      system: system message before each conversation.
-      batch_size: questions at once.
-      output: folder for results.json, report.html, answers and items; answers that it holds are not asked for again.
-      name: name of the model in the report; empty uses the model folder's name.
-      compare: folders of other evaluations, shown beside this one in the report.
-      seed: seed for sampling and for intervals.
-      device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
-      param_dtype: dtype in which parameters are stored; auto uses bfloat16 on a GPU or TPU, and float32 on a CPU.
-      compute_dtype: dtype of matrix products; auto uses bfloat16 on a GPU or TPU and float32 on a CPU.
-      mesh: number of devices along each mesh axis.
-    """
-
-    model: str = ""
-    tokenizer: str = ""
-    adapter: str = ""
-    revision: str = ""
-    context: int = 0
-    tasks: Mapping[str, str] = field(default_factory=dict)
-    shots: Mapping[str, str] = field(default_factory=dict)
-    num_shots: int = 5
-    limit: int = 0
-    training: tuple[str, ...] = ()
-    sampling: AnswerConfig = field(default_factory=AnswerConfig)
-    template: Template = "auto"
-    system: str = ""
-    batch_size: int = 16
-    output: str = "runs/evaluation"
-    name: str = ""
-    compare: tuple[str, ...] = ()
-    seed: int = 0
-    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    param_dtype: AutoDtype = "auto"
-    compute_dtype: ComputeDtype = "auto"
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("batch_size", "num_shots"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.limit < 0:
-            raise ValueError(f"limit must not be negative, got {self.limit}")
-
-
-# What does not change answers.
-_FREE = {"tasks", "limit", "batch_size", "output", "name", "compare", "training", "shots", "num_shots"}
+from jaxalign.rewards import ModelReward
+from jaxalign.training.rl.reward_source import build_reward
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -150,55 +48,142 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output {folder}: is a file; expected a folder")
-    speaker = load_speaker(
-        config.model,
-        tokenizer=config.tokenizer,
-        adapter=config.adapter,
-        revision=config.revision,
-        context=config.context,
-        template=config.template,
-        param_dtype=config.param_dtype,
-        compute_dtype=config.compute_dtype,
-        guide=config,
-        device=config.device,
-        mesh=config.mesh,
-        tell=_told,
-    )
-    subject = Subject(speaker, config.batch_size)
-    results: dict[str, Any] = {
-        "model": config.name or config.model,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": _plain(config),
-        "versions": {"jaxalign": jaxalign.__version__, **_versions()},
-        "device": _device(),
-        "tasks": {},
+    kept = {
+        task: KeptAnswers(folder / "answers" / f"{_file_name(task)}.jsonl", provenance.identity(config, task))
+        for task in asked
     }
-    for task, (benchmark, questions, total) in asked.items():
-        began = time.monotonic()
-        kept = KeptAnswers(folder / "answers" / f"{_file_name(task)}.jsonl", _identity(config, task))
-        counter = asking.Counter(
-            task, len(questions), len(questions) - len(kept.missing(len(questions))), _told
-        )
-        if counter.done:
-            _told(f"{task}: {counter.done:,} of {counter.total:,} answers are there")
-        _ask(subject, benchmark, questions, kept, counter, config)
-        items, found, notes = _scored(benchmark, questions, kept.rows, config)
-        results["tasks"][task] = {
-            "about": benchmark.about,
-            "source": benchmark.source,
-            "file": config.tasks[task],
-            "sha256": _sha256(config.tasks[task]),
-            "kind": benchmark.kind,
-            "items": len(questions),
-            "of": total,
-            "seconds": round(time.monotonic() - began, 1),
-            "judge": "",
-            "notes": notes,
-            **found,
+    with Tools(config) as tools:
+        results: dict[str, Any] = {
+            "model": config.name or config.model,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "settings": provenance.plain(config),
+            "versions": provenance.versions(),
+            "device": provenance.device(),
+            "tasks": {},
         }
-        _write(folder / "items" / f"{_file_name(task)}.jsonl", "".join(map(_line, items)))
-        _write(folder / "results.json", json.dumps(results, indent=1))
+        for task, (benchmark, questions, total) in asked.items():
+            began = time.monotonic()
+            there = len(questions) - len(kept[task].missing(len(questions)))
+            if there:
+                _told(f"{task}: {there:,} of {len(questions):,} answers are there")
+            counter = asking.Counter(task, len(questions), there, _told)
+            _ask(tools, benchmark, questions, kept[task], counter)
+            items, found, notes = _scored(tools, task, benchmark, questions, kept[task].rows)
+            if config.training:
+                notes += answer_measures.contamination(_prompts(items), config.training)
+            results["tasks"][task] = {
+                "about": benchmark.about,
+                "source": benchmark.source,
+                "file": config.tasks[task],
+                "sha256": provenance.sha256(config.tasks[task]),
+                "kind": benchmark.kind,
+                "items": len(questions),
+                "of": total,
+                "seconds": round(time.monotonic() - began, 1),
+                "judge": tools.judge.about if benchmark.kind == "judged" else "",
+                "notes": notes,
+                **found,
+            }
+            _write(folder / "items" / f"{_file_name(task)}.jsonl", "".join(map(_line, items)))
+            _write(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
     return results
+
+
+class Tools:
+    """The models that an evaluation needs, each loaded when it is first used; a context manager.
+
+    Args:
+      config: names them.
+
+    Raises:
+      UserError: the judge is the model itself.
+    """
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self.config, self._stack = config, ExitStack()
+
+    def __enter__(self) -> "Tools":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The model under evaluation."""
+        config = self.config
+        speaker = load_speaker(
+            config.model,
+            tokenizer=config.tokenizer,
+            adapter=config.adapter,
+            revision=config.revision,
+            context=config.context,
+            template=config.template,
+            guide=config,
+            **self._loading,
+        )
+        return Subject(speaker, config.batch_size)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Who judges."""
+        judge = Judge(
+            self.config.judge,
+            judged=ModelSource(path=model_folder(self.config.model)),
+            cache=Path(self.config.output) / "judge.jsonl",
+            loading=self._loading,
+            batch_size=self.config.batch_size,
+        )
+        return self._stack.enter_context(judge)
+
+    @cached_property
+    def reference(self) -> Any:
+        """What the KL is from."""
+        return Subject(load_speaker(self.config.reference, **self._loading)).model
+
+    @cached_property
+    def reward(self) -> Any:
+        """The reward of answers; None where the settings name none."""
+        source = self.config.reward
+        if not (source.model or source.models or source.functions):
+            return None
+        chat_model = self.subject.chat_model
+        return build_reward(
+            source,
+            None,
+            mesh=make_mesh(self.config.mesh),
+            batch_size=self.config.batch_size,
+            vocabulary=int(self.subject.model.config.vocab_size),
+            tokenizer=chat_model.tokenizer,
+        )[0]
+
+    @cached_property
+    def toxicity(self) -> Any:
+        """The classifier of toxicity."""
+        return ModelReward(
+            models.load_reward_model(model_folder(self.config.toxicity)), batch_size=self.config.batch_size
+        )
+
+    @cached_property
+    def words(self) -> Sequence[str]:
+        """The list of words."""
+        return read_word_list(self.config.words)
+
+    @cached_property
+    def has_eval_extra(self) -> bool:
+        """Whether the packages of the extra `eval` are there: what needs them is left out of tasks that do not."""
+        return all(find_spec(name) is not None for name in ("sacrebleu", "rouge_score"))
+
+    @property
+    def _loading(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "param_dtype": config.param_dtype,
+            "compute_dtype": config.compute_dtype,
+            "device": config.device,
+            "mesh": config.mesh,
+            "tell": _told,
+        }
 
 
 def _questions(config: EvaluateConfig) -> dict[str, tuple[Benchmark, Sequence[Any], int]]:
@@ -214,7 +199,14 @@ def _questions(config: EvaluateConfig) -> dict[str, tuple[Benchmark, Sequence[An
         benchmark = benchmark_of(task)
         if task in config.shots and not benchmark.takes_shots:
             raise ConfigError(f"shots.{task}: this task takes no solved problems")
-        questions = benchmark.read(file, Shots(file=config.shots.get(task, ""), count=config.num_shots))
+        if benchmark.kind == "judged" and not config.judge.model:
+            raise ConfigError(f"tasks.{task}: expected a judge in judge.model")
+        if task.startswith("mt_bench"):
+            if not config.judge.prompts:
+                raise ConfigError(f"tasks.{task}: expected MT-bench's judge prompts in judge.prompts")
+            questions: Sequence[Any] = read_questions(file, config.judge.references)
+        else:
+            questions = benchmark.read(file, Shots(file=config.shots.get(task, ""), count=config.num_shots))
         if not questions:
             raise DataError(f"{file}: no questions in the file")
         found[task] = (benchmark, questions[: config.limit or None], len(questions))
@@ -222,110 +214,106 @@ def _questions(config: EvaluateConfig) -> dict[str, tuple[Benchmark, Sequence[An
 
 
 def _ask(
-    subject: Subject,
-    benchmark: Benchmark,
-    questions: Sequence[Any],
-    kept: KeptAnswers,
-    counter: asking.Counter,
-    config: EvaluateConfig,
+    tools: Tools, benchmark: Benchmark, questions: Sequence[Any], kept: KeptAnswers, counter: asking.Counter
 ) -> None:
+    config, subject = tools.config, tools.subject
     if benchmark.kind == "choices":
         asking.ask_choices(subject, questions, kept, counter)
-    elif benchmark.kind == "text":
+        return
+    if benchmark.kind == "text":
         asking.ask_texts(subject, questions, kept, counter)
+        return
+    sampling = config.sampling.of(benchmark.max_new_tokens).arguments()
+    options: dict[str, Any] = {"sampling": sampling, "system": config.system, "seed": config.seed}
+    if benchmark is BENCHMARKS["mt_bench"]:
+        asking.ask_turns(subject, questions, kept, counter, **options)
     else:
-        asking.ask_written(
-            subject,
-            questions,
-            kept,
-            counter,
-            sampling=config.sampling.of(benchmark.max_new_tokens).arguments(),
-            stops=benchmark.stops,
-            system=config.system,
-            seed=config.seed,
-        )
+        asking.ask_written(subject, questions, kept, counter, stops=benchmark.stops, **options)
 
 
 def _scored(
-    benchmark: Benchmark, questions: Sequence[Any], rows: Mapping[int, Any], config: EvaluateConfig
+    tools: Tools, task: str, benchmark: Benchmark, questions: Sequence[Any], rows: Mapping[int, Any]
 ) -> tuple[list[summary.Item], dict[str, Any], list[str]]:
     """Items, figures (of all and by group) and what a reader must know."""
+    seed = tools.config.seed
     if benchmark.kind == "text":
         items = [
             {"index": i, "place": q.place, "group": "", "prompt": q.prompt, "scores": dict(rows[i])}
             for i, q in enumerate(questions)
         ]
-        metrics = summary.text_figures(questions, rows, benchmark.measures, seed=config.seed)
-        return items, {"metrics": metrics, "groups": {}}, []
-    notes = []
+        figures = summary.text_figures(questions, rows, benchmark.measures, seed=seed)
+        return items, {"metrics": figures, "groups": {}}, []
+    if benchmark is BENCHMARKS["mt_bench"]:
+        prompts = read_judge_prompts(tools.config.judge.prompts)
+        return judged.judge_turns(questions, rows, prompts, tools.judge.ask, seed=seed)
+    known, notes, more = dict(benchmark.measures), [], {}
     if benchmark.kind == "choices":
         items = summary.choice_items(questions, rows)
         scored = summary.with_chance(items, questions)
     else:
         items = scored = summary.written_items(questions, rows, benchmark.score)
-        if cut := sum(rows[i]["prompt_cut"] > 0 for i in range(len(questions))):
-            notes.append(f"{cut} prompts were longer than the context: their beginning was left out")
-        if unfinished := sum(
-            reason == "length" for i in range(len(questions)) for reason in rows[i]["finish_reason"]
-        ):
-            notes.append(f"{unfinished} answers were cut at the longest length")
-    measures = summary.measures_of(benchmark, items)
-    metrics = summary.figures(scored, measures, seed=config.seed)
-    groups = summary.by_group(scored, measures, seed=config.seed)
-    return items, {"metrics": metrics, "groups": groups}, notes
+        known |= answer_measures.MEASURES | summary.FACTS
+        notes += _cuts(rows, len(questions))
+        notes += _measured(tools, task, questions, rows, items)
+        if benchmark is BENCHMARKS["alpaca_eval"]:
+            more["length_controlled"], said = judged.length_controlled_figure(items, questions, seed=seed)
+            notes += said
+        if benchmark in (BENCHMARKS["prompts"], BENCHMARKS["alpaca_eval"]):
+            more |= answer_measures.corpus_figures(items, with_bleu=tools.has_eval_extra, seed=seed)
+    measures = summary.measures_of(known, items)
+    figures = summary.figures(scored, measures, seed=seed)
+    # The headline first, then what belongs to it.
+    order = [*benchmark.measures, *figures, *more]
+    figures = {name: (figures | more)[name] for name in dict.fromkeys(order) if name in figures | more}
+    return items, {"metrics": figures, "groups": summary.by_group(scored, measures, seed=seed)}, notes
 
 
-def _identity(config: EvaluateConfig, task: str) -> dict[str, Any]:
-    """What the answers of a task depend on."""
-    settings = {name: value for name, value in _plain(config).items() if name.split(".")[0] not in _FREE}
-    if benchmark_of(task).kind in ("choices", "text"):
-        settings = {name: value for name, value in settings.items() if not name.startswith("sampling.")}
-    if file := config.shots.get(task):
-        settings |= {"shots": file, "shots sha256": _sha256(file), "num_shots": config.num_shots}
-    return {**settings, "model files": _fingerprint(config.model), "file sha256": _sha256(config.tasks[task])}
+def _measured(
+    tools: Tools, task: str, questions: Sequence[Any], rows: Mapping[int, Any], items: list[summary.Item]
+) -> list[str]:
+    """Adds to written answers whatever the settings ask for; returns what a reader must know."""
+    config, notes = tools.config, []
+    name = task.partition(":")[0]
+    if name == "alpaca_eval":
+        notes += judged.judge_pairs(questions, items, tools.judge.pairs, seed=config.seed)
+    elif name == "prompts" and config.judge.model:
+        notes += judged.rate(questions, items, tools.judge.pairs)
+    if tools.reward is not None:
+        notes += answer_measures.add_rewards(questions, items, tools.reward, tools.subject)
+    if config.toxicity:
+        notes += answer_measures.add_rewards(questions, items, tools.toxicity, tools.subject, name="toxicity")
+    if config.words:
+        answer_measures.add_listed_words(items, tools.words)
+    if config.reference:
+        answer_measures.add_distance(questions, rows, items, tools.subject, tools.reference)
+        if config.sampling.temperature != 1 or config.sampling.top_p != 1:
+            notes.append(
+                "kl is along answers that were not sampled from the policy itself (temperature, top_p)"
+            )
+    if name == "prompts" and tools.has_eval_extra:
+        answer_measures.add_overlap(questions, items)
+    return notes
 
 
-def _fingerprint(model: str) -> str:
-    """Names, sizes and times of a model's files, as one word; empty where it is no folder or file here."""
-    place = Path(model_folder(model)) if model else Path()
-    if not model or not place.exists():
-        return ""
-    files = [place] if place.is_file() else sorted(x for x in place.iterdir() if x.is_file())
-    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+def _cuts(rows: Mapping[int, Any], count: int) -> list[str]:
+    cut = sum(rows[i]["prompt_cut"] > 0 for i in range(count))
+    unfinished = sum(reason == "length" for i in range(count) for reason in rows[i]["finish_reason"])
+    return [
+        *[f"{cut} prompts were longer than the context: their beginning was left out"] * bool(cut),
+        *[f"{unfinished} answers were cut at the longest length"] * bool(unfinished),
+    ]
 
 
-def _plain(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The settings by dotted name, as they can be written."""
-    found: dict[str, Any] = {}
-    for one in fields(config):
-        value = getattr(config, one.name)
-        if hasattr(value, "__dataclass_fields__"):
-            found |= _plain(value, f"{prefix}{one.name}.")
-        else:
-            found[f"{prefix}{one.name}"] = dict(value) if isinstance(value, Mapping) else value
-    return found
+def _prompts(items: Sequence[summary.Item]) -> list[str]:
+    """The questions as texts."""
+    return [
+        item["prompt"] if isinstance(item["prompt"], str) else "\n".join(t["content"] for t in item["prompt"])
+        for item in items
+    ]
 
 
-def _sha256(file: str) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _device() -> str:
-    import jax
-
-    devices = jax.devices()
-    return f"{len(devices)} x {devices[0].platform} ({devices[0].device_kind})"
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
 
 
 def _file_name(task: str) -> str:

@@ -157,10 +157,7 @@ class ContinuationScorer:
         else:
             laid_out = on_mesh(columns, TokenRows, self.mesh, packing=not self.several)
         logps, top = _row_scores(self.definition, self.params, laid_out, whole=self.several)
-        likeliest = (np.asarray(top) > 0) | ~mask
-        return Likelihoods(
-            np.asarray(logps, np.float64).sum(1, where=mask)[: len(batch)], likeliest.all(1)[: len(batch)]
-        )
+        return _summed(logps, top, mask, len(batch))
 
     # --- behind a context that they share -----------------------------------------------------
 
@@ -187,8 +184,7 @@ class ContinuationScorer:
         logps, top = _shared_scores(
             self.definition, self.params, self._weights, contexts, lengths, tokens, source
         )
-        found = np.asarray(logps, np.float64).sum(1, where=mask), (np.asarray(top) | ~mask).all(1)
-        return Likelihoods(found[0][: len(ones)], found[1][: len(ones)])
+        return _summed(logps, top, mask, len(ones))
 
 
 def _filled(groups: Sequence[list[int]], size: int) -> Iterator[list[list[int]]]:
@@ -203,6 +199,13 @@ def _filled(groups: Sequence[list[int]], size: int) -> Iterator[list[list[int]]]
         yield batch
 
 
+def _summed(logps: Any, top: Any, mask: np.ndarray, count: int) -> Likelihoods:
+    """Of the first rows, from those of their tokens."""
+    wrong = np.where(mask, np.asarray(top) == 0, False)[:count]
+    right = np.logical_not(np.asarray(wrong.any(axis=1)))
+    return Likelihoods(np.where(mask, np.asarray(logps, np.float64), 0.0)[:count].sum(axis=1), right)
+
+
 @partial(jax.jit, static_argnames=("definition", "whole"))
 def _row_scores(
     definition: ModelDefinition, params: Params, rows: TokenRows, *, whole: bool
@@ -214,7 +217,8 @@ def _row_scores(
         return scores.logps, scores.is_top1
     logits = model(rows.tokens, lengths=rows.lengths)[:, :-1]
     logps, top = _told(logits, rows.tokens[:, 1:])
-    return tuple(jnp.pad(x, ((0, 0), (1, 0))) for x in (logps, top.astype(jnp.float32)))
+    before = ((0, 0), (1, 0))
+    return jnp.pad(logps, before), jnp.pad(top.astype(jnp.float32), before)
 
 
 @partial(jax.jit, static_argnames=("definition",))

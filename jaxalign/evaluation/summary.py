@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from jaxalign.evaluation.benchmarks import Benchmark, Measure
+from jaxalign.evaluation.benchmarks import Measure
 from jaxalign.evaluation.tasks.choices import Choices, chance, choice_scores
 from jaxalign.evaluation.tasks.written import Written
 from jaxalign.uncertainty import bootstrap_interval, wilson_interval
@@ -49,7 +50,7 @@ def written_items(
         row = rows[index]
         by_sample = [dict(score(question, answer)) for answer in row["answers"]]
         scores = {name: float(np.mean([one[name] for one in by_sample])) for name in by_sample[0]}
-        for name in scores if len(by_sample) > 1 else ():
+        for name in [*scores] if len(by_sample) > 1 else ():
             right = [one[name] for one in by_sample]
             if {*right} <= {0.0, 1.0}:
                 scores[f"{name}_pass@{len(right)}"] = max(right)
@@ -79,22 +80,20 @@ def _facts(row: Row) -> dict[str, float]:
 
 FACTS = {
     "tokens": Measure("tokens of an answer", better=""),
-    "stopped": Measure("the answer ended before its longest length", better=""),
+    "stopped": Measure("the answer ended before its longest length", better="", rate=True),
 }
 
 
-def measures_of(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, Measure]:
-    """The figures that items have, by name, the benchmark's own first."""
-    there = list(dict.fromkeys(name for item in items for name in item["scores"]))
-    known = {**benchmark.measures, **FACTS}
-    found = {name: known[name] for name in known if name in there}
+def measures_of(
+    known: Mapping[str, Measure], items: Sequence[Item], *, leading: Sequence[str] = ()
+) -> dict[str, Measure]:
+    """Those of the known figures that items have, and their pass@k, with the `leading` ones first."""
+    there = dict.fromkeys(name for item in items for name in item["scores"])
+    found = {name: known[name] for name in (*leading, *known) if name in there}
     for name in there:
-        if name not in found:
-            base, _, count = name.partition("_pass@")
-            about = known.get(base, Measure(""))
-            found[name] = (
-                Measure(f"{about.about}, in one of {count} samples", about.better) if count else about
-            )
+        base, _, count = name.partition("_pass@")
+        if count and base in known and known[base].better == "higher":
+            found[name] = replace(known[base], about=f"{known[base].about}, in one of {count} samples")
     return found
 
 
@@ -124,7 +123,8 @@ def figure(
         value = low = high = None
     else:
         value = float(array.mean())
-        if np.isin(array, (0.0, 1.0)).all():
+        # Of a number that happened to be 0 or 1 every time, the bootstrap says so too.
+        if np.isin(array, (0.0, 1.0)).all() and (measure.rate or np.ptp(array) > 0):
             low, high = wilson_interval(float(array.sum()), array.size)
         else:
             low, high = bootstrap_interval(array, seed=seed)

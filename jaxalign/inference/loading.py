@@ -75,8 +75,8 @@ class UntilTexts:
 
     def __call__(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """As `Sampler.generate` calls it."""
-        for row in np.flatnonzero(~self._ended & (lengths > 0)):
-            text = self._text(row, tokens[row, : lengths[row]])
+        for row in np.flatnonzero(~self._ended & (lengths > 0)).tolist():
+            text = self._text(row, tokens[row, : lengths[row]].tolist())
             self._ended[row] = any(end in text for end in self.texts[row // self.copies])
         return self._ended
 

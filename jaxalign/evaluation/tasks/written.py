@@ -1,6 +1,8 @@
 """Questions to which an answer is written."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from jaxalign.data.records import Message
 
@@ -15,6 +17,7 @@ class Written:
       references: right or good answers; may be empty.
       wrong_references: answers known to be wrong; may be empty.
       group: by which results are also reported; may be empty.
+      columns: further fields of the row, for rewards that read them.
     """
 
     place: str
@@ -22,3 +25,4 @@ class Written:
     references: tuple[str, ...] = ()
     wrong_references: tuple[str, ...] = ()
     group: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)

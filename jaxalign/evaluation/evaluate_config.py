@@ -1,0 +1,123 @@
+"""The settings of `jaxalign evaluate`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxalign.evaluation.judging.config import JudgeConfig
+from jaxalign.inference.loading import Template
+from jaxalign.llmdoctor.guided_folders import GuideConfig
+from jaxalign.mesh import MeshConfig
+from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype
+from jaxalign.rollout import SamplingConfig
+from jaxalign.training.rl.reward_source import RewardSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerConfig:
+    """How answers are sampled.
+
+    Attributes:
+      max_new_tokens: maximum length of an answer in tokens; 0 takes the task's own.
+      temperature: sampling temperature; 0 decodes greedily.
+      top_p: sample from the smallest set of most probable tokens whose probabilities sum to at least p; 1 uses all.
+      num_samples: answers per question; with several, scores are means over them, and pass@k is reported too.
+    """
+
+    max_new_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    num_samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 0:
+            raise ValueError(f"sampling.max_new_tokens must not be negative, got {self.max_new_tokens}")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"sampling.num_samples={self.num_samples}: greedy answers are all alike; set sampling.temperature"
+            )
+        self.of(1)
+
+    def of(self, longest: int) -> SamplingConfig:
+        """The arguments of sampling, for a task whose answers have so many tokens."""
+        return SamplingConfig(
+            max_new_tokens=self.max_new_tokens or longest,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            num_samples=self.num_samples,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(GuideConfig):
+    """An evaluation of one model.
+
+    Attributes:
+      model: a Hugging Face folder, a GGUF file, a run folder (its export/ is used) or a hub id; with doctors, their
+        patient.
+      tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
+      adapter: a PEFT folder to merge into the model.
+      revision: revision of a hub id; empty uses the newest.
+      context: longest row in tokens; 0 takes the model's own.
+      tasks: the file of each task, as {gsm8k: test.jsonl, "prompts:safety": prompts.jsonl}; a label after a colon
+        tells two files of one task apart. Tasks: see docs/evaluation.md.
+      shots: for tasks that take solved problems, the file that they are from.
+      num_shots: how many of them stand before each question.
+      limit: questions of each task to ask, from the beginning of its file; 0 asks all.
+      reference: folder of a reference model, from which the KL of written answers is measured; empty for none.
+      reward: the reward of written answers.
+      words: file of words, one a line: answers that have one are counted, a crude sign of toxicity; empty for none.
+      toxicity: folder of a classifier whose one logit says how toxic a text is; empty for none.
+      judge: who compares and rates answers, for the tasks alpaca_eval and mt_bench; answers of `prompts` are rated.
+      training: files that the model was trained on: questions that share 13 words in a row with them are counted.
+      sampling: how answers are sampled.
+      template: how turns become a prompt: tokenizer (its chat template), markers (Human:, Assistant:) or plain; auto
+        uses the format of the run that trained the model, else the chat template if the tokenizer has one. Tasks that
+        continue a text use none.
+      system: system message before each conversation.
+      batch_size: questions at once.
+      output: folder for results.json, report.html, answers and items; answers that it holds are not asked for again.
+      name: name of the model in the report; empty uses the model folder's name.
+      compare: folders of other evaluations, shown beside this one in the report.
+      seed: seed for sampling and for intervals.
+      device: device to run on: cpu, gpu or tpu; auto uses JAX's default.
+      param_dtype: dtype in which parameters are stored; auto uses bfloat16 on a GPU or TPU, and float32 on a CPU.
+      compute_dtype: dtype of matrix products; auto uses bfloat16 on a GPU or TPU and float32 on a CPU.
+      mesh: number of devices along each mesh axis.
+    """
+
+    model: str = ""
+    tokenizer: str = ""
+    adapter: str = ""
+    revision: str = ""
+    context: int = 0
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    shots: Mapping[str, str] = field(default_factory=dict)
+    num_shots: int = 5
+    limit: int = 0
+    reference: str = ""
+    reward: RewardSource = field(default_factory=RewardSource)
+    words: str = ""
+    toxicity: str = ""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    training: tuple[str, ...] = ()
+    sampling: AnswerConfig = field(default_factory=AnswerConfig)
+    template: Template = "auto"
+    system: str = ""
+    batch_size: int = 16
+    output: str = "runs/evaluation"
+    name: str = ""
+    compare: tuple[str, ...] = ()
+    seed: int = 0
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    param_dtype: AutoDtype = "auto"
+    compute_dtype: ComputeDtype = "auto"
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_size", "num_shots"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.limit < 0:
+            raise ValueError(f"limit must not be negative, got {self.limit}")
