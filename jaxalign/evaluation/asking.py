@@ -150,6 +150,7 @@ def _row(index: int, samples: Sequence[Answer]) -> dict[str, Any]:
         "index": index,
         "answers": [answer.text for answer in samples],
         "tokens": [list(answer.tokens) for answer in samples],
+        "count": [answer.count for answer in samples],
         "logps": [None if np.isnan(answer.logp) else round(answer.logp, 5) for answer in samples],
         "finish_reason": [answer.finish_reason for answer in samples],
         "prompt_cut": samples[0].prompt_cut,

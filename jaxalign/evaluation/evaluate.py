@@ -20,11 +20,11 @@ from jaxalign.evaluation import answer_measures, asking, judged, provenance, sum
 from jaxalign.evaluation.benchmarks import BENCHMARKS, Benchmark, Shots, benchmark_of
 from jaxalign.evaluation.evaluate_config import EvaluateConfig
 from jaxalign.evaluation.judging.config import Judge
-from jaxalign.evaluation.judging.identity import ModelSource
+from jaxalign.evaluation.judging.endpoint_config import EndpointConfig
 from jaxalign.evaluation.judging.mt_bench import read_judge_prompts, read_questions
 from jaxalign.evaluation.kept_answers import KeptAnswers
 from jaxalign.evaluation.metrics.toxicity import read_word_list
-from jaxalign.evaluation.subject import Subject
+from jaxalign.evaluation.subject import EndpointSubject, Subject
 from jaxalign.inference.loading import load_speaker
 from jaxalign.mesh import make_mesh
 from jaxalign.models.folders import model_folder
@@ -67,7 +67,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             if there:
                 _told(f"{task}: {there:,} of {len(questions):,} answers are there")
             counter = asking.Counter(task, len(questions), there, _told)
-            _ask(tools, benchmark, questions, kept[task], counter)
+            if there < len(questions):
+                _ask(tools, benchmark, questions, kept[task], counter)
             items, found, notes = _scored(tools, task, benchmark, questions, kept[task].rows)
             if config.training:
                 notes += answer_measures.contamination(_prompts(items), config.training)
@@ -109,9 +110,19 @@ class Tools:
         self._stack.close()
 
     @cached_property
-    def subject(self) -> Subject:
+    def subject(self) -> Any:
         """The model under evaluation."""
         config = self.config
+        if config.remote:
+            cache = str(Path(config.output) / "replies.jsonl")
+            endpoint = EndpointConfig(
+                base_url=config.model,
+                model=config.endpoint_model,
+                api_key_env=config.api_key_env,
+                parameters={},
+                cache=cache,
+            )
+            return EndpointSubject(endpoint, config.batch_size)
         speaker = load_speaker(
             config.model,
             tokenizer=config.tokenizer,
@@ -129,7 +140,7 @@ class Tools:
         """Who judges."""
         judge = Judge(
             self.config.judge,
-            judged=ModelSource(path=model_folder(self.config.model)),
+            judged=self.config.source,
             cache=Path(self.config.output) / "judge.jsonl",
             loading=self._loading,
             batch_size=self.config.batch_size,
@@ -147,14 +158,16 @@ class Tools:
         source = self.config.reward
         if not (source.model or source.models or source.functions):
             return None
-        chat_model = self.subject.chat_model
+        if self.config.remote and (source.model or source.models):
+            raise ConfigError("reward.model: reads token ids, which an endpoint does not tell; use functions")
+        local = None if self.config.remote else self.subject.chat_model
         return build_reward(
             source,
             None,
             mesh=make_mesh(self.config.mesh),
             batch_size=self.config.batch_size,
-            vocabulary=int(self.subject.model.config.vocab_size),
-            tokenizer=chat_model.tokenizer,
+            vocabulary=0 if local is None else int(self.subject.model.config.vocab_size),
+            tokenizer=None if local is None else local.tokenizer,
         )[0]
 
     @cached_property
@@ -199,6 +212,8 @@ def _questions(config: EvaluateConfig) -> dict[str, tuple[Benchmark, Sequence[An
         benchmark = benchmark_of(task)
         if task in config.shots and not benchmark.takes_shots:
             raise ConfigError(f"shots.{task}: this task takes no solved problems")
+        if benchmark.kind in ("choices", "text") and config.remote:
+            raise ConfigError(f"tasks.{task}: needs log-probs, which an endpoint does not tell")
         if benchmark.kind == "judged" and not config.judge.model:
             raise ConfigError(f"tasks.{task}: expected a judge in judge.model")
         if task.startswith("mt_bench"):

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxalign.errors import ConfigError
 from jaxalign.evaluation.judging.config import JudgeConfig
+from jaxalign.evaluation.judging.identity import ModelSource
 from jaxalign.inference.loading import Template
 from jaxalign.llmdoctor.guided_folders import GuideConfig
 from jaxalign.mesh import MeshConfig
+from jaxalign.models.folders import model_folder
 from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.training.rl.reward_source import RewardSource
@@ -54,7 +57,9 @@ class EvaluateConfig(GuideConfig):
 
     Attributes:
       model: a Hugging Face folder, a GGUF file, a run folder (its export/ is used) or a hub id; with doctors, their
-        patient.
+        patient; or the address of an OpenAI-compatible endpoint (http://host:port/v1), for tasks of written answers.
+      endpoint_model: name of the model at an endpoint.
+      api_key_env: environment variable that holds an endpoint's API key.
       tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       adapter: a PEFT folder to merge into the model.
       revision: revision of a hub id; empty uses the newest.
@@ -87,6 +92,8 @@ class EvaluateConfig(GuideConfig):
     """
 
     model: str = ""
+    endpoint_model: str = ""
+    api_key_env: str = "OPENAI_API_KEY"
     tokenizer: str = ""
     adapter: str = ""
     revision: str = ""
@@ -121,3 +128,24 @@ class EvaluateConfig(GuideConfig):
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.limit < 0:
             raise ValueError(f"limit must not be negative, got {self.limit}")
+        if self.remote != bool(self.endpoint_model):
+            raise ValueError(
+                "endpoint_model: expected the name of a model where model is an address (http...)"
+            )
+        if self.remote and self.reference:
+            raise ValueError("reference: the KL needs log-probs, which an endpoint does not tell")
+
+    @property
+    def remote(self) -> bool:
+        """Whether the model is behind an endpoint."""
+        return self.model.startswith(("http://", "https://"))
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the model comes from; with doctors alone, from the first of them."""
+        if self.remote:
+            return ModelSource(base_url=self.model, model=self.endpoint_model)
+        named = self.model or self.patient or next(iter(self.doctor), "")
+        if not named:
+            raise ConfigError("--model: expected a folder, a file, a hub id or an endpoint; got nothing")
+        return ModelSource(path=model_folder(named))

@@ -40,13 +40,18 @@ def identity(config: EvaluateConfig, task: str) -> dict[str, Any]:
         settings = {name: value for name, value in settings.items() if not name.startswith("sampling.")}
     if file := config.shots.get(task):
         settings |= {"shots": file, "shots sha256": sha256(file), "num_shots": config.num_shots}
-    return {**settings, "model files": _fingerprint(config.model), "file sha256": sha256(config.tasks[task])}
+    named = [name for name in (config.model, config.adapter, config.patient, *config.doctor) if name]
+    files = [_fingerprint(name) for name in named]
+    return {**settings, "model files": files, "file sha256": sha256(config.tasks[task])}
 
 
 def _fingerprint(model: str) -> str:
     """Names, sizes and times of a model's files, as one word; empty where it is no folder or file here."""
-    place = Path(model_folder(model)) if model else Path()
-    if not model or not place.exists():
+    if (
+        not model
+        or model.startswith(("http://", "https://"))
+        or not (place := Path(model_folder(model))).exists()
+    ):
         return ""
     files = [place] if place.is_file() else sorted(x for x in place.iterdir() if x.is_file())
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -1,7 +1,8 @@
 """A model under evaluation: it finds texts likely or unlikely, and writes answers."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +11,8 @@ import jax
 from jaxalign import models
 from jaxalign.data.records import Message
 from jaxalign.errors import ConfigError
+from jaxalign.evaluation.judging.endpoint import Endpoint
+from jaxalign.evaluation.judging.endpoint_config import EndpointConfig
 from jaxalign.evaluation.likelihood import ContinuationScorer
 from jaxalign.evaluation.text_likelihood import TextScorer
 from jaxalign.inference.loading import ChatModel, UntilTexts
@@ -24,14 +27,16 @@ class Answer:
 
     Attributes:
       text: up to where it ended.
-      tokens: token ids, the one that ended it included.
-      logp: summed log-prob of them under the model, nats.
+      tokens: token ids, the one that ended it included; () where they are not known.
+      count: how many tokens; None where it is not known.
+      logp: summed log-prob of them under the model, nats; NaN where it is not known.
       finish_reason: `stop` or `length`.
       prompt_cut: tokens at the beginning of the prompt that the context had no room for.
     """
 
     text: str
     tokens: tuple[int, ...]
+    count: int | None
     logp: float
     finish_reason: str
     prompt_cut: int = 0
@@ -123,6 +128,7 @@ class Subject:
                 Answer(
                     text=texts[row],
                     tokens=tuple(int(token) for token in tokens[row]),
+                    count=len(tokens[row]),
                     logp=float(done.logps[row][done.mask[row]].sum()),
                     finish_reason=str(done.finish_reason[row]),
                     prompt_cut=max(0, len(ids[batch[row // samples]]) - room),
@@ -130,6 +136,61 @@ class Subject:
                 for row in range(len(texts))
             ]
             yield batch, [answers[i : i + samples] for i in range(0, len(answers), samples)]
+
+
+class EndpointSubject:
+    """A model behind an OpenAI-compatible endpoint: it writes answers to conversations, and tells no log-probs.
+
+    Args:
+      settings: of the endpoint; `max_tokens`, `temperature` and `top_p` of its parameters are set by each task.
+      batch_size: conversations that are asked before their answers are kept.
+
+    Attributes:
+      chat_model: None.
+    """
+
+    chat_model = None
+
+    def __init__(self, settings: EndpointConfig, batch_size: int = 16) -> None:
+        self._settings, self.batch_size = settings, batch_size
+
+    def answers(
+        self,
+        asked: Sequence[Asked],
+        *,
+        sampling: Mapping[str, Any],
+        stops: Sequence[Sequence[str]] = (),
+        seed: int = 0,
+        places: Sequence[int] | None = None,
+    ) -> Iterator[tuple[list[int], list[list[Answer]]]]:
+        """See `Subject.answers`; a text is asked as a user's turn, and of one sample each.
+
+        Raises:
+          ConfigError: several samples.
+          UserError: the endpoint refuses or fails.
+        """
+        del places
+        if sampling["num_samples"] != 1:
+            raise ConfigError("sampling.num_samples: a model at an endpoint is asked once for each question")
+        parameters = {
+            "max_tokens": sampling["max_new_tokens"],
+            "temperature": sampling["temperature"],
+            "top_p": sampling["top_p"],
+            **({"seed": seed} if sampling["temperature"] else {}),
+        }
+        settings = replace(self._settings, parameters={**self._settings.parameters, **parameters})
+        with Endpoint(settings) as endpoint:
+            for start in range(0, len(asked), self.batch_size):
+                batch = list(range(start, min(start + self.batch_size, len(asked))))
+                turns = [(Message("user", x),) if isinstance(x := asked[i], str) else x for i in batch]
+                conversations = [[{"role": t.role, "content": t.content} for t in one] for one in turns]
+                answers = []
+                for i, reply in zip(batch, endpoint.replies(conversations), strict=True):
+                    ends = [at for end in (stops[i] if stops else ()) if (at := reply.text.find(end)) >= 0]
+                    reason = "length" if reply.finish_reason == "length" and not ends else "stop"
+                    text = reply.text[: min(ends)] if ends else reply.text
+                    answers.append([Answer(text, (), reply.completion_tokens, math.nan, reason)])
+                yield batch, answers
 
 
 def told_in_order(

@@ -70,10 +70,11 @@ def written_items(
     return found
 
 
-def _facts(row: Row) -> dict[str, float]:
-    """Tokens of the answers, and how many ended by themselves."""
+def _facts(row: Row) -> dict[str, float | None]:
+    """Tokens of the answers, where they were counted, and how many ended by themselves."""
+    counts = [count for count in row["count"] if count is not None]
     return {
-        "tokens": float(np.mean([len(tokens) for tokens in row["tokens"]])),
+        "tokens": float(np.mean(counts)) if counts else None,
         "stopped": float(np.mean([reason == "stop" for reason in row["finish_reason"]])),
     }
 
