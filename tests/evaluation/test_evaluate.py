@@ -232,7 +232,7 @@ def test_verdicts_that_cannot_be_read_are_counted_and_no_rate_counts_them(config
 
 def test_mt_bench_has_both_turns_rated(config, files, tmp_path):
     questions = [
-        {"question_id": i, "category": ("writing", "roleplay")[i % 2], "turns": ["Hi?", "And?"]}
+        {"question_id": i, "category": ("writing", "roleplay")[i % 2], "turns": [f"Hi {i}?", "And?"]}
         for i in range(4)
     ]
     fields = "{question} {answer}", "{question_1} {answer_1} {question_2} {answer_2}"
@@ -250,7 +250,7 @@ def test_mt_bench_has_both_turns_rated(config, files, tmp_path):
     assert task["metrics"]["rating"]["value"] == 7 and task["metrics"]["rating_turn_2"]["count"] == 4
     assert task["groups"].keys() == {"writing", "roleplay"}
     assert [item["scores"]["rating"] for item in items] == [7.0] * 4
-    assert sum(text.startswith("Hi?") and "And?" in text for text in asked) == 4
+    assert sum(text.startswith("Hi ") and "And?" in text for text in asked) == 4
 
 
 def test_a_model_behind_an_endpoint_is_asked_for_written_answers(config, files, tmp_path):
