@@ -112,9 +112,7 @@ class JaxalignLM(LM):
             continue_final_message=not add_generation_prompt,
         )
 
-    def loglikelihood(
-        self, requests: Sequence[Any], disable_tqdm: bool = False
-    ) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-prob, whether greedy decoding would give it) of each (context, continuation)."""
         del disable_tqdm
         pairs = [request.args for request in requests]
