@@ -111,6 +111,11 @@ def messages(said: Said) -> list[dict[str, str]]:
     return [{"role": role, "content": text} for role, text in said]
 
 
+def shown(said: Said) -> Said:
+    """Without space around the texts, by which a rater could tell models apart."""
+    return tuple((role, text.strip()) for role, text in said)
+
+
 def plain(said: Said) -> str | list[dict[str, str]]:
     """The text of a lone turn of the user or the assistant, else messages."""
     return said[0][1] if len(said) == 1 and said[0][0] in ("user", "assistant") else messages(said)
@@ -150,7 +155,7 @@ def _prompt(place: str, value: Any) -> Said:
         raise DataError(
             f"{place}: expected a text or messages with role and content in 'prompt', got {value!r:.60}"
         )
-    return tuple((role, text.strip()) for role, text in said)
+    return shown(tuple(said))
 
 
 def _bench_questions(path: str) -> dict[Any, Said]:
@@ -158,7 +163,7 @@ def _bench_questions(path: str) -> dict[Any, Said]:
     found = questions_of(path)
     if found is None or found[0].layout != "mt_bench":
         raise DataError(f"{path}: expected MT-bench questions, with question_id and turns")
-    return {one.columns["question_id"]: tuple(("user", turn) for turn in one.turns) for one in found}
+    return {one.columns["question_id"]: shown(tuple(("user", turn) for turn in one.turns)) for one in found}
 
 
 def _mt_bench(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.errors import ConfigError, DataError
-from jaxalign.evaluation.human_sheet.answers import Said, common_prompts, read_all, read_model_answers
+from jaxalign.evaluation.human_sheet.answers import Said, common_prompts, read_all, read_model_answers, shown
 from jaxalign.evaluation.human_sheet.key import COLUMN, Item, Key, write_whole
 from jaxalign.evaluation.human_sheet.page import PAIR_QUESTION, RATING_QUESTION, rater_page
 from jaxalign.evaluation.human_sheet.plan import assign, items_to_rate, pair_items, sides
@@ -107,12 +107,12 @@ def export_pair_sheet(
     flips = sides([(first, second) for _, first, second in compared], rng)
     items = []
     for (prompt, *two), flip in zip(compared, flips, strict=True):
-        shown = [several[model] for model in (two[::-1] if flip else two)]
+        placed = [several[model] for model in (two[::-1] if flip else two)]
         items.append(
             Item(
                 prompt=common[prompt],
-                models=tuple(one.model for one in shown),
-                answers=tuple(one.answers[common[prompt]] for one in shown),
+                models=tuple(one.model for one in placed),
+                answers=tuple(one.answers[common[prompt]] for one in placed),
             )
         )
     key = Key(
@@ -176,7 +176,7 @@ def rater_table(key: Key, rater: str) -> str:
     writer.writerow(["sheet", "rater", "item", "prompt", *answers, COLUMN[key.kind]])
     for name in key.raters[rater]:
         item = key.items[name]
-        texts = [_cell(said) for said in (item.prompt, *item.answers)]
+        texts = [_cell(shown(said)) for said in (item.prompt, *item.answers)]
         writer.writerow([key.sheet, rater, name, *texts, ""])
     return file.getvalue()
 
@@ -185,8 +185,7 @@ def _cell(said: Said) -> str:
     """Turns as one text, which no spreadsheet takes for a formula."""
     parts = [said[0][1]] if len(said) == 1 else [f"{role}: {text}" for role, text in said]
     text = "\n\n".join(parts)
-    # They skip what stands before the sign.
-    return f"'{text}" if text.lstrip()[:1] in tuple("=+-@") or text[:1] in tuple("\t\r\n") else text
+    return f"'{text}" if text[:1] in tuple("=+-@") else text
 
 
 def _named(items: Sequence[Item]) -> dict[str, Item]:

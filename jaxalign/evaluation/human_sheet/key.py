@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ class Key:
     items: Mapping[str, Item]
     raters: Mapping[str, tuple[str, ...]]
 
-    @property
+    @cached_property
     def sheet(self) -> str:
         """A name that no other key has. It begins with a letter, or spreadsheets would read some as numbers."""
         return "s" + hashlib.sha256(json.dumps(self._body(), sort_keys=True).encode()).hexdigest()[:12]

@@ -10,6 +10,7 @@ import html
 import json
 from typing import Any
 
+from jaxalign.evaluation.human_sheet.answers import shown
 from jaxalign.evaluation.human_sheet.key import CHOICES, COLUMN, Key
 
 PAIR_QUESTION = "Which answer is better?"
@@ -41,11 +42,12 @@ footer { position: fixed; left: 0; right: 0; bottom: 0; background: var(--page);
 footer > div { max-width: 1148px; margin: 0 auto; display: flex; flex-wrap: wrap; gap: 8px; align-items: center; }
 #choices button { flex: 1 1 0; min-height: 48px; } #moves { margin-top: 8px; }
 button { font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--line); border-radius: 8px;
-  padding: 6px 12px; cursor: pointer; } button:hover { border-color: var(--mark); }
+  padding: 6px 12px; cursor: pointer; -webkit-tap-highlight-color: transparent; }
 button:focus-visible { outline: 2px solid var(--mark); outline-offset: 1px; }
 button[aria-pressed=true], body.done #save { background: var(--mark); color: var(--on); }
 #save { margin-left: auto; } #keys { color: var(--dim); font-size: 13px; flex: 1 1 100%; margin: 0; }
 #note:empty { display: none; } #note { color: var(--mark); margin: 10px 0 0; }
+@media (hover: hover) { button:hover { border-color: var(--mark); } }
 @media (hover: none) { #keys { display: none; } }
 """
 
@@ -54,7 +56,8 @@ SCRIPT = """
 const sheet = JSON.parse(document.getElementById("sheet").textContent);
 const byId = id => document.getElementById(id);
 const pair = sheet.kind === "pair", slot = `jaxalign-sheet:${sheet.sheet}:${sheet.rater}`;
-const names = pair ? {A: "1 · A", tie: "0 · Tie", B: "2 · B"} : Object.fromEntries(sheet.choices.map(x => [x, x]));
+const names = pair ? {A: "1 · A is better", tie: "0 · Tie", B: "2 · B is better"}
+  : Object.fromEntries(sheet.choices.map(x => [x, x]));
 const keys = pair ? {1: "A", 2: "B", 0: "tie", ArrowLeft: "A", ArrowRight: "B", ArrowDown: "tie"} : names;
 const moves = pair ? {Backspace: -1, n: 1} : {Backspace: -1, n: 1, ArrowLeft: -1, ArrowRight: 1};
 let chosen = {}, at = 0, kept = true, saved = true;
@@ -83,11 +86,12 @@ function turns(place, said, alone) {
     if (said.length > 1) {
       const who = document.createElement("span");
       who.className = "role";
+      who.dir = "ltr";
       who.textContent = role;
       part.append(who);
     }
     if (alone) part.className = "turn";
-    if (text.trim()) part.append(text);
+    if (text) part.append(text);
     else { part.append("(empty)"); part.classList.add("empty"); }
     place.append(part);
   }
@@ -189,9 +193,9 @@ def rater_page(key: Key, rater: str, question: str) -> str:
       rater: whose.
       question: what is asked of each item, plain text.
     """
-    shown = [
-        {"id": name, "prompt": key.items[name].prompt, "answers": key.items[name].answers}
-        for name in key.raters[rater]
+    items = [
+        {"id": name, "prompt": shown(item.prompt), "answers": [shown(answer) for answer in item.answers]}
+        for name, item in ((name, key.items[name]) for name in key.raters[rater])
     ]
     data = {
         "sheet": key.sheet,
@@ -199,7 +203,7 @@ def rater_page(key: Key, rater: str, question: str) -> str:
         "kind": key.kind,
         "column": COLUMN[key.kind],
         "choices": CHOICES[key.kind],
-        "items": shown,
+        "items": items,
     }
     policy = (
         f"default-src 'none'; script-src '{_hash(SCRIPT)}'; style-src '{_hash(STYLE)}'; base-uri 'none'; "

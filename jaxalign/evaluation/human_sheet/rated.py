@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,17 +54,18 @@ def read_rated(key: Key, files: Sequence[str]) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     places: dict[tuple[str, str], str] = {}
     known = {choice.lower(): choice for choice in CHOICES[key.kind]}
+    given = {rater: frozenset(items) for rater, items in key.raters.items()}
     wanted = ("sheet", "rater", "item", COLUMN[key.kind])
     for path in files:
         for place, row in _rows(path, wanted):
             sheet, rater, item, value = (row[name].strip() for name in wanted)
             if sheet != key.sheet:
                 raise DataError(f"{place}: a row of sheet {sheet!r:.40}; the key is of sheet {key.sheet}")
-            if rater not in key.raters:
+            if rater not in given:
                 raise DataError(
                     f"{place}: rater {rater!r:.40} is not in the key; expected {_few(key.raters)}"
                 )
-            if item not in key.raters[rater]:
+            if item not in given[rater]:
                 raise DataError(f"{place}: {item!r:.40} is none of the items of rater {rater}")
             if not value:
                 continue
@@ -110,8 +112,8 @@ def agreement_of(
     if len(raters) == 2:
         kappa = interval(partial(cohens_kappa, weights=None if level == "nominal" else "quadratic"), table)
     else:
-        planned = np.asarray([sum(item in mine for mine in key.raters.values()) for item in key.items])
-        whole = table[counts == planned]
+        planned = Counter(item for mine in key.raters.values() for item in mine)
+        whole = table[counts == [planned[item] for item in key.items]]
         kappa = interval(fleiss_kappa, whole) if len(whole) else None
     return RaterAgreement(
         raw=interval(raw_agreement, table),
@@ -141,21 +143,23 @@ def _rows(path: str, wanted: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     reader = csv.DictReader(
         io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True
     )
-    found = []
+    found, line = [], 0
     try:
         names = [name.strip().lower() for name in reader.fieldnames or ()]
         lacking = [name for name in wanted if name not in names]
         if lacking:
             raise DataError(f"{path}:1: expected the columns {', '.join(wanted)}, there is no {lacking[0]}")
         reader.fieldnames = names
+        line = reader.line_num
         for row in reader:
-            place = f"{path}:{reader.line_num}"
+            line = reader.line_num
+            place = f"{path}:{line}"
             if None in row or None in row.values():
                 raise DataError(f"{place}: expected {len(names)} columns, as in the header")
             if any(value.strip() for value in row.values()):
                 found.append((place, row))
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not valid csv ({error})") from None
+        raise DataError(f"{path}:{line + 1}: not valid csv ({error})") from None
     return found
 
 
