@@ -20,13 +20,15 @@ class ModelAnswers:
     Attributes:
       path: of their file.
       model: its name.
-      answers: prompts with the first answer to each, in the file's order.
+      answers: prompts, without space around them, with the first answer to each, in the file's order.
+      prompts: these prompts as they are written.
       doubled: prompts of the further answers, which are left out: once for each of these.
     """
 
     path: str
     model: str
     answers: Mapping[Said, Said]
+    prompts: Mapping[Said, Said]
     doubled: tuple[Said, ...] = ()
 
 
@@ -48,6 +50,7 @@ def read_model_answers(path: str, *, name: str = "", questions: str = "") -> Mod
     """
     asked = _bench_questions(questions) if questions else {}
     answers: dict[Said, Said] = {}
+    prompts: dict[Said, Said] = {}
     doubled: list[Said] = []
     model = None
     for place, row in rows_of(path):
@@ -61,10 +64,14 @@ def read_model_answers(path: str, *, name: str = "", questions: str = "") -> Mod
             raise DataError(
                 f"{place}: expected an answer of {model or 'no named model'}, got one of {called}"
             )
-        doubled += [prompt] * (len(samples) - (prompt not in answers))
-        answers.setdefault(prompt, samples[0])
+        plainly = shown(prompt)
+        doubled += [plainly] * (len(samples) - (plainly not in answers))
+        answers.setdefault(plainly, samples[0])
+        prompts.setdefault(plainly, prompt)
     stem = Path(path).name.partition(".")[0]
-    return ModelAnswers(path=path, model=name or model or stem, answers=answers, doubled=tuple(doubled))
+    return ModelAnswers(
+        path=path, model=name or model or stem, answers=answers, prompts=prompts, doubled=tuple(doubled)
+    )
 
 
 def read_all(
@@ -131,7 +138,7 @@ def _read(
     if "instruction" in row and "output" in row:
         instruction, given = _text(place, row, "instruction"), row.get("input") or ""
         prompt = f"{instruction}\n\n{given}" if isinstance(given, str) and given.strip() else instruction
-        return (("user", prompt.strip()),), [(("assistant", _text(place, row, "output")),)]
+        return (("user", prompt),), [(("assistant", _text(place, row, "output")),)]
     if "prompt" in row and "completion" in row:
         return _prompt(place, row["prompt"]), [(("assistant", _text(place, row, "completion")),)]
     raise DataError(
@@ -148,14 +155,14 @@ def _text(place: str, row: Mapping[str, Any], name: str) -> str:
 
 def _prompt(place: str, value: Any) -> Said:
     if isinstance(value, str):
-        return (("user", value.strip()),)
+        return (("user", value),)
     turns = value if isinstance(value, list) else []
     said = [(t.get("role"), t.get("content")) for t in turns if isinstance(t, Mapping)]
     if not said or len(said) < len(turns) or not all(isinstance(x, str) for turn in said for x in turn):
         raise DataError(
             f"{place}: expected a text or messages with role and content in 'prompt', got {value!r:.60}"
         )
-    return shown(tuple(said))
+    return tuple(said)
 
 
 def _bench_questions(path: str) -> dict[Any, Said]:
@@ -163,7 +170,7 @@ def _bench_questions(path: str) -> dict[Any, Said]:
     found = questions_of(path)
     if found is None or found[0].layout != "mt_bench":
         raise DataError(f"{path}: expected MT-bench questions, with question_id and turns")
-    return {one.columns["question_id"]: shown(tuple(("user", turn) for turn in one.turns)) for one in found}
+    return {one.columns["question_id"]: tuple(("user", turn) for turn in one.turns) for one in found}
 
 
 def _mt_bench(

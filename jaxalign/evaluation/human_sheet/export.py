@@ -110,7 +110,7 @@ def export_pair_sheet(
         placed = [several[model] for model in (two[::-1] if flip else two)]
         items.append(
             Item(
-                prompt=common[prompt],
+                prompt=several[0].prompts[common[prompt]],
                 models=tuple(one.model for one in placed),
                 answers=tuple(one.answers[common[prompt]] for one in placed),
             )
@@ -155,7 +155,7 @@ def export_rating_sheet(
     prompts = list(one.answers)
     count = items_to_rate(len(prompts), raters=raters, overlap=overlap, items_per_rater=items_per_rater)
     chosen = [prompts[i] for i in rng.permutation(len(prompts))[:count]]
-    items = [Item(prompt=p, models=(one.model,), answers=(one.answers[p],)) for p in chosen]
+    items = [Item(prompt=one.prompts[p], models=(one.model,), answers=(one.answers[p],)) for p in chosen]
     key = Key(
         kind="rating",
         seed=seed,

@@ -56,19 +56,23 @@ SCRIPT = """
 const sheet = JSON.parse(document.getElementById("sheet").textContent);
 const byId = id => document.getElementById(id);
 const pair = sheet.kind === "pair", slot = `jaxalign-sheet:${sheet.sheet}:${sheet.rater}`;
-const names = pair ? {A: "1 · A is better", tie: "0 · Tie", B: "2 · B is better"}
+const names = pair ? {A: "1 · A better", tie: "0 · Tie", B: "2 · B better"}
   : Object.fromEntries(sheet.choices.map(x => [x, x]));
 const keys = pair ? {1: "A", 2: "B", 0: "tie", ArrowLeft: "A", ArrowRight: "B", ArrowDown: "tie"} : names;
 const moves = pair ? {Backspace: -1, n: 1} : {Backspace: -1, n: 1, ArrowLeft: -1, ArrowRight: 1};
 let chosen = {}, at = 0, kept = true, saved = true;
 
 function load() {
+  let before = "";
   try {
-    const before = JSON.parse(localStorage.getItem(slot) || "{}");
+    before = localStorage.getItem(slot) || "{}";
+    localStorage.setItem(slot, before);
+  } catch { kept = false; }
+  try {
+    before = JSON.parse(before) || {};
     for (const item of sheet.items)
       if (sheet.choices.includes(before[item.id])) chosen[item.id] = before[item.id];
-    localStorage.setItem(slot, JSON.stringify(chosen));
-  } catch { kept = false; }
+  } catch { chosen = {}; }
   const first = sheet.items.findIndex(item => !(item.id in chosen));
   at = first < 0 ? sheet.items.length - 1 : first;
 }

@@ -93,9 +93,7 @@ def test_a_rater_who_takes_the_first_is_seen(tmp_path):
     sheet = exported(tmp_path, prompts=20, raters=2, overlap=2)
 
     def wins(rater, prompt, models):
-        if rater == "1":
-            return models[0]
-        return "tie" if prompt == "p0" else models[int(prompt) % 4 == 0] if prompt.isdigit() else models[1]
+        return models[0] if rater == "1" else "tie" if prompt == "p0" else models[1]
 
     found = import_pair_ratings(sheet.key, rate(sheet, tmp_path, wins))
     one, two = (found.raters[r].first for r in "12")
@@ -203,6 +201,14 @@ def test_a_chat_prompt_stays_a_chat(tmp_path):
     (record,), _ = read_records(write(tmp_path, ratings), kind="preference")
     assert record.prompt == (Message("system", "Be terse."), Message("user", "Hi."))
     assert (record.chosen, record.rejected) == ("n", "m")
+
+
+def test_space_is_kept_for_training(tmp_path):
+    texts = {"m": ("Once:\n", " upon\n"), "n": ("Once:", " a")}
+    files = [lines(tmp_path / f"{m}.jsonl", {"prompt": p, "completion": c}) for m, (p, c) in texts.items()]
+    sheet = export_pair_sheet(files, tmp_path / "sheet", seed=0)
+    ratings = import_pair_ratings(sheet.key, rate(sheet, tmp_path, lambda *_: "n"))
+    assert preferences(ratings).rows == ({"prompt": "Once:\n", "chosen": " a", "rejected": " upon\n"},)
 
 
 def test_no_row_is_written_where_none_wins(tmp_path):
