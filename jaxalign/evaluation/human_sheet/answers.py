@@ -157,8 +157,12 @@ def _prompt(place: str, value: Any) -> Said:
     if isinstance(value, str):
         return (("user", value),)
     turns = value if isinstance(value, list) else []
-    said = [(t.get("role"), t.get("content")) for t in turns if isinstance(t, Mapping)]
-    if not said or len(said) < len(turns) or not all(isinstance(x, str) for turn in said for x in turn):
+    said = [
+        (turn["role"], turn["content"])
+        for turn in turns
+        if isinstance(turn, Mapping) and all(isinstance(turn.get(x), str) for x in ("role", "content"))
+    ]
+    if not said or len(said) < len(turns):
         raise DataError(
             f"{place}: expected a text or messages with role and content in 'prompt', got {value!r:.60}"
         )

@@ -219,9 +219,9 @@ def _by_pair(key: Key, choices: Rated) -> dict[tuple[str, str], list[list[float]
     """(model, baseline) -> the points of each rated item for the model, in the order of the key's models."""
     found: dict[tuple[str, str], list[list[float]]] = {pair: [] for pair in combinations(key.models, 2)}
     for name, points in _by_item(choices).items():
-        shown = key.items[name].models
-        straight = shown in found
-        pair = shown if straight else shown[::-1]
+        first, second = key.items[name].models
+        straight = (first, second) in found
+        pair = (first, second) if straight else (second, first)
         found[pair].append(points if straight else [1 - p for p in points])
     return {pair: points for pair, points in found.items() if points}
 
