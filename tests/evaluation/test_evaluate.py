@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import shutil
 
 import numpy as np
 import pytest
@@ -174,14 +174,22 @@ def test_a_folder_with_other_answers_is_refused_by_what_differs(config, files, t
         evaluate(config(tasks))
 
 
-def test_a_model_that_was_trained_further_has_other_answers(config, files, tiny_model_folder, tmp_path):
-    import shutil
-
+def test_a_model_that_was_trained_further_has_other_answers_and_a_copy_the_same(
+    config, files, tiny_model_folder, tmp_path, monkeypatch
+):
+    tasks = {"gsm8k": files("gsm8k", GSM8K)}
     folder = tmp_path / "model"
     shutil.copytree(tiny_model_folder, folder)
-    tasks = {"gsm8k": files("gsm8k", GSM8K)}
     evaluate(config(tasks, model=str(folder), limit=2))
-    os.utime(folder / "model.safetensors")
+    shutil.rmtree(folder)
+    shutil.copytree(tiny_model_folder, folder, copy_function=shutil.copy)  # with other times
+    with monkeypatch.context() as patch:
+        patch.setattr(asking, "ask_written", lambda *args, **options: pytest.fail("asked again"))
+        evaluate(config(tasks, model=str(folder), limit=2))
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
     with pytest.raises(ConfigError, match="holds answers with model files="):
         evaluate(config(tasks, model=str(folder), limit=2))
 
