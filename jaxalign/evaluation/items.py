@@ -61,7 +61,7 @@ def read_items(folder: Path | str, task: str) -> dict[int, Item]:
     return items
 
 
-def _item(fields: "Fields") -> Item:
+def _item(fields: Fields) -> Item:
     prompt = fields.fields.get("prompt")
     if isinstance(prompt, list) and all(isinstance(turn, Mapping) for turn in prompt):
         prompt = tuple(prompt)

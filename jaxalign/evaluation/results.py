@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,32 @@ def labels_of(evaluations: Iterable[Results]) -> list[str]:
         name if names.count(name) == 1 else f"{name} ({names[:place].count(name) + 1})"
         for place, name in enumerate(names)
     ]
+
+
+def notes_of(labels: Sequence[str], found: Sequence[TaskResults | None]) -> list[str]:
+    """What a reader of one task's figures must know: the models' notes, once where all share one, and what they differ in.
+
+    Args:
+      labels: name of each model.
+      found: results of each model; None where it was not asked.
+    """
+    asked = [(label, one) for label, one in zip(labels, found, strict=True) if one]
+    whose: dict[str, list[str]] = {}
+    for label, one in asked:
+        for text in dict.fromkeys(one.notes):
+            whose.setdefault(text, []).append(label)
+    told = [text if len(who) == len(asked) else f"{', '.join(who)}: {text}" for text, who in whose.items()]
+    if differ(one.sha256 for _, one in asked):
+        told.append("The models were not asked the rows of the same file.")
+    elif differ(one.items for _, one in asked):
+        told.append("The models were not asked the same number of rows.")
+    return told
+
+
+def differ(values: Iterable[Any]) -> bool:
+    """Whether any two values differ."""
+    first, *rest = values
+    return any(value != first for value in rest)
 
 
 def is_rate(figures: Iterable[Figure]) -> bool:

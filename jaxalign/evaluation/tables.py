@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxalign.evaluation.results import Figure, Results, is_rate, labels_of, parse_results
+from jaxalign.evaluation.results import Figure, is_rate, labels_of, notes_of, parse_results
+from jaxalign.runs import records
 
 
 def format_table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -48,13 +49,6 @@ def interval(figure: Figure, *, rate: bool) -> str:
     return f"[{number(figure.low, rate=rate)}, {number(figure.high, rate=rate)}]"
 
 
-def metrics_of(evaluations: Sequence[Results], task: str) -> list[str]:
-    """The metrics of a task in any of the evaluations, in order."""
-    return list(
-        dict.fromkeys(name for one in evaluations if task in one.tasks for name in one.tasks[task].metrics)
-    )
-
-
 def results_table(results: Mapping[str, Any], *, others: Sequence[Mapping[str, Any]] = ()) -> str:
     """The figures of an evaluation as aligned text, and below them what a reader must know of them.
 
@@ -65,19 +59,17 @@ def results_table(results: Mapping[str, Any], *, others: Sequence[Mapping[str, A
     Raises:
       DataError: a field that is not what it should be.
     """
-    evaluations = [parse_results(one) for one in (results, *others)]
+    evaluations = [parse_results(records.clean(one)) for one in (results, *others)]
     labels = [_plain(label) for label in labels_of(evaluations)] if others else ["value"]
     tasks = list(dict.fromkeys(task for one in evaluations for task in one.tasks))
     width = max((len(_plain(task)) for task in ("task", *tasks)), default=0)
     rows, notes = [], []
     for task in tasks:
         found = [one.tasks.get(task) for one in evaluations]
-        for metric in metrics_of(evaluations, task):
+        for metric in dict.fromkeys(name for one in found if one for name in one.metrics):
             figures = [one.metrics.get(metric) if one else None for one in found]
             rows.append(_row(f"{_plain(task):<{width}}  {_plain(metric)}", figures, labels, width))
-        for label, one in zip(labels, found, strict=True):
-            told = f"{_plain(task)} ({label})" if others else _plain(task)
-            notes += [f"  {told}: {_plain(note)}" for note in (one.notes if one else ())]
+        notes += [f"  {_plain(task)}: {_plain(note)}" for note in notes_of(labels, found)]
     table = format_table(rows)
     return "\n".join([table, "", "notes", *notes]) if notes else table
 
