@@ -1,13 +1,14 @@
 """report.html of an evaluation, or of several models' beside each other: one file that needs no other."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxalign.evaluation.items import read_items
 from jaxalign.evaluation.report_figures import dot
-from jaxalign.evaluation.report_items import SCRIPT
+from jaxalign.evaluation.report_items import SCRIPT, browser
 from jaxalign.evaluation.report_style import STYLE
 from jaxalign.evaluation.report_tasks import ReportTask, headline_table, note, section
 from jaxalign.evaluation.results import Results, differ, labels_of, read_results
@@ -15,8 +16,8 @@ from jaxalign.runs.page import escaped, folded, write_page
 
 # Items of a task, and bytes of HTML of all tasks' items.
 MOST_ITEMS, ITEM_BYTES = 60, 2_500_000
-# Settings that differ between any two models.
-OWN_SETTINGS = ("model", "output", "out", "name", "run")
+# Settings whose difference needs no telling: it shows.
+OWN_SETTINGS = ("model", "tasks", "output", "out", "name", "run")
 
 
 def write_report(
@@ -66,13 +67,12 @@ def write_report(
     ]
     confidence = evaluations[0].settings.get("confidence")
     confidence = confidence if isinstance(confidence, float) and 0 < confidence < 1 else 0.95
-    budget = ITEM_BYTES // max(1, len(tasks))
     body = [
         *_opening(evaluations, labels),
         "<h2>Results</h2>",
         headline_table(tasks, confidence=confidence),
         "<h2>Tasks</h2>",
-        *(section(task, most=most_items, seed=seed, budget=budget) for task in tasks),
+        *map(section, tasks, _browsers(tasks, most_items, seed)),
         "<h2>Settings</h2>",
         _facts("settings", [one.settings for one in evaluations], labels),
         _facts("versions", [one.versions for one in evaluations], labels),
@@ -84,7 +84,7 @@ def write_report(
 def _opening(evaluations: Sequence[Results], labels: Sequence[str]) -> Iterator[str]:
     """Which models, when and where; and what makes them hard to compare."""
     several = len(labels) > 1
-    yield f"<h1>Evaluation of {escaped(', '.join(labels))}</h1>"
+    yield f"<h1>Evaluation of {f'{len(labels)} models' if several else escaped(labels[0])}</h1>"
     for place, (label, one) in enumerate(zip(labels, evaluations, strict=True)):
         about = [
             one.device,
@@ -104,6 +104,32 @@ def _opening(evaluations: Sequence[Results], labels: Sequence[str]) -> Iterator[
     ]
     if different:
         yield note(f"The models' settings differ in {', '.join(different)}.")
+
+
+def _browsers(tasks: Sequence[ReportTask], most: int, seed: int) -> list[str]:
+    """The items of each task; fewer of the tasks that take most room, where all together would take too much."""
+
+    def made(task: ReportTask, budget: float) -> str:
+        metrics = task.some.metrics
+        return browser(task.name, task.items, task.labels, metrics, most=most, seed=seed, budget=budget)
+
+    found = [made(task, math.inf) for task in tasks]
+    share = fair_share([len(one.encode(errors="replace")) for one in found], ITEM_BYTES)
+    return [
+        one if len(one.encode(errors="replace")) <= share else made(task, share)
+        for task, one in zip(tasks, found, strict=True)
+    ]
+
+
+def fair_share(sizes: Sequence[float], total: float) -> float:
+    """The largest s with sum min(size, s) <= total; infinite where all sizes fit."""
+    left = total
+    for place, size in enumerate(sorted(sizes)):
+        share = left / (len(sizes) - place)
+        if size > share:
+            return share
+        left -= size
+    return math.inf
 
 
 def _facts(name: str, found: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:

@@ -47,13 +47,21 @@ class Block:
 
 
 def axis_of(figures: Iterable[Figure], *, rate: bool) -> tuple[float, float]:
-    """The ends of the bars of one metric: 0 to 1 of a rate, else from 0 as far as any value or interval reaches."""
+    """The ends of the bars of one metric: 0 to 1 of a rate, else from 0 to a round number that no value is beyond."""
     if rate:
         return 0.0, 1.0
     found = [x for f in figures for x in (f.value, f.low, f.high, f.chance) if x is not None]
     found = [x for x in found if math.isfinite(x)]
-    low, high = min([0.0, *found]), max([0.0, *found])
+    low, high = -_rounded(-min([0.0, *found])), _rounded(max([0.0, *found]))
     return (low, high) if high > low else (0.0, 1.0)
+
+
+def _rounded(value: float) -> float:
+    """1, 2 or 5 times a power of 10 that is not below a value; 0 of 0."""
+    if value <= 0:
+        return 0.0
+    unit = 10.0 ** math.floor(math.log10(value))
+    return next((step * unit for step in (1, 2, 5) if value <= step * unit), 10 * unit)
 
 
 def bar(figure: Figure, axis: tuple[float, float], *, rate: bool) -> str:
@@ -116,8 +124,13 @@ def metric_head(name: str, figures: Sequence[Figure], *, rate: bool, axis: tuple
     better = next((figure.better for figure in figures if figure.better), "")
     arrow, told = ARROWS.get(better, ("", ""))
     mark = f' <span class=dim title="{told}">{arrow}</span>' if arrow else ""
-    reach = "" if rate else f"<small class=dim>bars: {number(axis[0])} to {number(axis[1])}</small>"
-    return f"{escaped(name)}{mark}{reach}"
+    reach = "" if rate else f"<small class=dim>bars: {axis[0]:,g} to {axis[1]:,g}</small>"
+    return f"{breakable(name)}{mark}{reach}"
+
+
+def breakable(name: str) -> str:
+    """A name as HTML whose line may break behind an underscore or a slash."""
+    return escaped(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
 
 
 def _rows(block: Block, several: bool, differences: bool) -> str:
@@ -126,7 +139,9 @@ def _rows(block: Block, several: bool, differences: bool) -> str:
         figure = line.figure
         cells = [f"<td class=head rowspan={len(block.lines)}>{block.head}</td>"] if place == 0 else []
         if several:
-            cells.append(f"<td class=model>{dot(line.model)}{escaped(line.label)}</td>")
+            cells.append(
+                f'<td class=model title="{escaped(line.label)}">{dot(line.model)}{escaped(line.label)}</td>'
+            )
         if figure is None:
             cells.append("<td class='number value dim'>not evaluated</td><td class=bars></td>")
         else:

@@ -1,6 +1,7 @@
 """The items of a report as HTML: prompts, what each model answered, and how that was scored."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ def browser(
     *,
     most: int,
     seed: int,
-    budget: int,
+    budget: float = math.inf,
 ) -> str:
     """A list of items to open, to search, and to narrow to the wrong ones.
 
@@ -77,7 +78,7 @@ def browser(
         size = sum(len(part.encode(errors="replace")) for part in parts)
         if size <= budget or most == 1:
             break
-        most = max(1, min(most - 1, len(shown) - 1, most * budget // size))
+        most = max(1, min(most - 1, len(shown) - 1, int(most * budget / size)))
     told = _told(shown, len(items[lead]), seed)
     same = ""
     if len(opening) >= OPENING:
@@ -233,7 +234,7 @@ def _side(item: Item | None, place: int, label: str, task: str, strange: bool) -
         empty = "<span class=dim>(empty)</span>"
         parts.append(f"{name}<div class='text answer'>{_cut(answer.strip(), task) or empty}</div>")
     if item.scores:
-        scores = [f"{escaped(name)} <b>{number(score)}</b>" for name, score in item.scores.items()]
+        scores = [f"{escaped(name)} <b>{_score(score)}</b>" for name, score in item.scores.items()]
         parts.append(f"<p class=scores>{' · '.join(scores)}</p>")
     parts += [f"<p class=note>{escaped(note)}</p>" for note in item.notes]
     if item.judge:
@@ -243,6 +244,11 @@ def _side(item: Item | None, place: int, label: str, task: str, strange: bool) -
         )
         parts.append(f"<h4>judge</h4><dl>{said}</dl>")
     return f"<div class='side m{place % 8}'>{''.join(parts)}</div>"
+
+
+def _score(score: float | None) -> str:
+    """A score, a whole number as such."""
+    return f"{score:,.0f}" if score is not None and score.is_integer() else number(score)
 
 
 def _said(value: Any) -> str:

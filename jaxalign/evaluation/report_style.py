@@ -23,10 +23,11 @@ h1 { overflow-wrap: anywhere; }
 .dot { background: var(--c); border-radius: 50%; display: inline-block; height: 9px; margin-right: 6px; width: 9px; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .figures td { vertical-align: middle; }
-.figures td.head { vertical-align: top; overflow-wrap: anywhere; min-width: 130px; }
+.figures td.head { vertical-align: top; overflow-wrap: break-word; min-width: 130px; max-width: 300px; }
 .figures small { display: block; } .figures .across td { background: var(--soft); padding-top: 10px; }
 .figures .across a { font-weight: 600; } .figures .number { white-space: nowrap; }
-.figures .model { overflow-wrap: anywhere; } .figures td.bars { min-width: 180px; width: 30%; }
+.figures td.model { max-width: 210px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.figures td.bars { min-width: 150px; width: 28%; } .figures th.less { max-width: 170px; white-space: normal; }
 .figures tr:not(.last):not(.across) td:not(.head) { border-bottom-color: transparent; padding-bottom: 2px; }
 svg.bar { display: block; height: 20px; width: 100%; overflow: visible; }
 .bar .track { fill: var(--line); opacity: .55; } .bar .fill { fill: var(--c); opacity: .75; }
@@ -64,10 +65,10 @@ ul { margin: 0; padding-left: 20px; } tr.differs td { background: var(--note); }
   .figures tr:not(.last):not(.across) { border-bottom: 0; } .figures tr.across { background: var(--soft); }
   .figures td { border: 0; padding: 2px 4px; }
   .figures td.head, .figures td.bars, .figures .across td { width: 100%; }
-  .figures td.head { font-weight: 600; } .figures td.model { flex: 1 1 100%; }
-  .figures td.value { flex: 1; text-align: left; }
-  .figures td.n::before { content: "n "; }
-  .figures td.less:not(:empty)::before { content: "difference "; color: var(--dim); }
+  .figures td.head { font-weight: 600; } .figures td.model { flex: 1 1 100%; max-width: none; order: 1; }
+  .figures td.value { flex: 1; order: 2; text-align: left; } .figures td.n { order: 3; } .figures td.bars { order: 4; }
+  .figures td.less { order: 5; } .figures td.less:empty { display: none; } .figures td.n::before { content: "n "; }
+  .figures td.less::before { content: "difference "; color: var(--dim); }
 }
 @media print {
   body { max-width: none; padding: 0; } .js .tools { display: none; } tr, .item > summary { break-inside: avoid; }

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from jaxalign.evaluation.paired import paired_difference
 from jaxalign.evaluation.report_choice import Items
-from jaxalign.evaluation.report_figures import Block, Line, axis_of, metric_head, table_of
-from jaxalign.evaluation.report_items import browser
+from jaxalign.evaluation.report_figures import Block, Line, axis_of, breakable, metric_head, table_of
 from jaxalign.evaluation.results import Figure, TaskResults, is_rate, notes_of
 from jaxalign.runs.page import escaped
 
@@ -63,8 +62,8 @@ def headline_table(tasks: Sequence[ReportTask], *, confidence: float) -> str:
     return table + _legend(baseline, confidence)
 
 
-def section(task: ReportTask, *, most: int, seed: int, budget: int) -> str:
-    """What a task is, its groups, and its items (see `browser`)."""
+def section(task: ReportTask, items: str) -> str:
+    """What a task is, its groups, and its items, which are HTML."""
     some = task.some
     seconds = [
         f"{found.seconds:,.0f} s" + (f" ({label})" if task.several else "")
@@ -85,7 +84,7 @@ def section(task: ReportTask, *, most: int, seed: int, budget: int) -> str:
             f"<section id=task{task.number}><h3>{escaped(task.name)}</h3><p>{escaped(some.about)}</p>",
             f"<dl class=facts>{rows}</dl>{_notes(task)}",
             *_groups(task),
-            browser(task.name, task.items, task.labels, some.metrics, most=most, seed=seed, budget=budget),
+            items,
             "</section>",
         ]
     )
@@ -145,7 +144,7 @@ def _groups(task: ReportTask) -> Iterator[str]:
         axis = axis_of(known, rate=rate)
         blocks = [
             Block(
-                head=escaped(group or "(no group)"),
+                head=breakable(group or "(no group)"),
                 lines=[
                     Line(model=model, label=label, figure=figure)
                     for model, (label, figure) in enumerate(zip(task.labels, rows[group], strict=True))

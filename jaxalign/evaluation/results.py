@@ -134,7 +134,7 @@ def labels_of(evaluations: Iterable[Results]) -> list[str]:
 
 
 def notes_of(labels: Sequence[str], found: Sequence[TaskResults | None]) -> list[str]:
-    """What a reader of one task's figures must know: the models' notes, once where all share one, and what they differ in.
+    """What a reader of one task's figures must know: the notes, each once, and what the models were asked unlike.
 
     Args:
       labels: name of each model.
