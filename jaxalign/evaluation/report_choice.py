@@ -15,7 +15,8 @@ Items = Mapping[int, Item]
 def shares_of(item: Item) -> np.ndarray:
     """Each choice's part of all choices' probability: float64 [K], exp(logps) / sum exp(logps)."""
     logps = np.asarray(item.logps, np.float64)
-    return np.exp(logps - np.logaddexp.reduce(logps))
+    with np.errstate(invalid="ignore"):  # all impossible: NaN each
+        return np.exp(logps - np.logaddexp.reduce(logps))
 
 
 def shown_items(
@@ -67,7 +68,7 @@ def headline(items: Sequence[Items], metrics: Figures) -> str | None:
     )
 
 
-def wrong_metric(items: Sequence[Items], metrics: Figures) -> str | None:
+def verdict_metric(items: Sequence[Items], metrics: Figures) -> str | None:
     """The first metric that says of each item whether it is right: 1, 0 or (a tie) a half; higher being better."""
     for name, figure in metrics.items():
         scores = {_score(item, name) for one in items for item in one.values()} - {None}
@@ -76,10 +77,10 @@ def wrong_metric(items: Sequence[Items], metrics: Figures) -> str | None:
     return None
 
 
-def is_wrong(item: Item | None, metric: str | None) -> bool:
-    """Whether the metric says that the item is wrong; False where nothing is known."""
+def verdict(item: Item | None, metric: str | None) -> str:
+    """right, wrong or tie, by `verdict_metric`; empty where nothing is known."""
     score = None if item is None or metric is None else _score(item, metric)
-    return score is not None and score < 0.5
+    return "" if score is None else "right" if score > 0.5 else "tie" if score == 0.5 else "wrong"
 
 
 def _ranked(items: Sequence[Items], metric: str, better: str, rng: random.Random) -> dict[str, list[int]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.evaluation.items import Item
-from jaxalign.evaluation.report_choice import Items, is_wrong, shares_of, shown_items, wrong_metric
+from jaxalign.evaluation.report_choice import Items, shares_of, shown_items, verdict, verdict_metric
 from jaxalign.evaluation.report_figures import dot
 from jaxalign.evaluation.results import Figures
 from jaxalign.evaluation.tables import number
@@ -14,6 +14,7 @@ from jaxalign.runs.page import escaped, folded
 
 # Characters of a text that a report holds; of a prompt that the list shows; of a beginning worth telling only once.
 LONGEST, LINE, OPENING = 4000, 120, 200
+MARKS = {"right": "✓", "wrong": "✗", "tie": "="}
 
 SCRIPT = """
 document.documentElement.classList.add('js');
@@ -67,7 +68,7 @@ def browser(
     lead = next((place for place, one in enumerate(items) if one), None)
     if lead is None:
         return ""
-    judged = wrong_metric(items, metrics)
+    judged = verdict_metric(items, metrics)
     opening = _opening(items[lead])
     while True:
         shown = shown_items(items[lead:], metrics, most=most, seed=seed)
@@ -137,20 +138,15 @@ def _item(
     # An item of another prompt under the same number is no answer to this one.
     strange = [item is not None and item.prompt != own.prompt for item in found]
     found = [None if odd else item for item, odd in zip(found, strange, strict=True)]
-    wrong = [is_wrong(item, judged) for item in found]
-    kinds = [f"wrong{place}" for place, bad in enumerate(wrong) if bad]
-    kinds += ["wrong"] if any(wrong) else []
-    kinds += ["split"] if any(wrong) and not all(wrong) else []
+    verdicts = [verdict(item, judged) for item in found]
+    kinds = [f"wrong{place}" for place, one in enumerate(verdicts) if one == "wrong"]
+    kinds += ["wrong"] if kinds else []
+    kinds += ["split"] if {"wrong", "right"} <= set(verdicts) else []
     several = len(labels) > 1
-    marks = (
-        ""
-        if judged is None
-        else "".join(
-            f"<span class='mark {'bad' if bad else 'good'}' title=\"{escaped(label)}\">{dot(place) if several else ''}"
-            f"{'✗' if bad else '✓'}</span>"
-            for place, (bad, item, label) in enumerate(zip(wrong, found, labels, strict=True))
-            if item is not None and item.scores.get(judged) is not None
-        )
+    marks = "".join(
+        f"<span class='mark {one}' title=\"{escaped(label)}: {one}\">{dot(place) if several else ''}{MARKS[one]}</span>"
+        for place, (one, label) in enumerate(zip(verdicts, labels, strict=True))
+        if one
     )
     tags = "".join(f"<span class=tag>{escaped(tag)}</span>" for tag in (own.group, *why) if tag)
     rest = own.prompt.removeprefix(opening) if isinstance(own.prompt, str) else own.prompt
@@ -217,7 +213,7 @@ def _choices(found: Sequence[Item | None], labels: Sequence[str], task: str) -> 
             cells.append(
                 f"<td class='number share m{place % 8}' style='--p:{100 * float(share[choice]):.1f}%'>{shown}</td>"
             )
-        mark = "<span class=good>✓ right</span>" if right else "<span class=bad>✗</span>"
+        mark = "<span class=right>✓ right</span>" if right else "<span class=wrong>✗</span>"
         rows.append(f"<tr><td>{mark}</td><td class=text>{_cut(text.strip(), task)}</td>{''.join(cells)}</tr>")
     return f"<div class=wide><table class=choices><tr><th></th><th>choice</th>{heads}</tr>{''.join(rows)}</table></div>"
 
