@@ -70,13 +70,14 @@ def section(task: ReportTask, items: str) -> str:
         for label, found in zip(task.labels, task.found, strict=True)
         if found and not math.isnan(found.seconds)
     ]
+    abouts = {name: figure.about for found in task.found if found for name, figure in found.metrics.items()}
     digest = f", sha256 {some.sha256[:12]}" if some.sha256 else ""
     facts = [
         ("source", some.source),
         ("file", f"{some.file}, {_rows_told(some)}{digest}" if some.file else ""),
         ("judge", some.judge),
         ("time", ", ".join(seconds)),
-        *((name, figure.about) for name, figure in some.metrics.items()),
+        *abouts.items(),
     ]
     rows = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(told)}</dd>" for name, told in facts if told)
     return "".join(

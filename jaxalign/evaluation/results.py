@@ -150,6 +150,9 @@ def notes_of(labels: Sequence[str], found: Sequence[TaskResults | None]) -> list
         told.append("The models were not asked the rows of the same file.")
     elif differ(one.items for _, one in asked):
         told.append("The models were not asked the same number of rows.")
+    if differ(one.judge for _, one in asked):
+        judges = (f"{one.judge or 'nobody'} judged {label}" for label, one in asked)
+        told.append(f"The models did not have the same judge: {', '.join(judges)}.")
     return told
 
 

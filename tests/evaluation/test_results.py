@@ -103,6 +103,7 @@ def test_a_folder_without_results_is_named(tmp_path):
         # Of all models and groups alike.
         ([(0.4, 0.3, 0.5), (1.4, 1.3, 1.5)], False),
         ([(0.4, -2.0, 3.0)], False),
+        ([(1.05, math.nan, math.nan)], False),
         ([(-0.1, -0.2, 0.0)], False),
         ([(math.nan, math.nan, math.nan)], False),
         ([(math.nan, math.nan, math.nan), (0.5, math.nan, math.nan)], True),
@@ -138,4 +139,7 @@ def test_a_note_is_told_once_and_says_whose_it_is():
     ]
     assert notes_of(["a", "b"], [tasks(), tasks(items=3, sha256="cd")]) == [
         "The models were not asked the rows of the same file."
+    ]
+    assert notes_of(["a", "b"], [tasks(judge="j"), tasks()]) == [
+        "The models did not have the same judge: j judged a, nobody judged b."
     ]
