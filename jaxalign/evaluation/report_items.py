@@ -117,8 +117,8 @@ def _tools(judged: str | None, labels: Sequence[str]) -> str:
 
 def _opening(items: Items) -> str:
     """What every prompt begins with, up to the end of a line: solved examples, say."""
-    prompts = [item.prompt for item in items.values()]
-    if len(prompts) < 2 or not all(isinstance(prompt, str) for prompt in prompts):
+    prompts = [item.prompt for item in items.values() if isinstance(item.prompt, str)]
+    if len(prompts) < max(2, len(items)):
         return ""
     first, last = min(prompts), max(prompts)
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
