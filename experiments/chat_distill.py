@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxalign as ja
 from jaxalign import models
-from jaxalign.pipelines.compare import format_table
+from jaxalign.evaluation.tables import format_table
 from jaxalign.runs import records
 from jaxalign.training.distill.config import DistillLossConfig, DivergenceName
 

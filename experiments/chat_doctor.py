@@ -43,11 +43,11 @@ from real_chat import (
 
 import jaxalign as ja
 from jaxalign import models
+from jaxalign.evaluation.tables import format_table
 from jaxalign.llmdoctor import INSTRUCTION_PAIRS, Doctor, guide
 from jaxalign.llmdoctor.guided import Guidance
 from jaxalign.llmdoctor.tfpo_config import PatientSource, PresetName, TFPOLossConfig
 from jaxalign.llmdoctor.token_rewards import TokenRewardConfig
-from jaxalign.pipelines.compare import format_table
 from jaxalign.rewards import ModelReward
 from jaxalign.rollout import Completions, Sampler
 from jaxalign.rollout.search import args_generate, best_of_n

@@ -41,7 +41,7 @@ import jaxalign as ja
 from jaxalign import models
 from jaxalign.data import collate_demonstrations, eval_batches, load_dataset
 from jaxalign.evaluation.policy import make_scorer
-from jaxalign.pipelines.compare import format_table
+from jaxalign.evaluation.tables import format_table
 from jaxalign.rewards import ModelReward
 
 # Of each loss, what its paper or the field takes, and the rates that are tried.

@@ -36,7 +36,7 @@ from real_chat import (
 
 import jaxalign as ja
 from jaxalign import models
-from jaxalign.pipelines.compare import format_table
+from jaxalign.evaluation.tables import format_table
 from jaxalign.rewards.instructions import followed_instructions
 from jaxalign.rewards.reasoning_gym import task_score, write_tasks
 from jaxalign.training.rl.on_policy_config import RolloutTrainConfig

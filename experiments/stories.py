@@ -26,7 +26,8 @@ import jax
 
 from jaxalign import models
 from jaxalign.data import DataConfig, collate_demonstrations, eval_batches, load_dataset
-from jaxalign.pipelines.compare import Comparison, comparison_rows, format_table
+from jaxalign.evaluation.tables import format_table
+from jaxalign.pipelines.compare import Comparison, comparison_rows
 from jaxalign.rewards import ModelReward, RewardRequest, evaluate_reward
 from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.runs import RunConfig

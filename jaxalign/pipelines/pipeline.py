@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jaxalign.config import save_yaml
 from jaxalign.data import collate_demonstrations, eval_batches, load_dataset
 from jaxalign.errors import ConfigError
+from jaxalign.evaluation.tables import format_table
 from jaxalign.mesh import devices_of, make_mesh
 from jaxalign.pipelines.compare import (
     Answers,
@@ -19,7 +20,6 @@ from jaxalign.pipelines.compare import (
     MethodResult,
     TrueReward,
     comparison_rows,
-    format_table,
     gains,
 )
 from jaxalign.rewards import WeightedMix
