@@ -24,9 +24,9 @@ Row = Mapping[str, Any]
 
 MEASURES = {
     "reward": Measure("the reward that the evaluation names"),
-    "kl": Measure("KL from the reference of the answer, exact at each token, nats", better=""),
-    "sampled_kl": Measure("log-prob of the answer less that under the reference, nats", better=""),
-    "entropy": Measure("entropy of the next token, mean over the answer's, nats", better=""),
+    "kl": Measure("KL from the reference of the answer, exact at each token", better="", unit="nats"),
+    "sampled_kl": Measure("log-prob of the answer less that under the reference", better="", unit="nats"),
+    "entropy": Measure("entropy of the next token, mean over the answer's", better="", unit="nats"),
     "bleu": Measure("BLEU with the reference, 0 to 100"),
     "chrf": Measure("chrF with the reference, 0 to 100"),
     "rouge1": Measure("ROUGE-1 F1 with the reference"),

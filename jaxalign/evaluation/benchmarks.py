@@ -1,5 +1,6 @@
 """The benchmarks that `jaxalign evaluate` knows: how each is read, asked and scored."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,11 +27,13 @@ class Measure:
       about: what it is, in one line.
       better: which way is better; empty where neither is as such.
       rate: whether it is how often something holds, in [0, 1].
+      unit: of other numbers, as a reader sees it; empty for none.
     """
 
     about: str
     better: Better = "higher"
     rate: bool = False
+    unit: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ class Benchmark:
 
 ACCURACY = Measure("the likeliest choice is a right one", rate=True)
 PER_BYTE = Measure("the same by log-prob per byte of the choice", rate=True)
-RIGHT = Measure("probability of the right choices, as a part of all choices'")
+RIGHT = Measure("probability of the right choices, as a part of all choices'", rate=True)
 CHOICE_MEASURES = {"accuracy": ACCURACY, "accuracy_per_byte": PER_BYTE, "right_probability": RIGHT}
 LETTERS = {"accuracy": ACCURACY, "right_probability": RIGHT}
 
@@ -235,7 +238,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         read=_alone(behaviours.read_model_written),
         measures={
             "accuracy": _BEHAVIOUR,
-            "right_probability": Measure("probability of the answer that shows it", better=""),
+            "right_probability": Measure("probability of the answer that shows it", better="", rate=True),
         },
     ),
     "prompts": Benchmark(
@@ -266,7 +269,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         read=_alone(_alpaca_eval),
         measures={
             "win_rate": Measure("the judge prefers the answer to the baseline's; a tie is a half", rate=True),
-            "length_controlled": Measure("the same at equal lengths, by a logistic regression"),
+            "length_controlled": Measure("the same at equal lengths, by a logistic regression", rate=True),
         },
         max_new_tokens=1024,
     ),
@@ -282,12 +285,14 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def benchmark_of(task: str) -> Benchmark:
-    """The benchmark of a task: `NAME`, or `NAME:LABEL` for another file of the same.
+    """The benchmark of a task: `NAME`, or `NAME-LABEL` for another file of the same.
 
     Raises:
-      ConfigError: there is none of this name.
+      ConfigError: there is none of this name, or the label is no part of a file name.
     """
-    name = task.partition(":")[0]
+    name, _, label = task.partition("-")
     if name not in BENCHMARKS:
         raise ConfigError(f"tasks.{task}: no such task; there are {', '.join(BENCHMARKS)}")
+    if label and not re.fullmatch(r"[\w.-]+", label):
+        raise ConfigError(f"tasks.{task}: expected letters, digits, - and _ after {name}-")
     return BENCHMARKS[name]

@@ -24,7 +24,10 @@ from jaxalign.evaluation.judging.endpoint_config import EndpointConfig
 from jaxalign.evaluation.judging.mt_bench import read_judge_prompts, read_questions
 from jaxalign.evaluation.kept_answers import KeptAnswers
 from jaxalign.evaluation.metrics.toxicity import read_word_list
+from jaxalign.evaluation.report import write_report
+from jaxalign.evaluation.results import read_results
 from jaxalign.evaluation.subject import EndpointSubject, Subject
+from jaxalign.evaluation.tables import results_table
 from jaxalign.inference.loading import load_speaker
 from jaxalign.mesh import make_mesh
 from jaxalign.models.folders import model_folder
@@ -44,12 +47,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
       UserError: no or an unknown task, a file or model that is wrong, or an output folder with other answers.
     """
+    for other in config.compare:
+        read_results(Path(other))
     asked = _questions(config)
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output {folder}: is a file; expected a folder")
     kept = {
-        task: KeptAnswers(folder / "answers" / f"{_file_name(task)}.jsonl", provenance.identity(config, task))
+        task: KeptAnswers(folder / "answers" / f"{task}.jsonl", provenance.identity(config, task))
         for task in asked
     }
     with Tools(config) as tools:
@@ -85,8 +90,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 "notes": notes,
                 **found,
             }
-            _write(folder / "items" / f"{_file_name(task)}.jsonl", "".join(map(_line, items)))
+            _write(folder / "items" / f"{task}.jsonl", "".join(map(_line, items)))
             _write(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
+    others = [json.loads((Path(other) / "results.json").read_text("utf-8")) for other in config.compare]
+    print(results_table(results, others=others))
+    print(f"report: {write_report(folder, others=config.compare)}")
     return results
 
 
@@ -288,7 +296,7 @@ def _measured(
 ) -> list[str]:
     """Adds to written answers whatever the settings ask for; returns what a reader must know."""
     config, notes = tools.config, []
-    name = task.partition(":")[0]
+    name = task.partition("-")[0]
     if name == "alpaca_eval":
         notes += judged.judge_pairs(questions, items, tools.judge.pairs, seed=config.seed)
     elif name == "prompts" and config.judge.model:
@@ -329,10 +337,6 @@ def _prompts(items: Sequence[summary.Item]) -> list[str]:
 
 def _sigmoid(logit: float) -> float:
     return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
-
-
-def _file_name(task: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in task)
 
 
 def _line(item: Mapping[str, Any]) -> str:

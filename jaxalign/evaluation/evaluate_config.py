@@ -64,7 +64,7 @@ class EvaluateConfig(GuideConfig):
       adapter: a PEFT folder to merge into the model.
       revision: revision of a hub id; empty uses the newest.
       context: longest row in tokens; 0 takes the model's own.
-      tasks: the file of each task, as {gsm8k: test.jsonl, "prompts:safety": prompts.jsonl}; a label after a colon
+      tasks: the file of each task, as {gsm8k: test.jsonl, prompts-safety: prompts.jsonl}; a label after a dash
         tells two files of one task apart. Tasks: see docs/evaluation.md.
       shots: for tasks that take solved problems, the file that they are from.
       num_shots: how many of them stand before each question.

@@ -95,13 +95,13 @@ def test_answers_to_prompts_are_measured_in_every_way_that_is_asked_for(
     from jaxalign.training.rl.reward_source import RewardSource
 
     settings = config(
-        {"prompts:few": files("prompts", PROMPTS)},
+        {"prompts-few": files("prompts", PROMPTS)},
         reference=str(tiny_model_folder),
         reward=RewardSource(functions=(f"{tmp_path}/own.py:letters",)),
         words=str(tmp_path / "words.txt"),
         training=(files("training", [{"text": "nothing that is asked"}]),),
     )
-    task = evaluate(settings)["tasks"]["prompts:few"]
+    task = evaluate(settings)["tasks"]["prompts-few"]
     items, metrics = items_of(tmp_path / "out", "prompts-few"), task["metrics"]
     assert [item["references"] for item in items] == [[row["chosen"]] for row in PROMPTS]
     assert metrics["reward"]["value"] == np.mean([len(item["answers"][0]) for item in items])
@@ -291,6 +291,7 @@ def test_the_model_is_not_its_own_judge(config, files, tiny_model_folder):
         ({}, {}, r"--tasks: expected at least one, as --tasks.gsm8k=FILE; there are truthfulqa_mc1"),
         ({"gsm9k": "x"}, {}, r"tasks.gsm9k: no such task; there are truthfulqa_mc1"),
         ({"gsm8k": "x"}, {"shots": {"mc1": "y"}}, r"shots.mc1: there is no such task in tasks"),
+        ({"gsm8k-../x": "x"}, {}, r"tasks.gsm8k-../x: expected letters, digits, - and _ after gsm8k-"),
         ({"medqa": "x"}, {"shots": {"medqa": "y"}}, r"shots.medqa: this task takes no solved problems"),
         ({"alpaca_eval": "x"}, {}, r"tasks.alpaca_eval: expected a judge in judge.model"),
         (
