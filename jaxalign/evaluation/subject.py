@@ -133,7 +133,9 @@ class Subject:
 
 
 def told_in_order(
-    asked: Sequence[Asked], answers: Iterator[tuple[list[int], list[list[Answer]]]], tell: Callable[[int], Any]
+    asked: Sequence[Asked],
+    answers: Iterator[tuple[list[int], list[list[Answer]]]],
+    tell: Callable[[int], Any],
 ) -> list[list[Answer]]:
     """All answers in the order of the questions; `tell` hears how many are there after each batch."""
     found: dict[int, list[Answer]] = {}
