@@ -12,6 +12,7 @@ after which `model="jaxalign"` is known too. `pretrained` is whatever `jaxalign 
 request's result is that of the harness's `hf` model of the same folder.
 """
 
+import os
 import sys
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -232,6 +233,8 @@ def register() -> type:
         from lm_eval.api.registry import register_model
     except ImportError:
         raise UserError("lm-eval is not installed: pip install 'jaxalign[harness]'") from None
+    # Its pool for standard errors forks, which may hang beside JAX's threads.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
     names = {"__doc__": HarnessModel.__doc__, "__module__": __name__}
     return register_model("jaxalign")(type("JaxalignLM", (HarnessModel, LM), names))
 

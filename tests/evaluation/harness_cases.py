@@ -188,6 +188,8 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: answer
+fewshot_split: test
+fewshot_config: {sampler: first_n}
 generation_kwargs: {until: ["8"], max_gen_toks: 16, do_sample: false}
 metric_list: [{metric: exact_match, ignore_case: true}, {metric: chrf}]
 """,
@@ -201,6 +203,17 @@ doc_to_target: "{{text}}"
 metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
 """,
     ),
+}
+
+WAYS = {
+    "plain": {"tasks": list(TASKS)},
+    "examples": {"tasks": ["own_choices"], "num_fewshot": 2},
+    "chat": {
+        "tasks": ["own_choices", "own_answers"],
+        "apply_chat_template": True,
+        "system_instruction": "Be brief.",
+        "num_fewshot": 1,
+    },
 }
 
 

@@ -3,7 +3,7 @@
 Run by `make goldens`, in a venv with torch and lm-eval. Writes tests/golden/harness/golden.json: of the model of
 `tests/evaluation/harness_cases.py`, with a tokenizer that puts a first token before each text (`bos`) and one that does
 not (`plain`), the log-prob and the greedy flag of each of LIKELIHOOD, the log-prob of each of ROLLING, the text of each
-of GENERATION and of TURNS, and the metrics of TASKS, without and with two examples; versions.
+of GENERATION and of TURNS, and the metrics of TASKS, asked in each of WAYS; versions.
 
 In float64, as torch's float32 log-softmax is off by 1e-5 nats a token over large vocabularies.
 """
@@ -39,19 +39,21 @@ def golden(folder: str) -> dict:
 
 
 def tasks(model: str, include: str) -> dict:
-    """Metrics by the number of examples."""
+    """Metrics by the way in which the tasks are asked."""
     manager = TaskManager(include_path=include, include_defaults=False)
-    options = {"model": "hf", "batch_size": 1, "device": "cpu", "bootstrap_iters": 0, "task_manager": manager}
     return {
-        str(shots): cases.measured(
+        way: cases.measured(
             lm_eval.simple_evaluate(
+                model="hf",
                 model_args={"pretrained": model, "dtype": "float64"},
-                tasks=list(cases.TASKS) if not shots else ["own_choices"],
-                num_fewshot=shots,
+                batch_size=1,
+                device="cpu",
+                bootstrap_iters=0,
+                task_manager=manager,
                 **options,
             )
         )
-        for shots in (0, 2)
+        for way, options in cases.WAYS.items()
     }
 
 
