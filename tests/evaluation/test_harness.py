@@ -56,7 +56,7 @@ def evaluate(include):
     return run
 
 
-MODELS = pytest.mark.parametrize(("name", "batch_size"), [("plain", 1), ("plain", 16), ("bos", 16)], ids=str)
+MODELS = pytest.mark.parametrize(("name", "batch_size"), [pytest.param("plain", 1, marks=pytest.mark.long), ("plain", 16), ("bos", 16)])
 
 
 @MODELS
