@@ -56,7 +56,9 @@ def evaluate(include):
     return run
 
 
-MODELS = pytest.mark.parametrize(("name", "batch_size"), [pytest.param("plain", 1, marks=pytest.mark.long), ("plain", 16), ("bos", 16)])
+MODELS = pytest.mark.parametrize(
+    ("name", "batch_size"), [pytest.param("plain", 1, marks=pytest.mark.long), ("plain", 16), ("bos", 16)]
+)
 
 
 @MODELS
