@@ -11,6 +11,7 @@ from jaxalign.data.records import Message, Text
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.metrics.overlap import truthful_generation
 from jaxalign.evaluation.tasks import behaviours, gsm8k, medical, truthfulqa
+from jaxalign.evaluation.tasks.pairs import read_pairs
 from jaxalign.evaluation.tasks.refusals import refuses
 from jaxalign.evaluation.tasks.rows import benchmark_rows
 from jaxalign.evaluation.tasks.written import Written
@@ -56,7 +57,8 @@ class Benchmark:
     Attributes:
       about: what it asks, in one line.
       source: its paper.
-      kind: `choices`, of which the likeliest is the answer; `written` answers; `judged` ones; `text`, to be predicted.
+      kind: `choices`, of which the likeliest is the answer; `written` answers; `judged` ones; `text`, to be predicted;
+        `pairs` of answers, to be scored.
       read: a file and shots -> questions: `Choices`, `Written`, or (text, place) of a `text`.
       measures: its figures by name, the headline first.
       score: (question, answer) -> figures of one written answer.
@@ -65,7 +67,7 @@ class Benchmark:
 
     about: str
     source: str
-    kind: Literal["choices", "written", "judged", "text"]
+    kind: Literal["choices", "written", "judged", "text", "pairs"]
     read: Callable[[str, Shots], Sequence[Any]]
     measures: Mapping[str, Measure]
     score: Callable[[Written, str], Mapping[str, float]] = lambda question, answer: {}
@@ -261,6 +263,13 @@ BENCHMARKS: dict[str, Benchmark] = {
             "perplexity": Measure("exp of the mean nats per token", better="lower"),
             "bits_per_byte": Measure("log2 of the probability per UTF-8 byte", better="lower"),
         },
+    ),
+    "pairs": Benchmark(
+        about="pairs of answers of which people chose one",
+        source="",
+        kind="pairs",
+        read=_alone(read_pairs),
+        measures={"accuracy": Measure("the chosen answer scores higher; a tie is a half", rate=True)},
     ),
     "alpaca_eval": Benchmark(
         about="answers to instructions, compared by a judge with a baseline's",

@@ -24,6 +24,13 @@ from jaxalign.evaluation.judging.endpoint_config import EndpointConfig
 from jaxalign.evaluation.judging.mt_bench import read_judge_prompts, read_questions
 from jaxalign.evaluation.kept_answers import KeptAnswers
 from jaxalign.evaluation.metrics.toxicity import read_word_list
+from jaxalign.evaluation.pair_scoring import (
+    PairSubject,
+    ask_pairs,
+    pair_results,
+    policy_subject,
+    reward_subject,
+)
 from jaxalign.evaluation.report import write_report
 from jaxalign.evaluation.results import read_results
 from jaxalign.evaluation.subject import EndpointSubject, Subject
@@ -75,6 +82,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             if there < len(questions):
                 _ask(tools, benchmark, questions, kept[task], counter)
             items, found, notes = _scored(tools, task, benchmark, questions, kept[task].rows)
+            metrics, found["metrics"] = found["metrics"], _defined(found["metrics"])
+            if undefined := [name for name in metrics if name not in found["metrics"]]:
+                notes.append(f"nothing to compute from: {', '.join(undefined)}")
+            found["groups"] = {name: _defined(group) for name, group in found["groups"].items()}
             if config.training:
                 notes += answer_measures.contamination(_prompts(items), config.training)
             results["tasks"][task] = {
@@ -142,6 +153,25 @@ class Tools:
             **self._loading,
         )
         return Subject(speaker, config.batch_size)
+
+    @cached_property
+    def pairs(self) -> PairSubject:
+        """Who scores pairs: the reward model under evaluation, or the policy by its log-probs."""
+        config = self.config
+        if config.scores_alone:
+            return reward_subject(
+                config.source.path,
+                template=config.template,
+                context=config.context,
+                batch_size=config.batch_size,
+            )
+        chat_model = self.subject.chat_model
+        return policy_subject(
+            self.subject.texts.scorer,
+            chat_model.format,
+            reference=self.reference if config.reference else None,
+            batch_size=config.batch_size,
+        )
 
     @cached_property
     def judge(self) -> Judge:
@@ -220,7 +250,9 @@ def _questions(config: EvaluateConfig) -> dict[str, tuple[Benchmark, Sequence[An
         benchmark = benchmark_of(task)
         if task in config.shots and not benchmark.takes_shots:
             raise ConfigError(f"shots.{task}: this task takes no solved problems")
-        if benchmark.kind in ("choices", "text") and config.remote:
+        if benchmark.kind != "pairs" and config.scores_alone:
+            raise ConfigError(f"tasks.{task}: {config.model} is a reward model, which scores pairs alone")
+        if benchmark.kind in ("choices", "text", "pairs") and config.remote:
             raise ConfigError(f"tasks.{task}: needs log-probs, which an endpoint does not tell")
         if benchmark.kind == "judged" and not config.judge.model:
             raise ConfigError(f"tasks.{task}: expected a judge in judge.model")
@@ -239,6 +271,9 @@ def _questions(config: EvaluateConfig) -> dict[str, tuple[Benchmark, Sequence[An
 def _ask(
     tools: Tools, benchmark: Benchmark, questions: Sequence[Any], kept: KeptAnswers, counter: asking.Counter
 ) -> None:
+    if benchmark.kind == "pairs":
+        ask_pairs(tools.pairs, questions, kept, counter)
+        return
     config, subject = tools.config, tools.subject
     if benchmark.kind == "choices":
         asking.ask_choices(subject, questions, kept, counter)
@@ -266,6 +301,8 @@ def _scored(
         ]
         figures = summary.text_figures(questions, rows, benchmark.measures, seed=seed)
         return items, {"metrics": figures, "groups": {}}, []
+    if benchmark.kind == "pairs":
+        return pair_results(questions, rows, calibrated=tools.config.scores_alone, seed=seed)
     if benchmark is BENCHMARKS["mt_bench"]:
         prompts = read_judge_prompts(tools.config.judge.prompts)
         return judged.judge_turns(questions, rows, prompts, tools.judge.ask, seed=seed)
@@ -316,6 +353,11 @@ def _measured(
     if name == "prompts" and tools.has_eval_extra:
         answer_measures.add_overlap(questions, items)
     return notes
+
+
+def _defined(figures: Mapping[str, summary.Figure]) -> dict[str, summary.Figure]:
+    """Those that have a value."""
+    return {name: figure for name, figure in figures.items() if figure["value"] is not None}
 
 
 def _cuts(rows: Mapping[int, Any], count: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from jaxalign.errors import ConfigError
@@ -11,7 +12,9 @@ from jaxalign.inference.loading import Template
 from jaxalign.llmdoctor.guided_folders import GuideConfig
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.folders import model_folder
+from jaxalign.models.reward_folders import is_reward_ensemble
 from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype
+from jaxalign.models.tensor_files import read_json
 from jaxalign.rollout import SamplingConfig
 from jaxalign.training.rl.reward_source import RewardSource
 
@@ -57,7 +60,8 @@ class EvaluateConfig(GuideConfig):
 
     Attributes:
       model: a Hugging Face folder, a GGUF file, a run folder (its export/ is used) or a hub id; with doctors, their
-        patient; or the address of an OpenAI-compatible endpoint (http://host:port/v1), for tasks of written answers.
+        patient; a reward model or ensemble, for the task pairs; or the address of an OpenAI-compatible endpoint
+        (http://host:port/v1), for tasks of written answers.
       endpoint_model: name of the model at an endpoint.
       api_key_env: environment variable that holds an endpoint's API key.
       tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
@@ -139,6 +143,19 @@ class EvaluateConfig(GuideConfig):
     def remote(self) -> bool:
         """Whether the model is behind an endpoint."""
         return self.model.startswith(("http://", "https://"))
+
+    @property
+    def scores_alone(self) -> bool:
+        """Whether the model is a reward model or an ensemble of them, by the config of its folder."""
+        if self.remote or not self.model:
+            return False
+        folder = Path(model_folder(self.model))
+        if is_reward_ensemble(folder):
+            return True
+        if not (folder / "config.json").is_file():
+            return False
+        names = read_json(folder / "config.json").get("architectures") or [""]
+        return str(names[0]).endswith("ForSequenceClassification")
 
     @property
     def source(self) -> ModelSource:

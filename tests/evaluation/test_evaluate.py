@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -329,3 +330,46 @@ def test_the_command_prints_a_table_and_ends_with_the_report(
 def test_greedy_answers_are_not_sampled_several_times():
     with pytest.raises(ValueError, match=r"num_samples=2: greedy answers are all alike"):
         AnswerConfig(num_samples=2)
+
+
+PAIRS = [{"prompt": f"Say {i}.", "chosen": f"{i} it is, sir", "rejected": f"no{'o' * i}"} for i in range(8)]
+
+
+def test_a_reward_model_is_measured_on_pairs(config, files, tmp_path, byte_tokenizer, tiny_model_folder):
+    trunk = models.load_pretrained(tiny_model_folder)
+    reward = models.create_scalar_model(trunk, models.HeadConfig(init_std=1.0), key=jax.random.key(3))
+    folder = models.save_reward_model(reward, tmp_path / "reward", tokenizer=byte_tokenizer)
+    settings = config({"pairs": files("pairs", PAIRS)}, model=str(folder))
+    metrics = evaluate(settings)["tasks"]["pairs"]["metrics"]
+    margins = []
+    for row in PAIRS:
+        both = [
+            byte_tokenizer(row["prompt"])["input_ids"] + byte_tokenizer(row[side])["input_ids"]
+            for side in ("chosen", "rejected")
+        ]
+        chosen, rejected = (
+            float(reward(np.asarray([ids]), lengths=np.asarray([len(ids)]))[0]) for ids in both
+        )
+        margins.append(chosen - rejected)
+    items = items_of(tmp_path / "out", "pairs")
+    assert [item["scores"]["margin"] for item in items] == pytest.approx(margins, abs=1e-4)
+    assert metrics["accuracy"]["value"] == np.mean(np.asarray(margins) > 0)
+    assert metrics["nats"]["value"] == pytest.approx(
+        np.mean(np.log1p(np.exp(-np.asarray(margins)))), abs=1e-4
+    )
+    assert metrics["longer_chosen"]["value"] == 1.0
+    with pytest.raises(ConfigError, match=r"tasks.gsm8k: .* is a reward model, which scores pairs alone"):
+        evaluate(config({"gsm8k": files("gsm8k", GSM8K)}, model=str(folder)))
+
+
+def test_a_policy_is_measured_on_pairs_by_its_log_probs_less_the_references(
+    config, files, tmp_path, tiny_model_folder
+):
+    file = files("pairs", PAIRS)
+    alone = evaluate(config({"pairs": file}, output=str(tmp_path / "alone")))["tasks"]["pairs"]["metrics"]
+    assert "nats" not in alone and 0 <= alone["accuracy"]["value"] <= 1
+    # The model is its own reference.
+    same = evaluate(config({"pairs": file}, reference=str(tiny_model_folder)))["tasks"]["pairs"]
+    assert "nothing to compute from: length_correlation" in same["notes"]
+    margins = [item["scores"]["margin"] for item in items_of(tmp_path / "out", "pairs")]
+    assert margins == pytest.approx([0.0] * len(PAIRS), abs=1e-4)
