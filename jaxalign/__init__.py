@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxalign.runs import Callback, EarlyStopping, RunConfig
     from jaxalign.training.core.loop import TrainConfig
     from jaxalign.training.core.optimizer import OptimizerConfig
+    from jaxalign.training.core.reward_source import RewardSource
     from jaxalign.training.core.setup import ModelSource, TrainResult
     from jaxalign.training.distill.trainer import DistillConfig, DistillLossConfig, train_distill
     from jaxalign.training.preference.dpo import DPOConfig, DPOLossConfig, train_dpo
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from jaxalign.training.rl.online_dpo import OnlineDPOConfig, train_online_dpo
     from jaxalign.training.rl.ppo import PPOConfig, train_ppo
     from jaxalign.training.rl.ppo_config import PPOTrainConfig
-    from jaxalign.training.rl.reward_source import RewardSource
     from jaxalign.training.sft import SFTConfig, train_sft
 
 # Name -> module.
@@ -50,7 +50,7 @@ _LAZY = {
     "PPOConfig": "training.rl.ppo",
     "PPOTrainConfig": "training.rl.ppo_config",
     "RewardConfig": "training.reward_model.trainer",
-    "RewardSource": "training.rl.reward_source",
+    "RewardSource": "training.core.reward_source",
     "RunConfig": "runs",
     "SFTConfig": "training.sft",
     "SamplingConfig": "rollout",

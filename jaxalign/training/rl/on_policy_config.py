@@ -10,9 +10,9 @@ from jaxalign.rollout import EngineConfig, SamplingConfig
 from jaxalign.rollout.config import Storage
 from jaxalign.runs import RunConfig
 from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.rl.collapse import CollapseConfig
-from jaxalign.training.rl.reward_source import RewardSource
 
 # A server computes almost the policy, not exactly: the largest importance weight of its samples.
 SERVER_CAP = 2.0

@@ -24,6 +24,7 @@ from jaxalign.training.core.loss_scale import with_loss_scale
 from jaxalign.training.core.mesh_fit import check_rows
 from jaxalign.training.core.open_run import OpenRun
 from jaxalign.training.core.opening import tell_devices, tell_updates
+from jaxalign.training.core.reward_source import build_reward
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.setup import TrainResult
 from jaxalign.training.core.speed import Speed
@@ -34,7 +35,6 @@ from jaxalign.training.rl.offload import offloaded
 from jaxalign.training.rl.on_policy import OnPolicyTrainer
 from jaxalign.training.rl.on_policy_config import OnPolicyConfig
 from jaxalign.training.rl.policy_evaluation import evaluate_policy
-from jaxalign.training.rl.reward_source import build_reward
 from jaxalign.training.rl.rollout_engine import make_generator
 from jaxalign.training.rl.truncation import truncation_warning
 
