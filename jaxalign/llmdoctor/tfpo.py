@@ -27,7 +27,7 @@ from jaxalign.models.lora import attach
 from jaxalign.runs import Given, Live, Run
 from jaxalign.training.core import exports, setup
 from jaxalign.training.core.generator import Generator, samples_of
-from jaxalign.training.core.loop import evaluation
+from jaxalign.training.core.held_out import evaluation
 from jaxalign.training.core.offline import OfflineRun, Task, fit
 from jaxalign.training.core.own_loss import check_own_loss
 from jaxalign.training.core.scoring import CausalPolicy

@@ -134,6 +134,7 @@ def train_distill(
             passes=[policy.training_pass, Pass(config=definition.config, learns="nothing")],
             draw=rows,
             evaluate=feed.evaluation(make_evaluation(function, sft_counts), frozen),
+            generate=run.generated(policy, base, words, feed),
             sample=run.samples(policy, base, words, data),
             finish=run.export_policy(policy, base, words),
         )

@@ -113,6 +113,9 @@ def train_dpo(
             passes=passes_of(scorer, definition, config.loss, precomputed=not frozen["reference"]),
             prepare=coupled if num_microbatches > 1 and spec.statistic else None,
             evaluate=feed.evaluation(make_evaluation(function, valid_count), frozen),
+            generate=run.generated(
+                scorer, base, words, feed, (definition, params) if frozen["reference"] else None
+            ),
             sample=run.samples(scorer, base, words, data),
             finish=run.export_policy(scorer, base, words),
         )

@@ -11,8 +11,9 @@ import pytest
 from jaxalign.errors import UserError
 from jaxalign.runs import RunConfig
 from jaxalign.runs.callbacks import Callbacks
+from jaxalign.training.core.held_out import summary
 from jaxalign.training.core.interval import Interval
-from jaxalign.training.core.loop import Loop, summary
+from jaxalign.training.core.loop import Loop
 from jaxalign.training.core.state import TrainState
 from jaxalign.uncertainty import estimate_mean, wilson_interval
 
