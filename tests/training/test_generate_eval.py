@@ -8,6 +8,8 @@ import pytest
 
 from jaxalign.config import parse
 from jaxalign.errors import ConfigError
+from jaxalign.llmdoctor.tfpo import train_tfpo
+from jaxalign.llmdoctor.tfpo_config import TFPOLossConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Callback, EarlyStopping, records
 from jaxalign.training.core.eval_config import EvalConfig, GenerateEvalConfig
@@ -17,6 +19,13 @@ from jaxalign.training.distill.config import DistillConfig
 from jaxalign.training.distill.trainer import train_distill
 from jaxalign.training.preference.dpo import train_dpo
 from jaxalign.training.reward_model.trainer import RewardConfig
+from jaxalign.training.rl.grpo import train_grpo
+from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
+from jaxalign.training.rl.on_policy_config import RolloutTrainConfig
+from jaxalign.training.rl.online_dpo import train_online_dpo
+from jaxalign.training.rl.online_dpo_config import OnlineDPOConfig
+from jaxalign.training.rl.ppo import train_ppo
+from jaxalign.training.rl.ppo_config import PPOTrainConfig
 from jaxalign.training.sft import SFTConfig, train_sft
 
 REWARDS = """
@@ -253,6 +262,100 @@ def test_distillation_answers_and_its_student_samples_as_before(configs, asked, 
     }
     assert list(evaluated(runs["with"].folder)) == [0, 2, 4]
     assert exported(runs["with"].folder) == exported(runs["without"].folder)
+
+
+@pytest.mark.long
+def test_a_doctor_answers_by_itself(configs, asked, tmp_path):
+    loss = TFPOLossConfig(preset="tilted")  # which reads the doctor's start
+    runs = {
+        name: train_tfpo(configs.tfpo(tmp_path / name, loss=loss, **section))
+        for name, section in (("with", {"eval": asked()}), ("without", {}))
+    }
+    found = evaluated(runs["with"].folder)
+    assert list(found) == [0, 2, 4]
+    assert found[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert found[4]["kl"] > 1e-3
+    assert exported(runs["with"].folder) == exported(runs["without"].folder)
+
+
+@pytest.mark.long
+def test_each_of_several_doctors_answers_by_its_own_name(configs, asked, functions, tmp_path):
+    config = configs.tfpo(tmp_path / "run", eval=asked(judge=functions("longer")))
+    rewards = replace(
+        config.rewards,
+        positive="",
+        negative="",
+        instructions={"helpfulness": ("be good", "be bad"), "safety": ("be safe", "be wild")},
+    )
+    lora = replace(config.lora, enabled=True, rank=2)
+    config = replace(config, rewards=rewards, lora=lora, dimensions=("helpfulness", "safety"))
+    result = train_tfpo(config)
+    rows = answered(result.folder)
+    assert [row["dimension"] for row in rows[4]] == ["helpfulness"] * 8 + ["safety"] * 8
+    found = [
+        row for row in records.read(result.folder / "metrics.jsonl") if "eval/generate/safety/reward" in row
+    ]
+    assert [row["step"] for row in found] == [0, 2, 4]
+    for row in found:
+        for name in ("helpfulness", "safety"):
+            its = [r["score"] for r in rows[row["step"]] if r["dimension"] == name]
+            assert row[f"eval/generate/{name}/reward"] == pytest.approx(np.mean(its))
+    # At the start both are the base model, and draw by the same random numbers.
+    texts = [[r["completion"] for r in rows[0] if r["dimension"] == d] for d in ("helpfulness", "safety")]
+    assert texts[0] == texts[1]
+    assert found[-1]["eval/generate/safety/kl"] != found[-1]["eval/generate/helpfulness/kl"]
+    page = (result.folder / "report.html").read_text()
+    assert "<th>dimension</th><th>prompt</th><th>step 0</th>" in page
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["ppo", "grpo", "online_dpo"])
+def test_rl_evaluates_by_its_own_reward_once_and_learns_the_same(name, configs, asked, tmp_path):
+    seen = []
+
+    def reward(prompts, completions, **columns):
+        seen.append(len(completions))
+        return [float(len(text) % 2) for text in completions]
+
+    def run(folder, **section):
+        config = configs.ppo(folder)
+        shared = {part: getattr(config, part) for part in ("run", "model", "data", "optimizer", "sampling")}
+        size = {"updates": 2, "prompts": 4, "score_batch_size": 8}
+        if name == "ppo":
+            result = train_ppo(replace(config, train=PPOTrainConfig(**size), **section), reward=reward)
+        elif name == "grpo":
+            loss = GRPOLossConfig(beta=0.1)
+            train = GRPOTrainConfig(**size)
+            result = train_grpo(GRPOConfig(**shared, train=train, loss=loss, **section), reward=reward)
+        else:
+            train = RolloutTrainConfig(**size)
+            result = train_online_dpo(OnlineDPOConfig(**shared, train=train, **section), reward=reward)
+        return result.folder
+
+    section = asked(every=1, reward=RewardSource(), sampling=SamplingConfig(max_new_tokens=5, num_samples=3))
+    whole = run(tmp_path / "with", eval=section)
+    # Two rollouts of 4 x 2 completions, three evaluations of 4 x 3, and nothing beside.
+    assert sorted(seen) == [8, 8, 12, 12, 12]
+    found, rows = evaluated(whole), answered(whole)
+    assert list(found) == [0, 1, 2]
+    for step, measures in found.items():
+        scores = np.array([row["score"] for row in rows[step]])
+        assert measures["reward"] == measures["mean_at_3"] == pytest.approx(scores.mean())
+        assert measures["pass_at_3"] == pytest.approx(scores.reshape(4, 3).max(1).mean())
+    assert found[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert abs(found[2]["kl"]) > 1e-4
+    names = {key for row in records.read(whole / "metrics.jsonl") for key in row}
+    assert not [key for key in names if key.startswith("eval/") and not key.startswith("eval/generate/")]
+    assert exported(whole) == exported(run(tmp_path / "without"))
+
+
+def test_rl_has_one_evaluation_of_held_out_prompts(configs, asked, tmp_path):
+    config = configs.ppo(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"run.eval_every and eval.generate.every: choose one"):
+        replace(config, run=configs.run(tmp_path / "run", eval_every=5), eval=asked())
+    cold = asked(metrics=("kl",), sampling=SamplingConfig(temperature=0.5))
+    with pytest.raises(ValueError, match=r"temperature = sampling.temperature = 1, .*; got 0.5"):
+        replace(config, eval=cold)
 
 
 @pytest.mark.parametrize(

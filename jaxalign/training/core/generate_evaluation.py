@@ -29,7 +29,7 @@ from jaxalign.training.core.generator import Generator
 # How its metrics are called, and what its rows in samples.jsonl say that they come from.
 PREFIX, SOURCE = "eval/generate/", "eval.generate"
 # (trained leaves, rows of prompts with completions) -> [N], nats.
-RowKL = Callable[[Any, Rows], np.ndarray]
+RowKL = Callable[[Any, Rows], np.ndarray | None]
 # (request, key) -> [N] by name, as `Answers.rewards`; "win_rate" is what a judge says.
 Scores = Callable[[RewardRequest, jax.Array], dict[str, np.ndarray]]
 
