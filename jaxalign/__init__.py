@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxalign.models.lora import LoraConfig
     from jaxalign.rollout import SamplingConfig
     from jaxalign.runs import Callback, EarlyStopping, RunConfig
+    from jaxalign.training.core.eval_config import EvalConfig, GenerateEvalConfig
     from jaxalign.training.core.loop import TrainConfig
     from jaxalign.training.core.optimizer import OptimizerConfig
     from jaxalign.training.core.reward_source import RewardSource
@@ -39,9 +40,11 @@ _LAZY = {
     "DistillConfig": "training.distill.trainer",
     "DistillLossConfig": "training.distill.trainer",
     "EarlyStopping": "runs",
+    "EvalConfig": "training.core.eval_config",
     "GRPOConfig": "training.rl.grpo",
     "GRPOLossConfig": "training.rl.grpo_config",
     "GRPOTrainConfig": "training.rl.grpo_config",
+    "GenerateEvalConfig": "training.core.eval_config",
     "LoraConfig": "models.lora",
     "MeshConfig": "mesh",
     "ModelSource": "training.core.setup",
@@ -76,9 +79,11 @@ __all__ = [
     "DistillConfig",
     "DistillLossConfig",
     "EarlyStopping",
+    "EvalConfig",
     "GRPOConfig",
     "GRPOLossConfig",
     "GRPOTrainConfig",
+    "GenerateEvalConfig",
     "LoraConfig",
     "MeshConfig",
     "ModelSource",
