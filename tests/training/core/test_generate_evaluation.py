@@ -17,9 +17,15 @@ from jaxalign.training.core.generate_evaluation import GenerateEvaluation, score
 
 
 def example(number):
+    text = f"p{number}"
     return Example(
-        rows=(), masks=(), prompt_tokens=(number,), prompt_text=f"p{number}", prompt=f"p{number}", columns={"answer": number}
-    )  # fmt: skip
+        rows=(),
+        masks=(),
+        prompt_tokens=(number,),
+        prompt_text=text,
+        prompt=text,
+        columns={"answer": number},
+    )
 
 
 class Engine:
@@ -163,7 +169,7 @@ def test_a_judge_compares_with_the_first_answers_and_a_resumed_run_reads_them_ba
     records.append(
         tmp_path / "samples.jsonl", [{"step": 2, "source": "eval.generate", "completion": "t", "dimension": "wit"}]
     )  # fmt: skip
-    with pytest.raises(UserError, match="expected 4 answers of the first evaluation, .* found 5"):
+    with pytest.raises(UserError, match=r"expected 4 answers of the first evaluation, .* found 5"):
         evaluation(tmp_path, judge=judged, tag={"dimension": "wit"})("weights", 8)
 
 
