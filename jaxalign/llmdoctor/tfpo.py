@@ -116,8 +116,8 @@ def train_tfpo(
       tokenizer: the tokenizer that the live models share.
       loss: function to use in place of sub-trajectory balance: loss(logps[B, T], rewards[B, T], log_values[B, T+1],
         mask[B, T], terminated=terminated[B]) -> [B].
-      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`. `optimizer` is
-        used for both policy and value head, each with its own state.
+      live: train_dataset, eval_dataset, eval_reward, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
+        `optimizer` is used for both policy and value head, each with its own state.
 
     Returns:
       The run folder, final metrics (`eval/balance`, `eval/accuracy` and others over held-out pairs; with

@@ -136,7 +136,7 @@ def train_sft(
       model: a live model to use in place of `config.model`; needs `tokenizer`.
       tokenizer: its tokenizer.
       loss: function to use in place of the cross-entropy: loss(logps[B, T], mask[B, T]) -> [B, T].
-      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, eval_reward, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, final metrics (`eval/loss` in nats per token, and those of `config.eval.generate`) and the model.

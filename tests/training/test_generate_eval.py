@@ -18,7 +18,8 @@ from jaxalign.training.core.step import Update
 from jaxalign.training.distill.config import DistillConfig
 from jaxalign.training.distill.trainer import train_distill
 from jaxalign.training.preference.dpo import train_dpo
-from jaxalign.training.reward_model.trainer import RewardConfig
+from jaxalign.training.reward_model.trainer import RewardConfig, train_reward
+from jaxalign.training.rl.grpo import Trainer as GRPOTrainer
 from jaxalign.training.rl.grpo import train_grpo
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
 from jaxalign.training.rl.on_policy_config import RolloutTrainConfig
@@ -349,6 +350,39 @@ def test_rl_evaluates_by_its_own_reward_once_and_learns_the_same(name, configs, 
     assert exported(whole) == exported(run(tmp_path / "without"))
 
 
+@pytest.mark.long
+def test_a_killed_and_resumed_rl_run_writes_the_same_answers(
+    configs, asked, functions, tmp_path, monkeypatch
+):
+    def config(folder, **run):
+        ppo = configs.ppo(folder)
+        shared = {part: getattr(ppo, part) for part in ("model", "data", "optimizer", "sampling", "reward")}
+        train = GRPOTrainConfig(updates=4, prompts=4, score_batch_size=8)
+        section = asked(every=1, judge=functions("longer"))
+        # Checkpoints at updates 2 and 4.
+        where = configs.run(folder, eval_every=0, **run)
+        return GRPOConfig(run=where, train=train, eval=section, **shared)
+
+    whole = train_grpo(config(tmp_path / "whole"))
+    plain = GRPOTrainer.update
+
+    def killed(self, number):
+        if number == 4:
+            raise RuntimeError("killed")
+        return plain(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GRPOTrainer, "update", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            train_grpo(config(tmp_path / "parts"))
+    assert max(answered(tmp_path / "parts")) == 3
+    train_grpo(config(tmp_path / "parts", resume=True))
+    assert lasting(tmp_path / "parts") == lasting(whole.folder)
+    assert exported(tmp_path / "parts") == exported(whole.folder)
+    # The section's own reward: the trainer's is another.
+    assert "reward/drawn" in evaluated(whole.folder)[4]
+
+
 def test_rl_has_one_evaluation_of_held_out_prompts(configs, asked, tmp_path):
     config = configs.ppo(tmp_path / "run")
     with pytest.raises(ValueError, match=r"run.eval_every and eval.generate.every: choose one"):
@@ -356,6 +390,25 @@ def test_rl_has_one_evaluation_of_held_out_prompts(configs, asked, tmp_path):
     cold = asked(metrics=("kl",), sampling=SamplingConfig(temperature=0.5))
     with pytest.raises(ValueError, match=r"temperature = sampling.temperature = 1, .*; got 0.5"):
         replace(config, eval=cold)
+
+
+def test_a_live_reward_scores_the_answers(configs, asked, tmp_path):
+    seen = []
+
+    def reward(prompts, completions, **columns):
+        seen.append(len(completions))
+        return [len(text) / 4 for text in completions]
+
+    section = asked(every=4, reward=RewardSource())
+    result = train_sft(configs.sft(tmp_path / "run", eval=section), eval_reward=reward)
+    assert seen == [8, 8]
+    for step, found in evaluated(result.folder).items():
+        lengths = [len(row["completion"]) / 4 for row in answered(result.folder)[step]]
+        assert found["reward"] == pytest.approx(np.mean(lengths))
+    with pytest.raises(ConfigError, match=r"eval_reward needs eval\.generate\.every above 0$"):
+        train_sft(configs.sft(tmp_path / "no"), eval_reward=reward)
+    with pytest.raises(ConfigError, match="reward models do not have: they write no text"):
+        train_reward(configs.reward(tmp_path / "no"), eval_reward=reward)
 
 
 @pytest.mark.parametrize(

@@ -21,24 +21,24 @@ class GenerateEvalConfig:
       prompts: file of prompts, in any layout that needs no data.columns; its other columns reach the reward functions.
         Empty uses the prompts of the held-out rows.
       count: maximum number of prompts, spread evenly over all of them.
-      sampling: how the answers are sampled, with the same random numbers at every evaluation; num_samples above 1 also
-        measures pass_at_k and mean_at_k.
       metrics: which to log, as eval/generate/NAME: length (tokens), stop_rate, distinct_1, distinct_2, repetition,
         refusal_rate, reward (also of each part of a mix, as reward/PART), pass_at_k and mean_at_k (of rewards that are
         all 0 or 1), kl (nats per answer, from the reference, or with LoRA the base model) and win_rate; empty logs all
         that this run can measure.
-      reward: where rewards come from; RL uses its own reward where this names none.
       judge: Python function that compares each answer with the one of the first evaluation, as
         package.module:function or file.py:function (see jaxalign.rewards.judge); logged as win_rate.
+      sampling: how the answers are sampled, with the same random numbers at every evaluation; num_samples above 1 also
+        measures pass_at_k and mean_at_k.
+      reward: where rewards come from; RL uses its own reward where this names none.
     """
 
     every: int = 0
     prompts: str = ""
     count: int = 64
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     metrics: tuple[str, ...] = ()
-    reward: RewardSource = field(default_factory=RewardSource)
     judge: str = ""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardSource = field(default_factory=RewardSource)
 
     def __post_init__(self) -> None:
         as_tuples(self, "metrics")

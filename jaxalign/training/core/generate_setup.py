@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxalign.data import Example
 from jaxalign.errors import ConfigError
 from jaxalign.mesh import length_shards
 from jaxalign.rewards import RewardRequest, load_function
-from jaxalign.runs import Run
+from jaxalign.runs import Given, Run
 from jaxalign.training.core.eval_prompts import eval_prompts
 from jaxalign.training.core.generate_evaluation import PREFIX, GenerateEvaluation, RowKL, Scores, scores_of
 from jaxalign.training.core.generator import Generator
@@ -51,7 +53,7 @@ def generate_evaluation(
       reference: static part and leaves of the model that the KL is from; None takes the base model under LoRA, and
         without LoRA measures no KL.
       generator: who samples; None makes one.
-      scores: what rewards say where the configuration names none.
+      scores: what rewards say where neither the configuration names one nor the call has an `eval_reward`.
       kl: see `GenerateEvaluation`; in place of `reference`.
       tag: see `GenerateEvaluation`.
 
@@ -67,22 +69,19 @@ def generate_evaluation(
     if kl is None and reference is not None and asked.own_distribution:
         temperature = asked.sampling.temperature
         kl = make_row_kl(policy, frozen, reference, mesh, temperature=temperature, batch_size=size)
-    if asked.rewarded:
+    live = run.given.eval_reward
+    if asked.rewarded or live is not None:
         vocabulary = shape.vocab_size
         reward, _ = build_reward(
             asked.reward,
-            None,
+            live,
             mesh=mesh,
             run=run,
             batch_size=size,
             vocabulary=vocabulary,
             tokenizer=tokenizer,
         )
-
-        def scores(request: RewardRequest, key: jax.Array) -> Any:
-            del key
-            return scores_of(reward, request)
-
+        scores = partial(_scored, reward)
     key = opened.fold(HELD_OUT)
     return GenerateEvaluation(
         config=asked,
@@ -98,6 +97,11 @@ def generate_evaluation(
         updates=updates,
         tag=tag or {},
     )
+
+
+def _scored(reward: Any, request: RewardRequest, key: jax.Array) -> dict[str, np.ndarray]:
+    del key  # rewards draw by Python's and NumPy's random numbers, if at all
+    return scores_of(reward, request)
 
 
 def _batch_size(train: Any) -> int:
@@ -126,8 +130,12 @@ def logged(run: Run, evaluate: Generated) -> Generated:
     return evaluated
 
 
-def check_best_metric(config: Any) -> None:
-    """Raises ConfigError where `run.best_metric` is of an evaluation by generation, and there is none."""
+def check_generates(config: Any, given: Given) -> None:
+    """Raises ConfigError where `run.best_metric` or an `eval_reward` needs an evaluation by generation, and none is."""
     asked, best = getattr(config, "eval", None), config.run.best_metric
-    if best.startswith(PREFIX) and not (asked and asked.generate.every):
-        raise ConfigError(f"run.best_metric={best} needs eval.generate.every above 0")
+    if asked is not None and asked.generate.every:
+        return
+    named = f"run.best_metric={best}" if best.startswith(PREFIX) else ""
+    if named or given.eval_reward is not None:
+        textless = "" if asked is not None else ", which reward models do not have: they write no text"
+        raise ConfigError(f"{named or 'eval_reward'} needs eval.generate.every above 0{textless}")

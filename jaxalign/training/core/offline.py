@@ -22,7 +22,7 @@ from jaxalign.models.flops import Pass
 from jaxalign.runs import Given, Run
 from jaxalign.training.core import loading, setup
 from jaxalign.training.core.batch import TokenRows
-from jaxalign.training.core.generate_setup import Generated, check_best_metric, generate_evaluation, logged
+from jaxalign.training.core.generate_setup import Generated, check_generates, generate_evaluation, logged
 from jaxalign.training.core.generator import Generator, samples_of
 from jaxalign.training.core.held_out import evaluation
 from jaxalign.training.core.loading import load_data
@@ -111,7 +111,7 @@ def fit(command: str, config: Any, given: Given, begin: Callable[["OfflineRun"],
             setup.check_live(given.others[name], given.others["tokenizer"], name)
     mesh, train = setup.start(config.run, config.mesh), config.train
     check_rows(config, mesh)
-    check_best_metric(config)
+    check_generates(config, given)
     key = jax.random.key(config.run.seed)
     with setup.default_device(mesh), Run.open(config.run, config, command, given) as run:
         task = begin(OfflineRun(config, run, mesh, key))

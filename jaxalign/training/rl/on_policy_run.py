@@ -17,7 +17,7 @@ from jaxalign.rollout import Engine
 from jaxalign.runs import Given, Heartbeat, Profile, Run, StopFlag, records
 from jaxalign.training.core import setup
 from jaxalign.training.core.exports import chosen_state
-from jaxalign.training.core.generate_setup import Generated, check_best_metric
+from jaxalign.training.core.generate_setup import Generated, check_generates
 from jaxalign.training.core.interval import Interval
 from jaxalign.training.core.loading import load_data, row_batches
 from jaxalign.training.core.loop import Interrupted, restore_callbacks, tell_saved
@@ -136,7 +136,7 @@ def fit_on_policy(
     setup.check_live(live, tokenizer, "policy")
     mesh = setup.start(config.run, config.mesh)
     check_rows(config, mesh)
-    check_best_metric(config)
+    check_generates(config, given)
     with setup.default_device(mesh), Run.open(config.run, config, command, given) as run:
         opened = OnPolicyRun(config, run, mesh, jax.random.key(config.run.seed))
         # What the trainer does not hold leaves the device with `begin`.

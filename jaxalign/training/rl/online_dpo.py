@@ -318,7 +318,7 @@ def train_online_dpo(
       tokenizer: the policy's tokenizer.
       engine: the engine that samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
       loss: as for `train_dpo`.
-      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, eval_reward, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, the last record of metrics and the model. `objective/score` is the mean reward of all samples;
