@@ -41,7 +41,7 @@ from jaxalign.training.rl.on_policy_config import RolloutTrainConfig
 from jaxalign.training.rl.online_dpo import OnlineDPOConfig, train_online_dpo
 from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.rl.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.sft import SFTConfig, train_sft
 
 HAPPY = ("happy", "love", "fun", "smile", "laugh", "good", "nice", "play")

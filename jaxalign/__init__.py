@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from jaxalign.models.lora import LoraConfig
     from jaxalign.rollout import SamplingConfig
     from jaxalign.runs import Callback, EarlyStopping, RunConfig
+    from jaxalign.training.core.eval_config import EvalConfig, GenerateEvalConfig
     from jaxalign.training.core.loop import TrainConfig
     from jaxalign.training.core.optimizer import OptimizerConfig
+    from jaxalign.training.core.reward_source import RewardSource
     from jaxalign.training.core.setup import ModelSource, TrainResult
     from jaxalign.training.distill.trainer import DistillConfig, DistillLossConfig, train_distill
     from jaxalign.training.preference.dpo import DPOConfig, DPOLossConfig, train_dpo
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from jaxalign.training.rl.online_dpo import OnlineDPOConfig, train_online_dpo
     from jaxalign.training.rl.ppo import PPOConfig, train_ppo
     from jaxalign.training.rl.ppo_config import PPOTrainConfig
-    from jaxalign.training.rl.reward_source import RewardSource
     from jaxalign.training.sft import SFTConfig, train_sft
 
 # Name -> module.
@@ -39,9 +40,11 @@ _LAZY = {
     "DistillConfig": "training.distill.trainer",
     "DistillLossConfig": "training.distill.trainer",
     "EarlyStopping": "runs",
+    "EvalConfig": "training.core.eval_config",
     "GRPOConfig": "training.rl.grpo",
     "GRPOLossConfig": "training.rl.grpo_config",
     "GRPOTrainConfig": "training.rl.grpo_config",
+    "GenerateEvalConfig": "training.core.eval_config",
     "LoraConfig": "models.lora",
     "MeshConfig": "mesh",
     "ModelSource": "training.core.setup",
@@ -50,7 +53,7 @@ _LAZY = {
     "PPOConfig": "training.rl.ppo",
     "PPOTrainConfig": "training.rl.ppo_config",
     "RewardConfig": "training.reward_model.trainer",
-    "RewardSource": "training.rl.reward_source",
+    "RewardSource": "training.core.reward_source",
     "RunConfig": "runs",
     "SFTConfig": "training.sft",
     "SamplingConfig": "rollout",
@@ -76,9 +79,11 @@ __all__ = [
     "DistillConfig",
     "DistillLossConfig",
     "EarlyStopping",
+    "EvalConfig",
     "GRPOConfig",
     "GRPOLossConfig",
     "GRPOTrainConfig",
+    "GenerateEvalConfig",
     "LoraConfig",
     "MeshConfig",
     "ModelSource",

@@ -12,10 +12,10 @@ from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.metrics.overlap import truthful_generation
 from jaxalign.evaluation.tasks import behaviours, gsm8k, medical, truthfulqa
 from jaxalign.evaluation.tasks.pairs import read_pairs
-from jaxalign.evaluation.tasks.refusals import refuses
 from jaxalign.evaluation.tasks.rows import benchmark_rows
 from jaxalign.evaluation.tasks.written import Written
 from jaxalign.inference.generate import prompt_of
+from jaxalign.measures.refusals import refuses
 
 Better = Literal["higher", "lower", ""]
 

@@ -39,7 +39,7 @@ from jaxalign.inference.loading import load_speaker
 from jaxalign.mesh import make_mesh
 from jaxalign.models.folders import model_folder
 from jaxalign.rewards import ModelReward
-from jaxalign.training.rl.reward_source import build_reward
+from jaxalign.training.core.reward_source import build_reward
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from jaxalign.models.reward_folders import is_reward_ensemble
 from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype
 from jaxalign.models.tensor_files import read_json
 from jaxalign.rollout import SamplingConfig
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,11 +26,11 @@ from jaxalign.rewards import WeightedMix
 from jaxalign.runs import plots, records
 from jaxalign.runs.report import metric_series, write_comparison_report
 from jaxalign.training.core import setup
+from jaxalign.training.core.reward_source import build_reward
 from jaxalign.training.preference.dpo import DPOConfig, train_dpo
 from jaxalign.training.reward_model.trainer import RewardConfig, train_reward
 from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.rl.ppo_config import PPOConfig
-from jaxalign.training.rl.reward_source import build_reward
 from jaxalign.training.sft import SFTConfig, train_sft
 
 

@@ -9,6 +9,9 @@ from typing import Any
 from jaxalign.runs import plots, records
 from jaxalign.runs.page import escaped, table, write_page
 
+# Prompts whose answers are shown.
+ANSWERS = 16
+
 
 def write_report(folder: Path) -> Path:
     """Writes report.html and plots/*.png of a run from the files in its folder."""
@@ -135,17 +138,50 @@ def _banded(series: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _samples(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A table of samples per step: the latest open, earlier ones folded."""
+    """Answers of evaluations by generation, and a table of samples per step: the latest open, earlier ones folded."""
     steps: dict[int, list[dict[str, Any]]] = {}
+    answers: list[Mapping[str, Any]] = []
     for row in rows:
-        steps.setdefault(row["step"], []).append({k: v for k, v in row.items() if k != "step"})
+        if "source" in row:
+            answers.append(row)
+        else:
+            steps.setdefault(row["step"], []).append({k: v for k, v in row.items() if k != "step"})
+    body = _answers(answers)
     if not steps:
-        return []
+        return body
     *earlier, last = sorted(steps)
-    body = ["<h2>Samples during training</h2>", f"<p class=dim>step {last}</p>", table(steps[last])]
+    body += ["<h2>Samples during training</h2>", f"<p class=dim>step {last}</p>", table(steps[last])]
     for step in reversed(earlier):
         body.append(f"<details><summary>step {step}</summary>{table(steps[step])}</details>")
     return body
+
+
+def _answers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The first and the last evaluation's answers to the same prompts, side by side."""
+    if not rows:
+        return []
+    first, last = min(row["step"] for row in rows), max(row["step"] for row in rows)
+    # Of a run with several models, each has its own answer to a prompt.
+    places: dict[tuple[Any, Any], dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["step"] in (first, last) and not row.get("sample"):
+            places.setdefault((row.get("dimension"), row["number"]), {})[row["step"]] = row
+    shown = []
+    for (dimension, number), by_step in places.items():
+        if number >= ANSWERS:
+            continue
+        line = {"dimension": dimension} if dimension is not None else {}
+        line |= {"prompt": next(iter(by_step.values()))["prompt"]}
+        for step in dict.fromkeys((first, last)):
+            row = by_step.get(step, {})
+            line[f"step {step}"] = row.get("completion")
+            if "score" in row:
+                line[f"score at step {step}"] = row["score"]
+        shown.append(line)
+    prompts = len({number for _, number in places})
+    less = f"the first {min(prompts, ANSWERS)} of {prompts} prompts, " if prompts > ANSWERS else ""
+    note = f"<p class=dim>{less}one answer each; samples.jsonl has all</p>"
+    return ["<h2>Answers to held-out prompts</h2>", note, table(shown)]
 
 
 def _metric_table(metrics: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ def test_answers_to_prompts_are_measured_in_every_way_that_is_asked_for(
         "def letters(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n"
     )
     (tmp_path / "words.txt").write_text("it\n")
-    from jaxalign.training.rl.reward_source import RewardSource
+    from jaxalign.training.core.reward_source import RewardSource
 
     settings = config(
         {"prompts-few": files("prompts", PROMPTS)},
