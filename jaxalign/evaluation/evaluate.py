@@ -191,6 +191,12 @@ class Tools:
         return Subject(load_speaker(self.config.reference, **self._loading)).model
 
     @cached_property
+    def encoder(self) -> tuple[Any, Any]:
+        """Whose hidden states compare answers with references, and its tokenizer."""
+        folder = model_folder(self.config.encoder)
+        return models.load_pretrained(folder), models.load_tokenizer(folder)
+
+    @cached_property
     def reward(self) -> Any:
         """The reward of answers; None where the settings name none."""
         source = self.config.reward
@@ -352,6 +358,8 @@ def _measured(
             )
     if name == "prompts" and tools.has_eval_extra:
         answer_measures.add_overlap(questions, items)
+    if name == "prompts" and config.encoder:
+        answer_measures.add_similarity(questions, items, *tools.encoder)
     return notes
 
 

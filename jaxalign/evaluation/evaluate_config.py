@@ -75,6 +75,8 @@ class EvaluateConfig(GuideConfig):
       limit: questions of each task to ask, from the beginning of its file; 0 asks all.
       reference: folder of a reference model, from which the KL of written answers is measured; empty for none.
       reward: the reward of written answers.
+      encoder: folder of a language model whose hidden states compare answers of `prompts` with references; empty for
+        none.
       words: file of words, one a line: answers that have one are counted, a crude sign of toxicity; empty for none.
       toxicity: folder of a classifier whose one logit says how toxic a text is; empty for none.
       judge: who compares and rates answers, for the tasks alpaca_eval and mt_bench; answers of `prompts` are rated.
@@ -108,6 +110,7 @@ class EvaluateConfig(GuideConfig):
     limit: int = 0
     reference: str = ""
     reward: RewardSource = field(default_factory=RewardSource)
+    encoder: str = ""
     words: str = ""
     toxicity: str = ""
     judge: JudgeConfig = field(default_factory=JudgeConfig)

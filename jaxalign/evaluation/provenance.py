@@ -29,6 +29,7 @@ _FREE = {
     "num_shots",
     "reference",
     "reward",
+    "encoder",
     "words",
     "toxicity",
     "judge",

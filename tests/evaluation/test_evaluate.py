@@ -17,6 +17,7 @@ from jaxalign.evaluation.evaluate_config import AnswerConfig, EvaluateConfig
 from jaxalign.evaluation.judging.config import JudgeConfig
 from jaxalign.evaluation.likelihood import ContinuationScorer
 from jaxalign.evaluation.text_likelihood import TextScorer
+from jaxalign.training.core.reward_source import RewardSource
 from tests.evaluation.judging.chat_server import ChatServer, completion
 
 PUBMED = [
@@ -93,12 +94,11 @@ def test_answers_to_prompts_are_measured_in_every_way_that_is_asked_for(
         "def letters(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n"
     )
     (tmp_path / "words.txt").write_text("it\n")
-    from jaxalign.training.core.reward_source import RewardSource
-
     settings = config(
         {"prompts-few": files("prompts", PROMPTS)},
         reference=str(tiny_model_folder),
         reward=RewardSource(functions=(f"{tmp_path}/own.py:letters",)),
+        encoder=str(tiny_model_folder),
         words=str(tmp_path / "words.txt"),
         training=(files("training", [{"text": "nothing that is asked"}]),),
     )
@@ -109,7 +109,15 @@ def test_answers_to_prompts_are_measured_in_every_way_that_is_asked_for(
     # The model is its own reference.
     assert metrics["kl"]["value"] == pytest.approx(0, abs=1e-5)
     assert 0 < metrics["entropy"]["value"] < math.log(259)
-    assert {"bleu", "rougeL", "listed_word", "distinct_1", "self_bleu", "tokens"} <= metrics.keys()
+    assert {
+        "bleu",
+        "rougeL",
+        "similarity",
+        "listed_word",
+        "distinct_1",
+        "self_bleu",
+        "tokens",
+    } <= metrics.keys()
     assert any("none of the 5 questions shares 13 words" in note for note in task["notes"])
     assert any("kl is along answers that were not sampled" in note for note in task["notes"])
 
@@ -124,6 +132,23 @@ def test_several_answers_give_their_mean_and_pass_at_k(config, files, tmp_path):
     assert all(len(item["answers"]) == 3 for item in items)
     assert metrics["flexible_pass@3"]["value"] >= metrics["flexible"]["value"]
     assert "stopped_pass@3" not in metrics
+
+
+def test_a_reward_of_0_or_1_has_pass_at_k(config, files, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def even(prompts, completions, **columns):\n    return [float(len(c) % 2 == 0) for c in completions]\n"
+    )
+    settings = config(
+        {"prompts": files("prompts", PROMPTS)},
+        reward=RewardSource(functions=(f"{tmp_path}/own.py:even",)),
+        sampling=AnswerConfig(max_new_tokens=6, temperature=1.0, num_samples=2),
+    )
+    metrics = evaluate(settings)["tasks"]["prompts"]["metrics"]
+    right = [
+        [len(text) % 2 == 0 for text in item["answers"]] for item in items_of(tmp_path / "out", "prompts")
+    ]
+    assert metrics["reward"]["value"] == np.mean(right)
+    assert metrics["reward_pass@2"]["value"] == np.mean(np.any(right, axis=1))
 
 
 def test_a_stopped_evaluation_goes_on_and_ends_as_if_it_had_not_been_stopped(
