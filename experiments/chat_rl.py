@@ -27,7 +27,6 @@ from real_chat import (
     Stages,
     arguments,
     cost,
-    distinct_words,
     drop_weights,
     over_seeds,
     sampled,
@@ -240,7 +239,7 @@ def table(experiment: Experiment, ways: Sequence[str]) -> list[dict[str, str]]:
             f"pass@{SAMPLES}": with_interval(right.max(2), ".2f"),
             "KL (nats)": over_seeds([float(np.mean(run["kl"])) for run in runs], ".1f"),
             "tokens": over_seeds([float(np.mean(run["tokens"])) for run in runs], ".0f"),
-            "distinct-2": over_seeds([distinct_words(run["texts"], 2) for run in runs], ".2f"),
+            "distinct-2": over_seeds([run["distinct_2"] for run in runs], ".2f"),
         }
         found.append(row | ({} if way == "start" else cost(runs)))
     columns = list(dict.fromkeys(name for row in found for name in row))
@@ -286,6 +285,7 @@ def main() -> None:
     experiment = Experiment(TASKS[given.task], given.model, given.output, given.seeds, given.updates)
     text = "\n\n".join(format_table(make(experiment, given.ways)) for make in (table, kinds))
     print(text)
+    given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "table.md").write_text(text + "\n")
     draw(experiment, given.ways, given.output / "curves.png")
 

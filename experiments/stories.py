@@ -33,6 +33,7 @@ from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.runs import RunConfig
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.preference.dpo import DPOConfig, DPOLossConfig, train_dpo
 from jaxalign.training.reward_model.trainer import RewardConfig, train_reward
@@ -41,7 +42,6 @@ from jaxalign.training.rl.on_policy_config import RolloutTrainConfig
 from jaxalign.training.rl.online_dpo import OnlineDPOConfig, train_online_dpo
 from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.rl.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig
-from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.sft import SFTConfig, train_sft
 
 HAPPY = ("happy", "love", "fun", "smile", "laugh", "good", "nice", "play")

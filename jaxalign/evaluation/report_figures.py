@@ -124,7 +124,7 @@ def metric_head(name: str, figures: Sequence[Figure], *, rate: bool, axis: tuple
     better = next((figure.better for figure in figures if figure.better), "")
     arrow, told = ARROWS.get(better, ("", ""))
     mark = f' <span class=dim title="{told}">{arrow}</span>' if arrow else ""
-    reach = "" if rate else f"<small class=dim>bars: {axis[0]:,g} to {axis[1]:,g}</small>"
+    reach = "" if rate else f"<small class=dim>bars: {axis[0] + 0.0:,g} to {axis[1]:,g}</small>"
     return f"{breakable(name)}{mark}{reach}"
 
 
