@@ -36,6 +36,7 @@ from jaxalign.evaluation.results import read_results
 from jaxalign.evaluation.subject import EndpointSubject, Subject
 from jaxalign.evaluation.tables import results_table
 from jaxalign.inference.loading import load_speaker
+from jaxalign.inference.questions import model_name
 from jaxalign.mesh import make_mesh
 from jaxalign.models.folders import model_folder
 from jaxalign.rewards import ModelReward
@@ -66,7 +67,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     with Tools(config) as tools:
         results: dict[str, Any] = {
-            "model": config.name or config.model,
+            "model": config.name
+            or config.endpoint_model
+            or model_name(config.model, config.patient, config.doctor),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": provenance.plain(config),
             "versions": provenance.versions(),
