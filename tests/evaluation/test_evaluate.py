@@ -398,3 +398,16 @@ def test_a_policy_is_measured_on_pairs_by_its_log_probs_less_the_references(
     assert "nothing to compute from: length_correlation" in same["notes"]
     margins = [item["scores"]["margin"] for item in items_of(tmp_path / "out", "pairs")]
     assert margins == pytest.approx([0.0] * len(PAIRS), abs=1e-4)
+
+
+def test_a_patient_with_a_doctor_is_a_model(config, files, tmp_path, make_doctor, tiny_model_folder):
+    doctor = make_doctor("kind")
+    tasks = {"pubmedqa": files("pubmed", PUBMED), "prompts": files("prompts", PROMPTS)}
+    alone = evaluate(config(tasks, output=str(tmp_path / "alone")))
+    settings = config(tasks, model="", doctor=(str(doctor),), reference=str(tiny_model_folder))
+    guided = evaluate(settings)
+    assert guided["model"].endswith("kind")
+    found = [items_of(tmp_path / name, "pubmedqa")[0]["logps"] for name in ("alone", "out")]
+    assert max(abs(a - b) for a, b in zip(*found, strict=True)) > 1e-3
+    assert guided["tasks"]["prompts"]["metrics"]["kl"]["value"] > 1e-3
+    assert "kl" not in alone["tasks"]["prompts"]["metrics"]
