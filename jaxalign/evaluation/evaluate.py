@@ -39,6 +39,7 @@ from jaxalign.inference.loading import load_speaker
 from jaxalign.inference.questions import model_name
 from jaxalign.mesh import make_mesh
 from jaxalign.models.folders import model_folder
+from jaxalign.models.reward_folders import is_reward_model
 from jaxalign.rewards import ModelReward
 from jaxalign.training.core.reward_source import build_reward
 
@@ -266,6 +267,10 @@ def _questions(config: EvaluateConfig) -> dict[str, tuple[Benchmark, Sequence[An
         if benchmark.kind == "judged" and not config.judge.model:
             raise ConfigError(f"tasks.{task}: expected a judge in judge.model")
         if task.startswith("mt_bench"):
+            if not config.judge.remote and is_reward_model(model_folder(config.judge.model)):
+                raise ConfigError(
+                    f"tasks.{task}: needs a judge that writes ratings; judge.model is a reward model"
+                )
             if not config.judge.prompts:
                 raise ConfigError(f"tasks.{task}: expected MT-bench's judge prompts in judge.prompts")
             questions: Sequence[Any] = read_questions(file, config.judge.references)

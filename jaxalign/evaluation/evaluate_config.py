@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from jaxalign.errors import ConfigError
@@ -12,9 +11,8 @@ from jaxalign.inference.loading import Template
 from jaxalign.llmdoctor.guided_folders import GuideConfig
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.folders import model_folder
-from jaxalign.models.reward_folders import is_reward_ensemble
+from jaxalign.models.reward_folders import is_reward_model
 from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype
-from jaxalign.models.tensor_files import read_json
 from jaxalign.rollout import SamplingConfig
 from jaxalign.training.core.reward_source import RewardSource
 
@@ -150,15 +148,7 @@ class EvaluateConfig(GuideConfig):
     @property
     def scores_alone(self) -> bool:
         """Whether the model is a reward model or an ensemble of them, by the config of its folder."""
-        if self.remote or not self.model:
-            return False
-        folder = Path(model_folder(self.model))
-        if is_reward_ensemble(folder):
-            return True
-        if not (folder / "config.json").is_file():
-            return False
-        names = read_json(folder / "config.json").get("architectures") or [""]
-        return str(names[0]).endswith("ForSequenceClassification")
+        return not self.remote and bool(self.model) and is_reward_model(model_folder(self.model))
 
     @property
     def source(self) -> ModelSource:

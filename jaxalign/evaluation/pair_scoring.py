@@ -51,6 +51,7 @@ class PairSubject:
       calibrated: whether sigmoid of a difference of scores is meant as a probability: of reward models.
       context: the most tokens of a row.
       batch_size: pairs at once.
+      reward: of a reward model, what scores; else None.
     """
 
     format: ChatFormat
@@ -58,6 +59,7 @@ class PairSubject:
     calibrated: bool
     context: int
     batch_size: int = 16
+    reward: Any = None
 
 
 def reward_subject(folder: str, *, template: Template, context: int, batch_size: int) -> PairSubject:
@@ -80,6 +82,7 @@ def reward_subject(folder: str, *, template: Template, context: int, batch_size:
         True,
         context or int(config.max_positions),
         batch_size,
+        reward,
     )
 
 

@@ -253,6 +253,32 @@ def test_a_judge_behind_an_endpoint_compares_with_the_baselines_answers(config, 
     assert "judge at http" in task["judge"] and "not the leaderboard's figure" in " ".join(task["notes"])
 
 
+@pytest.fixture
+def reward_folder(tmp_path, byte_tokenizer, tiny_model_folder):
+    """A random reward model on the tiny model."""
+    trunk = models.load_pretrained(tiny_model_folder)
+    reward = models.create_scalar_model(trunk, models.HeadConfig(init_std=1.0), key=jax.random.key(3))
+    return models.save_reward_model(reward, tmp_path / "reward", tokenizer=byte_tokenizer)
+
+
+def test_a_reward_model_judges_by_its_scores(config, files, tmp_path, reward_folder):
+    judge = JudgeConfig(model=str(reward_folder))
+    tasks = {"alpaca_eval": files("alpaca", ALPACA), "prompts": files("prompts", PROMPTS)}
+    metrics = evaluate(config(tasks, judge=judge))["tasks"]
+    reward, score = models.load_reward_model(reward_folder), []
+    words = models.load_tokenizer(reward_folder)
+    for item, row in zip(items_of(tmp_path / "out", "alpaca_eval"), ALPACA, strict=True):
+        texts = [item["answers"][0], row["output"]]
+        ids = [words(row["instruction"])["input_ids"] + words(text)["input_ids"] for text in texts]
+        ours, theirs = (float(reward(np.asarray([one]), lengths=np.asarray([len(one)]))[0]) for one in ids)
+        score.append(float(ours > theirs))
+    assert metrics["alpaca_eval"]["metrics"]["win_rate"]["value"] == np.mean(score)
+    assert metrics["prompts"]["metrics"]["rating"]["count"] == len(PROMPTS)
+    settings = config({"mt_bench": "x"}, judge=JudgeConfig(model=str(reward_folder), prompts="p.jsonl"))
+    with pytest.raises(ConfigError, match="needs a judge that writes ratings"):
+        evaluate(settings)
+
+
 def test_verdicts_that_cannot_be_read_are_counted_and_no_rate_counts_them(config, files, tmp_path):
     def answer(number, body):
         return 200, completion("[[A]]" if number % 2 else "both are fine"), {}
@@ -360,11 +386,9 @@ def test_greedy_answers_are_not_sampled_several_times():
 PAIRS = [{"prompt": f"Say {i}.", "chosen": f"{i} it is, sir", "rejected": f"no{'o' * i}"} for i in range(8)]
 
 
-def test_a_reward_model_is_measured_on_pairs(config, files, tmp_path, byte_tokenizer, tiny_model_folder):
-    trunk = models.load_pretrained(tiny_model_folder)
-    reward = models.create_scalar_model(trunk, models.HeadConfig(init_std=1.0), key=jax.random.key(3))
-    folder = models.save_reward_model(reward, tmp_path / "reward", tokenizer=byte_tokenizer)
-    settings = config({"pairs": files("pairs", PAIRS)}, model=str(folder))
+def test_a_reward_model_is_measured_on_pairs(config, files, tmp_path, byte_tokenizer, reward_folder):
+    reward = models.load_reward_model(reward_folder)
+    settings = config({"pairs": files("pairs", PAIRS)}, model=str(reward_folder))
     metrics = evaluate(settings)["tasks"]["pairs"]["metrics"]
     margins = []
     for row in PAIRS:
@@ -384,7 +408,7 @@ def test_a_reward_model_is_measured_on_pairs(config, files, tmp_path, byte_token
     )
     assert metrics["longer_chosen"]["value"] == 1.0
     with pytest.raises(ConfigError, match=r"tasks.gsm8k: .* is a reward model, which scores pairs alone"):
-        evaluate(config({"gsm8k": files("gsm8k", GSM8K)}, model=str(folder)))
+        evaluate(config({"gsm8k": files("gsm8k", GSM8K)}, model=str(reward_folder)))
 
 
 def test_a_policy_is_measured_on_pairs_by_its_log_probs_less_the_references(
