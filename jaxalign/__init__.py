@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jaxalign.data import DataConfig
+    from jaxalign.evaluation.evaluate import evaluate
+    from jaxalign.evaluation.evaluate_config import EvaluateConfig
     from jaxalign.llmdoctor.tfpo import TFPOConfig, train_tfpo
     from jaxalign.mesh import MeshConfig
     from jaxalign.models.lora import LoraConfig
@@ -40,6 +42,7 @@ _LAZY = {
     "DistillConfig": "training.distill.trainer",
     "DistillLossConfig": "training.distill.trainer",
     "EarlyStopping": "runs",
+    "EvaluateConfig": "evaluation.evaluate_config",
     "EvalConfig": "training.core.eval_config",
     "GRPOConfig": "training.rl.grpo",
     "GRPOLossConfig": "training.rl.grpo_config",
@@ -60,6 +63,7 @@ _LAZY = {
     "TFPOConfig": "llmdoctor.tfpo",
     "TrainConfig": "training.core.loop",
     "TrainResult": "training.core.setup",
+    "evaluate": "evaluation.evaluate",
     "train_distill": "training.distill.trainer",
     "train_dpo": "training.preference.dpo",
     "train_grpo": "training.rl.grpo",
@@ -69,7 +73,7 @@ _LAZY = {
     "train_sft": "training.sft",
     "train_tfpo": "llmdoctor.tfpo",
 }
-_PARTS = {"data", "losses", "models", "rewards", "rollout", "runs", "training"}
+_PARTS = {"data", "evaluation", "losses", "models", "rewards", "rollout", "runs", "training"}
 
 __all__ = [
     "Callback",
@@ -80,6 +84,7 @@ __all__ = [
     "DistillLossConfig",
     "EarlyStopping",
     "EvalConfig",
+    "EvaluateConfig",
     "GRPOConfig",
     "GRPOLossConfig",
     "GRPOTrainConfig",
@@ -99,6 +104,7 @@ __all__ = [
     "TFPOConfig",
     "TrainConfig",
     "TrainResult",
+    "evaluate",
     "train_distill",
     "train_dpo",
     "train_grpo",
