@@ -155,7 +155,7 @@ def contamination(prompts: Sequence[str], files: Sequence[str]) -> list[str]:
     header = _common_beginning(prompts) if len(prompts) > 1 else 0
     found = contaminated_rows([prompt[header:] for prompt in prompts], _training_texts(files))
     if not found:
-        return [f"none of the {len(prompts)} questions shares 13 words in a row with {', '.join(files)}"]
+        return []
     first = found[0]
     return [
         f"{len(found)} of the {len(prompts)} questions share 13 words in a row (short ones all their words) with "

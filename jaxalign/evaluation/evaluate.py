@@ -91,7 +91,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 notes.append(f"nothing to compute from: {', '.join(undefined)}")
             found["groups"] = {name: _defined(group) for name, group in found["groups"].items()}
             if config.training:
-                notes += answer_measures.contamination(_prompts(items), config.training)
+                shared = answer_measures.contamination(_prompts(items), config.training)
+                notes += shared
+                if not shared:
+                    _told(f"{task}: no question shares 13 words in a row with {', '.join(config.training)}")
             results["tasks"][task] = {
                 "about": benchmark.about,
                 "source": benchmark.source,

@@ -88,7 +88,7 @@ def test_texts_have_the_perplexity_of_all_their_tokens(config, files, tiny_model
 
 
 def test_answers_to_prompts_are_measured_in_every_way_that_is_asked_for(
-    config, files, tmp_path, tiny_model_folder
+    config, files, tmp_path, tiny_model_folder, capsys
 ):
     (tmp_path / "own.py").write_text(
         "def letters(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n"
@@ -118,7 +118,7 @@ def test_answers_to_prompts_are_measured_in_every_way_that_is_asked_for(
         "self_bleu",
         "tokens",
     } <= metrics.keys()
-    assert any("none of the 5 questions shares 13 words" in note for note in task["notes"])
+    assert "prompts-few: no question shares 13 words in a row" in capsys.readouterr().err
     assert any("kl is along answers that were not sampled" in note for note in task["notes"])
 
 
@@ -149,6 +149,19 @@ def test_a_reward_of_0_or_1_has_pass_at_k(config, files, tmp_path):
     ]
     assert metrics["reward"]["value"] == np.mean(right)
     assert metrics["reward_pass@2"]["value"] == np.mean(np.any(right, axis=1))
+
+
+def test_questions_that_stand_in_a_training_file_are_counted_without_what_all_begin_with(config, files):
+    long = "if a train of nine wagons leaves at noon and meets another one at two how many {} are there"
+    rows = [{"question": long.format(word), "answer": "#### 1"} for word in ("geese", "ducks", "hens")]
+    seen = files("seen", [{"chat": [{"content": "Well: " + long.format("ducks").upper()}]}])
+    shots = files("shots", GSM8K[:1])
+    settings = config(
+        {"gsm8k": files("gsm8k", rows)}, training=(seen, shots), shots={"gsm8k": shots}, num_shots=1
+    )
+    (note,) = [note for note in evaluate(settings)["tasks"]["gsm8k"]["notes"] if "13 words" in note]
+    # The words before the one that differs are more than 13 too.
+    assert note.startswith("3 of the 3 questions share 13 words in a row") and "if a train of nine" in note
 
 
 def test_a_stopped_evaluation_goes_on_and_ends_as_if_it_had_not_been_stopped(
