@@ -135,7 +135,8 @@ def test_a_run_of_two_processes_goes_on_in_one(runs, tiny_model_folder, pairs_fi
     from tests.training import processes_child
 
     two = runs.two
-    given = (str(tiny_model_folder), str(pairs_file), str(two), "--resume", "--train.steps=4")
+    scored = f"--eval.generate.reward.model={two.parent}/models/linear"
+    given = (str(tiny_model_folder), str(pairs_file), str(two), "--resume", "--train.steps=4", scored)
     assert processes_child.train("sft", "false", "--mesh.data=1", *given) == 0
     said = (two / "sft" / "run.log").read_text()
     assert (
@@ -152,7 +153,7 @@ def test_a_run_of_two_processes_goes_on_in_one(runs, tiny_model_folder, pairs_fi
 
 
 def test_a_process_ends_with_a_line_when_another_was_killed(tiny_model_folder, pairs_file, tmp_path):
-    more = ["--train.steps=100000", "--run.save_every=5"]
+    more = ["--train.steps=100000", "--run.save_every=5", "--eval.generate.reward.model="]
     children = start_two("--mesh.data=2", tiny_model_folder, pairs_file, tmp_path, "sft", *more)
     try:
         until = time.monotonic() + 120
