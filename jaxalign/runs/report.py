@@ -82,6 +82,7 @@ def write_comparison_report(
     pictures: Sequence[tuple[str, bytes]] = (),
     samples: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
+    tables: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] = (),
 ) -> Path:
     """Writes a report that compares methods.
 
@@ -92,9 +93,12 @@ def write_comparison_report(
       pictures: (title, PNG) each.
       samples: texts side by side: a mapping of column to text per prompt.
       notes: paragraphs to show below the table.
+      tables: (title, rows) each, after the notes.
     """
     body = [f"<h1>{_text(title)}</h1><p class=dim>{_text(subtitle)}</p>", "<h2>Comparison</h2>", _table(rows)]
     body += [f"<p class=dim>{_text(note)}</p>" for note in notes]
+    for heading, more in tables:
+        body += [f"<h2>{_text(heading)}</h2>", _table(more)]
     if pictures:
         body += ["<h2>Curves</h2>", _picture_grid(pictures)]
     if samples:
