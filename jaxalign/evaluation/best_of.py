@@ -26,7 +26,9 @@ def best_of_kl(n: int) -> float:
 
 def best_of_note(n: int) -> str:
     """What a reader must know of the KL."""
-    return f"answers are the best of {n} by the reward; their KL is not measured: it is at most {best_of_kl(n):.3g} nats"
+    return (
+        f"best of {n} answers by the reward; their KL is not measured: it is at most {best_of_kl(n):.3g} nats"
+    )
 
 
 class BestOf:

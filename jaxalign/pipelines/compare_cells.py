@@ -14,12 +14,13 @@ from typing import Any
 
 from jaxalign.config import save_yaml, to_dict
 from jaxalign.errors import ConfigError, UserError
-from jaxalign.pipelines.compare_cell import Cell, run_cell, write_json
+from jaxalign.pipelines.compare_cell import Cell, write_json
 from jaxalign.pipelines.compare_checks import checked, shared_prompts
 from jaxalign.pipelines.compare_config import CompareConfig
 from jaxalign.pipelines.compare_methods import trains_proxy
 from jaxalign.pipelines.compare_report import write_report
 from jaxalign.pipelines.compare_results import results_of, table_of, verdicts
+from jaxalign.pipelines.compare_run import run_cell
 
 # What a cell's result does not depend on; `data` and `settings` are taken apart by method.
 FREE = {"output", "methods", "seeds", "isolated", "batch_size", "device", "data", "settings"}
@@ -201,7 +202,7 @@ def _here(config: CompareConfig, cell: Cell) -> str:
 def _in_process(config: CompareConfig, cell: Cell) -> str:
     """The same in a process of its own, whose words go into the cell's log.txt."""
     folder = cell.folder(config)
-    command = [sys.executable, "-m", "jaxalign.pipelines.compare_cell", config.output, cell.name]
+    command = [sys.executable, "-m", "jaxalign.pipelines.compare_run", config.output, cell.name]
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:

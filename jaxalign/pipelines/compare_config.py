@@ -139,7 +139,7 @@ class CompareConfig:
             raise ValueError(f"seeds: expected at least one, 0 or more, got {list(self.seeds)}")
         if self.sampling.max_new_tokens < 1 or self.sampling.temperature == 0:
             raise ValueError(
-                "sampling: expected max_new_tokens of 1 or more, and a temperature above 0: KL and best-of-n are of samples"
+                "sampling: expected max_new_tokens of 1 or more, and a temperature above 0, as KL is of samples"
             )
         if self.sampling.num_samples != 1:
             raise ValueError(

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.pipelines.compare_cell import ITEMS, Cell, read_items
+from jaxalign.pipelines.compare_cell import Cell
 from jaxalign.pipelines.compare_config import CompareConfig
-from jaxalign.pipelines.compare_results import BASELINE, rows_of, test_rows, verdicts
+from jaxalign.pipelines.compare_measure import ITEMS, read_items
+from jaxalign.pipelines.compare_results import BASELINE, rows_of, significance_rows, verdicts
 from jaxalign.runs import plots
 from jaxalign.runs.report import write_comparison_report
 
@@ -29,13 +30,13 @@ def write_report(config: CompareConfig, results: Result, errors: Mapping[str, st
     for i, (_, picture) in enumerate(pictures):
         plots.save(picture, folder / "plots" / f"{i + 1}.png")
     start = config.sft or config.model
-    tests = test_rows(results)
+    tests = significance_rows(results)
     failed = [{"cell": name, "error": line} for name, line in errors.items()]
     return write_comparison_report(
         folder / "report.html",
         title="Which method wins",
-        subtitle=f"all from {start}{'' if config.sft else ' after fine-tuning'}; {results['prompts']} held-out prompts; "
-        f"seeds {', '.join(map(str, results['seeds']))}",
+        subtitle=f"all from {start}{'' if config.sft else ' after fine-tuning'}; {results['prompts']} held-out "
+        f"prompts; seeds {', '.join(map(str, results['seeds']))}",
         rows=rows_of(results),
         pictures=pictures,
         samples=side_by_side(config, results),
@@ -66,10 +67,10 @@ def notes_of(results: Result) -> list[str]:
         f"Wins are over the supervised model's answer to the same prompt with the same seed, by "
         f"{decided[results['decided_by']]}; ties are halves. Brackets are 95% intervals over prompts, of means over "
         "seeds.",
-        f"Beyond the supervised model each method had {budget['samples']:,} rows, pairs (of two answers) or completions, "
-        f"{budget['batch_size']} a step. Tokens are those of a method's batches, or of the completions that it sampled; "
-        "its seconds are of its steps, compiling included, without loading and evaluating. What all begin with is "
-        f"counted in none: {'; '.join(cost) or 'nothing was trained'}.",
+        f"Beyond the supervised model each method had {budget['samples']:,} rows, pairs (of two answers) or "
+        f"completions, {budget['batch_size']} a step. Tokens are those of a method's batches, or of the completions "
+        "that it sampled; its seconds are of its steps, compiling included, without loading and evaluating. What "
+        f"all begin with is counted in none: {'; '.join(cost) or 'nothing was trained'}.",
         "KL is from the supervised model, along the policy's own answers, exact at each token."
         + (
             f" That of best_of_n is not measured: log n - (n - 1) / n, with n = {budget['best_of']}, bounds it. It "

@@ -105,7 +105,7 @@ def _row(name: str, cells: Sequence[Result], baseline: Mapping[int, Result], dec
 
 
 def wins(cell: Result, baseline: Result, deciding: str) -> list[float | None]:
-    """Of each prompt 1 where the cell's answer is better than the baseline's of the same seed, 0.5 for a tie, else 0."""
+    """Of each prompt 1 where the cell's answer beats the baseline's of the same seed, 0.5 for a tie, else 0."""
     if deciding == "judge":
         return list(cell["scores"]["judge"])
     pairs = zip(cell["scores"][deciding], baseline["scores"][deciding], strict=True)
@@ -209,7 +209,7 @@ def table_of(results: Result) -> str:
     return format_table(rows_of(results))
 
 
-def test_rows(results: Result) -> list[dict[str, str]]:
+def significance_rows(results: Result) -> list[dict[str, str]]:
     """The tests as a table."""
     return [
         {
