@@ -165,8 +165,9 @@ def test_methods_of_every_kind_are_trained_measured_and_reported(tmp_path, tiny_
     config = small(
         tmp_path, str(tiny_model_folder), methods=("feedback", "kto", "grpo", "best_of_n"), seeds=(0,)
     )
-    grpo = {"sampling.num_samples": 4, "optimizer.learning_rate": 0.01}
-    result = compare(replace(config, settings={**config.settings, "grpo": grpo}), say=quiet)
+    learns = {"optimizer.learning_rate": 0.01}
+    grpo = {"sampling.num_samples": 4, **learns}
+    result = compare(replace(config, settings={**config.settings, "grpo": grpo, "kto": learns}), say=quiet)
     assert not result.errors
     methods = result.results["methods"]
     assert methods["sft"]["figures"]["kl"]["value"] == pytest.approx(0.0, abs=1e-5)
