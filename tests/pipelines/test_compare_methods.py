@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from jaxalign.config import parse
 from jaxalign.models.lora import LoraConfig
 from jaxalign.pipelines.compare_checks import checked
-from jaxalign.pipelines.compare_config import CompareBudget
+from jaxalign.pipelines.compare_config import CompareBudget, CompareConfig
 from jaxalign.pipelines.compare_methods import METHODS, flat, trainer_config, trains_proxy
 from jaxalign.training.rl.reward_source import RewardSource
 from tests.pipelines.compare_files import small
@@ -87,3 +88,10 @@ def test_nested_and_dotted_keys_are_alike_and_a_mapping_can_be_a_value():
         ("data.columns", {"a": "b"}),
         ("data.columns", {"c": "d"}),
     ]
+
+
+def test_the_shipped_configuration_suits_every_method(tmp_path):
+    shipped, files = parse(CompareConfig, "compare"), small(tmp_path)
+    config = checked(replace(shipped, model="m", data=files.data, gold=files.gold))
+    assert config.methods == tuple(METHODS)
+    assert made(config, "dpo").optimizer.learning_rate == made(config, "ppo").optimizer.learning_rate == 5e-5
