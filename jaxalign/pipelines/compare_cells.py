@@ -133,9 +133,7 @@ def identity(config: CompareConfig, cell: Cell) -> dict[str, Any]:
     settings = {key: value for key, value in _dotted(to_dict(config)) if key.split(".")[0] not in FREE}
     if not cell.about.data and cell.method != "best_of_n":
         settings = {key: value for key, value in settings.items() if not key.startswith("budget.")}
-    named = {"all", "sft", cell.method}
-    if trains_proxy(config) and (cell.about.proxy or not config.gold.named):
-        named.add("reward")
+    named = {"all", "sft", *(["reward"] if trains_proxy(config) else []), cell.method}
     if cell.beginning:
         named = {"all", cell.method} | ({"sft"} if cell.method == "reward" else set())
         kept = ("model", "sft", "lora.", "budget.samples", "budget.batch_size", "sampling.max_new_tokens")

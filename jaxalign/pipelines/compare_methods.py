@@ -133,10 +133,8 @@ def files_of(config: CompareConfig, method: Method) -> tuple[str, ...]:
 
 
 def trains_proxy(config: CompareConfig) -> bool:
-    """Whether a reward model is trained: for the methods that optimize one, or to judge by where nothing else does."""
-    if config.proxy.named or not config.data.pairs:
-        return False
-    return not config.gold.named or any(METHODS[name].proxy for name in config.methods)
+    """Whether a reward model is trained on the pairs: all methods are measured by it, also those that optimize none."""
+    return not config.proxy.named and bool(config.data.pairs)
 
 
 def trainer_config(

@@ -64,6 +64,14 @@ def test_cells_come_seed_by_seed_the_supervised_model_first(tmp_path):
     assert plan(replace(config, sft="there"))[0].name == "begin-reward"
 
 
+def test_a_method_more_changes_nothing_of_the_others(tmp_path):
+    one = checked(
+        small(tmp_path, methods=("dpo",), proxy=RewardSource(), settings={"reward": {"train.steps": 3}})
+    )
+    more = checked(replace(one, methods=("dpo", "ppo")))
+    assert identity(one, Cell(method="dpo")) == identity(more, Cell(method="dpo"))
+
+
 def test_cells_that_are_there_are_not_run_again_and_more_can_be_added(tmp_path, ran):
     config = small(tmp_path, methods=("dpo",), seeds=(0,))
     first = compare(config, say=quiet)

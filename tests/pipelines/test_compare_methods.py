@@ -68,11 +68,11 @@ def test_the_critic_starts_from_the_reward_model_where_there_is_one(tmp_path):
     assert (critic.init, critic.path) == ("path", "reward")
 
 
-def test_a_reward_model_is_trained_where_a_method_needs_it_or_nothing_else_decides(tmp_path):
+def test_a_reward_model_is_trained_where_pairs_are_there_and_no_proxy_is_named(tmp_path):
     config = checked(small(tmp_path, proxy=RewardSource(), methods=("dpo",)))
-    assert not trains_proxy(config)
-    assert trains_proxy(replace(config, methods=("sft", "ppo")))
-    assert trains_proxy(replace(config, gold=RewardSource()))
+    assert trains_proxy(config)
+    assert not trains_proxy(replace(config, proxy=config.gold))
+    assert not trains_proxy(replace(config, data=replace(config.data, pairs=())))
 
 
 def test_adapters_are_of_all_methods(tmp_path):
