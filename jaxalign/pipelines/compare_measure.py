@@ -6,14 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jaxalign import models
 from jaxalign.evaluation.benchmarks import BENCHMARKS, Shots
 from jaxalign.evaluation.best_of import best_of_kl
 from jaxalign.evaluation.evaluate import evaluate
 from jaxalign.evaluation.evaluate_config import AnswerConfig, EvaluateConfig
 from jaxalign.evaluation.judged import judge_pairs
 from jaxalign.evaluation.judging.config import Judge
+from jaxalign.inference.loading import Template, run_data
+from jaxalign.models.folders import model_folder
 from jaxalign.pipelines.compare_cell import Cell, proxy_source, start_folder
 from jaxalign.pipelines.compare_config import CompareConfig
+from jaxalign.pipelines.compare_methods import flat
 
 # Where the answers and scores of held-out prompts lie below a cell.
 HELD_OUT = "prompts:held_out"
@@ -69,7 +73,7 @@ def measure_cell(config: CompareConfig, cell: Cell, folder: Path) -> dict[str, A
 def _evaluation(config: CompareConfig, cell: Cell, folder: Path) -> EvaluateConfig:
     """What is measured: a model, or the supervised one with a doctor."""
     start = start_folder(config)
-    which = {"model": str(folder / "run")}
+    which: dict[str, Any] = {"model": str(folder / "run")}
     if cell.method in ("sft", "best_of_n"):
         which = {"model": start}
     elif cell.method == "tfpo":
@@ -78,12 +82,28 @@ def _evaluation(config: CompareConfig, cell: Cell, folder: Path) -> EvaluateConf
         which = {"model": str(folder / f"round-{config.budget.rounds}")}
     return EvaluateConfig(
         **which,
+        template=start_template(config) if cell.method in ("sft", "best_of_n", "tfpo") else "auto",
         sampling=AnswerConfig(),
         batch_size=config.batch_size,
         seed=cell.seed,
         device=config.device,
         name=cell.name,
     )
+
+
+def start_template(config: CompareConfig) -> Template:
+    """How prompts are written for the supervised model: as the methods that start from it are trained.
+
+    A run says so itself. Of another folder training takes the tokenizer's chat template, or else turn markers, unless
+    settings.all names one.
+    """
+    start = model_folder(start_folder(config))
+    if run_data(start):
+        return "auto"
+    given = dict(flat(config.settings.get("all", {}), {"data.template"})).get("data.template", "auto")
+    if given != "auto":
+        return given
+    return "tokenizer" if getattr(models.load_tokenizer(start), "chat_template", None) else "markers"
 
 
 def _files(config: CompareConfig, cell: Cell) -> tuple[str, ...]:

@@ -36,12 +36,15 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-_SFT = {"config": "jaxalign.training.sft:SFTConfig", "function": "jaxalign.training.sft:train_sft"}
-_DPO = {
+_SFT: dict[str, Any] = {
+    "config": "jaxalign.training.sft:SFTConfig",
+    "function": "jaxalign.training.sft:train_sft",
+}
+_DPO: dict[str, Any] = {
     "config": "jaxalign.training.preference.dpo:DPOConfig",
     "function": "jaxalign.training.preference.dpo:train_dpo",
 }
-_GRPO = {
+_GRPO: dict[str, Any] = {
     "config": "jaxalign.training.rl.grpo:GRPOConfig",
     "function": "jaxalign.training.rl.grpo:train_grpo",
 }

@@ -36,15 +36,16 @@ def write_report(config: CompareConfig, results: Result, errors: Mapping[str, st
         folder / "report.html",
         title="Which method wins",
         subtitle=f"all from {start}{'' if config.sft else ' after fine-tuning'}; {results['prompts']} held-out "
-        f"prompts; seeds {', '.join(map(str, results['seeds']))}",
+        f"prompts; seed {', '.join(map(str, results['seeds']))}",
         rows=rows_of(results),
         pictures=pictures,
         samples=side_by_side(config, results),
         notes=notes_of(results),
+        lead=[f"{line[0].upper()}{line[1:]}." for line in verdicts(results)],
         tables=[
             *([("Against the supervised model", tests)] if tests else []),
             ("Methods", [{"method": name, "what": row["about"]} for name, row in results["methods"].items()]),
-            ("Seeds", seed_rows(results)),
+            *([("Seeds", seed_rows(results))] if len(results["seeds"]) > 1 else []),
             *([("Failed", failed)] if failed else []),
         ],
     )
@@ -63,7 +64,6 @@ def notes_of(results: Result) -> list[str]:
         for name, one in results["beginnings"].items()
     ]
     return [
-        *verdicts(results),
         f"Wins are over the supervised model's answer to the same prompt with the same seed, by "
         f"{decided[results['decided_by']]}; ties are halves. Brackets are 95% intervals over prompts, of means over "
         "seeds.",

@@ -42,7 +42,10 @@ def results_of(
     deciding = _deciding(config)
     baseline = {cell["seed"]: cell for cell in by_method[BASELINE]}
     rows = {name: _row(name, found, baseline, deciding) for name, found in by_method.items()}
-    notes = dict.fromkeys(note for found in by_method.values() for cell in found for note in cell["notes"])
+    noted: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        for note in cell["notes"]:
+            noted.setdefault(note, {})[f"{cell['method']}-{cell['seed']}"] = None
     return {
         "base": config.model,
         "start": config.sft or "trained on data.demonstrations",
@@ -56,7 +59,7 @@ def results_of(
         "overlap": dict(overlap),
         "methods": rows,
         "tests": _tests(by_method, deciding),
-        "notes": list(notes),
+        "notes": [f"{', '.join(names)}: {note}" for note, names in noted.items()],
         "errors": dict(errors),
     }
 
@@ -149,7 +152,7 @@ def _tests(by_method: Mapping[str, Sequence[Result]], deciding: str) -> list[dic
         if name == BASELINE:
             continue
         theirs = [baseline[cell["seed"]] for cell in cells]
-        compared: dict[str, tuple[list[Any], list[Any]]] = {}
+        compared: dict[str, Any] = {}
         if deciding == "judge":
             ours = [cell["scores"]["judge"] for cell in cells]
             compared["win rate by the judge, less 0.5"] = (ours, [[0.5] * len(one) for one in ours])
@@ -243,9 +246,13 @@ def verdicts(results: Result) -> list[str]:
     if rest:
         lines.append(f"no difference from sft shown: {', '.join(rest)}")
     lines.append(
-        f"paired bootstrap over {results['prompts']} prompts (means over {len(results['seeds'])} seeds); Holm over "
-        f"{len(results['tests'])} tests, level {LEVEL:g}"
+        f"paired bootstrap over {results['prompts']} prompts (means over {_counted(len(results['seeds']), 'seed')}); "
+        f"Holm over {_counted(len(results['tests']), 'test')}, level {LEVEL:g}"
     )
     if results["prompts"] < FEW:
         lines.append(f"under {FEW} prompts these intervals are too narrow")
     return lines
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

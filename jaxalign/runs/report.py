@@ -83,6 +83,7 @@ def write_comparison_report(
     samples: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
     tables: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] = (),
+    lead: Sequence[str] = (),
 ) -> Path:
     """Writes a report that compares methods.
 
@@ -94,8 +95,11 @@ def write_comparison_report(
       samples: texts side by side: a mapping of column to text per prompt.
       notes: paragraphs to show below the table.
       tables: (title, rows) each, after the notes.
+      lead: paragraphs to show before the table: what the reader came for.
     """
-    body = [f"<h1>{_text(title)}</h1><p class=dim>{_text(subtitle)}</p>", "<h2>Comparison</h2>", _table(rows)]
+    body = [f"<h1>{_text(title)}</h1><p class=dim>{_text(subtitle)}</p>"]
+    body += [f"<p>{_text(line)}</p>" for line in lead]
+    body += ["<h2>Comparison</h2>", _table(rows)]
     body += [f"<p class=dim>{_text(note)}</p>" for note in notes]
     for heading, more in tables:
         body += [f"<h2>{_text(heading)}</h2>", _table(more)]
