@@ -75,7 +75,7 @@ def compare(config: CompareConfig, *, say: Callable[[str], None] = print) -> Com
     for cell in cells:
         _check_same(config, cell)
     shared, of = shared_prompts(config)
-    overlap = f"{shared} of the {of} held-out prompts are among the training prompts"
+    overlap = f"{shared} of the {of} different held-out prompts are among the training prompts"
     say(overlap if not shared else f"warning: {overlap}")
     folder.mkdir(parents=True, exist_ok=True)
     save_yaml(config, folder / "config.yaml")

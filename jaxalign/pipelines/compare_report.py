@@ -78,7 +78,7 @@ def notes_of(results: Result) -> list[str]:
             if "best_of_n" in results["methods"]
             else ""
         ),
-        f"{overlap['shared']} of the {overlap['of']} held-out prompts are among the training prompts.",
+        f"{overlap['shared']} of the {overlap['of']} different held-out prompts are among the training prompts.",
         *results["notes"],
     ]
 

@@ -1,6 +1,7 @@
 """Whole comparisons on the tiny model: every method, going on after a stop, failures, and other settings."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -158,7 +159,7 @@ def test_without_its_reward_model_no_method_that_needs_it_is_tried(tmp_path, ran
 def test_held_out_prompts_that_were_trained_on_are_warned_of(tmp_path, ran):
     said = []
     compare(small(tmp_path, methods=("dpo",), seeds=(0,)), say=said.append)
-    assert said[0] == "warning: 1 of the 6 held-out prompts are among the training prompts"
+    assert said[0] == "warning: 1 of the 6 different held-out prompts are among the training prompts"
 
 
 def test_the_command_reads_a_file_and_ends_with_a_line_for_what_is_wrong(tmp_path, capsys):
@@ -166,6 +167,71 @@ def test_the_command_reads_a_file_and_ends_with_a_line_for_what_is_wrong(tmp_pat
     save_yaml(config, tmp_path / "c.yaml")
     assert main(["compare", "--config", str(tmp_path / "c.yaml")]) == 2
     assert capsys.readouterr().err.startswith("jaxalign compare: error: --model: expected a base model")
+
+
+def test_two_processes_do_not_work_on_one_cell(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    config, cell = small(tmp_path), Cell(method="dpo")
+    folder = cell.folder(config)
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="dpo-0: another process is at work on this cell"):
+            compare_run.run_cell(config, cell)
+    (folder / "result.json").write_text('{"method": "dpo"}')
+    assert compare_run.run_cell(config, cell) == {"method": "dpo"}
+
+
+@pytest.mark.parametrize("lost", [KeyboardInterrupt, SystemExit])
+def test_a_comparison_that_is_stopped_stops_its_cell_and_waits_for_it(tmp_path, monkeypatch, lost):
+    calls = []
+
+    class Child:
+        def __init__(self, command, **options):
+            calls.append(command[-1])
+
+        def wait(self, timeout=None):
+            calls.append("wait" if timeout else "run")
+            if not timeout:
+                raise lost
+
+        def terminate(self):
+            calls.append("terminate")
+
+        def kill(self):
+            calls.append("kill")
+
+    monkeypatch.setattr(compare_cells.subprocess, "Popen", Child)
+    with pytest.raises(lost):
+        compare(small(tmp_path, methods=("dpo",), isolated=True, sft="start"), say=quiet)
+    assert calls == ["sft-0", "run", "terminate", "wait", "kill"]
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (-9, r"ended by signal 9 \(out of memory\?\); see .*log.txt"),
+        (143, "ended by signal 15"),
+        (3, "with status 3"),
+    ],
+)
+def test_a_cell_that_was_killed_is_a_failure_of_its_own(tmp_path, monkeypatch, status, told):
+    class Child:
+        def __init__(self, command, **options):
+            self.name = command[-1]
+
+        def wait(self):
+            if self.name == "sft-0":
+                config = small(tmp_path)
+                result = fake(checked(config), Cell(method="sft"))
+                compare_cells.write_json(Cell(method="sft").folder(config) / "result.json", result)
+                return 0
+            return status
+
+    monkeypatch.setattr(compare_cells.subprocess, "Popen", Child)
+    config = small(tmp_path, methods=("dpo",), seeds=(0,), isolated=True, sft="start")
+    (error,) = compare(config, say=quiet).errors.values()
+    assert re.search(told, error)
 
 
 @pytest.mark.long

@@ -157,7 +157,7 @@ def test_the_table_has_costs_and_a_bound_for_best_of_n():
 def test_the_report_says_what_decides_and_how_many_prompts_were_trained_on():
     notes = notes_of(results(*several()))
     assert any("by the gold reward, which no method saw" in note for note in notes)
-    assert "1 of the 30 held-out prompts are among the training prompts." in notes
+    assert "1 of the 30 different held-out prompts are among the training prompts." in notes
     assert seed_rows(results(*several()))[0]["gold"].count("to") == 1
     assert significance_rows(results(*several()))[0]["method"] == "dpo"
 
