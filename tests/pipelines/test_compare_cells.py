@@ -13,12 +13,13 @@ import pytest
 from jaxalign.cli.main import main
 from jaxalign.config import save_yaml
 from jaxalign.errors import ConfigError, UserError
+from jaxalign.models.lora import LoraConfig
 from jaxalign.pipelines import compare_cells, compare_run
 from jaxalign.pipelines.compare_cell import Cell
 from jaxalign.pipelines.compare_cells import compare, identity, plan
 from jaxalign.pipelines.compare_checks import checked
 from jaxalign.training.rl.reward_source import RewardSource
-from tests.pipelines.compare_files import small
+from tests.pipelines.compare_files import small, write_rows
 
 
 def quiet(line):
@@ -277,6 +278,35 @@ def test_a_guided_model_a_critic_and_rounds_are_measured_in_the_same_way(tmp_pat
     assert {"ppo", "tfpo", "feedback"} <= result.results["methods"].keys()
     assert result.results["beginnings"]["reward"]["trainable"] > 0
     assert len(result.results["tests"]) == 3
+
+
+@pytest.mark.long
+def test_adapters_are_trained_and_benchmarks_asked_in_every_cell(tmp_path, tiny_model_folder):
+    rows = [
+        {"question": f"Is {i} even?", "contexts": ["No one knows."], "final_decision": ("yes", "no")[i % 2]}
+        for i in range(6)
+    ]
+    config = small(
+        tmp_path,
+        str(tiny_model_folder),
+        methods=("dpo", "rloo", "tfpo", "best_of_n"),
+        seeds=(0,),
+        lora=LoraConfig(enabled=True, rank=2),
+        tasks={"pubmedqa": write_rows(tmp_path / "pubmedqa.jsonl", rows)},
+    )
+    short = {"rewards.positive": "good", "rewards.negative": "bad"}
+    result = compare(replace(config, settings={**config.settings, "tfpo": short}), say=quiet)
+    assert not result.errors
+    methods = result.results["methods"]
+    for name in ("sft", "dpo", "rloo", "tfpo"):
+        items = tmp_path / "out" / "cells" / f"{name}-0" / "benchmarks" / "items" / "pubmedqa.jsonl"
+        right = [json.loads(line)["scores"]["accuracy"] for line in items.read_text().splitlines()]
+        assert methods[name]["figures"]["pubmedqa accuracy"]["value"] == pytest.approx(sum(right) / 6)
+    # Asked greedily, the best of n is the one answer.
+    assert "pubmedqa accuracy" not in methods["best_of_n"]["figures"]
+    assert 0 < methods["dpo"]["trainable"] < 8832
+    # Three methods on two measures, and best-of-n on one.
+    assert len(result.results["tests"]) == 7
 
 
 @pytest.mark.long
