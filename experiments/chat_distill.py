@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxalign as ja
 from jaxalign import models
-from jaxalign.pipelines.compare import format_table
+from jaxalign.evaluation.tables import format_table
 from jaxalign.runs import records
 from jaxalign.training.distill.config import DistillLossConfig, DivergenceName
 
@@ -113,18 +113,22 @@ class Experiment:
     def beginning(self) -> Path:
         return cut_out(self.model, self.output / "beginning")
 
-    def student(self, seed: int, *, random: bool = False) -> dict[str, Any]:
+    def student(self, seed: int, *, random: bool = False, weights: bool = False) -> dict[str, Any]:
         """`STEPS` of supervised distillation; `random`: `SHORT` steps from random weights."""
         source = ja.ModelSource(path=str(self.beginning), random_init=random, tokenizer=str(self.model))
         steps = SHORT if random else STEPS
         name = f"random-{seed}" if random else f"student-{seed}"
-        return self._distilled(name, seed, source, ("forward_kl", 0.0), steps, RATE, keep=name == "student-0")
+        way: tuple[DivergenceName, float] = ("forward_kl", 0.0)
+        return self._distilled(
+            name, seed, source, way, steps, RATE, keep=name == "student-0", weights=weights
+        )
 
     def further(self, way: tuple[DivergenceName, float]) -> dict[str, Any]:
         """`SHORT` more steps from the first student."""
-        self.student(0)
-        source = ja.ModelSource(path=str(self.output / "student-0" / "export"))
         name = f"{way[0]}-{way[1]:g}"
+        if not self.stages.done(name):
+            self.student(0, weights=True)
+        source = ja.ModelSource(path=str(self.output / "student-0" / "export"))
         return self._distilled(name, 0, source, way, SHORT, RATE / 5)
 
     def _distilled(
@@ -136,6 +140,7 @@ class Experiment:
         steps: int,
         rate: float,
         keep: bool = False,
+        weights: bool = False,
     ) -> dict[str, Any]:
         def make(run: ja.RunConfig) -> dict[str, Any]:
             result = ja.train_distill(
@@ -167,7 +172,7 @@ class Experiment:
                 drop_weights(run)
             return found
 
-        return self.stages.once(name, make, seed)
+        return self.stages.once(name, make, seed, weights=weights)
 
     @cached_property
     def teacher(self) -> Any:
@@ -217,6 +222,7 @@ def main() -> None:
     ]
     text = format_table(rows)
     print(text)
+    given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "table.md").write_text(text + "\n")
     draw(lines, given.output / "curves.png")
 

@@ -33,7 +33,6 @@ from real_chat import (
     arguments,
     asked,
     cost,
-    distinct_words,
     drop_weights,
     measured,
     over_seeds,
@@ -43,11 +42,11 @@ from real_chat import (
 
 import jaxalign as ja
 from jaxalign import models
+from jaxalign.evaluation.tables import format_table
 from jaxalign.llmdoctor import INSTRUCTION_PAIRS, Doctor, guide
 from jaxalign.llmdoctor.guided import Guidance
 from jaxalign.llmdoctor.tfpo_config import PatientSource, PresetName, TFPOLossConfig
 from jaxalign.llmdoctor.token_rewards import TokenRewardConfig
-from jaxalign.pipelines.compare import format_table
 from jaxalign.rewards import ModelReward
 from jaxalign.rollout import Completions, Sampler
 from jaxalign.rollout.search import args_generate, best_of_n
@@ -108,15 +107,15 @@ class Experiment(Pairs):
     # --- doctors ------------------------------------------------------------------------------
 
     def doctor(
-        self, way: Any, seed: int, *, dimension: str = "safety", small: bool = False
+        self, way: Any, seed: int, *, dimension: str = "safety", small: bool = False, weights: bool = False
     ) -> dict[str, Any]:
-        """What training a doctor gave; its adapter stays."""
+        """What training a doctor gave; its adapter stays, which `weights` asks for."""
         rate = self.doctor_rate(way)
 
         def make(run: ja.RunConfig) -> dict[str, Any]:
             return self._doctor(way, run, rate, STEPS, dimension, small)
 
-        return self.stages.once(self._name(way, seed, dimension, small), make, seed)
+        return self.stages.once(self._name(way, seed, dimension, small), make, seed, weights=weights)
 
     def _name(self, way: str, seed: int, dimension: str, small: bool) -> str:
         return "-".join(["doctor", way, dimension, *["small"] * small, str(seed)])
@@ -186,7 +185,7 @@ class Experiment(Pairs):
 
     def steering(self, way: str, seed: int, *, dimension: str = "safety", small: bool = False) -> Doctor:
         """The doctor as an adapter on what it began as."""
-        self.doctor(way, seed, dimension=dimension, small=small)
+        self.doctor(way, seed, dimension=dimension, small=small, weights=True)
         base = self.small_start if small else self.start
         leaves, settings = models.load_adapter(
             self.output / self._name(way, seed, dimension, small) / "adapter", base.config
@@ -259,7 +258,7 @@ class Experiment(Pairs):
     @cached_property
     def guide_reward(self) -> ModelReward:
         """Of the policy's part, for best-of-n and ARGS; the judge is another."""
-        self.reward("pku", 0)
+        self.reward("pku", 0, weights=True)
         return ModelReward(models.load_reward_model(self.output / "reward-pku-0" / "export"), batch_size=16)
 
     def written(self, way: str, writer: Writer, seed: int) -> dict[str, Any]:
@@ -325,7 +324,7 @@ def way_rows(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, str]]:
             | {
                 "KL (nats)": over_seeds([float(np.mean(run["kl"])) for run in runs], ".1f"),
                 "tokens": over_seeds([float(np.mean(run["tokens"])) for run in runs], ".0f"),
-                "distinct-2": over_seeds([distinct_words(run["texts"], 2) for run in runs], ".2f"),
+                "distinct-2": over_seeds([run["distinct_2"] for run in runs], ".2f"),
                 **cost(runs),
             }
         )

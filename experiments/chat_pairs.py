@@ -29,7 +29,6 @@ from real_chat import (
     Stages,
     arguments,
     cost,
-    distinct_words,
     drop_weights,
     held_out,
     over_seeds,
@@ -41,7 +40,7 @@ import jaxalign as ja
 from jaxalign import models
 from jaxalign.data import collate_demonstrations, eval_batches, load_dataset
 from jaxalign.evaluation.policy import make_scorer
-from jaxalign.pipelines.compare import format_table
+from jaxalign.evaluation.tables import format_table
 from jaxalign.rewards import ModelReward
 
 # Of each loss, what its paper or the field takes, and the rates that are tried.
@@ -173,7 +172,7 @@ class Experiment:
 
     # --- reward models ------------------------------------------------------------------------
 
-    def reward(self, name: str, seed: int) -> dict[str, Any]:
+    def reward(self, name: str, seed: int, *, weights: bool = False) -> dict[str, Any]:
         """Of people's choices in PKU-SafeRLHF (`pku`) or in HH-RLHF's harmless part (`hh`); `judge`: of the judge's."""
 
         def make(run: ja.RunConfig) -> dict[str, Any]:
@@ -199,11 +198,11 @@ class Experiment:
             bias = [float(np.mean((scores[:, 0] > scores[:, 1])[uneven] == longer)), float(longer.mean())]
             return {"scores": scores.tolist(), "longer": bias, **held_out(result)}
 
-        return self.stages.once(f"reward-{name}-{seed}", make, seed)
+        return self.stages.once(f"reward-{name}-{seed}", make, seed, weights=weights)
 
     @cached_property
     def judge(self) -> ModelReward:
-        self.reward("judge", 0)
+        self.reward("judge", 0, weights=True)
         return ModelReward(models.load_reward_model(self.output / "reward-judge-0" / "export"), batch_size=16)
 
     # --- losses on pairs ----------------------------------------------------------------------
@@ -385,7 +384,7 @@ def pair_rows(experiment: Experiment) -> list[dict[str, str]]:
                 "gain": "" if name == "start" else with_interval(gains, "+.2f"),
                 "KL (nats)": over_seeds([float(np.mean(run["kl"])) for run in runs], ".1f"),
                 "tokens": over_seeds([float(np.mean(run["tokens"])) for run in runs], ".1f"),
-                "distinct-2": over_seeds([distinct_words(run["texts"], 2) for run in runs], ".2f"),
+                "distinct-2": over_seeds([run["distinct_2"] for run in runs], ".2f"),
                 **({} if name == "start" else cost(runs)),
             }
         )

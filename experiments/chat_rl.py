@@ -27,7 +27,6 @@ from real_chat import (
     Stages,
     arguments,
     cost,
-    distinct_words,
     drop_weights,
     over_seeds,
     sampled,
@@ -36,7 +35,7 @@ from real_chat import (
 
 import jaxalign as ja
 from jaxalign import models
-from jaxalign.pipelines.compare import format_table
+from jaxalign.evaluation.tables import format_table
 from jaxalign.rewards.instructions import followed_instructions
 from jaxalign.rewards.reasoning_gym import task_score, write_tasks
 from jaxalign.training.rl.on_policy_config import RolloutTrainConfig
@@ -240,7 +239,7 @@ def table(experiment: Experiment, ways: Sequence[str]) -> list[dict[str, str]]:
             f"pass@{SAMPLES}": with_interval(right.max(2), ".2f"),
             "KL (nats)": over_seeds([float(np.mean(run["kl"])) for run in runs], ".1f"),
             "tokens": over_seeds([float(np.mean(run["tokens"])) for run in runs], ".0f"),
-            "distinct-2": over_seeds([distinct_words(run["texts"], 2) for run in runs], ".2f"),
+            "distinct-2": over_seeds([run["distinct_2"] for run in runs], ".2f"),
         }
         found.append(row | ({} if way == "start" else cost(runs)))
     columns = list(dict.fromkeys(name for row in found for name in row))
@@ -286,6 +285,7 @@ def main() -> None:
     experiment = Experiment(TASKS[given.task], given.model, given.output, given.seeds, given.updates)
     text = "\n\n".join(format_table(make(experiment, given.ways)) for make in (table, kinds))
     print(text)
+    given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "table.md").write_text(text + "\n")
     draw(experiment, given.ways, given.output / "curves.png")
 

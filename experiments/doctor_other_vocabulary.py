@@ -30,9 +30,9 @@ import numpy as np
 from jaxalign import llmdoctor, models
 from jaxalign.data import DataConfig
 from jaxalign.evaluation.policy import make_scorer, summed_logps
+from jaxalign.evaluation.tables import format_table
 from jaxalign.llmdoctor.guided_folders import GuideConfig, load_guided
 from jaxalign.models.vocabulary import vocabulary_map
-from jaxalign.pipelines.compare import format_table
 from jaxalign.rollout import Sampler, join_rows
 from jaxalign.runs import RunConfig
 from jaxalign.training.core.loop import TrainConfig

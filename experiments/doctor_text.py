@@ -39,12 +39,12 @@ from llmdoctor_measure import pair_accuracy
 from jaxalign import models
 from jaxalign.data import DataConfig, chat_of
 from jaxalign.evaluation.policy import make_scorer, summed_logps
+from jaxalign.evaluation.tables import format_table
 from jaxalign.llmdoctor import ContrastiveFormat, Doctor, InstructionPair, guide
 from jaxalign.llmdoctor.guided import Guidance
 from jaxalign.llmdoctor.tfpo import train_tfpo
 from jaxalign.llmdoctor.tfpo_config import PatientSource, PresetName, TFPOConfig, TFPOLossConfig
 from jaxalign.llmdoctor.token_rewards import TokenRewardConfig
-from jaxalign.pipelines.compare import format_table
 from jaxalign.rewards import ModelReward
 from jaxalign.rollout import Completions, Sampler, join_rows
 from jaxalign.rollout.search import args_generate, best_of_n

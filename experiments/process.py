@@ -30,11 +30,11 @@ from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.runs import RunConfig
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.reward_model.trainer import RewardConfig, RewardLossConfig, train_reward
 from jaxalign.training.rl.grpo import train_grpo
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
-from jaxalign.training.rl.reward_source import RewardSource
 from jaxalign.training.sft import SFTConfig, train_sft
 
 DIGITS, TERMS = "01234", 5

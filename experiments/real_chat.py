@@ -21,6 +21,8 @@ from jaxalign.evaluation.policy import make_scorer, summed_logps
 from jaxalign.rollout import Completions, Sampler, join_rows
 from jaxalign.uncertainty import bootstrap_interval
 
+RESULTS = Path(__file__).parent / "results"
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -32,11 +34,29 @@ class Stages:
 
     output: Path
 
+    def _files(self, name: str) -> tuple[Path, Path]:
+        return self.output / name / "stage.json", RESULTS / self.output.name / f"{name}.json"
+
+    def done(self, name: str) -> bool:
+        """Whether the figures of a stage are there."""
+        return any(file.exists() for file in self._files(name))
+
     def once(
-        self, name: str, make: Callable[[ja.RunConfig], dict[str, Any]], seed: int = 0
+        self,
+        name: str,
+        make: Callable[[ja.RunConfig], dict[str, Any]],
+        seed: int = 0,
+        *,
+        weights: bool = False,
     ) -> dict[str, Any]:
-        """What a stage found, with its seconds and the most memory it held; `stage.json` is its last file."""
-        file = self.output / name / "stage.json"
+        """What a stage found, with its seconds and the most memory it held; `stage.json` is its last file.
+
+        Figures, without texts, also go to `results/`, from which they are read where the stage's folder is not there:
+        all runs together take a day. With `weights` the stage is done again where its folder is not there.
+        """
+        file, kept = self._files(name)
+        if not file.exists() and kept.exists() and not weights:
+            return json.loads(kept.read_text())
         if not file.exists():
             shutil.rmtree(file.parent, ignore_errors=True)
             start = time.perf_counter()
@@ -57,6 +77,8 @@ class Stages:
             }
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(found))
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps({key: x for key, x in found.items() if key != "texts"}) + "\n")
             print(f"{name}: {found['seconds']} s, {found['peak_gib']} GiB", flush=True)
             jax.clear_caches()
         return json.loads(file.read_text())
@@ -131,8 +153,10 @@ def measured(
     definition, params = models.split(start)
     theirs = summed_logps(make_scorer(definition), params, join_rows(prompt_ids, done), batch_size=32)
     ours = np.where(done.mask, done.logps, 0.0).astype(np.float64).sum(1)
+    texts = done.texts(tokenizer)
     return {
-        "texts": done.texts(tokenizer),
+        "texts": texts,
+        "distinct_2": distinct_words(texts, 2),
         "tokens": done.lengths.tolist(),
         "stopped": [reason == "stop" for reason in done.finish_reason],
         "kl": (ours - theirs).tolist(),

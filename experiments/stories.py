@@ -26,12 +26,14 @@ import jax
 
 from jaxalign import models
 from jaxalign.data import DataConfig, collate_demonstrations, eval_batches, load_dataset
-from jaxalign.pipelines.compare import Comparison, comparison_rows, format_table
+from jaxalign.evaluation.tables import format_table
+from jaxalign.pipelines.compare import Comparison, comparison_rows
 from jaxalign.rewards import ModelReward, RewardRequest, evaluate_reward
 from jaxalign.rollout import Sampler, SamplingConfig
 from jaxalign.runs import RunConfig
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.preference.dpo import DPOConfig, DPOLossConfig, train_dpo
 from jaxalign.training.reward_model.trainer import RewardConfig, train_reward
@@ -40,7 +42,6 @@ from jaxalign.training.rl.on_policy_config import RolloutTrainConfig
 from jaxalign.training.rl.online_dpo import OnlineDPOConfig, train_online_dpo
 from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.rl.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig
-from jaxalign.training.rl.reward_source import RewardSource
 from jaxalign.training.sft import SFTConfig, train_sft
 
 HAPPY = ("happy", "love", "fun", "smile", "laugh", "good", "nice", "play")

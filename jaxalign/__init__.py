@@ -11,13 +11,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jaxalign.data import DataConfig
+    from jaxalign.evaluation.evaluate import evaluate
+    from jaxalign.evaluation.evaluate_config import EvaluateConfig
     from jaxalign.llmdoctor.tfpo import TFPOConfig, train_tfpo
     from jaxalign.mesh import MeshConfig
     from jaxalign.models.lora import LoraConfig
     from jaxalign.rollout import SamplingConfig
     from jaxalign.runs import Callback, EarlyStopping, RunConfig
+    from jaxalign.training.core.eval_config import EvalConfig, GenerateEvalConfig
     from jaxalign.training.core.loop import TrainConfig
     from jaxalign.training.core.optimizer import OptimizerConfig
+    from jaxalign.training.core.reward_source import RewardSource
     from jaxalign.training.core.setup import ModelSource, TrainResult
     from jaxalign.training.distill.trainer import DistillConfig, DistillLossConfig, train_distill
     from jaxalign.training.preference.dpo import DPOConfig, DPOLossConfig, train_dpo
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
     from jaxalign.training.rl.online_dpo import OnlineDPOConfig, train_online_dpo
     from jaxalign.training.rl.ppo import PPOConfig, train_ppo
     from jaxalign.training.rl.ppo_config import PPOTrainConfig
-    from jaxalign.training.rl.reward_source import RewardSource
     from jaxalign.training.sft import SFTConfig, train_sft
 
 # Name -> module.
@@ -39,9 +42,12 @@ _LAZY = {
     "DistillConfig": "training.distill.trainer",
     "DistillLossConfig": "training.distill.trainer",
     "EarlyStopping": "runs",
+    "EvaluateConfig": "evaluation.evaluate_config",
+    "EvalConfig": "training.core.eval_config",
     "GRPOConfig": "training.rl.grpo",
     "GRPOLossConfig": "training.rl.grpo_config",
     "GRPOTrainConfig": "training.rl.grpo_config",
+    "GenerateEvalConfig": "training.core.eval_config",
     "LoraConfig": "models.lora",
     "MeshConfig": "mesh",
     "ModelSource": "training.core.setup",
@@ -50,13 +56,14 @@ _LAZY = {
     "PPOConfig": "training.rl.ppo",
     "PPOTrainConfig": "training.rl.ppo_config",
     "RewardConfig": "training.reward_model.trainer",
-    "RewardSource": "training.rl.reward_source",
+    "RewardSource": "training.core.reward_source",
     "RunConfig": "runs",
     "SFTConfig": "training.sft",
     "SamplingConfig": "rollout",
     "TFPOConfig": "llmdoctor.tfpo",
     "TrainConfig": "training.core.loop",
     "TrainResult": "training.core.setup",
+    "evaluate": "evaluation.evaluate",
     "train_distill": "training.distill.trainer",
     "train_dpo": "training.preference.dpo",
     "train_grpo": "training.rl.grpo",
@@ -66,7 +73,7 @@ _LAZY = {
     "train_sft": "training.sft",
     "train_tfpo": "llmdoctor.tfpo",
 }
-_PARTS = {"data", "losses", "models", "rewards", "rollout", "runs", "training"}
+_PARTS = {"data", "evaluation", "losses", "models", "rewards", "rollout", "runs", "training"}
 
 __all__ = [
     "Callback",
@@ -76,9 +83,12 @@ __all__ = [
     "DistillConfig",
     "DistillLossConfig",
     "EarlyStopping",
+    "EvalConfig",
+    "EvaluateConfig",
     "GRPOConfig",
     "GRPOLossConfig",
     "GRPOTrainConfig",
+    "GenerateEvalConfig",
     "LoraConfig",
     "MeshConfig",
     "ModelSource",
@@ -94,6 +104,7 @@ __all__ = [
     "TFPOConfig",
     "TrainConfig",
     "TrainResult",
+    "evaluate",
     "train_distill",
     "train_dpo",
     "train_grpo",

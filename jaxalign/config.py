@@ -438,7 +438,12 @@ def _optional(hint: Any) -> bool:
 
 
 def _near_key(name: str, value: Any, cls: type, prefix: str, root: type) -> str:
-    """What to say of an unknown key; of a group that another program writes, our key for each of its keys."""
+    """What to say of an unknown key: what its class says of keys that it goes WITHOUT, else which key may be meant.
+
+    Of a group that another program writes, our key for each of its keys.
+    """
+    if (reason := getattr(cls, "WITHOUT", {}).get(name)) is not None:
+        return reason
     here, every = [f.name for f in _fields(cls)], {key.name for key in describe(root)}
     if (ours := our_key(name, every, prefix)) is not None:
         return f"here it is {ours}"

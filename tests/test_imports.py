@@ -26,6 +26,7 @@ BASE = {
     "determinism",
     "errors",
     "uncertainty",
+    "measures",
     "config",
     "config_values",
     "config_words",
@@ -52,6 +53,7 @@ BASE_ORDER = [
     "determinism",
     "remote",
     "uncertainty",
+    "measures",
     "buckets",
     "target",
     "peaks",
@@ -69,7 +71,21 @@ BASE_ORDER = [
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
 # Names that only extras provide; the core must import without them.
-EXTRAS = {"wandb", "mlflow", "trackio", "tensorboardX", "torch", "trl", "gcsfs", "s3fs", "gguf", "llama_cpp"}
+EXTRAS = {
+    "wandb",
+    "mlflow",
+    "trackio",
+    "tensorboardX",
+    "torch",
+    "trl",
+    "gcsfs",
+    "s3fs",
+    "gguf",
+    "llama_cpp",
+    "lm_eval",
+    "sacrebleu",
+    "rouge_score",
+}
 
 
 def group_of(module: str) -> str | None:

@@ -29,7 +29,7 @@ COMMON: dict[str, tuple[str, ...]] = {
     ),
     "run": (
         "run.output", "run.resume", "run.seed", "run.device", "mesh.data", "run.log_every", "run.eval_every",
-        "run.save_every", "run.sample_every", "run.best_metric", "run.wandb",
+        "run.save_every", "run.sample_every", "run.best_metric", "run.wandb", "eval.generate.every",
     ),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from jaxalign.evaluation.judging.judges import RewardModelJudge
 from jaxalign.evaluation.metrics.contamination import contaminated_rows
 from jaxalign.evaluation.metrics.diversity import distinct_n, self_bleu
 from jaxalign.evaluation.metrics.overlap import bleu, chrf, rouge
+from jaxalign.evaluation.metrics.similarity import greedy_matching, token_embeddings
 from jaxalign.evaluation.metrics.toxicity import has_listed_word
 from jaxalign.evaluation.policy_kl import policy_kl
 from jaxalign.evaluation.subject import Subject
@@ -25,14 +26,17 @@ Row = Mapping[str, Any]
 MEASURES = {
     "reward": Measure("the reward that the evaluation names"),
     "gold": Measure("the second reward, which nothing was trained on"),
-    "kl": Measure("KL from the reference of the answer, exact at each token, nats", better=""),
-    "sampled_kl": Measure("log-prob of the answer less that under the reference, nats", better=""),
-    "entropy": Measure("entropy of the next token, mean over the answer's, nats", better=""),
+    "kl": Measure("KL from the reference of the answer, exact at each token", better="", unit="nats"),
+    "sampled_kl": Measure("log-prob of the answer less that under the reference", better="", unit="nats"),
+    "entropy": Measure("entropy of the next token, mean over the answer's", better="", unit="nats"),
     "bleu": Measure("BLEU with the reference, 0 to 100"),
     "chrf": Measure("chrF with the reference, 0 to 100"),
     "rouge1": Measure("ROUGE-1 F1 with the reference"),
     "rouge2": Measure("ROUGE-2 F1 with the reference"),
     "rougeL": Measure("ROUGE-L F1 with the reference"),
+    "similarity": Measure(
+        "greedy matching of hidden states with the reference's (compare on one encoder alone)"
+    ),
     "listed_word": Measure(
         "the answer has a word of the list (a crude sign of toxicity)", better="lower", rate=True
     ),
@@ -59,6 +63,18 @@ def add_overlap(questions: Sequence[Written], items: Sequence[Item]) -> None:
             items[i]["scores"][name] = float(value)
 
 
+def add_similarity(questions: Sequence[Written], items: Sequence[Item], encoder: Any, tokenizer: Any) -> None:
+    """BERTScore-style F1 of the first answer and the closest reference, where a question has one."""
+    places = [i for i, question in enumerate(questions) if question.references]
+    texts = [items[i]["answers"][0] for i in places]
+    references = [text for i in places for text in questions[i].references]
+    answers = token_embeddings(encoder, tokenizer, texts)
+    theirs = iter(token_embeddings(encoder, tokenizer, references))
+    for i, answer in zip(places, answers, strict=True):
+        own = [greedy_matching(answer.vectors, next(theirs).vectors).f1 for _ in questions[i].references]
+        items[i]["scores"]["similarity"] = max(own)
+
+
 def add_listed_words(items: Sequence[Item], words: Sequence[str]) -> None:
     """Which share of a question's answers has a word of the list."""
     for item in items:
@@ -74,7 +90,11 @@ def add_rewards(
     name: str = "reward",
     turned: Callable[[float], float] = float,
 ) -> list[str]:
-    """The mean reward (`turned` into something else) of a question's answers; returns what a reader must know."""
+    """The mean reward (`turned` into something else) of a question's answers, and pass@k where rewards are 0 or 1.
+
+    Returns:
+      What a reader must know.
+    """
     judge = RewardModelJudge(reward, chat=subject.chat_model.format if hasattr(reward, "score") else None)
     owner = [i for i, item in enumerate(items) for _ in item["answers"]]
     columns = {key: [questions[i].columns.get(key) for i in owner] for key in _shared_columns(questions)}
@@ -86,6 +106,8 @@ def add_rewards(
     for i, item in enumerate(items):
         own = [turned(value) for value, at in zip(said, owner, strict=True) if at == i and value is not None]
         item["scores"][name] = float(np.mean(own)) if own else None
+        if len(own) > 1 and {*own} <= {0.0, 1.0}:
+            item["scores"][f"{name}_pass@{len(own)}"] = max(own)
     return [f"{judge.unread} of {judge.asked} answers have no {name}"] * bool(judge.unread)
 
 
@@ -134,7 +156,7 @@ def contamination(prompts: Sequence[str], files: Sequence[str]) -> list[str]:
     header = _common_beginning(prompts) if len(prompts) > 1 else 0
     found = contaminated_rows([prompt[header:] for prompt in prompts], _training_texts(files))
     if not found:
-        return [f"none of the {len(prompts)} questions shares 13 words in a row with {', '.join(files)}"]
+        return []
     first = found[0]
     return [
         f"{len(found)} of the {len(prompts)} questions share 13 words in a row (short ones all their words) with "

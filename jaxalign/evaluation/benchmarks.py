@@ -1,5 +1,6 @@
 """The benchmarks that `jaxalign evaluate` knows: how each is read, asked and scored."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,10 +11,11 @@ from jaxalign.data.records import Message, Text
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.metrics.overlap import truthful_generation
 from jaxalign.evaluation.tasks import behaviours, gsm8k, medical, truthfulqa
-from jaxalign.evaluation.tasks.refusals import refuses
+from jaxalign.evaluation.tasks.pairs import read_pairs
 from jaxalign.evaluation.tasks.rows import benchmark_rows
 from jaxalign.evaluation.tasks.written import Written
 from jaxalign.inference.generate import prompt_of
+from jaxalign.measures.refusals import refuses
 
 Better = Literal["higher", "lower", ""]
 
@@ -26,11 +28,13 @@ class Measure:
       about: what it is, in one line.
       better: which way is better; empty where neither is as such.
       rate: whether it is how often something holds, in [0, 1].
+      unit: of other numbers, as a reader sees it; empty for none.
     """
 
     about: str
     better: Better = "higher"
     rate: bool = False
+    unit: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,8 @@ class Benchmark:
     Attributes:
       about: what it asks, in one line.
       source: its paper.
-      kind: `choices`, of which the likeliest is the answer; `written` answers; `judged` ones; `text`, to be predicted.
+      kind: `choices`, of which the likeliest is the answer; `written` answers; `judged` ones; `text`, to be predicted;
+        `pairs` of answers, to be scored.
       read: a file and shots -> questions: `Choices`, `Written`, or (text, place) of a `text`.
       measures: its figures by name, the headline first.
       score: (question, answer) -> figures of one written answer.
@@ -62,7 +67,7 @@ class Benchmark:
 
     about: str
     source: str
-    kind: Literal["choices", "written", "judged", "text"]
+    kind: Literal["choices", "written", "judged", "text", "pairs"]
     read: Callable[[str, Shots], Sequence[Any]]
     measures: Mapping[str, Measure]
     score: Callable[[Written, str], Mapping[str, float]] = lambda question, answer: {}
@@ -73,7 +78,7 @@ class Benchmark:
 
 ACCURACY = Measure("the likeliest choice is a right one", rate=True)
 PER_BYTE = Measure("the same by log-prob per byte of the choice", rate=True)
-RIGHT = Measure("probability of the right choices, as a part of all choices'")
+RIGHT = Measure("probability of the right choices, as a part of all choices'", rate=True)
 CHOICE_MEASURES = {"accuracy": ACCURACY, "accuracy_per_byte": PER_BYTE, "right_probability": RIGHT}
 LETTERS = {"accuracy": ACCURACY, "right_probability": RIGHT}
 
@@ -235,7 +240,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         read=_alone(behaviours.read_model_written),
         measures={
             "accuracy": _BEHAVIOUR,
-            "right_probability": Measure("probability of the answer that shows it", better=""),
+            "right_probability": Measure("probability of the answer that shows it", better="", rate=True),
         },
     ),
     "prompts": Benchmark(
@@ -259,6 +264,13 @@ BENCHMARKS: dict[str, Benchmark] = {
             "bits_per_byte": Measure("log2 of the probability per UTF-8 byte", better="lower"),
         },
     ),
+    "pairs": Benchmark(
+        about="pairs of answers of which people chose one",
+        source="",
+        kind="pairs",
+        read=_alone(read_pairs),
+        measures={"accuracy": Measure("the chosen answer scores higher; a tie is a half", rate=True)},
+    ),
     "alpaca_eval": Benchmark(
         about="answers to instructions, compared by a judge with a baseline's",
         source="AlpacaEval; length control: arXiv:2404.04475",
@@ -266,7 +278,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         read=_alone(_alpaca_eval),
         measures={
             "win_rate": Measure("the judge prefers the answer to the baseline's; a tie is a half", rate=True),
-            "length_controlled": Measure("the same at equal lengths, by a logistic regression"),
+            "length_controlled": Measure("the same at equal lengths, by a logistic regression", rate=True),
         },
         max_new_tokens=1024,
     ),
@@ -282,12 +294,14 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def benchmark_of(task: str) -> Benchmark:
-    """The benchmark of a task: `NAME`, or `NAME:LABEL` for another file of the same.
+    """The benchmark of a task: `NAME`, or `NAME-LABEL` for another file of the same.
 
     Raises:
-      ConfigError: there is none of this name.
+      ConfigError: there is none of this name, or the label is no part of a file name.
     """
-    name = task.partition(":")[0]
+    name, _, label = task.partition("-")
     if name not in BENCHMARKS:
         raise ConfigError(f"tasks.{task}: no such task; there are {', '.join(BENCHMARKS)}")
+    if label and not re.fullmatch(r"[\w.-]+", label):
+        raise ConfigError(f"tasks.{task}: expected letters, digits, - and _ after {name}-")
     return BENCHMARKS[name]

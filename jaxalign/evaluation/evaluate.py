@@ -25,12 +25,24 @@ from jaxalign.evaluation.judging.endpoint_config import EndpointConfig
 from jaxalign.evaluation.judging.mt_bench import read_judge_prompts, read_questions
 from jaxalign.evaluation.kept_answers import KeptAnswers
 from jaxalign.evaluation.metrics.toxicity import read_word_list
+from jaxalign.evaluation.pair_scoring import (
+    PairSubject,
+    ask_pairs,
+    pair_results,
+    policy_subject,
+    reward_subject,
+)
+from jaxalign.evaluation.report import write_report
+from jaxalign.evaluation.results import read_results
 from jaxalign.evaluation.subject import EndpointSubject, Subject
+from jaxalign.evaluation.tables import results_table
 from jaxalign.inference.loading import load_speaker
+from jaxalign.inference.questions import model_name
 from jaxalign.mesh import make_mesh
 from jaxalign.models.folders import model_folder
+from jaxalign.models.reward_folders import is_reward_model
 from jaxalign.rewards import ModelReward
-from jaxalign.training.rl.reward_source import RewardSource, build_reward
+from jaxalign.training.core.reward_source import RewardSource, build_reward
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -45,17 +57,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
       UserError: no or an unknown task, a file or model that is wrong, or an output folder with other answers.
     """
+    for other in config.compare:
+        read_results(Path(other))
     asked = _questions(config)
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output {folder}: is a file; expected a folder")
     kept = {
-        task: KeptAnswers(folder / "answers" / f"{_file_name(task)}.jsonl", provenance.identity(config, task))
+        task: KeptAnswers(folder / "answers" / f"{task}.jsonl", provenance.identity(config, task))
         for task in asked
     }
     with Tools(config) as tools:
         results: dict[str, Any] = {
-            "model": config.name or config.model,
+            "model": config.name
+            or config.endpoint_model
+            or model_name(config.model, config.patient, config.doctor),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": provenance.plain(config),
             "versions": provenance.versions(),
@@ -71,8 +87,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             if there < len(questions):
                 _ask(tools, benchmark, questions, kept[task], counter)
             items, found, notes = _scored(tools, task, benchmark, questions, kept[task].rows)
+            metrics, found["metrics"] = found["metrics"], _defined(found["metrics"])
+            if undefined := [name for name in metrics if name not in found["metrics"]]:
+                notes.append(f"nothing to compute from: {', '.join(undefined)}")
+            found["groups"] = {name: _defined(group) for name, group in found["groups"].items()}
             if config.training:
-                notes += answer_measures.contamination(_prompts(items), config.training)
+                shared = answer_measures.contamination(_prompts(items), config.training)
+                notes += shared
+                if not shared:
+                    _told(f"{task}: no question shares 13 words in a row with {', '.join(config.training)}")
             results["tasks"][task] = {
                 "about": benchmark.about,
                 "source": benchmark.source,
@@ -86,8 +109,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 "notes": notes,
                 **found,
             }
-            _write(folder / "items" / f"{_file_name(task)}.jsonl", "".join(map(_line, items)))
+            _write(folder / "items" / f"{task}.jsonl", "".join(map(_line, items)))
             _write(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
+    others = [json.loads((Path(other) / "results.json").read_text("utf-8")) for other in config.compare]
+    print(results_table(results, others=others))
+    print(f"report: {write_report(folder, others=config.compare)}")
     return results
 
 
@@ -140,6 +166,25 @@ class Tools:
         return BestOf(subject, self._reward(config.reward, speaker), config.best_of)
 
     @cached_property
+    def pairs(self) -> PairSubject:
+        """Who scores pairs: the reward model under evaluation, or the policy by its log-probs."""
+        config = self.config
+        if config.scores_alone:
+            return reward_subject(
+                config.source.path,
+                template=config.template,
+                context=config.context,
+                batch_size=config.batch_size,
+            )
+        chat_model = self.subject.chat_model
+        return policy_subject(
+            self.subject.texts.scorer,
+            chat_model.format,
+            reference=self.reference if config.reference else None,
+            batch_size=config.batch_size,
+        )
+
+    @cached_property
     def judge(self) -> Judge:
         """Who judges."""
         judge = Judge(
@@ -155,6 +200,12 @@ class Tools:
     def reference(self) -> Any:
         """What the KL is from."""
         return Subject(load_speaker(self.config.reference, **self._loading)).model
+
+    @cached_property
+    def encoder(self) -> tuple[Any, Any]:
+        """Whose hidden states compare answers with references, and its tokenizer."""
+        folder = model_folder(self.config.encoder)
+        return models.load_pretrained(folder), models.load_tokenizer(folder)
 
     @cached_property
     def reward(self) -> Any:
@@ -225,11 +276,17 @@ def _questions(config: EvaluateConfig) -> dict[str, tuple[Benchmark, Sequence[An
         benchmark = benchmark_of(task)
         if task in config.shots and not benchmark.takes_shots:
             raise ConfigError(f"shots.{task}: this task takes no solved problems")
-        if benchmark.kind in ("choices", "text") and config.remote:
+        if benchmark.kind != "pairs" and config.scores_alone:
+            raise ConfigError(f"tasks.{task}: {config.model} is a reward model, which scores pairs alone")
+        if benchmark.kind in ("choices", "text", "pairs") and config.remote:
             raise ConfigError(f"tasks.{task}: needs log-probs, which an endpoint does not tell")
         if benchmark.kind == "judged" and not config.judge.model:
             raise ConfigError(f"tasks.{task}: expected a judge in judge.model")
         if task.startswith("mt_bench"):
+            if not config.judge.remote and is_reward_model(model_folder(config.judge.model)):
+                raise ConfigError(
+                    f"tasks.{task}: needs a judge that writes ratings; judge.model is a reward model"
+                )
             if not config.judge.prompts:
                 raise ConfigError(f"tasks.{task}: expected MT-bench's judge prompts in judge.prompts")
             questions: Sequence[Any] = read_questions(file, config.judge.references)
@@ -244,6 +301,9 @@ def _questions(config: EvaluateConfig) -> dict[str, tuple[Benchmark, Sequence[An
 def _ask(
     tools: Tools, benchmark: Benchmark, questions: Sequence[Any], kept: KeptAnswers, counter: asking.Counter
 ) -> None:
+    if benchmark.kind == "pairs":
+        ask_pairs(tools.pairs, questions, kept, counter)
+        return
     config, subject = tools.config, tools.subject
     if benchmark.kind == "choices":
         asking.ask_choices(subject, questions, kept, counter)
@@ -271,6 +331,8 @@ def _scored(
         ]
         figures = summary.text_figures(questions, rows, benchmark.measures, seed=seed)
         return items, {"metrics": figures, "groups": {}}, []
+    if benchmark.kind == "pairs":
+        return pair_results(questions, rows, calibrated=tools.config.scores_alone, seed=seed)
     if benchmark is BENCHMARKS["mt_bench"]:
         prompts = read_judge_prompts(tools.config.judge.prompts)
         return judged.judge_turns(questions, rows, prompts, tools.judge.ask, seed=seed)
@@ -301,7 +363,7 @@ def _measured(
 ) -> list[str]:
     """Adds to written answers whatever the settings ask for; returns what a reader must know."""
     config, notes = tools.config, []
-    name = task.partition(":")[0]
+    name = task.partition("-")[0]
     if name == "alpaca_eval":
         notes += judged.judge_pairs(questions, items, tools.judge.pairs, seed=config.seed)
     elif name == "prompts" and config.judge.model:
@@ -324,7 +386,14 @@ def _measured(
             )
     if name == "prompts" and tools.has_eval_extra:
         answer_measures.add_overlap(questions, items)
+    if name == "prompts" and config.encoder:
+        answer_measures.add_similarity(questions, items, *tools.encoder)
     return notes
+
+
+def _defined(figures: Mapping[str, summary.Figure]) -> dict[str, summary.Figure]:
+    """Those that have a value."""
+    return {name: figure for name, figure in figures.items() if figure["value"] is not None}
 
 
 def _cuts(rows: Mapping[int, Any], count: int) -> list[str]:
@@ -346,10 +415,6 @@ def _prompts(items: Sequence[summary.Item]) -> list[str]:
 
 def _sigmoid(logit: float) -> float:
     return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
-
-
-def _file_name(task: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in task)
 
 
 def _line(item: Mapping[str, Any]) -> str:

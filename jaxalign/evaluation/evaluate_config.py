@@ -11,9 +11,10 @@ from jaxalign.inference.loading import Template
 from jaxalign.llmdoctor.guided_folders import GuideConfig
 from jaxalign.mesh import MeshConfig
 from jaxalign.models.folders import model_folder
+from jaxalign.models.reward_folders import is_reward_model
 from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype
 from jaxalign.rollout import SamplingConfig
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +58,15 @@ class EvaluateConfig(GuideConfig):
 
     Attributes:
       model: a Hugging Face folder, a GGUF file, a run folder (its export/ is used) or a hub id; with doctors, their
-        patient; or the address of an OpenAI-compatible endpoint (http://host:port/v1), for tasks of written answers.
+        patient; a reward model or ensemble, for the task pairs; or the address of an OpenAI-compatible endpoint
+        (http://host:port/v1), for tasks of written answers.
       endpoint_model: name of the model at an endpoint.
       api_key_env: environment variable that holds an endpoint's API key.
       tokenizer: folder or hub id of the tokenizer; empty uses the model's own.
       adapter: a PEFT folder to merge into the model.
       revision: revision of a hub id; empty uses the newest.
       context: longest row in tokens; 0 takes the model's own.
-      tasks: the file of each task, as {gsm8k: test.jsonl, "prompts:safety": prompts.jsonl}; a label after a colon
+      tasks: the file of each task, as {gsm8k: test.jsonl, prompts-safety: prompts.jsonl}; a label after a dash
         tells two files of one task apart. Tasks: see docs/evaluation.md.
       shots: for tasks that take solved problems, the file that they are from.
       num_shots: how many of them stand before each question.
@@ -73,6 +75,8 @@ class EvaluateConfig(GuideConfig):
       reward: the reward of written answers.
       gold: a second reward of written answers, which nothing was trained on, to hold the first against.
       best_of: answers to sample for each that is kept: the one with the highest `reward`; 1 keeps all.
+      encoder: folder of a language model whose hidden states compare answers of `prompts` with references; empty for
+        none.
       words: file of words, one a line: answers that have one are counted, a crude sign of toxicity; empty for none.
       toxicity: folder of a classifier whose one logit says how toxic a text is; empty for none.
       judge: who compares and rates answers, for the tasks alpaca_eval and mt_bench; answers of `prompts` are rated.
@@ -108,6 +112,7 @@ class EvaluateConfig(GuideConfig):
     reward: RewardSource = field(default_factory=RewardSource)
     gold: RewardSource = field(default_factory=RewardSource)
     best_of: int = 1
+    encoder: str = ""
     words: str = ""
     toxicity: str = ""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -147,6 +152,11 @@ class EvaluateConfig(GuideConfig):
     def remote(self) -> bool:
         """Whether the model is behind an endpoint."""
         return self.model.startswith(("http://", "https://"))
+
+    @property
+    def scores_alone(self) -> bool:
+        """Whether the model is a reward model or an ensemble of them, by the config of its folder."""
+        return not self.remote and bool(self.model) and is_reward_model(model_folder(self.model))
 
     @property
     def source(self) -> ModelSource:

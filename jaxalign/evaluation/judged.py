@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.evaluation.benchmarks import BENCHMARKS, Measure
-from jaxalign.evaluation.judging.judges import ModelJudge
+from jaxalign.evaluation.judging.judges import ModelJudge, RewardModelJudge
 from jaxalign.evaluation.judging.length_control import length_controlled_win_rate
 from jaxalign.evaluation.judging.mt_bench import BenchQuestion, JudgePrompt
 from jaxalign.evaluation.judging.mt_bench_scores import Score, rate_answers, rating_scores
@@ -24,7 +24,7 @@ def prompt_text(question: Written) -> str:
 
 
 def judge_pairs(
-    questions: Sequence[Written], items: Sequence[Item], judge: ModelJudge, *, seed: int
+    questions: Sequence[Written], items: Sequence[Item], judge: ModelJudge | RewardModelJudge, *, seed: int
 ) -> list[str]:
     """Adds `win_rate` to each item: the judge prefers its first answer to the baseline's; sides are random.
 
@@ -126,7 +126,9 @@ def judge_turns(
     return items, {"metrics": metrics, "groups": groups}, notes
 
 
-def rate(questions: Sequence[Written], items: Sequence[Item], judge: ModelJudge) -> list[str]:
+def rate(
+    questions: Sequence[Written], items: Sequence[Item], judge: ModelJudge | RewardModelJudge
+) -> list[str]:
     """Adds `rating`, 1 to 10, to each item: the judge's of its first answer; see `judge_pairs` for what it returns."""
     said = judge.rate(
         [prompt_text(question) for question in questions], [item["answers"][0] for item in items]
@@ -146,5 +148,5 @@ def _figure(score: Score, measure: Measure) -> Figure:
     }
 
 
-def _unread(judge: ModelJudge) -> list[str]:
+def _unread(judge: ModelJudge | RewardModelJudge) -> list[str]:
     return [f"{judge.unread} of the judge's {judge.asked} texts had no verdict"] * bool(judge.unread)

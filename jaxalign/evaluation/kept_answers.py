@@ -15,7 +15,7 @@ class KeptAnswers:
     A last line that a kill has cut off is left out and overwritten.
 
     Args:
-      path: of the file (.jsonl), which is made where it is not there.
+      path: of the file (.jsonl), which is made by the first rows.
       identity: what the answers depend on: model, file, sampling; texts and numbers by name.
 
     Raises:
@@ -26,7 +26,7 @@ class KeptAnswers:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         self.rows: dict[int, dict[str, Any]] = {}
-        identity = json.loads(json.dumps(identity))
+        self.identity = identity = json.loads(json.dumps(identity))
         kept = path.read_bytes() if path.exists() else b""
         whole = kept[: kept.rfind(b"\n") + 1]
         if whole:
@@ -34,8 +34,8 @@ class KeptAnswers:
             if len(whole) < len(kept):
                 os.truncate(path, len(whole))
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
+        if kept:  # the first line was cut off
+            os.truncate(path, 0)
 
     def _read(self, text: str, identity: Mapping[str, Any]) -> None:
         for number, line in enumerate(text.splitlines(), 1):
@@ -63,7 +63,10 @@ class KeptAnswers:
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keeps rows, each with its `index`; they are on the disk when this returns."""
         rows = [dict(row) for row in rows]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
+            if not file.tell():
+                file.write(json.dumps({"identity": self.identity}) + "\n")
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             file.flush()
             os.fsync(file.fileno())

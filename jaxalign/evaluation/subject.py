@@ -1,7 +1,7 @@
 """A model under evaluation: it finds texts likely or unlikely, and writes answers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -191,16 +191,3 @@ class EndpointSubject:
                     text = reply.text[: min(ends)] if ends else reply.text
                     answers.append([Answer(text, (), reply.completion_tokens, math.nan, reason)])
                 yield batch, answers
-
-
-def told_in_order(
-    asked: Sequence[Asked],
-    answers: Iterator[tuple[list[int], list[list[Answer]]]],
-    tell: Callable[[int], Any],
-) -> list[list[Answer]]:
-    """All answers in the order of the questions; `tell` hears how many are there after each batch."""
-    found: dict[int, list[Answer]] = {}
-    for batch, of_batch in answers:
-        found |= dict(zip(batch, of_batch, strict=True))
-        tell(len(found))
-    return [found[i] for i in range(len(asked))]

@@ -137,6 +137,7 @@ def figure(
         "chance": chance,
         "better": measure.better,
         "about": measure.about,
+        "unit": "rate" if measure.rate else measure.unit,
     }
 
 
@@ -170,6 +171,7 @@ def text_figures(
             "chance": None,
             "better": about.better,
             "about": about.about,
+            "unit": about.unit,
         }
     return found
 

@@ -50,7 +50,7 @@ class TextScorer:
         """What follows a context, which may be empty, as tokens.
 
         Raises:
-          UserError: the continuation adds no token to the context.
+          UserError: the continuation adds no token to the context, or more than the model reads at once.
         """
         if not context:
             tokens = self.encode(continuation, alone=False)
@@ -67,6 +67,11 @@ class TextScorer:
                 before = [self.prefix]
         if not after:
             raise UserError(f"{continuation!r} adds no token to {context[-40:]!r}")
+        if len(after) > self.scorer.context:
+            raise UserError(
+                f"a continuation of {len(after)} tokens, which begins with {continuation[:40]!r}: expected at most "
+                f"the {self.scorer.context} that the model reads at once"
+            )
         return Continuation(tuple(before), tuple(after))
 
     def score(
@@ -82,9 +87,14 @@ class TextScorer:
         """
         return self.scorer.score([self.pair(*pair) for pair in pairs], done)
 
-    def rolling(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(float64 [N], int64 [N]): summed log-prob of each whole text, nats, and its tokens."""
-        windows = [self._windows(self.encode(text, alone=False)) for text in texts]
+    def rolling(self, texts: Sequence[str], *, alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """(float64 [N], int64 [N]): summed log-prob of each whole text, nats, and its tokens.
+
+        Args:
+          texts: N texts.
+          alone: the tokens that the tokenizer puts at the beginning are scored too, after the first one.
+        """
+        windows = [self._windows(self.encode(text, alone=alone)) for text in texts]
         flat = [window for of_text in windows for window in of_text]
         logps = self.scorer.score(flat).logps
         owner = np.repeat(np.arange(len(texts)), [len(of_text) for of_text in windows])

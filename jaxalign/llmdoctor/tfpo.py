@@ -26,8 +26,9 @@ from jaxalign.models.flops import Pass
 from jaxalign.models.lora import attach
 from jaxalign.runs import Given, Live, Run
 from jaxalign.training.core import exports, setup
+from jaxalign.training.core.generate_setup import generate_evaluation, logged
 from jaxalign.training.core.generator import Generator, samples_of
-from jaxalign.training.core.loop import evaluation
+from jaxalign.training.core.held_out import evaluation
 from jaxalign.training.core.offline import OfflineRun, Task, fit
 from jaxalign.training.core.own_loss import check_own_loss
 from jaxalign.training.core.scoring import CausalPolicy
@@ -115,8 +116,8 @@ def train_tfpo(
       tokenizer: the tokenizer that the live models share.
       loss: function to use in place of sub-trajectory balance: loss(logps[B, T], rewards[B, T], log_values[B, T+1],
         mask[B, T], terminated=terminated[B]) -> [B].
-      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`. `optimizer` is
-        used for both policy and value head, each with its own state.
+      live: train_dataset, eval_dataset, eval_reward, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
+        `optimizer` is used for both policy and value head, each with its own state.
 
     Returns:
       The run folder, final metrics (`eval/balance`, `eval/accuracy` and others over held-out pairs; with
@@ -214,6 +215,7 @@ class _Training:
             optimizer=lambda total: optimizers(config, total, self.run.given.optimizer),
             create_state=states,
             evaluate=self._evaluation(doctors, loss, frozen),
+            generate=self._generated(run, doctors, scorer, base, start if numbers.reference_weight else None),
             sample=self._sample(doctors, scorer, base, run.fold(2)),
             finish=finish,
         )
@@ -274,6 +276,37 @@ class _Training:
             return found
 
         return evaluate
+
+    def _generated(
+        self, run: OfflineRun, doctors: Alone | Together, scorer: CausalPolicy, base: Any, start: Any
+    ) -> Any:
+        """What every doctor writes by itself, measured; None where nothing is asked for.
+
+        The KL is from what they began as: `start`, where it is kept, or the base of their adapters.
+        """
+        if not self.config.eval.generate.every:
+            return None
+        first = generate_evaluation(
+            run,
+            scorer,
+            base,
+            self.doctor_patient.tokenizer,
+            self.dimensions[0].data.validation,
+            updates=common_steps(self.dimensions),
+            reference=(scorer.definition, start) if start is not None else None,
+        )
+        each = [replace(first, tag=doctors.sampled(index, {})) for index in range(len(self.dimensions))]
+
+        def evaluate(state: TrainState, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+            found: dict[str, float] = {}
+            rows: list[dict[str, Any]] = []
+            for index, its_evaluation in enumerate(each):
+                measures, its = its_evaluation(doctors.of(state.params["policy"], index), step)
+                found |= doctors.named(index, measures)
+                rows += its
+            return found, rows
+
+        return logged(run.run, evaluate)
 
     def _sample(self, doctors: Alone | Together, scorer: CausalPolicy, base: Any, key: jax.Array) -> Any:
         """What every doctor writes by itself, to the same prompts."""

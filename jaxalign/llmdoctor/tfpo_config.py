@@ -17,6 +17,7 @@ from jaxalign.models.tensor_dtypes import AutoDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
 from jaxalign.runs import RunConfig
+from jaxalign.training.core.eval_config import EvalConfig
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.optimizer import OptimizerConfig
 from jaxalign.training.core.setup import ModelSource
@@ -205,6 +206,7 @@ class TFPOConfig:
       lora: train an adapter instead of all weights.
       mesh: number of devices along each mesh axis.
       sampling: how to sample the doctor's completions in samples.jsonl.
+      eval: evaluations by generation, of what the doctor writes by itself; of several dimensions eval/generate/NAME/...
       guidance: how the doctor guides by default.
     """
 
@@ -223,6 +225,7 @@ class TFPOConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     guidance: GuidanceDefaults = field(default_factory=GuidanceDefaults)
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxalign.runs.report import write_page
+from jaxalign.runs.page import write_page
 
 STYLE = """
 .pair { border-top: 1px solid var(--line); padding: 14px 0; }

@@ -129,6 +129,17 @@ def save_reward_model(
     )
 
 
+def is_reward_model(folder: str | Path) -> bool:
+    """Whether the folder holds a model that scores whole texts, by its config.json, or an ensemble of them."""
+    path = Path(folder)
+    if is_reward_ensemble(path):
+        return True
+    if not (path / "config.json").is_file():
+        return False
+    names = read_json(path / "config.json").get("architectures") or [""]
+    return str(names[0]).endswith("ForSequenceClassification")
+
+
 def is_reward_ensemble(folder: str | Path) -> bool:
     """Whether the folder holds an ensemble of reward models."""
     return (Path(folder) / ENSEMBLE_FILE).is_file()

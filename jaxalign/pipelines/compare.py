@@ -209,21 +209,5 @@ def gains(results: Sequence[MethodResult], *, baseline: str = "SFT") -> dict[str
     }
 
 
-def format_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows as aligned text: the first column to the left, the others to the right."""
-    if not rows:
-        return ""
-    columns = list(rows[0])
-    widths = {c: max(len(c), *(len(r[c]) for r in rows)) for c in columns}
-
-    def line(cells: Mapping[str, str]) -> str:
-        return "  ".join(
-            cells[c].ljust(widths[c]) if i == 0 else cells[c].rjust(widths[c]) for i, c in enumerate(columns)
-        ).rstrip()
-
-    rule = "  ".join("-" * widths[c] for c in columns)
-    return "\n".join([line({c: c for c in columns}), rule, *(line(r) for r in rows)])
-
-
 def _pair(estimate: Estimate | None) -> str:
     return "-" if estimate is None else f"{estimate.mean:.2f} ± {estimate.standard_error:.2f}"

@@ -10,7 +10,7 @@ from typing import Any
 from jaxalign.pipelines.compare_config import CompareConfig
 from jaxalign.pipelines.compare_methods import BEGINNINGS, METHODS, Method, trains_proxy
 from jaxalign.runs import records
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 
 
 @dataclass(frozen=True, kw_only=True)

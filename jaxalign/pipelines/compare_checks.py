@@ -23,7 +23,7 @@ from jaxalign.pipelines.compare_methods import (
     trainer_config,
     trains_proxy,
 )
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 
 
 def checked(config: CompareConfig) -> CompareConfig:

@@ -8,7 +8,7 @@ from jaxalign.config_values import as_tuples
 from jaxalign.evaluation.evaluate_config import AnswerConfig
 from jaxalign.evaluation.judging.config import JudgeConfig
 from jaxalign.models.lora import LoraConfig
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,9 @@
 """Measures a cell of a comparison, as `jaxalign evaluate` does."""
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,14 @@ from jaxalign.pipelines.compare_config import CompareConfig
 from jaxalign.pipelines.compare_methods import flat
 
 # Where the answers and scores of held-out prompts lie below a cell.
-HELD_OUT = "prompts:held_out"
-ITEMS = Path("held_out") / "items" / "prompts-held_out.jsonl"
+HELD_OUT = "prompts"
+ITEMS = Path("held_out") / "items" / f"{HELD_OUT}.jsonl"
 
 
 def measure_cell(config: CompareConfig, cell: Cell, folder: Path) -> dict[str, Any]:
     """Scores of each held-out prompt, and the benchmarks' figures."""
     model = _evaluation(config, cell, folder)
-    held_out = evaluate(
+    held_out = _evaluated(
         replace(
             model,
             tasks={HELD_OUT: config.data.held_out_prompts},
@@ -64,10 +66,16 @@ def measure_cell(config: CompareConfig, cell: Cell, folder: Path) -> dict[str, A
         if cell.method == "best_of_n":
             # Benchmarks are asked greedily, where the best of n is the one answer.
             return found
-        for task, told in evaluate(settings)["tasks"].items():
-            name, figure = next(iter(told["metrics"].items()))
-            found["benchmarks"][task] = {"measure": name, **figure, "items": _items(folder, task, name)}
+        for task, told in _evaluated(settings)["tasks"].items():
+            for name, figure in [*told["metrics"].items()][:1]:  # the headline
+                found["benchmarks"][task] = {"measure": name, **figure, "items": _items(folder, task, name)}
     return found
+
+
+def _evaluated(settings: EvaluateConfig) -> dict[str, Any]:
+    """An evaluation whose table goes where its progress goes."""
+    with redirect_stdout(sys.stderr):
+        return evaluate(settings)
 
 
 def _evaluation(config: CompareConfig, cell: Cell, folder: Path) -> EvaluateConfig:
@@ -119,8 +127,7 @@ def read_items(folder: Path) -> list[dict[str, Any]]:
 
 def _items(folder: Path, task: str, measure: str) -> list[float | None]:
     """A figure's value of each question, in the file's order."""
-    name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in task)
-    text = (folder / "benchmarks" / "items" / f"{name}.jsonl").read_text(encoding="utf-8")
+    text = (folder / "benchmarks" / "items" / f"{task}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line)["scores"].get(measure) for line in text.splitlines()]
 
 

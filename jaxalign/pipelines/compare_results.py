@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.evaluation.metrics.significance import holm, paired_bootstrap
-from jaxalign.pipelines.compare import format_table
+from jaxalign.evaluation.tables import format_table
 from jaxalign.pipelines.compare_config import CompareConfig
 from jaxalign.pipelines.compare_methods import METHODS
 from jaxalign.uncertainty import bootstrap_interval

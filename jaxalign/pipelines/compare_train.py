@@ -16,7 +16,7 @@ from jaxalign.pipelines.compare_cell import Cell, proxy_source, start_folder, wr
 from jaxalign.pipelines.compare_config import CompareConfig
 from jaxalign.pipelines.compare_methods import METHODS, flat, load, trainer_config
 from jaxalign.pipelines.compare_watch import Curve, Watched, cost_of
-from jaxalign.training.rl.reward_source import RewardSource, build_reward
+from jaxalign.training.core.reward_source import RewardSource, build_reward
 
 # Columns of a feedback file that may hold an answer.
 ANSWERS = ("completion", "answer", "response", "output", "chosen")

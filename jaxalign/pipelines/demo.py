@@ -21,11 +21,11 @@ from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import RunConfig
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.preference.dpo import DPOConfig, DPOLossConfig
 from jaxalign.training.reward_model.trainer import RewardConfig, RewardLossConfig
 from jaxalign.training.rl.kl_controller import KLConfig
 from jaxalign.training.rl.ppo_config import CriticConfig, PPOConfig, PPOLossConfig, PPOTrainConfig
-from jaxalign.training.rl.reward_source import RewardSource
 from jaxalign.training.sft import SFTConfig, train_sft
 
 MAX_POSITIONS = 96

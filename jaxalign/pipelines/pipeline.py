@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jaxalign.config import save_yaml
 from jaxalign.data import collate_demonstrations, eval_batches, load_dataset
 from jaxalign.errors import ConfigError
+from jaxalign.evaluation.tables import format_table
 from jaxalign.mesh import devices_of, make_mesh
 from jaxalign.pipelines.compare import (
     Answers,
@@ -19,18 +20,17 @@ from jaxalign.pipelines.compare import (
     MethodResult,
     TrueReward,
     comparison_rows,
-    format_table,
     gains,
 )
 from jaxalign.rewards import WeightedMix
 from jaxalign.runs import plots, records
 from jaxalign.runs.report import metric_series, write_comparison_report
 from jaxalign.training.core import setup
+from jaxalign.training.core.reward_source import build_reward
 from jaxalign.training.preference.dpo import DPOConfig, train_dpo
 from jaxalign.training.reward_model.trainer import RewardConfig, train_reward
 from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.rl.ppo_config import PPOConfig
-from jaxalign.training.rl.reward_source import build_reward
 from jaxalign.training.sft import SFTConfig, train_sft
 
 

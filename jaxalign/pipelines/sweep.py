@@ -17,7 +17,7 @@ from jaxalign.config import describe, from_dict, to_dict
 from jaxalign.config_values import nearest
 from jaxalign.data.files import check_there
 from jaxalign.errors import ConfigError, UserError
-from jaxalign.pipelines.compare import format_table
+from jaxalign.evaluation.tables import format_table
 from jaxalign.runs import records
 from jaxalign.runs.run import CACHES, ended
 

@@ -44,18 +44,25 @@ class WeightedMix:
 
     def score(self, request: RewardRequest) -> Rewards:
         """The mix, in `Rewards` form."""
+        return self.mixed(self.parts(request), request)
+
+    def parts(self, request: RewardRequest) -> dict[str, Rewards]:
+        """What each part says by itself, as `evaluate_reward` returns it; `mixed` adds them up."""
+        begun = {
+            name: begin_reward(reward, request, name=name, texts=self.texts)
+            for name, reward in self.rewards.items()
+        }
+        return {name: finish() for name, finish in begun.items()}
+
+    def mixed(self, parts: Mapping[str, Rewards], request: RewardRequest) -> Rewards:
+        """The weighted sum of the parts of a request."""
         rows = len(request.completions)
         scores = np.zeros(rows, np.float32)
         tokens = np.zeros((rows, request.width), np.float32)
         valid = np.zeros(rows, bool)
         steps: np.ndarray | None = None
         metrics: dict[str, float] = {}
-        begun = {
-            name: begin_reward(reward, request, name=name, texts=self.texts)
-            for name, reward in self.rewards.items()
-        }
-        for name, finish in begun.items():
-            part = finish()
+        for name, part in parts.items():
             assert part.scores is not None and part.token_rewards is not None and part.valid is not None
             scores += self.weights[name] * part.scores
             tokens += self.weights[name] * part.token_rewards

@@ -108,6 +108,10 @@ class Sampler:
         int8 = self.weights == "int8"
         self.params = decode.int8_params(self.definition, params, self.adapter) if int8 else params
 
+    def release(self) -> None:
+        """Lets go of the parameters, and of what was made of them, until the next `update`."""
+        self.params = self.adapter = None
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],

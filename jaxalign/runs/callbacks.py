@@ -98,9 +98,15 @@ class EarlyStopping(Callback):
     def on_eval(self, event: Event) -> None:
         """See `Callback`.
 
+        Evaluations may measure different things at different steps (`eval.generate.every`): once the metric was seen,
+        those without it say nothing of it.
+
         Raises:
-          ConfigError: the evaluation has no such metric; the message lists those it has.
+          ConfigError: the first evaluation has no such metric; the message lists those it has.
         """
+        seen = self.best is not None or self.waited > 0
+        if self.metric not in event.metrics and seen:
+            return
         if self.metric not in event.metrics:
             raise ConfigError(
                 f"EarlyStopping: no metric {self.metric!r}; this run has {', '.join(sorted(event.metrics))}"

@@ -14,6 +14,7 @@ class Live(TypedDict, total=False):
 
     train_dataset: Any
     eval_dataset: Any
+    eval_reward: Any
     optimizer: Any
     callbacks: Sequence[Any]
     trackers: Sequence[Tracker]
@@ -25,6 +26,8 @@ class Given:
 
     Attributes:
       train_dataset, eval_dataset: rows in place of data.train and data.validation (see `jaxalign.data.in_memory`).
+      eval_reward: a reward (see `jaxalign.rewards`), a scalar model or a list of these, in place of
+        eval.generate.reward.
       optimizer: an Optax transformation in place of the section `optimizer`, or a schedule in place of its own.
       loss: a function in place of the loss that `loss` names.
       callbacks: see `callbacks.Callback`.
@@ -34,6 +37,7 @@ class Given:
 
     train_dataset: Any = None
     eval_dataset: Any = None
+    eval_reward: Any = None
     optimizer: Any = None
     loss: Any = None
     callbacks: Sequence[Any] = ()
@@ -75,7 +79,8 @@ class Given:
     def described(self) -> dict[str, str]:
         """A description of each argument passed, by name; for metadata.json."""
         single = {
-            name: getattr(self, name) for name in ("train_dataset", "eval_dataset", "optimizer", "loss")
+            name: getattr(self, name)
+            for name in ("train_dataset", "eval_dataset", "eval_reward", "optimizer", "loss")
         }
         described = {
             name: getattr(value, "__name__", type(value).__name__)

@@ -1,36 +1,16 @@
 """report.html: a run, or a comparison of runs, in one self-contained file."""
 
-import html
 import json
-import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxalign.runs import plots, records
+from jaxalign.runs.page import escaped, table, write_page
 
-# Letters of a long text that are shown before it is opened.
-FOLDED = 400
-
-STYLE = """
-:root { color-scheme: light; --ink: #1f2937; --dim: #6b7280; --line: #e5e7eb; --soft: #f9fafb; }
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 0 auto; max-width: 1180px; padding: 28px; }
-h1 { font-size: 24px; margin: 0 0 2px; } h2 { font-size: 17px; margin: 34px 0 10px; }
-p.dim, .dim { color: var(--dim); margin: 0 0 8px; } .wide + p { margin-top: 12px; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 14px; }
-.grid img { width: 100%; border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; }
-th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { background: var(--soft); font-weight: 600; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-td.text { white-space: pre-wrap; overflow-wrap: anywhere; } b.best { color: #047857; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; } pre.command { background: var(--soft); padding: 8px 10px; }
-details summary { cursor: pointer; color: var(--dim); }
-td details summary { color: inherit; } td details[open] summary { color: var(--dim); font-size: 0; }
-td details[open] summary::after { content: "fold"; font-size: 13px; } .wide { overflow-x: auto; }
-"""
+# Prompts whose answers are shown.
+ANSWERS = 16
 
 
 def write_report(folder: Path) -> Path:
@@ -46,7 +26,7 @@ def write_report(folder: Path) -> Path:
         pictures.append((title, picture))
     facts = f"seed {meta.get('seed')} · {', '.join(meta.get('devices', [])[:2])} · {meta.get('started', '')}"
     body = [
-        f"<h1>{_text(meta.get('command', 'run'))}: {_text(folder.name)}</h1><p class=dim>{_text(facts)}</p>",
+        f"<h1>{escaped(meta.get('command', 'run'))}: {escaped(folder.name)}</h1><p class=dim>{escaped(facts)}</p>",
         *_opening(meta),
         "<h2>Final metrics</h2>",
         _metric_table(meta.get("final_metrics", {})),
@@ -59,8 +39,8 @@ def write_report(folder: Path) -> Path:
     flat = json.dumps(meta.get("config", {}), indent=2, ensure_ascii=False)
     body += [
         "<h2>Configuration</h2>",
-        f"<details><summary>config.yaml as JSON</summary><pre>{_text(flat)}</pre></details>",
-        f"<details><summary>versions</summary><pre>{_text(versions)}</pre></details>",
+        f"<details><summary>config.yaml as JSON</summary><pre>{escaped(flat)}</pre></details>",
+        f"<details><summary>versions</summary><pre>{escaped(versions)}</pre></details>",
     ]
     return write_page(folder / "report.html", f"{folder.name} · jaxalign", body)
 
@@ -69,8 +49,8 @@ def _opening(meta: Mapping[str, Any]) -> list[str]:
     """The command that started the run, and what it printed at its start."""
     rows = [{"part": part, "details": what} for part, what in meta.get("opening", {}).items()]
     command = shlex.join([meta.get("program") or "jaxalign", *meta.get("arguments", [])])
-    shown = [f"<pre class=command>{_text(command)}</pre>"]
-    return [*shown, _table(rows)] if rows else shown
+    shown = [f"<pre class=command>{escaped(command)}</pre>"]
+    return [*shown, table(rows)] if rows else shown
 
 
 def write_comparison_report(
@@ -97,16 +77,16 @@ def write_comparison_report(
       tables: (title, rows) each, after the notes.
       lead: paragraphs to show before the table: what the reader came for.
     """
-    body = [f"<h1>{_text(title)}</h1><p class=dim>{_text(subtitle)}</p>"]
-    body += [f"<p>{_text(line)}</p>" for line in lead]
-    body += ["<h2>Comparison</h2>", _table(rows)]
-    body += [f"<p class=dim>{_text(note)}</p>" for note in notes]
+    body = [f"<h1>{escaped(title)}</h1><p class=dim>{escaped(subtitle)}</p>"]
+    body += [f"<p>{escaped(line)}</p>" for line in lead]
+    body += ["<h2>Comparison</h2>", table(rows)]
+    body += [f"<p class=dim>{escaped(note)}</p>" for note in notes]
     for heading, more in tables:
-        body += [f"<h2>{_text(heading)}</h2>", _table(more)]
+        body += [f"<h2>{escaped(heading)}</h2>", table(more)]
     if pictures:
         body += ["<h2>Curves</h2>", _picture_grid(pictures)]
     if samples:
-        body += ["<h2>Samples</h2>", _table(samples)]
+        body += ["<h2>Samples</h2>", table(samples)]
     return write_page(path, f"{title} · jaxalign", body)
 
 
@@ -162,84 +142,56 @@ def _banded(series: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _samples(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A table of samples per step: the latest open, earlier ones folded."""
+    """Answers of evaluations by generation, and a table of samples per step: the latest open, earlier ones folded."""
     steps: dict[int, list[dict[str, Any]]] = {}
+    answers: list[Mapping[str, Any]] = []
     for row in rows:
-        steps.setdefault(row["step"], []).append({k: v for k, v in row.items() if k != "step"})
+        if "source" in row:
+            answers.append(row)
+        else:
+            steps.setdefault(row["step"], []).append({k: v for k, v in row.items() if k != "step"})
+    body = _answers(answers)
     if not steps:
-        return []
+        return body
     *earlier, last = sorted(steps)
-    body = ["<h2>Samples during training</h2>", f"<p class=dim>step {last}</p>", _table(steps[last])]
+    body += ["<h2>Samples during training</h2>", f"<p class=dim>step {last}</p>", table(steps[last])]
     for step in reversed(earlier):
-        body.append(f"<details><summary>step {step}</summary>{_table(steps[step])}</details>")
+        body.append(f"<details><summary>step {step}</summary>{table(steps[step])}</details>")
     return body
 
 
-def _metric_table(metrics: Mapping[str, Any]) -> str:
-    return _table(
-        [{"metric": k, "value": v} for k, v in sorted(metrics.items()) if not k.startswith("time/")]
-    )
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _answers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The first and the last evaluation's answers to the same prompts, side by side."""
     if not rows:
-        return "<p class=dim>none</p>"
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    numeric = {
-        c for c in columns if all(isinstance(r.get(c), (int, float)) or r.get(c) is None for r in rows)
-    }
-    head = "".join(f"<th{' class=number' if c in numeric else ''}>{_text(c)}</th>" for c in columns)
-    lines = []
+        return []
+    first, last = min(row["step"] for row in rows), max(row["step"] for row in rows)
+    # Of a run with several models, each has its own answer to a prompt.
+    places: dict[tuple[Any, Any], dict[int, Mapping[str, Any]]] = {}
     for row in rows:
-        cells = [
-            f"<td class=number>{_text(_value(row.get(c)))}</td>"
-            if c in numeric
-            else f"<td class=text>{_folded(_value(row.get(c)))}</td>"
-            for c in columns
-        ]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<div class=wide><table><tr>{head}</tr>{''.join(lines)}</table></div>"
+        if row["step"] in (first, last) and not row.get("sample"):
+            places.setdefault((row.get("dimension"), row["number"]), {})[row["step"]] = row
+    shown = []
+    for (dimension, number), by_step in places.items():
+        if number >= ANSWERS:
+            continue
+        line = {"dimension": dimension} if dimension is not None else {}
+        line |= {"prompt": next(iter(by_step.values()))["prompt"]}
+        for step in dict.fromkeys((first, last)):
+            row = by_step.get(step, {})
+            line[f"step {step}"] = row.get("completion")
+            if "score" in row:
+                line[f"score at step {step}"] = row["score"]
+        shown.append(line)
+    prompts = len({number for _, number in places})
+    less = f"the first {min(prompts, ANSWERS)} of {prompts} prompts, " if prompts > ANSWERS else ""
+    note = f"<p class=dim>{less}one answer each; samples.jsonl has all</p>"
+    return ["<h2>Answers to held-out prompts</h2>", note, table(shown)]
+
+
+def _metric_table(metrics: Mapping[str, Any]) -> str:
+    return table([{"metric": k, "value": v} for k, v in sorted(metrics.items()) if not k.startswith("time/")])
 
 
 def _picture_grid(pictures: Sequence[tuple[str, bytes]]) -> str:
-    images = [f'<img alt="{_text(title)}" src="{plots.data_uri(picture)}">' for title, picture in pictures]
+    images = [f'<img alt="{escaped(title)}" src="{plots.data_uri(picture)}">' for title, picture in pictures]
     return f"<div class=grid>{''.join(images)}</div>"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return "" if value is None else str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _folded(text: str) -> str:
-    """A text as HTML; of a long one the beginning, and the whole to be opened."""
-    start = "\n".join(text[:FOLDED].split("\n")[:12])
-    if len(text) <= len(start) + 100 and text.count("\n") < 15:
-        return _text(text)
-    return f"<details><summary>{_text(start)} …</summary>{_text(text)}</details>"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def write_page(path: Path, title: str, body: Sequence[str], *, style: str = "") -> Path:
-    """Writes an HTML page that needs no other file; it appears whole or not at all.
-
-    Args:
-      path: the file.
-      title: of the page, plain text.
-      body: pieces of HTML.
-      style: CSS beyond that of all pages.
-    """
-    page = (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8>"
-        f"<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{_text(title)}</title><style>{STYLE}{style}</style></head><body>{''.join(body)}</body></html>"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
-    return path

@@ -33,7 +33,7 @@ FREE_KEYS = {
     "model.attention", "model.products", "reference.attention", "reference.products",
     "patient.attention", "patient.products", "rewards.folder", "data.cache", "data.workers", "data.max_bytes",
     "run.output", "run.device", "run.distributed", "run.resume", "run.log_every", "run.eval_every", "run.save_every",
-    "run.sample_every", "run.sample_rows", "run.keep_last", "run.best_metric", "run.best_mode",
+    "run.sample_every", "run.sample_rows", "eval.generate.every", "run.keep_last", "run.best_metric", "run.best_mode",
     "run.tensorboard", "run.wandb", "run.mlflow", "run.trackio", "run.progress", "run.export_dtype",
     "run.profile_steps", "run.compile_cache", "run.hang_minutes", "run.hang_exit",
     "rollout.engine.url", "rollout.engine.api_key_env", "rollout.engine.folder", "rollout.engine.concurrency",

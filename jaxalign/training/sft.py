@@ -17,6 +17,7 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Given, Live, RunConfig
 from jaxalign.training.core.batch import TokenBatch
+from jaxalign.training.core.eval_config import EvalConfig
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.offline import OfflineRun, Task, TrainResult, fit
 from jaxalign.training.core.optimizer import OptimizerConfig
@@ -62,6 +63,7 @@ class SFTConfig:
       lora: train an adapter instead of all weights.
       mesh: number of devices along each mesh axis.
       sampling: how to sample the completions in samples.jsonl.
+      eval: evaluations by generation.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -73,6 +75,7 @@ class SFTConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
 
 @jax.tree_util.register_dataclass
@@ -133,10 +136,10 @@ def train_sft(
       model: a live model to use in place of `config.model`; needs `tokenizer`.
       tokenizer: its tokenizer.
       loss: function to use in place of the cross-entropy: loss(logps[B, T], mask[B, T]) -> [B, T].
-      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, eval_reward, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
 
     Returns:
-      The run folder, final metrics (`eval/loss` in nats per token) and the model.
+      The run folder, final metrics (`eval/loss` in nats per token, and those of `config.eval.generate`) and the model.
 
     Raises:
       UserError: an invalid configuration, file or row; the message is one line.
@@ -160,6 +163,7 @@ def train_sft(
             counts=sft_counts,
             passes=[policy.training_pass],
             evaluate=feed.evaluation(make_evaluation(function, sft_counts), frozen),
+            generate=run.generated(policy, frozen, words, feed),
             sample=run.samples(policy, frozen, words, data),
             finish=run.export_policy(policy, frozen, words),
         )

@@ -10,7 +10,7 @@ from jaxalign.evaluation.best_of import BestOf, best_of_kl
 from jaxalign.evaluation.evaluate import evaluate
 from jaxalign.evaluation.evaluate_config import AnswerConfig, EvaluateConfig
 from jaxalign.evaluation.subject import Answer
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 
 
 class Scripted:

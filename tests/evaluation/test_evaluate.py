@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from jaxalign.evaluation.evaluate_config import AnswerConfig, EvaluateConfig
 from jaxalign.evaluation.judging.config import JudgeConfig
 from jaxalign.evaluation.likelihood import ContinuationScorer
 from jaxalign.evaluation.text_likelihood import TextScorer
+from jaxalign.training.core.reward_source import RewardSource
 from tests.evaluation.judging.chat_server import ChatServer, completion
 
 PUBMED = [
@@ -86,30 +88,37 @@ def test_texts_have_the_perplexity_of_all_their_tokens(config, files, tiny_model
 
 
 def test_answers_to_prompts_are_measured_in_every_way_that_is_asked_for(
-    config, files, tmp_path, tiny_model_folder
+    config, files, tmp_path, tiny_model_folder, capsys
 ):
     (tmp_path / "own.py").write_text(
         "def letters(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n"
     )
     (tmp_path / "words.txt").write_text("it\n")
-    from jaxalign.training.rl.reward_source import RewardSource
-
     settings = config(
-        {"prompts:few": files("prompts", PROMPTS)},
+        {"prompts-few": files("prompts", PROMPTS)},
         reference=str(tiny_model_folder),
         reward=RewardSource(functions=(f"{tmp_path}/own.py:letters",)),
+        encoder=str(tiny_model_folder),
         words=str(tmp_path / "words.txt"),
         training=(files("training", [{"text": "nothing that is asked"}]),),
     )
-    task = evaluate(settings)["tasks"]["prompts:few"]
+    task = evaluate(settings)["tasks"]["prompts-few"]
     items, metrics = items_of(tmp_path / "out", "prompts-few"), task["metrics"]
     assert [item["references"] for item in items] == [[row["chosen"]] for row in PROMPTS]
     assert metrics["reward"]["value"] == np.mean([len(item["answers"][0]) for item in items])
     # The model is its own reference.
     assert metrics["kl"]["value"] == pytest.approx(0, abs=1e-5)
     assert 0 < metrics["entropy"]["value"] < math.log(259)
-    assert {"bleu", "rougeL", "listed_word", "distinct_1", "self_bleu", "tokens"} <= metrics.keys()
-    assert any("none of the 5 questions shares 13 words" in note for note in task["notes"])
+    assert {
+        "bleu",
+        "rougeL",
+        "similarity",
+        "listed_word",
+        "distinct_1",
+        "self_bleu",
+        "tokens",
+    } <= metrics.keys()
+    assert "prompts-few: no question shares 13 words in a row" in capsys.readouterr().err
     assert any("kl is along answers that were not sampled" in note for note in task["notes"])
 
 
@@ -123,6 +132,36 @@ def test_several_answers_give_their_mean_and_pass_at_k(config, files, tmp_path):
     assert all(len(item["answers"]) == 3 for item in items)
     assert metrics["flexible_pass@3"]["value"] >= metrics["flexible"]["value"]
     assert "stopped_pass@3" not in metrics
+
+
+def test_a_reward_of_0_or_1_has_pass_at_k(config, files, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def even(prompts, completions, **columns):\n    return [float(len(c) % 2 == 0) for c in completions]\n"
+    )
+    settings = config(
+        {"prompts": files("prompts", PROMPTS)},
+        reward=RewardSource(functions=(f"{tmp_path}/own.py:even",)),
+        sampling=AnswerConfig(max_new_tokens=6, temperature=1.0, num_samples=2),
+    )
+    metrics = evaluate(settings)["tasks"]["prompts"]["metrics"]
+    right = [
+        [len(text) % 2 == 0 for text in item["answers"]] for item in items_of(tmp_path / "out", "prompts")
+    ]
+    assert metrics["reward"]["value"] == np.mean(right)
+    assert metrics["reward_pass@2"]["value"] == np.mean(np.any(right, axis=1))
+
+
+def test_questions_that_stand_in_a_training_file_are_counted_without_what_all_begin_with(config, files):
+    long = "if a train of nine wagons leaves at noon and meets another one at two how many {} are there"
+    rows = [{"question": long.format(word), "answer": "#### 1"} for word in ("geese", "ducks", "hens")]
+    seen = files("seen", [{"chat": [{"content": "Well: " + long.format("ducks").upper()}]}])
+    shots = files("shots", GSM8K[:1])
+    settings = config(
+        {"gsm8k": files("gsm8k", rows)}, training=(seen, shots), shots={"gsm8k": shots}, num_shots=1
+    )
+    (note,) = [note for note in evaluate(settings)["tasks"]["gsm8k"]["notes"] if "13 words" in note]
+    # The words before the one that differs are more than 13 too.
+    assert note.startswith("3 of the 3 questions share 13 words in a row") and "if a train of nine" in note
 
 
 def test_a_stopped_evaluation_goes_on_and_ends_as_if_it_had_not_been_stopped(
@@ -227,6 +266,32 @@ def test_a_judge_behind_an_endpoint_compares_with_the_baselines_answers(config, 
     assert "judge at http" in task["judge"] and "not the leaderboard's figure" in " ".join(task["notes"])
 
 
+@pytest.fixture
+def reward_folder(tmp_path, byte_tokenizer, tiny_model_folder):
+    """A random reward model on the tiny model."""
+    trunk = models.load_pretrained(tiny_model_folder)
+    reward = models.create_scalar_model(trunk, models.HeadConfig(init_std=1.0), key=jax.random.key(3))
+    return models.save_reward_model(reward, tmp_path / "reward", tokenizer=byte_tokenizer)
+
+
+def test_a_reward_model_judges_by_its_scores(config, files, tmp_path, reward_folder):
+    judge = JudgeConfig(model=str(reward_folder))
+    tasks = {"alpaca_eval": files("alpaca", ALPACA), "prompts": files("prompts", PROMPTS)}
+    metrics = evaluate(config(tasks, judge=judge))["tasks"]
+    reward, score = models.load_reward_model(reward_folder), []
+    words = models.load_tokenizer(reward_folder)
+    for item, row in zip(items_of(tmp_path / "out", "alpaca_eval"), ALPACA, strict=True):
+        texts = [item["answers"][0], row["output"]]
+        ids = [words(row["instruction"])["input_ids"] + words(text)["input_ids"] for text in texts]
+        ours, theirs = (float(reward(np.asarray([one]), lengths=np.asarray([len(one)]))[0]) for one in ids)
+        score.append(float(ours > theirs))
+    assert metrics["alpaca_eval"]["metrics"]["win_rate"]["value"] == np.mean(score)
+    assert metrics["prompts"]["metrics"]["rating"]["count"] == len(PROMPTS)
+    settings = config({"mt_bench": "x"}, judge=JudgeConfig(model=str(reward_folder), prompts="p.jsonl"))
+    with pytest.raises(ConfigError, match="needs a judge that writes ratings"):
+        evaluate(settings)
+
+
 def test_verdicts_that_cannot_be_read_are_counted_and_no_rate_counts_them(config, files, tmp_path):
     def answer(number, body):
         return 200, completion("[[A]]" if number % 2 else "both are fine"), {}
@@ -291,6 +356,7 @@ def test_the_model_is_not_its_own_judge(config, files, tiny_model_folder):
         ({}, {}, r"--tasks: expected at least one, as --tasks.gsm8k=FILE; there are truthfulqa_mc1"),
         ({"gsm9k": "x"}, {}, r"tasks.gsm9k: no such task; there are truthfulqa_mc1"),
         ({"gsm8k": "x"}, {"shots": {"mc1": "y"}}, r"shots.mc1: there is no such task in tasks"),
+        ({"gsm8k-../x": "x"}, {}, r"tasks.gsm8k-../x: expected letters, digits, - and _ after gsm8k-"),
         ({"medqa": "x"}, {"shots": {"medqa": "y"}}, r"shots.medqa: this task takes no solved problems"),
         ({"alpaca_eval": "x"}, {}, r"tasks.alpaca_eval: expected a judge in judge.model"),
         (
@@ -328,3 +394,57 @@ def test_the_command_prints_a_table_and_ends_with_the_report(
 def test_greedy_answers_are_not_sampled_several_times():
     with pytest.raises(ValueError, match=r"num_samples=2: greedy answers are all alike"):
         AnswerConfig(num_samples=2)
+
+
+PAIRS = [{"prompt": f"Say {i}.", "chosen": f"{i} it is, sir", "rejected": f"no{'o' * i}"} for i in range(8)]
+
+
+def test_a_reward_model_is_measured_on_pairs(config, files, tmp_path, byte_tokenizer, reward_folder):
+    reward = models.load_reward_model(reward_folder)
+    settings = config({"pairs": files("pairs", PAIRS)}, model=str(reward_folder))
+    metrics = evaluate(settings)["tasks"]["pairs"]["metrics"]
+    margins = []
+    for row in PAIRS:
+        both = [
+            byte_tokenizer(row["prompt"])["input_ids"] + byte_tokenizer(row[side])["input_ids"]
+            for side in ("chosen", "rejected")
+        ]
+        chosen, rejected = (
+            float(reward(np.asarray([ids]), lengths=np.asarray([len(ids)]))[0]) for ids in both
+        )
+        margins.append(chosen - rejected)
+    items = items_of(tmp_path / "out", "pairs")
+    assert [item["scores"]["margin"] for item in items] == pytest.approx(margins, abs=1e-4)
+    assert metrics["accuracy"]["value"] == np.mean(np.asarray(margins) > 0)
+    assert metrics["nats"]["value"] == pytest.approx(
+        np.mean(np.log1p(np.exp(-np.asarray(margins)))), abs=1e-4
+    )
+    assert metrics["longer_chosen"]["value"] == 1.0
+    with pytest.raises(ConfigError, match=r"tasks.gsm8k: .* is a reward model, which scores pairs alone"):
+        evaluate(config({"gsm8k": files("gsm8k", GSM8K)}, model=str(reward_folder)))
+
+
+def test_a_policy_is_measured_on_pairs_by_its_log_probs_less_the_references(
+    config, files, tmp_path, tiny_model_folder
+):
+    file = files("pairs", PAIRS)
+    alone = evaluate(config({"pairs": file}, output=str(tmp_path / "alone")))["tasks"]["pairs"]["metrics"]
+    assert "nats" not in alone and 0 <= alone["accuracy"]["value"] <= 1
+    # The model is its own reference.
+    same = evaluate(config({"pairs": file}, reference=str(tiny_model_folder)))["tasks"]["pairs"]
+    assert "nothing to compute from: length_correlation" in same["notes"]
+    margins = [item["scores"]["margin"] for item in items_of(tmp_path / "out", "pairs")]
+    assert margins == pytest.approx([0.0] * len(PAIRS), abs=1e-4)
+
+
+def test_a_patient_with_a_doctor_is_a_model(config, files, tmp_path, make_doctor, tiny_model_folder):
+    doctor = make_doctor("kind")
+    tasks = {"pubmedqa": files("pubmed", PUBMED), "prompts": files("prompts", PROMPTS)}
+    alone = evaluate(config(tasks, output=str(tmp_path / "alone")))
+    settings = config(tasks, model="", doctor=(str(doctor),), reference=str(tiny_model_folder))
+    guided = evaluate(settings)
+    assert guided["model"].endswith("kind")
+    found = [items_of(tmp_path / name, "pubmedqa")[0]["logps"] for name in ("alone", "out")]
+    assert max(abs(a - b) for a, b in zip(*found, strict=True)) > 1e-3
+    assert guided["tasks"]["prompts"]["metrics"]["kl"]["value"] > 1e-3
+    assert "kl" not in alone["tasks"]["prompts"]["metrics"]

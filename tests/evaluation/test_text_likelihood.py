@@ -5,7 +5,7 @@ import pytest
 
 from jaxalign import models
 from jaxalign.errors import UserError
-from jaxalign.evaluation.likelihood import ContinuationScorer
+from jaxalign.evaluation.likelihood import Continuation, ContinuationScorer
 from jaxalign.evaluation.text_likelihood import TextScorer
 
 
@@ -71,3 +71,30 @@ def test_a_texts_log_prob_is_the_sum_over_its_windows(scorer):
 def test_an_empty_text_has_a_log_prob_of_0(scorer):
     logps, tokens = scorer.rolling(["", "ab"])
     assert logps[0] == 0 and tokens.tolist() == [0, 2] and np.isfinite(logps[1])
+
+
+def test_tokens_that_the_tokenizer_puts_first_are_scored_where_it_is_asked(
+    scorer, byte_tokenizer, monkeypatch
+):
+    # As in lm-evaluation-harness: `<s>` after `<s>`, then the text.
+    text = "abcdefghij"
+    plain = scorer.rolling([text])
+    encode = TextScorer.encode
+    monkeypatch.setattr(
+        TextScorer,
+        "encode",
+        lambda self, text, *, alone=True: [*([256] if alone else []), *encode(self, text, alone=False)],
+    )
+    assert scorer.rolling([text])[0] == plain[0]
+    logps, tokens = scorer.rolling([text], alone=True)
+    bos = Continuation((256,), (256, *scorer.encode(text, alone=False)))
+    assert tokens.tolist() == [11] and logps[0] == pytest.approx(
+        scorer.scorer.score([bos]).logps[0], abs=1e-4
+    )
+    assert logps[0] < plain[0][0] - 1
+
+
+def test_a_continuation_longer_than_the_model_reads_at_once_is_refused(scorer):
+    assert len(scorer.pair("a", "x" * 16).tokens) == 16
+    with pytest.raises(UserError, match="a continuation of 17 tokens, which begins with 'xxxx"):
+        scorer.pair("a", "x" * 17)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxalign.evaluation.evaluate_config import AnswerConfig
 from jaxalign.pipelines.compare_config import CompareBudget, CompareConfig, CompareData
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 
 REWARDS = '''"""Rewards that code can check."""
 

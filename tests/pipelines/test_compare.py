@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jaxalign.evaluation import Perplexity, estimate_mean, win_rate
-from jaxalign.pipelines.compare import MethodResult, comparison_rows, format_table, gains
+from jaxalign.pipelines.compare import MethodResult, comparison_rows, gains
 
 
 def result(name, true, proxy, wins=None):
@@ -47,14 +47,6 @@ def test_rows_have_the_same_columns_and_show_mean_and_error():
 def test_an_unknown_truth_has_no_column():
     rows = comparison_rows([dataclasses.replace(SFT, true=None)])
     assert "true reward" not in rows[0]
-
-
-def test_the_table_is_aligned():
-    lines = format_table(comparison_rows([SFT, PPO])).splitlines()
-    assert len(lines) == 4
-    assert lines[0].startswith("method")
-    assert len({len(line) for line in lines}) == 1
-    assert format_table([]) == ""
 
 
 def test_plain_figures_leave_out_what_is_not_known():

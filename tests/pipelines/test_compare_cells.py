@@ -18,7 +18,7 @@ from jaxalign.pipelines import compare_cells, compare_run
 from jaxalign.pipelines.compare_cell import Cell
 from jaxalign.pipelines.compare_cells import compare, identity, plan
 from jaxalign.pipelines.compare_checks import checked
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 from tests.pipelines.compare_files import small, write_rows
 
 
@@ -250,9 +250,7 @@ def test_methods_of_every_kind_are_trained_measured_and_reported(tmp_path, tiny_
     assert curve[1] != other[1]
     assert [point["update"] for point in curve] == [0, 1]
     assert curve[0]["kl"] == pytest.approx(0.0, abs=1e-4) and {"proxy", "gold"} <= curve[0].keys()
-    items = (
-        tmp_path / "out" / "cells" / "kto-0" / "held_out" / "items" / "prompts-held_out.jsonl"
-    ).read_text()
+    items = (tmp_path / "out" / "cells" / "kto-0" / "held_out" / "items" / "prompts.jsonl").read_text()
     answers = [json.loads(line)["answers"][0] for line in items.splitlines()]
     scores = json.loads((tmp_path / "out" / "cells" / "kto-0" / "result.json").read_text())["scores"]
     assert scores["proxy"] == [len(answer) for answer in answers]

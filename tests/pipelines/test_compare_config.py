@@ -7,7 +7,7 @@ import pytest
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.pipelines.compare_checks import checked, shared_prompts
 from jaxalign.pipelines.compare_config import CompareBudget, CompareConfig, CompareData
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 from tests.pipelines.compare_files import small, write_rows
 
 

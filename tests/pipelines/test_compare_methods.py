@@ -10,7 +10,7 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.pipelines.compare_checks import checked
 from jaxalign.pipelines.compare_config import CompareBudget, CompareConfig
 from jaxalign.pipelines.compare_methods import METHODS, flat, trainer_config, trains_proxy
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 from tests.pipelines.compare_files import small
 
 BUDGET = CompareBudget(samples=256, batch_size=8, rollout=32, rounds=3)

@@ -15,7 +15,7 @@ from jaxalign.pipelines.compare_results import (
     verdicts,
     wins,
 )
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 
 GOLD = RewardSource(functions=("f.py:f",))
 RNG = np.random.default_rng(0)

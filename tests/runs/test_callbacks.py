@@ -54,6 +54,22 @@ def test_early_stopping_ends_a_run_after_so_many_evaluations_without_an_improvem
     assert evaluations(of(EarlyStopping(patience=2)), [float("nan"), float("nan"), 1.0]) == 2
 
 
+@pytest.mark.parametrize("first", [2.0, float("nan")])
+def test_early_stopping_passes_over_evaluations_of_other_things_once_it_has_seen_its_metric(first):
+    stopping = EarlyStopping("eval/generate/length", patience=2)
+    callbacks = of(stopping)
+    callbacks.tell("on_eval", 1, 9, {"eval/loss": 1.0, "eval/generate/length": first})
+    waited = stopping.waited
+    for step in range(2, 6):
+        callbacks.tell("on_eval", step, 9, {"eval/loss": 1.0})
+    assert not callbacks.stopped
+    assert stopping.waited == waited
+    # Also where a run resumes.
+    again = EarlyStopping("eval/generate/length", patience=2)
+    again.restore(stopping.state())
+    of(again).tell("on_eval", 6, 9, {"eval/loss": 1.0})
+
+
 def test_early_stopping_says_which_numbers_there_are():
     with pytest.raises(ConfigError, match="no metric 'eval/los'; this run has eval/accuracy, eval/loss"):
         of(EarlyStopping("eval/los")).tell("on_eval", 1, 2, {"eval/loss": 1.0, "eval/accuracy": 1.0})

@@ -329,6 +329,44 @@ def test_a_tracker_gets_completions_where_it_takes_them(tmp_path):
     assert both.seen == [(3, rows)]
 
 
+def test_the_first_and_last_answers_to_a_prompt_stand_side_by_side(tmp_path):
+    run = opened(config(tmp_path))
+    for step, word in ((0, "before"), (5, "between"), (9, "<after>")):
+        rows = [
+            {
+                "source": "eval.generate",
+                "number": number,
+                "sample": sample,
+                "prompt": f"prompt {number}.",
+                "completion": f"{word} {number}.{sample}",
+                "score": step / 4 + number,
+            }
+            for number in range(18)
+            for sample in (0, 1)
+        ]
+        run.log_samples(step, rows)
+        run.log_samples(step, [{"prompt": "p", "completion": f"sample of {step}"}])
+    run.finish({})
+    page = (tmp_path / "report.html").read_text()
+    answers, samples = page.split("Samples during training")
+    answers = answers.split("Answers to held-out prompts")[1]
+    line = "<td class=text>prompt 1.</td><td class=text>before 1.0</td><td class=number>1</td>"
+    assert f"{line}<td class=text>&lt;after&gt; 1.0</td><td class=number>3.25</td>" in answers
+    assert "the first 16 of 18 prompts" in answers
+    assert not [word for word in ("between", "before 1.1", "prompt 16.", "sample of") if word in answers]
+    assert [f"sample of {step}" in samples for step in (0, 5, 9)] == [True] * 3
+    assert "before" not in samples
+
+
+def test_answers_of_one_evaluation_have_one_column(tmp_path):
+    run = opened(config(tmp_path))
+    run.log_samples(3, [{"source": "eval.generate", "number": 0, "prompt": "p", "completion": "c"}])
+    run.finish({})
+    page = (tmp_path / "report.html").read_text()
+    assert "<tr><th>prompt</th><th>step 3</th></tr>" in page
+    assert "Samples during training" not in page
+
+
 @pytest.mark.parametrize("shown", ["mfu", "model_flops_per_second"])
 def test_the_report_shows_mfu_and_where_there_is_none_the_operations_a_second(shown, tmp_path):
     times = {"time/model_flops_per_second": 2e9, "time/seconds": 1.0} | {f"time/{shown}": 0.5}

@@ -13,11 +13,11 @@ from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import RunConfig
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.preference.dpo import DPOConfig
 from jaxalign.training.reward_model.trainer import RewardConfig, RewardLossConfig
 from jaxalign.training.rl.ppo_config import CriticConfig, PPOConfig, PPOTrainConfig
-from jaxalign.training.rl.reward_source import RewardSource
 from jaxalign.training.sft import SFTConfig
 
 WORDS = "ab cd ef gh ij kl mn op".split()

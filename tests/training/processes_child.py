@@ -14,8 +14,19 @@ REWARDS = f"--reward.functions=[{Path(__file__).resolve()}:reward_vowels]"
 PROMPTS = ["--train.prompts=4", "--sampling.num_samples=2", "--sampling.max_new_tokens=6", REWARDS]
 MODELS, SERVER = (os.environ.get(name, "") for name in ("MODELS", "SERVER"))
 OFFLINE = ["--train.steps=3", "--train.batch_size=4", "--run.eval_every=2"]
+ANSWERS = [
+    "--eval.generate.every=2",
+    "--eval.generate.count=3",
+    "--eval.generate.sampling.max_new_tokens=5",
+    "--eval.generate.sampling.num_samples=2",
+]
+ANSWER_REWARDS = [
+    f"--eval.generate.reward.functions=[{Path(__file__).resolve()}:reward_vowels]",
+    f"--eval.generate.reward.model={MODELS}/linear",
+    f"--eval.generate.judge={Path(__file__).resolve()}:prefer_longer",
+]
 TRAINERS = {
-    "sft": [*OFFLINE, "--sampling.max_new_tokens=4"],
+    "sft": [*OFFLINE, "--sampling.max_new_tokens=4", *ANSWERS, *ANSWER_REWARDS],
     "distill": [
         *OFFLINE,
         f"--teacher.path={MODELS}/teacher",
@@ -39,6 +50,7 @@ TRAINERS = {
         "--train.updates=3",
         f"--reward.models=[{MODELS}/linear,{MODELS}/mlp]",
         "--reward.aggregate=worst",
+        *ANSWERS,
         *PROMPTS,
     ],
     "grpo-server": [
@@ -59,6 +71,14 @@ def reward_vowels(prompts, completions):
 
     assert jax.process_index() == 0
     return [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in completions]
+
+
+def prefer_longer(prompts, first, second, *, columns):
+    """A judge; only the first process may be asked."""
+    import jax
+
+    assert jax.process_index() == 0
+    return [None if len(a) == len(b) else len(a) > len(b) for a, b in zip(first, second, strict=True)]
 
 
 def train(name: str, join: str, mesh: str, model: str, data: str, output: str, *more: str) -> int:

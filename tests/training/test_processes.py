@@ -95,6 +95,21 @@ def test_two_processes_train_to_the_bits_of_one(runs, name):
         assert all((ours[key] == theirs[key]).all() for key in ours), path
 
 
+@pytest.mark.parametrize("name", ["sft", "online-dpo"])
+def test_two_processes_give_the_answers_of_one(runs, name):
+    one, two = (
+        [row for row in records.read(folder / name / "samples.jsonl") if row.get("source") == "eval.generate"]
+        for folder in (runs.one, runs.two)
+    )
+    assert one == two
+    assert [row["step"] for row in one] == [0] * 6 + [2] * 6 + [3] * 6
+    measured = [
+        row for row in records.read(runs.two / name / "metrics.jsonl") if "eval/generate/reward" in row
+    ]
+    assert [row["step"] for row in measured] == [0, 2, 3]
+    assert all(("eval/generate/win_rate" if name == "sft" else "eval/generate/kl") in row for row in measured)
+
+
 def test_the_first_of_several_processes_alone_says_and_writes_what_all_did(runs):
     _, first, second = runs.said
     assert first.count("results:") == len(NAMES)

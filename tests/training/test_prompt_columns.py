@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from jaxalign.data import DataConfig
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.rl.grpo import train_grpo
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOTrainConfig
 from jaxalign.training.rl.on_policy_config import RolloutTrainConfig
@@ -13,7 +14,6 @@ from jaxalign.training.rl.online_dpo import train_online_dpo
 from jaxalign.training.rl.online_dpo_config import OnlineDPOConfig
 from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.rl.ppo_config import PPOTrainConfig
-from jaxalign.training.rl.reward_source import RewardSource
 
 SIZE = {"updates": 1, "prompts": 4, "score_batch_size": 8}
 TRAINERS = {

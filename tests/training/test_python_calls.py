@@ -77,7 +77,7 @@ class Watch(Callback):
 @pytest.mark.parametrize("call", [train_sft, train_dpo, train_grpo], ids=lambda call: call.__name__)
 def test_an_unknown_argument_is_named_with_those_that_the_call_has(call):
     config = inspect.signature(call).parameters["config"].annotation()
-    names = r".*tokenizer.*, train_dataset, eval_dataset, optimizer, callbacks, trackers"
+    names = r".*tokenizer.*, train_dataset, eval_dataset, eval_reward, optimizer, callbacks, trackers"
     with pytest.raises(
         TypeError, match=rf"^{call.__name__}\(\) got an .* 'modle'; expected config, {names}$"
     ):

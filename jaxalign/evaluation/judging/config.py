@@ -11,11 +11,13 @@ from jaxalign.errors import ConfigError
 from jaxalign.evaluation.judging.endpoint import Endpoint
 from jaxalign.evaluation.judging.endpoint_config import EndpointConfig
 from jaxalign.evaluation.judging.identity import ModelSource, same_model
-from jaxalign.evaluation.judging.judges import ModelJudge
+from jaxalign.evaluation.judging.judges import ModelJudge, RewardModelJudge
 from jaxalign.evaluation.judging.reply_cache import ReplyCache, request_key
+from jaxalign.evaluation.pair_scoring import reward_subject
 from jaxalign.evaluation.subject import Subject
 from jaxalign.inference.loading import load_speaker
 from jaxalign.models.folders import model_folder
+from jaxalign.models.reward_folders import is_reward_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,8 @@ class JudgeConfig:
     """A judge of answers.
 
     Attributes:
-      model: the judge: a chat model's folder, run or hub id, or the address of an OpenAI-compatible endpoint, as
-        https://host/v1 or http://host:port/v1; empty for none.
+      model: the judge: the folder, run or hub id of a chat model, or of a reward model, which compares by its scores;
+        or the address of an OpenAI-compatible endpoint, as https://host/v1 or http://host:port/v1; empty for none.
       name: name of the model at an endpoint.
       prompts: file of MT-bench's judge prompts (judge_prompts.jsonl), for the task mt_bench.
       references: file of reference answers to MT-bench's questions of mathematics, reasoning and coding.
@@ -121,8 +123,13 @@ class Judge:
             )
         self.config, self._stack = config, ExitStack()
         self._endpoint: Endpoint | None = None
+        self._reward: RewardModelJudge | None = None
         if config.remote:
             self._endpoint = self._stack.enter_context(Endpoint(config.endpoint(str(cache))))
+            return
+        if is_reward_model(config.source.path):
+            scorer = reward_subject(config.source.path, template="auto", context=0, batch_size=batch_size)
+            self._reward = RewardModelJudge(scorer.reward, chat=scorer.format)
             return
         self._cache = ReplyCache(str(cache))
         self._stack.callback(self._cache.close)
@@ -139,9 +146,9 @@ class Judge:
         self._stack.close()
 
     @property
-    def pairs(self) -> ModelJudge:
-        """The judge as one of pairs and of single answers, by our own prompts."""
-        return ModelJudge(self.ask)
+    def pairs(self) -> ModelJudge | RewardModelJudge:
+        """The judge as one of pairs and of single answers: a chat model by our own prompts, a reward by its scores."""
+        return ModelJudge(self.ask) if self._reward is None else self._reward
 
     @property
     def about(self) -> str:
@@ -157,7 +164,13 @@ class Judge:
         )
 
     def ask(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
-        """What the judge says to each conversation, greedily."""
+        """What the judge says to each conversation, greedily.
+
+        Raises:
+          ConfigError: the judge is a reward model, which says nothing.
+        """
+        if self._reward is not None:
+            raise ConfigError(f"judge.model={self.config.model}: is a reward model, which writes no ratings")
         if self._endpoint is not None:
             return self._endpoint.ask(conversations)
         keys = [request_key(self._body(conversation)) for conversation in conversations]

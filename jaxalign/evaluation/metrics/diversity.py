@@ -7,40 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxalign.evaluation.metrics.overlap import sacrebleu_module
+from jaxalign.measures.ngrams import distinct_n as distinct_n
 
 ORDER = 4  # of BLEU
-
-
-def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words as a share of all, over all texts together.
-
-    distinct-n = |set of n-grams| / |n-grams|
-
-    Words are what white space parts; no n-gram spans two texts. It falls as texts grow in number and length: compare
-    only figures over equally much text.
-
-    Args:
-      texts: of one model.
-      n: words of an n-gram, at least 1.
-
-    Returns:
-      in (0, 1]; NaN where no text has n words.
-
-    Raises:
-      ValueError: n is less than 1.
-
-    Source: arXiv:1510.03055, which divides by words rather than by n-grams; n-grams, as later work has
-    it, let 1 mean that none repeats.
-    """
-    if n < 1:
-        raise ValueError(f"n must be 1 or more, got {n}")
-    seen, total = set(), 0
-    for text in texts:
-        words = text.split()
-        grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-        seen.update(grams)
-        total += len(grams)
-    return len(seen) / total if total else float("nan")
 
 
 @dataclass(frozen=True, kw_only=True)

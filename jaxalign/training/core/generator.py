@@ -40,7 +40,12 @@ class Generator:
     def stop_tokens(self) -> Sequence[int]:
         """The ids that end a completion: those asked for, else the policy's; an engine may know of fewer."""
         chosen = self.sampling.stop_tokens
-        return self.policy.definition.config.eos_ids if chosen is None else chosen
+        return self.eos_ids if chosen is None else chosen
+
+    @property
+    def eos_ids(self) -> Sequence[int]:
+        """The policy's own ids that end a completion."""
+        return self.policy.definition.config.eos_ids
 
     def refresh(self, trained: Any) -> Engine:
         """The engine, with the newest parameters."""
@@ -52,6 +57,11 @@ class Generator:
         else:
             self.engine.update(models.split(model)[1], adapter=adapter)
         return self.engine
+
+    def release(self) -> None:
+        """Lets go of the weights until the next `refresh`: merged ones are a copy."""
+        if isinstance(self.engine, Sampler):
+            self.engine.release()
 
     def close(self) -> None:
         """Gives back what a server's engine holds."""

@@ -5,9 +5,8 @@ hands it an update, an evaluation and an iterator.
 """
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,10 +25,6 @@ from jaxalign.training.core.opening import announced
 from jaxalign.training.core.speed import Speed
 from jaxalign.training.core.state import TrainState
 from jaxalign.training.core.update_rules import averaged_params
-from jaxalign.uncertainty import wilson_interval
-
-# Two-sided 95% quantile of the normal distribution.
-Z95 = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +113,9 @@ class Loop:
       draw: `draw(state, batch) -> batch` on the host, before each step; for rows that the model writes itself.
       update: `update(state, batch) -> (state, metrics on device)`.
       evaluate: `evaluate(state) -> {name: value}`, or None.
+      generate: `generate(state, step) -> ({name: value}, rows for samples.jsonl)`, the evaluation by generation; or
+        None.
+      generate_every: steps between those.
       sample: `sample(state) -> rows for samples.jsonl`, or None.
       total_steps: optimizer steps in all.
       tokens_in: counts the tokens of a batch, for the log.
@@ -132,6 +130,8 @@ class Loop:
     total_steps: int
     draw: Callable[[TrainState, Mapping[str, Any]], Mapping[str, Any]] | None = None
     evaluate: Callable[[TrainState], dict[str, float]] | None = None
+    generate: Callable[[TrainState, int], tuple[dict[str, float], list[dict[str, Any]]]] | None = None
+    generate_every: int = 0
     sample: Callable[[TrainState], list[dict[str, Any]]] | None = None
     tokens_in: Callable[[Mapping[str, Any]], int] = lambda batch: (
         int(np.sum(batch["lengths"])) - batch.get("filler_tokens", 0)
@@ -140,7 +140,7 @@ class Loop:
     speed: Speed | None = None
     _last_eval: dict[str, float] = field(default_factory=dict)
     _final: dict[str, float] = field(default_factory=dict)
-    _evaluated: int = -1
+    _measured: tuple[int, dict[str, float]] = (-1, {})
     _rates: np.ndarray | None = None
     _interval: Interval = field(default_factory=Interval)
 
@@ -171,9 +171,9 @@ class Loop:
         self._final = self.run.final_metrics() or self._final if over else {}
         self._rates = self._learning_rates()
         pending: tuple[int, dict[str, Any], Mapping[str, Any], int] | None = None
+        if start == 0:
+            self._evaluate(0, state, self._due_evaluations(0))
         mark = time.perf_counter()
-        if start == 0 and self.evaluate and config.eval_every:
-            self._evaluate(0, state)
         asked = LateLargest()
         with StopFlag() as stop, Heartbeat(self.run, self.total_steps) as heart, Profile(self.run) as profile:
             heart.beat(start)
@@ -188,17 +188,20 @@ class Loop:
                     self._final, mark = self._log(*pending, mark)
                 pending = (step, metrics, batch, self.tokens_in(batch))
                 last, halted = step == self.total_steps, asked(stop.signal_received or 0)
-                evaluates, saves = self._due(config.eval_every, step), self._due(config.save_every, step)
-                if evaluates or saves or last or halted or watched:
+                saves = self._due(config.save_every, step)
+                if self._due_evaluations(step) or saves or last or halted or watched:
                     self._final, mark = self._log(*pending, mark)
                     pending = None
                 if watched:
                     callbacks.tell("on_step", step, self.total_steps, self._of_step(metrics), state)
                     last = last or bool(callbacks.stopped)
                 # Also where a signal stops the run: it would not be made up for after the resume.
-                if self.evaluate and (last or evaluates):
-                    self._evaluate(step, state)
-                    last = last or bool(callbacks.stopped)
+                if kinds := self._due_evaluations(step, last=last):
+                    self._evaluate(step, state, kinds)
+                    if callbacks.stopped and not last:
+                        last = True
+                        self._evaluate(step, state, self._due_evaluations(step, last=True) - kinds)
+                    mark = time.perf_counter()  # what an evaluation took is not the next step's
                 if last and self._interval.steps:  # ended by a callback, before a record was due
                     self.run.log_metrics(step, self._record(step))
                 if self.sample and (last or self._due(config.sample_every, step)):
@@ -276,13 +279,30 @@ class Loop:
         record["time/step_seconds"] = seconds
         return record | (self.speed.metrics(flops, seconds) if self.speed else {})
 
-    def _evaluate(self, step: int, state: TrainState) -> None:
-        assert self.evaluate is not None
-        found = self.evaluate(self._averaged(state))
-        self._last_eval = {"eval/" + name: value for name, value in found.items()}
-        self._evaluated = step
-        self.run.log_metrics(step, self._last_eval)
-        self.run.callbacks.tell("on_eval", step, self.total_steps, self._last_eval, state)
+    def _due_evaluations(self, step: int, *, last: bool = False) -> set[str]:
+        """The evaluations that a step makes: of held-out rows (loss), of what the model writes (generate)."""
+        every = {"loss": self.run.config.eval_every, "generate": self.generate_every}
+        there = {"loss": self.evaluate is not None, "generate": self.generate is not None}
+        return {kind for kind, steps in every.items() if there[kind] and (last or self._due(steps, step))}
+
+    def _evaluate(self, step: int, state: TrainState, kinds: set[str]) -> None:
+        if not kinds:
+            return
+        averaged, found, rows = self._averaged(state), dict[str, float](), list[dict[str, Any]]()
+        if "loss" in kinds:
+            assert self.evaluate is not None
+            found |= {"eval/" + name: value for name, value in self.evaluate(averaged).items()}
+        if "generate" in kinds:
+            assert self.generate is not None
+            answers, rows = self.generate(averaged, step)
+            found |= answers
+        before = self._measured[1] if self._measured[0] == step else {}
+        self._measured = step, before | found
+        self._last_eval = self._last_eval | found
+        self.run.log_metrics(step, found)
+        if rows:
+            self.run.log_samples(step, rows)
+        self.run.callbacks.tell("on_eval", step, self.total_steps, found, state)
 
     def _save(self, step: int, state: TrainState) -> None:
         if self.store.latest_step() == step:
@@ -296,7 +316,7 @@ class Loop:
             "callbacks": self.run.callbacks.state(),
         }
         # An evaluation of other weights says nothing of these.
-        metrics = self._last_eval if self._evaluated == step else None
+        metrics = self._measured[1] if self._measured[0] == step else None
         self.store.save(step, state, extra, metrics=metrics)
         tell_saved(self.run, self.store, step, self.total_steps, metrics or {}, state)
 
@@ -334,52 +354,3 @@ def restore_callbacks(run: Run, extra: Mapping[str, Any]) -> None:
     run.callbacks.restore(extra.get("callbacks", {}))
     if run.raised:
         run.callbacks.stopped = ""
-
-
-def evaluation(
-    evaluate_batch: Callable[[Any, Any, Any], dict[str, tuple[Any, Any]]],
-    batches: Callable[[], Iterable[Mapping[str, Any]]],
-    frozen: Any,
-    place: Callable[[Mapping[str, Any]], Any],
-    limit: int = 0,
-) -> Callable[[TrainState], dict[str, float]]:
-    """An evaluation over held-out batches: sums and counts are added, then divided once; see `summary`."""
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        sums: dict[str, np.ndarray] = {}
-        for index, batch in enumerate(batches()):
-            if limit and index >= limit:
-                break
-            part = fetch(evaluate_batch(state.params, frozen, place(batch)))
-            for name, pair in part.items():
-                sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
-        return summary(sums)
-
-    return evaluate
-
-
-def summary(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Means of (sum, count) pairs, with 95% intervals where the rows are independent.
-
-    `accuracy` gets `accuracy_low` and `accuracy_high` (Wilson); a metric X with a companion
-    `X_square` (the sum of its squares) gets `X_low` and `X_high` (normal), and the companion is left out. `X_mean` with
-    a companion `X_square` gets `X_std`, the population's standard deviation.
-    """
-    values: dict[str, float] = {}
-    for name, (total, count) in sums.items():
-        if name.endswith("_square"):
-            mean = sums.get(f"{name.removesuffix('_square')}_mean")
-            if mean is not None:
-                average = mean[0] / max(mean[1], 1e-9)
-                variance = max(float(total / max(count, 1e-9)) - average**2, 0.0)
-                values[f"{name.removesuffix('_square')}_std"] = math.sqrt(variance)
-            continue
-        values[name] = mean = float(total / max(count, 1e-9))
-        if name == "accuracy" and count >= 1:
-            values["accuracy_low"], values["accuracy_high"] = wilson_interval(total, round(count))
-        if f"{name}_square" in sums and count > 1:
-            square = float(sums[f"{name}_square"][0])
-            deviation = math.sqrt(max(square - count * mean**2, 0.0) / (count - 1))
-            reach = Z95 * deviation / math.sqrt(count)
-            values[f"{name}_low"], values[f"{name}_high"] = mean - reach, mean + reach
-    return values

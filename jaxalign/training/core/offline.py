@@ -22,9 +22,11 @@ from jaxalign.models.flops import Pass
 from jaxalign.runs import Given, Run
 from jaxalign.training.core import loading, setup
 from jaxalign.training.core.batch import TokenRows
+from jaxalign.training.core.generate_setup import Generated, check_generates, generate_evaluation, logged
 from jaxalign.training.core.generator import Generator, samples_of
+from jaxalign.training.core.held_out import evaluation
 from jaxalign.training.core.loading import load_data
-from jaxalign.training.core.loop import Batches, Loop, TrainConfig, evaluation
+from jaxalign.training.core.loop import Batches, Loop, TrainConfig
 from jaxalign.training.core.loss_scale import with_loss_scale
 from jaxalign.training.core.mesh_fit import check_rows
 from jaxalign.training.core.open_run import OpenRun
@@ -61,6 +63,7 @@ class Task(Generic[Result]):
       passes: the models' passes over a batch, whose FLOPs are logged.
       finish: (final state, metrics) -> what the call returns, its export written.
       evaluate: metrics of held-out rows; None where there are none.
+      generate: the evaluation by generation, see `loop.Loop`; None where there is none.
       sample: rows of samples.jsonl.
       draw: see `loop.Loop`.
       prepare: (trained leaves, frozen, batch on the mesh) -> batch, before each step; for statistics over all rows.
@@ -78,6 +81,7 @@ class Task(Generic[Result]):
     passes: Sequence[Pass]
     finish: Callable[[TrainState, dict[str, float]], Result]
     evaluate: Evaluation | None = None
+    generate: Generated | None = None
     sample: Samples | None = None
     draw: Callable[[TrainState, Mapping[str, Any]], Mapping[str, Any]] | None = None
     prepare: Callable[[Any, Any, Batch], Batch] | None = None
@@ -107,6 +111,7 @@ def fit(command: str, config: Any, given: Given, begin: Callable[["OfflineRun"],
             setup.check_live(given.others[name], given.others["tokenizer"], name)
     mesh, train = setup.start(config.run, config.mesh), config.train
     check_rows(config, mesh)
+    check_generates(config, given)
     key = jax.random.key(config.run.seed)
     with setup.default_device(mesh), Run.open(config.run, config, command, given) as run:
         task = begin(OfflineRun(config, run, mesh, key))
@@ -133,6 +138,8 @@ def fit(command: str, config: Any, given: Given, begin: Callable[["OfflineRun"],
             update=update,
             total_steps=total,
             evaluate=task.evaluate,
+            generate=task.generate,
+            generate_every=config.eval.generate.every if task.generate else 0,
             sample=task.sample,
             learning_rate=schedule,
             speed=Speed(run, mesh, task.passes),
@@ -257,6 +264,33 @@ class OfflineRun(OpenRun):
         )
         generator = Generator(policy, frozen, sampling, tokenizer, self.fold(2))
         return lambda state: generator.samples(state.params, prompts, int(state.step))
+
+    def generated(
+        self,
+        policy: CausalPolicy,
+        frozen: Any,
+        tokenizer: Any,
+        feed: DatasetFeed,
+        reference: tuple[Any, Any] | None = None,
+    ) -> Generated | None:
+        """What the policy writes to held-out prompts, measured; None where `eval.generate.every` is 0.
+
+        Args:
+          policy, frozen, tokenizer, reference: see `generate_evaluation`.
+          feed: the run's batches.
+        """
+        if not self.config.eval.generate.every:
+            return None
+        evaluation = generate_evaluation(
+            self,
+            policy,
+            frozen,
+            tokenizer,
+            feed.data.validation,
+            updates=self.config.train.total_steps(feed.batches.per_epoch),
+            reference=reference,
+        )
+        return logged(self.run, lambda state, step: evaluation(state.params, step))
 
     def export_policy(
         self, policy: CausalPolicy, frozen: Any, tokenizer: Any

@@ -8,6 +8,7 @@ from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import RunConfig
+from jaxalign.training.core.eval_config import EvalConfig
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.optimizer import OptimizerConfig
 from jaxalign.training.core.setup import ModelSource
@@ -60,6 +61,7 @@ class DistillConfig:
       lora: train an adapter instead of all weights.
       mesh: number of devices along each mesh axis.
       sampling: how the student's completions are sampled, for training and for samples.jsonl.
+      eval: evaluations by generation.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -73,6 +75,7 @@ class DistillConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=128))
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.on_policy <= 1:

@@ -96,7 +96,7 @@ def train_distill(
       model: a live student to use in place of `config.model`; needs `tokenizer`.
       teacher: a live model to use in place of `config.teacher`, with the student's tokenizer.
       tokenizer: the student's tokenizer.
-      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, eval_reward, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, final metrics over held-out demonstrations (`eval/loss`; `eval/kl`, KL(teacher || student) at
@@ -134,6 +134,7 @@ def train_distill(
             passes=[policy.training_pass, Pass(config=definition.config, learns="nothing")],
             draw=rows,
             evaluate=feed.evaluation(make_evaluation(function, sft_counts), frozen),
+            generate=run.generated(policy, base, words, feed),
             sample=run.samples(policy, base, words, data),
             finish=run.export_policy(policy, base, words),
         )

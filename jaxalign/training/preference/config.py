@@ -10,6 +10,7 @@ from jaxalign.mesh import MeshConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import RunConfig
+from jaxalign.training.core.eval_config import EvalConfig
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.optimizer import OptimizerConfig
 from jaxalign.training.core.setup import ModelSource
@@ -180,6 +181,7 @@ class DPOConfig:
       lora: train an adapter instead of all weights.
       mesh: number of devices along each mesh axis.
       sampling: how to sample the completions in samples.jsonl.
+      eval: evaluations by generation.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -196,6 +198,7 @@ class DPOConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         statistic = self.loss.spec.statistic

@@ -69,7 +69,7 @@ def train_dpo(
       loss: function to use in place of the one that `config.loss.name` selects; it receives the same arrays and none
         of the options. For dpo: loss(policy_chosen_logps[B], policy_rejected_logps[B], ref_chosen_logps[B],
         ref_rejected_logps[B]) -> [B]. `config.loss.beta` then only scales the logged rewards.
-      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, eval_reward, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, final metrics (`eval/accuracy` and `eval/margin` over held-out pairs, each with a
@@ -113,6 +113,9 @@ def train_dpo(
             passes=passes_of(scorer, definition, config.loss, precomputed=not frozen["reference"]),
             prepare=coupled if num_microbatches > 1 and spec.statistic else None,
             evaluate=feed.evaluation(make_evaluation(function, valid_count), frozen),
+            generate=run.generated(
+                scorer, base, words, feed, (definition, params) if frozen["reference"] else None
+            ),
             sample=run.samples(scorer, base, words, data),
             finish=run.export_policy(scorer, base, words),
         )

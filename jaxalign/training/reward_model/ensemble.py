@@ -23,7 +23,7 @@ from jaxalign.mesh import row_shards, shard_batch
 from jaxalign.processes import fetch
 from jaxalign.training.core import exports, setup
 from jaxalign.training.core.batch import CompletionBatch, valid_count
-from jaxalign.training.core.loop import summary
+from jaxalign.training.core.held_out import summary
 from jaxalign.training.core.members import MemberBatches, create_member_states, member_of, stacked
 from jaxalign.training.core.offline import OfflineRun, Task
 from jaxalign.training.core.packing import most_segments

@@ -1,9 +1,9 @@
 """Reward modelling: a scalar per completion from comparisons or best-of-n labels, or per step from step labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,10 @@ class RewardConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     normalize: bool | None = None
+    WITHOUT: ClassVar[Mapping[str, str]] = {
+        "eval": "a reward model writes no text, so eval.generate has nothing to evaluate; run.eval_every evaluates its "
+        "scores of held-out rows"
+    }
 
     def __post_init__(self) -> None:
         if self.normalize and self.loss.labels == "steps":

@@ -25,6 +25,7 @@ from jaxalign.training.core.optimizer import (
     make_schedule,
     update_rule,
 )
+from jaxalign.training.core.reward_source import build_reward
 from jaxalign.training.core.scoring import (
     CausalPolicy,
     ScalarPolicy,
@@ -33,7 +34,6 @@ from jaxalign.training.core.scoring import (
     values_before,
 )
 from jaxalign.training.rl.ppo_config import PPOConfig
-from jaxalign.training.rl.reward_source import build_reward
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def train_grpo(
       advantages: function to use in place of `config.loss.advantages`, called on a whole rollout:
         advantages(rewards[B], group_size, mask[B]) -> [B], such as `losses.gpg_advantages`. The group_size
         completions of a prompt are consecutive; mask is True for completions with a reward.
-      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, eval_reward, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, the last record of metrics and the model.

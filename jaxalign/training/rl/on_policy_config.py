@@ -9,10 +9,11 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.rollout import EngineConfig, SamplingConfig
 from jaxalign.rollout.config import Storage
 from jaxalign.runs import RunConfig
+from jaxalign.training.core.eval_config import EvalConfig
 from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.rl.collapse import CollapseConfig
-from jaxalign.training.rl.reward_source import RewardSource
 
 # A server computes almost the policy, not exactly: the largest importance weight of its samples.
 SERVER_CAP = 2.0
@@ -42,7 +43,8 @@ class RolloutTrainConfig:
       score_batch_size: rows that the policy, reference and critic score at once; for reward models, packed rows
         (several short completions each). On a mesh rounded up to a multiple of mesh.data x mesh.fsdp x mesh.expert.
       eval_prompts: maximum number of held-out prompts (data.validation, or data.validation_fraction of the training
-        prompts) per evaluation, run every run.eval_every updates and at the end; 0 disables evaluation.
+        prompts) per evaluation, run every run.eval_every updates and at the end; 0 disables evaluation, and
+        eval.generate.every above 0 takes its place.
       target_kl: stop the passes over a rollout once the approximate KL, in nats per token, exceeds this; 0 disables
         the check.
       logp_tolerance: maximum difference, in nats, between the sampler's and the policy's log-probs before the first
@@ -141,6 +143,7 @@ class OnPolicyConfig:
       lora: train an adapter instead of all policy weights.
       mesh: number of devices along each mesh axis.
       collapse: when to warn that the policy may have collapsed.
+      eval: evaluations by generation, in place of those at run.eval_every.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -155,6 +158,7 @@ class OnPolicyConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     collapse: CollapseConfig = field(default_factory=CollapseConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         rows = self.train.prompts * self.sampling.num_samples
@@ -167,6 +171,16 @@ class OnPolicyConfig:
         if self.sampling.temperature <= 0:
             raise ValueError(
                 f"sampling.temperature must be positive for training, got {self.sampling.temperature}"
+            )
+        generate = self.eval.generate
+        if generate.every and self.run.eval_every:
+            raise ValueError(
+                "run.eval_every and eval.generate.every: choose one; both sample answers to held-out prompts"
+            )
+        if generate.every and "kl" in generate.metrics and not self.measures_kl:
+            raise ValueError(
+                "eval.generate.metrics: kl needs eval.generate.sampling.temperature = sampling.temperature = "
+                f"{self.sampling.temperature:g}, at which the reference is read; got {generate.sampling.temperature:g}"
             )
         engine, sampling = self.rollout.engine, self.sampling
         if engine.kind != "local" and (sampling.top_k or sampling.top_p < 1 or sampling.min_p):
@@ -184,6 +198,11 @@ class OnPolicyConfig:
             raise ValueError(
                 "rollout.engine.weights=adapter: servers do not take adapters with lora.dora; set merged"
             )
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether held-out answers are sampled at the temperature at which policy and reference are scored."""
+        return self.eval.generate.sampling.temperature == self.sampling.temperature
 
     @property
     def rows_per_prompt(self) -> int:

@@ -17,6 +17,7 @@ from jaxalign.rollout import Engine
 from jaxalign.runs import Given, Heartbeat, Profile, Run, StopFlag, records
 from jaxalign.training.core import setup
 from jaxalign.training.core.exports import chosen_state
+from jaxalign.training.core.generate_setup import Generated, check_generates
 from jaxalign.training.core.interval import Interval
 from jaxalign.training.core.loading import load_data, row_batches
 from jaxalign.training.core.loop import Interrupted, restore_callbacks, tell_saved
@@ -24,6 +25,7 @@ from jaxalign.training.core.loss_scale import with_loss_scale
 from jaxalign.training.core.mesh_fit import check_rows
 from jaxalign.training.core.open_run import OpenRun
 from jaxalign.training.core.opening import tell_devices, tell_updates
+from jaxalign.training.core.reward_source import build_reward
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.setup import TrainResult
 from jaxalign.training.core.speed import Speed
@@ -33,8 +35,7 @@ from jaxalign.training.core.update_rules import refuse_schedule_free
 from jaxalign.training.rl.offload import offloaded
 from jaxalign.training.rl.on_policy import OnPolicyTrainer
 from jaxalign.training.rl.on_policy_config import OnPolicyConfig
-from jaxalign.training.rl.policy_evaluation import evaluate_policy
-from jaxalign.training.rl.reward_source import build_reward
+from jaxalign.training.rl.policy_evaluation import evaluate_policy, generated
 from jaxalign.training.rl.rollout_engine import make_generator
 from jaxalign.training.rl.truncation import truncation_warning
 
@@ -135,11 +136,12 @@ def fit_on_policy(
     setup.check_live(live, tokenizer, "policy")
     mesh = setup.start(config.run, config.mesh)
     check_rows(config, mesh)
+    check_generates(config, given)
     with setup.default_device(mesh), Run.open(config.run, config, command, given) as run:
         opened = OnPolicyRun(config, run, mesh, jax.random.key(config.run.seed))
         # What the trainer does not hold leaves the device with `begin`.
         trainer = begin(opened, *opened.load_policy(live, tokenizer))
-        metrics = run_updates(trainer)
+        metrics = run_updates(trainer, generated(opened, trainer))
         policy, tokenizer = trainer.policy, trainer.tokenizer
         trained, frozen = trainer.state.params["policy"], trainer.frozen["policy"]
         model = setup.export_policy(run, policy, trained, frozen, tokenizer, config.lora)
@@ -162,10 +164,11 @@ def load_prompts(
     return {"prompts": prompts, "held_out": data.validation}
 
 
-def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
+def run_updates(trainer: OnPolicyTrainer, generate: Generated | None = None) -> dict[str, float]:
     """All updates, from the newest checkpoint where the run resumes; returns the last record.
 
-    A record is of the updates since the one before, see `Interval`.
+    A record is of the updates since the one before, see `Interval`. Held-out prompts are evaluated by `generate` where
+    there is one, else by `evaluate_policy`.
     """
     record: dict[str, float] = {}
     run, config = trainer.run, trainer.config
@@ -173,6 +176,15 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
         run.warn(warning)
         run.add_metadata(truncated_sampling=warning)
     total, every = config.train.updates, config.run
+    eval_every = config.eval.generate.every if generate else every.eval_every
+
+    def evaluate(number: int) -> dict[str, float]:
+        if generate is None:
+            return evaluate_policy(trainer, number)
+        found, rows = generate(trainer.state, number)
+        run.log_samples(number, rows)
+        return found
+
     speed = Speed(run, trainer.mesh)
     with (
         closing(trainer.generator),
@@ -187,7 +199,7 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             # Empty where it was killed when nothing was left but to export.
             record = run.final_metrics() or before
         compiled = None if over else tell_updates(trainer)
-        evaluated = evaluate_policy(trainer, 0) if not done and every.eval_every else {}
+        evaluated = evaluate(0) if not done and eval_every else {}
         if evaluated:
             run.log_metrics(0, evaluated)
             run.callbacks.tell("on_eval", 0, total, evaluated, trainer.state)
@@ -205,11 +217,11 @@ def run_updates(trainer: OnPolicyTrainer) -> dict[str, float]:
             last = number == total or bool(run.callbacks.stopped)
             halted = largest(stop.signal_received or 0)
             # Also where a signal stops the run: it would not be made up for after the resume.
-            due = last or (every.eval_every and number % every.eval_every == 0)
+            due = last or (eval_every and number % eval_every == 0)
             interval.add(metrics)
             record = interval.means()
             if due:
-                evaluated = evaluate_policy(trainer, number)
+                evaluated = evaluate(number)
                 record |= evaluated
                 run.callbacks.tell("on_eval", number, total, evaluated, trainer.state)
                 last = last or bool(run.callbacks.stopped)

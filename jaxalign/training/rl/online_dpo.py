@@ -27,6 +27,7 @@ from jaxalign.rewards import RewardRequest, evaluate_judge, load_function
 from jaxalign.rollout import Completions, Engine, Sampler, join_rows
 from jaxalign.runs import Given, Live
 from jaxalign.training.core.batch import valid_count
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.preference.config import DPOLossConfig
 from jaxalign.training.preference.objectives import (
@@ -41,7 +42,6 @@ from jaxalign.training.preference.objectives import (
 from jaxalign.training.rl.on_policy_run import OnPolicyRun, TrainResult, fit_on_policy
 from jaxalign.training.rl.online_dpo_config import JudgeSource, OnlineDPOConfig
 from jaxalign.training.rl.policy_trainer import PolicyTrainer, policy_trainer
-from jaxalign.training.rl.reward_source import RewardSource
 from jaxalign.training.rl.rollout_metrics import completion_metrics, step_metrics
 
 __all__ = ["JudgeSource", "OnlineDPOConfig", "train_online_dpo"]
@@ -318,7 +318,7 @@ def train_online_dpo(
       tokenizer: the policy's tokenizer.
       engine: the engine that samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
       loss: as for `train_dpo`.
-      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
+      live: train_dataset, eval_dataset, eval_reward, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
 
     Returns:
       The run folder, the last record of metrics and the model. `objective/score` is the mean reward of all samples;

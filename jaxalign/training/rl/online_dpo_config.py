@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from jaxalign.losses import PREFERENCE_LOSSES
 from jaxalign.rollout import SamplingConfig
 from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.preference.config import DPOLossConfig
 from jaxalign.training.rl.on_policy_config import OnPolicyConfig
-from jaxalign.training.rl.reward_source import RewardSource
 
 
 @dataclass(frozen=True, kw_only=True)

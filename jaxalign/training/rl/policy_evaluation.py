@@ -12,12 +12,14 @@ from jaxalign.data import Example, collate_prompts
 from jaxalign.rewards import RewardRequest, evaluate_reward
 from jaxalign.rollout import Completions, join_rows
 from jaxalign.rollout.trajectory import Rows
+from jaxalign.training.core.answer_measures import with_interval
+from jaxalign.training.core.eval_prompts import spread
+from jaxalign.training.core.generate_evaluation import answer_request, scores_of
+from jaxalign.training.core.generate_setup import HELD_OUT, Generated, generate_evaluation, logged
 from jaxalign.training.core.generator import Generator
+from jaxalign.training.core.open_run import OpenRun
+from jaxalign.training.core.scoring import CausalPolicy
 from jaxalign.training.core.state import TrainState
-from jaxalign.uncertainty import bootstrap_interval
-
-# Folded into the run's key, beside the numbers of updates: every evaluation draws by the same random numbers.
-HELD_OUT = 4_000_037
 
 
 class Evaluated(ABC):
@@ -30,22 +32,17 @@ class Evaluated(ABC):
     key: jax.Array
     generator: Generator
     held_out: Sequence[Example]
+    policy: CausalPolicy
+    frozen: Any
     row_multiple: int
 
     def request_of(
         self, batch: Mapping[str, Any], completions: Completions, number: int, copies: int
     ) -> RewardRequest:
         """What a reward is asked about so many completions of each prompt of a batch."""
-        return RewardRequest(
-            prompts=[t for t in batch["prompt_texts"] for _ in range(copies)],
-            completions=completions.texts(self.tokenizer),
-            prompt_ids=[list(p) for p in batch["prompts"] for _ in range(copies)],
-            completion_ids=completions.token_lists(),
-            columns={k: [v for v in values for _ in range(copies)] for k, values in batch["columns"].items()},
-            width=completions.tokens.shape[1],
-            messages=[m for m in batch["messages"] for _ in range(copies)],
-            update=number,
-            updates=self.config.train.updates,
+        updates = self.config.train.updates
+        return answer_request(
+            batch, completions, self.tokenizer, copies=copies, update=number, updates=updates
         )
 
     def held_out_scores(self, request: RewardRequest, key: jax.Array) -> dict[str, np.ndarray]:
@@ -105,19 +102,39 @@ def evaluate_policy(trainer: Evaluated, number: int) -> dict[str, float]:
         parts.append(part)
     metrics = {"eval/prompts": float(len(examples)), "time/eval_seconds": time.perf_counter() - began}
     for name in parts[0]:
-        values = np.concatenate([part[name] for part in parts]).astype(np.float64)
-        values = values[~np.isnan(values)]
-        if len(values):
-            low, high = bootstrap_interval(values, seed=trainer.config.run.seed)
-            metrics |= {
-                f"eval/{name}": float(values.mean()),
-                f"eval/{name}_low": low,
-                f"eval/{name}_high": high,
-            }
+        values = np.concatenate([part[name] for part in parts])
+        metrics |= with_interval(f"eval/{name}", values, seed=trainer.config.run.seed)
     return metrics
 
 
-def spread(examples: Sequence[Example], most: int) -> list[Example]:
-    """At most so many examples, evenly from all of them."""
-    count = min(most, len(examples))
-    return [examples[i * len(examples) // count] for i in range(count)]
+def generated(opened: OpenRun, trainer: Evaluated) -> Generated | None:
+    """The evaluation by generation that `eval.generate` asks for in place of `evaluate_policy`; None where it does not.
+
+    Where it names no reward, the trainer's scores the answers, before any shaping; with a judge in its place, the win
+    rate is against the reference's answers. The KL is from the trainer's reference.
+    """
+    config = opened.config
+    if not config.eval.generate.every:
+        return None
+
+    def scores(request: RewardRequest, key: jax.Array) -> dict[str, np.ndarray]:
+        if trainer.reward is None:
+            return trainer.held_out_scores(request, key)
+        return scores_of(trainer.reward, request)
+
+    def kl(trained: Any, rows: Rows) -> np.ndarray | None:
+        del trained  # the state's, which the trainer has
+        return trainer.held_out_kl(rows) if config.measures_kl else None
+
+    evaluation = generate_evaluation(
+        opened,
+        trainer.policy,
+        trainer.frozen["policy"],
+        trainer.tokenizer,
+        trainer.held_out,
+        updates=config.train.updates,
+        generator=trainer.generator,
+        scores=scores,
+        kl=kl,
+    )
+    return logged(opened.run, lambda state, step: evaluation(state.params["policy"], step))

@@ -261,8 +261,8 @@ def train_ppo(
       engine: the engine that samples, in place of `config.rollout.engine` (see `jaxalign.rollout.Engine`).
       loss: function to use in place of the clipped policy loss: loss(logps[B, T], old_logps[B, T], advantages[B, T],
         mask[B, T]) -> [B, T].
-      live: train_dataset, eval_dataset, optimizer, callbacks and trackers; see `jaxalign.runs.Given`. `optimizer` is
-        used for both policy and critic, each with its own state, or is {"policy": ..., "critic": ...}.
+      live: train_dataset, eval_dataset, eval_reward, optimizer, callbacks and trackers; see `jaxalign.runs.Given`.
+        `optimizer` is used for both policy and critic, each with its own state, or is {"policy": ..., "critic": ...}.
 
     Returns:
       The run folder, the last record of metrics and the model.

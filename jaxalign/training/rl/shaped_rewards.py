@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxalign.rewards import RewardRequest, Rewards, evaluate_reward
 from jaxalign.rollout import Completions
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 
 
 @dataclass

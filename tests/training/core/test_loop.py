@@ -1,5 +1,6 @@
 """The outer loop's own arithmetic: what an evaluation reports; and when it asks the device for results."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ import pytest
 from jaxalign.errors import UserError
 from jaxalign.runs import RunConfig
 from jaxalign.runs.callbacks import Callbacks
+from jaxalign.training.core import loop as loop_module
+from jaxalign.training.core.held_out import summary
 from jaxalign.training.core.interval import Interval
-from jaxalign.training.core.loop import Loop, summary
+from jaxalign.training.core.loop import Loop
 from jaxalign.training.core.state import TrainState
 from jaxalign.uncertainty import estimate_mean, wilson_interval
 
@@ -144,3 +147,50 @@ def test_steps_that_are_to_be_profiled_and_do_not_come_are_named_at_the_end():
     loop, _ = looped(events, losses=[4.0, 3.0], profile_steps="7:9")
     loop._fit(TrainState(jnp.int32(0), {}, {}))
     assert events[-1] == "run.profile_steps=7:9: the run took none of these steps; nothing was traced"
+
+
+def test_the_time_of_an_evaluation_is_no_steps(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    loop, logged = looped([], losses=[4.0, 3.0, 2.0, 1.0])
+    update = loop.update
+
+    def timed(state, batch):
+        now[0] += 1.0
+        return update(state, batch)
+
+    def evaluated(state, step):
+        now[0] += 100.0
+        return {"eval/generate/length": 3.0}, []
+
+    loop.update, loop.generate, loop.generate_every = timed, evaluated, 2
+    loop._fit(TrainState(jnp.int32(0), {}, {}))
+    assert [step for step, row in logged if "eval/generate/length" in row] == [0, 2, 4]
+    seconds = sum(row["time/step_seconds"] for _, row in logged if "time/step_seconds" in row)
+    assert seconds == 4.0
+
+
+def test_evaluations_that_are_due_at_one_step_are_told_together_and_saved_with_it():
+    saved, told = {}, []
+    loop, _ = looped([], losses=[1.0] * 5, save_every=1)
+    loop.store = SimpleNamespace(
+        latest_step=lambda: None, save=lambda step, *_, metrics, **__: saved.update({step: metrics})
+    )
+    loop.run.config = replace(loop.run.config, eval_every=2)
+    seen = SimpleNamespace(on_eval=lambda event: told.append((event.step, sorted(event.metrics))))
+    loop.run.callbacks = Callbacks([seen], "sft", Path("unused"))
+    loop.evaluate = lambda state: {"loss": float(state.step)}
+    loop.generate = lambda state, step: ({"eval/generate/length": float(step)}, [])
+    loop.generate_every = 3
+    _, final = loop._fit(TrainState(jnp.int32(0), {}, {}))
+    both, loss, length = ["eval/generate/length", "eval/loss"], ["eval/loss"], ["eval/generate/length"]
+    assert told == [(0, both), (2, loss), (3, length), (4, loss), (5, both)]
+    # A checkpoint has what was measured of its own weights, and no other.
+    assert {step: sorted(metrics or {}) for step, metrics in saved.items()} == {
+        1: [],
+        2: loss,
+        3: length,
+        4: loss,
+        5: both,
+    }
+    assert (final["eval/loss"], final["eval/generate/length"]) == (5.0, 5.0)

@@ -23,6 +23,7 @@ from jaxalign.training.core.batch import pair_axis, valid_count
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.members import MemberBatches, create_member_states, member_of, stack_batches
 from jaxalign.training.core.optimizer import OptimizerConfig, make_optimizer
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.core.state import create_state
 from jaxalign.training.core.step import make_update
 from jaxalign.training.reward_model.ensemble import (
@@ -36,7 +37,6 @@ from jaxalign.training.reward_model.trainer import PairBatch, RewardLossConfig, 
 from jaxalign.training.rl.grpo import train_grpo
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
 from jaxalign.training.rl.ppo import train_ppo
-from jaxalign.training.rl.reward_source import RewardSource
 from tests.training.conftest import Configs
 from tests.training.test_resume import Killed, at_read, kill, numbers
 

@@ -24,6 +24,7 @@ from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import records
 from jaxalign.training.core.loop import TrainConfig
 from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.core.scoring import ScalarPolicy
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.reward_model.process import StepBatch, process_loss, step_count, step_measures
@@ -33,7 +34,6 @@ from jaxalign.training.rl.grpo import Trainer, train_grpo
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
 from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.rl.ppo_config import PPOTrainConfig
-from jaxalign.training.rl.reward_source import RewardSource
 from tests.training.cases import step_case
 from tests.training.conftest import Configs
 

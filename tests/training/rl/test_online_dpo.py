@@ -17,12 +17,12 @@ from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import records
 from jaxalign.training.core.loop import Interrupted
 from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.preference.config import DPOLossConfig
 from jaxalign.training.rl.on_policy_config import RolloutTrainConfig
 from jaxalign.training.rl.online_dpo import best_and_worst, preferred, train_online_dpo
 from jaxalign.training.rl.online_dpo_config import JudgeSource, OnlineDPOConfig
-from jaxalign.training.rl.reward_source import RewardSource
 
 
 def metrics_of(folder):

@@ -12,11 +12,11 @@ from jaxalign.rewards import EnsembleReward, ModelReward, ProcessReward, RewardR
 from jaxalign.rewards import model as scoring
 from jaxalign.training.core import setup
 from jaxalign.training.core.batch import TokenRows
+from jaxalign.training.core.reward_source import RewardSource, build_reward
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.rl.actor_critic import build
 from jaxalign.training.rl.kl_controller import KLConfig
 from jaxalign.training.rl.ppo_config import CriticConfig
-from jaxalign.training.rl.reward_source import RewardSource, build_reward
 
 # Rows of several lengths, more than one batch of packed rows.
 ROWS = [[(7 * i + j) % 250 for j in range(3 + 5 * i % 29)] for i in range(40)]

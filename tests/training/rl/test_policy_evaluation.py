@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from jaxalign.runs import records
+from jaxalign.training.core.eval_prompts import spread
 from jaxalign.training.rl.grpo import train_grpo
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
 from jaxalign.training.rl.on_policy_config import RolloutTrainConfig
 from jaxalign.training.rl.online_dpo import train_online_dpo
 from jaxalign.training.rl.online_dpo_config import JudgeSource, OnlineDPOConfig
-from jaxalign.training.rl.policy_evaluation import evaluate_policy, spread
+from jaxalign.training.rl.policy_evaluation import evaluate_policy
 from jaxalign.training.rl.ppo import train_ppo
 from jaxalign.training.rl.ppo_config import PPOTrainConfig
 from jaxalign.uncertainty import bootstrap_interval

@@ -17,6 +17,7 @@ from jaxalign.rollout import SamplingConfig
 from jaxalign.runs import Run, records
 from jaxalign.training.core import setup
 from jaxalign.training.core.optimizer import OptimizerConfig
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.core.setup import ModelSource
 from jaxalign.training.reward_model.trainer import train_reward
 from jaxalign.training.rl import actor_critic
@@ -25,7 +26,6 @@ from jaxalign.training.rl.gae_inputs import Outcome, RolloutScores, advantages_o
 from jaxalign.training.rl.kl_controller import NEGATIVE_UPDATES, KLConfig, negative_streak, next_coefficient
 from jaxalign.training.rl.ppo import Trainer, train_ppo
 from jaxalign.training.rl.ppo_config import CriticConfig, PPOLossConfig, PPOTrainConfig
-from jaxalign.training.rl.reward_source import RewardSource
 from tests.training import cases
 
 # Half of all tokens end a completion.

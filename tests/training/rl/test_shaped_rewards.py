@@ -5,7 +5,7 @@ import pytest
 
 from jaxalign.rewards import Rewards
 from jaxalign.rollout import Completions
-from jaxalign.training.rl.reward_source import RewardSource
+from jaxalign.training.core.reward_source import RewardSource
 from jaxalign.training.rl.shaped_rewards import RunningMoments, final_scores
 
 

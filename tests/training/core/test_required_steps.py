@@ -9,9 +9,9 @@ import pytest
 from jaxalign.errors import ConfigError
 from jaxalign.rewards import RewardRequest, Rewards, WeightedMix, evaluate_reward
 from jaxalign.rollout import SamplingConfig
+from jaxalign.training.core.required_steps import StepsRequired
 from jaxalign.training.rl.grpo import Trainer, train_grpo
 from jaxalign.training.rl.grpo_config import GRPOConfig, GRPOLossConfig, GRPOTrainConfig
-from jaxalign.training.rl.required_steps import StepsRequired
 
 TOKENS = np.asarray([[1, 0, 0], [1, 1, 0]], np.float32)
 STEPS = np.asarray([[1, 1, 0], [1, 1, 1]], bool)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxalign.evaluation.tasks.refusals import OPENING, PHRASES, refuses
+from jaxalign.measures.refusals import OPENING, PHRASES, refuses
 
 
 @pytest.mark.parametrize("phrase", PHRASES)

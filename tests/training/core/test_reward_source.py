@@ -8,7 +8,7 @@ from jaxalign import models
 from jaxalign.errors import ConfigError, ModelError
 from jaxalign.mesh import make_mesh
 from jaxalign.rewards import ModelReward, RewardRequest, evaluate_reward, load_function
-from jaxalign.training.rl.reward_source import RewardSource, build_reward
+from jaxalign.training.core.reward_source import RewardSource, build_reward
 
 
 @pytest.fixture

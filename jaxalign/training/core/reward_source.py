@@ -17,7 +17,7 @@ from jaxalign.rewards.process import StepScore
 from jaxalign.runs import Run
 from jaxalign.training.core import setup
 from jaxalign.training.core.mesh_fit import tell_fit
-from jaxalign.training.rl.required_steps import StepsRequired
+from jaxalign.training.core.required_steps import StepsRequired
 
 
 @dataclass(frozen=True, kw_only=True)
