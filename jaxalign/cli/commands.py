@@ -95,6 +95,11 @@ COMMANDS: dict[str, Command] = {
         "jaxalign.evaluation.evaluate:evaluate",
         positional="model",
     ),
+    "compare": Command(
+        "compare methods from one supervised model, with one budget and error bars",
+        "jaxalign.pipelines.compare_config:CompareConfig",
+        "jaxalign.pipelines.compare_cells:run_compare",
+    ),
     "export": Command(
         "export a checkpoint of a run as a Hugging Face folder or GGUF file",
         "jaxalign.cli.export:ExportConfig",

@@ -25,6 +25,7 @@ Row = Mapping[str, Any]
 
 MEASURES = {
     "reward": Measure("the reward that the evaluation names"),
+    "gold": Measure("the second reward, which nothing was trained on"),
     "kl": Measure("KL from the reference of the answer, exact at each token", better="", unit="nats"),
     "sampled_kl": Measure("log-prob of the answer less that under the reference", better="", unit="nats"),
     "entropy": Measure("entropy of the next token, mean over the answer's", better="", unit="nats"),

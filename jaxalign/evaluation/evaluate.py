@@ -18,6 +18,7 @@ from jaxalign import models
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation import answer_measures, asking, judged, provenance, summary
 from jaxalign.evaluation.benchmarks import BENCHMARKS, Benchmark, Shots, benchmark_of
+from jaxalign.evaluation.best_of import BestOf, best_of_note
 from jaxalign.evaluation.evaluate_config import EvaluateConfig
 from jaxalign.evaluation.judging.config import Judge
 from jaxalign.evaluation.judging.endpoint_config import EndpointConfig
@@ -41,7 +42,7 @@ from jaxalign.mesh import make_mesh
 from jaxalign.models.folders import model_folder
 from jaxalign.models.reward_folders import is_reward_model
 from jaxalign.rewards import ModelReward
-from jaxalign.training.core.reward_source import build_reward
+from jaxalign.training.core.reward_source import RewardSource, build_reward
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -159,7 +160,10 @@ class Tools:
             guide=config,
             **self._loading,
         )
-        return Subject(speaker, config.batch_size)
+        subject = Subject(speaker, config.batch_size)
+        if config.best_of == 1:
+            return subject
+        return BestOf(subject, self._reward(config.reward, speaker), config.best_of)
 
     @cached_property
     def pairs(self) -> PairSubject:
@@ -206,18 +210,27 @@ class Tools:
     @cached_property
     def reward(self) -> Any:
         """The reward of answers; None where the settings name none."""
-        source = self.config.reward
-        if not (source.model or source.models or source.functions):
+        return self._named(self.config.reward, "reward")
+
+    @cached_property
+    def gold(self) -> Any:
+        """The second reward; None where the settings name none."""
+        return self._named(self.config.gold, "gold")
+
+    def _named(self, source: RewardSource, key: str) -> Any:
+        if not source.named:
             return None
         if self.config.remote and (source.model or source.models):
-            raise ConfigError("reward.model: reads token ids, which an endpoint does not tell; use functions")
-        local = None if self.config.remote else self.subject.chat_model
+            raise ConfigError(f"{key}.model: reads token ids, which an endpoint does not tell; use functions")
+        return self._reward(source, None if self.config.remote else self.subject.chat_model)
+
+    def _reward(self, source: RewardSource, local: Any) -> Any:
         return build_reward(
             source,
             None,
             mesh=make_mesh(self.config.mesh),
             batch_size=self.config.batch_size,
-            vocabulary=0 if local is None else int(self.subject.model.config.vocab_size),
+            vocabulary=0 if local is None else int(local.sampler.config.vocab_size),
             tokenizer=None if local is None else local.tokenizer,
         )[0]
 
@@ -357,11 +370,15 @@ def _measured(
         notes += judged.rate(questions, items, tools.judge.pairs)
     if tools.reward is not None:
         notes += answer_measures.add_rewards(questions, items, tools.reward, tools.subject)
+    if tools.gold is not None:
+        notes += answer_measures.add_rewards(questions, items, tools.gold, tools.subject, name="gold")
     if config.toxicity:
         notes += answer_measures.add_rewards(questions, items, tools.toxicity, tools.subject, name="toxicity")
     if config.words:
         answer_measures.add_listed_words(items, tools.words)
-    if config.reference:
+    if config.best_of > 1:
+        notes.append(best_of_note(config.best_of))
+    elif config.reference:
         answer_measures.add_distance(questions, rows, items, tools.subject, tools.reference)
         if config.sampling.temperature != 1 or config.sampling.top_p != 1:
             notes.append(

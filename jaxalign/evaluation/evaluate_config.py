@@ -73,6 +73,8 @@ class EvaluateConfig(GuideConfig):
       limit: questions of each task to ask, from the beginning of its file; 0 asks all.
       reference: folder of a reference model, from which the KL of written answers is measured; empty for none.
       reward: the reward of written answers.
+      gold: a second reward of written answers, which nothing was trained on, to hold the first against.
+      best_of: answers to sample for each that is kept: the one with the highest `reward`; 1 keeps all.
       encoder: folder of a language model whose hidden states compare answers of `prompts` with references; empty for
         none.
       words: file of words, one a line: answers that have one are counted, a crude sign of toxicity; empty for none.
@@ -108,6 +110,8 @@ class EvaluateConfig(GuideConfig):
     limit: int = 0
     reference: str = ""
     reward: RewardSource = field(default_factory=RewardSource)
+    gold: RewardSource = field(default_factory=RewardSource)
+    best_of: int = 1
     encoder: str = ""
     words: str = ""
     toxicity: str = ""
@@ -128,7 +132,7 @@ class EvaluateConfig(GuideConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch_size", "num_shots"):
+        for name in ("batch_size", "num_shots", "best_of"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.limit < 0:
@@ -137,6 +141,10 @@ class EvaluateConfig(GuideConfig):
             raise ValueError(
                 "endpoint_model: expected the name of a model where model is an address (http...)"
             )
+        if self.best_of > 1 and not self.reward.named:
+            raise ValueError("best_of: expected a reward that chooses, in reward.model or reward.functions")
+        if self.best_of > 1 and (self.remote or self.sampling.temperature == 0):
+            raise ValueError("best_of: needs a model here (no endpoint) and sampling.temperature above 0")
         if self.remote and self.reference:
             raise ValueError("reference: the KL needs log-probs, which an endpoint does not tell")
 

@@ -29,6 +29,8 @@ _FREE = {
     "num_shots",
     "reference",
     "reward",
+    "gold",
+    "best_of",
     "encoder",
     "words",
     "toxicity",
@@ -41,6 +43,11 @@ def identity(config: EvaluateConfig, task: str) -> dict[str, Any]:
     settings = {name: value for name, value in plain(config).items() if name.split(".")[0] not in _FREE}
     if benchmark_of(task).kind in ("choices", "text", "pairs"):
         settings = {name: value for name, value in settings.items() if not name.startswith("sampling.")}
+    if config.best_of > 1:
+        chosen = {f"reward.{name}": value for name, value in plain(config.reward).items()}
+        settings |= {"best_of": config.best_of, **chosen}
+        rewards = [name for name in (config.reward.model, *config.reward.models) if name]
+        settings["reward files"] = [_fingerprint(name) for name in rewards]
     if benchmark_of(task).kind == "pairs" and config.reference:
         settings |= {"reference": config.reference, "reference files": _fingerprint(config.reference)}
     if file := config.shots.get(task):

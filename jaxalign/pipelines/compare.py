@@ -1,4 +1,7 @@
-"""Compares methods: reward, KL to the SFT model, perplexity, win rate."""
+"""The demo's comparison of live models: reward, KL to the SFT model, perplexity, win rate.
+
+`jaxalign compare` compares methods over seeds (`compare_cells`); KL, win rates and intervals are measured alike.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +13,10 @@ import numpy as np
 
 from jaxalign import models
 from jaxalign.evaluation import Estimate, Perplexity, WinRate, estimate_mean, perplexity, win_rate
-from jaxalign.evaluation.policy import make_scorer, summed_logps
+from jaxalign.evaluation.policy import make_scorer
+from jaxalign.evaluation.policy_kl import policy_kl
 from jaxalign.rewards import RewardRequest, evaluate_reward
-from jaxalign.rollout import Sampler, SamplingConfig, join_rows
+from jaxalign.rollout import Sampler, SamplingConfig
 
 TrueReward = Callable[[str, str], float]
 
@@ -25,7 +29,8 @@ class Answers:
       completions: texts, N.
       proxy: the reward model's scores [N].
       true: the true rewards [N]; None where nobody knows them.
-      kl: log-ratio to the supervised model of each answer [N], nats, summed over its tokens.
+      kl: KL from the supervised model of each answer [N], nats: exact at each token, summed over them, see
+        `evaluation.policy_kl`.
       lengths: tokens of each answer [N].
     """
 
@@ -118,7 +123,8 @@ class Comparison:
         true_reward: TrueReward | None,
         seed: int,
     ) -> None:
-        definition, self.supervised = models.split(supervised)
+        definition, _ = models.split(supervised)
+        self.supervised = supervised
         self.reward, self.tokenizer, self.true_reward = reward, tokenizer, true_reward
         self.prompts, self.prompt_texts = [list(p) for p in prompts], list(prompt_texts)
         self.sampling, self.held_out = sampling, held_out
@@ -148,11 +154,11 @@ class Comparison:
         true = None
         if self.true_reward is not None:
             true = np.array([self.true_reward(p, c) for p, c in zip(self.prompt_texts, texts, strict=True)])
-        rows = join_rows(self.prompts, done)
-        ours, theirs = (summed_logps(self._score, p, rows) for p in (params, self.supervised))
+        pairs = list(zip(self.prompts, done.token_lists(), strict=True))
+        distance = policy_kl(model, self.supervised, pairs, batch_size=64)
         proxy = evaluate_reward(self.reward, request).scores
         assert proxy is not None
-        return Answers(texts, np.asarray(proxy, np.float64), true, ours - theirs, np.asarray(done.lengths))
+        return Answers(texts, np.asarray(proxy, np.float64), true, distance.kl, np.asarray(done.lengths))
 
     def result(self, name: str, model: Any, answers: Answers) -> MethodResult:
         """The row of one model, from its answers and the held-out text."""

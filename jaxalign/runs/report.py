@@ -62,6 +62,8 @@ def write_comparison_report(
     pictures: Sequence[tuple[str, bytes]] = (),
     samples: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
+    tables: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] = (),
+    lead: Sequence[str] = (),
 ) -> Path:
     """Writes a report that compares methods.
 
@@ -72,13 +74,15 @@ def write_comparison_report(
       pictures: (title, PNG) each.
       samples: texts side by side: a mapping of column to text per prompt.
       notes: paragraphs to show below the table.
+      tables: (title, rows) each, after the notes.
+      lead: paragraphs to show before the table: what the reader came for.
     """
-    body = [
-        f"<h1>{escaped(title)}</h1><p class=dim>{escaped(subtitle)}</p>",
-        "<h2>Comparison</h2>",
-        table(rows),
-    ]
+    body = [f"<h1>{escaped(title)}</h1><p class=dim>{escaped(subtitle)}</p>"]
+    body += [f"<p>{escaped(line)}</p>" for line in lead]
+    body += ["<h2>Comparison</h2>", table(rows)]
     body += [f"<p class=dim>{escaped(note)}</p>" for note in notes]
+    for heading, more in tables:
+        body += [f"<h2>{escaped(heading)}</h2>", table(more)]
     if pictures:
         body += ["<h2>Curves</h2>", _picture_grid(pictures)]
     if samples:

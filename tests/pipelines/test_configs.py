@@ -4,6 +4,7 @@ import pytest
 
 from jaxalign.config import parse, shipped_configs
 from jaxalign.llmdoctor.tfpo_config import TFPOConfig
+from jaxalign.pipelines.compare_config import CompareConfig
 from jaxalign.pipelines.pipeline import PipelineConfig
 from jaxalign.training.preference.dpo import DPOConfig
 from jaxalign.training.reward_model.trainer import RewardConfig
@@ -22,6 +23,7 @@ READERS = {
     "openai2019": PPOConfig,
     "tldr2024": PPOConfig,
     "pipeline": PipelineConfig,
+    "compare": CompareConfig,
     "hh_rlhf": TFPOConfig,
     "pku_saferlhf": TFPOConfig,
     "weak_to_strong": TFPOConfig,

@@ -84,6 +84,11 @@ class RewardSource:
         if self.weights and self.functions:
             check_weights(self.weights, len(self.functions))
 
+    @property
+    def named(self) -> bool:
+        """Whether it names any reward."""
+        return bool(self.model or self.models or self.functions)
+
 
 def check_weights(weights: Sequence[float], functions: int) -> None:
     """Raises ValueError unless there is a weight for each function."""
