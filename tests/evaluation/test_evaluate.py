@@ -448,3 +448,16 @@ def test_a_patient_with_a_doctor_is_a_model(config, files, tmp_path, make_doctor
     assert max(abs(a - b) for a, b in zip(*found, strict=True)) > 1e-3
     assert guided["tasks"]["prompts"]["metrics"]["kl"]["value"] > 1e-3
     assert "kl" not in alone["tasks"]["prompts"]["metrics"]
+
+
+def test_of_a_pair_that_is_too_long_the_prompts_beginning_is_left_out(config, files, tmp_path):
+    long = [{"prompt": "x" * 40 + "Say it.", "chosen": "yes sir", "rejected": "no"}]
+    short = [{"prompt": "ay it.", "chosen": "yes sir", "rejected": "no"}]
+    cut = evaluate(config({"pairs": files("long", long)}, context=13, output=str(tmp_path / "cut")))
+    assert cut["tasks"]["pairs"]["notes"][0] == "1 pairs were longer than the context, and cut"
+    kept = json.loads((tmp_path / "cut" / "answers" / "pairs.jsonl").read_text().splitlines()[1])
+    assert kept["tokens"] == [7, 2]
+    # Of the chosen answer's row 6 tokens of the prompt are left.
+    evaluate(config({"pairs": files("short", short)}, output=str(tmp_path / "whole")))
+    whole = json.loads((tmp_path / "whole" / "answers" / "pairs.jsonl").read_text().splitlines()[1])
+    assert kept["scores"][0] == pytest.approx(whole["scores"][0], abs=1e-4)
