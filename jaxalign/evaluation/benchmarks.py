@@ -120,12 +120,8 @@ def _reference(record: Any) -> tuple[str, ...]:
 
 
 def _texts(path: str) -> list[Written]:
-    """Texts to be predicted: the field `text`, or a conversation of prompt and completion in one."""
-    found = []
-    for row in benchmark_rows(path):
-        name = "text" if "text" in row.fields else next(iter(row.fields), "text")
-        found.append(Written(row.place, row.text(name)))
-    return found
+    """Texts to be predicted, in the field `text`."""
+    return [Written(row.place, row.text("text")) for row in benchmark_rows(path)]
 
 
 def _alpaca_eval(path: str) -> list[Written]:

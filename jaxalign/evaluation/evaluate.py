@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -42,6 +40,7 @@ from jaxalign.mesh import make_mesh
 from jaxalign.models.folders import model_folder
 from jaxalign.models.reward_folders import is_reward_model
 from jaxalign.rewards import ModelReward
+from jaxalign.runs.records import write_whole
 from jaxalign.training.core.reward_source import RewardSource, build_reward
 
 
@@ -109,8 +108,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 "notes": notes,
                 **found,
             }
-            _write(folder / "items" / f"{task}.jsonl", "".join(map(_line, items)))
-            _write(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
+            write_whole(folder / "items" / f"{task}.jsonl", "".join(map(_line, items)))
+            write_whole(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
     others = [json.loads((Path(other) / "results.json").read_text("utf-8")) for other in config.compare]
     print(results_table(results, others=others))
     print(f"report: {write_report(folder, others=config.compare)}")
@@ -295,7 +294,33 @@ def _questions(config: EvaluateConfig) -> dict[str, tuple[Benchmark, Sequence[An
         if not questions:
             raise DataError(f"{file}: no questions in the file")
         found[task] = (benchmark, questions[: config.limit or None], len(questions))
+    _check_read(config)
     return found
+
+
+# Kinds of tasks, and tasks, that measure answers; and which of them read a key.
+_ANSWERS = ("written", "alpaca_eval")
+_READ_BY = {
+    "reference": (*_ANSWERS, "pairs"),
+    "reward": _ANSWERS,
+    "gold": _ANSWERS,
+    "words": _ANSWERS,
+    "toxicity": _ANSWERS,
+    "encoder": ("prompts",),
+    "judge": ("prompts", "judged"),
+    "system": ("prompts", "judged"),
+}
+
+
+def _check_read(config: EvaluateConfig) -> None:
+    """Raises ConfigError where a setting is given that none of the tasks reads."""
+    there = {task.partition("-")[0] for task in config.tasks}
+    there |= {benchmark_of(task).kind for task in config.tasks}
+    for key, readers in _READ_BY.items():
+        value = getattr(config, key)
+        given = value.named if isinstance(value, RewardSource) else getattr(value, "model", value)
+        if given and not there.intersection(readers):
+            raise ConfigError(f"{key}: none of the tasks ({', '.join(config.tasks)}) reads it")
 
 
 def _ask(
@@ -364,6 +389,10 @@ def _measured(
     """Adds to written answers whatever the settings ask for; returns what a reader must know."""
     config, notes = tools.config, []
     name = task.partition("-")[0]
+    if config.sampling.num_samples > 1:
+        notes.append(
+            "judges, references and the distance from a model are of the first answer to each question"
+        )
     if name == "alpaca_eval":
         notes += judged.judge_pairs(questions, items, tools.judge.pairs, seed=config.seed)
     elif name == "prompts" and config.judge.model:
@@ -419,19 +448,6 @@ def _sigmoid(logit: float) -> float:
 
 def _line(item: Mapping[str, Any]) -> str:
     return json.dumps(item, ensure_ascii=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """A file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _told(line: str) -> None:

@@ -92,10 +92,12 @@ def plain(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def sha256(file: str) -> str:
+    """Of a file's bytes, in hex."""
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def versions() -> dict[str, str]:
+    """Of jaxalign, and of the packages that figures depend on, as far as they are there."""
     found = {"jaxalign": jaxalign.__version__}
     for name in PACKAGES:
         try:
@@ -106,6 +108,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
+    """The devices, in words."""
     import jax
 
     devices = jax.devices()

@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from jaxalign.mesh import MeshConfig
 from jaxalign.models.tensor_dtypes import AutoDtype, ComputeDtype
 from jaxalign.rollout import SamplingConfig
 from jaxalign.rollout.config import Storage
+from jaxalign.runs.records import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,13 +307,5 @@ def _note(row: Mapping[str, Any]) -> str:
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """One JSON object a line, or a list of them where the name ends in .json; the file appears whole or not at all."""
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(["[\n", ",".join(lines), "]\n"] if path.suffix == ".json" else lines)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_whole(path, f"[\n{','.join(lines)}]\n" if path.suffix == ".json" else "".join(lines))

@@ -1,7 +1,6 @@
 """The cells of a comparison: where each lies, and what all of them begin with."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,7 +60,4 @@ def proxy_source(config: CompareConfig) -> RewardSource:
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Writes JSON that appears whole or not at all."""
-    temporary = file.with_name(f".{file.name}")
-    text = json.dumps(records.clean(values), indent=1, ensure_ascii=False)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+    records.write_whole(file, json.dumps(records.clean(values), indent=1, ensure_ascii=False))

@@ -371,6 +371,17 @@ def test_what_does_not_go_together_is_refused_before_a_model_is_loaded(config, t
         evaluate(config(tasks, **settings, model="nowhere"))
 
 
+@pytest.mark.parametrize("key", ["reference", "words", "toxicity", "encoder", "system"])
+def test_a_setting_that_no_task_reads_is_refused(config, files, key):
+    with pytest.raises(ConfigError, match=rf"^{key}: none of the tasks \(pubmedqa\) reads it$"):
+        evaluate(config({"pubmedqa": files("pubmed", PUBMED)}, **{key: "x"}))
+
+
+def test_a_text_is_read_from_its_field_alone(config, files):
+    with pytest.raises(DataError, match=r"texts.jsonl:1: expected a text in 'text', got nothing"):
+        evaluate(config({"text": files("texts", [{"story": "Once."}])}))
+
+
 def test_a_file_that_is_missing_or_wrong_is_named(config, files):
     with pytest.raises(DataError, match=r"nowhere\.jsonl"):
         evaluate(config({"gsm8k": "nowhere.jsonl"}))

@@ -10,9 +10,10 @@ import numpy as np
 
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.human_sheet.answers import Said, common_prompts, read_all, read_model_answers, shown
-from jaxalign.evaluation.human_sheet.key import COLUMN, Item, Key, write_whole
+from jaxalign.evaluation.human_sheet.key import COLUMN, Item, Key
 from jaxalign.evaluation.human_sheet.page import PAIR_QUESTION, RATING_QUESTION, rater_page
 from jaxalign.evaluation.human_sheet.plan import assign, items_to_rate, pair_items, sides
+from jaxalign.runs.records import write_whole
 
 # Of the prompts that lack an answer, so many are shown, so many characters of each.
 SHOWN, LETTERS = 3, 60

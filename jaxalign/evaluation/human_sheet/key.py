@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,20 +111,6 @@ def read_key(path: str, kind: Kind) -> Key:
     if key.kind != kind:
         raise DataError(f"{path}: expected the key of a {kind} sheet, got that of a {key.kind} sheet")
     return key
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file, which appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _said(turns: Sequence[Mapping[str, str]]) -> Said:

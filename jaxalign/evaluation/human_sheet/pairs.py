@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxalign.errors import DataError
 from jaxalign.evaluation.human_sheet.answers import plain
-from jaxalign.evaluation.human_sheet.key import Item, Key, read_key, write_whole
+from jaxalign.evaluation.human_sheet.key import Item, Key, read_key
 from jaxalign.evaluation.human_sheet.rated import (
     Rated,
     RaterAgreement,
@@ -21,6 +21,7 @@ from jaxalign.evaluation.human_sheet.rated import (
     unrated_items,
 )
 from jaxalign.evaluation.winrate import WinRate, win_rate
+from jaxalign.runs.records import write_whole
 from jaxalign.uncertainty import clustered_interval
 
 # Of the choices, how far they are for the answer shown first.

@@ -7,8 +7,6 @@ draw. null or NaN is a question whose answer could not be judged.
 
 import json
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import numpy as np
 
 from jaxalign.errors import DataError
 from jaxalign.evaluation.tasks.rows import BenchmarkRow, benchmark_rows
+from jaxalign.runs.records import write_whole
 from jaxalign.uncertainty import estimate_mean
 
 DRAW = 1.5
@@ -178,15 +177,7 @@ def write_annotations(path: str | Path, annotations: Sequence[Annotation]) -> No
         raise DataError(f"{path}: expected a name that ends in .json or .jsonl")
     lines = [json.dumps(annotation_row(one), ensure_ascii=False) for one in annotations]
     text = "[\n" + ",\n".join(lines) + "\n]\n" if path.suffix == ".json" else "".join(f"{x}\n" for x in lines)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, text)
 
 
 def _output(row: BenchmarkRow, name: str) -> str:
