@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxalign import models
+from jaxalign import models, processes
 from jaxalign.data import ChatFormat, Comparison, Counts, DataConfig, Dataset, Example, chat_of, make_example
 from jaxalign.data.examples import Filtered, Limits
 from jaxalign.data.pipeline import fingerprint
@@ -185,7 +185,8 @@ def _table(
             store.write_scores(made / f"{name}.parquet", examples, split.scores, columns=columns)
         store.write_json(made / "about.json", dict(about) | settings | {"threshold": threshold})
         facts |= {"scores_folder": str(task.folder), "rewards_folder": str(made)}
-        view_table(table, data.train, tokenizer, folder / wanted.view, title=config.dimension)
+        if processes.first():
+            view_table(table, data.train, tokenizer, folder / wanted.view, title=config.dimension)
     return table
 
 

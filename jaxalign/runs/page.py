@@ -3,10 +3,11 @@
 import base64
 import hashlib
 import html
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from jaxalign.runs import records
 
 # Letters of a long text that are shown before it is opened.
 FOLDED = 400
@@ -93,9 +94,6 @@ def write_page(path: Path, title: str, body: Sequence[str], *, style: str = "", 
         f"<title>{escaped(title)}</title><style>{STYLE}{style}</style></head>"
         f"<body>{''.join(body)}{ended}</body></html>"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
     # Half of a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark.
-    temporary.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(temporary, path)
+    records.write_whole(path, page.encode("utf-8", "replace").decode())
     return path

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 from jaxalign.runs.page import FOLDED, escaped, folded, table, write_page
 
@@ -42,3 +43,14 @@ def test_columns_of_numbers_are_told_from_texts():
         "<tr><td class=number>1.235</td><td class=text>x</td></tr>"
         "<tr><td class=number></td><td class=text>2</td></tr></table></div>"
     )
+
+
+def test_several_may_write_one_page_at_once(tmp_path):
+    def written(number):
+        for _ in range(30):
+            write_page(tmp_path / "page.html", f"page {number}", ["x" * 10_000])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(written, range(4)))
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_text().endswith("</body></html>")
